@@ -1,0 +1,357 @@
+"""Owns the nouns: frozen jobs, leases, holds, demands, devices; knows nothing of how they are stored or run.
+
+    scheduled ──due──▶ available ──claim──▶ running ──▶ completed
+                        ▲   │                 │ ├─────▶ discarded   attempts spent, final failure, expired, refused
+                        │   └──cancel         │ └─────▶ cancelled
+                        └──────due── retryable ◀┘ failed with attempts left, or snoozed
+
+Here a *model* is a neural network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    SCHEDULED = "scheduled"  # waits for its time
+    AVAILABLE = "available"  # may be claimed
+    RUNNING = "running"  # a worker holds its lease
+    RETRYABLE = "retryable"  # waits for its next attempt
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"  # a person stopped it
+    DISCARDED = "discarded"  # failed for good, expired or refused
+
+
+WAITING = (State.SCHEDULED, State.AVAILABLE, State.RETRYABLE)
+FINISHED = (State.COMPLETED, State.CANCELLED, State.DISCARDED)
+
+WhenUnavailable = Literal["reject", "retry", "wait"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, as its row says at one moment."""
+
+    id: int
+    queue: str
+    task: str
+    state: State
+    priority: int  # higher runs first
+    attempt: int  # attempts begun and not given back
+    max_attempts: int
+    lease: int  # grows by one at each claim and rescue
+    crashes: int  # workers that died while running it
+    enqueued_at: datetime
+    scheduled_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    timeout_s: float | None
+    worker_id: str | None
+    model: str  # the model it needs; "" for none or not yet known
+    demand_bytes: int  # device memory it needs; 0 for none or not yet known
+    device: str | None  # the device whose memory it has reserved
+    reserved_bytes: int
+    waiting_for: str | None  # the backend whose absence postponed it
+    cancel_requested: bool
+    arguments: Mapping[str, Any]
+    tags: tuple[str, ...]
+    error: JobErrorRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobErrorRecord:
+    """Why a job's latest attempt failed, or why the job ended."""
+
+    code: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one attempt; `lease` fences every later write for it."""
+
+    job_id: int
+    lease: int
+    queue: str
+    task: str
+    attempt: int
+    max_attempts: int
+    arguments: Mapping[str, Any]
+    timeout_s: float | None
+    started_at: datetime
+    model: str = ""
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a job needs of a device; `vram_bytes` 0 means no memory, `model` "" no model."""
+
+    vram_bytes: int
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The device a job gets and the bytes it reserves there."""
+
+    device: str
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job gets no device now."""
+
+    reason: str
+    detail: str
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a queue may not start jobs now; `refuse` ends its waiting jobs instead of keeping them."""
+
+    reason: str
+    detail: str
+    until: datetime | None = None
+    refuse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again at `at`; the failed attempt is spent."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Postpone to `until` without spending the attempt; `waiting_for` names a backend whose return ends it sooner."""
+
+    until: datetime
+    waiting_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """End the job as discarded, with this code."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """How one queue behaves; the worker writes it into the queue's row."""
+
+    name: str
+    gpu: bool = False
+    concurrency: int | None = None  # running jobs at once, over all workers; None is no limit
+    pause: tuple[str, ...] = ()  # windows: "09:00-18:00", "mon-fri 09:00-18:00"
+    timezone: str = "UTC"
+    yields_to: tuple[str, ...] = ()
+    when_unavailable: WhenUnavailable = "wait"
+    retry_every_s: float = 300.0
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    priority: int | None = None
+    backend: str = ""  # the backend its jobs need; "" is none
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What a model needs; `options` size its memory and are pinned for every job."""
+
+    name: str
+    vram_bytes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """What gpuqueue may use of one device."""
+
+    name: str  # "gpu0", or the card's UUID
+    budget_bytes: int
+    margin_bytes: int = 0
+    max_models: int = 1
+    slots: int = 1  # GPU jobs at once
+    keep_warm_s: float = 0.0
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a device said of itself; None is unknown (no driver here, or the value is not supported)."""
+
+    at: datetime
+    name: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    utilisation_percent: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    lost: str | None = None  # why it cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model loaded on a device, as its backend reports it; size above vram means layers on the CPU."""
+
+    model: str
+    size_bytes: int
+    vram_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Device memory kept for a job until its verified clean-up; `running` False means only clean-up is left."""
+
+    job_id: int
+    lease: int
+    queue: str
+    model: str
+    device: str
+    reserved_bytes: int
+    running: bool
+    worker_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Whether a backend (an Ollama) can be used, from its row."""
+
+    name: str
+    url: str
+    available: bool
+    failures: int  # outages since the last success
+    since: datetime | None  # when it went away
+    retry_at: datetime | None  # when it is asked next
+    checked_at: datetime | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker process, from its row."""
+
+    id: str
+    host: str
+    pid: int
+    queues: tuple[str, ...] | None  # None serves all
+    started_at: datetime
+    expires_at: datetime
+    digest: str
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """One Ollama and how patient to be with it; durations in seconds."""
+
+    name: str = "ollama"
+    url: str = "http://127.0.0.1:11434"
+    connect_s: float = 1.0
+    first_token_s: float = 300.0  # a cold load happens before the first token
+    gap_s: float = 60.0  # between two tokens
+    total_s: float = 1800.0
+    settle_s: float = 2.0  # after an unload where no driver can confirm that the memory is back
+    release_s: float = 15.0  # how long an unload's memory may take to come back before it is reported
+    probe_every_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A manual pause: who, why, and until when (None: until resumed)."""
+
+    by: str
+    reason: str
+    at: datetime
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100."""
+
+    settings: QueueSettings
+    paused: Pause | None = None
+    running_count: int = 0
+    waiting_count: int = 0
+    served: bool = True  # a live worker serves it
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device in the view."""
+
+    settings: DeviceSettings
+    reading: Reading | None = None
+    residents: tuple[Resident, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(item.reserved_bytes for item in self.reservations)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One frozen snapshot of what decisions are made from; the same in a worker and in a web process."""
+
+    now: datetime
+    queues: Mapping[str, QueueView]
+    devices: Mapping[str, DeviceView]
+    backends: Mapping[str, Backend]
+    models: Mapping[str, ModelSettings]
+    workers: tuple[WorkerInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUp:
+    """What a clean-up found; `verified` False means that the memory may still be taken (`detail` says why)."""
+
+    verified: bool
+    detail: str
+    waited_s: float = 0.0
+    residents: tuple[Resident, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the append-only record; `data` depends on `name`."""
+
+    id: int
+    at: datetime
+    name: str
+    job_id: int | None
+    queue: str | None
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a job is where it is; `str()` is the text for people."""
+
+    job_id: int
+    state: State
+    summary: str
+    reasons: tuple[Hold, ...]
+    advice: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"job {self.job_id}: {self.summary}"]
+        lines += [f"  - {hold.reason}: {hold.detail}" for hold in self.reasons]
+        if self.advice:
+            lines.append(f"  → {self.advice}")
+        return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""Owns every error that gpuqueue raises on purpose; does no work besides wording them.
+
+    GPUQueueError
+    ├── UsageError                what the caller gave is wrong; nothing was changed (command line: exit status 2)
+    │   ├── ConfigurationError    a configuration file, environment variable or setting
+    │   ├── UnknownQueue, UnknownTask, UnknownJob
+    │   ├── PayloadError          arguments or a result that are not JSON, or too large
+    │   └── StateError            the job's state does not allow this
+    ├── StoreError                the database file cannot be used
+    │   ├── StoreBusy             the write lock was not had in time; nothing was changed
+    │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
+    ├── JobError                  how a job ended, raised by `job.result()`
+    │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
+    └── ExecutionError            raised inside an attempt; classifies its failure
+        ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GPUQueueError(Exception):
+    """The root of gpuqueue's errors."""
+
+
+class UsageError(GPUQueueError):
+    """What the caller gave is wrong; nothing was changed."""
+
+
+class ConfigurationError(UsageError):
+    """A configuration file, an environment variable or a setting is wrong."""
+
+
+class UnknownQueue(UsageError):
+    """No queue has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(
+            f"there is no queue {name!r}{did_you_mean(name, names)}. Queues: {', '.join(names) or 'none'}. "
+            "A queue exists once it is configured, named by a task, or made by gq.queue(name)"
+        )
+
+
+class UnknownTask(UsageError):
+    """No task is registered under this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(
+            f"there is no task {name!r}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
+            "Register it with @gq.task, and import its module where it is used"
+        )
+
+
+class UnknownJob(UsageError):
+    """No job has this id (it never existed, or its retention time has passed)."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"there is no job {job_id}: it never existed, or it finished so long ago that it was pruned")
+
+
+class PayloadError(UsageError):
+    """Arguments or a result cannot be stored: not JSON, or larger than the limit."""
+
+
+class StateError(UsageError):
+    """The job is in a state that does not allow this."""
+
+
+class StoreError(GPUQueueError):
+    """The database file cannot be used."""
+
+
+class StoreBusy(StoreError):
+    """The write lock was not had in time; nothing was changed, and the call may be repeated."""
+
+
+class NotADatabase(StoreError):
+    """The file exists and is not a gpuqueue database."""
+
+
+class NewerSchema(StoreError):
+    """The file was written by a newer gpuqueue."""
+
+
+class StoreUnwritable(StoreError):
+    """The file or its folder cannot be written."""
+
+
+class StoreFull(StoreError):
+    """The disk is full; the transaction was rolled back."""
+
+
+class JobError(GPUQueueError):
+    """How a job ended when it did not complete; `job_id` and `code` say which and why."""
+
+    def __init__(self, message: str, *, job_id: int = 0, code: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.code = code
+
+
+class JobFailed(JobError):
+    """The job was discarded: its attempts are spent, or its failure is final."""
+
+
+class JobCancelled(JobError):
+    """A person stopped the job."""
+
+
+class JobExpired(JobError):
+    """The job still waited when its `expires_in` had passed."""
+
+
+class ServiceUnavailable(JobError):
+    """The backend is away and the job's queue rejects work meanwhile."""
+
+
+class ExecutionError(GPUQueueError):
+    """Raised by an executor to class a failure; `code` is stored with the job."""
+
+    code = "error"
+
+
+class BackendUnavailable(ExecutionError):
+    """The backend did not answer, or said that it is busy; `backend` names it."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, backend: str) -> None:
+        super().__init__(message)
+        self.backend = backend
+
+
+class OutOfMemory(ExecutionError):
+    """The model did not fit the device when it was loaded."""
+
+    code = "out_of_memory"
+
+
+class RunnerCrashed(ExecutionError):
+    """The backend's runner died, or its answer ended before it was complete; worth another attempt."""
+
+    code = "runner_crashed"
+
+
+class CallerFault(ExecutionError):
+    """The request itself is wrong (unknown model, bad option); never retried."""
+
+    code = "caller_fault"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Word the nearest known name as ` (did you mean 'x'?)`, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

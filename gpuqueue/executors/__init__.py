@@ -1,0 +1,49 @@
+"""Owns the contract of an executor: run one attempt, return its result or raise; it never writes to the store itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from gpuqueue.domain import Lease
+
+
+class AttemptInterrupted(BaseException):
+    """Raised inside an attempt that must stop; not an Exception, so that a task's `except Exception` lets it through."""
+
+
+class AttemptContext(Protocol):
+    """What a running attempt may ask and do.
+
+    `deadline_s` is on the clock of `time.monotonic()`, None without one. `interruption` is None until the attempt must
+    stop, then "cancelled", "timed_out", "stopping" (the worker shuts down) or "lease_lost".
+    """
+
+    @property
+    def lease(self) -> Lease: ...
+
+    @property
+    def deadline_s(self) -> float | None: ...
+
+    @property
+    def interruption(self) -> str | None: ...
+
+    def check(self) -> None:
+        """Return quietly, or raise AttemptInterrupted when the attempt must stop."""
+
+    def emit(self, text: str) -> None:
+        """Append to the job's output; readers see it within 100 ms."""
+
+    def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
+        """While the block runs, an interruption calls `stop` once, from another thread; at once if it came already."""
+
+
+class Executor(Protocol):
+    """Runs one attempt.
+
+    Returns: a JSON value. Raises: AttemptInterrupted when it stopped because it was asked to; an ExecutionError that
+    classes the failure, or anything else as the task's own failure.
+    """
+
+    def run(self, context: AttemptContext) -> Any: ...

@@ -1,0 +1,225 @@
+"""Owns the verbs `ollama.generate`, `ollama.chat` and `ollama.embed`: a job's arguments in, its result out.
+
+Never unloads a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from typing import Any, ClassVar
+
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, Placement
+from gpuqueue.errors import CallerFault, ExecutionError, did_you_mean
+from gpuqueue.executors import AttemptContext, Executor
+from gpuqueue.executors.ollama_client import OllamaClient, full_name
+from gpuqueue.hookspecs import hookimpl
+
+KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up
+
+# A difference in one of these makes Ollama load the model again, with another size.
+MEMORY_OPTIONS = frozenset({"num_ctx", "num_gpu", "num_batch", "num_thread", "main_gpu", "use_mmap", "shift"})
+
+_GENERATING = frozenset({"model", "format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs"})
+
+
+class OllamaExecutor:
+    """One verb of one Ollama; the configured options of a model that size its memory are the same for all its jobs."""
+
+    verb: ClassVar[str]
+    path: ClassVar[str]
+    allowed: ClassVar[frozenset[str]]
+    required: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: BackendSettings,
+        models: Mapping[str, ModelSettings],
+        devices: Sequence[DeviceSettings] = (),
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        self._client = OllamaClient(settings)
+        self._models = {full_name(model.name): model for model in models.values()}
+        self._keep_warm_s = {device.name: device.keep_warm_s for device in devices}
+        self._keep_alive_s = keep_alive_s
+
+    def run(self, context: AttemptContext) -> dict[str, Any]:
+        """Run one attempt.
+
+        Returns: the verb's result. Raises: AttemptInterrupted, or an ExecutionError that classes the failure.
+        """
+        raise NotImplementedError
+
+    def body(self, arguments: Mapping[str, Any], placement: Placement | None) -> dict[str, Any]:
+        """Make the request of a job's arguments and its model's configured options.
+
+        Raises: CallerFault for an argument that the verb does not have, or another value of a configured memory option.
+        """
+        given = {key: value for key, value in arguments.items() if value is not None}
+        for key in given:
+            if key == "keep_alive":
+                raise CallerFault(f"{self.verb}: keep_alive is not a job's to choose; set keep_warm for the device")
+            if key not in self.allowed:
+                near = did_you_mean(key, self.allowed)
+                raise CallerFault(f"{self.verb} has no argument {key!r}{near}. Arguments: {', '.join(sorted(self.allowed))}")
+        for key in ("model", self.required):
+            if key not in given:
+                raise CallerFault(f"{self.verb} needs the argument {key!r}")
+        options = self._options(str(given["model"]), given)
+        # Ollama takes this one beside the options, not among them.
+        if "shift" in options:
+            given["shift"] = options.pop("shift")
+        return {**given, "options": options, "keep_alive": self._keep_alive(placement)}
+
+    def _options(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        asked = given.get("options", {})
+        if not isinstance(asked, Mapping):
+            raise CallerFault(f"{self.verb}: options must be a mapping, not {asked!r}")
+        asked = dict(asked)
+        if "shift" in given:
+            asked["shift"] = given["shift"]
+        settings = self._models.get(full_name(model))
+        configured = {} if settings is None else settings.options
+        for key in MEMORY_OPTIONS & asked.keys() & configured.keys():
+            if asked[key] != configured[key]:
+                raise CallerFault(
+                    f"{self.verb}: {key} = {asked[key]!r} would load {model!r} a second time, because it is configured with "
+                    f"{key} = {configured[key]!r}. Leave it out of the job's options, or change it in [models.{model!r}]"
+                )
+        return {**configured, **asked}
+
+    def _keep_alive(self, placement: Placement | None) -> float:
+        # Said here and not by a request of its own afterwards: that would have to repeat these options, or reload the model.
+        keep_warm_s = 0.0 if placement is None else self._keep_warm_s.get(placement.device, 0.0)
+        return max(self._keep_alive_s, keep_warm_s)
+
+    def _spilled(self, model: str) -> dict[str, int]:
+        # Only a figure beside the answer: a failure to get it must not cost the answer.
+        with suppress(ExecutionError):
+            for resident in self._client.residents(timeout_s=1.0):
+                if full_name(resident.model) == full_name(model):
+                    return {"spilled_bytes": max(0, resident.size_bytes - resident.vram_bytes)}
+        return {}
+
+
+class _Streaming(OllamaExecutor):
+    """What generate and chat share.
+
+    Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "load_s", "prompt_s", "generate_s", "total_s",
+    "first_token_s"}, and where there is any "thinking", "tool_calls", "logprobs", "context", and "spilled_bytes" (the part of
+    the model that is not in the card's memory). `first_token_s` is what the job waited, thinking included; the other
+    durations are Ollama's. A figure that Ollama does not give is 0.
+    """
+
+    def run(self, context: AttemptContext) -> dict[str, Any]:
+        body = self.body(context.lease.arguments, context.lease.placement)
+        began_s = time.monotonic()
+        first_token_s = 0.0
+        texts: list[str] = []
+        thoughts: list[str] = []
+        more: dict[str, Any] = {}
+        last: Mapping[str, Any] = {}
+        with closing(self._client.stream(self.path, body, context)) as lines:
+            for last in lines:
+                text, thought, tool_calls = self.pieces(last)
+                if not first_token_s and (text or thought or tool_calls):
+                    first_token_s = time.monotonic() - began_s
+                thoughts.append(thought)
+                for key, found in (("tool_calls", tool_calls), ("logprobs", last.get("logprobs"))):
+                    if found:
+                        more.setdefault(key, []).extend(found)
+                if text:
+                    texts.append(text)
+                    context.emit(text)
+        if thinking := "".join(thoughts):
+            more["thinking"] = thinking
+        if last.get("context"):
+            more["context"] = last["context"]
+        return {
+            "text": "".join(texts),
+            "model": str(last.get("model") or body["model"]),
+            "done_reason": str(last.get("done_reason") or ""),
+            "prompt_tokens": int(last.get("prompt_eval_count") or 0),
+            "output_tokens": int(last.get("eval_count") or 0),
+            "load_s": _seconds(last, "load_duration"),
+            "prompt_s": _seconds(last, "prompt_eval_duration"),
+            "generate_s": _seconds(last, "eval_duration"),
+            "total_s": _seconds(last, "total_duration"),
+            "first_token_s": first_token_s,
+            **more,
+            **self._spilled(str(body["model"])),
+        }
+
+    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
+        """Return a line's text, thinking and tool calls."""
+        raise NotImplementedError
+
+
+class Generate(_Streaming):
+    """Continue a prompt."""
+
+    verb = "ollama.generate"
+    path = "/api/generate"
+    allowed = _GENERATING | {"prompt", "suffix", "system", "template", "context", "raw", "images"}
+    required = "prompt"
+
+    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
+        return str(line.get("response") or ""), str(line.get("thinking") or ""), line.get("tool_calls") or ()
+
+
+class Chat(_Streaming):
+    """Answer the last message."""
+
+    verb = "ollama.chat"
+    path = "/api/chat"
+    allowed = _GENERATING | {"messages", "tools"}
+    required = "messages"
+
+    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
+        message = line.get("message") or {}
+        return str(message.get("content") or ""), str(message.get("thinking") or ""), message.get("tool_calls") or ()
+
+
+class Embed(OllamaExecutor):
+    """Turn texts into vectors.
+
+    Result: {"embeddings", "model", "prompt_tokens", "load_s", "total_s"}, and "spilled_bytes" where known.
+    """
+
+    verb = "ollama.embed"
+    path = "/api/embed"
+    allowed = frozenset({"model", "input", "dimensions", "truncate", "options"})
+    required = "input"
+
+    def run(self, context: AttemptContext) -> dict[str, Any]:
+        body = self.body(context.lease.arguments, context.lease.placement)
+        found = self._client.answer(self.path, body, context)
+        return {
+            "embeddings": found.get("embeddings") or [],
+            "model": str(found.get("model") or body["model"]),
+            "prompt_tokens": int(found.get("prompt_eval_count") or 0),
+            "load_s": _seconds(found, "load_duration"),
+            "total_s": _seconds(found, "total_duration"),
+            **self._spilled(str(body["model"])),
+        }
+
+
+class OllamaVerbs:
+    """Registers the verbs of each configured backend, under its name; the first one's are also called `ollama.*`."""
+
+    @hookimpl
+    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor]:
+        models: Mapping[str, ModelSettings] = details.get("models", {})
+        devices: Sequence[DeviceSettings] = details.get("devices", ())
+        verbs: dict[str, Executor] = {}
+        for backend in details.get("backends", ()):
+            for kind in (Generate, Chat, Embed):
+                executor = kind(backend, models, devices)
+                verbs[kind.verb.replace("ollama", backend.name, 1)] = executor
+                verbs.setdefault(kind.verb, executor)
+        return verbs
+
+
+def _seconds(line: Mapping[str, Any], name: str) -> float:
+    return int(line.get(name) or 0) / 1e9

@@ -1,0 +1,248 @@
+"""Owns the hooks: what plugins may answer, and the frozen details each hook gets; calls none of them.
+
+Every hook takes one argument, `details`, which may grow new fields but never loses one. Hooks never run inside a
+write transaction. Where one answer is wanted (`firstresult`), the plugin registered last is asked first, so a third
+party's answer comes before the defaults'; answer None to pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from gpuqueue.domain import (
+    BackendSettings,
+    CleanUp,
+    Demand,
+    DeviceSettings,
+    Discard,
+    Event,
+    Hold,
+    Job,
+    Lease,
+    ModelSettings,
+    Placement,
+    QueueSettings,
+    Reading,
+    Retry,
+    Snooze,
+    State,
+    View,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    import click
+
+    from gpuqueue.devices import Device
+    from gpuqueue.executors import Executor
+
+PROJECT = "gpuqueue"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueHoldDetails:
+    """`holds` has the answers for the queues that this one yields to: they are always decided first."""
+
+    queue: QueueSettings
+    view: View
+    holds: Mapping[str, tuple[Hold, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDemandDetails:
+    """A job of a GPU queue whose demand is not known yet."""
+
+    job: Job
+    queue: QueueSettings
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceJobDetails:
+    """The first job of its demand class that could start now."""
+
+    job: Job
+    demand: Demand
+    queue: QueueSettings
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class OrderCandidatesDetails:
+    """The first job of each (queue, demand class) of the GPU queues that are not held."""
+
+    candidates: tuple[Job, ...]
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailedDetails:
+    """A failed attempt; `error` is what the task or the executor raised."""
+
+    lease: Lease
+    queue: QueueSettings
+    error: BaseException
+    now: datetime
+    backend: BackendSettings | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionDetails:
+    """How long finished jobs are kept, as configured: {state: seconds}; None keeps them for ever."""
+
+    configured: Mapping[State, float | None]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareAttemptDetails:
+    """An attempt on a device, before it starts; `read_device()` asks the device now; `stopping()` turns true on cancel."""
+
+    lease: Lease
+    device: DeviceSettings
+    models: Mapping[str, ModelSettings]
+    backend: BackendSettings | None
+    read_device: Callable[[], Reading]
+    stopping: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanUpAttemptDetails:
+    """An attempt on a device, after it ended in whatever way; `next_model()` names the model that would run next, or None.
+
+    `orphaned` is true when the worker that ran it died, so that its request may still be running on the backend.
+    """
+
+    lease: Lease
+    device: DeviceSettings
+    backend: BackendSettings | None
+    read_device: Callable[[], Reading]
+    next_model: Callable[[], str | None]
+    stopping: Callable[[], bool]
+    orphaned: bool = False
+
+
+class Decisions:
+    """Answered from the view, without side effects; one that raises holds its queue with that as the reason."""
+
+    @hookspec
+    def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
+        """Say why the queue may not start jobs now; every answer counts, all must be None to run."""
+
+    @hookspec(firstresult=True)
+    def job_demand(self, details: JobDemandDetails) -> Demand | None:
+        """Say what the job needs of a device."""
+
+    @hookspec(firstresult=True)
+    def place_job(self, details: PlaceJobDetails) -> Placement | Wait | None:
+        """Choose the job's device, or say why it must wait."""
+
+    @hookspec(firstresult=True)
+    def order_candidates(self, details: OrderCandidatesDetails) -> Sequence[Job] | None:
+        """Put the candidates for a device into the order in which they are tried."""
+
+    @hookspec(firstresult=True)
+    def attempt_failed(self, details: AttemptFailedDetails) -> Retry | Snooze | Discard | None:
+        """Say what becomes of a job whose attempt failed."""
+
+    @hookspec(firstresult=True)
+    def retention(self, details: RetentionDetails) -> Mapping[State, float | None] | None:
+        """Say for how many seconds finished jobs of each state are kept."""
+
+
+class Actions:
+    """Called around each attempt on a device, in the thread that runs it."""
+
+    @hookspec
+    def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
+        """Make room on the device; raise an ExecutionError when that is not possible."""
+
+    @hookspec
+    def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
+        """Give the device's memory back and verify it; always called, also after failure and cancel."""
+
+
+class Events:
+    """Told after the fact, by a worker, from the events table; an exception is logged and hurts nobody.
+
+    Each event is delivered once, to one worker, in order; what that worker had not finished when it died is not repeated.
+    """
+
+    @hookspec
+    def job_enqueued(self, details: Event) -> None:
+        """A job was stored."""
+
+    @hookspec
+    def attempt_started(self, details: Event) -> None:
+        """A worker claimed a job; `data` has attempt, worker and device."""
+
+    @hookspec
+    def attempt_finished(self, details: Event) -> None:
+        """An attempt ended without finishing its job; `data` has the state it went to."""
+
+    @hookspec
+    def job_finished(self, details: Event) -> None:
+        """A job completed, was cancelled or was discarded; `data` has the state."""
+
+    @hookspec
+    def lease_rescued(self, details: Event) -> None:
+        """A dead worker's job was taken back; `data` has worker, proof and crashes."""
+
+    @hookspec
+    def queue_held(self, details: Event) -> None:
+        """A queue began to be held; `data` has the reasons."""
+
+    @hookspec
+    def queue_released(self, details: Event) -> None:
+        """A queue may start jobs again."""
+
+    @hookspec
+    def backend_lost(self, details: Event) -> None:
+        """A backend went away; `data` has backend and error."""
+
+    @hookspec
+    def backend_recovered(self, details: Event) -> None:
+        """A backend came back; `data` has backend."""
+
+    @hookspec
+    def device_lost(self, details: Event) -> None:
+        """A device can no longer be read; `data` has device and error."""
+
+    @hookspec
+    def device_recovered(self, details: Event) -> None:
+        """A lost device can be read again; `data` has device."""
+
+    @hookspec
+    def worker_started(self, details: Event) -> None:
+        """A worker began; `data` has worker, host and pid."""
+
+    @hookspec
+    def worker_stopped(self, details: Event) -> None:
+        """A worker ended in good order; `data` has worker."""
+
+
+class Registrations:
+    """Asked once, when a queue object or a worker starts."""
+
+    @hookspec
+    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor]:
+        """Add executor verbs: {task name: executor}; `details` has the backends' settings under "backends"."""
+
+    @hookspec
+    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
+        """Add kinds of devices: {device name: device}; `details` has the configured ones under "devices"."""
+
+    @hookspec
+    def register_commands(self, details: click.Group) -> None:
+        """Add commands to the command line's group."""
+
+
+SPECIFICATIONS = (Decisions, Actions, Events, Registrations)
+EVENT_NAMES = tuple(name for name in vars(Events) if not name.startswith("_"))

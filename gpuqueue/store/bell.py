@@ -1,0 +1,145 @@
+"""Owns wake-ups between processes: datagrams to sockets in a private runtime directory; carries no data and promises nothing.
+
+A lost ring is found by the slow poll of whoever waits. Sockets: `workers/<worker id>` for every worker,
+`waiters/<job id>-<token>` for every call that waits for one job. The directory is short because a socket's path may
+have at most about 100 bytes, and private because anyone who may write to it may wake a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
+POLL_S = 0.25  # how soon a change that rang no bell is noticed
+
+
+def runtime_dir(database: Path) -> Path:
+    """Make, if needed, the private directory for a database's sockets and life files, and return it.
+
+    It lies in XDG_RUNTIME_DIR or the temporary directory, named by the user and a hash of the database's path.
+    Raises: PermissionError when somebody else owns it.
+    """
+    uid = os.getuid() if hasattr(os, "getuid") else 0
+    private = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(private) / "gpuqueue" if private and os.path.isdir(private) else Path(tempfile.gettempdir()) / f"gpuqueue-{uid}"
+    path = base / hashlib.sha256(os.fsencode(os.path.realpath(database))).hexdigest()[:16]
+    for folder in (base, path, path / "workers", path / "waiters"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.name == "posix" and folder.stat().st_uid != uid:
+            raise PermissionError(f"{folder} belongs to another user; remove it or set XDG_RUNTIME_DIR")
+    return path
+
+
+class Bell:
+    """Rings the sockets of one database. Never blocks and never raises."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._socket: socket.socket | None = None
+        self._listed: dict[str, tuple[int, list[str]]] = {}
+
+    def ring_workers(self) -> None:
+        """Wake every worker."""
+        self._ring("workers", None)
+
+    def ring_waiters(self, job_ids: Iterable[int]) -> None:
+        """Wake the calls that wait for these jobs."""
+        self._ring("waiters", {str(job_id) for job_id in job_ids})
+
+    def _ring(self, group: str, keys: set[str] | None) -> None:
+        if not HAS_UNIX_SOCKETS:
+            return
+        for name in self._names(group):
+            if keys is None or name.partition("-")[0] in keys:
+                self._send(os.path.join(self._directory, group, name))
+
+    def _names(self, group: str) -> list[str]:
+        folder = os.path.join(self._directory, group)
+        try:
+            changed_ns = os.stat(folder).st_mtime_ns
+            listed = self._listed.get(group)
+            if listed is None or listed[0] != changed_ns:
+                # The time was read first: a socket added meanwhile changes it again.
+                listed = self._listed[group] = (changed_ns, os.listdir(folder))
+        except OSError:
+            return []
+        return listed[1]
+
+    def _send(self, path: str) -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+        try:
+            self._socket.sendto(b"!", path)
+        except ConnectionRefusedError:  # its owner died without removing it
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        except OSError:  # gone, or already full of rings
+            pass
+
+
+class Listener:
+    """One socket that hears rings; `wait` returns early on each. Without unix sockets it only polls."""
+
+    def __init__(self, directory: Path, group: str, name: str) -> None:
+        self._socket: socket.socket | None = None
+        self._path = os.path.join(directory, group, name)
+        if HAS_UNIX_SOCKETS:
+            with contextlib.suppress(OSError):
+                listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                listening.bind(self._path)
+                self._socket = listening
+
+    @classmethod
+    def for_job(cls, directory: Path, job_id: int) -> Listener:
+        """Listen for one job's changes."""
+        return cls(directory, "waiters", f"{job_id}-{secrets.token_hex(4)}")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a ring, at most `timeout_s`; returns whether one came. Rings that came together count as one."""
+        if self._socket is None:
+            import time
+
+            time.sleep(max(0.0, min(timeout_s, POLL_S / 10)))
+            return True
+        try:
+            self._socket.settimeout(max(0.0, timeout_s))
+            self._socket.recv(16)
+            self._socket.setblocking(False)
+            while True:
+                self._socket.recv(16)
+        except BlockingIOError:
+            # With a timeout of 0 the first recv ends here too.
+            return True
+        except TimeoutError:
+            return False
+        except OSError:
+            return False
+
+    def ring(self) -> None:
+        """Wake the thread of this process that waits here."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                sender.sendto(b"!", self._path)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,204 @@
+"""Owns the claim: which jobs a worker gets, decided inside the write transaction from rows alone; runs nothing.
+
+Hooks propose (which queues are held, which device a job gets) and the claim disposes: manual pauses, yielding,
+concurrency, device slots, models on a device and its budget are checked here again, under the write lock.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpuqueue.domain import DeviceSettings, Job, Lease, Placement, QueueSettings
+from gpuqueue.store.jobs import NEVER_FITS, demand_class, expire_due, promote_due
+from gpuqueue.store.rows import JOB_COLUMNS, load_arguments, to_job
+from gpuqueue.units import from_us
+
+HEADS = (
+    "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at FROM jobs "
+    "WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 AND device IS NULL "
+    "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
+)
+TAKE = (
+    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
+    "device = ?, reserved_bytes = ? WHERE id = ?"
+)
+RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
+IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
+IS_WAITING = "SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? LIMIT 1"
+# The (model, class) pairs of a queue that follow a given one: the index is skipped through, never scanned.
+NEXT_CLASS = (
+    "SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ? "
+    "AND (demand_model, demand_class) > (?, ?) ORDER BY demand_model, demand_class LIMIT 1"
+)
+CLASS_HEAD = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ? "
+    "AND device IS NULL ORDER BY priority DESC, scheduled_at, id LIMIT 1"
+)
+UNSIZED = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 "
+    "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
+)
+RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device IS NOT NULL AND device = ?"
+PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
+
+    held: frozenset[str] = frozenset()
+    queues: Mapping[str, QueueSettings] = field(default_factory=dict)
+    largest_bytes: int = 0
+
+    def admits(self, connection: sqlite3.Connection, queue: QueueSettings, paused: Collection[str], *, now_us: int) -> bool:
+        """Say whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
+        if queue.name in self.held or queue.name in paused:
+            return False
+        return not any(self._has_work(connection, name, paused, now_us=now_us) for name in queue.yields_to)
+
+    def _has_work(self, connection: sqlite3.Connection, name: str, paused: Collection[str], *, now_us: int) -> bool:
+        if connection.execute(IS_RUNNING, (name,)).fetchone():
+            return True
+        if name in self.held or name in paused:
+            return False
+        settings = self.queues.get(name)
+        if settings is not None and settings.gpu:
+            waits = any(True for _ in classes(connection, name, largest_bytes=self.largest_bytes))
+        else:
+            waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None
+        return waits and is_served(connection, name, now_us=now_us)
+
+
+def paused_queues(connection: sqlite3.Connection, *, now_us: int) -> set[str]:
+    return {row[0] for row in connection.execute(PAUSED, (now_us,))}
+
+
+def is_served(connection: sqlite3.Connection, queue: str, *, now_us: int) -> bool:
+    """Say whether a worker whose lease has not ended serves the queue."""
+    rows = connection.execute("SELECT queues FROM workers WHERE expires_at > ?", (now_us,))
+    return any(names is None or queue in json.loads(names) for (names,) in rows)
+
+
+def classes(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Iterable[tuple[str, int]]:
+    """Yield the (model, class) pairs of a queue's available jobs that a device with this much room could take.
+
+    A class that is too large is skipped together with all larger ones of its model, whatever their number. The pair
+    ("", 0) stands for jobs whose demand is not known yet.
+    """
+    largest_class = demand_class(largest_bytes)
+    model, size = "", -1
+    while (row := connection.execute(NEXT_CLASS, (queue, model, size)).fetchone()) is not None:
+        model, size = row
+        if size <= largest_class:
+            yield model, size
+        else:
+            size = NEVER_FITS
+
+
+def candidates(connection: sqlite3.Connection, queue: str, *, room_bytes: int) -> list[Job]:
+    """Return the first job of each demand class of a GPU queue that fits into the room."""
+    found = []
+    for model, size in classes(connection, queue, largest_bytes=room_bytes):
+        row = None if size == 0 else connection.execute(CLASS_HEAD, (queue, model, size)).fetchone()
+        if row is not None:
+            job = to_job(connection, row)
+            if job.demand_bytes <= room_bytes:
+                found.append(job)
+    return found
+
+
+def unsized(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[Job]:
+    """Return available jobs of a GPU queue whose demand is not known yet."""
+    return [to_job(connection, row) for row in connection.execute(UNSIZED, (queue, limit)).fetchall()]
+
+
+def claim(
+    connection: sqlite3.Connection, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, limit: int, now_us: int
+) -> list[Lease]:
+    """Claim up to `limit` available jobs of queues without a GPU for one worker.
+
+    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency.
+    Order: priority descending, then scheduled_at, then id, across all the queues.
+    Atomic: one transaction; each claim takes the job's next lease number.
+    Returns: 0..limit leases.
+    """
+    move_due(connection, now_us=now_us)
+    paused = paused_queues(connection, now_us=now_us)
+    heads: list[tuple[Any, ...]] = []
+    for queue in queues:
+        room = limit
+        if queue.concurrency is not None:
+            room = min(limit, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
+        if room > 0 and gate.admits(connection, queue, paused, now_us=now_us):
+            heads += connection.execute(HEADS, (queue.name, room)).fetchall()
+    if len(queues) > 1:
+        heads.sort(key=lambda row: (-row[8], row[9], row[0]))
+        del heads[limit:]
+    connection.executemany(TAKE, [(worker_id, now_us, None, 0, row[0]) for row in heads])
+    started_at = from_us(now_us)
+    return [
+        Lease(id_, lease + 1, queue, task, attempt + 1, max_attempts, load_arguments(connection, id_, arguments), timeout_s, started_at)
+        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in heads
+    ]
+
+
+def claim_placed(
+    connection: sqlite3.Connection,
+    job_id: int,
+    placement: Placement,
+    *,
+    worker_id: str,
+    queue: QueueSettings,
+    device: DeviceSettings,
+    gate: Gate,
+    now_us: int,
+) -> Lease | None:
+    """Claim one job for a device, reserving the memory.
+
+    Eligible: still available, within its queue's pause, yielding and concurrency, and within the device's slots, models
+    and budget, counting every reservation whose clean-up is not verified.
+    Returns: the lease, or None when any of this no longer holds.
+    """
+    move_due(connection, now_us=now_us)
+    row = connection.execute(
+        f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL", (job_id,)
+    ).fetchone()
+    if row is None or not gate.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
+        return None
+    job = to_job(connection, row)
+    if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
+        return None
+    reserved = connection.execute(RESERVED, (device.name,)).fetchall()
+    models = {model for _, _, model in reserved if model} | ({job.model} if job.model else set())
+    if (
+        len(reserved) >= device.slots
+        or len(models) > device.max_models
+        or sum(taken for _, taken, _ in reserved) + placement.reserved_bytes > device.budget_bytes
+    ):
+        return None
+    connection.execute(TAKE, (worker_id, now_us, device.name, placement.reserved_bytes, job_id))
+    return Lease(
+        job_id=job_id,
+        lease=job.lease + 1,
+        queue=job.queue,
+        task=job.task,
+        attempt=job.attempt + 1,
+        max_attempts=job.max_attempts,
+        arguments=job.arguments,
+        timeout_s=job.timeout_s,
+        started_at=from_us(now_us),
+        model=job.model,
+        placement=placement,
+    )
+
+
+def move_due(connection: sqlite3.Connection, *, now_us: int) -> None:
+    """Expire and promote what is due, so that a claim sees it."""
+    expire_due(connection, now_us=now_us)
+    promote_due(connection, now_us=now_us)
+
+

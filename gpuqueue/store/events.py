@@ -1,0 +1,91 @@
+"""Owns the append-only events: writing them, followers that read them, and the triggers that write all while one follows.
+
+Without a follower only what a row cannot tell is written (rescues, holds, losses); with one, triggers on `jobs` write
+every transition in the transaction that makes it, so that none can be missed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from gpuqueue.domain import Event
+from gpuqueue.units import from_us
+
+_NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+_TRIGGERS = {
+    "jobs_enqueued": "AFTER INSERT ON jobs BEGIN INSERT INTO events (at, name, job_id, queue, data) "
+    "VALUES (NEW.enqueued_at, 'job_enqueued', NEW.id, NEW.queue, json_object('state', NEW.state, 'task', NEW.task)); END",
+    "jobs_moved": "AFTER UPDATE OF state ON jobs WHEN OLD.state <> NEW.state BEGIN INSERT INTO events (at, name, job_id, queue, data) "
+    f"VALUES (CASE WHEN NEW.state = 'running' THEN NEW.started_at ELSE coalesce(NEW.finished_at, {_NOW_US}) END, "
+    "CASE WHEN NEW.state = 'running' THEN 'attempt_started' "
+    "WHEN NEW.state IN ('completed', 'cancelled', 'discarded') THEN 'job_finished' "
+    "WHEN OLD.state = 'running' THEN 'attempt_finished' ELSE 'job_promoted' END, "
+    "NEW.id, NEW.queue, json_object('state', NEW.state, 'before', OLD.state, 'attempt', NEW.attempt, 'lease', NEW.lease, "
+    "'worker', NEW.worker_id, 'device', NEW.device)); END",
+}
+
+
+def record(
+    connection: sqlite3.Connection,
+    name: str,
+    *,
+    at_us: int,
+    job_id: int | None = None,
+    queue: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Append an event."""
+    connection.execute(
+        "INSERT INTO events (at, name, job_id, queue, data) VALUES (?, ?, ?, ?, ?)",
+        (at_us, name, job_id, queue, json.dumps(data or {})),
+    )
+
+
+def add_follower(connection: sqlite3.Connection, name: str) -> None:
+    """Register a reader of all events from now on, and install the triggers with the first."""
+    connection.execute(
+        "INSERT OR IGNORE INTO followers (name, last_event_id) SELECT ?, coalesce(max(id), 0) FROM events", (name,)
+    )
+    for trigger, body in _TRIGGERS.items():
+        connection.execute(f"CREATE TRIGGER IF NOT EXISTS {trigger} {body}")
+
+
+def remove_follower(connection: sqlite3.Connection, name: str) -> None:
+    """Forget a reader, and remove the triggers with the last."""
+    connection.execute("DELETE FROM followers WHERE name = ?", (name,))
+    if connection.execute("SELECT 1 FROM followers").fetchone() is None:
+        for trigger in _TRIGGERS:
+            connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+
+
+def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event]:
+    """Return the follower's next events, which no other worker gets again."""
+    row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
+    if row is None:
+        return []
+    events = [
+        to_event(found)
+        for found in connection.execute(
+            "SELECT id, at, name, job_id, queue, data FROM events WHERE id > ? ORDER BY id LIMIT ?", (row[0], limit)
+        )
+    ]
+    if events:
+        connection.execute("UPDATE followers SET last_event_id = ? WHERE name = ?", (events[-1].id, follower))
+    return events
+
+
+def prune(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
+    """Delete old events that every follower has read; returns how many."""
+    return connection.execute(
+        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? "
+        "AND id <= coalesce((SELECT min(last_event_id) FROM followers), id) ORDER BY at LIMIT ?)",
+        (before_us, limit),
+    ).rowcount
+
+
+def to_event(row: tuple[Any, ...]) -> Event:
+    id_, at, name, job_id, queue, data = row
+    return Event(id_, from_us(at), name, job_id, queue, json.loads(data or "{}"))

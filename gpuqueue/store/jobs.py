@@ -1,0 +1,234 @@
+"""Owns a job's life outside an attempt: enqueue, cancel, retry, expire, refuse, promote, size, prune; claims nothing.
+
+Every function takes the connection of a write transaction that its caller began.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, insert
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+
+from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
+from gpuqueue.errors import StateError, UnknownJob
+from gpuqueue.store import tables
+from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
+
+DEMAND_CLASS_BYTES = 64 * 2**20
+NEVER_FITS = 2**62  # the demand class of what no device can take
+SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody waits long behind it
+_WAITING = "state IN ('scheduled', 'available', 'retryable')"
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What to store; times in microseconds, arguments as JSON text."""
+
+    queue: str
+    task: str
+    arguments: str
+    scheduled_at_us: int
+    priority: int = 0
+    max_attempts: int = 1
+    timeout_s: float | None = None
+    expires_at_us: int | None = None
+    tags: tuple[str, ...] = ()
+
+
+_INSERTED = (
+    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s", "arguments", "tags",
+)  # fmt: skip
+INSERT_JOB = str(
+    insert(tables.jobs)
+    .values({name: bindparam(name) for name in _INSERTED})
+    .compile(dialect=sqlite_dialect.dialect(paramstyle="qmark"), column_keys=list(_INSERTED))
+)
+
+
+def insert_job(connection: sqlite3.Connection, job: NewJob, *, now_us: int) -> int:
+    """Store a job and return its id."""
+    inline = len(job.arguments) <= INLINE_BYTES
+    cursor = connection.execute(
+        INSERT_JOB,
+        (
+            job.queue,
+            job.task,
+            "available" if job.scheduled_at_us <= now_us else "scheduled",
+            job.priority,
+            now_us,
+            job.scheduled_at_us,
+            job.expires_at_us,
+            job.max_attempts,
+            job.timeout_s,
+            job.arguments if inline else None,
+            json.dumps(job.tags) if job.tags else None,
+        ),
+    )
+    job_id = cursor.lastrowid or 0
+    if not inline:
+        put_payload(connection, job_id, "arguments", job.arguments)
+    return job_id
+
+
+def ensure_queue(connection: sqlite3.Connection, name: str) -> None:
+    connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (name,))
+
+
+def cancel(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> State:
+    """Cancel a waiting job at once, ask a running one to stop, leave a finished one; returns the state before.
+
+    Raises: UnknownJob.
+    """
+    state, queue = _state_of(connection, job_id)
+    if state is State.RUNNING:
+        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (job_id,))
+    elif state not in FINISHED:
+        connection.execute("UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?", (now_us, job_id))
+        count_finished(connection, {(queue, "cancelled"): 1})
+    return state
+
+
+def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
+    """Make a discarded, cancelled or postponed job available again, its attempts and crashes counted anew.
+
+    Raises: UnknownJob; StateError when it runs, waits already, or completed.
+    """
+    state, queue = _state_of(connection, job_id)
+    if state not in (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED):
+        raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
+    connection.execute(
+        "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
+        "expires_at = NULL, waiting_for = NULL, cancel_requested = 0 WHERE id = ?",
+        (now_us, job_id),
+    )
+    if state in FINISHED:
+        count_finished(connection, {(queue, str(state)): -1})
+
+
+def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
+    """Make scheduled and retryable jobs available whose time has come; returns how many.
+
+    Their place in the queue is their due time, so that a long postponed job is not sent to the end.
+    """
+    return connection.execute(
+        "UPDATE jobs SET state = 'available', waiting_for = NULL WHERE id IN (SELECT id FROM jobs "
+        "WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= ? ORDER BY scheduled_at LIMIT ?)",
+        (now_us, SCAN_LIMIT),
+    ).rowcount
+
+
+def promote_waiting_for(connection: sqlite3.Connection, backend: str, *, now_us: int) -> int:
+    """Make the jobs available that this backend's absence postponed; returns how many."""
+    return connection.execute(
+        "UPDATE jobs SET state = 'available', scheduled_at = ?, waiting_for = NULL "
+        "WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'",
+        (now_us, backend),
+    ).rowcount
+
+
+def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
+    """Discard waiting jobs whose time to be useful has passed, with the code `expired`; returns their ids."""
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at <= ? "
+        f"AND {_WAITING} LIMIT ?",
+        (now_us, SCAN_LIMIT),
+    ).fetchall()
+    if rows:
+        _discard_all(connection, rows, JobErrorRecord("expired", "it still waited when its time to be useful had passed"), now_us=now_us)
+    return [row[0] for row in rows]
+
+
+def refuse_waiting(connection: sqlite3.Connection, queue: str, *, message: str, now_us: int) -> list[int]:
+    """Discard a queue's available jobs with the code `unavailable`; returns their ids."""
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE state = 'available' AND queue = ? LIMIT ?", (queue, SCAN_LIMIT)
+    ).fetchall()
+    if rows:
+        _discard_all(connection, rows, JobErrorRecord("unavailable", message), now_us=now_us)
+    return [row[0] for row in rows]
+
+
+def refuse_one(connection: sqlite3.Connection, job_id: int, *, message: str, now_us: int) -> bool:
+    """Discard one waiting job with the code `unavailable`; returns whether it still waited."""
+    row = connection.execute(f"SELECT id, queue FROM jobs WHERE id = ? AND {_WAITING}", (job_id,)).fetchone()
+    if row is None:
+        return False
+    _discard_all(connection, [row], JobErrorRecord("unavailable", message), now_us=now_us)
+    return True
+
+
+def set_demands(connection: sqlite3.Connection, demands: Iterable[tuple[int, Demand]], *, largest_bytes: int) -> None:
+    """Write what waiting jobs need of a device, which puts them into their demand class.
+
+    What is larger than every device's budget goes to a class of its own, so that it never stands before what fits.
+    """
+    connection.executemany(
+        "UPDATE jobs SET demand_model = ?, demand_bytes = ?, demand_class = ? WHERE id = ? AND state = 'available'",
+        [
+            (
+                demand.model,
+                demand.vram_bytes,
+                demand_class(demand.vram_bytes) if demand.vram_bytes <= largest_bytes else NEVER_FITS,
+                job_id,
+            )
+            for job_id, demand in demands
+        ],
+    )
+
+
+def demand_class(vram_bytes: int) -> int:
+    """The class of a demand: at least 1, because 0 means that the demand is not known yet."""
+    return 1 + vram_bytes // DEMAND_CLASS_BYTES
+
+
+def forget_demands(connection: sqlite3.Connection) -> None:
+    """Put all waiting jobs back into the class 'not known yet', after the settings that size them changed."""
+    connection.execute(
+        f"UPDATE jobs SET demand_model = '', demand_bytes = 0, demand_class = 0 WHERE demand_class > 0 AND {_WAITING}"
+    )
+
+
+def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:
+    """Delete up to `limit` jobs of a finished state that finished before a time, with all that belongs to them."""
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ? AND device IS NULL "
+        "ORDER BY finished_at LIMIT ?",
+        (before_us, str(state), limit),
+    ).fetchall()
+    ids = [(row[0],) for row in rows]
+    for table, column in (("jobs", "id"), ("payloads", "job_id"), ("chunks", "job_id"), ("attempts", "job_id")):
+        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+    removed = Counter((row[1], str(state)) for row in rows)
+    count_finished(connection, {key: -count for key, count in removed.items()})
+    return len(ids)
+
+
+def count_finished(connection: sqlite3.Connection, changes: dict[tuple[str, str], int]) -> None:
+    """Move the counters of finished jobs: {(queue, state): change}."""
+    connection.executemany(
+        "INSERT INTO counters (queue, state, count) VALUES (?, ?, ?) "
+        "ON CONFLICT (queue, state) DO UPDATE SET count = count + excluded.count",
+        [(queue, state, change) for (queue, state), change in changes.items()],
+    )
+
+
+def _state_of(connection: sqlite3.Connection, job_id: int) -> tuple[State, str]:
+    row = connection.execute("SELECT state, queue FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    return State(row[0]), row[1]
+
+
+def _discard_all(
+    connection: sqlite3.Connection, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int
+) -> None:
+    connection.executemany(
+        "UPDATE jobs SET state = 'discarded', finished_at = ?, error = ? WHERE id = ?",
+        [(now_us, from_error(error), row[0]) for row in rows],
+    )
+    count_finished(connection, dict(Counter((row[1], "discarded") for row in rows)))

@@ -1,0 +1,72 @@
+"""Owns a worker's life file: its lock proves that the worker lives, its slots name what it runs; decides nothing.
+
+Whoever obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. The slots are
+written through a memory map, so that a killed worker leaves behind which jobs it was *executing* (a claimed job that
+had not begun must not count as a crash), without a write to the database per start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process, no other worker to prove dead
+    fcntl = None  # type: ignore[assignment]
+
+SLOT = struct.Struct("<q")
+
+
+def path_of(runtime_dir: Path | str, worker_id: str) -> Path:
+    return Path(runtime_dir) / f"{worker_id}.life"
+
+
+class Life:
+    """This process's own life file, locked until `close` or death. One slot per runner thread."""
+
+    def __init__(self, runtime_dir: Path, worker_id: str, *, slots: int) -> None:
+        self.path = path_of(runtime_dir, worker_id)
+        self._file = open(self.path, "w+b")  # noqa: SIM115 - held open as long as the worker lives
+        self._file.truncate(slots * SLOT.size)
+        if fcntl is not None:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._slots = mmap.mmap(self._file.fileno(), slots * SLOT.size)
+
+    def executes(self, slot: int, job_id: int) -> None:
+        """Note that the slot's thread executes this job; 0 for none."""
+        SLOT.pack_into(self._slots, slot * SLOT.size, job_id)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._slots.close()
+        self._file.close()
+
+
+def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
+    """Return the ids of the jobs that a dead worker was executing, or None when its death is not proven.
+
+    Not proven: the worker lives, or its file is not to be seen from here (another host or container).
+    """
+    if fcntl is None:
+        return None
+    try:
+        file = open(path_of(runtime_dir, worker_id), "r+b")  # noqa: SIM115 - closed by the with below
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return None
+        return frozenset(job_id for (job_id,) in SLOT.iter_unpack(file.read()) if job_id)
+
+
+def forget(runtime_dir: Path | str, worker_id: str) -> None:
+    """Remove a dead worker's file, after its jobs were rescued."""
+    with contextlib.suppress(OSError):
+        path_of(runtime_dir, worker_id).unlink()

@@ -1,0 +1,101 @@
+"""Owns the schema's version: creating, upgrading and refusing a file; `alembic` is imported only when there is work to do.
+
+The migrations are Alembic's own, in the package `gpuqueue.migrations`. An upgrade runs inside one write transaction,
+which is the lock against a second process and which a crash half-way rolls back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from gpuqueue.errors import NewerSchema, NotADatabase
+from gpuqueue.store.engine import explained, is_busy
+from gpuqueue.store.tables import VERSION_TABLE
+
+HEAD = "0001"  # the newest migration; a test compares it with the folder
+UPGRADE_TIMEOUT_S = 60.0
+
+
+def version(connection: sqlite3.Connection) -> str | None:
+    """Return the file's schema version, None for an empty file."""
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if VERSION_TABLE in names:
+        row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
+        return None if row is None else row[0]
+    return None
+
+
+def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the file to HEAD; returns at once when it is there.
+
+    Raises: NewerSchema for a file of a newer gpuqueue; NotADatabase for a database that has a table of one of our names.
+    """
+    with explained(path):
+        found = version(connection)
+        if found == HEAD:
+            return
+        if found is None and connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'jobs'").fetchone():
+            raise NotADatabase(f"{path} already has a table `jobs` that is not gpuqueue's; give the queue a file of its own")
+        _upgrade(engine, path)
+
+
+def known_versions() -> list[str]:
+    """Return the versions that this gpuqueue can read, oldest first."""
+    from alembic.script import ScriptDirectory
+
+    return [revision.revision for revision in ScriptDirectory(migrations_folder()).walk_revisions()][::-1]
+
+
+def migrations_folder() -> str:
+    """Find the migrations as they are installed: in a wheel, an sdist or an editable checkout."""
+    import gpuqueue.migrations
+
+    return gpuqueue.migrations.__path__[0]
+
+
+def _upgrade(engine: Engine, path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    settings = Config()
+    settings.set_main_option("script_location", migrations_folder().replace("%", "%%"))
+    with engine.connect() as connection:
+        # The driver is in autocommit mode, so the transaction is ours to begin.
+        @event.listens_for(connection, "begin")
+        def begin(_connection: object) -> None:
+            pass
+
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        _begin_immediate(driver)
+        try:
+            found = version(driver)  # another process may have upgraded meanwhile
+            if found is not None and found not in known_versions():
+                raise NewerSchema(
+                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one knows up to {HEAD}); "
+                    "upgrade gpuqueue here: pip install --upgrade gpuqueue"
+                )
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "head")
+            if driver.in_transaction:
+                driver.execute("COMMIT")
+        except BaseException:
+            if driver.in_transaction:
+                driver.execute("ROLLBACK")
+            raise
+
+
+def _begin_immediate(driver: sqlite3.Connection) -> None:
+    give_up_s = time.monotonic() + UPGRADE_TIMEOUT_S
+    while True:
+        try:
+            driver.execute("BEGIN IMMEDIATE")  # the connection waits READ_TIMEOUT_MS each time
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > give_up_s:
+                raise

@@ -1,0 +1,216 @@
+"""Owns the end of attempts: finish, fail, give back, rescue, release a device; every write is fenced by the lease number.
+
+Every function takes the connection of a write transaction that its caller began. A write under a lease number that is
+no longer the job's changes nothing and says so.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from gpuqueue.domain import JobErrorRecord, Lease, Reservation, State
+from gpuqueue.store.events import record
+from gpuqueue.store.jobs import count_finished
+from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
+
+COMPLETE = (
+    "UPDATE jobs SET state = 'completed', finished_at = ?, result = ?, error = NULL "
+    "WHERE id = ? AND lease = ? AND state = 'running'"
+)
+FINISH = (
+    "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 "
+    "WHERE id = ? AND lease = ? AND state = 'running'"
+)
+POSTPONE = (
+    "UPDATE jobs SET state = ?, scheduled_at = ?, attempt = attempt - ?, error = coalesce(?, error), waiting_for = ? "
+    "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
+)
+RESERVATIONS = (
+    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id FROM jobs WHERE device IS NOT NULL"
+)
+RUNNING_OF = "SELECT id, lease, queue, attempt, started_at, device FROM jobs WHERE state = 'running' AND worker_id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The attempt succeeded; `result` is JSON text."""
+
+    lease: Lease
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job is over without a result: `state` is discarded or cancelled."""
+
+    lease: Lease
+    state: State
+    error: JobErrorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """The job goes back: available at `at_us`. `spent` counts the attempt; `outcome` is retried, snoozed or released."""
+
+    lease: Lease
+    outcome: str
+    at_us: int
+    spent: bool
+    error: JobErrorRecord | None = None
+    waiting_for: str | None = None
+
+
+Outcome = Completed | Ended | Postponed
+
+
+def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_us: int) -> list[Lease]:
+    """Write how attempts ended; returns the leases that were no longer held, for which nothing was changed."""
+    late: list[Lease] = []
+    counted: Counter[tuple[str, str]] = Counter()
+    completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+    rows = [_completed_row(outcome, now_us) for outcome in completed]
+    if completed and connection.executemany(COMPLETE, rows).rowcount == len(completed):
+        for outcome in completed:
+            counted[outcome.lease.queue, "completed"] += 1
+    else:
+        # Some lease was lost: ask which rows carry this very completion.
+        for outcome in completed:
+            if connection.execute(
+                "SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'completed' AND finished_at = ?",
+                (outcome.lease.job_id, outcome.lease.lease, now_us),
+            ).fetchone():
+                counted[outcome.lease.queue, "completed"] += 1
+            else:
+                late.append(outcome.lease)
+    lost = {(lease.job_id, lease.lease) for lease in late}
+    for outcome in completed:
+        if len(outcome.result) > INLINE_BYTES and (outcome.lease.job_id, outcome.lease.lease) not in lost:
+            put_payload(connection, outcome.lease.job_id, "result", outcome.result)
+    for outcome in outcomes:
+        if isinstance(outcome, Ended):
+            state = _end(connection, outcome, now_us=now_us)
+        elif isinstance(outcome, Postponed):
+            state = _postpone(connection, outcome, now_us=now_us)
+        else:
+            continue
+        if state is None:
+            late.append(outcome.lease)
+        elif state in (State.CANCELLED, State.DISCARDED):
+            counted[outcome.lease.queue, str(state)] += 1
+    if counted:
+        count_finished(connection, dict(counted))
+    return late
+
+
+def _completed_row(outcome: Completed, now_us: int) -> tuple[int, str | None, int, int]:
+    inline = outcome.result if len(outcome.result) <= INLINE_BYTES else None
+    return (now_us, inline, outcome.lease.job_id, outcome.lease.lease)
+
+
+def _end(connection: sqlite3.Connection, outcome: Ended, *, now_us: int) -> State | None:
+    lease = outcome.lease
+    row = (str(outcome.state), now_us, from_error(outcome.error), lease.job_id, lease.lease)
+    if connection.execute(FINISH, row).rowcount == 0:
+        return None
+    _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, str(outcome.state), outcome.error, now_us=now_us)
+    return outcome.state
+
+
+def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int) -> State | None:
+    lease = outcome.lease
+    state = State.AVAILABLE if outcome.at_us <= now_us else State.RETRYABLE
+    error = None if outcome.error is None else from_error(outcome.error)
+    row = (str(state), outcome.at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, lease.job_id, lease.lease)
+    if connection.execute(POSTPONE, row).rowcount == 0:
+        # A cancel that came while it ran ends what would otherwise go on.
+        cancelled = JobErrorRecord("cancelled", "cancelled while it ran")
+        return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
+    _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
+    return state
+
+
+def _note_attempt(
+    connection: sqlite3.Connection, job_id: int, lease: int, attempt: int, outcome: str, error: JobErrorRecord | None, *, now_us: int
+) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO attempts (job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error) "
+        "SELECT id, ?, ?, ?, started_at, ?, worker_id, device, ? FROM jobs WHERE id = ?",
+        (lease, attempt, outcome, now_us, None if error is None else from_error(error), job_id),
+    )
+
+
+def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
+    """Free the device that a job's ended attempt had reserved, after its clean-up; returns False when the lease is lost."""
+    return (
+        connection.execute(
+            "UPDATE jobs SET device = NULL, reserved_bytes = 0 WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'",
+            (job_id, lease),
+        ).rowcount
+        == 1
+    )
+
+
+def reservations(connection: sqlite3.Connection) -> list[Reservation]:
+    """Return every device reservation, running or waiting for its clean-up."""
+    return [
+        Reservation(id_, lease, queue, model, device, taken, bool(running), worker_id)
+        for id_, lease, queue, model, device, taken, running, worker_id in connection.execute(RESERVATIONS).fetchall()
+    ]
+
+
+def rescue(
+    connection: sqlite3.Connection,
+    dead_worker: str,
+    *,
+    by_worker: str,
+    executing: Collection[int] | None,
+    proof: str,
+    max_crashes: int,
+    now_us: int,
+) -> list[Reservation]:
+    """Take back everything a dead worker held, under new lease numbers.
+
+    Running jobs become available, their attempts unspent. `executing` are the jobs that it executed when it died (None:
+    not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
+    Returns: the device reservations that the rescuer must now clean up.
+    """
+    if connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,)).rowcount == 0:
+        return []  # somebody else was first
+    discarded: Counter[tuple[str, str]] = Counter()
+    for job_id, lease, queue, attempt, _started_at, _device in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
+        crashed = executing is None or job_id in executing
+        error = JobErrorRecord("crashed", f"worker {dead_worker} died ({proof})") if crashed else None
+        crashes, cancel = connection.execute(
+            "SELECT crashes + ?, cancel_requested FROM jobs WHERE id = ?", (int(crashed), job_id)
+        ).fetchone()
+        state, finished_at = State.AVAILABLE, None
+        if cancel:
+            state, finished_at = State.CANCELLED, now_us
+        elif crashes >= max_crashes:
+            state, finished_at = State.DISCARDED, now_us
+            error = JobErrorRecord("crashed", f"{crashes} workers died while running it, the last was {dead_worker}")
+        if finished_at is not None:
+            discarded[queue, str(state)] += 1
+        _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)
+        connection.execute(
+            "UPDATE jobs SET state = ?, finished_at = ?, crashes = ?, attempt = attempt - 1, lease = lease + 1, "
+            "error = coalesce(?, error), cancel_requested = 0 WHERE id = ?",
+            (str(state), finished_at, crashes, None if error is None else from_error(error), job_id),
+        )
+        record(
+            connection,
+            "lease_rescued",
+            at_us=now_us,
+            job_id=job_id,
+            queue=queue,
+            data={"worker": dead_worker, "by": by_worker, "proof": proof, "crashes": crashes},
+        )
+    count_finished(connection, dict(discarded))
+    orphans = [item for item in reservations(connection) if item.worker_id == dead_worker]
+    for item in orphans:
+        # An attempt that had finished but was not cleaned up keeps its lease number so far: fence its clean-up too.
+        connection.execute("UPDATE jobs SET worker_id = ?, lease = lease + 1 WHERE id = ?", (by_worker, item.job_id))
+    return [item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in {o.job_id for o in orphans}]

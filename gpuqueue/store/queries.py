@@ -1,0 +1,245 @@
+"""Owns reads: jobs, counts, timelines, and the rows of the view; changes nothing.
+
+Every function takes a connection; those that read several tables want it inside one read transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpuqueue.domain import Backend, Job, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
+from gpuqueue.errors import UnknownJob
+from gpuqueue.store.claims import RUNNING_COUNT, classes
+from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
+from gpuqueue.units import from_us
+
+MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
+RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
+
+
+def get_job(connection: sqlite3.Connection, job_id: int) -> Job:
+    """Return one job. Raises: UnknownJob."""
+    row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    return to_job(connection, row)
+
+
+def list_jobs(
+    connection: sqlite3.Connection, *, queue: str | None, state: State | None, limit: int, after: int | None
+) -> list[Job]:
+    """Return jobs, the newest first; `after` continues behind the id that the last page ended with."""
+    conditions = [f"state = '{State(state)}'"] if state is not None else []
+    values: list[Any] = []
+    if queue is not None:
+        conditions.append("queue = ?")
+        values.append(queue)
+    if after is not None:
+        conditions.append("id < ?")
+        values.append(after)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {where} ORDER BY id DESC LIMIT ?", (*values, limit)).fetchall()
+    return [to_job(connection, row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a waiting caller needs of a job: its state and, once finished, its result (JSON text) or error."""
+
+    state: State
+    result: str | None
+    error: Any
+    expires_at_us: int | None
+    queue: str
+    lease: int
+
+
+def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
+    """Return how a job stands, with its result when it has one. Raises: UnknownJob."""
+    row = connection.execute(RESULT, (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    state, result, error, expires_at, queue, lease = row
+    if state == "completed" and result is None:
+        result = get_payload(connection, job_id, "result")
+    return Ending(State(state), result, to_error(error), expires_at, queue, lease)
+
+
+def chunks_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[tuple[int, int, str]]:
+    """Return a job's output after a sequence number: [(seq, lease, text)]."""
+    return connection.execute(
+        "SELECT seq, lease, content FROM chunks WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq)
+    ).fetchall()
+
+
+def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
+    """Count jobs: {queue: {state: number}}, only what is not zero; finished ones as long as they are kept."""
+    found: dict[str, dict[str, int]] = {name: {} for (name,) in connection.execute("SELECT name FROM queues ORDER BY name")}
+    statements = (
+        "SELECT queue, 'available', count(*) FROM jobs WHERE state = 'available' GROUP BY queue",
+        "SELECT queue, state, count(*) FROM jobs WHERE state IN ('scheduled', 'retryable') GROUP BY queue, state",
+        "SELECT queue, 'running', count(*) FROM jobs WHERE state = 'running' GROUP BY queue",
+        "SELECT queue, state, count FROM counters WHERE count > 0",
+    )
+    for statement in statements:
+        for queue, state, count in connection.execute(statement):
+            found.setdefault(queue, {})[state] = count
+    return found
+
+
+def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
+    """Return a job's interrupted attempts, oldest first: dicts with attempt, outcome, started_at, finished_at, worker, device, error."""
+    rows = connection.execute(
+        "SELECT attempt, outcome, started_at, finished_at, worker_id, device, error FROM attempts WHERE job_id = ? ORDER BY lease",
+        (job_id,),
+    )
+    return [
+        {
+            "attempt": attempt,
+            "outcome": outcome,
+            "started_at": None if started_at is None else from_us(started_at),
+            "finished_at": from_us(finished_at),
+            "worker": worker,
+            "device": device,
+            "error": to_error(error),
+        }
+        for attempt, outcome, started_at, finished_at, worker, device, error in rows
+    ]
+
+
+def queue_names(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM queues")}
+
+
+def configuration(connection: sqlite3.Connection) -> Mapping[str, Any] | None:
+    """Return the settings that the workers agreed on, or None before the first worker."""
+    row = connection.execute("SELECT settings FROM configuration WHERE id = 1").fetchone()
+    if row is None:
+        return None
+    settings: Mapping[str, Any] = json.loads(row[0])
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker as stored; whether it lives is for the caller to find out."""
+
+    info: WorkerInfo
+    runtime_dir: str
+
+
+def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
+    """Return the workers, `alive` meaning only that their lease has not ended."""
+    rows = connection.execute("SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir FROM workers ORDER BY started_at, id")
+    return [
+        WorkerRow(
+            WorkerInfo(
+                id=id_,
+                host=host,
+                pid=pid,
+                queues=None if queues is None else tuple(json.loads(queues)),
+                started_at=from_us(started_at),
+                expires_at=from_us(expires_at),
+                digest=digest,
+                alive=expires_at > now_us,
+            ),
+            runtime_dir,
+        )
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir in rows.fetchall()
+    ]
+
+
+def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
+    """Return the manual pauses in force: {queue: pause}."""
+    rows = connection.execute(
+        "SELECT name, paused_by, pause_reason, paused_at, paused_until FROM queues "
+        "WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)",
+        (now_us,),
+    )
+    return {
+        name: Pause(by or "", reason or "", from_us(at), None if until is None else from_us(until))
+        for name, by, reason, at, until in rows
+    }
+
+
+def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
+    """Return the state of each backend that was ever asked; its url is for the caller to add."""
+    rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error FROM backends")
+    return {
+        name: Backend(
+            name=name,
+            url="",
+            available=bool(available),
+            failures=failures,
+            since=None if since is None else from_us(since),
+            retry_at=None if retry_at is None else from_us(retry_at),
+            checked_at=None if checked_at is None else from_us(checked_at),
+            error=error or "",
+        )
+        for name, available, failures, since, retry_at, checked_at, error in rows
+    }
+
+
+def device_sightings(connection: sqlite3.Connection) -> dict[str, tuple[Reading | None, tuple[Resident, ...]]]:
+    """Return what each device was last seen to be: {device: (reading, residents)}."""
+    found = {}
+    for name, reading, residents in connection.execute("SELECT name, reading, residents FROM devices"):
+        values = json.loads(reading) if reading else None
+        found[name] = (
+            None if values is None else Reading(**{**values, "at": from_us(values["at"])}),
+            tuple(Resident(**resident) for resident in json.loads(residents or "[]")),
+        )
+    return found
+
+
+def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
+    """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY."""
+    running = connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0]
+    pairs: Iterable[tuple[str, int]] = classes(connection, queue.name, largest_bytes=largest_bytes) if queue.gpu else [("", 0)]
+    waiting = 0
+    for model, size in pairs:
+        waiting += connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
+            "AND demand_class = ? LIMIT ?)",
+            (queue.name, model, size, MANY - waiting),
+        ).fetchone()[0]
+        if waiting >= MANY:
+            break
+    return running, waiting
+
+
+def jobs_ahead(connection: sqlite3.Connection, job: Job) -> int:
+    """Count the available jobs of the same queue that come before this one, up to MANY."""
+    count: int = connection.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? "
+        "AND (priority > ? OR (priority = ? AND (scheduled_at, id) < (SELECT scheduled_at, id FROM jobs WHERE id = ?))) LIMIT ?)",
+        (job.queue, job.priority, job.priority, job.id, MANY),
+    ).fetchone()[0]
+    return count
+
+
+def running_ids(connection: sqlite3.Connection, queue: str, *, limit: int = 5) -> list[int]:
+    return [row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, limit))]
+
+
+def cancel_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int]]:
+    """Return the (job, lease) pairs that a worker runs and that a person wants stopped."""
+    return connection.execute(
+        "SELECT id, lease FROM jobs WHERE state = 'running' AND worker_id = ? AND cancel_requested = 1", (worker_id,)
+    ).fetchall()
+
+
+def next_due_us(connection: sqlite3.Connection) -> int | None:
+    """Return when the next scheduled, retryable or expiring job is due."""
+    row = connection.execute(
+        "SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')"
+    ).fetchone()
+    expiring = connection.execute(
+        "SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at > 0"
+    ).fetchone()
+    times = [value for (value,) in (row, expiring) if value is not None]
+    return min(times) if times else None

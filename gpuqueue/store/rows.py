@@ -1,0 +1,107 @@
+"""Owns the translation between rows and domain objects, and where JSON is kept; runs no decision.
+
+JSON past INLINE_BYTES lies in `payloads`, because every update of a job rewrites its row.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from gpuqueue.domain import Job, JobErrorRecord, State
+from gpuqueue.errors import PayloadError
+from gpuqueue.units import format_size, from_us
+
+INLINE_BYTES = 1000
+NO_ARGUMENTS = "{}"
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+
+def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
+    """Encode a value that must be JSON.
+
+    Raises: PayloadError, naming `what`, when the value is not JSON or takes more than `limit_bytes`.
+    """
+    try:
+        text = _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(f"{what} must be JSON (text, numbers, booleans, None, lists, dicts with text keys): {error}") from None
+    # A character takes at most 4 bytes, so most texts need no second encoding to be measured.
+    if len(text) * 4 > limit_bytes and len(text.encode("utf-8", "surrogatepass")) > limit_bytes:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        raise PayloadError(
+            f"{what} takes {format_size(size)} as JSON, the limit is {format_size(limit_bytes)} (max_payload). "
+            "Store it in a file and pass its path"
+        )
+    return text
+
+
+def put_payload(connection: sqlite3.Connection, job_id: int, kind: str, text: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)", (job_id, kind, text))
+
+
+def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str | None:
+    row = connection.execute("SELECT content FROM payloads WHERE job_id = ? AND kind = ?", (job_id, kind)).fetchone()
+    return None if row is None else row[0]
+
+
+JOB_COLUMNS = (
+    "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
+    "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
+    "cancel_requested, arguments, tags, error"
+)
+
+
+def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
+    """Make a Job from a row of JOB_COLUMNS, fetching arguments that lie in payloads."""
+    (
+        id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
+        finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
+        cancel_requested, arguments, tags, error,
+    ) = row  # fmt: skip
+    return Job(
+        id=id_,
+        queue=queue,
+        task=task,
+        state=State(state),
+        priority=priority,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        lease=lease,
+        crashes=crashes,
+        enqueued_at=from_us(enqueued_at),
+        scheduled_at=from_us(scheduled_at),
+        started_at=None if started_at is None else from_us(started_at),
+        finished_at=None if finished_at is None else from_us(finished_at),
+        expires_at=None if expires_at is None else from_us(expires_at),
+        timeout_s=timeout_s,
+        worker_id=worker_id,
+        model=model,
+        demand_bytes=demand_bytes,
+        device=device,
+        reserved_bytes=reserved_bytes,
+        waiting_for=waiting_for,
+        cancel_requested=bool(cancel_requested),
+        arguments=load_arguments(connection, id_, arguments),
+        tags=tuple(json.loads(tags)) if tags else (),
+        error=to_error(error),
+    )
+
+
+def load_arguments(connection: sqlite3.Connection, job_id: int, inline: str | None) -> Mapping[str, Any]:
+    if inline == NO_ARGUMENTS:
+        return {}
+    text = inline if inline is not None else get_payload(connection, job_id, "arguments")
+    arguments: dict[str, Any] = json.loads(text or NO_ARGUMENTS)
+    return arguments
+
+
+def to_error(text: str | None) -> JobErrorRecord | None:
+    return None if text is None else JobErrorRecord(**json.loads(text))
+
+
+def from_error(error: JobErrorRecord) -> str:
+    return json.dumps({"code": error.code, "message": error.message[:4000], "traceback": error.traceback[-8000:]})

@@ -1,0 +1,397 @@
+"""Owns the store: one SQLite file, one method for each transaction; decides nothing that needs a hook or the clock.
+
+Times are arguments in microseconds since 1970-01-01 UTC (`now_us`). Every write may raise StoreBusy, StoreFull or
+another StoreError, and then has changed nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpuqueue.domain import (
+    Demand,
+    DeviceSettings,
+    Event,
+    Hold,
+    Job,
+    Lease,
+    Pause,
+    Placement,
+    QueueSettings,
+    Reading,
+    Reservation,
+    Resident,
+    State,
+)
+from gpuqueue.store import claims, engine, events, jobs, migrate, outcomes, queries, workers
+from gpuqueue.store.bell import Bell, runtime_dir
+from gpuqueue.store.claims import Gate
+from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.outcomes import Completed, Ended, Outcome
+from gpuqueue.store.writer import Result, Work, Writer
+
+WRITE_TIMEOUT_S = 10.0
+CHECKPOINT_PAGES = 4000  # producers checkpoint themselves past 16 MB, should no worker do it
+
+
+class Store:
+    """A queue's database file, opened; creates and upgrades it when needed.
+
+    `patient` is for workers: they leave the write lock to producers. After a fork the child opens its own connections.
+    Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
+    """
+
+    def __init__(
+        self, path: Path, *, synchronous: str = "normal", patient: bool = False, write_timeout_s: float = WRITE_TIMEOUT_S
+    ) -> None:
+        self.path = path
+        self._engine = engine.create(path, synchronous=synchronous)
+        self._patient = patient
+        self._write_timeout_s = write_timeout_s
+        self.runtime_dir = runtime_dir(path)
+        self._begin_process()
+        with self.reading() as connection:
+            migrate.ensure_schema(self._engine, connection, path)
+        _stores.add(self)
+
+    def _begin_process(self) -> None:
+        self.bell = Bell(self.runtime_dir)
+        self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
+        self._readers: list[sqlite3.Connection] = []
+        self._readers_lock = threading.Lock()
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = engine.connect(self._engine)
+        # A worker checkpoints in the background instead.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {0 if self._patient else CHECKPOINT_PAGES}")
+        return connection
+
+    def close(self) -> None:
+        """Close the connections; the store cannot be used afterwards."""
+        self.writer.close()
+        with self._readers_lock:
+            while self._readers:
+                self._readers.pop().close()
+        self._engine.dispose()
+
+    def write(self, work: Work[Result]) -> Result:
+        """Run work in one write transaction."""
+        return self.writer.run(work)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection for reading outside any transaction."""
+        with engine.explained(self.path):
+            with self._readers_lock:
+                connection = self._readers.pop() if self._readers else None
+            connection = connection or engine.connect(self._engine)
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                with self._readers_lock:
+                    self._readers.append(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection inside one read transaction: all that is read belongs to one moment."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            yield connection
+
+    # --- jobs, for the client ---
+
+    def enqueue(self, job: NewJob, *, now_us: int) -> int:
+        """Store a job, wake the workers, and return its id."""
+        job_id = self.write(lambda connection: jobs.insert_job(connection, job, now_us=now_us))
+        self.bell.ring_workers()
+        return job_id
+
+    def enqueue_many(self, new: Sequence[NewJob], *, now_us: int) -> list[int]:
+        """Store all the jobs or none, and return their ids in order."""
+        ids = self.write(lambda connection: [jobs.insert_job(connection, job, now_us=now_us) for job in new])
+        self.bell.ring_workers()
+        return ids
+
+    def ensure_queue(self, name: str) -> None:
+        """Make sure that the queue has a row."""
+        self.write(lambda connection: jobs.ensure_queue(connection, name))
+
+    def cancel(self, job_id: int, *, now_us: int) -> State:
+        """Cancel a waiting job at once and ask a running one to stop; returns the state before. Raises: UnknownJob."""
+        before = self.write(lambda connection: jobs.cancel(connection, job_id, now_us=now_us))
+        self.bell.ring_waiters([job_id])
+        self.bell.ring_workers()
+        return before
+
+    def retry(self, job_id: int, *, now_us: int) -> None:
+        """Make a job available again. Raises: UnknownJob, StateError."""
+        self.write(lambda connection: jobs.retry(connection, job_id, now_us=now_us))
+        self.bell.ring_workers()
+
+    def expire_due(self, *, now_us: int) -> list[int]:
+        """Discard waiting jobs whose time to be useful has passed; returns their ids."""
+        return self._ring_for(self.write(lambda connection: jobs.expire_due(connection, now_us=now_us)))
+
+    def refuse_waiting(self, queue: str, *, message: str, now_us: int) -> list[int]:
+        """Discard a queue's available jobs because its backend is away; returns their ids."""
+        return self._ring_for(self.write(lambda connection: jobs.refuse_waiting(connection, queue, message=message, now_us=now_us)))
+
+    def refuse_one(self, job_id: int, *, message: str, now_us: int) -> bool:
+        """Discard one job, if it still waits, because nobody can run it; returns whether it did."""
+        refused = self.write(lambda connection: jobs.refuse_one(connection, job_id, message=message, now_us=now_us))
+        self.bell.ring_waiters([job_id])
+        return refused
+
+    def pause(self, queue: str, pause: Pause) -> None:
+        """Pause a queue; no job of it is claimed after this returns."""
+        self.write(lambda connection: workers.pause(connection, queue, pause))
+        self.bell.ring_workers()
+
+    def resume(self, queue: str, *, by: str, now_us: int) -> bool:
+        """Lift a manual pause; returns whether there was one."""
+        was_paused = self.write(lambda connection: workers.resume(connection, queue, by=by, now_us=now_us))
+        self.bell.ring_workers()
+        return was_paused
+
+    def prune(self, state: State, *, before_us: int, limit: int = 1000) -> int:
+        """Delete up to `limit` old finished jobs of a state; returns how many."""
+        return self.write(lambda connection: jobs.prune(connection, state, before_us=before_us, limit=limit))
+
+    # --- attempts, for the worker ---
+
+    def finish_and_claim(
+        self,
+        ended: Sequence[Outcome],
+        *,
+        worker_id: str,
+        queues: Sequence[QueueSettings],
+        gate: Gate,
+        limit: int,
+        now_us: int,
+    ) -> tuple[list[Lease], list[Lease]]:
+        """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases).
+
+        A late lease was rescued meanwhile; nothing was changed for it.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[list[Lease], list[Lease]]:
+            late = outcomes.finish(connection, ended, now_us=now_us) if ended else []
+            if limit <= 0 or not queues:
+                return late, []
+            return late, claims.claim(connection, worker_id=worker_id, queues=queues, gate=gate, limit=limit, now_us=now_us)
+
+        late, leases = self.write(work)
+        if ended:
+            self.bell.ring_waiters(outcome.lease.job_id for outcome in ended)
+            if any(not isinstance(outcome, Completed | Ended) for outcome in ended):
+                self.bell.ring_workers()
+        return late, leases
+
+    def finish(self, ended: Sequence[Outcome], *, now_us: int) -> list[Lease]:
+        """Write how attempts ended; returns the leases that were lost, for which nothing was changed."""
+        return self.finish_and_claim(ended, worker_id="", queues=(), gate=Gate(), limit=0, now_us=now_us)[0]
+
+    def claim(self, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, limit: int, now_us: int) -> list[Lease]:
+        """Claim up to `limit` jobs of queues without a GPU."""
+        return self.finish_and_claim((), worker_id=worker_id, queues=queues, gate=gate, limit=limit, now_us=now_us)[1]
+
+    def claim_placed(
+        self,
+        job_id: int,
+        placement: Placement,
+        *,
+        worker_id: str,
+        queue: QueueSettings,
+        device: DeviceSettings,
+        gate: Gate,
+        now_us: int,
+    ) -> Lease | None:
+        """Claim one job for a device and reserve the memory; None when it is no longer possible."""
+        return self.write(
+            lambda connection: claims.claim_placed(
+                connection, job_id, placement, worker_id=worker_id, queue=queue, device=device, gate=gate, now_us=now_us
+            )
+        )
+
+    def release_device(self, job_id: int, lease: int) -> bool:
+        """Free the device after the verified clean-up of an ended attempt; returns False when the lease was lost."""
+        released = self.write(lambda connection: outcomes.release_device(connection, job_id, lease))
+        self.bell.ring_workers()
+        return released
+
+    def append_chunks(self, chunks: Sequence[tuple[int, int, str]]) -> None:
+        """Append output: [(job, lease, text)]; text of a lost lease is dropped."""
+        self.write(
+            lambda connection: connection.executemany(
+                "INSERT INTO chunks (job_id, seq, lease, content) SELECT ?, coalesce((SELECT max(seq) FROM chunks WHERE job_id = ?), 0) + 1, "
+                "?, ? WHERE EXISTS (SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'running')",
+                [(job_id, job_id, lease, text, job_id, lease) for job_id, lease, text in chunks],
+            )
+        )
+        self.bell.ring_waiters({chunk[0] for chunk in chunks})
+
+    def set_demands(self, demands: Sequence[tuple[int, Demand]], *, largest_bytes: int) -> None:
+        """Write what waiting GPU jobs need."""
+        self.write(lambda connection: jobs.set_demands(connection, demands, largest_bytes=largest_bytes))
+
+    def promote_waiting_for(self, backend: str, *, now_us: int) -> int:
+        """Make the jobs available that a backend's absence had postponed; returns how many."""
+        return self.write(lambda connection: jobs.promote_waiting_for(connection, backend, now_us=now_us))
+
+    # --- workers ---
+
+    def accept_configuration(
+        self, *, digest: str, settings: Mapping[str, Any], force: bool, now_us: int
+    ) -> Mapping[str, Any] | None:
+        """Make these the shared settings; returns the others' when a live worker runs with different ones, else None."""
+        return self.write(
+            lambda connection: workers.accept_configuration(connection, digest=digest, settings=settings, force=force, now_us=now_us)
+        )
+
+    def register_worker(
+        self, worker_id: str, *, host: str, pid: int, queues: tuple[str, ...] | None, digest: str, expires_at_us: int, now_us: int
+    ) -> None:
+        """Add a live worker."""
+        self.write(
+            lambda connection: workers.register(
+                connection,
+                worker_id,
+                host=host,
+                pid=pid,
+                queues=queues,
+                digest=digest,
+                runtime_dir=str(self.runtime_dir),
+                expires_at_us=expires_at_us,
+                now_us=now_us,
+            )
+        )
+
+    def extend(self, worker_id: str, *, expires_at_us: int) -> bool:
+        """Extend a worker's lease on all that it runs; returns False when it was rescued and owns nothing any more."""
+        return self.write(lambda connection: workers.extend(connection, worker_id, expires_at_us=expires_at_us))
+
+    def unregister_worker(self, worker_id: str, *, now_us: int) -> None:
+        """Remove a worker that ended in good order."""
+        self.write(lambda connection: workers.unregister(connection, worker_id, now_us=now_us))
+
+    def rescue(
+        self,
+        dead_worker: str,
+        *,
+        by_worker: str,
+        executing: Collection[int] | None,
+        proof: str,
+        max_crashes: int,
+        now_us: int,
+    ) -> list[Reservation]:
+        """Take back what a dead worker held; returns the device reservations that the rescuer must clean up."""
+        orphans = self.write(
+            lambda connection: outcomes.rescue(
+                connection, dead_worker, by_worker=by_worker, executing=executing, proof=proof, max_crashes=max_crashes, now_us=now_us
+            )
+        )
+        self.bell.ring_workers()
+        return orphans
+
+    def note_holds(self, holds: Mapping[str, tuple[Hold, ...]], *, now_us: int) -> None:
+        """Record which queues began or ceased to be held."""
+        self.write(lambda connection: workers.note_holds(connection, holds, now_us=now_us))
+
+    def backend_lost(self, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> None:
+        """Open a backend's breaker."""
+        self.write(
+            lambda connection: workers.backend_lost(
+                connection, name, error=error, probe_every_s=probe_every_s, longest_s=longest_s, now_us=now_us
+            )
+        )
+        self.bell.ring_workers()
+
+    def backend_answered(self, name: str, *, worked: bool, now_us: int) -> bool:
+        """Close a backend's breaker and, when it was open, wake what waited for it; returns whether it was open."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            was_open = workers.backend_answered(connection, name, worked=worked, now_us=now_us)
+            if was_open:
+                jobs.promote_waiting_for(connection, name, now_us=now_us)
+            return was_open
+
+        was_open = self.write(work)
+        if was_open:
+            self.bell.ring_workers()
+        return was_open
+
+    def publish_reading(
+        self, device: str, *, reading: Reading | None, residents: tuple[Resident, ...] | None, now_us: int
+    ) -> None:
+        """Write what a device was seen to be."""
+        self.write(lambda connection: workers.publish_reading(connection, device, reading, residents, now_us=now_us))
+
+    # --- events and upkeep ---
+
+    def add_follower(self, name: str) -> None:
+        """Register a reader of all events from now on."""
+        self.write(lambda connection: events.add_follower(connection, name))
+
+    def remove_follower(self, name: str) -> None:
+        """Forget a reader of events."""
+        self.write(lambda connection: events.remove_follower(connection, name))
+
+    def take_events(self, follower: str, *, limit: int = 200) -> list[Event]:
+        """Return the follower's next events, once."""
+        return self.write(lambda connection: events.take(connection, follower, limit=limit))
+
+    def prune_events(self, *, before_us: int, limit: int = 5000) -> int:
+        """Delete old events that every follower has read; returns how many."""
+        return self.write(lambda connection: events.prune(connection, before_us=before_us, limit=limit))
+
+    def checkpoint(self) -> None:
+        """Copy what it can of the write-ahead log into the file, without making anybody wait."""
+        with self.reading() as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def wal_bytes(self) -> int:
+        """Return the size of the write-ahead log."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
+
+    # --- reads ---
+
+    def get_job(self, job_id: int) -> Job:
+        """Return one job. Raises: UnknownJob."""
+        with self.reading() as connection:
+            return queries.get_job(connection, job_id)
+
+    def get_ending(self, job_id: int) -> queries.Ending:
+        """Return how a job stands. Raises: UnknownJob."""
+        with self.reading() as connection:
+            return queries.get_ending(connection, job_id)
+
+    def _ring_for(self, job_ids: list[int]) -> list[int]:
+        self.bell.ring_waiters(job_ids)
+        return job_ids
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The parent's connections are left alone: closing them here would drop the parent's file locks.
+    for store in list(_stores):
+        _inherited.append((store.writer, store._readers))
+        store._begin_process()
+
+
+_inherited: list[Any] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

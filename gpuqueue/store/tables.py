@@ -1,0 +1,190 @@
+"""Owns the shape of the database: tables and indexes, equal to what the migrations build; runs no statement.
+
+Times are INTEGER microseconds since 1970-01-01 UTC in columns named `_at`. A partial index serves a statement only when
+the statement spells the index's condition literally, so states are literals in every hot statement.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Float, Index, Integer, MetaData, PrimaryKeyConstraint, Table, Text, text
+
+metadata = MetaData()
+VERSION_TABLE = "gpuqueue_version"
+
+# What updates often, and nothing large: an update rewrites the whole row.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("enqueued_at", Integer, nullable=False),
+    Column("scheduled_at", Integer, nullable=False),
+    Column("started_at", Integer),
+    Column("finished_at", Integer),
+    Column("expires_at", Integer),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("max_attempts", Integer, nullable=False, server_default="1"),
+    Column("lease", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("timeout_s", Float),
+    Column("worker_id", Text),
+    Column("cancel_requested", Integer, nullable=False, server_default="0"),
+    Column("waiting_for", Text),
+    # What the job needs of a device, once a worker has sized it; the class is demand_bytes // 64 MiB.
+    Column("demand_model", Text, nullable=False, server_default=""),
+    Column("demand_class", Integer, nullable=False, server_default="0"),
+    Column("demand_bytes", Integer, nullable=False, server_default="0"),
+    # The reservation: set by the claim, cleared by the verified clean-up, whatever the state is meanwhile.
+    Column("device", Text),
+    Column("reserved_bytes", Integer, nullable=False, server_default="0"),
+    # JSON up to INLINE_BYTES, NULL when it lies in payloads.
+    Column("arguments", Text),
+    Column("result", Text),
+    Column("error", Text),
+    Column("tags", Text),
+    Index(
+        "jobs_claim",
+        "queue",
+        "demand_model",
+        "demand_class",
+        text("priority DESC"),
+        "scheduled_at",
+        "id",
+        sqlite_where=text("state = 'available'"),
+    ),
+    Index("jobs_due", "scheduled_at", "queue", sqlite_where=text("state IN ('scheduled', 'retryable')")),
+    Index("jobs_running", "queue", "worker_id", sqlite_where=text("state = 'running'")),
+    Index("jobs_reserved", "device", sqlite_where=text("device IS NOT NULL")),
+    Index("jobs_expiring", "expires_at", sqlite_where=text("expires_at IS NOT NULL AND finished_at IS NULL")),
+    Index("jobs_finished", "finished_at", sqlite_where=text("finished_at IS NOT NULL")),
+    Index("jobs_unsuccessful", "state", "id", sqlite_where=text("state IN ('cancelled', 'discarded')")),
+    Index("jobs_waiting_for", "waiting_for", sqlite_where=text("waiting_for IS NOT NULL")),
+    sqlite_autoincrement=True,  # a pruned job's late finisher must not meet a new job
+)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("job_id", Integer, nullable=False),
+    Column("kind", Text, nullable=False),  # "arguments" or "result"
+    Column("content", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "kind"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("job_id", Integer, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("lease", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# Failures and interruptions; an attempt that completed is told by the job's own row.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", Integer, nullable=False),
+    Column("lease", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),  # retried snoozed discarded cancelled released crashed
+    Column("started_at", Integer),
+    Column("finished_at", Integer, nullable=False),
+    Column("worker_id", Text),
+    Column("device", Text),
+    Column("error", Text),
+    PrimaryKeyConstraint("job_id", "lease"),
+    sqlite_with_rowid=False,
+)
+
+queues = Table(
+    "queues",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("paused_at", Integer),
+    Column("paused_until", Integer),
+    Column("paused_by", Text),
+    Column("pause_reason", Text),
+    Column("holds", Text),  # JSON of the last holds a worker saw, for the events queue_held and queue_released
+)
+
+# Finished jobs that are still stored, per queue: counting a million rows would take 200 ms.
+counters = Table(
+    "counters",
+    metadata,
+    Column("queue", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    PrimaryKeyConstraint("queue", "state"),
+    sqlite_with_rowid=False,
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("queues", Text),  # JSON list, NULL for all
+    Column("started_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs
+    Column("digest", Text, nullable=False),
+    Column("runtime_dir", Text, nullable=False),  # where its bell and its life file are
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("reading", Text),  # JSON, the last reading and its time
+    Column("residents", Text),  # JSON, the models loaded as last seen
+)
+
+backends = Table(
+    "backends",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("available", Integer, nullable=False, server_default="1"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("since", Integer),
+    Column("retry_at", Integer),
+    Column("checked_at", Integer),
+    Column("error", Text),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("job_id", Integer),
+    Column("queue", Text),
+    Column("data", Text),
+    Index("events_job", "job_id", sqlite_where=text("job_id IS NOT NULL")),
+    Index("events_at", "at"),
+    sqlite_autoincrement=True,
+)
+
+# Who reads the events; while there is one, triggers write an event for every transition of a job.
+followers = Table(
+    "followers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("last_event_id", Integer, nullable=False),
+)
+
+# One row: the settings of queues, devices, models and backends that all workers share.
+configuration = Table(
+    "configuration",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("accepted_at", Integer, nullable=False),
+)

@@ -1,0 +1,158 @@
+"""Owns the write lock: a fair wait for it, and one transaction for all threads that want it at once; knows no table.
+
+A thread that finds the writer taken leaves its work to the holder, which runs all waiting work in one transaction, each
+in a savepoint of its own (flat combining): a failing work fails alone, a failing COMMIT fails all of them.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpuqueue.errors import StoreBusy
+from gpuqueue.store.engine import explain, is_busy
+
+Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
+
+# SQLite's own busy handler starves writers. A jittered wait of our own is fair; producers come before workers.
+EAGER_WAIT_S = (0.000_02, 0.000_2)
+PATIENT_WAIT_S = (0.000_1, 0.005)
+
+
+class _Call:
+    """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
+
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Work[Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done: threading.Lock | None = None
+
+
+class Writer:
+    """Runs write work on one held connection.
+
+    `patient` writers (workers) leave the lock to eager ones (producers). `timeout_s` bounds the wait for the lock.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], *, path: Path, patient: bool, timeout_s: float) -> None:
+        self._connect = connect
+        self._path = path
+        self._wait_s = PATIENT_WAIT_S if patient else EAGER_WAIT_S
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._queue: deque[_Call] = deque()
+        self.connection: sqlite3.Connection | None = None
+
+    def run(self, work: Work[Result]) -> Result:
+        """Run the work in a write transaction and return what it returned, after the commit.
+
+        Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError.
+        """
+        call = _Call(work)
+        if self._lock.acquire(blocking=False):
+            self._serve(call)
+        else:
+            call.done = threading.Lock()
+            call.done.acquire()
+            self._queue.append(call)
+            # The holder may have looked at the queue just before: whoever gets the lock serves.
+            if self._lock.acquire(blocking=False):
+                self._serve(None)
+            call.done.acquire()
+        if call.error is not None:
+            raise call.error
+        return call.result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the connection once no work runs."""
+        with self._lock:
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = None
+
+    def _serve(self, own: _Call | None) -> None:
+        while True:
+            try:
+                calls = [] if own is None else [own]
+                while self._queue:
+                    calls.append(self._queue.popleft())
+                if calls:
+                    self._transact(calls)
+            finally:
+                self._lock.release()
+            own = None
+            # A call may have been queued after the last look and before the release.
+            if not self._queue or not self._lock.acquire(blocking=False):
+                return
+
+    def _transact(self, calls: list[_Call]) -> None:
+        connection = None
+        try:
+            connection = self.connection or self._open()
+            self._begin(connection)
+            if len(calls) == 1:
+                calls[0].result = calls[0].work(connection)
+            else:
+                for call in calls:
+                    self._run_in_savepoint(connection, call)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection is not None and connection.in_transaction:
+                connection.execute("ROLLBACK")
+            failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+            if failure is not error:
+                failure.__cause__ = error
+            if isinstance(error, Exception):
+                for call in calls:
+                    call.error = call.error or failure
+            else:  # an interrupt belongs to the thread that it hit, which is this one
+                for call in calls:
+                    call.error = StoreBusy("the thread that was writing for this one was interrupted; nothing was changed, try again")
+                raise
+        finally:
+            for call in calls:
+                if call.done is not None:
+                    call.done.release()
+
+    def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
+        connection.execute("SAVEPOINT one_call")
+        try:
+            call.result = call.work(connection)
+        except Exception as error:
+            if not connection.in_transaction:  # SQLite has rolled back everything, as it does on a full disk
+                raise
+            connection.execute("ROLLBACK TO one_call")
+            call.error = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+        connection.execute("RELEASE one_call")
+
+    def _open(self) -> sqlite3.Connection:
+        self.connection = self._connect()
+        self.connection.execute("PRAGMA busy_timeout = 0")
+        return self.connection
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        give_up_s = 0.0
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+            now_s = time.monotonic()
+            give_up_s = give_up_s or now_s + self._timeout_s
+            if now_s >= give_up_s:
+                raise StoreBusy(
+                    f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
+                )
+            time.sleep(random.uniform(*self._wait_s))

@@ -1,0 +1,19 @@
+"""Runs the migrations on the connection that gpuqueue hands over, or on DATABASE for `alembic` on its own."""
+
+from alembic import context
+from sqlalchemy import create_engine
+
+from gpuqueue.store.tables import VERSION_TABLE, metadata
+
+
+def run(connection):
+    context.configure(connection=connection, target_metadata=metadata, version_table=VERSION_TABLE, transactional_ddl=False)
+    context.run_migrations()
+
+
+handed_over = context.config.attributes.get("connection")
+if handed_over is not None:
+    run(handed_over)
+else:
+    with create_engine(context.config.get_main_option("sqlalchemy.url")).begin() as own:
+        run(own)
