@@ -1,0 +1,72 @@
+"""gpuqueue: a job queue in one SQLite file, for applications whose interactive and background AI work share one small GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gpuqueue.config import Config
+from gpuqueue.domain import Event, Explanation, Hold, Job, State, WorkerInfo
+from gpuqueue.errors import (
+    ConfigurationError,
+    GPUQueueError,
+    JobCancelled,
+    JobError,
+    JobExpired,
+    JobFailed,
+    PayloadError,
+    ServiceUnavailable,
+    StateError,
+    StoreBusy,
+    StoreError,
+    UnknownJob,
+    UnknownQueue,
+    UnknownTask,
+    UsageError,
+)
+from gpuqueue.handle import JobHandle
+from gpuqueue.hookspecs import hookimpl
+from gpuqueue.queue import GPUQueue
+from gpuqueue.tasks import Task
+
+if TYPE_CHECKING:
+    from gpuqueue.worker import Worker
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "ConfigurationError",
+    "Event",
+    "Explanation",
+    "GPUQueue",
+    "GPUQueueError",
+    "Hold",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobHandle",
+    "PayloadError",
+    "ServiceUnavailable",
+    "State",
+    "StateError",
+    "StoreBusy",
+    "StoreError",
+    "Task",
+    "UnknownJob",
+    "UnknownQueue",
+    "UnknownTask",
+    "UsageError",
+    "Worker",
+    "WorkerInfo",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A web process that only enqueues loads no worker.
+    if name == "Worker":
+        from gpuqueue.worker import Worker
+
+        return Worker
+    raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")

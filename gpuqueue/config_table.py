@@ -6,6 +6,7 @@ A value comes from the file, from an environment variable (as text), or from an 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any, TypeVar
 from gpuqueue.errors import ConfigurationError, UsageError, did_you_mean
 from gpuqueue.units import parse_duration, parse_size
 
-__all__ = ["Origin", "Setting", "Table"]
+__all__ = ["Origin", "Setting", "Table", "quoted_key", "worded"]
 
 T = TypeVar("T")
+D = TypeVar("D")
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 Origin = Callable[[str], str]  # words where the value under a dotted key came from
 
@@ -47,8 +50,7 @@ class Table:
                 self._items[name] = Table(value, key=dotted, origin=origin, is_text=is_text)
             elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
                 self._items[name] = [
-                    Table(item, key=f"{dotted}[{number}]", origin=origin, is_text=is_text)
-                    for number, item in enumerate(value)
+                    Table(item, key=f"{dotted}[{number}]", origin=origin, is_text=is_text) for number, item in enumerate(value)
                 ]
             else:
                 self._items[name] = Setting(value, origin(dotted), is_text)
@@ -76,9 +78,9 @@ class Table:
                 continue
             where = item.where if isinstance(item, Setting | Table) else item[0].where
             hint = ""
-            parent, _, name = self.key.rpartition(".")
-            if isinstance(item, Table) and parent:
-                # TOML reads [models.qwen2.5] as two names.
+            if isinstance(item, Table) and self.key.count(".") == 1:
+                # TOML reads [models.qwen2.5] as a table "5" in a table "qwen2".
+                parent, _, name = self.key.partition(".")
                 hint = f' A name with a point in it needs quotes: [{parent}."{name}.{key}"].'
             raise ConfigurationError(
                 f"{where}: there is no setting {key!r} here{did_you_mean(key, names)}.{hint} Settings: {', '.join(names)}"
@@ -103,7 +105,7 @@ class Table:
         """Find a table; an empty one when it was not given."""
         item = self._items.get(key)
         if item is None:
-            return Table({}, key=_join(self.key, key), origin=lambda dotted: f"{self.where}: {dotted}")
+            return Table({}, key=_join(self.key, key), origin=lambda dotted: dotted)
         if isinstance(item, Table):
             return item
         if isinstance(item, Setting):
@@ -113,13 +115,9 @@ class Table:
     def tables(self, key: str, example: str) -> dict[str, Table]:
         """Find the tables in a table, by name."""
         parent = self.table(key, example)
-        found = {}
-        for name, item in parent._items.items():
-            if not isinstance(item, Table):
-                raise parent.table(name, example).error("")  # never reached: table() raises with the reason
-            if not name.strip():
-                raise item.error(f"a name cannot be empty; write {example}")
-            found[name] = item
+        found = {name: parent.table(name, example) for name in parent._items}
+        if any(not name.strip() for name in found):
+            raise parent.error(f"a name cannot be empty; write {example}")
         return found
 
     def sequence(self, key: str, example: str) -> list[Table]:
@@ -197,18 +195,16 @@ class Table:
 
     def data(self) -> dict[str, Any]:
         """Give the plain values back."""
-        return {
-            name: item.value
-            if isinstance(item, Setting)
-            else item.data()
-            if isinstance(item, Table)
-            else [table.data() for table in item]
-            for name, item in self._items.items()
-        }
+        return {name: _plain(item) for name, item in self._items.items()}
 
-    def _read(self, key: str, default: T, read: Callable[[Setting], Any]) -> Any:
+    def _read(self, key: str, default: D, read: Callable[[Setting], T]) -> T | D:
         setting = self.get(key)
         return default if setting is None else read(setting)
+
+
+def quoted_key(name: str) -> str:
+    """Write a name as a TOML key, in quotes where it needs them."""
+    return name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
 def worded(setting: Setting, read: Callable[[], T]) -> T:
@@ -226,7 +222,14 @@ def _text(setting: Setting, example: str) -> str:
     return str(setting.value)
 
 
+def _plain(item: Setting | Table | list[Table]) -> Any:
+    if isinstance(item, Setting):
+        return item.value
+    return item.data() if isinstance(item, Table) else [table.data() for table in item]
+
+
 def _join(key: str, name: str) -> str:
+    name = quoted_key(name)
     return f"{key}.{name}" if key else name
 
 

@@ -83,9 +83,7 @@ def device_order(device: DeviceSettings) -> tuple[int, str]:
 
 def _plain(items: Iterable[Named]) -> dict[str, dict[str, Any]]:
     return {
-        item.name: {
-            field.name: _plain_value(getattr(item, field.name)) for field in fields(item) if field.name != "name"
-        }
+        item.name: {field.name: _plain_value(getattr(item, field.name)) for field in fields(item) if field.name != "name"}
         for item in sorted(items, key=lambda item: item.name)
     }
 
@@ -101,17 +99,14 @@ def _plain_value(value: Any) -> Any:
 
 def _build(kind: type[Named], tables: Mapping[str, Mapping[str, Any]]) -> list[Named]:
     known = {field.name: str(field.type) for field in fields(kind)}
-    return [
-        kind(
-            name=name,
-            **{
-                key: tuple(value) if known[key].startswith("tuple") else value
-                for key, value in table.items()
-                if key in known and key != "name"
-            },
-        )
-        for name, table in tables.items()
-    ]
+    built = []
+    for name, table in tables.items():
+        values: dict[str, Any] = {key: value for key, value in table.items() if key in known}
+        for key, value in values.items():
+            if known[key].startswith("tuple"):
+                values[key] = tuple(value)
+        built.append(kind(**{**values, "name": name}))
+    return built
 
 
 def _differences(path: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:

@@ -144,9 +144,7 @@ def _duration_of_text(text: str, what: str) -> float:
     for number, unit in amounts:
         if unit not in DURATION_UNITS:
             given = f"the unit {unit!r}" if unit else f"{number} without a unit"
-            raise UsageError(
-                f"{what} is {text!r}: {given} is not known; use d, h, m, s or ms. Right: {DURATION_EXAMPLES}"
-            )
+            raise UsageError(f"{what} is {text!r}: {given} is not known; use d, h, m, s or ms. Right: {DURATION_EXAMPLES}")
         if order.index(unit) <= last:
             raise UsageError(f"{what} is {text!r}: write each unit once, the largest first. Right: {DURATION_EXAMPLES}")
         last = order.index(unit)

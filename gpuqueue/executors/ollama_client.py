@@ -66,9 +66,7 @@ class OllamaClient:
         except httpx.InvalidURL as error:
             raise ConfigurationError(f"backend {settings.name!r}: the url {settings.url!r} is not valid: {error}") from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ConfigurationError(
-                f"backend {settings.name!r}: the url {settings.url!r} must look like http://127.0.0.1:11434"
-            )
+            raise ConfigurationError(f"backend {settings.name!r}: the url {settings.url!r} must look like http://127.0.0.1:11434")
         self.settings = settings
         self.shown_url = str(self._url.copy_with(userinfo=b"")).rstrip("/")
 
@@ -216,13 +214,16 @@ class OllamaClient:
         # none that the job is at fault, so the job is postponed and its attempt not spent.
         waited_s = self.settings.first_token_s
         return self._unreached(
-            error, f"did not begin to answer for {_model(body)} within {waited_s:g} s; raise first_token_s if it loads that slowly"
+            error,
+            f"did not begin to answer for {_model(body)} within {waited_s:g} s; raise first_token_s if it loads that slowly",
         )
 
     def _unreached(self, error: httpx.HTTPError, too_slow: str) -> BackendUnavailable:
         match error:
             case httpx.ConnectTimeout():
-                return self._unavailable(f"could not be reached within {self.settings.connect_s:g} s; check the host and its network")
+                return self._unavailable(
+                    f"could not be reached within {self.settings.connect_s:g} s; check the host and its network"
+                )
             case httpx.TimeoutException():
                 return self._unavailable(too_slow)
             case httpx.ConnectError() if _refused(error):

@@ -124,7 +124,7 @@ def _local_date(moment: datetime, zone: tzinfo) -> date:
 
 @lru_cache(maxsize=512)
 def _cover_week(windows: tuple[Window, ...]) -> bool:
-    covered = set()
+    covered: set[int] = set()
     for window in windows:
         for day in window.weekdays:
             start = day * DAY_MINUTES + window.start_minute

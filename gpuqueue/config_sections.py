@@ -1,0 +1,315 @@
+"""Owns what each section of the configuration may say and what must hold between them; opens no file.
+
+Every function takes the table it reads, so that each error names the file, variable or argument that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
+
+from gpuqueue.config_table import Setting, Table, worded
+from gpuqueue.domain import (
+    FINISHED,
+    BackendSettings,
+    DeviceSettings,
+    ModelSettings,
+    QueueSettings,
+    State,
+    WhenUnavailable,
+)
+from gpuqueue.errors import ConfigurationError, UsageError, did_you_mean
+from gpuqueue.settings import device_order
+from gpuqueue.units import format_size, parse_duration
+from gpuqueue.windows import parse_window, parse_zone
+
+DEVICE_KEYS = ("device", "budget", "margin", "max_models", "slots", "keep_warm")
+BACKEND_PATIENCE = ("connect", "first_token", "gap", "total", "settle", "release", "probe_every")
+MODEL_KEYS = ("vram", "options")
+QUEUE_KEYS = (
+    "gpu",
+    "concurrency",
+    "pause",
+    "timezone",
+    "yields_to",
+    "when_unavailable",
+    "retry_every",
+    "max_attempts",
+    "timeout",
+    "priority",
+    "backend",
+)
+WORKER_KEYS = ("threads", "lease", "grace", "max_crashes")
+RETENTION_KEYS = tuple(state.value for state in FINISHED)
+PLUGINS_KEYS = ("block",)
+
+DEFAULT_RETENTION: Mapping[State, float | None] = {
+    State.COMPLETED: 7 * 86_400.0,
+    State.CANCELLED: 7 * 86_400.0,
+    State.DISCARDED: 30 * 86_400.0,
+}
+
+OLLAMA = "ollama"
+OLLAMA_PORT = 11434
+NO_BACKEND = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How one worker process behaves; others may differ."""
+
+    threads: int = 8
+    lease_s: float = 30.0
+    grace_s: float = 30.0  # how long a shutdown lets attempts finish
+    max_crashes: int = 3  # workers that one job may take down before it is discarded
+
+
+def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
+    """Read the cards of [gpu] or [[gpu]]."""
+    devices: dict[str, DeviceSettings] = {}
+    for position, table in enumerate(tables):
+        device = _device(table, position)
+        if device.name in devices:
+            raise table.error(f"the device {device.name!r} is already configured; give each [[gpu]] its own device = …")
+        devices[device.name] = device
+    return tuple(sorted(devices.values(), key=device_order))
+
+
+def read_backends(table: Table | None, *, ollama_host: Setting | None) -> tuple[BackendSettings, ...]:
+    """Read [ollama]; `ollama_host` is used where it has no url; None for the table means that no Ollama is needed."""
+    if table is None:
+        return ()
+    table.expect(["url", *BACKEND_PATIENCE])
+    url = table.get("url") or ollama_host
+    address = BackendSettings().url if url is None else worded(url, lambda: ollama_url(url.value))
+    patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
+    return (BackendSettings(name=OLLAMA, url=address, **patience),)
+
+
+def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, ModelSettings]:
+    """Read [models.NAME]; each must fit a device, where there are devices."""
+    models = {}
+    for name, table in tables.items():
+        table.expect(MODEL_KEYS)
+        vram = table.get("vram")
+        if vram is None:
+            raise table.error('vram is missing; say how much memory the model takes when loaded: vram = "4.5GB"')
+        vram_bytes = table.size("vram", 0)
+        if not vram_bytes:
+            raise vram.error('a model takes memory; write vram = "4.5GB"')
+        largest = max(devices, key=lambda device: device.budget_bytes, default=None)
+        if largest is not None and vram_bytes > largest.budget_bytes:
+            raise vram.error(
+                f"no device could ever load it; the largest budget is {format_size(largest.budget_bytes)} "
+                f"({largest.name}). Raise gpu.budget or use a smaller model"
+            )
+        options = table.table("options", "options = { num_ctx = 4096 }")
+        models[name] = ModelSettings(name, vram_bytes, _json_data(options))
+    return models
+
+
+def read_queues(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, QueueSettings]:
+    """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
+    queues = {name: _queue(name, table, has_device=bool(devices)) for name, table in tables.items()}
+    for name, table in tables.items():
+        yields_to = table.get("yields_to")
+        if yields_to is not None:
+            _check_yielding(name, yields_to, queues)
+    return queues
+
+
+def read_worker(table: Table) -> WorkerSettings:
+    """Read [worker]."""
+    table.expect(WORKER_KEYS)
+    default = WorkerSettings()
+    return WorkerSettings(
+        threads=table.integer("threads", default.threads, minimum=1),
+        lease_s=table.duration("lease", default.lease_s, positive=True),
+        grace_s=table.duration("grace", default.grace_s),
+        max_crashes=table.integer("max_crashes", default.max_crashes, minimum=1),
+    )
+
+
+def read_retention(table: Table) -> dict[State, float | None]:
+    """Read [retention]; None keeps finished jobs for ever."""
+    table.expect(RETENTION_KEYS)
+    retention = dict(DEFAULT_RETENTION)
+    for state in FINISHED:
+        setting = table.get(state.value)
+        if setting is not None:
+            retention[state] = _age(setting)
+    return retention
+
+
+def read_plugins(table: Table) -> tuple[str, ...]:
+    """Read [plugins]."""
+    table.expect(PLUGINS_KEYS)
+    return table.texts("block", example='["windows"]')
+
+
+def needs_ollama(table: Table, models: Mapping[str, ModelSettings], queues: Mapping[str, QueueSettings]) -> bool:
+    """Say whether the configuration speaks of an Ollama, in a section or by using it."""
+    return table.has(OLLAMA) or bool(models) or any(queue.backend == OLLAMA for queue in queues.values())
+
+
+def ollama_url(address: object) -> str:
+    """Complete an address as Ollama does: `host`, `host:port`, `:port` or a URL; 0.0.0.0 means this machine."""
+    wrong = UsageError(f'{address!r} is not the address of an Ollama. Right: "http://127.0.0.1:11434", "gpu-host:11434"')
+    if not isinstance(address, str):
+        raise wrong
+    text = address.strip(" '\"")
+    scheme, has_scheme, rest = text.partition("://") if "://" in text else ("http", "", text)
+    rest = rest.rstrip("/")
+    # A bare IPv6 address would be read as a host and a port.
+    if re.fullmatch(r"[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*", rest):
+        rest = f"[{rest}]"
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if not rest or parts.scheme not in {"http", "https"} or parts.query or parts.fragment or re.search(r"\s", text):
+        raise wrong
+    host = parts.hostname or ""
+    if host in {"", "0.0.0.0"}:
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "::1"
+    if ":" in host:
+        host = f"[{host}]"
+    if port is None and not has_scheme:
+        port = OLLAMA_PORT
+    user, at, _ = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user}{at}{host}{'' if port is None else f':{port}'}{parts.path}"
+
+
+def _device(table: Table, position: int) -> DeviceSettings:
+    table.expect(DEVICE_KEYS)
+    budget = table.get("budget")
+    if budget is None:
+        raise table.error('budget is missing; say how much of the card jobs may use: budget = "5GB"')
+    budget_bytes = table.size("budget", 0)
+    if not budget_bytes:
+        raise budget.error('jobs need some of the card; write budget = "5GB"')
+    name, index = _device_name(table.get("device"), position)
+    return DeviceSettings(
+        name=name,
+        budget_bytes=budget_bytes,
+        margin_bytes=table.size("margin", 0),
+        max_models=table.integer("max_models", 1, minimum=1),
+        slots=table.integer("slots", 1, minimum=1),
+        keep_warm_s=table.duration("keep_warm", 0.0),
+        index=index,
+    )
+
+
+def _device_name(setting: Setting | None, position: int) -> tuple[str, int]:
+    if setting is None:
+        return f"gpu{position}", position
+    value = setting.value
+    if isinstance(value, str) and (match := re.fullmatch(r"(?:gpu)?([0-9]{1,4})", value.strip())):
+        value = int(match[1])
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return f"gpu{value}", value
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.:/-]*", value.strip()):
+        return value.strip(), position
+    raise setting.error('this is a card\'s index or UUID, as `nvidia-smi -L` lists them; write device = 0 or device = "GPU-…"')
+
+
+def _patience(table: Table, key: str) -> float:
+    default: float = getattr(BackendSettings(), f"{key}_s")
+    return table.duration(key, default, positive=key not in {"settle", "release"})
+
+
+def _json_data(table: Table) -> dict[str, Any]:
+    data = table.data()
+    try:
+        json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError):
+        raise table.error("options are sent to Ollama as JSON: texts, finite numbers, true, false and lists") from None
+    return data
+
+
+def _queue(name: str, table: Table, *, has_device: bool) -> QueueSettings:
+    table.expect(QUEUE_KEYS)
+    gpu = table.flag("gpu", False)
+    if gpu and not has_device:
+        raise table.error(
+            'gpu = true, but no card is configured; add [gpu] with budget = "5GB" (also for an Ollama on another machine)'
+        )
+    return QueueSettings(
+        name=name,
+        gpu=gpu,
+        concurrency=table.integer("concurrency", None, minimum=1, advice=f"to stop the queue for a while: gpuqueue pause {name}"),
+        pause=_pause(table),
+        timezone=_zone(table),
+        yields_to=table.texts("yields_to", example='["ai-realtime"]'),
+        when_unavailable=cast(WhenUnavailable, table.choice("when_unavailable", "wait", get_args(WhenUnavailable))),
+        retry_every_s=table.duration("retry_every", QueueSettings(name).retry_every_s, positive=True),
+        max_attempts=table.integer("max_attempts", None, minimum=1),
+        timeout_s=table.duration("timeout", None, positive=True),
+        priority=table.integer("priority", None),
+        backend=_backend(table, gpu=gpu),
+    )
+
+
+def _pause(table: Table) -> tuple[str, ...]:
+    texts = table.texts("pause", example='["09:00-18:00"]')
+    setting = table.get("pause")
+    if setting is not None:
+        for text in texts:
+            worded(setting, lambda text=text: parse_window(text))  # type: ignore[misc]
+    return texts
+
+
+def _zone(table: Table) -> str:
+    name = table.text("timezone", "UTC", example='timezone = "Asia/Bangkok"')
+    setting = table.get("timezone")
+    if setting is not None:
+        worded(setting, lambda: parse_zone(name))
+    return name
+
+
+def _backend(table: Table, *, gpu: bool) -> str:
+    name = table.choice("backend", OLLAMA if gpu else NO_BACKEND, (OLLAMA, NO_BACKEND))
+    return "" if name == NO_BACKEND else name
+
+
+def _check_yielding(name: str, setting: Setting, queues: Mapping[str, QueueSettings]) -> None:
+    for other in queues[name].yields_to:
+        if other == name:
+            raise setting.error("a queue cannot yield to itself; leave its own name out")
+        if other not in queues:
+            raise setting.error(
+                f"there is no queue {other!r}{did_you_mean(other, queues)}. Queues: {', '.join(queues)}. "
+                f"A queue to yield to is configured in a section of its own, [queues.{other}]"
+            )
+    cycle = _path(name, name, queues, set())
+    if cycle:
+        raise setting.error(f"the queues would wait for each other: {' → '.join([name, *cycle])}; take one of these away")
+
+
+def _path(start: str, goal: str, queues: Mapping[str, QueueSettings], seen: set[str]) -> list[str]:
+    """Find the way from one queue to another along yields_to; empty when there is none."""
+    for other in queues[start].yields_to if start in queues else ():
+        if other == goal:
+            return [other]
+        if other not in seen:
+            seen.add(other)
+            rest = _path(other, goal, queues, seen)
+            if rest:
+                return [other, *rest]
+    return []
+
+
+def _age(setting: Setting) -> float | None:
+    if setting.value == "forever":
+        return None
+    try:
+        return parse_duration(setting.value, what=setting.where)
+    except UsageError as error:
+        raise ConfigurationError(f'{error}, or "forever"') from None

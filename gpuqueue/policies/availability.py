@@ -1,0 +1,35 @@
+"""Owns what happens while a backend is away: which queues are held, refused or postponed; asks no backend itself.
+
+Each backend has one breaker, its row in `backends`, opened by a failed attempt or probe and closed by an answered one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from gpuqueue.domain import Discard, Hold, Snooze
+from gpuqueue.errors import BackendUnavailable
+from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
+
+REFUSAL = "AI service temporarily unavailable"
+
+
+class Availability:
+    """Applies a queue's `when_unavailable`: reject ends its jobs at once, retry and wait keep them without spending attempts."""
+
+    @hookimpl
+    def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
+        backend = details.view.backends.get(details.queue.backend)
+        if backend is None or backend.available:
+            return None
+        if details.queue.when_unavailable == "reject":
+            return Hold("unavailable", f"{REFUSAL} ({backend.error})", backend.retry_at, refuse=True)
+        return Hold("unavailable", f"{backend.name} at {backend.url} is away: {backend.error}", backend.retry_at)
+
+    @hookimpl
+    def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:
+        if not isinstance(details.error, BackendUnavailable):
+            return None
+        if details.queue.when_unavailable == "reject":
+            return Discard("unavailable", REFUSAL)
+        return Snooze(details.now + timedelta(seconds=details.queue.retry_every_s), waiting_for=details.error.backend)

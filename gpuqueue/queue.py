@@ -1,0 +1,387 @@
+"""Owns the client: enqueue, find, wait, control and explain; never runs a job, reads a device or asks a backend."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, overload
+
+from gpuqueue.config import Config, database_path
+from gpuqueue.decisions import decide_holds, explain, yielding_order
+from gpuqueue.domain import Explanation, Hold, ModelSettings, Pause, QueueSettings, State, View, WorkerInfo
+from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
+from gpuqueue.handle import JobHandle
+from gpuqueue.model_tasks import OllamaTasks
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.policies import default_policies
+from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
+from gpuqueue.store import Store, queries
+from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.rows import to_json
+from gpuqueue.tasks import Duration, JobOptions, Signature, Task, job_options, merged, task_name
+from gpuqueue.units import from_us, parse_duration
+from gpuqueue.view import live_workers, read_view, serves
+
+DEFAULT_QUEUE = "default"
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+class GPUQueue:
+    """A job queue in one SQLite file.
+
+    `database` is a path or `sqlite:///…` URL; `plugins` are registered beside those installed. The file is opened, and
+    created or upgraded when needed, at the first use. Safe to use from many threads and after a fork.
+    Raises: ConfigurationError; at the first use StoreError.
+    """
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str] | None = None,
+        *,
+        config: Config | None = None,
+        plugins: Iterable[object] = (),
+        discover_plugins: bool = True,
+    ) -> None:
+        self.config = config if config is not None else Config.default(database)
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.plugins = Plugins(default_policies(), blocked=self.config.plugins_blocked, discover=discover_plugins)
+        for plugin in plugins:
+            self.plugins.register(plugin)
+        self.ollama = OllamaTasks(self)
+        self._queues: dict[str, QueueSettings] = dict(self.config.queues)
+        self._task_queues: set[str] = set()
+        self._ensured: set[str] = set()
+        self._opening = threading.Lock()
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str], *, plugins: Iterable[object] = (), **overrides: Any) -> GPUQueue:
+        """Make the queue that a gpuqueue.toml describes; `overrides` win over it. Raises: ConfigurationError."""
+        return cls(config=Config.load(path, **overrides), plugins=plugins)
+
+    # --- declaring ---
+
+    def queue(self, name: str, **settings: Any) -> QueueSettings:
+        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError."""
+        try:
+            made = replace(self._queues.get(name) or QueueSettings(name), **settings)
+        except TypeError as error:
+            raise ConfigurationError(f"queue {name!r}: {error}") from None
+        queues = {**self._queues, name: made}
+        for other in made.yields_to:
+            if other not in queues:
+                raise UnknownQueue(other, queues)
+        yielding_order(queues)
+        self._queues = queues
+        return made
+
+    @overload
+    def task(self, function: Callable[Parameters, Returned], /) -> Task[Parameters, Returned]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        priority: int | None = None,
+    ) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]: ...
+
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = DEFAULT_QUEUE,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        priority: int | None = None,
+    ) -> Any:
+        """Register a function as a task; its arguments and what it returns are JSON.
+
+        `queue` exists from now on; `timeout` limits an attempt. Raises: UsageError, also when the name is taken.
+        """
+        defaults = job_options(queue=queue, max_attempts=max_attempts, timeout=timeout, priority=priority)
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            chosen = name or task_name(function)
+            return self.add_task(Task(self, chosen, function, defaults, signature=Signature.of(function)))
+
+        return register if function is None else register(function)
+
+    def add_task(self, task: Task[Parameters, Returned]) -> Task[Parameters, Returned]:
+        """Register a task object. Raises: UsageError when another function has its name."""
+        known = self.tasks.get(task.name)
+        if known is not None and known.function is not task.function and _place_of(known) != _place_of(task):
+            raise UsageError(f"a task {task.name!r} is registered already; give this one another name=")
+        self.tasks[task.name] = task
+        if task.defaults.queue is not None:
+            self._task_queues.add(task.defaults.queue)
+        return task
+
+    # --- enqueueing ---
+
+    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, *, queue: str | None = None, **options: Any) -> JobHandle:
+        """Store a job of a task by its name; `options` are those of `Task.using`.
+
+        Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError.
+        """
+        task = self._task(name)
+        asked = _options(queue=queue, **options)
+        return self.submit(task, dict(arguments or {}), merged(asked, task.defaults))
+
+    def enqueue_many(self, jobs: Iterable[tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]]) -> list[JobHandle]:
+        """Store all the jobs in one transaction, or none.
+
+        Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
+        Raises: as `enqueue`, naming the position of the wrong one.
+        """
+        now_us = self.now_us()
+        new = []
+        for position, item in enumerate(jobs):
+            try:
+                new.append(self._new_job_of(item, now_us))
+            except UsageError as error:
+                raise type(error)(*error.args) if isinstance(error, UnknownQueue | UnknownTask) else type(error)(
+                    f"job {position} of this call: {error}"
+                ) from None
+        return [JobHandle(self, job_id) for job_id in self.store.enqueue_many(new, now_us=now_us)]
+
+    def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        """Store a job of a task with complete options; what `enqueue` and `Task.enqueue` come down to."""
+        now_us = self.now_us()
+        return JobHandle(self, self.store.enqueue(self._new_job(task, arguments, options, now_us), now_us=now_us))
+
+    def _new_job_of(self, item: tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any], now_us: int) -> NewJob:
+        if isinstance(item, Mapping):
+            rest = dict(item)
+            named, arguments = rest.pop("task", None), rest.pop("arguments", {})
+            asked = _options(**rest)
+        else:
+            try:
+                named, arguments = item
+            except (TypeError, ValueError):
+                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {item!r}") from None
+            asked = JobOptions()
+        task = named if isinstance(named, Task) else self._task(str(named))
+        return self._new_job(task, arguments, merged(asked, task.defaults), now_us)
+
+    def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
+        task.signature.check(task.name, arguments)
+        queue = options.queue or DEFAULT_QUEUE
+        if queue not in self._ensured:
+            self._ensure_queue(queue)
+        settings = self._queues.get(queue)
+        if settings is not None:
+            options = merged(options, _queue_defaults(settings))
+        scheduled_at_us = now_us
+        if options.at_us is not None:
+            scheduled_at_us = options.at_us
+        elif options.delay_s is not None:
+            scheduled_at_us = now_us + int(options.delay_s * 1e6)
+        return NewJob(
+            queue,
+            task.name,
+            to_json(arguments, limit_bytes=self.config.max_payload_bytes, what=f"the arguments of {task.name}") if arguments else "{}",
+            scheduled_at_us,
+            options.priority or 0,
+            options.max_attempts or 1,
+            options.timeout_s,
+            None if options.expires_in_s is None else now_us + int(options.expires_in_s * 1e6),
+            options.tags,
+        )
+
+    def _task(self, name: str) -> Task[..., Any]:
+        task = self.tasks.get(name)
+        if task is None:
+            raise UnknownTask(name, self.tasks)
+        return task
+
+    def _ensure_queue(self, name: str) -> None:
+        if not self._knows_queue(name):
+            raise UnknownQueue(name, self.queue_names())
+        self.store.ensure_queue(name)
+        self._ensured.add(name)
+
+    def _knows_queue(self, name: str) -> bool:
+        if name in self._queues or name in self._task_queues or name == DEFAULT_QUEUE:
+            return True
+        with self.store.reading() as connection:
+            return name in queries.queue_names(connection)
+
+    # --- finding and controlling ---
+
+    def job(self, job_id: int) -> JobHandle:
+        """Find a job. Raises: UnknownJob."""
+        return JobHandle(self, job_id).refresh()
+
+    def jobs(
+        self, *, queue: str | None = None, state: State | str | None = None, limit: int = 50, after: int | None = None
+    ) -> list[JobHandle]:
+        """List jobs, the newest first; `after` is the last id of the page before. Raises: UsageError."""
+        if state is not None and state not in list(State):
+            raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+        if queue is not None and not self._knows_queue(queue):
+            raise UnknownQueue(queue, self.queue_names())
+        with self.store.reading() as connection:
+            found = queries.list_jobs(connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after)
+        return [JobHandle(self, job.id, job) for job in found]
+
+    def pause(self, queue: str, *, reason: str = "", until: datetime | Duration | None = None, by: str | None = None) -> None:
+        """Pause a queue: no job of it starts after this returns; what runs goes on.
+
+        `until` is an aware datetime or a duration from now; without it the pause lasts until `resume`. Raises: UnknownQueue.
+        """
+        if not self._knows_queue(queue):
+            raise UnknownQueue(queue, self.queue_names())
+        now = self.now()
+        if until is not None and not isinstance(until, datetime):
+            until = now + timedelta(seconds=parse_duration(until, what="until"))
+        self.store.pause(queue, Pause(by or _user(), reason, now, until))
+
+    def resume(self, queue: str, *, by: str | None = None) -> bool:
+        """Lift a manual pause; returns whether there was one. Raises: UnknownQueue."""
+        if not self._knows_queue(queue):
+            raise UnknownQueue(queue, self.queue_names())
+        return self.store.resume(queue, by=by or _user(), now_us=self.now_us())
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
+        with self.store.snapshot() as connection:
+            counted = queries.counts(connection)
+        return {name: counted.get(name, {}) for name in sorted(set(self._queues) | set(counted))}
+
+    def holds(self) -> dict[str, list[Hold]]:
+        """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
+        return {name: list(holds) for name, holds in decide_holds(self.view(), self.plugins).items()}
+
+    def explain(self, job_id: int) -> Explanation:
+        """Say why a job is where it is, with every reason. Raises: UnknownJob."""
+        view = self.view()
+        with self.store.snapshot() as connection:
+            job = queries.get_job(connection, job_id)
+            ahead_count = queries.jobs_ahead(connection, job) if job.state is State.AVAILABLE else 0
+            running_ids = queries.running_ids(connection, job.queue)
+        return explain(
+            job, view, self.plugins, ahead_count=ahead_count, running_ids=running_ids, worker_command=self.worker_command(job.queue)
+        )
+
+    def workers(self) -> list[WorkerInfo]:
+        """List the workers that live."""
+        with self.store.reading() as connection:
+            return live_workers(connection, now_us=self.now_us())
+
+    def view(self) -> View:
+        """Read the snapshot that decisions are made from."""
+        return read_view(self.store, self.agreed_settings(), self.now())
+
+    # --- what it knows ---
+
+    @cached_property
+    def store(self) -> Store:
+        """The opened database file."""
+        with self._opening:
+            return self.open_store()
+
+    def open_store(self, *, patient: bool = False) -> Store:
+        """Open the file once more, with its own connections; a worker opens it `patient`."""
+        return Store(database_path(self.config.database), synchronous=self.config.synchronous, patient=patient)
+
+    @property
+    def database(self) -> Path:
+        """The absolute path of the file."""
+        return database_path(self.config.database)
+
+    def own_settings(self) -> SharedSettings:
+        """What this process was configured with, queues made in code included."""
+        return SharedSettings(self._queues, self.config.devices, self.config.models, self.config.backends)
+
+    def agreed_settings(self) -> SharedSettings:
+        """What the workers agreed on; before the first worker, this process's own."""
+        with self.store.reading() as connection:
+            shared = queries.configuration(connection)
+        return self.own_settings() if shared is None else settings_from_shared(shared)
+
+    def queue_settings(self, name: str) -> QueueSettings:
+        """How a queue behaves, as the workers agreed."""
+        return self.agreed_settings().queues.get(name) or QueueSettings(name)
+
+    def model_settings(self, name: str) -> ModelSettings | None:
+        """What is configured for a model."""
+        return self.config.models.get(name)
+
+    def queue_names(self) -> set[str]:
+        """Every queue that exists."""
+        with self.store.reading() as connection:
+            return queries.queue_names(connection) | set(self._queues) | self._task_queues | {DEFAULT_QUEUE}
+
+    def is_served(self, queue: str) -> bool:
+        """Say whether a live worker serves the queue."""
+        return any(serves(worker, queue) for worker in self.workers())
+
+    def worker_command(self, queue: str) -> str:
+        """Word the command that starts a worker for this queue."""
+        if self.config.path is not None:
+            where = f"--config {shlex.quote(str(self.config.path))}"
+        else:
+            where = f"--database {shlex.quote(str(self.database))}"
+        apps = sorted({task.function.__module__ for task in self.tasks.values() if task.function is not None})
+        app = " --app MODULE:QUEUE_OBJECT" if apps else ""
+        return f"gpuqueue {where} worker{app}"
+
+    def now_us(self) -> int:
+        """Read the clock: microseconds since 1970-01-01 UTC."""
+        return time.time_ns() // 1000
+
+    def now(self) -> datetime:
+        return from_us(self.now_us()).astimezone(UTC)
+
+    def shared(self) -> dict[str, Any]:
+        """This process's own settings as JSON-able data."""
+        return shared_settings(self.own_settings())
+
+    def close(self) -> None:
+        """Close the file's connections."""
+        store = self.__dict__.pop("store", None)
+        if store is not None:
+            store.close()
+
+    def __enter__(self) -> GPUQueue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _options(**options: Any) -> JobOptions:
+    try:
+        return job_options(**options)
+    except TypeError as error:
+        raise UsageError(f"unknown job option: {error}") from None
+
+
+def _queue_defaults(settings: QueueSettings) -> JobOptions:
+    return JobOptions(priority=settings.priority, max_attempts=settings.max_attempts, timeout_s=settings.timeout_s)
+
+
+def _place_of(task: Task[..., Any]) -> Sequence[Any]:
+    code = getattr(task.function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else (task.name,)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,667 @@
+"""Running a job on Ollama: over real HTTP, against a server that answers word for word what the test says."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gpuqueue.domain import BackendSettings, DeviceSettings, Lease, ModelSettings, Placement, Resident
+from gpuqueue.errors import (
+    BackendUnavailable,
+    CallerFault,
+    ConfigurationError,
+    ExecutionError,
+    OutOfMemory,
+    RunnerCrashed,
+)
+from gpuqueue.executors import AttemptInterrupted
+from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, OllamaVerbs
+from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient, full_name
+
+GEMMA = ModelSettings("gemma4:e4b", 4_500_000_000, {"num_ctx": 4096, "temperature": 0.7})
+NOMIC = ModelSettings("nomic-embed-text", 500_000_000, {"shift": False})
+MODELS = {model.name: model for model in (GEMMA, NOMIC)}
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+class Context:
+    """An attempt's context, as a worker would give it."""
+
+    def __init__(self, arguments: Mapping[str, Any], deadline_s: float | None = None, device: str = "gpu0") -> None:
+        self.lease = Lease(
+            job_id=1,
+            lease=1,
+            queue="ai-realtime",
+            task="ollama.generate",
+            attempt=1,
+            max_attempts=3,
+            arguments=arguments,
+            timeout_s=None,
+            started_at=datetime(2026, 3, 2, tzinfo=UTC),
+            placement=Placement(device, 4_500_000_000),
+        )
+        self.deadline_s = deadline_s
+        self.interruption: str | None = None
+        self.emitted: list[str] = []
+        self._lock = threading.Lock()
+        self._stops: list[Callable[[], None]] = []
+
+    def check(self) -> None:
+        if self.interruption:
+            raise AttemptInterrupted(self.interruption)
+
+    def emit(self, text: str) -> None:
+        self.emitted.append(text)
+
+    @contextmanager
+    def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        with self._lock:
+            self._stops.append(stop)
+            came_already = self.interruption is not None
+        if came_already:
+            stop()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stops.remove(stop)
+
+    def interrupt(self, reason: str = "cancelled") -> None:
+        with self._lock:
+            self.interruption = reason
+            for stop in self._stops:
+                stop()
+
+
+class Server:
+    """Answers each connection with the next script, and keeps what it was asked."""
+
+    def __init__(self, *scripts: bytes | Callable[[socket.socket], None]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.hung_up = threading.Event()  # the client closed a connection that the server was holding
+        self._scripts = list(scripts)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def hold(self, connection: socket.socket) -> None:
+        """Say nothing more until the client hangs up."""
+        connection.settimeout(10)
+        if connection.recv(1) == b"":
+            self.hung_up.set()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection:
+                asked = self._request(connection)
+                if asked is None:
+                    return
+                self.requests.append(asked)
+                script = self._scripts.pop(0) if self._scripts else plain(200, {"models": []})
+                if isinstance(script, bytes):
+                    connection.sendall(script)
+                else:
+                    script(connection)
+
+    @staticmethod
+    def _request(connection: socket.socket) -> dict[str, Any] | None:
+        with connection.makefile("rb") as sent:
+            first = sent.readline()
+            if not first:
+                return None
+            headers = dict(line.decode().lower().split(": ", 1) for line in iter(lambda: sent.readline().strip(), b""))
+            body = sent.read(int(headers.get("content-length", 0)))
+        return {"at": first.decode().rsplit(" ", 1)[0], "headers": headers, **(json.loads(body) if body else {})}
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        # A connection without a request ends the loop.
+        socket.create_connection(self._listener.getsockname()).close()
+        self._thread.join(timeout=10)
+        self._listener.close()
+        # A socket left open by the code under test fails its own test.
+        gc.collect()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def line(**fields: Any) -> bytes:
+    return chunk(json.dumps(fields).encode() + b"\n")
+
+
+def plain(status: int, body: Any) -> bytes:
+    text = json.dumps(body).encode() if not isinstance(body, bytes) else body
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(text), text)
+
+
+DONE = line(response="", done=True, done_reason="stop")
+
+
+def settings(server: Server, **changes: float) -> BackendSettings:
+    return replace(BackendSettings(url=server.url, connect_s=5, first_token_s=10, gap_s=10, total_s=20), **changes)
+
+
+def generate(server: Server, context: Context | None = None, **changes: float) -> dict[str, Any]:
+    context = context or Context({"model": "gemma4:e4b", "prompt": "Hello"})
+    return Generate(settings(server, **changes), MODELS).run(context)
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+# The answer
+
+
+def test_the_pieces_are_emitted_as_they_come_and_the_figures_are_in_seconds() -> None:
+    context = Context({"model": "gemma4:e4b", "prompt": "Hello"})
+    last = line(
+        model="gemma4:e4b",
+        response="",
+        done=True,
+        done_reason="length",
+        context=[5, 1, 4],
+        total_duration=651_810_911,
+        load_duration=618_077_757,
+        prompt_eval_count=7,
+        prompt_eval_duration=12_500_000,
+        eval_count=2,
+        eval_duration=30_723_810,
+    )
+    with Server(OK + line(response="tok0 ", done=False) + line(response="tok1", done=False) + last + END) as server:
+        result = generate(server, context)
+
+    assert context.emitted == ["tok0 ", "tok1"]
+    assert 0 < result.pop("first_token_s") < 10
+    assert result == {
+        "text": "tok0 tok1",
+        "model": "gemma4:e4b",
+        "done_reason": "length",
+        "prompt_tokens": 7,
+        "output_tokens": 2,
+        "load_s": 0.618077757,
+        "prompt_s": 0.0125,
+        "generate_s": 0.03072381,
+        "total_s": 0.651810911,
+        "context": [5, 1, 4],
+    }
+
+
+def test_a_figure_that_ollama_leaves_out_is_zero() -> None:
+    with Server(OK + line(response="x", done=False) + DONE + END) as server:
+        result = generate(server)
+
+    assert [result[key] for key in ("prompt_tokens", "output_tokens", "load_s", "prompt_s", "generate_s", "total_s")] == [0] * 6
+    assert not {"thinking", "tool_calls", "context", "spilled_bytes"} & result.keys()
+
+
+def test_lines_may_come_in_any_pieces_and_the_last_without_its_newline() -> None:
+    whole = b'{"response":"a\\n","done":false}\n\n{"response":"\xc3\xa9","done":false}\n{"response":"","done":true}'
+    with Server(OK + b"".join(chunk(bytes([byte])) for byte in whole) + END) as server:
+        assert generate(server)["text"] == "a\né"
+
+
+def test_a_chat_keeps_thinking_and_tool_calls_apart_from_the_text() -> None:
+    call = {"function": {"name": "weather", "arguments": {"city": "Bangkok"}}}
+    context = Context({"model": "gemma4:e4b", "messages": [{"role": "user", "content": "Hi"}], "think": True})
+    answer = (
+        line(message={"role": "assistant", "content": "", "thinking": "Hm, "}, done=False)
+        + line(message={"role": "assistant", "content": "", "thinking": "well"}, done=False)
+        + line(message={"role": "assistant", "content": "Hello", "tool_calls": [call]}, done=False)
+        + line(message={"role": "assistant", "content": ""}, done=True, done_reason="stop")
+    )
+    with Server(OK + answer + END) as server:
+        result = Chat(settings(server), MODELS).run(context)
+
+    assert server.requests[0]["at"] == "POST /api/chat"
+    assert (result["text"], result["thinking"], result["tool_calls"]) == ("Hello", "Hm, well", [call])
+    assert context.emitted == ["Hello"]
+
+
+def test_an_embedding_is_one_object_whatever_its_size() -> None:
+    vectors = [[0.25] * 4000] * 20
+    with Server(plain(200, {"model": "nomic-embed-text", "embeddings": vectors, "prompt_eval_count": 2})) as server:
+        result = Embed(settings(server), MODELS).run(Context({"model": "nomic-embed-text", "input": ["a"], "dimensions": 4000}))
+
+    assert result == {
+        "embeddings": vectors,
+        "model": "nomic-embed-text",
+        "prompt_tokens": 2,
+        "load_s": 0.0,
+        "total_s": 0.0,
+    }
+
+
+def test_the_part_of_a_model_that_did_not_fit_the_card_is_reported() -> None:
+    loaded = {"models": [{"name": "nomic-embed-text:latest", "size": 900, "size_vram": 600}]}
+    with Server(plain(200, {"embeddings": []}), plain(200, loaded)) as server:
+        result = Embed(settings(server), MODELS).run(Context({"model": "nomic-embed-text", "input": ""}))
+
+    assert result["spilled_bytes"] == 300
+
+
+def test_an_answer_is_not_lost_when_the_list_of_loaded_models_cannot_be_had() -> None:
+    with Server(OK + line(response="x", done=False) + DONE + END, plain(500, {"error": "no"})) as server:
+        assert generate(server)["text"] == "x"
+
+
+# The request
+
+
+def test_a_request_always_streams_has_the_configured_options_and_a_short_keep_alive() -> None:
+    with Server(OK + DONE + END) as server:
+        generate(server, Context({"model": "gemma4:e4b", "prompt": "Hello", "system": None, "options": {"seed": 1}}))
+
+    asked = server.requests[0]
+    assert asked.pop("headers")["content-type"] == "application/json"
+    assert asked == {
+        "at": "POST /api/generate",
+        "model": "gemma4:e4b",
+        "prompt": "Hello",
+        "options": {"num_ctx": 4096, "temperature": 0.7, "seed": 1},
+        "keep_alive": KEEP_ALIVE_S,
+        "stream": True,
+    }
+
+
+def test_a_device_that_keeps_models_warm_has_the_request_say_so() -> None:
+    executor = Generate(BackendSettings(), MODELS, [DeviceSettings("gpu0", 1, keep_warm_s=600)])
+
+    def keep_alive(device: str) -> Any:
+        return executor.body({"model": "gemma4:e4b", "prompt": ""}, Placement(device, 1))["keep_alive"]
+
+    assert (keep_alive("gpu0"), keep_alive("gpu1")) == (600, KEEP_ALIVE_S)
+
+
+def test_a_job_chooses_its_own_sampling_but_may_repeat_a_pinned_option() -> None:
+    body = Generate(BackendSettings(), MODELS).body(
+        {"model": "gemma4:e4b", "prompt": "", "options": {"temperature": 0, "num_ctx": 4096}}, None
+    )
+
+    assert body["options"] == {"num_ctx": 4096, "temperature": 0}
+
+
+@pytest.mark.parametrize("model", ["gemma4:e4b", "GEMMA4:E4B", "library/gemma4:e4b"])
+def test_another_value_of_a_pinned_option_is_the_callers_fault_and_names_both(model: str) -> None:
+    with pytest.raises(CallerFault, match=r"num_ctx = 8192 would .* num_ctx = 4096"):
+        Generate(BackendSettings(), MODELS).body({"model": model, "prompt": "", "options": {"num_ctx": 8192}}, None)
+
+
+def test_shift_is_pinned_like_the_others_and_sent_beside_the_options() -> None:
+    executor = Generate(BackendSettings(), MODELS)
+    asked = {"model": "nomic-embed-text:latest", "prompt": ""}
+
+    body = executor.body(asked, None)
+    assert (body["shift"], body["options"]) == (False, {})
+    with pytest.raises(CallerFault, match="shift = True"):
+        executor.body({**asked, "shift": True}, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": ""}, "needs the argument 'model'"),
+        ({"model": "m"}, "needs the argument 'prompt'"),
+        ({"model": "m", "promt": ""}, "no argument 'promt' (did you mean 'prompt'?)"),
+        ({"model": "m", "prompt": "", "stream": False}, "no argument 'stream'"),
+        ({"model": "m", "prompt": "", "keep_alive": -1}, "set keep_warm for the device"),
+        ({"model": "m", "prompt": "", "options": [1]}, "options must be a mapping, not [1]"),
+    ],
+)
+def test_arguments_that_the_verb_does_not_have_are_the_callers_fault(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(CallerFault) as caught:
+        Generate(BackendSettings(), MODELS).body(arguments, None)
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["nomic-embed-text:latest", "Nomic-Embed-Text", "library/nomic-embed-text", "registry.ollama.ai/library/nomic-embed-text"],
+)
+def test_two_names_of_one_model_are_equal(other: str) -> None:
+    assert full_name("nomic-embed-text") == full_name(other)
+
+
+def test_different_models_have_different_names() -> None:
+    names = ["", "a", "a:b", "host:5000/a", "host:5000/a:b", "hf.co/a/b:Q4"]
+
+    assert [full_name(name) for name in names] == ["", "a:latest", "a:b", "host:5000/a:latest", "host:5000/a:b", "hf.co/a/b:q4"]
+
+
+# The classes of failure
+
+REFUSALS: list[tuple[int, Any, type[ExecutionError], str]] = [
+    (404, {"error": "model 'gemma4:e4b' not found"}, CallerFault, "ollama pull gemma4:e4b"),
+    (400, {"error": '"gemma4:e4b" does not support thinking'}, CallerFault, "does not support thinking"),
+    (500, {"error": 'option "num_ctx" must be of type integer'}, CallerFault, "must be of type integer"),
+    (500, {"error": 'invalid format: "\\"xml\\""'}, CallerFault, "invalid format"),
+    (400, {"error": '{"error":{"code":400,"message":"exceeds the context size"}}'}, CallerFault, ": exceeds the context size"),
+    (405, b"405 method not allowed", CallerFault, "405 method not allowed"),
+    (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}, BackendUnavailable, "server busy"),
+    (429, {"error": "too many requests"}, BackendUnavailable, "too many requests"),
+    (408, b"", BackendUnavailable, "no reason given"),
+    (502, b"<html>Bad Gateway</html>", BackendUnavailable, "Bad Gateway"),
+    (301, b"", BackendUnavailable, "not an Ollama"),
+    (
+        500,
+        {"error": "llama-server process has terminated: exit status 1: cudaMalloc failed: out of memory\nggml"},
+        OutOfMemory,
+        "cudaMalloc failed: out of memory",
+    ),
+    (500, {"error": "llama runner process has terminated: cudaMalloc failed: out of memory"}, OutOfMemory, "out of memory"),
+    (500, {"error": "model requires more system memory (9 GiB) than is available (7 GiB)"}, OutOfMemory, "more system memory"),
+    (500, {"error": "timed out waiting for llama runner to start"}, RunnerCrashed, "timed out waiting"),
+    (500, {"error": "an error was encountered while running the model: CUDA error: unspecified"}, RunnerCrashed, "CUDA error"),
+    (200, b"<html>Hello</html>", RunnerCrashed, "not JSON"),
+    (200, b"", RunnerCrashed, "cut short"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind", "words"), REFUSALS, ids=[str(case[1])[:40] for case in REFUSALS])
+def test_each_refusal_has_its_class_and_says_what_where_and_which_model(
+    status: int, body: Any, kind: type[ExecutionError], words: str
+) -> None:
+    with Server(plain(status, body)) as server, pytest.raises(ExecutionError) as caught:
+        generate(server)
+
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert server.url in str(caught.value)
+    assert status == 301 or "gemma4:e4b" in str(caught.value)
+
+
+MID_STREAM: list[tuple[bytes, type[ExecutionError], str]] = [
+    (line(error="an error was encountered while running the model: CUDA error") + END, RunnerCrashed, "CUDA error"),
+    (line(error="cudaMalloc failed: out of memory") + END, OutOfMemory, "out of memory"),
+    (END, RunnerCrashed, "cut short"),
+    (line(response="", done=False) + END, RunnerCrashed, "cut short"),
+    (b"", RunnerCrashed, "dropped the connection in the middle"),
+    (b"zz", RunnerCrashed, "dropped the connection in the middle"),
+    (chunk(b"{nonsense\n"), RunnerCrashed, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("rest", "kind", "words"), MID_STREAM)
+def test_an_answer_that_breaks_in_the_middle_has_its_class(rest: bytes, kind: type[ExecutionError], words: str) -> None:
+    context = Context({"model": "gemma4:e4b", "prompt": "Hello"})
+    with Server(OK + line(response="begun", done=False) + rest) as server, pytest.raises(ExecutionError) as caught:
+        generate(server, context)
+
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert context.emitted == ["begun"]
+
+
+def test_an_embedding_that_is_cut_off_is_a_crash() -> None:
+    with (
+        Server(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"embeddings":[[1,') as server,
+        pytest.raises(RunnerCrashed, match="dropped the connection"),
+    ):
+        Embed(settings(server), MODELS).run(Context({"model": "nomic-embed-text", "input": ""}))
+
+
+def test_nothing_listening_is_told_apart_and_says_how_to_start_it() -> None:
+    url = closed_port()
+    with pytest.raises(ConnectionRefused, match="ollama serve") as caught:
+        Generate(BackendSettings("spare", url), MODELS).run(Context({"model": "m", "prompt": ""}))
+
+    assert (caught.value.code, caught.value.backend) == ("unavailable", "spare")
+    assert url in str(caught.value)
+
+
+def test_a_connection_dropped_before_any_answer_means_that_the_backend_is_away() -> None:
+    with Server(b"") as server, pytest.raises(BackendUnavailable, match="without an answer") as caught:
+        generate(server)
+
+    assert not isinstance(caught.value, ConnectionRefused)
+
+
+def test_a_connection_that_is_not_accepted_in_time_means_that_the_backend_is_away() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        # With its backlog full, the kernel leaves further connections unanswered.
+        with socket.create_connection(full.getsockname()), pytest.raises(BackendUnavailable, match=r"within 0\.05 s") as caught:
+            Generate(BackendSettings(url=url, connect_s=0.05, first_token_s=0.05), MODELS).run(
+                Context({"model": "m", "prompt": ""})
+            )
+
+    assert not isinstance(caught.value, ConnectionRefused)
+
+
+# The limits
+
+
+def test_without_any_answer_within_first_token_s_the_backend_is_away_however_short_the_gap() -> None:
+    with Server() as server:
+        server._scripts.append(server.hold)
+        with pytest.raises(BackendUnavailable, match=r"did not begin to answer for model 'gemma4:e4b' within 0\.1 s"):
+            generate(server, first_token_s=0.1, gap_s=0.001)
+
+    assert server.hung_up.is_set()
+
+
+def test_a_gap_in_the_answer_longer_than_gap_s_is_a_crash() -> None:
+    def stall(connection: socket.socket) -> None:
+        connection.sendall(OK + line(response="x", done=False))
+        server.hold(connection)
+
+    with Server(stall) as server, pytest.raises(RunnerCrashed, match=r"sent nothing for 0\.05 s"):
+        generate(server, gap_s=0.05)
+
+    assert server.hung_up.is_set()
+
+
+def babble(connection: socket.socket) -> None:
+    """Send one token after another until the client has had enough."""
+    connection.sendall(OK)
+    try:
+        while True:
+            connection.sendall(line(response="x", done=False))
+    except OSError:
+        pass
+
+
+def test_an_answer_that_does_not_end_within_total_s_is_a_crash() -> None:
+    with Server(babble) as server, pytest.raises(RunnerCrashed, match=r"not done after 0\.1 s; .*num_predict"):
+        generate(server, total_s=0.1)
+
+
+@pytest.mark.parametrize("phase", ["waiting", "answering"])
+def test_the_attempts_deadline_interrupts_it_in_any_phase(phase: str) -> None:
+    with Server() as server:
+        server._scripts.append(server.hold if phase == "waiting" else babble)
+        with pytest.raises(AttemptInterrupted):
+            generate(server, Context({"model": "m", "prompt": ""}, deadline_s=time.monotonic() + 0.1))
+
+
+# Interruption
+
+
+def test_an_interruption_while_the_model_loads_closes_the_connection() -> None:
+    context = Context({"model": "gemma4:e4b", "prompt": "Hello"})
+
+    def load(connection: socket.socket) -> None:
+        context.interrupt()
+        server.hold(connection)
+
+    with Server(load) as server, pytest.raises(AttemptInterrupted, match="cancelled"):
+        generate(server, context)
+
+    assert server.hung_up.is_set()
+
+
+def test_an_interruption_between_two_tokens_closes_the_connection() -> None:
+    context = Context({"model": "gemma4:e4b", "prompt": "Hello"})
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(OK + line(response="x", done=False))
+        context.interrupt("stopping")
+        server.hold(connection)
+
+    with Server(answer) as server, pytest.raises(AttemptInterrupted, match="stopping"):
+        generate(server, context)
+
+    assert server.hung_up.is_set()
+
+
+def test_an_interruption_is_not_taken_for_the_end_of_an_answer_that_ends_with_its_connection() -> None:
+    context = Context({"model": "gemma4:e4b", "prompt": "Hello"})
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b'HTTP/1.0 200 OK\r\n\r\n{"response":"x","done":false}\n')
+        context.interrupt()
+        server.hold(connection)
+
+    with Server(answer) as server, pytest.raises(AttemptInterrupted):
+        generate(server, context)
+
+
+def test_an_interruption_that_came_while_connecting_ends_the_request() -> None:
+    class Late(Context):
+        @contextmanager
+        def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
+            self.interrupt()
+            with super().interrupted_by(stop):
+                yield
+
+    with Server() as server:
+        server._scripts.append(server.hold)
+        with pytest.raises(AttemptInterrupted):
+            generate(server, Late({"model": "m", "prompt": ""}))
+
+
+def test_an_attempt_that_is_already_interrupted_sends_nothing() -> None:
+    context = Context({"model": "m", "prompt": ""})
+    context.interrupt()
+    with Server() as server, pytest.raises(AttemptInterrupted):
+        generate(server, context)
+
+    assert server.requests == []
+
+
+def test_an_error_of_the_reader_of_the_pieces_closes_the_connection_too() -> None:
+    class Full(Context):
+        def emit(self, text: str) -> None:
+            raise AttemptInterrupted("lease_lost")
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(OK + line(response="x", done=False))
+        server.hold(connection)
+
+    with Server(answer) as server, pytest.raises(AttemptInterrupted, match="lease_lost"):
+        generate(server, Full({"model": "m", "prompt": ""}))
+
+    assert server.hung_up.is_set()
+
+
+# The other calls
+
+
+def test_a_probe_returns_the_version_and_an_old_ollama_has_none() -> None:
+    with Server(plain(200, {"version": "0.33.0"}), plain(404, b"404 page not found"), plain(200, b"Ollama is running")) as server:
+        client = OllamaClient(settings(server))
+
+        assert client.probe() == "0.33.0"
+        assert client.probe() == ""
+
+
+def test_a_probe_of_something_else_says_that_it_is_not_an_ollama() -> None:
+    with (
+        Server(plain(404, b""), plain(200, b"<html>Welcome to nginx</html>")) as server,
+        pytest.raises(BackendUnavailable, match="not an Ollama"),
+    ):
+        OllamaClient(settings(server)).probe()
+
+
+def test_a_probe_gives_up_in_time() -> None:
+    with Server() as server:
+        server._scripts.append(server.hold)
+        with pytest.raises(BackendUnavailable, match=r"did not answer GET /api/version within 0\.05 s"):
+            OllamaClient(settings(server)).probe(timeout_s=0.05)
+
+
+def test_the_loaded_models_and_those_on_disk_are_listed_under_their_full_names() -> None:
+    listed = {"models": [{"name": "a:latest", "size": 9, "size_vram": 7, "expires_at": ""}]}
+    with Server(plain(200, listed), plain(200, listed), plain(200, {"models": None}), plain(200, [1])) as server:
+        client = OllamaClient(settings(server))
+
+        assert client.residents() == (Resident("a:latest", 9, 7),)
+        assert client.models() == ["a:latest"]
+        assert client.models() == []
+        with pytest.raises(BackendUnavailable, match="not an Ollama"):
+            client.residents()
+
+
+def test_an_unload_is_a_generate_that_keeps_the_model_for_no_time() -> None:
+    with Server(plain(200, {"done_reason": "unload"}), plain(404, {"error": "model 'x' not found"})) as server:
+        client = OllamaClient(settings(server))
+        client.unload("nomic-embed-text:latest")
+        with pytest.raises(CallerFault):
+            client.unload("x")
+
+    asked = server.requests[0]
+    assert (asked["at"], asked["model"], asked["keep_alive"]) == ("POST /api/generate", "nomic-embed-text:latest", 0)
+
+
+def test_a_url_may_have_a_path_and_a_password_and_no_message_shows_the_password() -> None:
+    with Server(plain(500, {"error": "no"})) as server:
+        url = server.url.replace("http://", "http://ann:secret@") + "/ollama/"
+        with pytest.raises(RunnerCrashed) as caught:
+            OllamaClient(BackendSettings(url=url)).residents()
+
+    assert server.requests[0]["at"] == "GET /ollama/api/ps"
+    assert server.requests[0]["headers"]["authorization"].startswith("basic ")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:11434", "ftp://host", "http://", "http://host:port", ""])
+def test_a_url_that_cannot_be_one_is_a_configuration_error_that_shows_it(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        OllamaClient(BackendSettings(url=url))
+
+    assert repr(url) in str(caught.value)
+
+
+def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, closed_port())
+    with Server(plain(200, {"version": "0.33.0"})) as server:
+        assert OllamaClient(settings(server)).probe() == "0.33.0"
+
+
+def test_the_plugin_registers_the_three_verbs_of_each_backend() -> None:
+    backends = (BackendSettings("big", "http://big:11434"), BackendSettings("spare", "http://spare:11434"))
+
+    verbs = OllamaVerbs().register_executors({"backends": backends, "models": MODELS, "devices": ()})
+
+    assert sorted(verbs) == sorted(
+        f"{name}.{verb}" for name in ("big", "ollama", "spare") for verb in ("chat", "embed", "generate")
+    )
+    assert verbs["ollama.chat"] is verbs["big.chat"]
+    assert sorted(OllamaVerbs().register_executors({"backends": (BackendSettings(),)})) == [
+        "ollama.chat",
+        "ollama.embed",
+        "ollama.generate",
+    ]
