@@ -90,18 +90,19 @@ class Config:
         file = None if path is None else Path(os.path.abspath(Path(path).expanduser()))
         source = str(file or "configuration")
         root = Table(_read_toml(file) if file else {}, key="", origin=lambda key: f"{source}: {key}" if key else source)
-        # A path in the file is relative to the file; one that takes its place, to the current folder.
         in_file = root.get("database")
         root.overlay(Table(_environment(environ), key="", origin=_variable, is_text=True))
         root.overlay(Table(_given(overrides), key="", origin=lambda key: f"argument {key}"))
         root.expect(ROOT_KEYS)
 
+        # A path that the file gives, or leaves to the default, is relative to the file.
+        folder = file.parent if file and root.get("database") is in_file else Path.cwd()
         devices = read_devices(root.sequence("gpu", '[gpu] and budget = "5GB"'))
         models = read_models(root.tables("models", '[models."gemma4:e4b"] and vram = "4.5GB"'), devices)
         queues = read_queues(root.tables("queues", "[queues.NAME]"), devices)
         ollama = root.table("ollama", '[ollama] and url = "http://127.0.0.1:11434"')
         return cls(
-            database=_database(root, Path.cwd() if file is None or root.get("database") is not in_file else file.parent),
+            database=_database(root, folder),
             synchronous=cast(Synchronous, root.choice("synchronous", "normal", ("normal", "full"))),
             max_payload_bytes=root.size("max_payload", DEFAULT_MAX_PAYLOAD_BYTES),
             devices=devices,
@@ -176,7 +177,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"at line (\d+)", str(error))
-        line = text.splitlines()[int(found[1]) - 1].strip() if found else ""
+        line = text.split("\n")[int(found[1]) - 1].strip() if found else ""
         shown = f", in: {line}" if line else ""
         raise ConfigurationError(
             f"{file} is not valid TOML: {error}{shown}\n"
@@ -187,21 +188,21 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Collect the settings among the environment variables; one that is set to nothing counts as not set."""
     found: dict[str, Any] = {}
-    names = {_variable(f"{section}.{key}", ""): (section, key) for section, keys in ENVIRONMENT_SECTIONS.items() for key in keys}
-    for name, value in environ.items():
-        section = next((item for item in ENVIRONMENT_SECTIONS if name.startswith(f"{ENVIRONMENT}{item.upper()}_")), None)
-        if name in names:
-            section, key = names[name]
-            if value:
-                found.setdefault(section, {})[key] = value
-        elif section is not None:
-            raise ConfigurationError(
-                f"environment variable {name}: there is no such setting{did_you_mean(name, names)}. "
-                f"Settings: {', '.join(known for known in names if names[known][0] == section)}"
-            )
     for key in ENVIRONMENT_KEYS:
-        if environ.get(_variable(key, "")):
-            found[key] = environ[_variable(key, "")]
+        if value := environ.get(_variable(key, "")):
+            found[key] = value
+    for section, keys in ENVIRONMENT_SECTIONS.items():
+        names = {_variable(f"{section}.{key}", ""): key for key in keys}
+        for name, value in environ.items():
+            if not name.startswith(_variable(f"{section}.", "")):
+                continue
+            if name not in names:
+                near = did_you_mean(name, names)
+                raise ConfigurationError(
+                    f"environment variable {name}: there is no such setting{near}. Settings: {', '.join(names)}"
+                )
+            if value:
+                found.setdefault(section, {})[names[name]] = value
     return found
 
 

@@ -12,7 +12,7 @@
     ├── JobError                  how a job ended, raised by `job.result()`
     │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
     └── ExecutionError            raised inside an attempt; classifies its failure
-        ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault
+        ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut
 """
 
 from __future__ import annotations
@@ -151,6 +151,12 @@ class CallerFault(ExecutionError):
     """The request itself is wrong (unknown model, bad option); never retried."""
 
     code = "caller_fault"
+
+
+class AttemptTimedOut(ExecutionError):
+    """The attempt ran longer than its timeout."""
+
+    code = "timed_out"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

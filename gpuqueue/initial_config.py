@@ -17,14 +17,14 @@ from gpuqueue.windows import parse_zone
 __all__ = ["initial_toml", "local_timezone"]
 
 EMBEDDING_MODEL = "nomic-embed-text"
-EMBEDDING_MODEL_BYTES = 500_000_000
+EMBEDDING_MODEL_VRAM = "0.5GB"
 
 TEMPLATE = """\
 database = {database}
 
 [gpu]                         # several cards: [[gpu]] with device = "GPU-uuid" or index
 budget = {budget}
-margin = {margin}                # left to others; budget + margin must not exceed the card (checked at start)
+margin = {margin:<21}# left to others; budget + margin must not exceed the card (checked at start)
 max_models = 1
 keep_warm = "0s"              # give the memory back after each job
 
@@ -32,6 +32,7 @@ keep_warm = "0s"              # give the memory back after each job
 url = {url}    # also OLLAMA_HOST
 
 {models}
+
 [queues.ai-realtime]
 gpu = true
 concurrency = 1
@@ -62,15 +63,15 @@ def initial_toml(
     database: str = "sqlite:///gpuqueue.db",
 ) -> str:
     """Write the configuration of a card shared by interactive and background AI work; sizes as text or in bytes."""
-    models = {model: (_size(model_vram), "options = { num_ctx = 4096 }\n")}
-    if parse_size(budget, what="budget") >= EMBEDDING_MODEL_BYTES:
-        models.setdefault(EMBEDDING_MODEL, (_size(EMBEDDING_MODEL_BYTES), ""))
+    models = {model: f"vram = {_size(model_vram)}\noptions = {{ num_ctx = 4096 }}"}
+    if parse_size(budget, what="budget") >= parse_size(EMBEDDING_MODEL_VRAM, what="vram"):
+        models.setdefault(EMBEDDING_MODEL, f"vram = {_size(EMBEDDING_MODEL_VRAM)}")
     return TEMPLATE.format(
         database=_text(database),
         budget=_size(budget),
         margin=_size(margin),
         url=_text(ollama_url or BackendSettings().url),
-        models="".join(f"[models.{quoted_key(name)}]\nvram = {vram}\n{options}\n" for name, (vram, options) in models.items()),
+        models="\n\n".join(f"[models.{quoted_key(name)}]\n{settings}" for name, settings in models.items()),
         timezone=_text(timezone),
     )
 

@@ -54,6 +54,18 @@ class Plugins:
         for name in blocked - {name for name, _ in self.names()} - set(defaults):
             logger.warning("[plugins] block names %r, but no such plugin is installed%s", name, did_you_mean(name, defaults))
 
+    def add_defaults(self, defaults: dict[str, object]) -> None:
+        """Add default plugins that are not registered yet, asked after all others."""
+        blocked = [name for name in defaults if self._manager.is_blocked(name) or self._manager.has_plugin(name)]
+        third_party = [(name, plugin) for name, plugin in self._manager.list_name_plugin() if plugin is not None]
+        new = {name: plugin for name, plugin in defaults.items() if name not in blocked}
+        if not new:
+            return
+        for _, plugin in third_party:
+            self._manager.unregister(plugin)
+        for name, plugin in (*new.items(), *third_party):
+            self.register(plugin, name)
+
     def register(self, plugin: object, name: str | None = None) -> str:
         """Add a plugin and return its name. Raises: ConfigurationError for an unknown hook or a wrapper."""
         try:

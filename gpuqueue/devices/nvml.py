@@ -70,12 +70,12 @@ class NvmlDevice:
         self._name: str | None = None
         self._has_memory_v2 = True
         self._lost: str | None = None
-        self._reopen_at_s = 0.0
+        self._reopen_at_s = float("-inf")
 
     def read(self) -> Reading:
         """Read the card; a figure that it does not have is None, a failure is the reading's `lost`."""
         with self._lock:
-            if self._lost is not None and self._monotonic() < self._reopen_at_s:
+            if self._monotonic() < self._reopen_at_s:
                 return Reading(at=self._now(), name=self._name, lost=self._lost)
             try:
                 return self._read()

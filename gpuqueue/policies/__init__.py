@@ -22,3 +22,12 @@ def default_policies() -> dict[str, object]:
         "yielding": Yielding(),
         "windows": Windows(),
     }
+
+
+def worker_policies() -> dict[str, object]:
+    """Return the plugins that only a worker needs, because they speak to devices and backends: {name: plugin}."""
+    from gpuqueue.devices.nvml import Devices
+    from gpuqueue.executors.ollama import OllamaVerbs
+    from gpuqueue.policies.residents import Residents
+
+    return {"devices": Devices(), "ollama": OllamaVerbs(), "residents": Residents()}

@@ -113,8 +113,15 @@ class Residents:
         lease, backend = details.lease, place.backend
         free_before_attempt = self._free_before.pop((lease.job_id, lease.lease), None)
         names = frozenset({full_name(lease.model)})
-        free_bytes = place.read_device().free_bytes
-        if not self._until(lambda: self._look(place, seen), place):
+        free_bytes: int | None = None
+
+        def looked() -> bool:
+            nonlocal free_bytes
+            # Read first: a model that is listed afterwards still held its memory at this moment.
+            free_bytes = place.read_device().free_bytes
+            return self._look(place, seen)
+
+        if not self._until(looked, place):
             return False, f"Ollama did not say within {format_duration(backend.release_s)} what it has loaded: {seen.error}"
         mine = seen.loaded(names)
         if mine and not details.orphaned:

@@ -1,3 +1,6 @@
-"""Owns the simulators' place in the package: a GPU card, an Ollama server and NVML that behave like the real ones; the real path never imports them."""
+"""Owns the simulators' place in the package: a card, an Ollama and NVML that behave like the real ones.
+
+The real path never imports them; they import nothing else of gpuqueue.
+"""
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Owns one simulated GPU: its memory, its health, and a record of everything that computed on it; knows nothing of Ollama, NVML or queues."""
+"""Owns one simulated GPU: its memory, its health, and a record of everything that computed on it.
+
+It must know nothing of Ollama, NVML or queues.
+"""
 
 from __future__ import annotations
 
@@ -211,6 +214,14 @@ class SimulatedCard:
         """Freed bytes that the driver has not given back yet."""
         with self._lock:
             return self._returning_now()
+
+    @property
+    def returned_in_s(self) -> float:
+        """Real seconds until every freed byte is back; 0.0 when none is outstanding."""
+        with self._lock:
+            self._returning_now()
+            now = self._clock()
+            return max([0.0, *(at - now for at, _ in self._returning)])
 
     @property
     def other_bytes(self) -> int:

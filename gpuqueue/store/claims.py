@@ -63,10 +63,10 @@ class Gate:
     def _has_work(self, connection: sqlite3.Connection, name: str, paused: Collection[str], *, now_us: int) -> bool:
         if connection.execute(IS_RUNNING, (name,)).fetchone():
             return True
-        if name in self.held or name in paused:
+        settings = self.queues.get(name) or QueueSettings(name)
+        if not self.admits(connection, settings, paused, now_us=now_us):  # what cannot start is no work
             return False
-        settings = self.queues.get(name)
-        if settings is not None and settings.gpu:
+        if settings.gpu:
             waits = any(True for _ in classes(connection, name, largest_bytes=self.largest_bytes))
         else:
             waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None

@@ -153,6 +153,15 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
     )
 
 
+def abandoned_by(connection: sqlite3.Connection) -> list[str]:
+    """Return workers that have no row any more, but still hold running jobs or device reservations."""
+    rows = connection.execute(
+        "SELECT worker_id FROM jobs WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM workers) "
+        "UNION SELECT worker_id FROM jobs WHERE device IS NOT NULL AND worker_id NOT IN (SELECT id FROM workers)"
+    )
+    return [worker_id for (worker_id,) in rows]
+
+
 def reservations(connection: sqlite3.Connection) -> list[Reservation]:
     """Return every device reservation, running or waiting for its clean-up."""
     return [
@@ -177,8 +186,7 @@ def rescue(
     not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
     Returns: the device reservations that the rescuer must now clean up.
     """
-    if connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,)).rowcount == 0:
-        return []  # somebody else was first
+    connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,))
     discarded: Counter[tuple[str, str]] = Counter()
     for job_id, lease, queue, attempt, _started_at, _device in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
         crashed = executing is None or job_id in executing

@@ -27,6 +27,8 @@ class Library:
         self.calls: list[str] = []
         self.initialised = 0
         self.free_bytes = 6_000_000_000
+        self.second_init = threading.Event()
+        self.init_s = 0.0
 
     def __getattr__(self, symbol: str) -> Callable[..., int]:
         if not symbol.startswith("nvml"):
@@ -46,6 +48,11 @@ class Library:
     def _answer(self, symbol: str, arguments: tuple[Any, ...]) -> int:
         match symbol:
             case "nvmlInitWithFlags":
+                # Stays here until a second thread comes in, which is to be kept out.
+                if self.calls.count(symbol) == 1:
+                    self.second_init.wait(self.init_s)
+                else:
+                    self.second_init.set()
                 self.initialised += 1
             case "nvmlShutdown":
                 self.initialised -= 1
@@ -239,6 +246,7 @@ def test_losing_one_card_leaves_nvml_to_the_others(library: Library) -> None:
 
 
 def test_threads_that_read_at_once_initialise_nvml_once(library: Library) -> None:
+    library.init_s = 0.1
     device = a_device()
     together = threading.Barrier(8)
     readings: list[Reading] = []

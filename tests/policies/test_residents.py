@@ -363,7 +363,7 @@ def test_a_card_that_comes_back_is_verified_once_its_memory_has_stopped_rising(r
     room.card.lost = True
 
     def heal() -> bool:
-        room.card.lost = False
+        room.card.lost = room.clock() < 1005
         return False
 
     room.stopping = heal
@@ -527,7 +527,7 @@ def test_a_model_that_does_not_leave_fails_the_attempt_and_says_so(room: Room) -
 def test_evicted_memory_that_does_not_come_back_fails_the_attempt_of_a_job_that_needs_it(room: Room) -> None:
     room.card.release_delay_s = (60.0, 60.0)
     room.ollama.load(NOMIC)
-    room.card.take(2 * GB)
+    room.card.take(3 * GB)
 
     with pytest.raises(OutOfMemory, match=r"did not come back within 15 s"):
         room.prepare(GEMMA)

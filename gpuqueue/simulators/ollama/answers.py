@@ -1,4 +1,7 @@
-"""Owns the words and vectors that simulated models answer with, each derived from its prompt so that a mix-up is seen; sends nothing."""
+"""Owns the words and vectors that simulated models answer with, each derived from its prompt so that a mix-up is seen.
+
+It must send nothing and know no request.
+"""
 
 from __future__ import annotations
 

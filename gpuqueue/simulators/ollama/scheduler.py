@@ -127,7 +127,9 @@ class Scheduler:
         with self._changed:
             now_ns = time.time_ns()
             listed = [
-                (r, r.expires_ns or expiry_ns(now_ns, self._card.real_seconds(r.keep_alive_s))) for r in self._residents.values()
+                # While it loads it has no moment yet; Ollama then counts from now.
+                (r, r.expires_ns or expiry_ns(now_ns, self._card.real_seconds(r.keep_alive_s)))
+                for r in self._residents.values()
             ]
         return sorted(listed, key=lambda entry: -(entry[1] // 1_000_000_000))
 
@@ -295,13 +297,22 @@ class Scheduler:
             victim = resident or self._victim(call)
             if victim is None:
                 return True
-            self._expire(victim)
-            self._changed.wait_for(lambda gone=victim: self._stopping or gone not in self._residents.values())
-            # Ollama waits for the memory here, and only here; a request that finds the list empty does not wait.
-            limit = time.monotonic() + self._card.real_seconds(RECOVERY_LIMIT_S)
-            while self._card.returning_bytes and not self._stopping and (left := limit - time.monotonic()) > 0:
-                self._changed.wait(min(left, self._card.real_seconds(0.05)))
+            while victim in self._residents.values() and not self._stopping:
+                # A request that slipped in may have renewed its stay.
+                if victim.users == 0 or victim.keep_alive_s > 0:
+                    self._expire(victim)
+                self._changed.wait()
+            self._await_memory()
         return False
+
+    def _await_memory(self) -> None:
+        """Wait until evicted memory is back, at most 5 simulated seconds; only an eviction waits, an empty list does not."""
+        limit = time.monotonic() + self._card.real_seconds(RECOVERY_LIMIT_S)
+        while not self._stopping:
+            left = min(self._card.returned_in_s, limit - time.monotonic())
+            if left <= 0:
+                return
+            self._changed.wait(left)
 
     def _victim(self, call: Call) -> Resident | None:
         others = list(self._residents.values())
@@ -325,7 +336,7 @@ class Scheduler:
             except OutOfMemory:
                 continue  # another program was faster; what is left decides anew
             except GpuIsLost:
-                raise LoadFailed(f"{_TERMINATED}ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected") from None
+                raise LoadFailed(f"{_TERMINATED}CUDA error: no CUDA-capable device is detected") from None
         if layers < wanted_layers:
             self._card.note_spill()
         keep_alive_s = DEFAULT_KEEP_ALIVE_S if call.keep_alive_s is None else call.keep_alive_s

@@ -83,7 +83,8 @@ class Exchange:
             framed = b"" if self.method == "HEAD" else b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
             self._write(self._head(status, content_type, "Transfer-Encoding: chunked") + framed)
         else:
-            self._write(self._head(status, content_type, f"Content-Length: {len(body)}") + (b"" if self.method == "HEAD" else body))
+            shown = b"" if self.method == "HEAD" else body
+            self._write(self._head(status, content_type, f"Content-Length: {len(body)}") + shown)
 
     def send_chunk(self, content_type: str, chunk: bytes) -> None:
         """Send one chunk of a stream in one write; the first brings status 200 and the headers along.
@@ -113,9 +114,9 @@ class Exchange:
         self.status = status
         reason = HTTPStatus(status).phrase
         closing = "" if self.keep_connection else "Connection: close\r\n"
-        return (
-            f"HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nDate: {formatdate(usegmt=True)}\r\n{length}\r\n{closing}\r\n"
-        ).encode("latin-1")
+        date = formatdate(usegmt=True)
+        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nDate: {date}\r\n{length}\r\n{closing}\r\n"
+        return head.encode("latin-1")
 
     def _write(self, data: bytes) -> None:
         if self.gone.is_set():
@@ -147,7 +148,7 @@ class HttpServer:
         self.port = 0
 
     def start(self) -> None:
-        """Bind and listen.
+        """Bind and listen. A server that was stopped is not started again.
 
         Raises: OSError when the address cannot be had.
         """
@@ -282,12 +283,13 @@ class HttpServer:
             self._unwatch(connection)
             with self._lock:
                 self._connections.pop(connection, None)
-                self._threads.discard(threading.current_thread())
             # The reader keeps the descriptor open until it is closed too.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             reader.close()
             connection.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _serve_one(self, connection: socket.socket, reader: BufferedReader) -> bool:
         try:

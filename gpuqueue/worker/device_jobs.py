@@ -1,0 +1,187 @@
+"""Owns the threads that run jobs on devices: prepare, run, publish, and the verified clean-up; claims and chooses nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
+
+from gpuqueue.devices import Device
+from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, Placement, Reading, Reservation
+from gpuqueue.errors import BackendUnavailable, GPUQueueError, StoreError
+from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
+from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import Store
+from gpuqueue.store.life import Life
+from gpuqueue.store.outcomes import Completed, Outcome
+from gpuqueue.units import from_us
+from gpuqueue.worker.attempt import Attempt
+
+CLEAN_UP_AGAIN_S = 1.0
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class DeviceJobs:
+    """One thread for each slot of each device."""
+
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        settings: SharedSettings,
+        devices: Mapping[str, Device],
+        life: Life,
+        *,
+        first_slot: int,
+        run: Callable[[Lease, Callable[[Attempt], None]], tuple[Outcome, BaseException | None] | None],
+        next_model: Callable[[], str | None],
+        backend_of: Callable[[str], BackendSettings | None],
+        now_us: Callable[[], int],
+        on_backend: Callable[[str, BaseException | None], None],
+    ) -> None:
+        self._store = store
+        self._plugins = plugins
+        self._devices = devices
+        self._settings = settings
+        self._device_settings = {device.name: device for device in settings.devices}
+        self._life = life
+        self._run = run
+        self._next_model = next_model
+        self._backend_of = backend_of
+        self._now_us = now_us
+        self._on_backend = on_backend
+        self._ready: SimpleQueue[Lease | None] = SimpleQueue()
+        self._busy_count = 0
+        self._lock = threading.Lock()
+        self.stopping = threading.Event()  # clean-ups stop waiting: the rescuer verifies what is left
+        count = sum(device.slots for device in settings.devices)
+        self._threads = [
+            threading.Thread(target=self._work, args=(first_slot + slot,), name=f"gpuqueue-device-{slot}", daemon=True)
+            for slot in range(count)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, lease: Lease) -> None:
+        """Hand over a claimed job."""
+        with self._lock:
+            self._busy_count += 1
+        self._ready.put(lease)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._busy_count == 0
+
+    def stop(self) -> None:
+        """End the threads once they are idle."""
+        for _ in self._threads:
+            self._ready.put(None)
+
+    def _work(self, slot: int) -> None:
+        while (lease := self._ready.get()) is not None:
+            self._life.executes(slot, lease.job_id)
+            try:
+                self._attempt(lease)
+            except StoreError as error:
+                # The row keeps its lease and reservation: a rescuer finishes what this worker could not write.
+                logger.error("job %d: %s", lease.job_id, error)
+            except Exception:
+                logger.exception("job %d: the attempt's own machinery failed", lease.job_id)
+            finally:
+                self._life.executes(slot, 0)
+                with self._lock:
+                    self._busy_count -= 1
+                self._store.bell.ring_workers()
+
+    def _attempt(self, lease: Lease) -> None:
+        assert lease.placement is not None
+        ended = self._run(lease, lambda attempt: self._prepare(attempt, lease, lease.placement))
+        if ended is not None:
+            outcome, error = ended
+            if isinstance(error, BackendUnavailable):
+                self._on_backend(error.backend, error)
+            if self._store.finish([outcome], now_us=self._now_us()):
+                logger.warning("job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt)
+                return  # the rescuer cleans up
+            if isinstance(outcome, Completed) and lease.task.startswith("ollama."):
+                self._on_backend("ollama", None)
+        self.clean_up(lease, orphaned=False)
+
+    def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:
+        assert placement is not None
+        device = self._device_settings[placement.device]
+        details = PrepareAttemptDetails(
+            lease=lease,
+            device=device,
+            models=self._settings.models,
+            backend=self._backend_of(lease.queue),
+            read_device=self._devices[device.name].read,
+            stopping=lambda: attempt.interruption is not None,
+        )
+        try:
+            for _ in self._plugins.each("prepare_attempt", details):
+                pass
+        except PluginFailed as error:
+            if isinstance(error.__cause__, GPUQueueError):
+                raise error.__cause__ from None
+            raise
+
+    def clean_up(self, lease: Lease, *, orphaned: bool) -> bool:
+        """Give the device's memory back, again and again until it is verified; returns False when this worker stops first."""
+        assert lease.placement is not None
+        device = self._device_settings.get(lease.placement.device)
+        if device is None:  # no longer configured: nothing here can be verified
+            return self._store.release_device(lease.job_id, lease.lease)
+        while True:
+            found = self._clean_up_once(lease, device, orphaned=orphaned)
+            self._store.publish_reading(device.name, reading=self._read(device), residents=found.residents, now_us=self._now_us())
+            if found.verified:
+                logger.debug("job %d: %s after %.2f s", lease.job_id, found.detail, found.waited_s)
+                self._store.release_device(lease.job_id, lease.lease)
+                return True
+            logger.warning("job %d: the memory of %s is kept reserved: %s", lease.job_id, device.name, found.detail)
+            if self.stopping.wait(CLEAN_UP_AGAIN_S):
+                return False
+
+    def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
+        details = CleanUpAttemptDetails(
+            lease=lease,
+            device=device,
+            backend=self._backend_of(lease.queue),
+            read_device=self._devices[device.name].read,
+            next_model=self._next_model,
+            stopping=self.stopping.is_set,
+            orphaned=orphaned,
+        )
+        try:
+            answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
+        except PluginFailed as error:
+            return CleanUp(False, str(error))
+        unverified = [answer for answer in answers if not answer.verified]
+        if unverified:
+            return unverified[0]
+        return answers[0] if answers else CleanUp(True, "nothing to clean up")
+
+    def _read(self, device: DeviceSettings) -> Reading:
+        return self._devices[device.name].read()
+
+
+def lease_of(reservation: Reservation) -> Lease:
+    """Make the lease under which a rescued reservation is cleaned up."""
+    return Lease(
+        job_id=reservation.job_id,
+        lease=reservation.lease,
+        queue=reservation.queue,
+        task="",
+        attempt=0,
+        max_attempts=0,
+        arguments={},
+        timeout_s=None,
+        started_at=from_us(0),
+        model=reservation.model,
+        placement=Placement(reservation.device, reservation.reserved_bytes),
+    )

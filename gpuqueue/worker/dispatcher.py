@@ -1,0 +1,168 @@
+"""Owns choosing: which jobs this worker claims now, from the view, the policies and the claim; runs none."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from gpuqueue.decisions import decide_demand, decide_holds, order, place
+from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, View
+from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.policies.availability import REFUSAL
+from gpuqueue.policies.windows import next_edge
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import Store, claims, queries
+from gpuqueue.store.claims import Gate
+from gpuqueue.store.outcomes import Outcome
+from gpuqueue.units import from_us, to_us
+from gpuqueue.view import build, largest_budget
+from gpuqueue.windows import parse_window, parse_zone
+
+DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
+SIZED_AT_ONCE = 100
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class Dispatcher:
+    """Decides with the same view and policies that explain a wait, then claims. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        settings: SharedSettings,
+        *,
+        worker_id: str,
+        serves: Callable[[str], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._plugins = plugins
+        self._settings = settings
+        self._worker_id = worker_id
+        self._serves = serves
+        self.now = now
+        self._deciding = threading.Lock()
+        self._decided_at_s = float("-inf")
+        self._noted: dict[str, tuple[Hold, ...]] | None = None
+        self.view: View | None = None
+        self.gate = Gate()
+        self.plain: tuple[QueueSettings, ...] = ()
+        self.gpu: tuple[QueueSettings, ...] = ()
+
+    def decide(self, *, force: bool = False) -> View:
+        """Decide the holds anew when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
+        with self._deciding:
+            if self.view is not None and not force and time.monotonic() - self._decided_at_s < DECISION_LASTS_S:
+                return self.view
+            now = self.now()
+            with self._store.snapshot() as connection:
+                view = build(connection, self._settings, now)
+            holds = decide_holds(view, self._plugins)
+            held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
+            queues = {name: item.settings for name, item in view.queues.items()}
+            open_queues = [queue for name, queue in queues.items() if name not in held and self._serves(name)]
+            self.plain = tuple(queue for queue in open_queues if not queue.gpu)
+            self.gpu = tuple(queue for queue in open_queues if queue.gpu)
+            self.gate = Gate(held, queues, largest_budget(self._settings))
+            self.view = view
+            self._decided_at_s = time.monotonic()
+            if self._noted is None or _reasons(self._noted) != _reasons(holds):
+                self._store.note_holds(holds, now_us=to_us(now))
+                self._noted = holds
+            for name, reasons in holds.items():
+                if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
+                    self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now))
+            return view
+
+    def exchange(self, ended: Sequence[Outcome], *, limit: int) -> tuple[list[Lease], list[Lease]]:
+        """Write how attempts ended and claim up to `limit` jobs that need no device; returns (late leases, new leases)."""
+        return self._store.finish_and_claim(
+            ended, worker_id=self._worker_id, queues=self.plain, gate=self.gate, limit=limit, now_us=to_us(self.now())
+        )
+
+    def claim_for_devices(self) -> list[Lease]:
+        """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
+        if not any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values()):
+            return []
+        view = self.decide(force=True)
+        leases: list[Lease] = []
+        self._size(view)
+        for job in self._candidates(view):
+            answer = place(job, view, self._plugins)
+            if not isinstance(answer, Placement):
+                continue
+            lease = self._store.claim_placed(
+                job.id,
+                answer,
+                worker_id=self._worker_id,
+                queue=view.queues[job.queue].settings,
+                device=view.devices[answer.device].settings,
+                gate=self.gate,
+                now_us=to_us(self.now()),
+            )
+            if lease is not None:
+                leases.append(lease)
+                view = self.decide(force=True)
+        return leases
+
+    def next_model(self) -> str | None:
+        """Say which model the next job for a device needs, None when none waits or it needs none."""
+        view = self.decide(force=True)
+        candidates = self._candidates(view)
+        return candidates[0].model or None if candidates else None
+
+    def next_change(self) -> datetime | None:
+        """Say when time alone may change something: a job comes due, a window opens or closes, a pause ends."""
+        view = self.view
+        if view is None:
+            return None
+        with self._store.reading() as connection:
+            due_us = queries.next_due_us(connection)
+        times = [] if due_us is None else [from_us(due_us)]
+        for item in view.queues.values():
+            if item.paused is not None and item.paused.until is not None:
+                times.append(item.paused.until)
+            if item.settings.pause:
+                windows = [parse_window(text) for text in item.settings.pause]
+                edge = next_edge(windows, parse_zone(item.settings.timezone), view.now)
+                if edge is not None:
+                    times.append(edge)
+        return min(times, default=None)
+
+    def _size(self, view: View) -> None:
+        """Ask what waiting GPU jobs need, so that they fall into their demand classes."""
+        for queue in self.gpu:
+            with self._store.reading() as connection:
+                jobs = claims.unsized(connection, queue.name, limit=SIZED_AT_ONCE)
+            demands: list[tuple[int, Demand]] = []
+            for job in jobs:
+                try:
+                    demands.append((job.id, decide_demand(job, view, self._plugins)))
+                except PluginFailed as error:
+                    logger.error("queue %s: job %d is not started: %s", queue.name, job.id, error)
+                    break
+            if demands:
+                self._store.set_demands(demands, largest_bytes=largest_budget(self._settings))
+
+    def _candidates(self, view: View) -> list[Job]:
+        room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
+        with self._store.snapshot() as connection:
+            found = [job for queue in self.gpu for job in claims.candidates(connection, queue.name, room_bytes=room_bytes)]
+        try:
+            return order(found, view, self._plugins)
+        except PluginFailed as error:
+            logger.error("no job is started on a device: %s", error)
+            return []
+
+
+def _holds(reasons: Sequence[Hold]) -> bool:
+    # Yielding alone is decided again by the claim, under the lock: what it yielded to may be gone by then.
+    return any(hold.reason != "yielding" for hold in reasons)
+
+
+def _reasons(holds: dict[str, tuple[Hold, ...]]) -> dict[str, list[str]]:
+    return {name: sorted(hold.reason for hold in reasons) for name, reasons in holds.items()}

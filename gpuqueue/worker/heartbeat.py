@@ -1,0 +1,51 @@
+"""Owns a worker's lease: extends it in time, and stops every attempt before it ends when that fails; knows no job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from gpuqueue.errors import StoreError
+from gpuqueue.store import Store
+
+SAFE_PART = 0.8  # of the lease; an attempt that could not be extended by then is stopped
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class Heartbeat:
+    """Extends the lease at a third of its length, in a thread of its own. `on_lost` is called once, when the lease is lost."""
+
+    def __init__(self, store: Store, worker_id: str, *, lease_s: float, now_us: Callable[[], int], on_lost: Callable[[], None]) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._lease_s = lease_s
+        self._now_us = now_us
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._run, name="gpuqueue-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        extended_at_s = time.monotonic()
+        while not self._stop.wait(self._lease_s / 3):
+            try:
+                held = self._store.extend(self._worker_id, expires_at_us=self._now_us() + int(self._lease_s * 1e6))
+            except StoreError as error:
+                logger.warning("the lease could not be extended: %s", error)
+                held = time.monotonic() - extended_at_s < self._lease_s * SAFE_PART
+            else:
+                extended_at_s = time.monotonic() if held else extended_at_s
+            if not held:
+                logger.error("worker %s lost its lease: its jobs were given to others, or will be; it stops them", self._worker_id)
+                self.lost = True
+                self._on_lost()
+                return

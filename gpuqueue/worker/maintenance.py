@@ -1,0 +1,193 @@
+"""Owns upkeep, once a second in a thread of its own: rescue, probes, readings, events, retention, checkpoints; runs no job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from gpuqueue.devices import Device
+from gpuqueue.domain import BackendSettings, Reading, State
+from gpuqueue.errors import BackendUnavailable, GPUQueueError
+from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
+from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import Store, queries
+from gpuqueue.store.life import forget, proven_dead
+from gpuqueue.store.outcomes import abandoned_by
+from gpuqueue.units import format_size, to_us
+from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
+
+EVERY_S = 1.0
+RETENTION_EVERY_S = 60.0
+CHECKPOINT_BYTES = 1_000_000
+LARGE_WAL_BYTES = 256_000_000
+READING_EVERY_S = 2.0
+EVENTS_KEPT_S = 7 * 86400.0
+FOLLOWER = "hooks"
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class Maintenance:
+    """What every worker does beside its jobs; several workers do it side by side without harm."""
+
+    def __init__(
+        self,
+        store: Store,
+        plugins: Plugins,
+        settings: SharedSettings,
+        devices: Mapping[str, Device],
+        device_jobs: DeviceJobs,
+        *,
+        worker_id: str,
+        max_crashes: int,
+        retention: Mapping[State, float | None],
+        probe: Callable[[BackendSettings], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._plugins = plugins
+        self._settings = settings
+        self._devices = devices
+        self._device_jobs = device_jobs
+        self._worker_id = worker_id
+        self._max_crashes = max_crashes
+        self._retention = retention
+        self._probe = probe
+        self._now = now
+        self._stop = threading.Event()
+        self._pruned_at_s = time.monotonic()
+        self._read_at_s = float("-inf")
+        self._published: dict[str, Reading] = {}
+        self._warned_of_wal = False
+        self._follows = any(plugins.answers(name) for name in EVENT_NAMES)
+        self._thread = threading.Thread(target=self._run, name="gpuqueue-maintenance", daemon=True)
+
+    def start(self) -> None:
+        if self._follows:
+            self._store.add_follower(FOLLOWER)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._follows:
+            self.deliver_events()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for duty in (self.rescue, self.probe_backends, self.read_devices, self.deliver_events, self.prune, self.checkpoint):
+                try:
+                    duty()
+                except (GPUQueueError, OSError) as error:
+                    logger.warning("%s is tried again: %s", duty.__name__, error)
+                except Exception:
+                    logger.exception("%s failed and is tried again", duty.__name__)
+            self._stop.wait(EVERY_S)
+
+    def rescue(self) -> None:
+        """Take back what dead workers held: at once with proof of death, else when their lease has ended."""
+        now_us = to_us(self._now())
+        with self._store.snapshot() as connection:
+            rows = queries.worker_rows(connection, now_us=now_us)
+            left = abandoned_by(connection)
+        for row in rows:
+            if row.info.id == self._worker_id:
+                continue
+            executing = proven_dead(row.runtime_dir, row.info.id)
+            if executing is not None:
+                self._take_back(row.info.id, executing, "its life file's lock is free", now_us)
+                forget(row.runtime_dir, row.info.id)
+            elif not row.info.alive:
+                self._take_back(row.info.id, None, "its lease ended", now_us)
+        for worker_id in left:
+            if worker_id != self._worker_id:
+                self._take_back(worker_id, frozenset(), "it is gone", now_us)
+
+    def _take_back(self, worker_id: str, executing: frozenset[int] | None, proof: str, now_us: int) -> None:
+        orphans = self._store.rescue(
+            worker_id, by_worker=self._worker_id, executing=executing, proof=proof, max_crashes=self._max_crashes, now_us=now_us
+        )
+        logger.warning("worker %s is dead (%s); its jobs were taken back", worker_id, proof)
+        for reservation in orphans:
+            # A clean-up may wait for the dead worker's request to end on the backend.
+            threading.Thread(
+                target=self._device_jobs.clean_up, args=(lease_of(reservation),), kwargs={"orphaned": True}, daemon=True
+            ).start()
+
+    def probe_backends(self) -> None:
+        """Ask a backend whether it is there: when its breaker says so, and at its interval while it is available."""
+        for backend in self._settings.backends:
+            with self._store.reading() as connection:
+                row = queries.backends(connection).get(backend.name)
+            now = self._now()
+            if row is not None and row.checked_at is not None:
+                age_s = (now - row.checked_at).total_seconds()
+                due = age_s >= backend.probe_every_s if row.available else row.retry_at is None or now >= row.retry_at
+                if not due:
+                    continue
+            try:
+                self._probe(backend)
+            except BackendUnavailable as error:
+                self.backend_failed(backend.name, error)
+            else:
+                self._store.backend_answered(backend.name, worked=False, now_us=to_us(self._now()))
+
+    def backend_failed(self, name: str, error: BaseException) -> None:
+        """Open a backend's breaker after a failed attempt or probe."""
+        backend = next((item for item in self._settings.backends if item.name == name), None)
+        if backend is None:
+            return
+        retries = [queue.retry_every_s for queue in self._settings.queues.values() if queue.backend == name]
+        self._store.backend_lost(
+            name,
+            error=str(error),
+            probe_every_s=backend.probe_every_s,
+            longest_s=min(retries, default=300.0),
+            now_us=to_us(self._now()),
+        )
+
+    def read_devices(self) -> None:
+        """Publish what the devices say of themselves, for `status`, `gpu` and explanations elsewhere."""
+        if not self._devices or time.monotonic() - self._read_at_s < READING_EVERY_S:
+            return
+        self._read_at_s = time.monotonic()
+        for name, device in self._devices.items():
+            self._store.publish_reading(name, reading=device.read(), residents=None, now_us=to_us(self._now()))
+
+    def deliver_events(self) -> None:
+        """Tell the plugins what happened."""
+        if not self._follows:
+            return
+        while events := self._store.take_events(FOLLOWER):
+            for event in events:
+                if event.name in EVENT_NAMES:
+                    self._plugins.tell(event.name, event)
+
+    def prune(self) -> None:
+        """Delete finished jobs past their retention, in small steps."""
+        if time.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
+            return
+        self._pruned_at_s = time.monotonic()
+        now_us = to_us(self._now())
+        try:
+            keep = self._plugins.first("retention", RetentionDetails(self._retention, self._now()))
+        except PluginFailed as error:
+            logger.error("nothing is pruned: %s", error)
+            return
+        for state, kept_s in (keep or {}).items():
+            if kept_s is not None:
+                while self._store.prune(state, before_us=now_us - int(kept_s * 1e6)) and not self._stop.is_set():
+                    pass
+        self._store.prune_events(before_us=now_us - int(EVENTS_KEPT_S * 1e6))
+
+    def checkpoint(self) -> None:
+        """Keep the write-ahead log small, so that no producer has to do it."""
+        size = self._store.wal_bytes()
+        if size > CHECKPOINT_BYTES:
+            self._store.checkpoint()
+        if size > LARGE_WAL_BYTES and not self._warned_of_wal:
+            self._warned_of_wal = True
+            logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.path, format_size(size))
