@@ -83,7 +83,9 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
     return answer if answer is not None else Wait("no_device", "no plugin places jobs on a device")
 
 
-def explain(job: Job, view: View, plugins: Plugins, *, ahead_count: int, running_ids: Sequence[int], worker_command: str) -> Explanation:
+def explain(
+    job: Job, view: View, plugins: Plugins, *, ahead_count: int, running_ids: Sequence[int], worker_command: str
+) -> Explanation:
     """Say why a job is where it is: every reason, with numbers and times.
 
     `ahead_count` are the available jobs before it in its queue, `running_ids` some running jobs of its queue,

@@ -1,18 +1,18 @@
 """Owns every error that gpuqueue raises on purpose; does no work besides wording them.
 
-    GPUQueueError
-    ├── UsageError                what the caller gave is wrong; nothing was changed (command line: exit status 2)
-    │   ├── ConfigurationError    a configuration file, environment variable or setting
-    │   ├── UnknownQueue, UnknownTask, UnknownJob
-    │   ├── PayloadError          arguments or a result that are not JSON, or too large
-    │   └── StateError            the job's state does not allow this
-    ├── StoreError                the database file cannot be used
-    │   ├── StoreBusy             the write lock was not had in time; nothing was changed
-    │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
-    ├── JobError                  how a job ended, raised by `job.result()`
-    │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
-    └── ExecutionError            raised inside an attempt; classifies its failure
-        ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut
+GPUQueueError
+├── UsageError                what the caller gave is wrong; nothing was changed (command line: exit status 2)
+│   ├── ConfigurationError    a configuration file, environment variable or setting
+│   ├── UnknownQueue, UnknownTask, UnknownJob
+│   ├── PayloadError          arguments or a result that are not JSON, or too large
+│   └── StateError            the job's state does not allow this
+├── StoreError                the database file cannot be used
+│   ├── StoreBusy             the write lock was not had in time; nothing was changed
+│   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
+├── JobError                  how a job ended, raised by `job.result()`
+│   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
+└── ExecutionError            raised inside an attempt; classifies its failure
+    ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut
 """
 
 from __future__ import annotations

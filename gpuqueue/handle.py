@@ -199,5 +199,8 @@ class _Watch:
         elif not self._told:
             self._told = True
             logger.warning(
-                "job %d waits: no worker serves queue %r. Start one: %s", self._job_id, ending.queue, self._gq.worker_command(ending.queue)
+                "job %d waits: no worker serves queue %r. Start one: %s",
+                self._job_id,
+                ending.queue,
+                self._gq.worker_command(ending.queue),
             )

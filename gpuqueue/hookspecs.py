@@ -232,11 +232,11 @@ class Registrations:
     """Asked once, when a queue object or a worker starts."""
 
     @hookspec
-    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor]:
+    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor] | None:
         """Add executor verbs: {task name: executor}; `details` has the backends' settings under "backends"."""
 
     @hookspec
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
+    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device] | None:
         """Add kinds of devices: {device name: device}; `details` has the configured ones under "devices"."""
 
     @hookspec

@@ -32,8 +32,9 @@ class OllamaTasks:
 
     def __init__(self, gq: GPUQueue) -> None:
         self._gq = gq
-        self._tasks = {
-            name: gq.add_task(Task(gq, name, None, JobOptions(), signature=signature)) for name, signature in VERBS.items()
+        self._tasks: dict[str, Task[..., Any]] = {
+            name: gq.add_task(Task[..., Any](gq, name, None, JobOptions(), signature=signature))
+            for name, signature in VERBS.items()
         }
 
     def generate(self, model: str, *, prompt: str, queue: str, job: Mapping[str, Any] | None = None, **request: Any) -> JobHandle:
@@ -41,7 +42,13 @@ class OllamaTasks:
         return self._submit("ollama.generate", queue, job, {"model": model, "prompt": prompt, **request})
 
     def chat(
-        self, model: str, *, messages: Sequence[Mapping[str, Any]], queue: str, job: Mapping[str, Any] | None = None, **request: Any
+        self,
+        model: str,
+        *,
+        messages: Sequence[Mapping[str, Any]],
+        queue: str,
+        job: Mapping[str, Any] | None = None,
+        **request: Any,
     ) -> JobHandle:
         """Enqueue a chat: `messages` are {role, content} dicts; at will tools, format, options, think."""
         return self._submit("ollama.chat", queue, job, {"model": model, "messages": list(messages), **request})

@@ -50,7 +50,9 @@ class Plugins:
             try:
                 self._manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP)
             except Exception as error:
-                raise ConfigurationError(f"an installed plugin of group {ENTRY_POINT_GROUP!r} cannot be loaded: {error}") from error
+                raise ConfigurationError(
+                    f"an installed plugin of group {ENTRY_POINT_GROUP!r} cannot be loaded: {error}"
+                ) from error
         for name in blocked - {name for name, _ in self.names()} - set(defaults):
             logger.warning("[plugins] block names %r, but no such plugin is installed%s", name, did_you_mean(name, defaults))
 

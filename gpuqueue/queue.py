@@ -132,7 +132,9 @@ class GPUQueue:
 
     # --- enqueueing ---
 
-    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, *, queue: str | None = None, **options: Any) -> JobHandle:
+    def enqueue(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, queue: str | None = None, **options: Any
+    ) -> JobHandle:
         """Store a job of a task by its name; `options` are those of `Task.using`.
 
         Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError.
@@ -153,8 +155,10 @@ class GPUQueue:
             try:
                 new.append(self._new_job_of(item, now_us))
             except UsageError as error:
-                raise type(error)(*error.args) if isinstance(error, UnknownQueue | UnknownTask) else type(error)(
-                    f"job {position} of this call: {error}"
+                raise (
+                    type(error)(*error.args)
+                    if isinstance(error, UnknownQueue | UnknownTask)
+                    else type(error)(f"job {position} of this call: {error}")
                 ) from None
         return [JobHandle(self, job_id) for job_id in self.store.enqueue_many(new, now_us=now_us)]
 
@@ -193,7 +197,9 @@ class GPUQueue:
         return NewJob(
             queue,
             task.name,
-            to_json(arguments, limit_bytes=self.config.max_payload_bytes, what=f"the arguments of {task.name}") if arguments else "{}",
+            to_json(arguments, limit_bytes=self.config.max_payload_bytes, what=f"the arguments of {task.name}")
+            if arguments
+            else "{}",
             scheduled_at_us,
             options.priority or 0,
             options.max_attempts or 1,
@@ -235,7 +241,9 @@ class GPUQueue:
         if queue is not None and not self._knows_queue(queue):
             raise UnknownQueue(queue, self.queue_names())
         with self.store.reading() as connection:
-            found = queries.list_jobs(connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after)
+            found = queries.list_jobs(
+                connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after
+            )
         return [JobHandle(self, job.id, job) for job in found]
 
     def pause(self, queue: str, *, reason: str = "", until: datetime | Duration | None = None, by: str | None = None) -> None:
@@ -274,7 +282,12 @@ class GPUQueue:
             ahead_count = queries.jobs_ahead(connection, job) if job.state is State.AVAILABLE else 0
             running_ids = queries.running_ids(connection, job.queue)
         return explain(
-            job, view, self.plugins, ahead_count=ahead_count, running_ids=running_ids, worker_command=self.worker_command(job.queue)
+            job,
+            view,
+            self.plugins,
+            ahead_count=ahead_count,
+            running_ids=running_ids,
+            worker_command=self.worker_command(job.queue),
         )
 
     def workers(self) -> list[WorkerInfo]:

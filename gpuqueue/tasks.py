@@ -83,7 +83,13 @@ class Task(Generic[Parameters, Returned]):
     """
 
     def __init__(
-        self, gq: GPUQueue, name: str, function: Callable[Parameters, Returned] | None, defaults: JobOptions, *, signature: Signature
+        self,
+        gq: GPUQueue,
+        name: str,
+        function: Callable[Parameters, Returned] | None,
+        defaults: JobOptions,
+        *,
+        signature: Signature,
     ) -> None:
         self.name = name
         self.function = function
@@ -150,7 +156,8 @@ class Signature:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
-        required, allowed = set(), set()
+        required: set[str] = set()
+        allowed: set[str] = set()
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 return cls(frozenset(required), None)

@@ -52,5 +52,7 @@ def _wait(device: DeviceView, demand: Demand) -> Wait | None:
         return Wait("max_models", f"{settings.name} runs {', '.join(sorted(models))} and may hold {settings.max_models} model(s)")
     free_bytes = settings.budget_bytes - device.reserved_bytes
     if demand.vram_bytes > free_bytes:
-        return Wait("vram", f"needs {format_size(demand.vram_bytes)}, {format_size(free_bytes)} of the budget of {settings.name} are free")
+        return Wait(
+            "vram", f"needs {format_size(demand.vram_bytes)}, {format_size(free_bytes)} of the budget of {settings.name} are free"
+        )
     return None

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = [
     "CardProcess",
@@ -79,6 +79,7 @@ class Computation:
     ended_s: float
 
 
+@runtime_checkable
 class ReadableCard(Protocol):
     """What simulated NVML reads: a `SimulatedCard`, or a card in another process."""
 

@@ -20,11 +20,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pynvml
+import pynvml  # type: ignore[import-untyped]  # ships no types
 
 from gpuqueue.simulators.card import CardProcess, CardReading, GpuIsLost, ReadableCard
 
-__all__ = ["FUNCTIONS", "RemoteCard", "install", "simulated_nvml", "uninstall"]
+__all__ = ["FUNCTIONS", "RemoteCard", "install", "simulated_nvml"]
 
 DRIVER_VERSION = "580.65.06"
 _READ_LIMIT_S = 2.0
@@ -350,10 +350,7 @@ def install(
     unknown = sorted(set(missing_functions) - set(FUNCTIONS))
     if unknown:
         raise ValueError(f"simulated NVML never had {', '.join(unknown)}; it has: {', '.join(FUNCTIONS)}")
-    if isinstance(cards, str):
-        cards = RemoteCard(cards)
-    listed: Sequence[ReadableCard] = cards if isinstance(cards, Sequence) else (cards,)
-    nvml = _Nvml(listed, driver_loaded=driver_loaded, process_memory_known=process_memory_known)
+    nvml = _Nvml(_listed(cards), driver_loaded=driver_loaded, process_memory_known=process_memory_known)
     inside: Any = pynvml
     before = (inside.nvmlLib, dict(inside._nvmlGetFunctionPointer_cache), inside._nvmlLib_refcount)
     _replace(nvml.library(missing_functions), {}, 0)
@@ -362,6 +359,12 @@ def install(
         _replace(*before)
 
     return restore
+
+
+def _listed(cards: str | ReadableCard | Sequence[ReadableCard]) -> tuple[ReadableCard, ...]:
+    if isinstance(cards, str):
+        return (RemoteCard(cards),)
+    return (cards,) if isinstance(cards, ReadableCard) else tuple(cards)
 
 
 def _replace(library: object, cache: dict[str, Any], refcount: int) -> None:
@@ -382,7 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m gpuqueue.simulators.nvml",
         description="Run gpuqueue with the card of an Ollama simulator in place of a real one.",
     )
-    parser.add_argument("--card", required=True, metavar="URL", help="address of the Ollama simulator, e.g. http://127.0.0.1:11434")
+    parser.add_argument(
+        "--card", required=True, metavar="URL", help="address of the Ollama simulator, e.g. http://127.0.0.1:11434"
+    )
     parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="after --: the arguments of gpuqueue")
     given = parser.parse_args(arguments)
     try:

@@ -141,7 +141,17 @@ def claim(
     connection.executemany(TAKE, [(worker_id, now_us, None, 0, row[0]) for row in heads])
     started_at = from_us(now_us)
     return [
-        Lease(id_, lease + 1, queue, task, attempt + 1, max_attempts, load_arguments(connection, id_, arguments), timeout_s, started_at)
+        Lease(
+            id_,
+            lease + 1,
+            queue,
+            task,
+            attempt + 1,
+            max_attempts,
+            load_arguments(connection, id_, arguments),
+            timeout_s,
+            started_at,
+        )
         for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in heads
     ]
 
@@ -200,5 +210,3 @@ def move_due(connection: sqlite3.Connection, *, now_us: int) -> None:
     """Expire and promote what is due, so that a claim sees it."""
     expire_due(connection, now_us=now_us)
     promote_due(connection, now_us=now_us)
-
-

@@ -31,7 +31,9 @@ def create(path: Path, *, synchronous: str) -> Engine:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except FileNotFoundError:
-        raise StoreUnwritable(f"cannot create {path}: its folder does not exist. Create it with: mkdir -p {path.parent}") from None
+        raise StoreUnwritable(
+            f"cannot create {path}: its folder does not exist. Create it with: mkdir -p {path.parent}"
+        ) from None
     except OSError as error:
         raise StoreUnwritable(f"cannot open {path} for writing: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK):

@@ -18,7 +18,8 @@ _NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 _TRIGGERS = {
     "jobs_enqueued": "AFTER INSERT ON jobs BEGIN INSERT INTO events (at, name, job_id, queue, data) "
     "VALUES (NEW.enqueued_at, 'job_enqueued', NEW.id, NEW.queue, json_object('state', NEW.state, 'task', NEW.task)); END",
-    "jobs_moved": "AFTER UPDATE OF state ON jobs WHEN OLD.state <> NEW.state BEGIN INSERT INTO events (at, name, job_id, queue, data) "
+    "jobs_moved": "AFTER UPDATE OF state ON jobs WHEN OLD.state <> NEW.state BEGIN "
+    "INSERT INTO events (at, name, job_id, queue, data) "
     f"VALUES (CASE WHEN NEW.state = 'running' THEN NEW.started_at ELSE coalesce(NEW.finished_at, {_NOW_US}) END, "
     "CASE WHEN NEW.state = 'running' THEN 'attempt_started' "
     "WHEN NEW.state IN ('completed', 'cancelled', 'discarded') THEN 'job_finished' "

@@ -41,7 +41,8 @@ class NewJob:
 
 
 _INSERTED = (
-    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s", "arguments", "tags",
+    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
+    "arguments", "tags",
 )  # fmt: skip
 INSERT_JOB = str(
     insert(tables.jobs)
@@ -139,7 +140,9 @@ def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
         (now_us, SCAN_LIMIT),
     ).fetchall()
     if rows:
-        _discard_all(connection, rows, JobErrorRecord("expired", "it still waited when its time to be useful had passed"), now_us=now_us)
+        _discard_all(
+            connection, rows, JobErrorRecord("expired", "it still waited when its time to be useful had passed"), now_us=now_us
+        )
     return [row[0] for row in rows]
 
 
@@ -224,9 +227,7 @@ def _state_of(connection: sqlite3.Connection, job_id: int) -> tuple[State, str]:
     return State(row[0]), row[1]
 
 
-def _discard_all(
-    connection: sqlite3.Connection, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int
-) -> None:
+def _discard_all(connection: sqlite3.Connection, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int) -> None:
     connection.executemany(
         "UPDATE jobs SET state = 'discarded', finished_at = ?, error = ? WHERE id = ?",
         [(now_us, from_error(error), row[0]) for row in rows],

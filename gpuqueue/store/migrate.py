@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from importlib import import_module
 from pathlib import Path
 
-from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from gpuqueue.errors import NewerSchema, NotADatabase
@@ -53,9 +53,7 @@ def known_versions() -> list[str]:
 
 def migrations_folder() -> str:
     """Find the migrations as they are installed: in a wheel, an sdist or an editable checkout."""
-    import gpuqueue.migrations
-
-    return gpuqueue.migrations.__path__[0]
+    return next(iter(import_module("gpuqueue.migrations").__path__))
 
 
 def _upgrade(engine: Engine, path: Path) -> None:
@@ -65,11 +63,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
     settings = Config()
     settings.set_main_option("script_location", migrations_folder().replace("%", "%%"))
     with engine.connect() as connection:
-        # The driver is in autocommit mode, so the transaction is ours to begin.
-        @event.listens_for(connection, "begin")
-        def begin(_connection: object) -> None:
-            pass
-
+        # The driver is in autocommit mode, so the transaction is ours to begin and end.
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         _begin_immediate(driver)

@@ -21,15 +21,15 @@ COMPLETE = (
     "WHERE id = ? AND lease = ? AND state = 'running'"
 )
 FINISH = (
-    "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 "
-    "WHERE id = ? AND lease = ? AND state = 'running'"
+    "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 WHERE id = ? AND lease = ? AND state = 'running'"
 )
 POSTPONE = (
     "UPDATE jobs SET state = ?, scheduled_at = ?, attempt = attempt - ?, error = coalesce(?, error), waiting_for = ? "
     "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
 )
 RESERVATIONS = (
-    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id FROM jobs WHERE device IS NOT NULL"
+    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id FROM jobs "
+    "WHERE device IS NOT NULL"
 )
 RUNNING_OF = "SELECT id, lease, queue, attempt, started_at, device FROM jobs WHERE state = 'running' AND worker_id = ?"
 
@@ -89,17 +89,16 @@ def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_u
     for outcome in completed:
         if len(outcome.result) > INLINE_BYTES and (outcome.lease.job_id, outcome.lease.lease) not in lost:
             put_payload(connection, outcome.lease.job_id, "result", outcome.result)
-    for outcome in outcomes:
-        if isinstance(outcome, Ended):
-            state = _end(connection, outcome, now_us=now_us)
-        elif isinstance(outcome, Postponed):
-            state = _postpone(connection, outcome, now_us=now_us)
-        else:
+    for other in outcomes:
+        if isinstance(other, Completed):
             continue
+        state = (
+            _end(connection, other, now_us=now_us) if isinstance(other, Ended) else _postpone(connection, other, now_us=now_us)
+        )
         if state is None:
-            late.append(outcome.lease)
+            late.append(other.lease)
         elif state in (State.CANCELLED, State.DISCARDED):
-            counted[outcome.lease.queue, str(state)] += 1
+            counted[other.lease.queue, str(state)] += 1
     if counted:
         count_finished(connection, dict(counted))
     return late
@@ -133,7 +132,14 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
 
 
 def _note_attempt(
-    connection: sqlite3.Connection, job_id: int, lease: int, attempt: int, outcome: str, error: JobErrorRecord | None, *, now_us: int
+    connection: sqlite3.Connection,
+    job_id: int,
+    lease: int,
+    attempt: int,
+    outcome: str,
+    error: JobErrorRecord | None,
+    *,
+    now_us: int,
 ) -> None:
     connection.execute(
         "INSERT OR REPLACE INTO attempts (job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error) "
@@ -146,7 +152,8 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
     """Free the device that a job's ended attempt had reserved, after its clean-up; returns False when the lease is lost."""
     return (
         connection.execute(
-            "UPDATE jobs SET device = NULL, reserved_bytes = 0 WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'",
+            "UPDATE jobs SET device = NULL, reserved_bytes = 0 "
+            "WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'",
             (job_id, lease),
         ).rowcount
         == 1
@@ -221,4 +228,6 @@ def rescue(
     for item in orphans:
         # An attempt that had finished but was not cleaned up keeps its lease number so far: fence its clean-up too.
         connection.execute("UPDATE jobs SET worker_id = ?, lease = lease + 1 WHERE id = ?", (by_worker, item.job_id))
-    return [item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in {o.job_id for o in orphans}]
+    return [
+        item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in {o.job_id for o in orphans}
+    ]

@@ -92,9 +92,13 @@ def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
 
 
 def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
-    """Return a job's interrupted attempts, oldest first: dicts with attempt, outcome, started_at, finished_at, worker, device, error."""
+    """Return a job's interrupted attempts, oldest first.
+
+    Each is a dict with attempt, outcome, started_at, finished_at, worker, device and error.
+    """
     rows = connection.execute(
-        "SELECT attempt, outcome, started_at, finished_at, worker_id, device, error FROM attempts WHERE job_id = ? ORDER BY lease",
+        "SELECT attempt, outcome, started_at, finished_at, worker_id, device, error FROM attempts "
+        "WHERE job_id = ? ORDER BY lease",
         (job_id,),
     )
     return [
@@ -134,7 +138,9 @@ class WorkerRow:
 
 def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
     """Return the workers, `alive` meaning only that their lease has not ended."""
-    rows = connection.execute("SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir FROM workers ORDER BY started_at, id")
+    rows = connection.execute(
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir FROM workers ORDER BY started_at, id"
+    )
     return [
         WorkerRow(
             WorkerInfo(
@@ -223,7 +229,9 @@ def jobs_ahead(connection: sqlite3.Connection, job: Job) -> int:
 
 
 def running_ids(connection: sqlite3.Connection, queue: str, *, limit: int = 5) -> list[int]:
-    return [row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, limit))]
+    return [
+        row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, limit))
+    ]
 
 
 def cancel_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int]]:
@@ -235,9 +243,7 @@ def cancel_requests(connection: sqlite3.Connection, worker_id: str) -> list[tupl
 
 def next_due_us(connection: sqlite3.Connection) -> int | None:
     """Return when the next scheduled, retryable or expiring job is due."""
-    row = connection.execute(
-        "SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')"
-    ).fetchone()
+    row = connection.execute("SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')").fetchone()
     expiring = connection.execute(
         "SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at > 0"
     ).fetchone()

@@ -143,7 +143,9 @@ class Store:
 
     def refuse_waiting(self, queue: str, *, message: str, now_us: int) -> list[int]:
         """Discard a queue's available jobs because its backend is away; returns their ids."""
-        return self._ring_for(self.write(lambda connection: jobs.refuse_waiting(connection, queue, message=message, now_us=now_us)))
+        return self._ring_for(
+            self.write(lambda connection: jobs.refuse_waiting(connection, queue, message=message, now_us=now_us))
+        )
 
     def refuse_one(self, job_id: int, *, message: str, now_us: int) -> bool:
         """Discard one job, if it still waits, because nobody can run it; returns whether it did."""
@@ -232,8 +234,8 @@ class Store:
         """Append output: [(job, lease, text)]; text of a lost lease is dropped."""
         self.write(
             lambda connection: connection.executemany(
-                "INSERT INTO chunks (job_id, seq, lease, content) SELECT ?, coalesce((SELECT max(seq) FROM chunks WHERE job_id = ?), 0) + 1, "
-                "?, ? WHERE EXISTS (SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'running')",
+                "INSERT INTO chunks (job_id, seq, lease, content) "
+                "SELECT ?, coalesce((SELECT max(seq) FROM chunks WHERE job_id = ?), 0) + 1, ?, ? WHERE EXISTS (SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'running')",
                 [(job_id, job_id, lease, text, job_id, lease) for job_id, lease, text in chunks],
             )
         )
@@ -254,7 +256,9 @@ class Store:
     ) -> Mapping[str, Any] | None:
         """Make these the shared settings; returns the others' when a live worker runs with different ones, else None."""
         return self.write(
-            lambda connection: workers.accept_configuration(connection, digest=digest, settings=settings, force=force, now_us=now_us)
+            lambda connection: workers.accept_configuration(
+                connection, digest=digest, settings=settings, force=force, now_us=now_us
+            )
         )
 
     def register_worker(
@@ -296,7 +300,13 @@ class Store:
         """Take back what a dead worker held; returns the device reservations that the rescuer must clean up."""
         orphans = self.write(
             lambda connection: outcomes.rescue(
-                connection, dead_worker, by_worker=by_worker, executing=executing, proof=proof, max_crashes=max_crashes, now_us=now_us
+                connection,
+                dead_worker,
+                by_worker=by_worker,
+                executing=executing,
+                proof=proof,
+                max_crashes=max_crashes,
+                now_us=now_us,
             )
         )
         self.bell.ring_workers()

@@ -57,7 +57,8 @@ def register(
 ) -> None:
     """Add a live worker."""
     connection.execute(
-        "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, digest, runtime_dir) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, digest, runtime_dir) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (worker_id, host, pid, None if queues is None else json.dumps(queues), now_us, expires_at_us, digest, runtime_dir),
     )
     record(connection, "worker_started", at_us=now_us, data={"worker": worker_id, "host": host, "pid": pid})
@@ -114,7 +115,9 @@ def note_holds(connection: sqlite3.Connection, holds: Mapping[str, tuple[Hold, .
         record(connection, "queue_held" if reasons else "queue_released", at_us=now_us, queue=queue, data=data)
 
 
-def backend_lost(connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> datetime:
+def backend_lost(
+    connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int
+) -> datetime:
     """Open a backend's breaker, or keep it open; returns when it is asked again.
 
     The wait doubles with each outage since the last success, from probe_every_s to longest_s, so that a backend that
@@ -163,4 +166,6 @@ def publish_reading(
         old_reading = json.dumps({**asdict(reading), "at": to_us(reading.at)})
     if residents is not None:
         old_residents = json.dumps([asdict(resident) for resident in residents])
-    connection.execute("INSERT OR REPLACE INTO devices (name, reading, residents) VALUES (?, ?, ?)", (device, old_reading, old_residents))
+    connection.execute(
+        "INSERT OR REPLACE INTO devices (name, reading, residents) VALUES (?, ?, ?)", (device, old_reading, old_residents)
+    )

@@ -117,7 +117,9 @@ class Writer:
                     call.error = call.error or failure
             else:  # an interrupt belongs to the thread that it hit, which is this one
                 for call in calls:
-                    call.error = StoreBusy("the thread that was writing for this one was interrupted; nothing was changed, try again")
+                    call.error = StoreBusy(
+                        "the thread that was writing for this one was interrupted; nothing was changed, try again"
+                    )
                 raise
         finally:
             for call in calls:

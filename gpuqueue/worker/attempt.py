@@ -95,14 +95,20 @@ class Judge:
         self._now = now
         self._max_payload_bytes = max_payload_bytes
 
-    def run(self, attempt: Attempt, executor: Executor, prepare: Callable[[], None] | None = None) -> tuple[Outcome, BaseException | None]:
+    def run(
+        self, attempt: Attempt, executor: Executor, prepare: Callable[[], None] | None = None
+    ) -> tuple[Outcome, BaseException | None]:
         """Run the attempt to its end; returns the outcome, and the error behind it."""
         lease = attempt.lease
         try:
             if prepare is not None:
                 prepare()
             value = executor.run(attempt)
-            text = "null" if value is None else to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}")
+            text = (
+                "null"
+                if value is None
+                else to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}")
+            )
             return Completed(lease, text), None
         except AttemptInterrupted as error:
             return self.interrupted(attempt), error

@@ -105,7 +105,9 @@ class DeviceJobs:
             if isinstance(error, BackendUnavailable):
                 self._on_backend(error.backend, error)
             if self._store.finish([outcome], now_us=self._now_us()):
-                logger.warning("job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt)
+                logger.warning(
+                    "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
+                )
                 return  # the rescuer cleans up
             if isinstance(outcome, Completed) and lease.task.startswith("ollama."):
                 self._on_backend("ollama", None)

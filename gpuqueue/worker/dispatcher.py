@@ -47,7 +47,8 @@ class Dispatcher:
         self.now = now
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
-        self._noted: dict[str, tuple[Hold, ...]] | None = None
+        self._holds: dict[str, tuple[Hold, ...]] = {}
+        self._noted = False
         self.view: View | None = None
         self.gate = Gate()
         self.plain: tuple[QueueSettings, ...] = ()
@@ -70,9 +71,10 @@ class Dispatcher:
             self.gate = Gate(held, queues, largest_budget(self._settings))
             self.view = view
             self._decided_at_s = time.monotonic()
-            if self._noted is None or _reasons(self._noted) != _reasons(holds):
+            if not self._noted or _reasons(self._holds) != _reasons(holds):
                 self._store.note_holds(holds, now_us=to_us(now))
-                self._noted = holds
+                self._noted = True
+            self._holds = holds
             for name, reasons in holds.items():
                 if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
                     self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now))
@@ -91,7 +93,8 @@ class Dispatcher:
         view = self.decide(force=True)
         leases: list[Lease] = []
         self._size(view)
-        for job in self._candidates(view):
+        room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
+        for job in self._candidates(view, self.gpu, room_bytes=room_bytes):
             answer = place(job, view, self._plugins)
             if not isinstance(answer, Placement):
                 continue
@@ -112,7 +115,9 @@ class Dispatcher:
     def next_model(self) -> str | None:
         """Say which model the next job for a device needs, None when none waits or it needs none."""
         view = self.decide(force=True)
-        candidates = self._candidates(view)
+        free = [queue for queue in self.gpu if not self._holds.get(queue.name)]
+        # The asking job's own reservation is about to be freed, so the whole budget counts as room.
+        candidates = self._candidates(view, free, room_bytes=largest_budget(self._settings))
         return candidates[0].model or None if candidates else None
 
     def next_change(self) -> datetime | None:
@@ -148,10 +153,9 @@ class Dispatcher:
             if demands:
                 self._store.set_demands(demands, largest_bytes=largest_budget(self._settings))
 
-    def _candidates(self, view: View) -> list[Job]:
-        room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
+    def _candidates(self, view: View, queues: Sequence[QueueSettings], *, room_bytes: int) -> list[Job]:
         with self._store.snapshot() as connection:
-            found = [job for queue in self.gpu for job in claims.candidates(connection, queue.name, room_bytes=room_bytes)]
+            found = [job for queue in queues for job in claims.candidates(connection, queue.name, room_bytes=room_bytes)]
         try:
             return order(found, view, self._plugins)
         except PluginFailed as error:

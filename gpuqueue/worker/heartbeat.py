@@ -17,7 +17,9 @@ logger = logging.getLogger("gpuqueue.worker")
 class Heartbeat:
     """Extends the lease at a third of its length, in a thread of its own. `on_lost` is called once, when the lease is lost."""
 
-    def __init__(self, store: Store, worker_id: str, *, lease_s: float, now_us: Callable[[], int], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, worker_id: str, *, lease_s: float, now_us: Callable[[], int], on_lost: Callable[[], None]
+    ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._lease_s = lease_s
@@ -45,7 +47,9 @@ class Heartbeat:
             else:
                 extended_at_s = time.monotonic() if held else extended_at_s
             if not held:
-                logger.error("worker %s lost its lease: its jobs were given to others, or will be; it stops them", self._worker_id)
+                logger.error(
+                    "worker %s lost its lease: its jobs were given to others, or will be; it stops them", self._worker_id
+                )
                 self.lost = True
                 self._on_lost()
                 return

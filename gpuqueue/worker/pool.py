@@ -43,7 +43,9 @@ class Pool:
         self._mean_s = PREFETCH_S
         self._exchanged_at_s = 0.0
         self._stopping = False
-        self._threads = [threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True) for slot in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True) for slot in range(threads)
+        ]
 
     def start(self) -> None:
         for thread in self._threads:

@@ -10,25 +10,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
 
 from gpuqueue.devices import Device
-from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, QueueSettings
+from gpuqueue.domain import BackendSettings, Lease, QueueSettings
 from gpuqueue.errors import ConfigurationError, StoreError, UnknownQueue
 from gpuqueue.executors import Executor
 from gpuqueue.executors.callables import CallableExecutor
-from gpuqueue.hookspecs import EVENT_NAMES
-from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.plugin_manager import Plugins
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import SharedSettings, settings_difference, settings_digest, settings_from_shared
-from gpuqueue.store import Store, queries
 from gpuqueue.store.bell import POLL_S, Listener
 from gpuqueue.store.life import Life
-from gpuqueue.store.outcomes import Outcome, Postponed
-from gpuqueue.units import format_size, to_us
-from gpuqueue.worker.attempt import Attempt, Judge
+from gpuqueue.store.outcomes import Outcome
+from gpuqueue.units import format_size
+from gpuqueue.worker.attempt import Judge
+from gpuqueue.worker.attempts import ABANDON_S, Attempts
 from gpuqueue.worker.device_jobs import DeviceJobs
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.heartbeat import Heartbeat
@@ -36,8 +34,6 @@ from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.pool import Pool
 
-ABANDON_S = 2.0  # a function that goes on so long after it was asked to stop is given up; its thread cannot be killed
-UNKNOWN_TASK_WAIT_S = 30.0
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -69,7 +65,6 @@ class Worker:
         self._booted = threading.Event()
         self._boot_error: BaseException | None = None
         self._background: threading.Thread | None = None
-        self._attempts: dict[tuple[int, int], Attempt] = {}
 
     # --- the public face ---
 
@@ -152,8 +147,7 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._plugins = self._worker_plugins()
         devices = self._open_devices()
-        self._executors = self._collect_executors()
-        self._judge = Judge(
+        judge = Judge(
             self._plugins,
             settings_of=self._settings_of,
             backend_of=self._backend_of,
@@ -175,6 +169,15 @@ class Worker:
         )
         self._heartbeat = Heartbeat(self._store, self.id, lease_s=lease_s, now_us=gq.now_us, on_lost=self._lease_lost)
         self._output = Output(self._store)
+        self._attempts = Attempts(
+            self._store,
+            self._collect_executors(),
+            judge,
+            self._output,
+            worker_id=self.id,
+            now=gq.now,
+            on_given_up=self._given_up,
+        )
         self._dispatcher = Dispatcher(
             self._store, self._plugins, self._settings, worker_id=self.id, serves=self._serves, now=gq.now
         )
@@ -186,7 +189,7 @@ class Worker:
             devices,
             self._life,
             first_slot=self._threads,
-            run=self._run_attempt,
+            run=self._attempts.run,
             next_model=self._dispatcher.next_model,
             backend_of=self._backend_of,
             now_us=gq.now_us,
@@ -280,8 +283,8 @@ class Worker:
 
     def _tick(self) -> int:
         """Look at everything once: stop what must stop, and claim what may start; returns how many jobs were claimed."""
-        self._stop_cancelled()
-        self._stop_overdue()
+        self._attempts.stop_cancelled()
+        self._attempts.stop_overdue()
         self._pool.give_back_stale()
         claimed = self._pool.exchange()  # first with the last decision, so that a ring is answered at once
         before = self._dispatcher.plain
@@ -300,52 +303,16 @@ class Worker:
         change = self._dispatcher.next_change()
         if change is not None:
             sleep_s = min(sleep_s, (change - self._gq.now()).total_seconds())
-        deadlines = [attempt.deadline_s for attempt in list(self._attempts.values()) if attempt.deadline_s is not None]
-        stopping = [attempt.interrupted_at_s + ABANDON_S for attempt in list(self._attempts.values()) if attempt.interruption]
-        for moment_s in (*deadlines, *stopping):
+        moment_s = self._attempts.next_moment_s()
+        if moment_s is not None:
             sleep_s = min(sleep_s, moment_s - time.monotonic())
         return max(sleep_s, 0.001)
 
     def _is_idle(self) -> bool:
         return self._pool.is_idle and self._device_jobs.is_idle
 
-    def _stop_cancelled(self) -> None:
-        if not self._attempts:
-            return
-        with self._store.reading() as connection:
-            wanted = queries.cancel_requests(connection, self.id)
-        for key in wanted:
-            attempt = self._attempts.get(key)
-            if attempt is not None:
-                attempt.interrupt("cancelled")
-
-    def _stop_overdue(self) -> None:
-        now_s = time.monotonic()
-        for attempt in list(self._attempts.values()):
-            if attempt.deadline_s is not None and now_s >= attempt.deadline_s:
-                attempt.interrupt("timed_out")
-            if attempt.interruption is not None and now_s - attempt.interrupted_at_s >= ABANDON_S:
-                self._give_up(attempt)
-
-    def _give_up(self, attempt: Attempt) -> None:
-        """Write the outcome of an attempt whose thread does not stop; the thread goes on, and what it returns is dropped."""
-        if not attempt.close():
-            return
-        self._attempts.pop((attempt.lease.job_id, attempt.lease.lease), None)
-        self._store.finish([self._judge.interrupted(attempt)], now_us=self._gq.now_us())
-        logger.warning(
-            "job %d: %s does not stop (%s) and is given up; its thread goes on. A timeout or cancel can only stop what looks for it",
-            attempt.lease.job_id,
-            attempt.lease.task,
-            attempt.interruption,
-        )
-        if attempt.lease.placement is None:
-            self._pool.replace_thread()
-
-    # --- one attempt ---
-
     def _run_plain(self, lease: Lease) -> Outcome | None:
-        ended = self._run_attempt(lease, None)
+        ended = self._attempts.run(lease)
         if ended is None:
             return None
         outcome, error = ended
@@ -354,30 +321,9 @@ class Worker:
             self._heard_of_backend(backend, error)
         return outcome
 
-    def _run_attempt(
-        self, lease: Lease, prepare: Callable[[Attempt], None] | None
-    ) -> tuple[Outcome, BaseException | None] | None:
-        """Run an attempt; returns its outcome and error, or None when it was given up and its outcome written already."""
-        executor = self._executors.get(lease.task)
-        if executor is None:
-            return self._unknown_task(lease), None
-        attempt = Attempt(lease, emit=self._output.emit)
-        key = (lease.job_id, lease.lease)
-        self._attempts[key] = attempt
-        if self._heartbeat.lost:
-            attempt.interrupt("lease_lost")
-        ended = self._judge.run(attempt, executor, None if prepare is None else lambda: prepare(attempt))
-        if not attempt.close():
-            return None
-        self._attempts.pop(key, None)
-        self._output.flush(lease)
-        return ended
-
-    def _unknown_task(self, lease: Lease) -> Outcome:
-        message = f"this worker does not know the task {lease.task!r}; start it with --app MODULE:QUEUE_OBJECT, the module that defines it"
-        logger.error("job %d: %s", lease.job_id, message)
-        at = self._gq.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
-        return Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))
+    def _given_up(self, lease: Lease) -> None:
+        if lease.placement is None:
+            self._pool.replace_thread()
 
     def _heard_of_backend(self, name: str, error: BaseException | None) -> None:
         if error is not None:
@@ -396,8 +342,7 @@ class Worker:
     # --- the end ---
 
     def _lease_lost(self) -> None:
-        for attempt in list(self._attempts.values()):
-            attempt.interrupt("lease_lost")
+        self._attempts.stop_all("lease_lost")
         self._listener.ring()
 
     def _drain(self) -> None:
@@ -407,17 +352,15 @@ class Worker:
         give_up_s = time.monotonic() + (0.0 if self._heartbeat.lost else self._grace_s)
         while not self._is_idle() and not self._stop_now.is_set() and time.monotonic() < give_up_s:
             self._write_ended()
-            self._stop_cancelled()
-            self._stop_overdue()
+            self._attempts.stop_cancelled()
+            self._attempts.stop_overdue()
             self._listener.wait(0.05)
-        for attempt in list(self._attempts.values()):
-            attempt.interrupt("stopping")
+        self._attempts.stop_all("stopping")
         give_up_s = time.monotonic() + ABANDON_S
-        while self._attempts and time.monotonic() < give_up_s:
+        while self._attempts.any_running and time.monotonic() < give_up_s:
             self._write_ended()
             self._listener.wait(0.02)
-        for attempt in list(self._attempts.values()):
-            self._give_up(attempt)
+        self._attempts.give_up_all()
         self._write_ended()
         # A clean-up in progress may take its time, unless somebody insists.
         give_up_s = time.monotonic() + self._grace_s
@@ -450,7 +393,12 @@ class Worker:
             self.request_stop()
 
         before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        return lambda: [signal.signal(number, handler) for number, handler in before.items()] and None
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        return restore
 
     # --- what it knows ---
 
@@ -463,5 +411,3 @@ class Worker:
     def _backend_of(self, queue: str) -> BackendSettings | None:
         name = self._settings_of(queue).backend
         return next((backend for backend in self._settings.backends if backend.name == name), None)
-
-

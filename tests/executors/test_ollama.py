@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import socket
 import threading
@@ -24,9 +25,11 @@ from gpuqueue.errors import (
     OutOfMemory,
     RunnerCrashed,
 )
-from gpuqueue.executors import AttemptInterrupted
+from gpuqueue.executors import AttemptInterrupted, Executor
 from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, OllamaVerbs
 from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient, full_name
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, OllamaSimulator, expected_answer, expected_embedding
 
 GEMMA = ModelSettings("gemma4:e4b", 4_500_000_000, {"num_ctx": 4096, "temperature": 0.7})
 NOMIC = ModelSettings("nomic-embed-text", 500_000_000, {"shift": False})
@@ -670,3 +673,148 @@ def test_the_plugin_registers_the_three_verbs_of_each_backend() -> None:
         "ollama.embed",
         "ollama.generate",
     ]
+
+
+# On a simulated Ollama, which behaves as a whole like the real one
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaSimulator]:
+    with OllamaSimulator(SimulatedCard(speed=100), max_loaded=1) as ollama:
+        yield ollama
+    gc.collect()
+
+
+def on(ollama: OllamaSimulator, **changes: float) -> BackendSettings:
+    return replace(BackendSettings(url=ollama.url), **changes)
+
+
+def asking(model: str = "gemma4:e4b", count: int = 20) -> Context:
+    return Context({"model": model, "prompt": "Revise this", "options": {"num_predict": count}})
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that only the server can see."""
+    ends_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ends_s, inspect.getsource(condition)
+        threading.Event().wait(0.002)
+
+
+def test_a_whole_job_runs_loading_included(ollama: OllamaSimulator) -> None:
+    context = asking()
+    result = Generate(on(ollama), MODELS).run(context)
+
+    answer = expected_answer("gemma4:e4b", "Revise this", 20)
+    assert (result["text"], "".join(context.emitted)) == (answer, answer)
+    assert (result["output_tokens"], result["done_reason"], result["spilled_bytes"]) == (20, "length", 0)
+    assert 0 < result["load_s"] < result["first_token_s"]
+    assert result["load_s"] < result["total_s"]
+    assert result["context"]
+
+
+def test_a_whole_chat_and_a_whole_embedding_run(ollama: OllamaSimulator) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    chat = Chat(on(ollama), MODELS).run(Context({"model": "gemma4:e4b", "messages": messages, "options": {"num_predict": 5}}))
+    embedded = Embed(on(ollama), MODELS).run(Context({"model": "nomic-embed-text", "input": ["a", "b"], "dimensions": 8}))
+
+    assert chat["text"] == expected_answer("gemma4:e4b", messages, 5)
+    assert embedded["embeddings"] == [expected_embedding(NOMIC_EMBED_TEXT, text, 8) for text in ("a", "b")]
+    assert embedded["prompt_tokens"] > 0
+
+
+def test_a_model_that_does_not_fit_beside_other_programs_spills_and_the_result_says_how_much(ollama: OllamaSimulator) -> None:
+    ollama.card.take(5_000_000_000)
+
+    assert Generate(on(ollama), MODELS).run(asking(count=2))["spilled_bytes"] > 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("out_of_memory", OutOfMemory),
+        ("crash_before_first_token", RunnerCrashed),
+        ("crash_mid_stream", RunnerCrashed),
+        ("silent_truncation", RunnerCrashed),
+        ("drop_connection", RunnerCrashed),
+        ("stall", RunnerCrashed),
+        ("hang", BackendUnavailable),
+        ("busy", BackendUnavailable),
+        ("context_exceeded", CallerFault),
+    ],
+)
+def test_each_fault_has_its_class_and_the_next_job_runs(ollama: OllamaSimulator, fault: str, kind: type[ExecutionError]) -> None:
+    executor = Generate(on(ollama), MODELS)
+    executor.run(asking(count=1))
+    if fault == "out_of_memory":
+        OllamaClient(on(ollama)).unload("gemma4:e4b")
+        until(lambda: not OllamaClient(on(ollama)).residents())
+    ollama.faults.add(fault)
+
+    with pytest.raises(kind):
+        Generate(on(ollama, first_token_s=0.5, gap_s=0.2), MODELS).run(asking())
+
+    assert executor.run(asking())["output_tokens"] == 20
+    assert ollama.card.overlap_count == 0
+
+
+def test_an_outage_is_a_refused_connection_and_over_when_ollama_is_back(ollama: OllamaSimulator) -> None:
+    ollama.go_away()
+    with pytest.raises(ConnectionRefused):
+        Generate(on(ollama), MODELS).run(asking())
+    ollama.come_back()
+
+    assert Generate(on(ollama), MODELS).run(asking())["output_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model": "nope"}, "ollama pull nope"),
+        ({"model": "nomic-embed-text"}, "does not support generate"),
+        ({"options": {"top_k": "many"}}, "must be of type"),
+        ({"format": "xml"}, "invalid format"),
+    ],
+)
+def test_a_wrong_request_is_the_callers_fault(ollama: OllamaSimulator, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(CallerFault, match=words):
+        Generate(on(ollama), MODELS).run(Context({"model": "gemma4:e4b", "prompt": "x", **arguments}))
+
+
+def test_a_cancelled_job_stops_computing_and_a_cancelled_waiting_one_never_loads(ollama: OllamaSimulator) -> None:
+    class Watched(Context):
+        speaks = threading.Event()
+
+        def emit(self, text: str) -> None:
+            self.speaks.set()
+
+    ollama.faults.add("stall", model="gemma4:e4b")
+    speaking = Watched(asking().lease.arguments)
+    waiting = [Context({"model": "nomic-embed-text", "input": "x"}) for _ in range(2)]
+    ended: list[str] = []
+
+    def run(executor: Executor, context: Context) -> None:
+        try:
+            executor.run(context)
+        except AttemptInterrupted as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(Generate(on(ollama), MODELS), speaking))]
+    threads += [threading.Thread(target=run, args=(Embed(on(ollama), MODELS), context)) for context in waiting]
+    threads[0].start()
+    assert speaking.speaks.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    # Ollama holds the first in its hand until there is room; the second stands behind it.
+    until(lambda: ollama.pending_count == 1)
+    for context, thread in zip(waiting, threads[1:], strict=True):
+        context.interrupt("in the queue")
+        thread.join(10)
+    speaking.interrupt("between tokens")
+    threads[0].join(10)
+
+    assert ended == ["in the queue", "in the queue", "between tokens"]
+    until(lambda: ollama.pending_count == 0 and len(ollama.served) == 3)
+    assert ollama.card.load_count == 1
+    assert not ollama.card.computing_now
+    assert all(served.client_left for served in ollama.served)

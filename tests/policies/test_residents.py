@@ -1,31 +1,56 @@
 """Which models stay loaded around an attempt, and when their memory counts as given back.
 
-The card is simulated, on a clock that only the policy's own waits move; Ollama is a small server over real HTTP.
+First on a clock that only the policy's own waits move, with a small server in Ollama's place; then on the simulators.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
+from gpuqueue.devices.nvml import NvmlDevice
 from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, ModelSettings, Placement, Reading
 from gpuqueue.errors import BackendUnavailable, OutOfMemory, RunnerCrashed
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.policies.residents import Residents
 from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.nvml import simulated_nvml
+from gpuqueue.simulators.ollama import OllamaSimulator
 
 GB = 10**9
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text:latest"
 SIZES = {GEMMA: 4_500_000_000, NOMIC: 500_000_000}
 MODELS = {name: ModelSettings(name, size) for name, size in SIZES.items()}
 CONTEXT_BYTES = 457 * 2**20  # a runner holds more than Ollama says
+
+
+SETTINGS = DeviceSettings("gpu0", budget_bytes=5 * GB, margin_bytes=3 * GB)
+
+
+def a_lease(model: str) -> Lease:
+    return Lease(
+        job_id=7,
+        lease=3,
+        queue="ai-batch",
+        task="ollama.generate",
+        attempt=1,
+        max_attempts=3,
+        arguments={},
+        timeout_s=None,
+        started_at=datetime(2026, 3, 2, tzinfo=UTC),
+        model=model,
+        placement=Placement("gpu0", SIZES.get(model, 500_000_000)),
+    )
 
 
 class Clock:
@@ -121,7 +146,7 @@ class Room:
         self.empty_bytes = self.card.free_bytes
         self.ollama = Ollama(self.card, self.clock)
         self.policy = Residents(self.clock, self.clock.sleep)
-        self.device = DeviceSettings("gpu0", budget_bytes=5 * GB, margin_bytes=3 * GB)
+        self.device = SETTINGS
         self.backend: BackendSettings | None = BackendSettings(url=self.ollama.url)
         self.next_model: str | None = None
         self.stopping: Callable[[], bool] = lambda: False
@@ -135,24 +160,9 @@ class Room:
             return Reading(at, lost="GPU is lost")
         return Reading(at, total_bytes=self.card.total_bytes, free_bytes=self.card.free_bytes)
 
-    def lease(self, model: str) -> Lease:
-        return Lease(
-            job_id=7,
-            lease=3,
-            queue="ai-batch",
-            task="ollama.generate",
-            attempt=1,
-            max_attempts=3,
-            arguments={},
-            timeout_s=None,
-            started_at=datetime(2026, 3, 2, tzinfo=UTC),
-            model=model,
-            placement=Placement("gpu0", SIZES.get(model, 500_000_000)),
-        )
-
     def prepare(self, model: str) -> None:
         self.policy.prepare_attempt(
-            PrepareAttemptDetails(self.lease(model), self.device, MODELS, self.backend, self.read, self.stopping)
+            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping)
         )
 
     def clean_up(self, model: str = GEMMA, *, orphaned: bool = False) -> CleanUp:
@@ -163,7 +173,7 @@ class Room:
     def ask_to_clean_up(self, model: str, *, orphaned: bool = False) -> CleanUp | None:
         return self.policy.clean_up_attempt(
             CleanUpAttemptDetails(
-                self.lease(model), self.device, self.backend, self.read, lambda: self.next_model, self.stopping, orphaned
+                a_lease(model), self.device, self.backend, self.read, lambda: self.next_model, self.stopping, orphaned
             )
         )
 
@@ -570,3 +580,97 @@ def test_an_ollama_that_hangs_is_away(room: Room) -> None:
 
     with pytest.raises(BackendUnavailable, match="did not answer"):
         room.prepare(NOMIC)
+
+
+# On a simulated Ollama and NVML, by the real clock: a simulated second lasts 20 ms
+
+
+@dataclass(frozen=True)
+class Machine:
+    ollama: OllamaSimulator
+    card: SimulatedCard
+    device: NvmlDevice
+    policy: Residents
+    empty_bytes: int
+
+    def backend(self, **changes: float) -> BackendSettings:
+        return replace(BackendSettings(url=self.ollama.url, settle_s=0.1), **changes)
+
+    def load(self, model: str) -> None:
+        path, text = ("/api/embed", "input") if "nomic" in model else ("/api/generate", "prompt")
+        body = {"model": model, text: "x", "stream": False, "options": {"num_predict": 2}, "keep_alive": -1}
+        httpx.post(self.ollama.url + path, json=body, trust_env=False, verify=False).raise_for_status()
+
+    def prepare(self, model: str) -> None:
+        details = PrepareAttemptDetails(
+            a_lease(model), SETTINGS, MODELS, self.backend(), self.device.read, stopping=lambda: False
+        )
+        self.policy.prepare_attempt(details)
+
+    def clean_up(self, model: str, *, orphaned: bool = False, **changes: float) -> CleanUp:
+        details = CleanUpAttemptDetails(
+            a_lease(model), SETTINGS, self.backend(**changes), self.device.read, lambda: None, lambda: False, orphaned
+        )
+        found = self.policy.clean_up_attempt(details)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    card = SimulatedCard(speed=50)
+    with simulated_nvml(card), OllamaSimulator(card) as ollama:
+        yield Machine(ollama, card, NvmlDevice(SETTINGS), Residents(), card.free_bytes)
+
+
+def test_job_after_job_leaves_the_card_empty_and_never_holds_two_models(machine: Machine) -> None:
+    for model in (GEMMA, "nomic-embed-text", GEMMA):
+        machine.prepare(model)
+        machine.load(model)
+        assert machine.clean_up(model).verified
+        assert machine.card.free_bytes == machine.empty_bytes
+
+    assert machine.card.overlap_count == 0
+    assert machine.card.peak_bytes < 4_600_000_000
+
+
+def test_a_job_behind_another_model_has_the_card_to_itself(machine: Machine) -> None:
+    machine.load(GEMMA)
+
+    machine.prepare("nomic-embed-text")
+
+    assert machine.card.free_bytes == machine.empty_bytes
+
+
+def test_memory_that_comes_back_late_is_waited_for(machine: Machine) -> None:
+    machine.load(GEMMA)
+    machine.ollama.faults.add("slow_unload")
+
+    found = machine.clean_up(GEMMA)
+
+    assert found.verified
+    assert found.waited_s >= machine.card.real_seconds(7.5)
+    assert machine.card.free_bytes == machine.empty_bytes
+
+
+def test_a_dead_workers_request_keeps_the_card_until_it_has_ended(machine: Machine) -> None:
+    machine.load(GEMMA)
+    machine.ollama.faults.add("stall")
+    body = json.dumps({"model": GEMMA, "prompt": "x"}).encode()
+    address = machine.ollama.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as request:
+        request.sendall(b"POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert request.recv(1)
+        assert not machine.clean_up(GEMMA, orphaned=True, release_s=0.3).verified
+
+    assert machine.clean_up(GEMMA, orphaned=True).verified
+    assert machine.card.free_bytes == machine.empty_bytes
+
+
+def test_an_outage_gives_the_memory_back_too(machine: Machine) -> None:
+    machine.prepare(GEMMA)
+    machine.load(GEMMA)
+    machine.ollama.go_away()
+
+    assert machine.clean_up(GEMMA).verified
+    assert machine.card.free_bytes == machine.empty_bytes

@@ -5,7 +5,6 @@ The oracle walks the minutes of a zone's clock and applies the rules to what the
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from zoneinfo import ZoneInfo
@@ -38,9 +37,6 @@ def hold(now: datetime, *pause: str, timezone: str = "Asia/Bangkok") -> Hold | N
     details = QueueHoldDetails(QueueSettings("ai-batch", pause=pause, timezone=timezone), view, holds={})
     answers = manager.hook.queue_hold(details=details)
     return answers[0] if answers else None
-
-
-# --- the hook ---------------------------------------------------------------
 
 
 def test_a_queue_without_windows_is_never_held() -> None:
@@ -84,9 +80,6 @@ def test_a_pause_of_the_whole_week_says_so_and_has_no_end() -> None:
 def test_a_window_that_cannot_be_read_is_an_error_that_names_it() -> None:
     with pytest.raises(UsageError, match="9-18"):
         hold(at("2025-06-02 10:00"), "9-18")
-
-
-# --- one edge at a time -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,8 +141,6 @@ def test_there_is_no_next_edge_without_windows_or_without_a_free_minute() -> Non
     assert next_edge([parse_window("00:00-24:00")], BANGKOK, now) is None
     assert held_until([parse_window("00:00-24:00")], BANGKOK, now) == FOREVER
 
-
-# --- against the oracle -------------------------------------------------------
 
 # A zone, and a day near which its clock jumps.
 PLACES = (
@@ -214,7 +205,7 @@ def windows_strategy(draw: st.DrawFn) -> Window:
     return Window(weekdays, start, end)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @example([Window(frozenset(range(7)), 180, 120)], PLACES[0], 5 * 1440, 0)
 @example([Window(frozenset(range(7)), 120, 180)], PLACES[1], 6 * 1440, 30)
 @example([Window(frozenset({3}), 1320, 360)], PLACES[9], 6 * 1440 - 30, 0)
@@ -250,4 +241,3 @@ def test_the_oracle_sees_both_jumps() -> None:
     _, autumn = clock_of("Europe/Berlin", date(2025, 10, 26))
     assert datetime(2025, 3, 30, 2, 30) not in spring
     assert autumn.count(datetime(2025, 10, 26, 2, 30)) == 2
-    assert bisect_left(spring, datetime(2025, 3, 30, 3)) == spring.index(datetime(2025, 3, 30, 3))

@@ -1,4 +1,4 @@
-"""Owns the command `python -m gpuqueue.simulators.ollama`: arguments, the printed address, the end on a signal; simulates nothing itself."""
+"""Owns the command `python -m gpuqueue.simulators.ollama`: arguments, the printed address, the end; simulates nothing itself."""
 
 from __future__ import annotations
 

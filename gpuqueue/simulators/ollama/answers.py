@@ -15,9 +15,21 @@ from gpuqueue.simulators.ollama.models import DEFAULT_MODELS, ModelSpec, tagged
 
 _OPENING = "Answer to "
 _FILLER = (
-    "the card holds one model at a time and gives its memory back before the next one loads so that "
-    "a short request never waits behind a long batch while people watch"
-).split()
+    "the",
+    "card",
+    "holds",
+    "one",
+    "model",
+    "while",
+    "a",
+    "short",
+    "request",
+    "never",
+    "waits",
+    "behind",
+    "long",
+    "batches",
+)
 _ECHOED_WORD_COUNT = 8
 _DEFAULT_ANSWER_TOKEN_COUNT = ModelSpec("any", 1).answer_token_count
 

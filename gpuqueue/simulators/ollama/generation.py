@@ -51,11 +51,9 @@ class Answer:
     def line(self, text: str, thinking: str, *, done: bool) -> dict[str, object]:
         """Return the fields that every line begins with."""
         thought = {"thinking": thinking} if thinking else {}
-        said: dict[str, object]
+        said: dict[str, object] = {"response": text, **thought}
         if self.chat:
             said = {"message": {"role": "assistant", "content": text, **thought}}
-        else:
-            said = {"response": text, **thought}
         return {"model": self.model, "created_at": timestamp(time.time_ns()), **said, "done": done}
 
     def without_tokens(self, done_reason: str) -> dict[str, object]:
@@ -248,10 +246,11 @@ class _Spoken:
 
 def context_exceeded(prompt_token_count: int, num_ctx: int) -> RunnerFailed:
     """Return the refusal of a prompt that is too long: the runner's JSON as a string inside Ollama's."""
+    sizes = f"request ({prompt_token_count} tokens) exceeds the available context size ({num_ctx} tokens)"
     nested = {
         "error": {
             "code": 400,
-            "message": f"request ({prompt_token_count} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it",
+            "message": f"{sizes}, try increasing it",
             "type": "exceed_context_size_error",
             "n_prompt_tokens": prompt_token_count,
             "n_ctx": num_ctx,

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from gpuqueue.simulators.ollama.models import ModelSpec
 
-_INTEGERS = (
-    "num_ctx num_batch num_gpu main_gpu num_thread num_keep seed num_predict top_k repeat_last_n draft_num_predict".split()
-)
-_FLOATS = "top_p min_p typical_p temperature repeat_penalty presence_penalty frequency_penalty".split()
+_SIZING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread")
+_INTEGERS = (*_SIZING, "num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "draft_num_predict")
+_FLOATS = ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _TYPES = {**dict.fromkeys(_INTEGERS, "integer"), **dict.fromkeys(_FLOATS, "float32"), "use_mmap": "boolean", "stop": "array"}
 
 
@@ -41,8 +40,8 @@ def check_options(options: Mapping[str, object]) -> None:
         if wanted is None or value is None:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = {"integer": number, "float32": number, "boolean": isinstance(value, bool), "array": isinstance(value, list)}[wanted]
-        if not fits:
+        fits = {"boolean": isinstance(value, bool), "array": isinstance(value, list)}
+        if not fits.get(wanted, number):
             raise WrongOption(f'option "{name}" must be of type {wanted}')
 
 

@@ -1,7 +1,7 @@
 """Owns Ollama's own scheduler: which models are resident, who waits for a load, eviction, expiry; speaks no HTTP.
 
-    request ──resident fits──────────────────────────────► slot ──► runs ──► released ──► expires ──► unloaded
-       └──needs a load──► queue (FIFO, limited) ──► evict ──► load ──┘
+request ── a resident suits ─────────────────────────────► slot ──► runs ──► released ──► expires ──► unloaded
+   └── needs a load ──► queue (FIFO, limited) ──► evict ──► load ──┘
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the simulated Ollama as a whole: its servers, its card, its control endpoints, its outages; knows no endpoint of Ollama's."""
+"""Owns the simulated Ollama as a whole: its servers, card, control endpoints and outages; knows no endpoint of Ollama's."""
 
 from __future__ import annotations
 
@@ -153,9 +153,7 @@ class OllamaSimulator:
     def __enter__(self) -> OllamaSimulator:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
 
     def _url_of(self, server: HttpServer | None) -> str:
@@ -223,7 +221,12 @@ class OllamaSimulator:
 
     def _card_answer(self) -> dict[str, object]:
         reading = asdict(self.card.reading())
-        return {**reading, "returning_bytes": self.card.returning_bytes, "report": self.card.report(), "control_url": self.control_url}
+        return {
+            **reading,
+            "returning_bytes": self.card.returning_bytes,
+            "report": self.card.report(),
+            "control_url": self.control_url,
+        }
 
     def _change_card(self, body: Mapping[str, object]) -> None:
         unknown = set(body) - {"take_bytes", "give_bytes", "lost"}
