@@ -100,7 +100,6 @@ class GPUQueue:
     def task(
         self,
         function: Callable[..., Any] | None = None,
-        /,
         *,
         name: str | None = None,
         queue: str = DEFAULT_QUEUE,

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import create_engine
 
-from gpuqueue.store.tables import VERSION_TABLE, metadata
+from gpuqueue.store.migrate import VERSION_TABLE
+from gpuqueue.store.tables import metadata
 
 
 def run(connection):

@@ -7,13 +7,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
-
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import Engine
-from sqlalchemy.pool import NullPool
+from typing import TYPE_CHECKING, Any, cast
 
 from gpuqueue.errors import NotADatabase, StoreBusy, StoreError, StoreFull, StoreUnwritable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
 
 MINIMUM_SQLITE = (3, 35, 0)
 READ_TIMEOUT_MS = 5000  # a reader in WAL mode meets a lock only while the file is recovered
@@ -38,6 +37,9 @@ def create(path: Path, *, synchronous: str) -> Engine:
         raise StoreUnwritable(f"cannot open {path} for writing: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK):
         raise StoreUnwritable(f"cannot write in {path.parent}: SQLite keeps its -wal and -shm files beside {path.name}")
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.pool import NullPool
+
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=NullPool,

@@ -11,12 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, insert
-from sqlalchemy.dialects import sqlite as sqlite_dialect
-
 from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
 from gpuqueue.errors import StateError, UnknownJob
-from gpuqueue.store import tables
 from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
 
 DEMAND_CLASS_BYTES = 64 * 2**20
@@ -44,11 +40,7 @@ _INSERTED = (
     "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
     "arguments", "tags",
 )  # fmt: skip
-INSERT_JOB = str(
-    insert(tables.jobs)
-    .values({name: bindparam(name) for name in _INSERTED})
-    .compile(dialect=sqlite_dialect.dialect(paramstyle="qmark"), column_keys=list(_INSERTED))
-)
+INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
 
 
 def insert_job(connection: sqlite3.Connection, job: NewJob, *, now_us: int) -> int:

@@ -10,13 +10,15 @@ import sqlite3
 import time
 from importlib import import_module
 from pathlib import Path
-
-from sqlalchemy.engine import Engine
+from typing import TYPE_CHECKING
 
 from gpuqueue.errors import NewerSchema, NotADatabase
 from gpuqueue.store.engine import explained, is_busy
-from gpuqueue.store.tables import VERSION_TABLE
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+VERSION_TABLE = "gpuqueue_version"
 HEAD = "0001"  # the newest migration; a test compares it with the folder
 UPGRADE_TIMEOUT_S = 60.0
 

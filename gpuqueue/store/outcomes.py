@@ -160,6 +160,16 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
     )
 
 
+def append_chunks(connection: sqlite3.Connection, chunks: Sequence[tuple[int, int, str]]) -> None:
+    """Append output of running attempts: [(job, lease, text)]; text of a lost lease is dropped."""
+    connection.executemany(
+        "INSERT INTO chunks (job_id, seq, lease, content) "
+        "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, lease, ? "
+        "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
+        [(text, job_id, lease) for job_id, lease, text in chunks],
+    )
+
+
 def abandoned_by(connection: sqlite3.Connection) -> list[str]:
     """Return workers that have no row any more, but still hold running jobs or device reservations."""
     rows = connection.execute(

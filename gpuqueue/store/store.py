@@ -232,13 +232,7 @@ class Store:
 
     def append_chunks(self, chunks: Sequence[tuple[int, int, str]]) -> None:
         """Append output: [(job, lease, text)]; text of a lost lease is dropped."""
-        self.write(
-            lambda connection: connection.executemany(
-                "INSERT INTO chunks (job_id, seq, lease, content) "
-                "SELECT ?, coalesce((SELECT max(seq) FROM chunks WHERE job_id = ?), 0) + 1, ?, ? WHERE EXISTS (SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'running')",
-                [(job_id, job_id, lease, text, job_id, lease) for job_id, lease, text in chunks],
-            )
-        )
+        self.write(lambda connection: outcomes.append_chunks(connection, chunks))
         self.bell.ring_waiters({chunk[0] for chunk in chunks})
 
     def set_demands(self, demands: Sequence[tuple[int, Demand]], *, largest_bytes: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from sqlalchemy import Column, Float, Index, Integer, MetaData, PrimaryKeyConstraint, Table, Text, text
 
 metadata = MetaData()
-VERSION_TABLE = "gpuqueue_version"
 
 # What updates often, and nothing large: an update rewrites the whole row.
 jobs = Table(

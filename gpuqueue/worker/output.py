@@ -40,7 +40,9 @@ class Output:
 
     def flush(self, lease: Lease) -> None:
         """Write what an attempt has emitted, before its outcome is written."""
-        self._write([(lease.job_id, lease.lease)])
+        key = (lease.job_id, lease.lease)
+        if key in self._buffers:
+            self._write([key])
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -32,7 +32,7 @@ from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.heartbeat import Heartbeat
 from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.pool import Pool
+from gpuqueue.worker.pool import NUDGE_S, Pool
 
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -273,9 +273,10 @@ class Worker:
                     return
                 wake_at_s = time.monotonic() + self._sleep_s()
                 while not (self._stop_requested.is_set() or self._heartbeat.lost):
-                    left_s = wake_at_s - time.monotonic()
-                    if left_s <= 0 or self._listener.wait(min(left_s, POLL_S)):
+                    left_s = min(wake_at_s - time.monotonic(), NUDGE_S if self._pool.is_waiting else POLL_S)
+                    if left_s <= 0 or self._listener.wait(left_s):
                         break
+                    self._pool.nudge()
                     found = watching.execute("PRAGMA data_version").fetchone()[0]
                     if found != data_version:
                         data_version = found

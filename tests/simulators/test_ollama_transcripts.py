@@ -157,8 +157,12 @@ def test_it_refuses_to_the_letter_as_ollama_does(errors_client: httpx.Client, st
     exchange(errors_client, step)
 
 
-def assert_residents(client: httpx.Client, step: Step, keep_alive_s: dict[str, float], began: datetime) -> None:
-    listed = client.get("/api/ps").json()["models"]
+def residents(client: httpx.Client) -> list[Step]:
+    listed: list[Step] = client.get("/api/ps").json()["models"]
+    return listed
+
+
+def assert_residents(listed: list[Step], step: Step, keep_alive_s: dict[str, float], began: datetime) -> None:
     now = datetime.now(UTC)
     shown = [{name: model[name] for name in ("name", "size", "size_vram", "context_length")} for model in listed]
     expected = [{name: value for name, value in model.items() if name != "expires_at"} for model in step["residents"]]
@@ -184,17 +188,19 @@ def test_a_whole_conversation_goes_as_with_ollama() -> None:
                 asked = step.get("json", {})
                 if "keep_alive" in asked:
                     keep_alive_s[f"{asked['model']}:latest"] = float(str(asked["keep_alive"]).rstrip("s"))
-            elif step["title"] == "residents after it expired":
-                until(lambda: len(client.get("/api/ps").json()["models"]) == 1)
-                assert_residents(client, step, keep_alive_s, began)
-                keep_alive_s.clear()
-            elif step["title"] == "residents, one for half a second":
-                # On a busy machine it may be gone before it was looked for: load it once more.
-                while len(client.get("/api/ps").json()["models"]) != 2:
-                    exchange(client, conversation[number - 1])
             else:
-                assert_residents(client, step, keep_alive_s, began)
-        until(lambda: client.get("/api/ps").json() == {"models": []})
+                listed = residents(client)
+                if step["title"] == "residents, one for half a second":
+                    # On a busy machine it may be gone before it was looked for: load it once more.
+                    while len(listed) != 2:
+                        exchange(client, conversation[number - 1])
+                        listed = residents(client)
+                elif step["title"] == "residents after it expired":
+                    until(lambda: len(residents(client)) == 1)
+                    keep_alive_s.clear()
+                    listed = residents(client)
+                assert_residents(listed, step, keep_alive_s, began)
+        until(lambda: residents(client) == [])
 
 
 def test_every_exchange_is_among_the_steps() -> None:
