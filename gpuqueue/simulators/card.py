@@ -128,7 +128,7 @@ class SimulatedCard:
         self.uuid = uuid
         self.lost = False
         self.release_delay_s = release_delay_s
-        self.compute_log: deque[Computation] = deque(maxlen=_LOG_LENGTH)
+        self._compute_log: deque[Computation] = deque(maxlen=_LOG_LENGTH)
         self._clock = clock
         self._random = random.Random(seed)
         self._lock = threading.RLock()
@@ -293,7 +293,7 @@ class SimulatedCard:
                 del self._active[token]
                 if not self._active:
                     self._busy_s += ended - self._busy_since
-                self.compute_log.append(Computation(owner, of, kind, started, ended))
+                self._compute_log.append(Computation(owner, of, kind, started, ended))
 
     def note_spill(self) -> None:
         """Count a load that did not fit and left layers to the CPU."""
@@ -317,6 +317,12 @@ class SimulatedCard:
         """How many loads began, aborted ones included."""
         with self._lock:
             return self._loads
+
+    @property
+    def compute_log(self) -> tuple[Computation, ...]:
+        """The computations that are over, in the order in which they ended; at most the last 100,000."""
+        with self._lock:
+            return tuple(self._compute_log)
 
     @property
     def computing_now(self) -> tuple[str, ...]:

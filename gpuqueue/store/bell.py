@@ -41,7 +41,7 @@ class Bell:
     """Rings the sockets of one database. Never blocks and never raises."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
         self._socket: socket.socket | None = None
         self._listed: dict[str, tuple[int, list[str]]] = {}
 
@@ -53,15 +53,21 @@ class Bell:
         """Wake the calls that wait for these jobs."""
         self._ring("waiters", {str(job_id) for job_id in job_ids})
 
+    def close(self) -> None:
+        """Close the sending socket; the next ring opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _ring(self, group: str, keys: set[str] | None) -> None:
         if not HAS_UNIX_SOCKETS:
             return
         for name in self._names(group):
             if keys is None or name.partition("-")[0] in keys:
-                self._send(os.path.join(self._directory, group, name))
+                self._send(os.path.join(self._folders[group], name))
 
     def _names(self, group: str) -> list[str]:
-        folder = os.path.join(self._directory, group)
+        folder = self._folders[group]
         try:
             changed_ns = os.stat(folder).st_mtime_ns
             listed = self._listed.get(group)

@@ -79,9 +79,9 @@ def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[E
 
 
 def prune(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
-    """Delete old events that every follower has read; returns how many."""
+    """Delete old events that every follower has read, never the newest, whose id is not given again; returns how many."""
     return connection.execute(
-        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? "
+        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? AND id < (SELECT max(id) FROM events) "
         "AND id <= coalesce((SELECT min(last_event_id) FROM followers), id) ORDER BY at LIMIT ?)",
         (before_us, limit),
     ).rowcount

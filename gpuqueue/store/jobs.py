@@ -189,9 +189,13 @@ def forget_demands(connection: sqlite3.Connection) -> None:
 
 
 def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:
-    """Delete up to `limit` jobs of a finished state that finished before a time, with all that belongs to them."""
+    """Delete up to `limit` jobs of a finished state that finished before a time, with all that belongs to them.
+
+    The newest job stays, so that its id is never given again.
+    """
     rows = connection.execute(
         "SELECT id, queue FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ? AND device IS NULL "
+        "AND id < (SELECT max(id) FROM jobs) "
         "ORDER BY finished_at LIMIT ?",
         (before_us, str(state), limit),
     ).fetchall()

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from gpuqueue.store.outcomes import Completed, Ended, Outcome
 from gpuqueue.store.writer import Result, Work, Writer
 
 WRITE_TIMEOUT_S = 10.0
-CHECKPOINT_PAGES = 4000  # producers checkpoint themselves past 16 MB, should no worker do it
+CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
 
 
 class Store:
@@ -76,10 +76,15 @@ class Store:
     def close(self) -> None:
         """Close the connections; the store cannot be used afterwards."""
         self.writer.close()
+        self.bell.close()
         with self._readers_lock:
             while self._readers:
                 self._readers.pop().close()
         self._engine.dispose()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # a queue object that nobody closed, or one whose opening failed
+            self.close()
 
     def write(self, work: Work[Result]) -> Result:
         """Run work in one write transaction."""

@@ -79,7 +79,6 @@ def upgrade():
         sa.Column("queue", sa.Text(), nullable=True),
         sa.Column("data", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        sqlite_autoincrement=True,
     )
     op.create_index("events_at", "events", ["at"], unique=False)
     op.create_index("events_job", "events", ["job_id"], unique=False, sqlite_where=sa.text("job_id IS NOT NULL"))
@@ -119,7 +118,6 @@ def upgrade():
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("tags", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        sqlite_autoincrement=True,
     )
     op.create_index(
         "jobs_due", "jobs", ["scheduled_at", "queue"], unique=False, sqlite_where=sa.text("state IN ('scheduled', 'retryable')")

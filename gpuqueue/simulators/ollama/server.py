@@ -176,7 +176,7 @@ class HttpServer:
             self._waker.send(b"x")
             self._watcher.join(_JOIN_S)
             self._watcher = None
-            self._close_watching()
+        self._close_watching()
         current = threading.current_thread()
         for thread in tuple(self._threads):
             if thread is not current:

@@ -71,7 +71,7 @@ class OllamaSimulator:
             raise ValueError(f"max_loaded and max_queue must be 1 or more, not {max_loaded} and {max_queue}")
         self.card = card if card is not None else SimulatedCard(speed=speed, seed=seed)
         self.faults = Faults()
-        self.served: deque[Served] = deque(maxlen=_SERVED_LENGTH)
+        self._served: deque[Served] = deque(maxlen=_SERVED_LENGTH)
         self._models = by_tagged_name(models.values() if isinstance(models, Mapping) else models)
         self._scheduler = Scheduler(self.card, self.faults, max_loaded=max_loaded, max_queue=max_queue, seed=seed)
         self._api = Api(self.card, self._models, self._scheduler, self.faults)
@@ -92,6 +92,11 @@ class OllamaSimulator:
     def control_url(self) -> str:
         """Where the control endpoints (`/simulator/…`) answer, also during an outage."""
         return self._url_of(self._control_server)
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """The requests of Ollama's API that are over, the oldest first; at most the last 10,000."""
+        return tuple(self._served)
 
     @property
     def pending_count(self) -> int:
@@ -175,7 +180,7 @@ class OllamaSimulator:
         try:
             self._api.handle(exchange)
         finally:
-            self.served.append(
+            self._served.append(
                 Served(exchange.method, exchange.path, _json_or_none(exchange.body), exchange.status, exchange.gone.is_set())
             )
 

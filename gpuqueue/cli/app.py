@@ -1,0 +1,181 @@
+"""Owns the group of commands, its global options, and how an error becomes one line and an exit status.
+
+Exit status: 0 done; 1 it failed (a job, a check, a plugin); 2 what was asked for is wrong, nothing was changed; 130 Ctrl-C.
+It runs no command itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpuqueue import __version__
+from gpuqueue.cli import control, database, doctor, initialise, jobs, plugins, status, submit, worker
+from gpuqueue.cli.rendering import error_line
+from gpuqueue.cli.session import Session
+from gpuqueue.errors import GPUQueueError, StoreError, UsageError
+
+__all__ = ["main"]
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+TRACEBACK = "GPUQUEUE_TRACEBACK"  # set to 1 to see where an error comes from
+
+
+class Commands(click.Group):
+    """The group: its own commands at once, those of plugins only when they are listed or asked for."""
+
+    _asked_plugins = False
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        self._add_plugins_commands(context)
+        return [*self.own, *sorted(self.commands.keys() - set(self.own))]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self.own:
+            self._add_plugins_commands(context)
+        return super().get_command(context, name)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        return OWN_COMMANDS
+
+    def _add_plugins_commands(self, context: click.Context) -> None:
+        if self._asked_plugins:
+            return
+        self._asked_plugins = True
+        own = dict(self.commands)
+        try:
+            Session.of_parameters(context.params).plugins().tell("register_commands", self)
+        except GPUQueueError as error:
+            click.echo(f"Warning: the commands of plugins are left out: {error}", err=True)
+        # A plugin adds commands; it does not replace what `gpuqueue status` means.
+        self.commands.update(own)
+
+
+def _new_group() -> Commands:
+    """Make the group anew for each call, so that what plugins add stays with that call."""
+
+    @click.group(
+        cls=Commands,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        help="A job queue in one SQLite file, for applications whose interactive and background AI work share one small GPU.",
+        epilog="Exit status: 0 done, 1 it failed, 2 what was asked for is wrong (nothing was changed), 130 Ctrl-C.",
+    )
+    @click.option(
+        "--config", metavar="FILE", help="The configuration. Default: $GPUQUEUE_CONFIG, else ./gpuqueue.toml where there is one."
+    )
+    @click.option("--database", metavar="FILE", help="The database file, instead of the one that the configuration names.")
+    @click.version_option(__version__, prog_name="gpuqueue")
+    @click.pass_context
+    def group(context: click.Context, config: str | None, database: str | None) -> None:
+        context.obj = context.with_resource(Session(config, database))
+
+    for command in COMMANDS:
+        group.add_command(command)
+    assert isinstance(group, Commands)
+    return group
+
+
+@click.command("demo", short_help="Show it all on a simulated card.")
+@click.option("--json", "json_output", is_flag=True, help="Print what happened as JSON.")
+@click.option("--ollama", "ollama_url", metavar="URL", help="Run with this Ollama instead of a simulated one.")
+@click.option("--model", metavar="MODEL", help="The model to ask for; with --ollama one that it has.")
+@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the demo's files in this folder.")
+def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Path | None) -> int:
+    """Show it all on a simulated card: interactive beside background work, an outage, a crash.
+
+    Needs no GPU, no Ollama and no configuration.
+    """
+    from importlib import import_module
+
+    status: int = import_module("gpuqueue.demo").run(json_output=json_output, ollama_url=ollama_url, model=model, keep=keep)
+    return status
+
+
+# In the order in which a newcomer needs them, which is the order of the help.
+COMMANDS: tuple[click.Command, ...] = (
+    demo,
+    initialise.init,
+    worker.worker,
+    submit.submit,
+    status.status,
+    jobs.list_jobs,
+    jobs.show_job,
+    jobs.explain,
+    control.pause,
+    control.resume,
+    control.cancel,
+    control.retry,
+    status.gpu,
+    doctor.doctor,
+    plugins.plugins,
+    database.db,
+)
+OWN_COMMANDS = tuple(command.name or "" for command in COMMANDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status; every error is one clear line on stderr."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the application's modules, for --app
+    warnings = _Warnings()
+    logging.getLogger("gpuqueue").addHandler(warnings)
+    try:
+        return _run(None if argv is None else list(argv))
+    except BrokenPipeError:
+        # Who read us has left (`gpuqueue jobs | head`); Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return _fail(error, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), FAILED)
+    except Exception as error:
+        return _fail(error, f"{type(error).__name__}: {error} (unexpected; {TRACEBACK}=1 shows where)", FAILED)
+    finally:
+        logging.getLogger("gpuqueue").removeHandler(warnings)
+
+
+def _run(argv: list[str] | None) -> int:
+    try:
+        status: Any = _new_group().main(args=argv, prog_name="gpuqueue", standalone_mode=False, color=_color())
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)
+        return INTERRUPTED
+    except (UsageError, StoreError) as error:
+        return _fail(error, str(error), WRONG)
+    except GPUQueueError as error:
+        return _fail(error, str(error), FAILED)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(error: BaseException, words: str, status: int) -> int:
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error)
+    error_line(words)
+    return status
+
+
+def _color() -> bool | None:
+    return False if os.environ.get("NO_COLOR") else None
+
+
+class _Warnings(logging.Handler):
+    """Prints a warning of the library as one line; the worker's command has a full log instead."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        cause = "" if error is None else f": {type(error).__name__}: {error}"
+        click.echo(f"Warning: {record.getMessage()}{cause}", err=True)

@@ -1,0 +1,244 @@
+"""Owns the checks of `doctor`: each looks at one thing and says whether it is well; they change nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from gpuqueue.cli.database import file_version
+from gpuqueue.cli.rendering import clock
+from gpuqueue.cli.session import Session
+from gpuqueue.cli.shapes import shown_url
+from gpuqueue.config import Config
+from gpuqueue.domain import BackendSettings, State
+from gpuqueue.errors import ConfigurationError, ExecutionError, GPUQueueError
+from gpuqueue.initial_config import local_timezone
+from gpuqueue.queue import GPUQueue
+from gpuqueue.settings import settings_difference, shared_settings
+from gpuqueue.store import migrate, queries
+from gpuqueue.store.engine import MINIMUM_SQLITE
+from gpuqueue.units import format_size
+
+OK, WARN, PROBLEM = "ok", "warn", "problem"
+
+MINIMUM_PYTHON = (3, 11)
+LARGE_WAL_BYTES = 256 * 10**6
+LITTLE_SPACE_BYTES = 500 * 10**6
+CLOCK_SLACK = timedelta(seconds=5)
+PROBE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; `mend` says what to do, "" for nothing."""
+
+    level: str
+    name: str
+    detail: str
+    mend: str = ""
+
+
+def versions() -> Iterator[Check]:
+    python = ".".join(map(str, sys.version_info[:3]))
+    is_new = sys.version_info >= MINIMUM_PYTHON
+    yield Check(OK if is_new else PROBLEM, "python", python, "" if is_new else "gpuqueue needs Python 3.11 or newer")
+    is_new = sqlite3.sqlite_version_info >= MINIMUM_SQLITE
+    yield Check(OK if is_new else PROBLEM, "sqlite", sqlite3.sqlite_version, "" if is_new else "gpuqueue needs 3.35 or newer")
+
+
+def clock_and_zone() -> Iterator[Check]:
+    zone = local_timezone()
+    now = datetime.now(UTC)
+    shown = f"{now.astimezone():%Y-%m-%d %H:%M %Z}, zone {zone}"
+    if zone == "UTC" and now.astimezone().utcoffset():
+        yield Check(WARN, "clock", f"{shown}: the machine's zone has no name here", "set TZ, or link /etc/localtime to a zone")
+    else:
+        yield Check(OK, "clock", shown)
+
+
+def cards(config: Config) -> Iterator[Check]:
+    """Compare each configured card with what NVML reads here."""
+    if not config.devices:
+        yield Check(OK, "card", "none is configured; GPU queues need [gpu]")
+        return
+    from gpuqueue.devices.nvml import NvmlDevice, open_device
+
+    for settings in config.devices:
+        device = open_device(settings)
+        wanted = f"budget {format_size(settings.budget_bytes)} + margin {format_size(settings.margin_bytes)}"
+        if not isinstance(device, NvmlDevice):
+            probe = NvmlDevice(settings)
+            why = probe.read().lost or "no reason given"
+            probe.close()
+            yield Check(
+                WARN,
+                f"card {settings.name}",
+                f"NVML cannot read it here ({why}); {wanted} is trusted",
+                "nothing, when the card is in another machine; else install its driver, or see nvidia-smi",
+            )
+            continue
+        reading = device.read()
+        device.close()
+        if reading.lost:
+            yield Check(PROBLEM, f"card {settings.name}", reading.lost, "see nvidia-smi and dmesg; jobs for it wait meanwhile")
+        elif reading.total_bytes is None:
+            yield Check(WARN, f"card {settings.name}", f"NVML does not tell its memory; {wanted} is trusted")
+        elif settings.budget_bytes + settings.margin_bytes > reading.total_bytes:
+            yield Check(
+                PROBLEM,
+                f"card {settings.name}",
+                f"{reading.name or 'it'} has {format_size(reading.total_bytes)}, {wanted} is more",
+                f"lower [gpu] budget or margin in {config.path or 'the configuration'}",
+            )
+        else:
+            yield Check(OK, f"card {settings.name}", f"{reading.name}, {format_size(reading.total_bytes)}; {wanted} fits")
+
+
+def ollama(config: Config) -> Iterator[Check]:
+    """Ask each Ollama whether it answers and has the configured models."""
+    for backend in config.backends:
+        yield from _one_ollama(backend, config)
+
+
+def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
+    from gpuqueue.executors.ollama_client import OllamaClient, full_name
+
+    name = f"backend {backend.name}"
+    try:
+        client = OllamaClient(backend)
+        version = client.probe(PROBE_S)
+        has = {full_name(model) for model in client.models(PROBE_S)}
+    except (ExecutionError, ConfigurationError) as error:
+        yield Check(PROBLEM, name, str(error), "when it is elsewhere: change [ollama] url in the configuration")
+        return
+    yield Check(OK, name, f"Ollama {version or 'of an old version'} at {shown_url(backend.url)}, {len(has)} models")
+    missing = [model for model in config.models if full_name(model) not in has]
+    for model in missing:
+        yield Check(PROBLEM, f"model {model}", f"{backend.name} does not have it", f"ollama pull {model}")
+    if config.models and not missing:
+        yield Check(OK, "models", f"{', '.join(config.models)}: {backend.name} has them")
+
+
+def database_file(path: Path) -> Iterator[Check]:
+    """Look at the file without opening it for writing."""
+    if not path.exists():
+        place = path.parent
+        if not place.is_dir():
+            yield Check(PROBLEM, "database", f"the folder {place} does not exist", f"mkdir -p {place}")
+        elif not os.access(place, os.W_OK):
+            yield Check(
+                PROBLEM,
+                "database",
+                f"{place} cannot be written by this user",
+                "change its owner, or `database` in the configuration",
+            )
+        else:
+            yield Check(OK, "database", f"{path} is not there yet; the first worker or submit makes it")
+        return
+    try:
+        version = file_version(path)
+    except GPUQueueError as error:
+        yield Check(PROBLEM, "database", str(error), "give another `database`, or restore the file")
+        return
+    if version != migrate.HEAD and version is not None and version not in migrate.known_versions():
+        yield Check(
+            PROBLEM,
+            "database",
+            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {migrate.HEAD})",
+            "pip install --upgrade gpuqueue",
+        )
+    elif version != migrate.HEAD:
+        yield Check(
+            WARN,
+            "database",
+            f"{path} has schema {version or 'none'}, {migrate.HEAD} is current",
+            "gpuqueue db upgrade, or just use it",
+        )
+    else:
+        yield Check(OK, "database", f"{path}, schema {version}")
+    unwritable = [item for item in (path, path.parent) if not os.access(item, os.W_OK)]
+    for item in unwritable:
+        yield Check(PROBLEM, "database", f"{item} cannot be written by this user", f"chown or chmod {item}")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        yield Check(WARN, "file mode", f"others can open it (mode {mode:04o}), prompts and answers included", f"chmod 600 {path}")
+    free = shutil.disk_usage(path.parent).free
+    if free < LITTLE_SPACE_BYTES:
+        yield Check(WARN, "disk", f"{format_size(free)} free in {path.parent}", "free some space; a full disk stops the queue")
+
+
+def database_use(gq: GPUQueue) -> Iterator[Check]:
+    """Open the database as a worker does, and take its write lock once."""
+    with gq.store.reading() as connection:
+        newest = connection.execute(
+            "SELECT max(enqueued_at) FROM (SELECT enqueued_at FROM jobs ORDER BY id DESC LIMIT 10)"
+        ).fetchone()[0]
+    gq.store.write(lambda connection: None)
+    wal_bytes = gq.store.wal_bytes()
+    if wal_bytes > LARGE_WAL_BYTES:
+        yield Check(
+            WARN,
+            "write-ahead log",
+            f"{format_size(wal_bytes)}: some process has kept a read transaction open for long",
+            "find it with: fuser " + str(gq.database),
+        )
+    else:
+        yield Check(OK, "write-ahead log", f"{format_size(wal_bytes)}; the write lock was had")
+    ahead_us = (newest or 0) - gq.now_us()
+    if ahead_us > CLOCK_SLACK.total_seconds() * 1e6:
+        yield Check(
+            WARN,
+            "clock",
+            f"the newest job was enqueued {ahead_us / 1e6:.0f} s in the future: clocks differ, or one was set back",
+            "set the clocks of all machines by NTP",
+        )
+
+
+def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
+    """Look whether what waits can be run: workers, their settings, holds and reservations."""
+    view = gq.view()
+    yield Check(OK, "workers", ", ".join(worker.id for worker in view.workers) or "none runs")
+    counts = gq.counts()
+    for name, queue in view.queues.items():
+        waiting = sum(counts.get(name, {}).get(state, 0) for state in (State.AVAILABLE, State.SCHEDULED, State.RETRYABLE))
+        if waiting and not queue.served:
+            yield Check(PROBLEM, f"queue {name}", f"{waiting} jobs wait and no worker serves it", session.worker_command(name))
+        if queue.paused is not None and queue.paused.until is None:
+            paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
+            yield Check(WARN, f"queue {name}", paused, session.command("resume", name))
+    with gq.store.reading() as connection:
+        agreed = queries.configuration(connection)
+    mine = shared_settings(gq.own_settings())
+    if agreed is not None and view.workers and agreed != mine:
+        differences = "; ".join(settings_difference(mine, agreed))
+        yield Check(
+            WARN,
+            "settings",
+            f"the running workers have other settings: {differences}",
+            "restart the workers with this configuration",
+        )
+    alive = {worker.id for worker in view.workers}
+    for device in view.devices.values():
+        for item in device.reservations:
+            kept = f"job {item.job_id} keeps {format_size(item.reserved_bytes)} of {device.settings.name} reserved"
+            if item.worker_id not in alive:
+                yield Check(
+                    PROBLEM,
+                    "reservation",
+                    f"{kept}, and its worker {item.worker_id} is gone",
+                    f"any worker verifies and frees it: {session.worker_command(item.queue)}",
+                )
+            elif not item.running:
+                yield Check(
+                    WARN,
+                    "reservation",
+                    f"{kept}: it ended, its memory is not verified to be back",
+                    "see the worker's log if it stays",
+                )

@@ -1,0 +1,72 @@
+"""Owns the command `doctor`: what it asks for, in which order, and how it is told; the checks are in checks.py."""
+
+from __future__ import annotations
+
+import click
+
+from gpuqueue.cli import checks
+from gpuqueue.cli.checks import OK, PROBLEM, WARN, Check
+from gpuqueue.cli.rendering import print_json
+from gpuqueue.cli.session import Session, json_option, pass_session
+from gpuqueue.errors import GPUQueueError
+
+COLORS = {OK: "green", WARN: "yellow", PROBLEM: "red"}
+
+
+@click.command(short_help="Check what gpuqueue needs, and say how to mend it.")
+@json_option
+@pass_session
+def doctor(session: Session, as_json: bool) -> int:
+    """Check everything that gpuqueue needs, and say how to mend what is wrong. Exit status 1 when there is a problem.
+
+    It changes nothing: no database is made, no schema upgraded.
+
+    \b
+    Keys: ok, checks: [{check, level: "ok", "warn" or "problem", detail, mend (null: nothing to mend)}].
+    """
+    found = _examine(session)
+    is_well = not any(check.level == PROBLEM for check in found)
+    if as_json:
+        print_json(
+            {
+                "ok": is_well,
+                "checks": [
+                    {"check": check.name, "level": check.level, "detail": check.detail, "mend": check.mend or None}
+                    for check in found
+                ],
+            }
+        )
+        return 0 if is_well else 1
+    for check in found:
+        click.echo(f"{click.style(f'{check.level:<8}', fg=COLORS[check.level])} {check.name}: {check.detail}")
+        if check.mend:
+            click.echo(f"{'':<8} → {check.mend}")
+    counted = {level: sum(check.level == level for check in found) for level in (PROBLEM, WARN)}
+    click.echo(f"\n{_number(counted[PROBLEM], 'problem')}, {_number(counted[WARN], 'warning')}")
+    return 0 if is_well else 1
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
+
+
+def _examine(session: Session) -> list[Check]:
+    found = [*checks.versions(), *checks.clock_and_zone()]
+    try:
+        config = session.config
+    except GPUQueueError as error:
+        first, _, rest = str(error).partition("\n")
+        return [*found, Check(PROBLEM, "configuration", first, rest or "mend it, or write one with: gpuqueue init")]
+    named = str(config.path) if config.path else "no file; only the database and the environment"
+    found.append(Check(OK, "configuration", f"{named}, {len(config.queues)} queues, {len(config.devices)} cards"))
+    found += checks.cards(config)
+    found += checks.ollama(config)
+    database = checks.database_file(session.database)
+    found += database
+    if any(check.level == PROBLEM for check in database) or not session.database.exists():
+        return found
+    try:
+        gq = session.queue()
+        return [*found, *checks.database_use(gq), *checks.work(gq, session)]
+    except GPUQueueError as error:
+        return [*found, Check(PROBLEM, "database", str(error))]

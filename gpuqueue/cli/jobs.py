@@ -1,0 +1,189 @@
+"""Owns the commands that look at jobs: jobs, job, explain; changes nothing."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import click
+
+from gpuqueue.cli.rendering import clock, iso, note, print_json, print_table, since, state_style, until
+from gpuqueue.cli.session import Session, json_option, pass_session
+from gpuqueue.cli.shapes import attempt_shape, explanation_shape, job_shape
+from gpuqueue.domain import FINISHED, Explanation, Job
+from gpuqueue.queue import GPUQueue
+from gpuqueue.store import queries
+from gpuqueue.units import format_duration, format_size
+
+SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
+LARGEST_ID = 2**63 - 1
+
+job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, LARGEST_ID))
+
+
+@click.command("jobs")
+@click.option("--queue", metavar="QUEUE", help="Only jobs of this queue.")
+@click.option("--state", metavar="STATE", help="Only jobs in this state.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most.")
+@click.option("--after", type=click.IntRange(1, LARGEST_ID), metavar="ID", help="Continue behind this id, to older jobs.")
+@json_option
+@pass_session
+def list_jobs(session: Session, queue: str | None, state: str | None, limit: int, after: int | None, as_json: bool) -> None:
+    """List jobs, the newest first.
+
+    \b
+    Keys: jobs: [as in `job --json`, without result, output and attempts], next_after (null: there are no more).
+    """
+    gq = session.existing_queue()
+    found = [handle.record for handle in gq.jobs(queue=queue, state=state, limit=limit + 1, after=after)]
+    more, shown = len(found) > limit, found[:limit]
+    if as_json:
+        print_json({"jobs": [job_shape(job) for job in shown], "next_after": shown[-1].id if more else None})
+        return
+    if not shown:
+        note("no jobs" if queue is None and state is None and after is None else "no such jobs")
+        return
+    now = gq.now()
+    columns = {"id": "right", "state": "left", "queue": "left", "task": "left", "tries": "left", "enqueued": "left", "": "left"}
+    print_table(columns, [_row(job, now) for job in shown])
+    if more:
+        note(f"there are more: --after {shown[-1].id}")
+
+
+def _row(job: Job, now: datetime) -> tuple[str, ...]:
+    task = job.task + (f" {job.arguments['model']}" if isinstance(job.arguments.get("model"), str) else "")
+    about = ""
+    if job.error is not None and str(job.state) != "completed":
+        about = job.error.message.partition("\n")[0][:120]
+    elif job.finished_at and job.started_at:
+        about = f"took {format_duration((job.finished_at - job.started_at).total_seconds())}"
+    elif job.started_at and str(job.state) == "running":
+        about = f"for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
+    elif str(job.state) == "scheduled":
+        about = f"due {clock(job.scheduled_at, now=now)}"
+    tries = f"{job.attempt}/{job.max_attempts}"
+    return (str(job.id), str(job.state), job.queue, task, tries, clock(job.enqueued_at, now=now), about)
+
+
+@click.command("job", short_help="Show everything about one job.")
+@job_id_argument
+@json_option
+@click.option("--result", "all_result", is_flag=True, help="Show the whole result and output, however long.")
+@pass_session
+def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> None:
+    """Show everything about one job: timeline, attempts, error, result, output.
+
+    \b
+    Keys: id, queue, task, state, priority, attempt, max_attempts, crashes, enqueued_at, scheduled_at, started_at,
+      finished_at, expires_at, timeout_s, worker, model, demand_bytes, device, reserved_bytes, waiting_for,
+      cancel_requested, tags, arguments, error: {code, message, traceback} or null,
+      result (whole; null when there is none), output (text of the latest attempt),
+      attempts: [{attempt, outcome, started_at, finished_at, worker, device, error}], those that did not complete.
+    Datetimes are ISO 8601 in UTC.
+    """
+    gq = session.existing_queue()
+    shape = whole_shape(gq, job_id)
+    if as_json:
+        print_json(shape)
+        return
+    job = gq.job(job_id).record
+    now = gq.now()
+    click.echo(f"job {job.id}: {state_style(str(job.state))}, {job.task} in {job.queue}")
+    facts = [
+        f"attempt {job.attempt} of {job.max_attempts}",
+        f"priority {job.priority}" if job.priority else "",
+        f"tags {', '.join(job.tags)}" if job.tags else "",
+        f"timeout {format_duration(job.timeout_s)}" if job.timeout_s else "",
+        f"worker {job.worker_id}" if job.worker_id else "",
+        f"{format_size(job.reserved_bytes)} reserved on {job.device}" if job.device else "",
+        f"{job.crashes} workers died while running it" if job.crashes else "",
+    ]
+    click.echo("  " + ", ".join(fact for fact in facts if fact))
+    _show_timeline(job, shape["attempts"], now)
+    _show_text("arguments", json.dumps(shape["arguments"], ensure_ascii=False), whole=all_result)
+    if job.error is not None:
+        click.echo(f"error: {job.error.message} ({job.error.code})")
+        if job.error.traceback:
+            click.echo("".join(f"  {line}\n" for line in job.error.traceback.rstrip().splitlines()), nl=False)
+    if shape["result"] is not None:
+        _show_text("result", json.dumps(shape["result"], ensure_ascii=False, indent=2), whole=all_result)
+    if shape["output"]:
+        _show_text("output", shape["output"], whole=all_result)
+    if job.state not in FINISHED:
+        show_explanation(session, gq.explain(job_id), job.queue, now)
+
+
+def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
+    """Read everything about a job at one moment, as `job --json` prints it. Raises: UnknownJob."""
+    with gq.store.snapshot() as connection:
+        job = queries.get_job(connection, job_id)
+        ending = queries.get_ending(connection, job_id)
+        chunks = queries.chunks_after(connection, job_id, 0)
+        attempts = queries.timeline(connection, job_id)
+    latest = max((lease for _, lease, _ in chunks), default=0)
+    return {
+        **job_shape(job),
+        "result": None if ending.result is None else json.loads(ending.result),
+        "output": "".join(text for _, lease, text in chunks if lease == latest),
+        "attempts": [attempt_shape(attempt) for attempt in attempts],
+    }
+
+
+def _show_timeline(job: Job, attempts: list[dict[str, Any]], now: datetime) -> None:
+    moments: list[tuple[str | None, str]] = [(iso(job.enqueued_at), "enqueued")]
+    for attempt in attempts:
+        why = f": {attempt['error']['message']}" if attempt["error"] else ""
+        if attempt["started_at"]:
+            moments.append((attempt["started_at"], f"attempt {attempt['attempt']} started on {attempt['worker']}"))
+        moments.append((attempt["finished_at"], f"attempt {attempt['attempt']} {attempt['outcome']}{why}"))
+    told = {moment for moment, _ in moments}
+    if job.started_at and iso(job.started_at) not in told:
+        moments.append(
+            (iso(job.started_at), f"attempt {job.attempt} started" + (f" on {job.worker_id}" if job.worker_id else ""))
+        )
+    if job.finished_at:
+        moments.append((iso(job.finished_at), str(job.state)))
+    elif job.scheduled_at > now:
+        moments.append((iso(job.scheduled_at), "due"))
+    if job.expires_at and not job.finished_at:
+        moments.append((iso(job.expires_at), "expires if it still waits then"))
+    for moment, what in sorted(moments, key=lambda item: item[0] or ""):
+        at = datetime.fromisoformat(moment or "")
+        ago = f" ({since(at, now=now)})" if at <= now else ""
+        click.echo(f"  {clock(at, now=now)}  {what}{ago}")
+
+
+def _show_text(title: str, text: str, *, whole: bool) -> None:
+    if whole or len(text) <= SHOWN_CHARACTERS:
+        click.echo(f"{title}: {text}")
+        return
+    click.echo(f"{title}: {text[:SHOWN_CHARACTERS]}… ({len(text)} characters; --result shows all)")
+
+
+@click.command(short_help="Say why a job waits, until when, and what to do.")
+@job_id_argument
+@json_option
+@pass_session
+def explain(session: Session, job_id: int, as_json: bool) -> None:
+    """Say why a job is where it is: every reason, until when, and what to do.
+
+    \b
+    Keys: job_id, state, summary, reasons: [{reason, detail, until}], advice (null: none).
+    """
+    gq = session.existing_queue()
+    explanation = gq.explain(job_id)
+    queue = gq.job(job_id).queue
+    if as_json:
+        print_json(explanation_shape(explanation, session.advice(explanation, queue)))
+        return
+    show_explanation(session, explanation, queue, gq.now())
+
+
+def show_explanation(session: Session, explanation: Explanation, queue: str, now: datetime, *, err: bool = False) -> None:
+    """Print an explanation with its times in this machine's zone."""
+    click.echo(f"job {explanation.job_id}: {explanation.summary}", err=err)
+    for hold in explanation.reasons:
+        click.echo(f"  - {hold.detail}{until(hold.until, now=now)}", err=err)
+    if explanation.advice:
+        click.echo(f"  → {session.advice(explanation, queue)}", err=err)

@@ -1,0 +1,184 @@
+"""Owns which configuration, database and application a command works with; asks the queue nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+import click
+
+from gpuqueue.config import DEFAULT_FILE, Config, database_path, database_url
+from gpuqueue.domain import Explanation
+from gpuqueue.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.policies import default_policies
+from gpuqueue.queue import GPUQueue
+
+__all__ = ["Session", "app_option", "json_option", "pass_session"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
+app_option = click.option(
+    "--app", metavar="MODULE:ATTRIBUTE", help="The application's GPUQueue object, for its tasks: for example shop.jobs:gq."
+)
+
+
+class Session:
+    """What the global options say, and the queue object that they lead to; closes it in the end.
+
+    `config` and `database` are as given on the command line, None where they were not.
+    """
+
+    def __init__(self, config: str | None = None, database: str | None = None) -> None:
+        self._config_option = config
+        self._database_option = database
+        self._queue: GPUQueue | None = None
+        self._app = ""
+
+    @classmethod
+    def of_parameters(cls, parameters: Mapping[str, Any]) -> Session:
+        return cls(parameters.get("config"), parameters.get("database"))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._queue is not None:
+            self._queue.close()
+
+    # --- what it works with ---
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration of this command line. Raises: ConfigurationError, also when there is none."""
+        path = self.config_path
+        if path is None and self._database_option is None and not os.environ.get("GPUQUEUE_DATABASE"):
+            raise ConfigurationError(
+                f"there is no configuration: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
+                "Make one with `gpuqueue init`, or name a database with `gpuqueue --database FILE …`"
+            )
+        return Config.load(path, database=self._database_option)
+
+    @property
+    def config_path(self) -> Path | None:
+        return Config.find(self._config_option)
+
+    @property
+    def database(self) -> Path:
+        """The absolute path of the database file."""
+        return self._queue.database if self._queue is not None else database_path(self.config.database)
+
+    def queue(self, app: str | None = None) -> GPUQueue:
+        """Return the queue object: the application's with `app`, else one made of the configuration."""
+        if self._queue is None:
+            self._queue = GPUQueue(config=self.config) if app is None else self._of_app(app)
+            self._app = app or ""
+        return self._queue
+
+    def existing_queue(self, app: str | None = None) -> GPUQueue:
+        """Return the queue object for a command that only looks: it makes no database where a name was mistyped."""
+        gq = self.queue(app)
+        if self._database_option is not None and not gq.database.exists():
+            raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this --database makes it")
+        return gq
+
+    def plugins(self) -> Plugins:
+        """Return the installed plugins and the defaults, without a database; those blocked are left out."""
+        try:
+            blocked = self.config.plugins_blocked
+        except GPUQueueError:
+            blocked = ()  # the help must show, whatever is wrong with the configuration
+        return Plugins(default_policies(), blocked=blocked)
+
+    # --- advice that can be pasted ---
+
+    def command(self, *words: object) -> str:
+        """Word a command of gpuqueue that works on what this one works on."""
+        given = []
+        if self._config_option is not None:
+            given += ["--config", os.path.abspath(self._config_option)]
+        if self._database_option is not None:
+            given += ["--database", str(self.database)]
+        return shlex.join(["gpuqueue", *given, *map(str, words)])
+
+    def worker_command(self, queue: str) -> str:
+        """Word the command that starts a worker which serves a queue, from any folder."""
+        gq = self.queue()
+        words = gq.worker_command(queue).replace("MODULE:QUEUE_OBJECT", self._app or "MODULE:ATTRIBUTE")
+        if self._database_option is not None and "--database" not in words:
+            words = words.replace(" worker", f" --database {shlex.quote(str(gq.database))} worker", 1)
+        return words
+
+    def advice(self, explanation: Explanation, queue: str) -> str:
+        """Return an explanation's advice as a command for this database."""
+        advice = explanation.advice.replace(self.queue().worker_command(queue), self.worker_command(queue))
+        return advice.replace("gpuqueue ", f"{self.command()} ", 1) if advice.startswith("gpuqueue ") else advice
+
+    # --- the application ---
+
+    def _of_app(self, app: str) -> GPUQueue:
+        gq = load_app(app)
+        if self._database_option is not None:
+            asked = database_path(database_url(self._database_option, relative_to=Path.cwd()))
+            if asked != gq.database:
+                raise ConfigurationError(
+                    f"--database names {asked}, but {app} works with {gq.database}; leave --database out, or give the same"
+                )
+        if self._config_option is not None:
+            asked_config = Config.load(self._config_option, database=self._database_option)
+            if gq.config.path is None:
+                raise ConfigurationError(
+                    f"--config names {asked_config.path}, but {app} works with {gq.database} and was made without a "
+                    f"configuration file; leave --config out, or make it with GPUQueue.from_config({str(asked_config.path)!r})"
+                )
+            if asked_config.path != gq.config.path or database_path(asked_config.database) != gq.database:
+                raise ConfigurationError(
+                    f"--config names {asked_config.path} (database {database_path(asked_config.database)}), but {app} works "
+                    f"with {gq.config.path} (database {gq.database}); leave --config out, or give the same"
+                )
+        return gq
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+def load_app(app: str) -> GPUQueue:
+    """Import `module:attribute` and return the GPUQueue that it is. Raises: UsageError."""
+    name, colon, attribute = app.partition(":")
+    if not (name and colon and attribute):
+        raise UsageError(f"--app is {app!r}: write module:attribute, for example shop.jobs:gq")
+    module = _import(name)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            queues = sorted(key for key, value in vars(module).items() if isinstance(value, GPUQueue))
+            known = f" Its GPUQueue objects: {', '.join(queues)}" if queues else " It has no GPUQueue object"
+            raise UsageError(f"--app is {app!r}: {name} has no {attribute!r}{did_you_mean(attribute, queues)}.{known}")
+        found = getattr(found, part)
+    if not isinstance(found, GPUQueue):
+        raise UsageError(f"--app is {app!r}: that is a {type(found).__name__}, not a GPUQueue object")
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except GPUQueueError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"--app: there is no module {error.name!r}; {Path.cwd()} and the installed packages were searched"
+            ) from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"--app: importing {name!r} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        ) from error

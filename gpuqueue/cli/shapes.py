@@ -1,0 +1,172 @@
+"""Owns the JSON of each read: stable keys, datetimes as ISO 8601 in UTC, sizes in bytes; prints and reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpuqueue.cli.rendering import iso
+from gpuqueue.domain import Backend, DeviceView, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
+
+__all__ = ["attempt_shape", "device_shape", "explanation_shape", "job_shape", "shown_url", "status_shape"]
+
+
+def job_shape(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "task": job.task,
+        "state": str(job.state),
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "crashes": job.crashes,
+        "enqueued_at": iso(job.enqueued_at),
+        "scheduled_at": iso(job.scheduled_at),
+        "started_at": iso(job.started_at),
+        "finished_at": iso(job.finished_at),
+        "expires_at": iso(job.expires_at),
+        "timeout_s": job.timeout_s,
+        "worker": job.worker_id,
+        "model": job.model or None,
+        "demand_bytes": job.demand_bytes,
+        "device": job.device,
+        "reserved_bytes": job.reserved_bytes,
+        "waiting_for": job.waiting_for,
+        "cancel_requested": job.cancel_requested,
+        "tags": list(job.tags),
+        "arguments": dict(job.arguments),
+        "error": error_shape(job.error),
+    }
+
+
+def error_shape(error: Any) -> dict[str, Any] | None:
+    return None if error is None else {"code": error.code, "message": error.message, "traceback": error.traceback}
+
+
+def attempt_shape(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **attempt,
+        "started_at": iso(attempt["started_at"]),
+        "finished_at": iso(attempt["finished_at"]),
+        "error": error_shape(attempt["error"]),
+    }
+
+
+def hold_shape(hold: Hold) -> dict[str, Any]:
+    return {"reason": hold.reason, "detail": hold.detail, "until": iso(hold.until)}
+
+
+def explanation_shape(explanation: Explanation, advice: str) -> dict[str, Any]:
+    return {
+        "job_id": explanation.job_id,
+        "state": str(explanation.state),
+        "summary": explanation.summary,
+        "reasons": [hold_shape(hold) for hold in explanation.reasons],
+        "advice": advice or None,
+    }
+
+
+def status_shape(
+    view: View, *, database: str, counts: Mapping[str, Mapping[str, int]], holds: Mapping[str, Sequence[Hold]]
+) -> dict[str, Any]:
+    return {
+        "at": iso(view.now),
+        "database": database,
+        "queues": [
+            {
+                "name": name,
+                "gpu": queue.settings.gpu,
+                "concurrency": queue.settings.concurrency,
+                "served": queue.served,
+                "counts": {str(state): counts.get(name, {}).get(state, 0) for state in State},
+                "paused": pause_shape(queue.paused),
+                "holds": [hold_shape(hold) for hold in holds.get(name, ())],
+            }
+            for name, queue in view.queues.items()
+        ],
+        "workers": [worker_shape(worker) for worker in view.workers],
+        "devices": [device_shape(device) for device in view.devices.values()],
+        "backends": [backend_shape(backend) for backend in view.backends.values()],
+    }
+
+
+def pause_shape(pause: Pause | None) -> dict[str, Any] | None:
+    if pause is None:
+        return None
+    return {"by": pause.by, "reason": pause.reason, "at": iso(pause.at), "until": iso(pause.until)}
+
+
+def worker_shape(worker: WorkerInfo) -> dict[str, Any]:
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "queues": None if worker.queues is None else list(worker.queues),
+        "started_at": iso(worker.started_at),
+        "expires_at": iso(worker.expires_at),
+    }
+
+
+def device_shape(device: DeviceView) -> dict[str, Any]:
+    settings = device.settings
+    reading = device.reading
+    return {
+        "name": settings.name,
+        "budget_bytes": settings.budget_bytes,
+        "margin_bytes": settings.margin_bytes,
+        "max_models": settings.max_models,
+        "slots": settings.slots,
+        "keep_warm_s": settings.keep_warm_s,
+        "reserved_bytes": device.reserved_bytes,
+        "reading": reading_shape(reading),
+        "residents": [
+            {"model": item.model, "size_bytes": item.size_bytes, "vram_bytes": item.vram_bytes} for item in device.residents
+        ],
+        "reservations": [
+            {
+                "job_id": item.job_id,
+                "queue": item.queue,
+                "model": item.model or None,
+                "reserved_bytes": item.reserved_bytes,
+                "running": item.running,
+                "worker": item.worker_id,
+            }
+            for item in device.reservations
+        ],
+    }
+
+
+def reading_shape(reading: Reading | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    return {
+        "at": iso(reading.at),
+        "card": reading.name,
+        "total_bytes": reading.total_bytes,
+        "free_bytes": reading.free_bytes,
+        "utilisation_percent": reading.utilisation_percent,
+        "temperature_c": reading.temperature_c,
+        "power_w": reading.power_w,
+        "lost": reading.lost,
+    }
+
+
+def backend_shape(backend: Backend) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "url": shown_url(backend.url),
+        # Nobody has asked it yet: that is neither there nor away.
+        "available": None if backend.checked_at is None and backend.available else backend.available,
+        "checked_at": iso(backend.checked_at),
+        "away_since": None if backend.available else iso(backend.since),
+        "retry_at": None if backend.available else iso(backend.retry_at),
+        "error": backend.error or None,
+    }
+
+
+def shown_url(url: str) -> str:
+    """Leave a user's name and password out of a URL."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

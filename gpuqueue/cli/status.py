@@ -1,0 +1,200 @@
+"""Owns the commands `status` and `gpu`: what is going on now, and what the card says; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import click
+
+from gpuqueue.cli.rendering import clock, in_terminal, iso, print_json, print_table, since, terminal_width, until
+from gpuqueue.cli.session import Session, json_option, pass_session
+from gpuqueue.cli.shapes import device_shape, shown_url, status_shape
+from gpuqueue.domain import Backend, DeviceView, Hold, State, View
+from gpuqueue.errors import UsageError
+from gpuqueue.queue import GPUQueue
+from gpuqueue.units import format_duration, format_size
+
+REFRESH_S = 1.0
+ALWAYS_SHOWN = (State.AVAILABLE, State.RUNNING)
+
+
+@click.command(short_help="Show the queues, what holds them, workers, the card.")
+@json_option
+@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@pass_session
+def status(session: Session, as_json: bool, watch: bool) -> None:
+    """Show the queues, what holds each and until when, the workers, the card and the backends.
+
+    \b
+    Keys: at, database,
+      queues: [{name, gpu, concurrency, served, counts: {state: number}, paused: {by, reason, at, until} or null,
+                holds: [{reason, detail, until}]}],
+      workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
+      devices: [as `gpu --json`],
+      backends: [{name, url, available (null: not asked yet), checked_at, away_since, retry_at, error}].
+    Datetimes are ISO 8601 in UTC, sizes are bytes.
+    """
+    gq = session.existing_queue()
+    if not watch:
+        _show(session, gq, as_json)
+        return
+    if as_json or not in_terminal():
+        raise UsageError("--watch needs a terminal, and no --json")
+    import threading
+
+    never = threading.Event()
+    while not never.wait(REFRESH_S):
+        click.clear()
+        _show(session, gq, as_json=False)
+
+
+def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
+    view, holds, counts = gq.view(), gq.holds(), gq.counts()
+    if as_json:
+        print_json(status_shape(view, database=str(gq.database), counts=counts, holds=holds))
+        return
+    click.echo(f"database: {gq.database}")
+    _show_queues(counts, sorted(view.queues))
+    _show_holds(session, view, counts, holds)
+    click.echo(_heading("Workers"))
+    for worker in view.workers:
+        serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
+        click.echo(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
+    if not view.workers:
+        click.echo(f"  none. Start one: {session.worker_command('')}")
+    if view.devices:
+        click.echo(_heading("Card"))
+        for device in view.devices.values():
+            show_device(device, view)
+    if view.backends:
+        click.echo(_heading("Backends"))
+        for backend in view.backends.values():
+            click.echo(f"  {backend.name} at {shown_url(backend.url)}: {_availability(backend, view)}")
+
+
+def _heading(text: str) -> str:
+    return "\n" + click.style(text, bold=True)
+
+
+def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
+    click.echo()
+    states = [state for state in State if state in ALWAYS_SHOWN or any(counts.get(name, {}).get(state) for name in names)]
+    needed = max((len(name) for name in names), default=5) + sum(len(state) + 2 for state in states)
+    if in_terminal() and needed > terminal_width():
+        # A table would lose its columns; lines lose nothing.
+        for name in names:
+            found = [f"{counts[name][state]} {state}" for state in states if counts.get(name, {}).get(state)]
+            click.echo(f"{name}: {', '.join(found) or 'empty'}")
+        return
+    rows = [[name, *(str(counts.get(name, {}).get(state, 0) or "-") for state in states)] for name in names]
+    print_table({"queue": "left", **{str(state): "right" for state in states}}, rows)
+
+
+def _show_holds(
+    session: Session, view: View, counts: Mapping[str, Mapping[str, int]], holds: Mapping[str, Sequence[Hold]]
+) -> None:
+    lines = []
+    for name, queue in view.queues.items():
+        for hold in holds.get(name, ()):
+            lines.append(f"  {name}: {hold.detail}{until(hold.until, now=view.now)}")
+            if hold.reason == "paused":
+                lines.append(f"    → {session.command('resume', name)}")
+        waiting_count = counts.get(name, {}).get(State.AVAILABLE, 0)
+        if waiting_count and not queue.served:
+            lines.append(f"  {name}: no worker serves it, {waiting_count} waiting")
+            lines.append(f"    → {session.worker_command(name)}")
+    if lines:
+        click.echo(_heading("Held"))
+        for line in lines:
+            click.echo(line)
+
+
+def show_device(device: DeviceView, view: View) -> None:
+    """Print one card: its memory, what is loaded and who has reserved."""
+    settings, reading = device.settings, device.reading
+    click.echo(
+        f"  {settings.name}: {format_size(device.reserved_bytes)} of {format_size(settings.budget_bytes)} budget reserved, "
+        f"{format_size(settings.margin_bytes)} margin"
+    )
+    if reading is None:
+        click.echo("    memory: unknown (no worker has read the card yet)")
+    elif reading.lost:
+        click.echo(click.style(f"    LOST: {reading.lost}", fg="red"))
+    elif reading.total_bytes is None or reading.free_bytes is None:
+        click.echo("    memory: unknown (no driver where the worker runs; the budget is trusted)")
+    else:
+        figures = [f"{format_size(reading.free_bytes)} of {format_size(reading.total_bytes)} free"]
+        if reading.utilisation_percent is not None:
+            figures.append(f"{reading.utilisation_percent} % busy")
+        if reading.temperature_c is not None:
+            figures.append(f"{reading.temperature_c} °C")
+        if reading.power_w is not None:
+            figures.append(f"{reading.power_w:.0f} W")
+        card = f"{reading.name}: " if reading.name else ""
+        click.echo(f"    {card}{', '.join(figures)} ({since(reading.at, now=view.now)})")
+    for resident in device.residents:
+        spilled = resident.size_bytes - resident.vram_bytes
+        on_cpu = f", {format_size(spilled)} of it outside the card" if spilled > 0 else ""
+        click.echo(f"    loaded: {resident.model}, {format_size(resident.size_bytes)}{on_cpu}")
+    for item in device.reservations:
+        what = "runs" if item.running else "has ended; its memory is not verified to be back"
+        model = f" with {item.model}" if item.model else ""
+        click.echo(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved")
+
+
+def _availability(backend: Backend, view: View) -> str:
+    if backend.available:
+        if backend.checked_at is None:
+            return "not asked yet"
+        return click.style("available", fg="green") + f" (asked {since(backend.checked_at, now=view.now)})"
+    away = f" for {format_duration((view.now - backend.since).total_seconds())}" if backend.since else ""
+    again = f"; asked again at {clock(backend.retry_at, now=view.now)}" if backend.retry_at else ""
+    return click.style(f"away{away}", fg="red") + f": {backend.error}{again}"
+
+
+@click.command(short_help="Show the cards: memory, reservations, loaded models.")
+@json_option
+@pass_session
+def gpu(session: Session, as_json: bool) -> None:
+    """Show the cards: budget, reservations, loaded models, and memory as the driver says it.
+
+    Where this machine has the card it is read now; else the figures are those that a worker last published.
+
+    \b
+    Keys: at, database,
+      devices: [{name, budget_bytes, margin_bytes, max_models, slots, keep_warm_s, reserved_bytes, read_here,
+                 reading: {at, card, total_bytes, free_bytes, utilisation_percent, temperature_c, power_w, lost} or null,
+                 residents: [{model, size_bytes, vram_bytes}],
+                 reservations: [{job_id, queue, model, reserved_bytes, running, worker}]}].
+    Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
+    """
+    gq = session.existing_queue()
+    view = gq.view()
+    from gpuqueue.devices.nvml import NvmlDevice, open_device
+
+    shapes = []
+    for name, device in view.devices.items():
+        here = open_device(device.settings)
+        is_here = isinstance(here, NvmlDevice)
+        shown = replace(device, reading=here.read()) if is_here else device
+        if isinstance(here, NvmlDevice):
+            here.close()
+        shapes.append({**device_shape(shown), "read_here": is_here})
+        if not as_json:
+            show_device(shown, replace(view, now=gq.now()))
+            over = _over_budget(shown)
+            if over:
+                click.echo(click.style(f"    {name}: {over}", fg="red"))
+    if as_json:
+        print_json({"at": iso(view.now), "database": str(gq.database), "devices": shapes})
+    elif not shapes:
+        click.echo('no card is configured: add [gpu] with budget = "5GB" to the configuration, or make one with `gpuqueue init`')
+
+
+def _over_budget(device: DeviceView) -> str:
+    total = device.reading.total_bytes if device.reading else None
+    settings = device.settings
+    if total is None or settings.budget_bytes + settings.margin_bytes <= total:
+        return ""
+    return f"budget + margin are more than the card's {format_size(total)}; lower [gpu] budget or margin"
