@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 STATE_COLORS = {"running": "cyan", "completed": "green", "discarded": "red", "cancelled": "yellow", "retryable": "yellow"}
+LEAST_LAST_COLUMN = 16
 MOMENT_EXAMPLES = '"30m", "18:00", "2030-01-31T18:00", "2030-01-31T18:00+07:00"'
 
 
@@ -127,10 +128,18 @@ def state_style(state: str) -> str:
 
 
 def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], *, indent: int = 0) -> None:
-    """Print rows under headings: {heading: "left" or "right"}; a terminal that is too narrow folds the last column."""
+    """Print rows under headings: {heading: "left" or "right"}.
+
+    A terminal folds the last column; one too narrow for the others gets each row as a line, which loses nothing.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     if not in_terminal():
         _print_plain(columns, cells, indent)
+        return
+    fixed = sum(max(map(len, column)) + 2 for column in list(zip(list(columns), *cells, strict=True))[:-1])
+    if indent + fixed + LEAST_LAST_COLUMN > terminal_width():
+        for row in cells:
+            click.echo(" " * indent + "  ".join(state_style(cell) for cell in row if cell))
         return
     from rich.console import Console
     from rich.padding import Padding

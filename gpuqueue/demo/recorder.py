@@ -146,7 +146,6 @@ class Sample:
     holds: Mapping[str, tuple[Hold, ...]]
     used_bytes: int
     residents: tuple[str, ...]
-    computing: str | None = None
 
 
 @dataclass(slots=True)
@@ -252,25 +251,21 @@ class Recorder:
         self.watched.read(device.reading, device.reserved_bytes)
         with gq.store.snapshot() as connection:
             counts = queries.counts(connection)
-        used_bytes, residents, computing = self._card(device.reading)
-        self._on_sample(Sample(view, counts, decide_holds(view, gq.plugins), used_bytes, residents, computing))
+        loaded = self._loaded()
+        self.watched.seen_loaded(loaded)
+        sample = Sample(view, counts, decide_holds(view, gq.plugins), self._used_bytes(device.reading, loaded), tuple(loaded))
+        self._on_sample(sample)
 
-    def _card(self, reading: Reading | None) -> tuple[int, tuple[str, ...], str | None]:
-        simulator = self._stage.simulator
-        if simulator is not None:
-            running = [job_id for job_id, device in self.replay.running.items() if device is not None]
-            models = {name: self._stage.spec.bytes for name in ()}
-            del models
-            return simulator.card.used_bytes, tuple(process.name for process in simulator.card.processes()), (
-                f"#{running[0]}" if running else None
-            )
+    def _loaded(self) -> dict[str, int]:
         try:
             residents = self._ollama.residents(timeout_s=1.0)
         except ExecutionError:
-            residents = ()
-        loaded = {resident.model: resident.vram_bytes for resident in residents}
-        self.watched.seen_loaded(loaded)
-        used_bytes = sum(loaded.values())
+            return {}  # it is away, or too busy to say
+        return {resident.model: resident.vram_bytes for resident in residents}
+
+    def _used_bytes(self, reading: Reading | None, loaded: Mapping[str, int]) -> int:
+        if self._stage.simulator is not None:
+            return self._stage.simulator.card.used_bytes
         if reading is not None and reading.total_bytes is not None and reading.free_bytes is not None:
-            used_bytes = reading.total_bytes - reading.free_bytes
-        return used_bytes, tuple(loaded), None
+            return reading.total_bytes - reading.free_bytes
+        return sum(loaded.values())

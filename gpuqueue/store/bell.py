@@ -13,11 +13,13 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
 POLL_S = 0.25  # how soon a change that rang no bell is noticed
+LISTED_S = 0.05  # how long a listing of the workers' sockets is believed, so that a burst of jobs asks once
 
 
 def runtime_dir(database: Path) -> Path:
@@ -44,14 +46,26 @@ class Bell:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
         self._socket: socket.socket | None = None
         self._listed: dict[str, tuple[int, list[str]]] = {}
+        self._workers: list[str] = []
+        self._believed_until_s = 0.0
 
     def ring_workers(self) -> None:
-        """Wake every worker."""
-        self._ring("workers", None)
+        """Wake every worker; one that began within the last LISTED_S may be left to its own poll."""
+        now_s = time.monotonic()
+        if now_s >= self._believed_until_s:
+            self._workers = self._names("workers")
+            self._believed_until_s = now_s + LISTED_S
+        for name in self._workers:
+            self._send(os.path.join(self._folders["workers"], name))
 
     def ring_waiters(self, job_ids: Iterable[int]) -> None:
         """Wake the calls that wait for these jobs."""
-        self._ring("waiters", {str(job_id) for job_id in job_ids})
+        names = self._names("waiters")
+        if names:
+            keys = {str(job_id) for job_id in job_ids}
+            for name in names:
+                if name.partition("-")[0] in keys:
+                    self._send(os.path.join(self._folders["waiters"], name))
 
     def close(self) -> None:
         """Close the sending socket; the next ring opens another."""
@@ -59,14 +73,9 @@ class Bell:
             self._socket.close()
             self._socket = None
 
-    def _ring(self, group: str, keys: set[str] | None) -> None:
-        if not HAS_UNIX_SOCKETS:
-            return
-        for name in self._names(group):
-            if keys is None or name.partition("-")[0] in keys:
-                self._send(os.path.join(self._folders[group], name))
-
     def _names(self, group: str) -> list[str]:
+        if not HAS_UNIX_SOCKETS:
+            return []
         folder = self._folders[group]
         try:
             changed_ns = os.stat(folder).st_mtime_ns
@@ -111,8 +120,6 @@ class Listener:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a ring, at most `timeout_s`; returns whether one came. Rings that came together count as one."""
         if self._socket is None:
-            import time
-
             time.sleep(max(0.0, min(timeout_s, POLL_S / 10)))
             return True
         try:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
 from gpuqueue.errors import StateError, UnknownJob
@@ -21,8 +21,7 @@ SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody wait
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(NamedTuple):
     """What to store; times in microseconds, arguments as JSON text."""
 
     queue: str
@@ -43,9 +42,14 @@ _INSERTED = (
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
 
 
+def is_inline(job: NewJob) -> bool:
+    """Say whether the job's arguments lie in its row, so that storing it is a single statement."""
+    return len(job.arguments) <= INLINE_BYTES
+
+
 def insert_job(connection: sqlite3.Connection, job: NewJob, *, now_us: int) -> int:
     """Store a job and return its id."""
-    inline = len(job.arguments) <= INLINE_BYTES
+    inline = is_inline(job)
     cursor = connection.execute(
         INSERT_JOB,
         (

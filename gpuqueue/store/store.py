@@ -116,7 +116,9 @@ class Store:
 
     def enqueue(self, job: NewJob, *, now_us: int) -> int:
         """Store a job, wake the workers, and return its id."""
-        job_id = self.write(lambda connection: jobs.insert_job(connection, job, now_us=now_us))
+        job_id = self.writer.run(
+            lambda connection: jobs.insert_job(connection, job, now_us=now_us), is_one_statement=jobs.is_inline(job)
+        )
         self.bell.ring_workers()
         return job_id
 

@@ -29,10 +29,11 @@ PATIENT_WAIT_S = (0.000_1, 0.005)
 class _Call:
     """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
 
-    __slots__ = ("done", "error", "result", "work")
+    __slots__ = ("done", "error", "is_one_statement", "result", "work")
 
-    def __init__(self, work: Work[Any]) -> None:
+    def __init__(self, work: Work[Any], is_one_statement: bool) -> None:
         self.work = work
+        self.is_one_statement = is_one_statement
         self.result: Any = None
         self.error: BaseException | None = None
         self.done: threading.Lock | None = None
@@ -53,12 +54,13 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self.connection: sqlite3.Connection | None = None
 
-    def run(self, work: Work[Result]) -> Result:
+    def run(self, work: Work[Result], *, is_one_statement: bool = False) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
 
+        `is_one_statement` promises that the work executes a single statement; alone, it is then its own transaction.
         Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError.
         """
-        call = _Call(work)
+        call = _Call(work, is_one_statement)
         if self._lock.acquire(blocking=False):
             self._serve(call)
         else:
@@ -99,7 +101,10 @@ class Writer:
         connection = None
         try:
             connection = self.connection or self._open()
-            self._begin(connection)
+            if len(calls) == 1 and calls[0].is_one_statement:
+                calls[0].result = self._when_free(calls[0].work, connection)
+                return
+            self._when_free(_begin, connection)
             if len(calls) == 1:
                 calls[0].result = calls[0].work(connection)
             else:
@@ -142,12 +147,12 @@ class Writer:
         self.connection.execute("PRAGMA busy_timeout = 0")
         return self.connection
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
+    def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:
+        """Do what needs the write lock first thing, again and again until the lock is free."""
         give_up_s = 0.0
         while True:
             try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
+                return work(connection)
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
@@ -158,3 +163,7 @@ class Writer:
                     f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
                 )
             time.sleep(random.uniform(*self._wait_s))
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")

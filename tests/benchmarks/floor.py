@@ -19,10 +19,10 @@ class Floor:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute(f"PRAGMA synchronous = {synchronous}")
         self.connection.execute(
-            "CREATE TABLE jobs (id INTEGER PRIMARY KEY, queue TEXT, task TEXT, state TEXT, priority INTEGER, "
+            "CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, queue TEXT, task TEXT, state TEXT, priority INTEGER, "
             "scheduled_at INTEGER, attempt INTEGER DEFAULT 0, finished_at INTEGER, payload TEXT)"
         )
-        self.connection.execute("CREATE INDEX ready ON jobs (queue, priority, scheduled_at, id) WHERE state = 'available'")
+        self.connection.execute("CREATE INDEX IF NOT EXISTS ready ON jobs (queue, priority, scheduled_at, id) WHERE state = 'available'")
 
     def insert(self) -> None:
         self.connection.execute(
@@ -30,17 +30,23 @@ class Floor:
             ("work", "tasks.noop", 0, time.time_ns() // 1000, PAYLOAD),
         )
 
-    def claim_and_acknowledge(self) -> bool:
-        row = self.connection.execute(
+    def claim(self) -> tuple[int, str, str] | None:
+        row: tuple[int, str, str] | None = self.connection.execute(
             "UPDATE jobs SET state = 'running', attempt = attempt + 1 WHERE id = (SELECT id FROM jobs WHERE state = 'available' "
             "AND queue = 'work' ORDER BY priority, scheduled_at, id LIMIT 1) RETURNING id, task, payload"
         ).fetchone()
-        if row is None:
-            return False
+        return row
+
+    def acknowledge(self, row: tuple[int, str, str]) -> None:
         self.connection.execute(
             "UPDATE jobs SET state = 'completed', finished_at = ? WHERE id = ?", (time.time_ns() // 1000, row[0])
         )
-        return True
+
+    def claim_and_acknowledge(self) -> bool:
+        row = self.claim()
+        if row is not None:
+            self.acknowledge(row)
+        return row is not None
 
 
 def seconds_each(work: Callable[[], object], count: int) -> float:
