@@ -105,20 +105,24 @@ def submit(
         if app is None:
             raise UsageError(f"{error} (name the application that has it: --app module:attribute)") from None
         raise
-    explanation = handle.explain()
-    if follow or wait:
-        note(f"job {handle.id}")
-    elif as_json:
-        advice = session.advice(explanation, queue)
-        print_json({"job": job_shape(handle.record), "explanation": explanation_shape(explanation, advice)})
-    else:
-        click.echo(handle.id)
-    if explanation.reasons:
-        show_explanation(session, explanation, queue, gq.now(), err=True)
-    if not (follow or wait):
-        return 0
-    with _NoRepetition(explanation):
-        return _stay(session, gq, handle, follow=follow, timeout_s=timeout_s, as_json=as_json)
+    try:
+        explanation = handle.explain()
+        if follow or wait:
+            note(f"job {handle.id}")
+        elif as_json:
+            advice = session.advice(explanation, queue)
+            print_json({"job": job_shape(handle.record), "explanation": explanation_shape(explanation, advice)})
+        else:
+            click.echo(handle.id)
+        if explanation.reasons:
+            show_explanation(session, explanation, queue, gq.now(), err=True)
+        if not (follow or wait):
+            return 0
+        with _NoRepetition(explanation):
+            return _stay(session, gq, handle, follow=follow, timeout_s=timeout_s, as_json=as_json)
+    except KeyboardInterrupt:
+        note(f"\njob {handle.id} goes on. Cancel it: {session.command('cancel', handle.id)}")
+        return INTERRUPTED
 
 
 def _stay(session: Session, gq: GPUQueue, handle: JobHandle, *, follow: bool, timeout_s: float | None, as_json: bool) -> int:
@@ -142,9 +146,6 @@ def _stay(session: Session, gq: GPUQueue, handle: JobHandle, *, follow: bool, ti
             f"job {handle.id} has not ended within {timeout_s:g} s; it goes on. Cancel it: {session.command('cancel', handle.id)}"
         )
         return 1
-    except KeyboardInterrupt:
-        note(f"\njob {handle.id} goes on. Cancel it: {session.command('cancel', handle.id)}")
-        return INTERRUPTED
     if as_json:
         _print_end(gq, handle, follow)
     elif not follow or not whole_shape(gq, handle.id)["output"]:

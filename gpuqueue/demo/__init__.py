@@ -54,7 +54,7 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
             checks = checklist(found)
             if json_output:
                 print(json.dumps(summary(found), indent=2))
-            display.checklist(checks, time.monotonic() - began_s)
+            display.checklist(checks, time.monotonic() - began_s, clock=_clock(stage))
             if keep is not None:
                 display.say(f"Kept in {stage.folder}: gpuqueue.toml, gpuqueue.db, worker.log and rfa/")
             return 0 if holds(checks) else FAILED
@@ -72,11 +72,20 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
 def _title(stage: Stage) -> str:
     if stage.simulator is None:
         return f"gpuqueue demo · {stage.model} on {stage.backend.url}"
-    return f"gpuqueue demo · a simulated {stage.simulator.card.name.removeprefix('NVIDIA ')}, {SPEED:g}× as fast"
+    return f"gpuqueue demo · simulated {stage.simulator.card.name.removeprefix('NVIDIA ')}, {SPEED:g}× as fast"
 
 
 def _opening(stage: Stage) -> tuple[str, ...]:
-    return (_title(stage), f"configuration: {stage.config_file}")
+    if stage.simulator is None:
+        return (_title(stage), f"configuration: {stage.config_file}")
+    changed = "what init writes, with retry_every 3s, probe_every 500ms and an evening zone"
+    return (_title(stage), f"configuration: {stage.config_file}", changed)
+
+
+def _clock(stage: Stage) -> str:
+    if stage.simulator is None:
+        return "Overlaps are judged by leases, memory by what Ollama says of itself."
+    return f"Times are real ones; jobs ran {SPEED:g}× as fast as on a card."
 
 
 @contextmanager

@@ -78,8 +78,8 @@ class Display:
         if self._is_live:
             self._refresh()
 
-    def checklist(self, checks: Sequence[Check], took_s: float) -> None:
-        """Print the verdict, each rule with its evidence."""
+    def checklist(self, checks: Sequence[Check], took_s: float, *, clock: str) -> None:
+        """Print the verdict, each rule with its evidence; `clock` says how its times are to be read."""
         if self._quiet:
             return
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
@@ -87,11 +87,12 @@ class Display:
         table.add_column(overflow="fold")
         for check in checks:
             mark, style = MARKS[check.passed]
-            table.add_row(Text(mark, style), Text.assemble((check.rule, "bold"), "\n", (check.evidence, "default")))
+            table.add_row(Text(mark, style), Text.assemble((check.rule, "bold"), "\n", check.evidence))
         self._console.print(table)
-        broken = sum(check.passed is False for check in checks)
-        verdict = f"{broken} of {len(checks)} rules broken" if broken else "Every rule held"
-        self._console.print(Text(f"{verdict}, in {took_s:.0f} s.", "bold red" if broken else "bold green"))
+        broken_count = sum(check.passed is False for check in checks)
+        verdict = f"{broken_count} of {len(checks)} rules broken" if broken_count else "No rule was broken"
+        style = "bold red" if broken_count else "bold green"
+        self._console.print(Text.assemble((f"{verdict}, in {took_s:.0f} s.", style), f" {clock}"))
 
     # --- the picture ---
 
@@ -181,5 +182,5 @@ def _held(sample: Sample, queue: str) -> Text:
         text.append(hold.reason, "yellow")
         if left_s is not None:
             text.append(f" {left_s:.1f} s more")
-        text.append(f": {hold.detail}", "dim")
+        text.append(f": {hold.detail.removeprefix(f'{hold.reason} ')}", "dim")
     return text

@@ -116,7 +116,8 @@ class Replay:
         name = f"{job.queue} #{job.id}"
         if event.name == "attempt_finished":
             job.postponed_count += 1
-            return f"{name} was interrupted and is postponed, no attempt spent"
+            is_spent = int(event.data.get("attempt", 0)) >= job.attempt
+            return f"{name} was interrupted and is postponed, {'an attempt is' if is_spent else 'no attempt'} spent"
         job.finished_at = event.at
         if job.state == State.COMPLETED and job.last_started_at is not None:
             return f"{name} completed in {format_duration((event.at - job.last_started_at).total_seconds())}"

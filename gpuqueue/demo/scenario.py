@@ -268,7 +268,7 @@ class Scenario:
             rfa_on_gpu_count=seen.rfa_on_gpu_count,
             rfa_file_count=file_count,
             outage=self._outage,
-            card_says="in the card's own record" if report else "by the jobs' leases",
+            overlaps_by="in the card's own record" if report else "by the jobs' leases",
         )
 
 

@@ -180,6 +180,15 @@ def test_a_trailing_assistant_message_is_continued(bench: Bench) -> None:
     assert partial + answered["message"]["content"] == whole
 
 
+def test_an_answer_that_is_complete_already_is_continued_by_nothing(bench: Bench) -> None:
+    asked = [{"role": "user", "content": "Revise this"}]
+    messages = [*asked, {"role": "assistant", "content": expected_answer(OTHER, asked)}]
+    (only,) = lines(bench.post("/api/chat", model="other", messages=messages))
+
+    assert (only["message"]["content"], only["done_reason"]) == ("", "stop")
+    assert "eval_count" not in only
+
+
 def test_words_that_are_not_the_models_own_are_answered_anew(bench: Bench) -> None:
     messages = [{"role": "user", "content": "Revise this"}, {"role": "assistant", "content": "Something else"}]
     answered = bench.post("/api/chat", model=GEMMA, messages=messages, stream=False, options={"num_predict": 7}).json()
@@ -372,6 +381,19 @@ def test_when_no_more_models_may_be_loaded_the_idle_one_with_the_shortest_stay_l
         bench.load("other", keep_alive=1800)
         bench.load(GEMMA)
         assert set(bench.residents()) == {f"{NOMIC}:latest", GEMMA}
+    finally:
+        bench.close()
+
+
+def test_an_idle_model_leaves_before_a_busy_one_however_long_it_was_to_stay() -> None:
+    bench = Bench(OllamaSimulator(SimulatedCard(speed=FAST), MODELS, max_loaded=2).start())
+    try:
+        bench.load(NOMIC, keep_alive=-1)
+        bench.ollama.faults.add("stall", model="other")
+        with bench.open("/api/generate", {"model": "other", "prompt": "x", "keep_alive": 1}):
+            until(bench.generates)
+            bench.load(GEMMA)
+            assert set(bench.residents()) == {"other:latest", GEMMA}
     finally:
         bench.close()
 

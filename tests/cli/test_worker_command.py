@@ -1,0 +1,114 @@
+"""The worker's command: what it prints, which configuration it takes, how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuqueue import GPUQueue
+
+Run = Callable[..., Any]
+
+
+def test_a_burst_runs_what_there_is_and_says_where(configured: Path, run: Run, app: str) -> None:
+    name = app.partition(":")[0]
+    run("submit", "mail", "--app", app, "--task", f"{name}.send", "--arg", "to=x")
+    ran = run("worker", "--app", app, "--burst", "--queue", "mail")
+    assert ran.status == 0
+    assert f"database: {configured / 'jobs.db'}" in ran.err
+    assert "queues: mail" in ran.err
+    assert "sent 1 to x" in run("job", 1).out
+
+
+@pytest.mark.parametrize("attribute", ["other", "missing"])
+def test_an_app_that_is_no_queue_object_is_named(configured: Path, run: Run, app: str, attribute: str) -> None:
+    ran = run("worker", "--app", app.replace(":gq", f":{attribute}"), "--burst")
+    assert ran.status == 2
+    assert attribute in ran.err
+
+
+def test_an_app_that_cannot_be_imported_says_where(configured: Path, run: Run) -> None:
+    (configured / "broken_shop.py").write_text("x = 1\nraise RuntimeError('no settings')\n", encoding="utf-8")
+    ran = run("worker", "--app", "broken_shop:gq", "--burst")
+    assert ran.status == 2
+    assert "no settings" in ran.err
+    assert "broken_shop.py, line 2" in ran.err
+
+
+def test_an_app_and_a_database_that_differ_are_both_named(configured: Path, run: Run, app: str) -> None:
+    ran = run("--database", "other.db", "worker", "--app", app, "--burst")
+    assert ran.status == 2
+    assert str(configured / "other.db") in ran.err
+    assert str(configured / "jobs.db") in ran.err
+    assert not (configured / "other.db").exists()
+    assert run("--database", "jobs.db", "worker", "--app", app, "--burst", "--queue", "mail").status == 0
+
+
+def test_an_app_and_a_configuration_that_differ_are_both_named(configured: Path, run: Run, app: str) -> None:
+    (configured / "second.toml").write_text('database = "second.db"\n', encoding="utf-8")
+    ran = run("--config", "second.toml", "worker", "--app", app, "--burst")
+    assert ran.status == 2
+    assert str(configured / "second.toml") in ran.err
+    assert str(configured / "gpuqueue.toml") in ran.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_an_idle_worker_in_good_order(configured: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuqueue", "worker", "--queue", "mail"], cwd=configured, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = ""
+    while "serves mail" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    os.kill(process.pid, number)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "stopping" in rest
+    assert "has stopped" in rest
+    with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
+        assert gq.workers() == []
+
+
+def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, run: Run) -> None:
+    (configured / "slow_shop.py").write_text(
+        "import sys, threading\n"
+        "from gpuqueue import GPUQueue\n"
+        "gq = GPUQueue.from_config('gpuqueue.toml')\n"
+        "@gq.task(queue='mail')\n"
+        "def stay():\n"
+        "    print('running', file=sys.stderr, flush=True)\n"
+        "    threading.Event().wait()\n",
+        encoding="utf-8",
+    )
+    with GPUQueue.from_config("gpuqueue.toml"):
+        pass
+    assert run("submit", "mail", "--app", "slow_shop:gq", "--task", "slow_shop.stay").status == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuqueue", "worker", "--app", "slow_shop:gq", "--queue", "mail"],
+        cwd=configured,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for awaited in ("running", "stopping"):
+        said = ""
+        while awaited not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        os.kill(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=20)
+    assert "giving running jobs back" in rest
+    assert process.returncode == 0
+    with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
+        assert (str(gq.job(1).state), gq.job(1).attempt) == ("available", 0)
