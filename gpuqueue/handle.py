@@ -188,7 +188,7 @@ class _Watch:
             return
         now_us = self._gq.now_us()
         if ending.expires_at_us is not None and ending.expires_at_us <= now_us:
-            self._gq.store.expire_due(now_us=now_us)
+            self._gq.store.move_due(now_us=now_us)
         if time.monotonic() < self._ask_at_s:
             return
         self._ask_at_s = time.monotonic() + WORKER_CHECK_S

@@ -123,8 +123,6 @@ OWN_COMMANDS = tuple(command.name or "" for command in COMMANDS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status; every error is one clear line on stderr."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the application's modules, for --app
     warnings = _Warnings()
     logging.getLogger("gpuqueue").addHandler(warnings)
     try:
@@ -134,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _fail(error, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), FAILED)
+        gone = " (the current folder was deleted)" if isinstance(error, FileNotFoundError) and not error.filename else ""
+        return _fail(error, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else gone), FAILED)
     except Exception as error:
         return _fail(error, f"{type(error).__name__}: {error} (unexpected; {TRACEBACK}=1 shows where)", FAILED)
     finally:

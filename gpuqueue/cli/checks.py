@@ -209,7 +209,7 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
     for name, queue in view.queues.items():
         waiting = sum(counts.get(name, {}).get(state, 0) for state in (State.AVAILABLE, State.SCHEDULED, State.RETRYABLE))
         if waiting and not queue.served:
-            yield Check(PROBLEM, f"queue {name}", f"{waiting} jobs wait and no worker serves it", session.worker_command(name))
+            yield Check(PROBLEM, f"queue {name}", f"no worker serves it; {waiting} waiting", session.worker_command(name))
         if queue.paused is not None and queue.paused.until is None:
             paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
             yield Check(WARN, f"queue {name}", paused, session.command("resume", name))

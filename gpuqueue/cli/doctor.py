@@ -58,7 +58,7 @@ def _examine(session: Session) -> list[Check]:
         first, _, rest = str(error).partition("\n")
         return [*found, Check(PROBLEM, "configuration", first, rest or "mend it, or write one with: gpuqueue init")]
     named = str(config.path) if config.path else "no file; only the database and the environment"
-    found.append(Check(OK, "configuration", f"{named}, {len(config.queues)} queues, {len(config.devices)} cards"))
+    found.append(Check(OK, "configuration", f"{named}: queues {', '.join(config.queues) or 'none'}"))
     found += checks.cards(config)
     found += checks.ollama(config)
     database = checks.database_file(session.database)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -155,6 +156,9 @@ def load_app(app: str) -> GPUQueue:
     name, colon, attribute = app.partition(":")
     if not (name and colon and attribute):
         raise UsageError(f"--app is {app!r}: write module:attribute, for example shop.jobs:gq")
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)
     module = _import(name)
     found: Any = module
     for part in attribute.split("."):

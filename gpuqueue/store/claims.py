@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuqueue.domain import DeviceSettings, Job, Lease, Placement, QueueSettings
-from gpuqueue.store.jobs import NEVER_FITS, demand_class, expire_due, promote_due
+from gpuqueue.store.jobs import NEVER_FITS, demand_class, move_due
 from gpuqueue.store.rows import JOB_COLUMNS, load_arguments, to_job
 from gpuqueue.units import from_us
 
@@ -204,9 +204,3 @@ def claim_placed(
         model=job.model,
         placement=placement,
     )
-
-
-def move_due(connection: sqlite3.Connection, *, now_us: int) -> None:
-    """Expire and promote what is due, so that a claim sees it."""
-    expire_due(connection, now_us=now_us)
-    promote_due(connection, now_us=now_us)

@@ -107,6 +107,12 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
         count_finished(connection, {(queue, str(state)): -1})
 
 
+def move_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
+    """Promote and expire what is due, so that a claim sees it; returns the ids of the expired."""
+    promote_due(connection, now_us=now_us)
+    return expire_due(connection, now_us=now_us)
+
+
 def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
     """Make scheduled and retryable jobs available whose time has come; returns how many.
 

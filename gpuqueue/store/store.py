@@ -144,9 +144,9 @@ class Store:
         self.write(lambda connection: jobs.retry(connection, job_id, now_us=now_us))
         self.bell.ring_workers()
 
-    def expire_due(self, *, now_us: int) -> list[int]:
-        """Discard waiting jobs whose time to be useful has passed; returns their ids."""
-        return self._ring_for(self.write(lambda connection: jobs.expire_due(connection, now_us=now_us)))
+    def move_due(self, *, now_us: int) -> None:
+        """Make jobs available whose time has come, and discard those whose time to be useful has passed."""
+        self._ring_for(self.write(lambda connection: jobs.move_due(connection, now_us=now_us)))
 
     def refuse_waiting(self, queue: str, *, message: str, now_us: int) -> list[int]:
         """Discard a queue's available jobs because its backend is away; returns their ids."""

@@ -90,6 +90,7 @@ class Dispatcher:
         """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
         if not any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values()):
             return []
+        self._move_due()
         view = self.decide(force=True)
         leases: list[Lease] = []
         self._size(view)
@@ -137,6 +138,14 @@ class Dispatcher:
                 if edge is not None:
                     times.append(edge)
         return min(times, default=None)
+
+    def _move_due(self) -> None:
+        """Promote and expire what is due: the claim of a job for a device is proposed from rows that must show it."""
+        now_us = to_us(self.now())
+        with self._store.reading() as connection:
+            due_us = queries.next_due_us(connection)
+        if due_us is not None and due_us <= now_us:
+            self._store.move_due(now_us=now_us)
 
     def _size(self, view: View) -> None:
         """Ask what waiting GPU jobs need, so that they fall into their demand classes."""

@@ -795,7 +795,7 @@ def test_a_card_lost_while_tokens_come_ends_the_stream_with_an_error(slow: Bench
 def test_an_outage_breaks_streams_refuses_connections_and_frees_the_card(bench: Bench) -> None:
     bench.ollama.faults.add("stall", after_tokens=1)
     url = bench.ollama.url
-    with bench.client.stream("POST", "/api/generate", json={"model": "other", "prompt": "x"}) as stream:
+    with bench.client.stream("POST", "/api/generate", json={"model": "other", "prompt": "x", "keep_alive": -1}) as stream:
         coming = stream.iter_lines()
         next(coming)
         bench.ollama.go_away()
