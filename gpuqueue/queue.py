@@ -31,6 +31,8 @@ from gpuqueue.units import from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
 
 DEFAULT_QUEUE = "default"
+FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
+REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -201,7 +203,7 @@ class GPUQueue:
             else "{}",
             scheduled_at_us,
             options.priority or 0,
-            options.max_attempts or 1,
+            options.max_attempts or (FUNCTION_ATTEMPTS if task.function else REQUEST_ATTEMPTS),
             options.timeout_s,
             None if options.expires_in_s is None else now_us + int(options.expires_in_s * 1e6),
             options.tags,

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,12 +18,12 @@ from types import FrameType
 from rich.console import Console
 
 from gpuqueue.demo.display import Display
-from gpuqueue.demo.evidence import checklist, holds, summary
+from gpuqueue.demo.evidence import Check, checklist, holds, summary
 from gpuqueue.demo.recorder import Recorder
 from gpuqueue.demo.scenario import Scenario
 from gpuqueue.demo.stage import SPEED, DemoFailed, Request, Stage
 
-__all__ = ["run"]
+__all__ = ["exit_status", "run"]
 
 FAILED, INTERRUPTED = 1, 130
 LONGEST_S = 60.0
@@ -57,7 +57,7 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
             display.checklist(checks, time.monotonic() - began_s, clock=_clock(stage))
             if keep is not None:
                 display.say(f"Kept in {stage.folder}: gpuqueue.toml, gpuqueue.db, worker.log and rfa/")
-            return 0 if holds(checks) else FAILED
+            return exit_status(checks)
     except KeyboardInterrupt:
         print("interrupted; the worker was ended", file=sys.stderr)
         return INTERRUPTED
@@ -67,6 +67,11 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
         if error.worker_log:
             print(f"What the worker printed last:\n{error.worker_log}", file=sys.stderr)
         return FAILED
+
+
+def exit_status(checks: Sequence[Check]) -> int:
+    """Return 1 when a rule was broken, else 0."""
+    return 0 if holds(checks) else FAILED
 
 
 def _title(stage: Stage) -> str:

@@ -51,6 +51,7 @@ class Evidence:
     budget_bytes: int
     load_count: int
     unload_count: int | None  # None where nobody but the card could say
+    left_bytes: int | None  # still on the card at the end; None where others may have put it there
     spill_count: int
     model_peak_count: int
     reading_count: int
@@ -160,13 +161,20 @@ def _one_at_a_time(found: Evidence) -> Check:
 
 
 def _memory(found: Evidence) -> Check:
-    watched = found.reading_count > 0 or not found.needs_readings
-    passed = found.peak_bytes <= found.budget_bytes and found.spill_count == 0 and found.model_peak_count <= 1 and watched
+    passed = (
+        found.peak_bytes <= found.budget_bytes
+        and found.spill_count == 0
+        and found.model_peak_count <= 1
+        and not found.left_bytes
+        and (found.reading_count > 0 or not found.needs_readings)
+    )
     said = [f"peak {format_size(found.peak_bytes)} of {format_size(found.budget_bytes)}", _many(found.load_count, "load")]
     if found.unload_count is not None:
         said.append(_many(found.unload_count, "unload"))
-    said.append(f"at most {_many(found.model_peak_count, 'model')} loaded")
-    said.append(f"{_many(found.reading_count, 'NVML reading')}" if found.reading_count else "no NVML here: the budget alone")
+    if found.left_bytes is not None:
+        said.append(f"{format_size(found.left_bytes)} left behind")
+    said.append(f"at most {_many(found.model_peak_count, 'model')} at once")
+    said.append(_many(found.reading_count, "NVML reading") if found.reading_count else "no NVML here: the budget alone")
     return Check("VRAM watched and within budget", passed, ", ".join(said))
 
 
@@ -209,7 +217,7 @@ def _nothing_lost(found: Evidence) -> Check:
     right = f"{found.checked_count} answers and files checked"
     if found.mixed_up:
         right = f"wrong: {', '.join(found.mixed_up)}"
-    refused = f"{found.failed_count} refused as it must be"
+    refused = f"{found.failed_count} refused as it must be" if found.failed_count else "0 failed"
     if found.failed_count != found.expected_failed_count:
         refused = f"{found.failed_count} failed where {found.expected_failed_count} had to"
     return Check(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import TracebackType
 
 from gpuqueue.decisions import decide_holds
 from gpuqueue.demo.stage import Stage
@@ -202,10 +203,10 @@ class Recorder:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        if self._failure is None:
+        if error is None and self._failure is None:
             self._look()  # what happened since the last look
 
     @property

@@ -34,7 +34,7 @@ class Size:
     batch_tokens: int
 
 
-SIMULATED = Size(batch_count=10, kept_for_outage_count=3, realtime_tokens=150, batch_tokens=500)
+SIMULATED = Size(batch_count=10, kept_for_outage_count=4, realtime_tokens=150, batch_tokens=500)
 REAL = Size(batch_count=4, kept_for_outage_count=0, realtime_tokens=32, batch_tokens=96)
 
 
@@ -70,6 +70,7 @@ class Scenario:
             self._outage = self._go_away_and_come_back()
         self._act("the rest is worked off")
         self._recorder.until(lambda seen: self._all_ended(seen, self._handles), "every job ends")
+        self._recorder.until(lambda _: self._card_is_free(), "the last job's memory is given back")
         self._check_answers()
         self._check_files()
 
@@ -207,6 +208,9 @@ class Scenario:
     def _all_ended(self, seen: Replay, handles: list[JobHandle]) -> bool:
         return all(handle.id in seen.jobs and seen.jobs[handle.id].has_ended for handle in handles)
 
+    def _card_is_free(self) -> bool:
+        return not any(device.reservations for device in self._gq.view().devices.values())
+
     # --- what came out ---
 
     def _check_answers(self) -> None:
@@ -260,6 +264,7 @@ class Scenario:
             budget_bytes=self._stage.device.budget_bytes,
             load_count=int(report["loads"]) if report else watched.load_count,
             unload_count=int(report["unloads"]) if report else None,
+            left_bytes=sum(item.used_bytes for item in simulator.card.processes()) if simulator is not None else None,
             spill_count=int(report.get("spills", 0)),
             model_peak_count=watched.model_peak_count,
             reading_count=watched.reading_count,
