@@ -233,11 +233,11 @@ class Registrations:
 
     @hookspec
     def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor] | None:
-        """Add executor verbs: {task name: executor}; `details` has the backends' settings under "backends"."""
+        """Add executor verbs: {task name: executor}; `details` has "backends", "models" and "devices"."""
 
     @hookspec
     def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device] | None:
-        """Add kinds of devices: {device name: device}; `details` has the configured ones under "devices"."""
+        """Add kinds of devices: {device name: device}; `details` has "devices" and "backends", as configured."""
 
     @hookspec
     def register_commands(self, details: click.Group) -> None:

@@ -43,11 +43,11 @@ def worker(
         """Says on a signal what it does about it."""
 
         def request_stop(self) -> None:
-            # Called by a signal's handler, where a buffered stream could be in the middle of a line.
             again = self._stop_requested.is_set()
+            super().request_stop()
+            # Written straight: a signal's handler could meet a buffered stream in the middle of a line.
             words = b"giving running jobs back\n" if again else b"stopping; once more gives running jobs back at once\n"
             os.write(2, words)
-            super().request_stop()
 
     gq = session.queue(app)
     _log_to_stderr(log_level)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import pynvml  # type: ignore[import-untyped]  # it ships no types
 
 from gpuqueue.devices import Device
-from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain import DeviceSettings, Reading
+from gpuqueue.devices.remote import BudgetDevice, runs_here
+from gpuqueue.domain import BackendSettings, DeviceSettings, Reading
 from gpuqueue.hookspecs import hookimpl
 
 T = TypeVar("T")
@@ -145,11 +145,14 @@ class NvmlDevice:
                 pynvml.nvmlShutdown()
 
 
-def open_device(settings: DeviceSettings) -> Device:
+def open_device(settings: DeviceSettings, backends: Iterable[BackendSettings] = ()) -> Device:
     """Choose how to read a device: through NVML when this machine has a driver and the card, else by its budget alone.
 
+    With a backend on another host the card is that host's, whatever this machine has: only the budget is known.
     A card that is here and cannot be read now (lost, or its driver half updated) is not taken for an absent one.
     """
+    if not all(runs_here(backend.url) for backend in backends):
+        return BudgetDevice(settings)
     device = NvmlDevice(settings)
     try:
         device.open()
@@ -168,7 +171,8 @@ class Devices:
 
     @hookimpl
     def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
-        return {settings.name: open_device(settings) for settings in details.get("devices", ())}
+        backends = details.get("backends", ())
+        return {settings.name: open_device(settings, backends) for settings in details.get("devices", ())}
 
 
 def _optional(ask: Callable[[], T], unless: tuple[int, ...] | None = _GONE) -> T | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from gpuqueue.domain import DeviceSettings, Reading
 
@@ -17,3 +20,19 @@ class BudgetDevice:
 
     def read(self) -> Reading:
         return Reading(at=self._now())
+
+
+def runs_here(url: str) -> bool:
+    """Say whether a URL's host is this machine, which is so when one of its addresses can be bound; unknown names are not."""
+    try:
+        addresses = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with closing(socket.socket(family, kind, protocol)) as probe:
+                probe.bind(address)
+        except OSError:
+            continue
+        return True
+    return False

@@ -237,7 +237,9 @@ class Worker:
 
     def _open_devices(self) -> dict[str, Device]:
         devices: dict[str, Device] = {}
-        for _, answer in self._plugins.each("register_devices", {"devices": self._settings.devices}):
+        for _, answer in self._plugins.each(
+            "register_devices", {"devices": self._settings.devices, "backends": self._settings.backends}
+        ):
             devices = {**answer, **devices}
         for settings in self._settings.devices:
             total_bytes = devices[settings.name].read().total_bytes

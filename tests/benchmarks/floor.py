@@ -22,7 +22,9 @@ class Floor:
             "CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY, queue TEXT, task TEXT, state TEXT, priority INTEGER, "
             "scheduled_at INTEGER, attempt INTEGER DEFAULT 0, finished_at INTEGER, payload TEXT)"
         )
-        self.connection.execute("CREATE INDEX IF NOT EXISTS ready ON jobs (queue, priority, scheduled_at, id) WHERE state = 'available'")
+        self.connection.execute(
+            "CREATE INDEX IF NOT EXISTS ready ON jobs (queue, priority, scheduled_at, id) WHERE state = 'available'"
+        )
 
     def insert(self) -> None:
         self.connection.execute(

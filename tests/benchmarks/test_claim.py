@@ -27,7 +27,8 @@ def fill(store: Store, count: int, *, queue: str, state: str, offset_us: int = 0
     store.write(
         lambda connection: connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-            "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments, demand_bytes, demand_class, demand_model) "
+            "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments, "
+            "demand_bytes, demand_class, demand_model) "
             f"SELECT ?, 'noop', ?, ?, ? + i, ?, {demand}, {size}, CASE WHEN {size} > 0 THEN 'm' ELSE '' END FROM n",
             (count, queue, state, NOW_US, NOW_US - 10_000_000 + offset_us, PAYLOAD),
         )

@@ -57,7 +57,7 @@ def test_eight_producers_share_the_lock_and_none_is_starved(tmp_path: Path) -> N
     assert [producer.returncode for producer in producers] == [0] * 8
     counts = [item["count"] for item in found]
     worst_s = max(item["worst_s"] for item in found)
-    print(f"\n8 producers, 10 s: {sum(counts):,} jobs, least {min(counts):,}, most {max(counts):,}, worst call {worst_s * 1e3:.0f} ms")
+    print(f"\n8 producers, 10 s: {sum(counts):,} jobs; least {min(counts):,}, most {max(counts):,}; worst {worst_s * 1e3:.0f} ms")
     assert worst_s < 0.5
     assert min(counts) >= max(counts) / 2
 

@@ -90,8 +90,6 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
         "    threading.Event().wait()\n",
         encoding="utf-8",
     )
-    with GPUQueue.from_config("gpuqueue.toml"):
-        pass
     assert run("submit", "mail", "--app", "slow_shop:gq", "--task", "slow_shop.stay").status == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "gpuqueue", "worker", "--app", "slow_shop:gq", "--queue", "mail"],

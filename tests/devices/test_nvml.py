@@ -12,7 +12,9 @@ import pytest
 
 from gpuqueue.devices.nvml import REOPEN_S, Devices, NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain import DeviceSettings, Reading
+from gpuqueue.domain import BackendSettings, DeviceSettings, Reading
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.nvml import simulated_nvml
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 UUID = "GPU-5e1f0c1a-2060-5afe-c0de-000000000000"
@@ -297,3 +299,12 @@ def test_the_plugin_registers_each_configured_device_under_its_name(library: Lib
     devices = Devices().register_devices({"devices": (SETTINGS, other)})
 
     assert {name: type(device) for name, device in devices.items()} == {"gpu0": NvmlDevice, "gpu1": BudgetDevice}
+
+
+def test_a_card_beside_which_ollama_runs_elsewhere_is_not_the_one_to_read() -> None:
+    with simulated_nvml(SimulatedCard()):
+        here, elsewhere = BackendSettings(url="http://127.0.0.1:1"), BackendSettings(url="http://192.0.2.7:1")
+        local = Devices().register_devices({"devices": (SETTINGS,), "backends": (here,)})[SETTINGS.name]
+        remote = Devices().register_devices({"devices": (SETTINGS,), "backends": (elsewhere,)})[SETTINGS.name]
+    assert isinstance(local, NvmlDevice)
+    assert isinstance(remote, BudgetDevice)
