@@ -57,6 +57,8 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
             display.checklist(checks, time.monotonic() - began_s, clock=_clock(stage))
             if keep is not None:
                 display.say(f"Kept in {stage.folder}: gpuqueue.toml, gpuqueue.db, worker.log and rfa/")
+            elif stage.is_simulated:
+                display.say("Next: `gpuqueue init` writes a gpuqueue.toml for this machine.")
             return exit_status(checks)
     except KeyboardInterrupt:
         print("interrupted; the worker was ended", file=sys.stderr)
@@ -90,7 +92,7 @@ def _opening(stage: Stage) -> tuple[str, ...]:
 def _clock(stage: Stage) -> str:
     if stage.simulator is None:
         return "Overlaps are judged by leases, memory by what Ollama says of itself."
-    return f"Times are real ones; jobs ran {SPEED:g}× as fast as on a card."
+    return f"Real times; the card is simulated, {SPEED:g}× as fast."
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Display:
         """Print lines that stay."""
         if not self._quiet:
             for line in lines:
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self._console.print(line, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def act(self, what: str) -> None:
         """Begin an act."""
@@ -105,8 +105,8 @@ class Display:
         with self._lock:
             sample, lines = self._sample, list(self._lines)
         head = Table.grid(expand=True)
-        head.add_column(overflow="ellipsis", no_wrap=True)
-        head.add_column(justify="right", no_wrap=True)
+        head.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
+        head.add_column(justify="right", no_wrap=True, min_width=7)
         head.add_row(Text(self._title, "bold"), Text(f"{self._elapsed_s():.1f} s"))
         parts: list[RenderableType] = [head, Text(f"▸ {self._act}", "bold cyan", no_wrap=True, overflow="ellipsis"), Text()]
         if sample is not None:

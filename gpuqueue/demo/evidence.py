@@ -157,7 +157,7 @@ def _one_at_a_time(found: Evidence) -> Check:
     passed = found.overlap_count == 0 and all(count == 1 for count in most.values())
     running = ", ".join(f"{name} {count}" for name, count in most.items())
     overlaps = _many(found.overlap_count, "overlap")
-    return Check("One GPU job at a time", passed, f"at most running: {running}; {overlaps} {found.overlaps_by}")
+    return Check("One GPU job at a time", passed, f"at most {running}; {overlaps} {found.overlaps_by}")
 
 
 def _memory(found: Evidence) -> Check:

@@ -13,12 +13,14 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
 POLL_S = 0.25  # how soon a change that rang no bell is noticed
+TICK_NS = 20_000_000  # more than the resolution of a file system's times
 LISTED_S = 0.05  # how long a listing of the workers' sockets is believed, so that a burst of jobs asks once
 
 
@@ -45,6 +47,7 @@ class Bell:
     def __init__(self, directory: Path) -> None:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
         self._socket: socket.socket | None = None
+        self._opening = threading.Lock()
         self._listed: dict[str, tuple[int, list[str]]] = {}
         self._workers: list[str] = []
         self._believed_until_s = 0.0
@@ -81,23 +84,31 @@ class Bell:
             changed_ns = os.stat(folder).st_mtime_ns
             listed = self._listed.get(group)
             if listed is None or listed[0] != changed_ns:
-                # The time was read first: a socket added meanwhile changes it again.
-                listed = self._listed[group] = (changed_ns, os.listdir(folder))
+                # The time was read first: a socket added meanwhile changes it again, but for one in the same tick of the
+                # file system's clock, so that a listing is kept only when the last change is older than that.
+                listed = (changed_ns, os.listdir(folder))
+                if time.time_ns() - changed_ns > TICK_NS:
+                    self._listed[group] = listed
         except OSError:
             return []
         return listed[1]
 
     def _send(self, path: str) -> None:
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
         try:
-            self._socket.sendto(b"!", path)
+            (self._socket or self._open()).sendto(b"!", path)
         except ConnectionRefusedError:  # its owner died without removing it
             with contextlib.suppress(OSError):
                 os.unlink(path)
         except OSError:  # gone, or already full of rings
             pass
+
+    def _open(self) -> socket.socket:
+        with self._opening:
+            if self._socket is None:
+                made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                made.setblocking(False)
+                self._socket = made
+            return self._socket
 
 
 class Listener:
@@ -109,7 +120,11 @@ class Listener:
         if HAS_UNIX_SOCKETS:
             with contextlib.suppress(OSError):
                 listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                listening.bind(self._path)
+                try:
+                    listening.bind(self._path)
+                except OSError:
+                    listening.close()
+                    raise
                 self._socket = listening
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -28,7 +29,12 @@ def create(path: Path, *, synchronous: str) -> Engine:
     if path.is_dir():
         raise StoreUnwritable(f"{path} is a folder, not a database file: give a file's name")
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Only a file that is new: closing a descriptor of one that this process has open drops SQLite's locks on it, by
+        # POSIX rules, and another process would then delete the write-ahead log under us.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise StoreUnwritable(f"cannot open {path} for writing: {os.strerror(errno.EACCES)}") from None
     except FileNotFoundError:
         raise StoreUnwritable(
             f"cannot create {path}: its folder does not exist. Create it with: mkdir -p {path.parent}"

@@ -19,6 +19,8 @@ DEMAND_CLASS_BYTES = 64 * 2**20
 NEVER_FITS = 2**62  # the demand class of what no device can take
 SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody waits long behind it
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
+# A reservation keeps its model, which its clean-up unloads; `release_device` then takes the model away too.
+_UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device IS NULL THEN '' ELSE demand_model END"
 
 
 class NewJob(NamedTuple):
@@ -100,7 +102,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
     connection.execute(
         "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
-        "expires_at = NULL, waiting_for = NULL, cancel_requested = 0 WHERE id = ?",
+        f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, {_UNSIZE} WHERE id = ?",
         (now_us, job_id),
     )
     if state in FINISHED:
@@ -192,10 +194,8 @@ def demand_class(vram_bytes: int) -> int:
 
 
 def forget_demands(connection: sqlite3.Connection) -> None:
-    """Put all waiting jobs back into the class 'not known yet', after the settings that size them changed."""
-    connection.execute(
-        f"UPDATE jobs SET demand_model = '', demand_bytes = 0, demand_class = 0 WHERE demand_class > 0 AND {_WAITING}"
-    )
+    """Put all unfinished jobs back into the class 'not known yet', after the settings that size them changed."""
+    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class > 0 AND ({_WAITING} OR state = 'running')")
 
 
 def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:

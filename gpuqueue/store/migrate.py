@@ -25,11 +25,14 @@ UPGRADE_TIMEOUT_S = 60.0
 
 def version(connection: sqlite3.Connection) -> str | None:
     """Return the file's schema version, None for an empty file."""
-    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if VERSION_TABLE in names:
+    if VERSION_TABLE in table_names(connection):
         row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
         return None if row is None else row[0]
     return None
+
+
+def table_names(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) -> None:
@@ -38,11 +41,19 @@ def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) ->
     Raises: NewerSchema for a file of a newer gpuqueue; NotADatabase for a database that has a table of one of our names.
     """
     with explained(path):
-        found = version(connection)
+        connection.execute("BEGIN")  # one moment: another process may be creating the tables
+        try:
+            found = version(connection)
+            names = table_names(connection) if found is None else set()
+        finally:
+            connection.execute("ROLLBACK")
         if found == HEAD:
             return
-        if found is None and connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'jobs'").fetchone():
-            raise NotADatabase(f"{path} already has a table `jobs` that is not gpuqueue's; give the queue a file of its own")
+        foreign = sorted(names & set(_own_tables())) if names else []
+        if foreign:
+            raise NotADatabase(
+                f"{path} already has a table `{foreign[0]}` that is not gpuqueue's; give the queue a file of its own"
+            )
         _upgrade(engine, path)
 
 
@@ -56,6 +67,12 @@ def known_versions() -> list[str]:
 def migrations_folder() -> str:
     """Find the migrations as they are installed: in a wheel, an sdist or an editable checkout."""
     return next(iter(import_module("gpuqueue.migrations").__path__))
+
+
+def _own_tables() -> list[str]:
+    from gpuqueue.store.tables import metadata
+
+    return list(metadata.tables)
 
 
 def _upgrade(engine: Engine, path: Path) -> None:

@@ -152,7 +152,8 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
     """Free the device that a job's ended attempt had reserved, after its clean-up; returns False when the lease is lost."""
     return (
         connection.execute(
-            "UPDATE jobs SET device = NULL, reserved_bytes = 0 "
+            "UPDATE jobs SET device = NULL, reserved_bytes = 0, "
+            "demand_model = CASE WHEN demand_class = 0 THEN '' ELSE demand_model END "
             "WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'",
             (job_id, lease),
         ).rowcount

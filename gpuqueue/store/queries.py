@@ -245,7 +245,7 @@ def next_due_us(connection: sqlite3.Connection) -> int | None:
     """Return when the next scheduled, retryable or expiring job is due."""
     row = connection.execute("SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')").fetchone()
     expiring = connection.execute(
-        "SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at > 0"
+        "SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND state <> 'running'"
     ).fetchone()
     times = [value for (value,) in (row, expiring) if value is not None]
     return min(times) if times else None

@@ -83,6 +83,7 @@ class Writer:
                 self.connection = None
 
     def _serve(self, own: _Call | None) -> None:
+        interrupt: BaseException | None = None
         while True:
             try:
                 calls = [] if own is None else [own]
@@ -90,12 +91,16 @@ class Writer:
                     calls.append(self._queue.popleft())
                 if calls:
                     self._transact(calls)
+            except BaseException as error:  # an interrupt waits until the calls that were left to this thread are served
+                interrupt = interrupt or error
             finally:
                 self._lock.release()
             own = None
             # A call may have been queued after the last look and before the release.
             if not self._queue or not self._lock.acquire(blocking=False):
-                return
+                break
+        if interrupt is not None:
+            raise interrupt
 
     def _transact(self, calls: list[_Call]) -> None:
         connection = None
@@ -112,19 +117,21 @@ class Writer:
                     self._run_in_savepoint(connection, call)
             connection.execute("COMMIT")
         except BaseException as error:
-            if connection is not None and connection.in_transaction:
-                connection.execute("ROLLBACK")
             failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
             if failure is not error:
                 failure.__cause__ = error
-            if isinstance(error, Exception):
-                for call in calls:
-                    call.error = call.error or failure
-            else:  # an interrupt belongs to the thread that it hit, which is this one
-                for call in calls:
+            # The calls are told before the rollback, which may itself fail on a broken disk.
+            is_interrupt = not isinstance(error, Exception)  # it belongs to the thread that it hit, which is this one
+            for call in calls:
+                if is_interrupt:
                     call.error = StoreBusy(
                         "the thread that was writing for this one was interrupted; nothing was changed, try again"
                     )
+                else:
+                    call.error = call.error or failure
+            if connection is not None and connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if is_interrupt:
                 raise
         finally:
             for call in calls:

@@ -1,0 +1,161 @@
+"""Owns what many tests share: queues on files of their own, workers that are stopped, waiting for a condition, a simulated card."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuqueue import GPUQueue, Worker
+from gpuqueue.initial_config import initial_toml
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.nvml import simulated_nvml
+from gpuqueue.simulators.ollama import OllamaSimulator
+
+DEADLINE_S = 20.0  # far beyond what a busy machine needs: only a broken test waits so long
+GEMMA = "gemma4:e4b"
+NOMIC = "nomic-embed-text"
+
+
+def wait_until(condition: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
+    """Look until the condition is true and return what it returned."""
+    give_up_s = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < give_up_s, f"it never came to this: {what or 'the condition'}"
+        pause.wait(0.01)
+    return found
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    """`until(condition, what)` waits for a condition and returns its value."""
+    return wait_until
+
+
+@pytest.fixture
+def make_queue(tmp_path: Path) -> Iterator[Callable[..., GPUQueue]]:
+    """Make queue objects, each call one more of the same file, of a configuration's text or of none; closed at the end."""
+    made: list[GPUQueue] = []
+
+    def make(toml: str | None = None, *, name: str = "gpuqueue.toml", plugins: Any = (), **overrides: Any) -> GPUQueue:
+        if toml is None and not overrides:
+            found = GPUQueue(tmp_path / "gpuqueue.db", plugins=plugins)
+        else:
+            (tmp_path / name).write_text(f'database = "gpuqueue.db"\n{toml or ""}')
+            found = GPUQueue.from_config(tmp_path / name, plugins=plugins, **overrides)
+        made.append(found)
+        return found
+
+    yield make
+    for gq in made:
+        gq.close()
+
+
+@pytest.fixture
+def gq(make_queue: Callable[..., GPUQueue]) -> GPUQueue:
+    """A queue object on a file of its own."""
+    return make_queue()
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[..., Worker]]:
+    """Start workers in the background; those that still run are stopped at the end, without patience for their jobs."""
+    started: list[Worker] = []
+
+    def start(gq: GPUQueue, **options: Any) -> Worker:
+        worker = Worker(gq, **options)
+        started.append(worker)
+        return worker.start()
+
+    yield start
+    for worker in started:
+        worker.stop(grace_s=0)
+
+
+class Gate:
+    """A place where a task waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def pass_through(self) -> None:
+        """Called by the task."""
+        self.reached.set()
+        assert self.opened.wait(DEADLINE_S), "nobody opened the gate"
+
+    def wait_reached(self) -> None:
+        assert self.reached.wait(DEADLINE_S), "no task came to the gate"
+
+    def open(self) -> None:
+        self.opened.set()
+
+
+@pytest.fixture
+def make_gate() -> Iterator[Callable[[], Gate]]:
+    """Make gates; all are open at the end, so that no thread is left behind."""
+    gates: list[Gate] = []
+
+    def make() -> Gate:
+        gates.append(Gate())
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.open()
+
+
+@pytest.fixture
+def gate(make_gate: Callable[[], Gate]) -> Gate:
+    return make_gate()
+
+
+@dataclass
+class AI:
+    """A card with its Ollama, and the queues of the configuration that `gpuqueue init` writes."""
+
+    card: SimulatedCard
+    ollama: OllamaSimulator
+    toml: str
+    make_queue: Callable[..., GPUQueue]
+    gq: GPUQueue
+
+    def realtime(self, prompt: str = "now", **options: Any) -> Any:
+        return self.gq.ollama.generate(GEMMA, prompt=prompt, queue="ai-realtime", options={"num_predict": 5}, **options)
+
+    def batch(self, prompt: str = "later", tokens: int = 5, **options: Any) -> Any:
+        return self.gq.ollama.generate(GEMMA, prompt=prompt, queue="ai-batch", options={"num_predict": tokens}, **options)
+
+    def embed(self, queue: str = "ai-batch") -> Any:
+        return self.gq.ollama.embed(NOMIC, input="text", queue=queue)
+
+
+def ai_toml(url: str, *, pause: str = "[]") -> str:
+    """The configuration that init writes, without its window and with little patience."""
+    text = initial_toml(
+        timezone="UTC", budget="5GB", margin="3GB", model=GEMMA, model_vram="4.5GB", ollama_url=url, database="gpuqueue.db"
+    )
+    text = text.replace('pause = ["09:00-18:00"]', f"pause = {pause}")
+    patience = 'probe_every = "100ms"\nsettle = "30ms"\nrelease = "5s"\n'
+    return text.replace("[ollama]\n", f"[ollama]\n{patience}").replace('database = "gpuqueue.db"\n', "")
+
+
+@pytest.fixture
+def toml_of() -> Callable[..., str]:
+    """`toml_of(url, pause=…)` words the AI queues' configuration."""
+    return ai_toml
+
+
+@pytest.fixture
+def ai(make_queue: Callable[..., GPUQueue]) -> Iterator[AI]:
+    """The scenario's card, Ollama and queues, thirty times as fast; the card is read through NVML."""
+    card = SimulatedCard(speed=30)
+    with OllamaSimulator(card) as ollama, simulated_nvml(card):
+        toml = ai_toml(ollama.url)
+        yield AI(card, ollama, toml, make_queue, make_queue(toml))

@@ -1,0 +1,142 @@
+"""The card itself witnesses that no two GPU jobs overlap and no memory is overcommitted, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gpuqueue import GPUQueue, JobHandle, State
+from gpuqueue.initial_config import initial_toml
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
+
+BUDGET_BYTES = 5_000_000_000
+PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_s, f"waited {PATIENCE_S} s in vain until {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaSimulator]:
+    with OllamaSimulator(SimulatedCard(speed=20)) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def gq(tmp_path: Path, ollama: OllamaSimulator) -> Iterator[GPUQueue]:
+    text = initial_toml(
+        timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url
+    )
+    text = text.replace('pause = ["09:00-18:00"]\n', "").replace("[ollama]", '[ollama]\nprobe_every = "200ms"')
+    (tmp_path / "gpuqueue.toml").write_text(f'{text}\n[worker]\nlease = "1500ms"\nthreads = 2\nmax_crashes = 10\n')
+    with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as queue:
+        yield queue
+
+
+@contextmanager
+def workers(gq: GPUQueue, ollama: OllamaSimulator, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run worker processes that read the simulated card through NVML."""
+    command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "--"]
+    command += ["--config", str(gq.config.path), "worker"]
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):
+            started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        until(lambda: len(gq.workers()) == count, f"{count} workers run")
+        yield started
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+
+def enqueue(gq: GPUQueue, count: int) -> dict[int, str]:
+    """Enqueue jobs of both GPU queues; returns {job id: prompt}."""
+    prompts = {}
+    for number in range(count):
+        prompt = f"revise paragraph {number}"
+        queue = "ai-realtime" if number % 4 == 3 else "ai-batch"
+        prompts[gq.ollama.generate("gemma4:e4b", prompt=prompt, queue=queue, options={"num_predict": 60}).id] = prompt
+    return prompts
+
+
+def all_answered(gq: GPUQueue, prompts: dict[int, str]) -> None:
+    for job_id, prompt in prompts.items():
+        assert gq.job(job_id).result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", prompt, num_predict=60)
+
+
+def the_card_was_safe(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+    until(lambda: not any(device.reservations for device in gq.view().devices.values()), "every reservation is given back")
+    report = ollama.card.report()
+    assert report["overlaps"] == 0
+    assert report["peak_bytes"] <= BUDGET_BYTES
+    until(lambda: ollama.card.used_bytes < 10**9, "the card's memory is back")
+
+
+def running(gq: GPUQueue) -> list[JobHandle]:
+    return gq.jobs(state=State.RUNNING)
+
+
+def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+    with workers(gq, ollama, 4):
+        all_answered(gq, enqueue(gq, 16))
+        the_card_was_safe(gq, ollama)
+
+
+def test_a_worker_killed_while_it_generates_leaves_no_job_no_memory_and_no_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+    with workers(gq, ollama, 3) as processes:
+        prompts = enqueue(gq, 12)
+        for _ in range(2):
+            until(lambda: bool(running(gq)), "a job runs")
+            worker_id = running(gq)[0].record.worker_id or ""
+            victims = [process for process in processes if f"-{process.pid}-" in worker_id]
+            for process in victims:
+                process.kill()
+                process.wait()
+        all_answered(gq, prompts)
+        the_card_was_safe(gq, ollama)
+
+
+def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+    with workers(gq, ollama, 2) as processes:
+        prompts = enqueue(gq, 8)
+        until(lambda: bool(running(gq)), "a job runs")
+        job = running(gq)[0]
+        (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
+        lease = job.record.lease
+        os.kill(victim.pid, signal.SIGSTOP)
+        until(lambda: job.refresh().record.lease > lease, "the job is rescued, its lease having ended")
+        all_answered(gq, prompts)
+        os.kill(victim.pid, signal.SIGCONT)
+        # It notices that it was given up, and begins anew under another id.
+        until(lambda: len(gq.workers()) == 2, "the stopped worker works again")
+        later = enqueue(gq, 4)
+        all_answered(gq, {**prompts, **later})
+        the_card_was_safe(gq, ollama)
+
+
+def test_batch_goes_on_when_the_worker_of_a_realtime_job_dies(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+    with workers(gq, ollama, 2) as processes:
+        job = gq.ollama.generate("gemma4:e4b", prompt="for a person", queue="ai-realtime", options={"num_predict": 2000})
+        until(lambda: job.refresh().state is State.RUNNING, "the person's job runs")
+        batch = gq.ollama.generate("gemma4:e4b", prompt="batch", queue="ai-batch", options={"num_predict": 20})
+        (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
+        victim.kill()
+        job.cancel()
+        assert batch.result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", "batch", num_predict=20)
+        the_card_was_safe(gq, ollama)
