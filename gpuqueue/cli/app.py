@@ -89,7 +89,7 @@ def _new_group() -> Commands:
 @click.option("--model", metavar="MODEL", help="The model to ask for; with --ollama one that it has.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the demo's files in this folder.")
 def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Path | None) -> int:
-    """Show it all on a simulated card: interactive beside background work, an outage, a crash.
+    """Show it all on a simulated card: interactive beside background work, and an outage.
 
     Needs no GPU, no Ollama and no configuration.
     """

@@ -208,6 +208,11 @@ class OllamaClient:
         if answering and isinstance(error, httpx.TimeoutException):
             return RunnerCrashed(f"{self._of(body)} stopped in its answer and sent nothing for {self.settings.gap_s:g} s (gap_s)")
         if answering:
+            # The runner's crash leaves an Ollama that can be asked; when nobody answers, the job is not at fault.
+            try:
+                self.probe()
+            except BackendUnavailable as away:
+                return away
             return RunnerCrashed(f"{self._of(body)} dropped the connection in the middle of its answer ({error})")
         # Ollama sends its headers together with the first token. Without them nothing of the job was done, and a hung
         # server, a full queue of its own and an endless load look the same: all say that the backend is not usable now,

@@ -817,3 +817,14 @@ def test_a_cancelled_job_stops_computing_and_a_cancelled_waiting_one_never_loads
     assert ollama.card.load_count == 1
     assert not ollama.card.computing_now
     assert all(served.client_left for served in ollama.served)
+
+
+def test_an_ollama_that_goes_away_in_the_middle_of_its_answer_is_away_and_the_job_not_at_fault() -> None:
+    class Departing(Context):
+        def emit(self, text: str) -> None:
+            simulator.go_away()
+
+    with OllamaSimulator(SimulatedCard(speed=20)) as simulator:
+        context = Departing({"model": "gemma4:e4b", "prompt": "a long answer", "options": {"num_predict": 2000}})
+        with pytest.raises(BackendUnavailable):
+            Generate(on(simulator), MODELS).run(context)
