@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +160,8 @@ def database_path(url: str) -> Path:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         # Some editors put a byte order mark first, which TOML does not know.
         text = file.read_bytes().decode("utf-8-sig")

@@ -6,6 +6,7 @@ The same evaluation serves a worker that claims and a person who asks why; only 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gpuqueue.domain import (
     Demand,
@@ -34,7 +35,10 @@ def decide_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
         if paused is not None:
             found.append(Hold("paused", f"paused by {paused.by}" + (f": {paused.reason}" if paused.reason else ""), paused.until))
         try:
-            found += [hold for _, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds)))]
+            for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
+                if not isinstance(hold, Hold):
+                    raise PluginFailed(plugin, "queue_hold", TypeError(f"it answered {hold!r}, which is no Hold"))
+                found.append(hold)
         except PluginFailed as error:
             found.append(Hold("plugin_failed", str(error)))
         holds[queue.name] = tuple(found)
@@ -69,7 +73,14 @@ def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:
 def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
     """Return the candidates in the order in which they are tried. Raises: PluginFailed."""
     ordered = plugins.first("order_candidates", OrderCandidatesDetails(tuple(candidates), view))
-    return list(candidates if ordered is None else ordered)
+    if ordered is None:
+        return list(candidates)
+    known = {job.id: job for job in candidates}
+    try:
+        return [known[job.id] for job in ordered]
+    except (TypeError, AttributeError, KeyError):
+        error = TypeError(f"the answer must have the candidates in another order, not {ordered!r}")
+        raise PluginFailed("order_candidates", "order_candidates", error) from None
 
 
 def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
@@ -80,7 +91,11 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
         answer = plugins.first("place_job", PlaceJobDetails(job, demand, queue, view))
     except PluginFailed as error:
         return Wait("plugin_failed", str(error))
-    return answer if answer is not None else Wait("no_device", "no plugin places jobs on a device")
+    if answer is None:
+        return Wait("no_device", "no plugin places jobs on a device")
+    if isinstance(answer, Wait) or (isinstance(answer, Placement) and answer.device in view.devices):
+        return answer
+    return Wait("plugin_failed", f"a plugin answered place_job with {answer!r}; devices: {', '.join(view.devices) or 'none'}")
 
 
 def explain(
@@ -140,7 +155,7 @@ def _waiting_reasons(
 def _device_reasons(job: Job, view: View, plugins: Plugins) -> list[Hold]:
     try:
         demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
-        answer = plugins.first("place_job", PlaceJobDetails(job, demand, view.queues[job.queue].settings, view))
     except PluginFailed as error:
         return [Hold("plugin_failed", str(error))]
+    answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)
     return [Hold(answer.reason, answer.detail, answer.until)] if isinstance(answer, Wait) else []

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.tasks import JobOptions, Signature, Task, merged
-from gpuqueue.tasks import job_options as checked_options
+from gpuqueue.tasks import JobOptions, Signature, Task, job_options_of, merged
 
 if TYPE_CHECKING:
     from gpuqueue.handle import JobHandle
@@ -61,4 +60,4 @@ class OllamaTasks:
 
     def _submit(self, name: str, queue: str, job: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> JobHandle:
         task = self._tasks[name]
-        return self._gq.submit(task, arguments, merged(checked_options(queue=queue, **(job or {})), task.defaults))
+        return self._gq.submit(task, arguments, merged(job_options_of(job or {}, queue=queue), task.defaults))

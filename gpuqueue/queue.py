@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shlex
 import threading
@@ -12,11 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, get_args, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import decide_holds, explain, yielding_order
-from gpuqueue.domain import Explanation, Hold, ModelSettings, Pause, QueueSettings, State, View, WorkerInfo
+from gpuqueue.domain import Explanation, Hold, ModelSettings, Pause, QueueSettings, State, View, WhenUnavailable, WorkerInfo
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
@@ -26,9 +25,10 @@ from gpuqueue.settings import SharedSettings, settings_from_shared, shared_setti
 from gpuqueue.store import Store, queries
 from gpuqueue.store.jobs import NewJob
 from gpuqueue.store.rows import to_json
-from gpuqueue.tasks import Duration, JobOptions, Signature, Task, job_options, merged, task_name
+from gpuqueue.tasks import Duration, JobOptions, Signature, Task, job_options, job_options_of, merged, task_name
 from gpuqueue.units import from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
+from gpuqueue.windows import parse_window, parse_zone
 
 DEFAULT_QUEUE = "default"
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
@@ -75,7 +75,8 @@ class GPUQueue:
         """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError."""
         try:
             made = replace(self._queues.get(name) or QueueSettings(name), **settings)
-        except TypeError as error:
+            _check_settings(made)
+        except (TypeError, UsageError) as error:
             raise ConfigurationError(f"queue {name!r}: {error}") from None
         queues = {**self._queues, name: made}
         for other in made.yields_to:
@@ -141,7 +142,7 @@ class GPUQueue:
         Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError.
         """
         task = self._task(name)
-        asked = _options(queue=queue, **options)
+        asked = job_options_of(options, queue=queue)
         return self.submit(task, dict(arguments or {}), merged(asked, task.defaults))
 
     def enqueue_many(self, jobs: Iterable[tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]]) -> list[JobHandle]:
@@ -156,11 +157,8 @@ class GPUQueue:
             try:
                 new.append(self._new_job_of(item, now_us))
             except UsageError as error:
-                raise (
-                    type(error)(*error.args)
-                    if isinstance(error, UnknownQueue | UnknownTask)
-                    else type(error)(f"job {position} of this call: {error}")
-                ) from None
+                error.args = (f"job {position} of this call: {error}",)
+                raise
         return [JobHandle(self, job_id) for job_id in self.store.enqueue_many(new, now_us=now_us)]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
@@ -172,7 +170,7 @@ class GPUQueue:
         if isinstance(item, Mapping):
             rest = dict(item)
             named, arguments = rest.pop("task", None), rest.pop("arguments", {})
-            asked = _options(**rest)
+            asked = job_options_of(rest)
         else:
             try:
                 named, arguments = item
@@ -306,7 +304,10 @@ class GPUQueue:
     def store(self) -> Store:
         """The opened database file."""
         with self._opening:
-            return self.open_store()
+            if "store" not in self.__dict__:
+                self.__dict__["store"] = self.open_store()
+            opened: Store = self.__dict__["store"]
+            return opened
 
     def open_store(self, *, patient: bool = False) -> Store:
         """Open the file once more, with its own connections; a worker opens it `patient`."""
@@ -378,11 +379,23 @@ class GPUQueue:
         self.close()
 
 
-def _options(**options: Any) -> JobOptions:
+def _check_settings(queue: QueueSettings) -> None:
+    """Refuse what a configuration file could not say either. Raises: UsageError naming the setting."""
     try:
-        return job_options(**options)
-    except TypeError as error:
-        raise UsageError(f"unknown job option: {error}") from None
+        for window in queue.pause:
+            parse_window(window)
+    except UsageError as error:
+        raise UsageError(f"pause: {error}") from None
+    try:
+        parse_zone(queue.timezone)
+    except UsageError as error:
+        raise UsageError(f"timezone: {error}") from None
+    if queue.concurrency is not None and queue.concurrency < 1:
+        raise UsageError(f"concurrency must be at least 1 or None, not {queue.concurrency!r}")
+    if queue.when_unavailable not in get_args(WhenUnavailable):
+        raise UsageError(
+            f"when_unavailable must be one of {', '.join(get_args(WhenUnavailable))}, not {queue.when_unavailable!r}"
+        )
 
 
 def _queue_defaults(settings: QueueSettings) -> JobOptions:
@@ -395,6 +408,8 @@ def _place_of(task: Task[..., Any]) -> Sequence[Any]:
 
 
 def _user() -> str:
+    import getpass
+
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

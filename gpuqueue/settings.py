@@ -5,7 +5,6 @@ A worker writes them into the database when it starts; the next one compares its
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -67,6 +66,8 @@ def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
 
 def settings_digest(shared: Mapping[str, Any]) -> str:
     """Make a short text that is equal for equal `shared_settings` data, in any order."""
+    import hashlib
+
     text = json.dumps(shared, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -59,11 +59,11 @@ def job_options(
     timeout_s = None if timeout is None else parse_duration(timeout, what="timeout")
     if timeout_s == 0:
         raise UsageError("timeout must be longer than 0")
-    if isinstance(tags, str):
-        raise UsageError(f"tags must be a list of texts, not the text {tags!r}")
-    tags = tuple(tags)
-    if not all(isinstance(tag, str) for tag in tags):
-        raise UsageError(f"tags must be texts, not {tags!r}")
+    tags = tags if isinstance(tags, str) or not isinstance(tags, Iterable) else tuple(tags)
+    if not isinstance(tags, tuple) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError(f"tags must be a list of texts, not {tags!r}")
+    if at is not None and not isinstance(at, datetime):
+        raise UsageError(f"at must be an aware datetime, not {at!r}")
     return JobOptions(
         queue=queue,
         priority=priority,
@@ -74,6 +74,17 @@ def job_options(
         expires_in_s=None if expires_in is None else parse_duration(expires_in, what="expires_in"),
         tags=tags,
     )
+
+
+def job_options_of(given: Mapping[str, Any], *, queue: str | None = None) -> JobOptions:
+    """Check and convert options given as a mapping. Raises: UsageError naming the option."""
+    known = inspect.signature(job_options).parameters
+    for name in given:
+        if name not in known:
+            raise UsageError(f"there is no job option {name!r}{did_you_mean(name, known)}. Options: {', '.join(known)}")
+    if queue is not None and "queue" in given:
+        raise UsageError("the job option queue is given twice")
+    return job_options(**{"queue": queue, **given})
 
 
 class Task(Generic[Parameters, Returned]):

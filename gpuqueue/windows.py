@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from typing import TYPE_CHECKING
 
 from gpuqueue.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 __all__ = ["Window", "parse_window", "parse_zone"]
 
@@ -65,6 +68,8 @@ def parse_zone(name: str) -> ZoneInfo:
 
     Raises: UsageError with the name, the nearest right one, and right examples.
     """
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
     try:
         return ZoneInfo(name)
     # A folder of the zone database ("Asia") is reported by the operating system.

@@ -1,4 +1,4 @@
-"""Owns what many tests share: queues on files of their own, workers that are stopped, waiting for a condition, a simulated card."""
+"""Owns what many tests share: queues on files of their own, workers, waiting for a condition, gates, a simulated card."""
 
 from __future__ import annotations
 

@@ -8,11 +8,8 @@ have at most about 100 bytes, and private because anyone who may write to it may
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -30,6 +27,9 @@ def runtime_dir(database: Path) -> Path:
     It lies in XDG_RUNTIME_DIR or the temporary directory, named by the user and a hash of the database's path.
     Raises: PermissionError when somebody else owns it.
     """
+    import hashlib
+    import tempfile
+
     uid = os.getuid() if hasattr(os, "getuid") else 0
     private = os.environ.get("XDG_RUNTIME_DIR")
     base = Path(private) / "gpuqueue" if private and os.path.isdir(private) else Path(tempfile.gettempdir()) / f"gpuqueue-{uid}"
@@ -130,7 +130,7 @@ class Listener:
     @classmethod
     def for_job(cls, directory: Path, job_id: int) -> Listener:
         """Listen for one job's changes."""
-        return cls(directory, "waiters", f"{job_id}-{secrets.token_hex(4)}")
+        return cls(directory, "waiters", f"{job_id}-{os.urandom(4).hex()}")
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a ring, at most `timeout_s`; returns whether one came. Rings that came together count as one."""

@@ -17,7 +17,7 @@ from gpuqueue.units import format_size, from_us
 INLINE_BYTES = 1000
 NO_ARGUMENTS = "{}"
 
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
 def to_json(value: Any, *, limit_bytes: int, what: str) -> str:

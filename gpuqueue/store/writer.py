@@ -29,11 +29,10 @@ PATIENT_WAIT_S = (0.000_1, 0.005)
 class _Call:
     """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
 
-    __slots__ = ("done", "error", "is_one_statement", "result", "work")
+    __slots__ = ("done", "error", "result", "work")
 
-    def __init__(self, work: Work[Any], is_one_statement: bool) -> None:
+    def __init__(self, work: Work[Any]) -> None:
         self.work = work
-        self.is_one_statement = is_one_statement
         self.result: Any = None
         self.error: BaseException | None = None
         self.done: threading.Lock | None = None
@@ -60,10 +59,13 @@ class Writer:
         `is_one_statement` promises that the work executes a single statement; alone, it is then its own transaction.
         Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError.
         """
-        call = _Call(work, is_one_statement)
         if self._lock.acquire(blocking=False):
+            if is_one_statement and not self._queue:
+                return self._run_alone(work)
+            call = _Call(work)
             self._serve(call)
         else:
+            call = _Call(work)
             call.done = threading.Lock()
             call.done.acquire()
             self._queue.append(call)
@@ -81,6 +83,16 @@ class Writer:
             if self.connection is not None:
                 self.connection.close()
                 self.connection = None
+
+    def _run_alone(self, work: Work[Result]) -> Result:
+        try:
+            return self._when_free(work, self.connection or self._open())
+        except sqlite3.Error as error:
+            raise explain(error, self._path) from error
+        finally:
+            self._lock.release()
+            if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
+                self._serve(None)
 
     def _serve(self, own: _Call | None) -> None:
         interrupt: BaseException | None = None
@@ -106,9 +118,6 @@ class Writer:
         connection = None
         try:
             connection = self.connection or self._open()
-            if len(calls) == 1 and calls[0].is_one_statement:
-                calls[0].result = self._when_free(calls[0].work, connection)
-                return
             self._when_free(_begin, connection)
             if len(calls) == 1:
                 calls[0].result = calls[0].work(connection)

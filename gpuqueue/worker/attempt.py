@@ -49,11 +49,14 @@ class Attempt:
         for stop in stops:
             stop()
 
-    def close(self) -> bool:
-        """Take the right to write the outcome; only the first who asks gets True."""
+    def close(self, write: Callable[[], None] = lambda: None) -> bool:
+        """Take the right to write the outcome, and write it; only the first who asks gets True, the others after the write."""
         with self._lock:
-            first, self._closed = not self._closed, True
-            return first
+            if self._closed:
+                return False
+            write()
+            self._closed = True
+            return True
 
     def check(self) -> None:
         if self.interruption is not None:

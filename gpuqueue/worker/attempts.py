@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 from gpuqueue.domain import JobErrorRecord, Lease
+from gpuqueue.errors import StoreError
 from gpuqueue.executors import Executor
 from gpuqueue.store import Store, queries
 from gpuqueue.store.outcomes import Outcome, Postponed
@@ -111,11 +112,16 @@ class Attempts:
         return min(moments, default=None)
 
     def _give_up(self, attempt: Attempt) -> None:
-        if not attempt.close():
-            return
         lease = attempt.lease
+        outcome = self._judge.interrupted(attempt)
+        # A thread that ends meanwhile waits for the write: it would free the device of a job that still counts as running.
+        try:
+            if not attempt.close(lambda: self._written(outcome)):
+                return
+        except StoreError as error:
+            logger.warning("%s; trying again", error)
+            return
         self._running.pop((lease.job_id, lease.lease), None)
-        self._store.finish([self._judge.interrupted(attempt)], now_us=to_us(self._now()))
         logger.warning(
             "job %d: %s does not stop (%s) and is given up, while its thread goes on",
             lease.job_id,
@@ -123,6 +129,9 @@ class Attempts:
             attempt.interruption,
         )
         self._on_given_up(lease)
+
+    def _written(self, outcome: Outcome) -> None:
+        self._store.finish([outcome], now_us=to_us(self._now()))
 
     def _unknown_task(self, lease: Lease) -> Outcome:
         message = f"this worker does not know the task {lease.task!r}; start it with --app MODULE:QUEUE_OBJECT, which defines it"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
+from typing import TypeVar
 
 from gpuqueue.devices import Device
-from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, Placement, Reading, Reservation
+from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, Placement, Reservation
 from gpuqueue.errors import BackendUnavailable, GPUQueueError, StoreError
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
@@ -20,6 +22,8 @@ from gpuqueue.units import from_us
 from gpuqueue.worker.attempt import Attempt
 
 CLEAN_UP_AGAIN_S = 1.0
+WRITE_AGAIN_S = 1.0
+Written = TypeVar("Written")
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -76,10 +80,14 @@ class DeviceJobs:
     def is_idle(self) -> bool:
         return self._busy_count == 0
 
-    def stop(self) -> None:
-        """End the threads once they are idle."""
+    def stop(self, *, wait_s: float) -> None:
+        """End the threads; one that is stuck in a job which was given up is left behind after `wait_s`."""
+        self.stopping.set()
         for _ in self._threads:
             self._ready.put(None)
+        give_up_s = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, give_up_s - time.monotonic()))
 
     def _work(self, slot: int) -> None:
         while (lease := self._ready.get()) is not None:
@@ -87,12 +95,13 @@ class DeviceJobs:
             try:
                 self._attempt(lease)
             except StoreError as error:
-                # The row keeps its lease and reservation: a rescuer finishes what this worker could not write.
+                # The row keeps its lease and reservation: whoever comes after this worker, which stops, takes them back.
                 logger.error("job %d: %s", lease.job_id, error)
             except Exception:
                 logger.exception("job %d: the attempt's own machinery failed", lease.job_id)
             finally:
-                self._life.executes(slot, 0)
+                if not self.stopping.is_set():  # else the life file may be closed already
+                    self._life.executes(slot, 0)
                 with self._lock:
                     self._busy_count -= 1
                 self._store.bell.ring_workers()
@@ -103,14 +112,15 @@ class DeviceJobs:
         if ended is not None:
             outcome, error = ended
             if isinstance(error, BackendUnavailable):
-                self._on_backend(error.backend, error)
-            if self._store.finish([outcome], now_us=self._now_us()):
+                away = error
+                self._written(lambda: self._on_backend(away.backend, away))
+            if self._written(lambda: self._store.finish([outcome], now_us=self._now_us())):
                 logger.warning(
                     "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
                 )
                 return  # the rescuer cleans up
             if isinstance(outcome, Completed) and lease.task.startswith("ollama."):
-                self._on_backend("ollama", None)
+                self._written(lambda: self._on_backend("ollama", None))
         self.clean_up(lease, orphaned=False)
 
     def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:
@@ -137,13 +147,13 @@ class DeviceJobs:
         assert lease.placement is not None
         device = self._device_settings.get(lease.placement.device)
         if device is None:  # no longer configured: nothing here can be verified
-            return self._store.release_device(lease.job_id, lease.lease)
+            return self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
         while True:
             found = self._clean_up_once(lease, device, orphaned=orphaned)
-            self._store.publish_reading(device.name, reading=self._read(device), residents=found.residents, now_us=self._now_us())
+            self._publish(device.name, found)
             if found.verified:
                 logger.debug("job %d: %s after %.2f s", lease.job_id, found.detail, found.waited_s)
-                self._store.release_device(lease.job_id, lease.lease)
+                self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
                 return True
             logger.warning("job %d: the memory of %s is kept reserved: %s", lease.job_id, device.name, found.detail)
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
@@ -168,8 +178,21 @@ class DeviceJobs:
             return unverified[0]
         return answers[0] if answers else CleanUp(True, "nothing to clean up")
 
-    def _read(self, device: DeviceSettings) -> Reading:
-        return self._devices[device.name].read()
+    def _written(self, write: Callable[[], Written]) -> Written:
+        """Write, again and again until this worker stops: what stays unwritten would keep the device for ever."""
+        while True:
+            try:
+                return write()
+            except StoreError as error:
+                logger.warning("%s; trying again", error)
+                if self.stopping.wait(WRITE_AGAIN_S):
+                    raise
+
+    def _publish(self, device: str, found: CleanUp) -> None:
+        reading = self._devices[device].read()
+        self._written(
+            lambda: self._store.publish_reading(device, reading=reading, residents=found.residents, now_us=self._now_us())
+        )
 
 
 def lease_of(reservation: Reservation) -> Lease:

@@ -77,7 +77,8 @@ class Dispatcher:
             self._holds = holds
             for name, reasons in holds.items():
                 if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
-                    self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now))
+                    while self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
+                        pass  # some hundred jobs at a time
             return view
 
     def exchange(self, ended: Sequence[Outcome], *, limit: int) -> tuple[list[Lease], list[Lease]]:
@@ -88,9 +89,9 @@ class Dispatcher:
 
     def claim_for_devices(self) -> list[Lease]:
         """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
+        self._move_due()
         if not any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values()):
             return []
-        self._move_due()
         view = self.decide(force=True)
         leases: list[Lease] = []
         self._size(view)
@@ -140,7 +141,11 @@ class Dispatcher:
         return min(times, default=None)
 
     def _move_due(self) -> None:
-        """Promote and expire what is due: the claim of a job for a device is proposed from rows that must show it."""
+        """Promote and expire what is due.
+
+        The claim of a job for a device is proposed from rows that must show it, and a due job that no claim looks for,
+        its queue being held or no thread free, would make `next_change` ask for a tick at once, again and again.
+        """
         now_us = to_us(self.now())
         with self._store.reading() as connection:
             due_us = queries.next_due_us(connection)

@@ -43,7 +43,9 @@ class Pool:
         self._in_flight = 0  # claimed and not yet written
         self._idle = 0
         self._mean_s = PREFETCH_S
+        self._ended_at_s = float("-inf")
         self._exchanged_at_s = 0.0
+        self._slots: dict[tuple[int, int], int] = {}  # of the life file, by (job, lease)
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True) for slot in range(threads)
@@ -112,12 +114,13 @@ class Pool:
         if self._ready and self._idle == 0:
             self.give_back(older_than_s=STALE_S)
 
-    def replace_thread(self) -> None:
-        """Start another thread in place of one that is stuck in a job which was given up."""
+    def replace_thread(self, lease: Lease) -> None:
+        """Start another thread in place of the one that is stuck in this job, which was given up."""
         with self._changed:
             self._in_flight -= 1
-        slot = len(self._threads)
-        thread = threading.Thread(target=self._work, args=(-1,), name=f"gpuqueue-job-{slot}", daemon=True)
+            slot = self._slots.pop((lease.job_id, lease.lease))
+        self._life.executes(slot, 0)
+        thread = threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -133,19 +136,24 @@ class Pool:
             self._changed.notify(min(needed, len(self._ready), self._idle))
 
     def _prefetch(self) -> int:
-        return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6))) if self._mean_s < PREFETCH_S / 2 else 0
+        # Behind threads that are all in long jobs, what was short so far would only be claimed, given back and claimed again.
+        if self._mean_s >= PREFETCH_S / 2 or time.monotonic() - self._ended_at_s > STALE_S:
+            return 0
+        return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6)))
 
     def _work(self, slot: int) -> None:
         while (lease := self._next()) is not None:
-            if slot >= 0:
-                self._life.executes(slot, lease.job_id)
-            began_s = time.perf_counter()
+            key = (lease.job_id, lease.lease)
+            self._slots[key] = slot
+            self._life.executes(slot, lease.job_id)
+            began_s = time.monotonic()
             outcome = self._run(lease)
-            if slot >= 0:
-                self._life.executes(slot, 0)
             if outcome is None:
-                return  # this thread was replaced
-            self._mean_s += 0.1 * (time.perf_counter() - began_s - self._mean_s)
+                return  # this thread was replaced, and its slot is another's
+            self._life.executes(slot, 0)
+            del self._slots[key]
+            self._ended_at_s = time.monotonic()
+            self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
             self._ended.append(outcome)
             if not self._ready or time.monotonic() - self._exchanged_at_s > EXCHANGE_S:
                 try:

@@ -34,6 +34,8 @@ from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.pool import NUDGE_S, Pool
 
+TRY_AGAIN_S = 1.0
+SHORTEST_SLEEP_S = 0.01  # what is due and cannot be done yet must not keep the worker busy
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -147,6 +149,7 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._plugins = self._worker_plugins()
         devices = self._open_devices()
+        executors = self._collect_executors()
         judge = Judge(
             self._plugins,
             settings_of=self._settings_of,
@@ -171,7 +174,7 @@ class Worker:
         self._output = Output(self._store)
         self._attempts = Attempts(
             self._store,
-            self._collect_executors(),
+            executors,
             judge,
             self._output,
             worker_id=self.id,
@@ -268,12 +271,16 @@ class Worker:
             while not (self._stop_requested.is_set() or self._heartbeat.lost):
                 try:
                     claimed = self._tick()
+                    sleep_s = self._sleep_s()
                 except StoreError as error:
                     logger.warning("%s; trying again", error)
-                    claimed = 0
+                    claimed, sleep_s = 0, TRY_AGAIN_S
+                except Exception:  # what a plugin answered must not end the worker
+                    logger.exception("choosing jobs failed and is tried again")
+                    claimed, sleep_s = 0, TRY_AGAIN_S
                 if self._burst and not claimed and self._is_idle():
                     return
-                wake_at_s = time.monotonic() + self._sleep_s()
+                wake_at_s = time.monotonic() + sleep_s
                 while not (self._stop_requested.is_set() or self._heartbeat.lost):
                     left_s = min(wake_at_s - time.monotonic(), NUDGE_S if self._pool.is_waiting else POLL_S)
                     if left_s <= 0 or self._listener.wait(left_s):
@@ -309,7 +316,7 @@ class Worker:
         moment_s = self._attempts.next_moment_s()
         if moment_s is not None:
             sleep_s = min(sleep_s, moment_s - time.monotonic())
-        return max(sleep_s, 0.001)
+        return max(sleep_s, SHORTEST_SLEEP_S)
 
     def _is_idle(self) -> bool:
         return self._pool.is_idle and self._device_jobs.is_idle
@@ -326,7 +333,7 @@ class Worker:
 
     def _given_up(self, lease: Lease) -> None:
         if lease.placement is None:
-            self._pool.replace_thread()
+            self._pool.replace_thread(lease)
 
     def _heard_of_backend(self, name: str, error: BaseException | None) -> None:
         if error is not None:
@@ -354,37 +361,42 @@ class Worker:
         self._pool.give_back()
         give_up_s = time.monotonic() + (0.0 if self._heartbeat.lost else self._grace_s)
         while not self._is_idle() and not self._stop_now.is_set() and time.monotonic() < give_up_s:
-            self._write_ended()
-            self._attempts.stop_cancelled()
-            self._attempts.stop_overdue()
+            self._tend()
             self._listener.wait(0.05)
         self._attempts.stop_all("stopping")
         give_up_s = time.monotonic() + ABANDON_S
         while self._attempts.any_running and time.monotonic() < give_up_s:
-            self._write_ended()
+            self._tend()
             self._listener.wait(0.02)
         self._attempts.give_up_all()
-        self._write_ended()
+        self._tend()
         # A clean-up in progress may take its time, unless somebody insists.
         give_up_s = time.monotonic() + self._grace_s
         while not self._device_jobs.is_idle and not self._stop_now.is_set() and time.monotonic() < give_up_s:
             self._listener.wait(0.05)
-        self._device_jobs.stopping.set()
-        self._device_jobs.stop()
+        self._device_jobs.stop(wait_s=ABANDON_S)
         self._heartbeat.stop()
         self._output.stop()
         try:
             self._store.unregister_worker(self.id, now_us=self._gq.now_us())
-            self._maintenance.stop()
         except StoreError as error:
             logger.warning("worker %s could not sign off: %s; it is rescued instead", self.id, error)
+        try:
+            self._maintenance.stop()
+        except StoreError as error:
+            logger.warning("worker %s could not tell the last events: %s", self.id, error)
         self._listener.close()
         self._life.close()
+        self._store.close()
         logger.info("worker %s has stopped", self.id)
 
-    def _write_ended(self) -> None:
+    def _tend(self) -> None:
+        """Write what ended, and stop what must stop."""
+        self._pool.give_back()  # what an exchange that had begun before the pool was stopped still claimed
         try:
             self._pool.exchange()
+            self._attempts.stop_cancelled()
+            self._attempts.stop_overdue()
         except StoreError as error:
             logger.warning("%s; trying again", error)
 

@@ -37,9 +37,7 @@ def ollama() -> Iterator[OllamaSimulator]:
 
 @pytest.fixture
 def gq(tmp_path: Path, ollama: OllamaSimulator) -> Iterator[GPUQueue]:
-    text = initial_toml(
-        timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url
-    )
+    text = initial_toml(timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url)
     text = text.replace('pause = ["09:00-18:00"]\n', "").replace("[ollama]", '[ollama]\nprobe_every = "200ms"')
     (tmp_path / "gpuqueue.toml").write_text(f'{text}\n[worker]\nlease = "1500ms"\nthreads = 2\nmax_crashes = 10\n')
     with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as queue:

@@ -1,0 +1,131 @@
+"""Owns short words for what the store's tests do to jobs; every time is NOW plus seconds, and no clock is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpuqueue.domain import Demand, DeviceSettings, Job, JobErrorRecord, Lease, Placement, QueueSettings, State
+from gpuqueue.store import Store
+from gpuqueue.store.claims import Gate
+from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.outcomes import Completed, Ended, Postponed
+
+NOW_US = 1_700_000_000_000_000
+GB = 10**9
+CARD = DeviceSettings("gpu0", budget_bytes=5 * GB)
+BOOM = JobErrorRecord("failed", "boom")
+
+
+def at(seconds: float) -> int:
+    return NOW_US + int(seconds * 1e6)
+
+
+class Rows:
+    """A store, its queues, and one worker `w` that serves all of them."""
+
+    def __init__(self, store: Store, *, worker: str = "w") -> None:
+        self.store = store
+        self.queues: dict[str, QueueSettings] = {}
+        self.worker = worker
+        self.register(worker)
+
+    def register(self, worker: str, *, queues: tuple[str, ...] | None = None, expires_s: float = 1e6) -> None:
+        self.store.register_worker(
+            worker, host="here", pid=1, queues=queues, digest="d", expires_at_us=at(expires_s), now_us=NOW_US
+        )
+
+    def queue(self, name: str, **settings: Any) -> QueueSettings:
+        self.queues[name] = QueueSettings(name, **settings)
+        self.store.ensure_queue(name)
+        return self.queues[name]
+
+    def gate(self, *held: str) -> Gate:
+        return Gate(frozenset(held), dict(self.queues), CARD.budget_bytes)
+
+    def enqueue(self, queue: str = "work", *, s: float = 0, due_s: float | None = None, **options: Any) -> int:
+        if queue not in self.queues:
+            self.queue(queue)
+        if "expires_s" in options:
+            options["expires_at_us"] = at(options.pop("expires_s"))
+        arguments = options.pop("arguments", "{}")
+        due_us = at(s if due_s is None else due_s)
+        return self.store.enqueue(NewJob(queue, "app.task", arguments, due_us, **options), now_us=at(s))
+
+    def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
+        job_id = self.enqueue(queue, **options)
+        self.store.set_demands([(job_id, Demand(int(gb * GB), model))], largest_bytes=CARD.budget_bytes)
+        return job_id
+
+    def claim(
+        self, *queues: str, limit: int = 100, s: float = 0, worker: str | None = None, held: Sequence[str] = ()
+    ) -> list[Lease]:
+        wanted = [self.queues[name] for name in queues or self.queues]
+        return self.store.claim(worker_id=worker or self.worker, queues=wanted, gate=self.gate(*held), limit=limit, now_us=at(s))
+
+    def claim_one(self, queue: str = "work", **options: Any) -> Lease:
+        (lease,) = self.claim(queue, limit=1, **options)
+        return lease
+
+    def place(
+        self, job_id: int, gb: float | None = None, *, s: float = 0, device: DeviceSettings = CARD, held: Sequence[str] = (),
+        worker: str | None = None,
+    ) -> Lease | None:  # fmt: skip
+        job = self.job(job_id)
+        return self.store.claim_placed(
+            job_id,
+            Placement(device.name, job.demand_bytes if gb is None else int(gb * GB)),
+            worker_id=worker or self.worker,
+            queue=self.queues[job.queue],
+            device=device,
+            gate=self.gate(*held),
+            now_us=at(s),
+        )
+
+    def placed(self, job_id: int, gb: float | None = None, **options: Any) -> Lease:
+        lease = self.place(job_id, gb, **options)
+        assert lease is not None
+        return lease
+
+    def complete(self, lease: Lease, result: str = "null", *, s: float = 1) -> bool:
+        """Finish a lease; returns whether it was still held."""
+        return not self.store.finish([Completed(lease, result)], now_us=at(s))
+
+    def end(self, lease: Lease, state: State = State.DISCARDED, *, s: float = 1) -> bool:
+        return not self.store.finish([Ended(lease, state, BOOM)], now_us=at(s))
+
+    def postpone(
+        self, lease: Lease, outcome: str = "retried", *, spent: bool = True, due_s: float = 60, s: float = 1, **rest: Any
+    ) -> bool:
+        return not self.store.finish([Postponed(lease, outcome, at(due_s), spent, **rest)], now_us=at(s))
+
+    def rescue(
+        self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = None, s: float = 2, max_crashes: int = 3
+    ) -> list[Any]:
+        return self.store.rescue(
+            dead, by_worker=by, executing=executing, proof="a test says so", max_crashes=max_crashes, now_us=at(s)
+        )
+
+    def job(self, job_id: int) -> Job:
+        return self.store.get_job(job_id)
+
+    def state(self, job_id: int) -> State:
+        return self.job(job_id).state
+
+    def one(self, statement: str, *values: Any) -> Any:
+        """The first column of the first row."""
+        with self.store.reading() as connection:
+            return connection.execute(statement, values).fetchone()[0]
+
+
+def assert_counters_are_true(store: Store) -> None:
+    """The counters of finished jobs equal what a count over all the rows finds."""
+    with store.snapshot() as connection:
+        counted = {
+            (queue, state): count
+            for queue, state, count in connection.execute(
+                "SELECT queue, state, count(*) FROM jobs WHERE state IN ('completed', 'cancelled', 'discarded') GROUP BY 1, 2"
+            )
+        }
+        kept = {(queue, state): count for queue, state, count in connection.execute("SELECT * FROM counters WHERE count <> 0")}
+    assert kept == counted

@@ -1,0 +1,234 @@
+"""How attempts end: fencing by the lease number, attempts given back, rescue of what dead workers held."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuqueue.domain import JobErrorRecord, State
+from gpuqueue.store import queries
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, abandoned_by, reservations
+from tests.store.rows import BOOM, Rows, assert_counters_are_true, at
+
+
+def test_a_completed_job_has_its_result_and_no_error_left(rows: Rows) -> None:
+    job_id = rows.enqueue(max_attempts=2)
+    rows.postpone(rows.claim_one(), due_s=2, error=BOOM)
+    assert rows.job(job_id).error == BOOM
+    assert rows.complete(rows.claim_one(s=2), '"done"', s=3)
+    ending = rows.store.get_ending(job_id)
+    assert (ending.state, ending.result, ending.error) == (State.COMPLETED, '"done"', None)
+
+
+def test_a_late_outcome_changes_nothing_and_says_so(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    old = rows.claim_one()
+    rows.rescue()
+    current = rows.claim_one(s=3, worker="rescuer")
+    with rows.store.reading() as connection:
+        before = connection.execute("SELECT * FROM jobs").fetchall()
+    for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), True, BOOM)):
+        assert rows.store.finish([late], now_us=at(4)) == [old]
+    rows.store.append_chunks([(job_id, old.lease, "late")])
+    assert not rows.store.release_device(job_id, old.lease)
+    with rows.store.reading() as connection:
+        assert connection.execute("SELECT * FROM jobs").fetchall() == before
+        assert queries.chunks_after(connection, job_id, 0) == []
+    assert rows.complete(current, s=5)
+    assert not rows.complete(current, s=6), "a second finish is late"
+    assert_counters_are_true(rows.store)
+
+
+def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
+    for _ in range(6):
+        rows.enqueue()
+    leases = rows.claim()
+    large = '"' + "x" * 3000 + '"'
+    rows.store.finish([Completed(leases[1], "1")], now_us=at(1))
+    outcomes: list[Outcome] = [
+        Completed(leases[0], large),
+        Completed(leases[1], large),
+        Completed(leases[2], "3"),
+        Ended(leases[1], State.DISCARDED, BOOM),
+        Ended(leases[3], State.DISCARDED, BOOM),
+        Postponed(leases[1], "retried", at(9), True),
+        Postponed(leases[4], "retried", at(9), True),
+    ]
+    late = rows.store.finish(outcomes, now_us=at(2))
+    assert late == [leases[1]] * 3
+    assert rows.store.get_ending(leases[0].job_id).result == large
+    assert rows.store.get_ending(leases[1].job_id).result == "1"
+    assert rows.one("SELECT count(*) FROM payloads") == 1
+    assert [rows.state(lease.job_id) for lease in leases[2:]] == [
+        State.COMPLETED, State.DISCARDED, State.RETRYABLE, State.RUNNING,
+    ]  # fmt: skip
+    assert_counters_are_true(rows.store)
+
+
+@pytest.mark.parametrize(("outcome", "spent", "attempt"), [("retried", True, 1), ("snoozed", False, 0), ("released", False, 0)])
+def test_an_attempt_is_spent_only_when_the_outcome_says_so(rows: Rows, outcome: str, spent: bool, attempt: int) -> None:
+    job_id = rows.enqueue(max_attempts=2)
+    lease = rows.claim_one()
+    assert rows.postpone(lease, outcome, spent=spent, due_s=30, error=BOOM)
+    job = rows.job(job_id)
+    assert (job.state, job.attempt, job.lease) == (State.RETRYABLE, attempt, lease.lease)
+    with rows.store.reading() as connection:
+        (line,) = queries.timeline(connection, job_id)
+    assert (line["attempt"], line["outcome"], line["worker"], line["error"]) == (1, outcome, "w", BOOM)
+    assert rows.claim_one(s=30).attempt == attempt + 1
+
+
+def test_what_is_postponed_to_now_is_available_at_once(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    assert rows.postpone(rows.claim_one(), "released", spent=False, due_s=1, s=1)
+    assert rows.state(job_id) is State.AVAILABLE
+
+
+def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> None:
+    job_id = rows.enqueue(max_attempts=9)
+    for number, (outcome, spent) in enumerate((("retried", True), ("snoozed", False), ("released", False), ("retried", True))):
+        rows.postpone(rows.claim_one(s=number * 10), outcome, spent=spent, due_s=number * 10 + 9, s=number * 10 + 1)
+    rows.end(rows.claim_one(s=90), s=91)
+    with rows.store.reading() as connection:
+        lines = queries.timeline(connection, job_id)
+    assert [line["outcome"] for line in lines] == ["retried", "snoozed", "released", "retried", "discarded"]
+    assert [line["attempt"] for line in lines] == [1, 2, 2, 2, 3]
+
+
+def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
+    job_id, other = rows.enqueue(), rows.enqueue()
+    first, second = rows.claim()
+    rows.store.append_chunks([(job_id, first.lease, "a"), (other, second.lease, "x"), (job_id, first.lease, "b")])
+    rows.store.append_chunks([(job_id, first.lease, "c"), (job_id, first.lease + 1, "not mine")])
+    rows.postpone(first, "snoozed", spent=False, due_s=5)
+    again = rows.claim_one(s=5)
+    rows.store.append_chunks([(job_id, first.lease, "late"), (job_id, again.lease, "d")])
+    with rows.store.reading() as connection:
+        assert queries.chunks_after(connection, job_id, 0) == [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")]
+        assert queries.chunks_after(connection, job_id, 2) == [(3, 1, "c"), (4, 2, "d")]
+        assert queries.chunks_after(connection, other, 0) == [(1, 1, "x")]
+
+
+def test_rescued_jobs_are_available_again_unspent_under_a_new_lease(rows: Rows) -> None:
+    job_id = rows.enqueue(max_attempts=3)
+    lease = rows.claim_one()
+    assert rows.rescue(executing=[]) == []
+    job = rows.job(job_id)
+    assert (job.state, job.attempt, job.lease, job.crashes, job.error) == (State.AVAILABLE, 0, lease.lease + 1, 0, None)
+    assert rows.one("SELECT count(*) FROM workers") == 0
+
+
+def test_a_crash_counts_only_for_jobs_that_were_executing(rows: Rows) -> None:
+    executing, prefetched = rows.enqueue(), rows.enqueue()
+    rows.claim()
+    rows.rescue(executing=[executing])
+    assert (rows.job(executing).crashes, rows.job(prefetched).crashes) == (1, 0)
+    error = rows.job(executing).error
+    assert error is not None
+    assert error.code == "crashed"
+    rows.register("w")
+    rows.claim(s=3)
+    rows.rescue(executing=None, s=4)
+    assert (rows.job(executing).crashes, rows.job(prefetched).crashes) == (2, 1)
+
+
+def test_a_job_that_kills_its_workers_is_discarded_and_can_be_retried(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    for number in range(3):
+        assert rows.state(job_id) is State.AVAILABLE
+        rows.claim_one(s=number, worker=f"w{number}")
+        rows.rescue(f"w{number}", executing=[job_id], s=number)
+    job = rows.job(job_id)
+    assert (job.state, job.crashes, job.attempt) == (State.DISCARDED, 3, 0)
+    assert job.error is not None
+    assert job.error.code == "crashed"
+    assert_counters_are_true(rows.store)
+    rows.store.retry(job_id, now_us=at(9))
+    assert rows.job(job_id).crashes == 0
+    with rows.store.reading() as connection:
+        assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 3
+
+
+def test_a_cancelled_job_of_a_dead_worker_is_cancelled(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    rows.claim_one()
+    rows.store.cancel(job_id, now_us=at(1))
+    rows.rescue(executing=[job_id])
+    assert rows.state(job_id) is State.CANCELLED
+    assert_counters_are_true(rows.store)
+
+
+@pytest.mark.parametrize("ending", ["running", "completed", "postponed", "discarded"])
+def test_reservations_of_a_dead_worker_go_to_the_rescuer_under_a_new_lease(rows: Rows, ending: str) -> None:
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 2, "m")
+    lease = rows.placed(job_id)
+    if ending == "completed":
+        rows.complete(lease)
+    elif ending == "postponed":
+        rows.postpone(lease)
+    elif ending == "discarded":
+        rows.end(lease)
+    (orphan,) = rows.rescue(executing=[])
+    assert (orphan.job_id, orphan.model, orphan.device, orphan.reserved_bytes) == (job_id, "m", "gpu0", 2 * 10**9)
+    assert (orphan.worker_id, orphan.running) == ("rescuer", False)
+    assert orphan.lease > lease.lease
+    assert not rows.store.release_device(job_id, lease.lease), "the dead worker's clean-up is fenced off"
+    assert rows.store.release_device(job_id, orphan.lease)
+    with rows.store.reading() as connection:
+        assert reservations(connection) == []
+    assert_counters_are_true(rows.store)
+
+
+def test_of_two_rescuers_only_one_gets_the_work(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    placed = rows.enqueue_sized("ai", 1)
+    plain = rows.enqueue()
+    rows.placed(placed)
+    rows.claim_one()
+    assert len(rows.rescue(by="one", executing=[plain, placed])) == 1
+    assert rows.rescue(by="two", executing=[plain, placed]) == []
+    assert rows.job(plain).crashes == 1
+    assert rows.job(plain).lease == 2
+
+
+def test_a_rescue_leaves_other_workers_alone(rows: Rows) -> None:
+    rows.enqueue()
+    rows.enqueue()
+    rows.register("other")
+    rows.claim(limit=1)
+    lease = rows.claim_one(worker="other")
+    rows.rescue("w")
+    assert rows.complete(lease)
+
+
+def test_a_worker_without_a_row_that_still_holds_something_is_noticed(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    plain = rows.enqueue()
+    rows.claim_one(worker="gone")
+    placed = rows.enqueue_sized("ai", 1)
+    lease = rows.placed(placed, worker="away")
+    rows.complete(lease)
+    rows.enqueue()
+    rows.claim_one()
+    with rows.store.reading() as connection:
+        assert sorted(abandoned_by(connection)) == ["away", "gone"]
+    rows.rescue("gone", by="w", executing=[])
+    (orphan,) = rows.rescue("away", by="w", executing=[])
+    with rows.store.reading() as connection:
+        assert abandoned_by(connection) == []
+    assert rows.store.release_device(placed, orphan.lease)
+    assert rows.job(plain).crashes == 0
+
+
+def test_a_worker_that_was_rescued_cannot_extend_its_lease(rows: Rows) -> None:
+    assert rows.store.extend("w", expires_at_us=at(99))
+    rows.rescue("w")
+    assert not rows.store.extend("w", expires_at_us=at(99))
+
+
+def test_a_long_error_is_cut_and_still_read(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    rows.store.finish([Ended(rows.claim_one(), State.DISCARDED, JobErrorRecord("x", "m" * 9999, "t" * 99999))], now_us=at(1))
+    error = rows.job(job_id).error
+    assert error is not None
+    assert (len(error.message), len(error.traceback)) == (4000, 8000)

@@ -1,0 +1,414 @@
+"""Plugins: registering, blocking and finding them, and what they can do in a worker; one that fails starts nothing blindly."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from gpuqueue import ConfigurationError, JobFailed, hookimpl
+from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Retry, Wait
+from gpuqueue.hookspecs import EVENT_NAMES
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.policies import default_policies
+from gpuqueue.tasks import JobOptions, Signature, Task
+
+GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\n[queues.mail]\n'
+
+
+@pytest.fixture
+def gpu_queue(make_queue):
+    """Make a queue object with a card, plugins, and a task `train` that returns 7 and one `send`."""
+
+    def make(*plugins, toml=GPU):
+        gq = make_queue(toml, plugins=plugins)
+        gq.train = gq.task(name="train", queue="train")(lambda: 7)
+        gq.send = gq.task(name="send", queue="mail")(lambda: 7)
+        return gq
+
+    return make
+
+
+class Failing:
+    """Fails in one hook as long as it is told to."""
+
+    def __init__(self, hook: str) -> None:
+        self.fails = True
+
+        def fail(details):
+            if self.fails:
+                raise RuntimeError("oops")
+
+        setattr(self, hook, hookimpl(fail))
+
+
+# --- registering ---
+
+
+def test_every_plugin_is_listed_with_the_hooks_that_it_answers():
+    listed = dict(Plugins(default_policies(), discover=False).names())
+    assert listed["windows"] == ["queue_hold"]
+    assert listed["vram"] == ["job_demand", "place_job"]
+    assert set(listed) == set(default_policies())
+
+
+def test_an_unknown_hook_is_refused_with_the_plugins_name():
+    class Wrong:
+        @hookimpl
+        def queue_hodl(self, details): ...
+
+    with pytest.raises(ConfigurationError, match=r"(?s)plugin 'mine' cannot be registered.*queue_hodl"):
+        Plugins({}, discover=False).register(Wrong(), "mine")
+
+
+def test_a_hook_with_other_arguments_is_refused():
+    class Wrong:
+        @hookimpl
+        def queue_hold(self, queue): ...
+
+    with pytest.raises(ConfigurationError, match="cannot be registered"):
+        Plugins({}, discover=False).register(Wrong())
+
+
+def test_a_wrapper_is_refused_and_leaves_nothing_behind():
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def queue_hold(self, details):
+            return (yield)
+
+    plugins = Plugins({}, discover=False)
+    with pytest.raises(ConfigurationError, match="plugin 'mine' wraps queue_hold; hook wrappers are not supported"):
+        plugins.register(Wrapper(), "mine")
+    assert plugins.names() == []
+
+
+def test_a_name_is_taken_once():
+    plugins = Plugins({}, discover=False)
+    plugins.register(Failing("queue_hold"), "mine")
+    with pytest.raises(ConfigurationError, match="mine"):
+        plugins.register(Failing("queue_hold"), "mine")
+
+
+def test_a_blocked_default_decides_nothing(make_queue, caplog):
+    toml = '[queues.night]\npause = ["00:00-12:00", "12:00-00:00"]\n'
+    assert [hold.reason for hold in make_queue(toml).holds()["night"]] == ["window"]
+    assert make_queue(toml + '[plugins]\nblock = ["windows"]\n').holds()["night"] == []
+    make_queue('[plugins]\nblock = ["window"]\n')
+    assert "[plugins] block names 'window', but no such plugin is installed (did you mean 'windows'?)" in caplog.text
+
+
+def install(folder, monkeypatch, source):
+    """Install a distribution with an entry point of gpuqueue's group, as pip would."""
+    info = folder / "colours-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[gpuqueue]\ncolours = gpuqueue_colours\n")
+    (folder / "gpuqueue_colours.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(__import__("sys").modules, "gpuqueue_colours", raising=False)
+
+
+COLOURS = """
+from gpuqueue import Hold, hookimpl
+
+@hookimpl
+def queue_hold(details):
+    return Hold("colour", "not on a grey day")
+"""
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point_and_can_be_blocked(make_queue, tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, COLOURS)
+    gq = make_queue("[queues.mail]\n")
+    assert gq.holds()["mail"] == [Hold("colour", "not on a grey day")]
+    assert ("colours", ["queue_hold"]) in gq.plugins.names()
+    assert make_queue('[queues.mail]\n[plugins]\nblock = ["colours"]\n').holds()["mail"] == []
+
+
+def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_queue, tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "raise RuntimeError('no grey')")
+    with pytest.raises(ConfigurationError, match="an installed plugin of group 'gpuqueue' cannot be loaded: no grey"):
+        make_queue()
+
+
+# --- deciding ---
+
+
+def test_an_own_policy_holds_a_queue_until_it_changes_its_mind(gpu_queue, start_worker):
+    class Lunch:
+        is_on = True
+
+        @hookimpl
+        def queue_hold(self, details):
+            return Hold("lunch", "back at one") if self.is_on and details.queue.name == "mail" else None
+
+    lunch = Lunch()
+    gq = gpu_queue(lunch)
+    start_worker(gq)
+    mail = gq.send.enqueue()
+    assert gq.train.enqueue().result(timeout_s=20) == 7
+    assert mail.refresh().state == "available"
+    assert "lunch: back at one" in str(mail.explain())
+    lunch.is_on = False
+    assert mail.result(timeout_s=20) == 7
+
+
+@pytest.mark.parametrize("hook", ["queue_hold", "job_demand", "place_job", "order_candidates"])
+def test_a_plugin_that_fails_starts_nothing_until_it_works_again(gpu_queue, start_worker, until, caplog, hook):
+    failing = Failing(hook)
+    gq = gpu_queue(failing)
+    job = gq.train.enqueue()
+    start_worker(gq)
+    if hook == "order_candidates":
+        until(lambda: "failed in order_candidates: RuntimeError: oops" in caplog.text)
+    else:
+        until(lambda: "failed in" in str(job.explain()))
+        assert f"failed in {hook}: RuntimeError: oops" in str(job.explain())
+    if hook != "queue_hold":
+        assert gq.send.enqueue().result(timeout_s=20) == 7  # what needs no device goes on
+    assert job.refresh().state == "available"
+    failing.fails = False
+    assert job.result(timeout_s=20) == 7
+
+
+def test_an_answer_that_is_nonsense_starts_nothing_and_ends_no_worker(gpu_queue, start_worker, until):
+    class Nonsense:
+        answer: object = Placement("gpu9", 1)
+
+        @hookimpl
+        def place_job(self, details):
+            return self.answer
+
+    nonsense = Nonsense()
+    gq = gpu_queue(nonsense)
+    start_worker(gq)
+    job = gq.train.enqueue()
+    until(lambda: "a plugin answered place_job with" in str(job.explain()))
+    assert gq.send.enqueue().result(timeout_s=20) == 7
+    nonsense.answer = None
+    assert job.result(timeout_s=20) == 7
+
+
+def test_a_third_partys_demand_and_placement_win(gpu_queue, start_worker):
+    seen: list[Placement] = []
+
+    class Small:
+        @hookimpl
+        def job_demand(self, details):
+            return Demand(123)
+
+        @hookimpl
+        def place_job(self, details):
+            return Placement("gpu0", details.demand.vram_bytes + 1) if details.job.priority else Wait("shy", "not today")
+
+        @hookimpl
+        def prepare_attempt(self, details):
+            seen.append(details.lease.placement)
+
+    gq = gpu_queue(Small())
+    start_worker(gq)
+    waiting = gq.train.enqueue()
+    assert gq.train.using(priority=1).enqueue().result(timeout_s=20) == 7
+    assert seen == [Placement("gpu0", 124)]
+    assert "shy: not today" in str(waiting.explain())
+
+
+def test_a_job_is_postponed_unspent_when_the_policy_about_failures_fails(gpu_queue, start_worker, until):
+    gq = gpu_queue(Failing("attempt_failed"))
+    fail = gq.task(name="fail")(lambda: 1 / 0)
+    start_worker(gq)
+    job = fail.enqueue()
+    until(lambda: job.refresh().state == "retryable")
+    assert (job.attempt, job.error.code) == (0, "plugin_failed")
+    assert "failed in attempt_failed: RuntimeError: oops (while deciding about: ZeroDivisionError" in job.error.message
+
+
+def test_nothing_is_pruned_when_the_policy_about_it_fails(gpu_queue, start_worker, until, caplog, monkeypatch):
+    monkeypatch.setattr("gpuqueue.worker.maintenance.RETENTION_EVERY_S", 0.0)
+    gq = gpu_queue(Failing("retention"), toml=GPU + '[retention]\ncompleted = "0s"\n')
+    job = gq.send.enqueue()
+    gq.send.using(delay="1h").enqueue()
+    start_worker(gq)
+    job.result(timeout_s=20)
+    caplog.clear()
+    until(lambda: "nothing is pruned: plugin" in caplog.text)
+    assert job.refresh().state == "completed"
+
+
+# --- acting ---
+
+
+def test_a_plugin_that_fails_to_prepare_fails_the_attempt(gpu_queue, start_worker):
+    gq = gpu_queue(Failing("prepare_attempt"))
+    start_worker(gq)
+    with pytest.raises(JobFailed, match="failed in prepare_attempt: RuntimeError: oops"):
+        gq.train.enqueue().result(timeout_s=20)
+
+
+def test_the_device_stays_reserved_until_the_clean_up_is_verified(gpu_queue, start_worker, until):
+    answers = [RuntimeError("oops"), CleanUp(False, "still there"), CleanUp(True, "gone")]
+    allowed = threading.Semaphore(1)
+
+    class Cleaning:
+        @hookimpl
+        def clean_up_attempt(self, details):
+            assert allowed.acquire(timeout=20)
+            answer = answers.pop(0) if answers else CleanUp(True, "gone")
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    gq = gpu_queue(Cleaning())
+    start_worker(gq)
+    first = gq.train.enqueue()
+    first.result(timeout_s=20)
+    following = gq.train.enqueue()
+    until(lambda: len(answers) == 2)
+    assert gq.job(first.id).record.device == "gpu0"
+    assert f"clean_up: gpu0 gets back the memory of job {first.id}" in str(following.explain())
+    allowed.release(4)
+    assert following.result(timeout_s=20) == 7
+    assert gq.job(first.id).record.device is None
+
+
+def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
+    class Shout:
+        def run(self, context):
+            context.emit("listen: ")
+            return context.lease.arguments["text"].upper()
+
+    class Verbs:
+        @hookimpl
+        def register_executors(self, details) -> Mapping[str, object]:
+            assert "backends" in details
+            return {"shout": Shout()}
+
+    gq = make_queue(plugins=[Verbs()])
+    gq.add_task(Task(gq, "shout", None, JobOptions(), signature=Signature(frozenset({"text"}), frozenset({"text"}))))
+    start_worker(gq)
+    job = gq.enqueue("shout", {"text": "hello"})
+    assert job.result(timeout_s=20) == "HELLO"
+    assert list(job.stream()) == ["listen: "]
+
+
+def test_a_plugin_that_fails_while_a_worker_starts_leaves_no_worker_behind(gpu_queue, start_worker):
+    gq = gpu_queue(Failing("register_executors"))
+    with pytest.raises(Exception, match="failed in register_executors: RuntimeError: oops"):
+        start_worker(gq)
+    assert gq.workers() == []
+
+
+def test_an_own_device_takes_the_place_of_the_default(gpu_queue, start_worker, until):
+    class Card:
+        def read(self):
+            from datetime import UTC, datetime
+
+            return Reading(at=datetime.now(UTC), name="mine", total_bytes=9_000_000_000, free_bytes=1)
+
+    class Cards:
+        @hookimpl
+        def register_devices(self, details):
+            return {settings.name: Card() for settings in details["devices"]}
+
+    gq = gpu_queue(Cards())
+    start_worker(gq)
+    reading = until(lambda: gq.view().devices["gpu0"].reading)
+    assert (reading.name, reading.total_bytes) == ("mine", 9_000_000_000)
+
+
+# --- events ---
+
+
+class Diary:
+    """Writes down every event."""
+
+    def __init__(self) -> None:
+        self.pages: list = []
+
+    def named(self, *names):
+        return [event for event in self.pages if event.name in names]
+
+    def of(self, job):
+        return [event.name for event in self.pages if event.job_id == job.id]
+
+
+for _name in EVENT_NAMES:
+    setattr(Diary, _name, hookimpl(lambda self, details: self.pages.append(details), specname=_name))
+
+
+def test_the_life_of_a_job_is_told_in_order_and_once(gpu_queue, start_worker, until):
+    class AtOnce:
+        @hookimpl
+        def attempt_failed(self, details):
+            return Retry(details.now) if details.lease.attempt == 1 else None
+
+    diary = Diary()
+    gq = gpu_queue(diary, AtOnce())
+    fail = gq.task(name="fail", max_attempts=2)(lambda: 1 / 0)
+    worker = start_worker(gq)
+    job = fail.enqueue()
+    with pytest.raises(JobFailed):
+        job.result(timeout_s=20)
+    worker.stop()
+    assert diary.of(job) == ["job_enqueued", "attempt_started", "attempt_finished", "attempt_started", "job_finished"]
+    assert diary.named("job_finished")[0].data["state"] == "discarded"
+    assert diary.named("attempt_started")[0].data["worker"] == worker.id
+    assert [event.data["worker"] for event in diary.named("worker_stopped")] == [worker.id]
+    assert len({event.id for event in diary.pages}) == len(diary.pages)
+
+
+def test_holds_are_told_when_they_begin_and_end(gpu_queue, start_worker, until):
+    diary = Diary()
+    gq = gpu_queue(diary)
+    start_worker(gq)
+    gq.pause("mail", by="ana")
+    until(lambda: [event.data["reasons"] for event in diary.named("queue_held")] == [["paused"]])
+    gq.resume("mail")
+    until(lambda: [event.queue for event in diary.named("queue_released")] == ["mail"])
+
+
+def test_two_workers_tell_each_event_to_one_of_them(gpu_queue, start_worker, until):
+    diaries = [Diary(), Diary()]
+    workers = []
+    for diary in diaries:
+        gq = gpu_queue(diary)
+        workers.append(start_worker(gq))
+    jobs = [gq.send.enqueue() for _ in range(20)]
+    for job in jobs:
+        job.result(timeout_s=20)
+    for worker in workers:
+        worker.stop()
+    finished = [event.job_id for diary in diaries for event in diary.named("job_finished")]
+    assert sorted(finished) == [job.id for job in jobs]
+
+
+def test_a_plugin_that_fails_in_an_event_hurts_nobody(gpu_queue, start_worker, until, caplog):
+    diary = Diary()
+    gq = gpu_queue(diary, Failing("job_finished"))
+    worker = start_worker(gq)
+    with caplog.at_level(logging.ERROR, "gpuqueue.plugins"):
+        job = gq.send.enqueue()
+        assert job.result(timeout_s=20) == 7
+        worker.stop()
+    assert "failed in the event job_finished" in caplog.text
+    assert diary.of(job)[-1] == "job_finished"
+
+
+def test_a_backend_and_a_card_that_go_and_come_back_are_told(ai, start_worker, until):
+    diary = Diary()
+    gq = ai.make_queue(ai.toml, plugins=[diary])
+    start_worker(gq)
+    until(lambda: gq.view().backends["ollama"].checked_at)
+    until(lambda: gq.view().devices["gpu0"].reading)
+    ai.ollama.go_away()
+    until(lambda: diary.named("backend_lost"))
+    ai.ollama.come_back()
+    until(lambda: diary.named("backend_recovered"))
+    ai.card.lost = True
+    until(lambda: diary.named("device_lost"))
+    ai.card.lost = False
+    until(lambda: diary.named("device_recovered"))
+    assert diary.named("backend_lost")[0].data["backend"] == "ollama"
+    assert diary.named("device_lost")[0].data["device"] == "gpu0"
