@@ -114,7 +114,10 @@ def explain(
         return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", ())
     if job.state in (State.CANCELLED, State.DISCARDED):
         why = f": {job.error.message} ({job.error.code})" if job.error else ""
-        return Explanation(job.id, job.state, f"{job.state}{why}", (), advice=f"gpuqueue retry {job.id}")
+        advice = f"gpuqueue retry {job.id}"
+        if job.error is not None and job.error.code == "caller_fault":  # the same request would fail again
+            advice = "enqueue it anew with what the message asks for"
+        return Explanation(job.id, job.state, f"{job.state}{why}", (), advice)
     reasons, advice = _waiting_reasons(job, view, plugins, ahead_count, running_ids, worker_command)
     summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
     return Explanation(job.id, job.state, summary, tuple(reasons), advice)
@@ -144,7 +147,7 @@ def _waiting_reasons(
         jobs = ", ".join(f"job {job_id}" for job_id in running_ids)
         reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs})"))
     if job.device is not None:
-        reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is not verified to be back"))
+        reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
         reasons += _device_reasons(job, view, plugins)
     if ahead_count and job.state is State.AVAILABLE:

@@ -70,6 +70,7 @@ class Plugins:
 
     def register(self, plugin: object, name: str | None = None) -> str:
         """Add a plugin and return its name. Raises: ConfigurationError for an unknown hook or a wrapper."""
+        name = name or self._name_of(plugin)
         try:
             registered = self._manager.register(plugin, name)
             self._manager.check_pending()
@@ -80,6 +81,14 @@ class Plugins:
                 self._manager.unregister(plugin)
                 raise ConfigurationError(f"plugin {name or plugin!r} wraps {caller.name}; hook wrappers are not supported")
         return registered or str(name)
+
+    def _name_of(self, plugin: object) -> str:
+        own = name = str(getattr(plugin, "__name__", None) or type(plugin).__name__)
+        number = 1
+        while self._manager.has_plugin(name):
+            number += 1
+            name = f"{own}-{number}"
+        return name
 
     def names(self) -> list[tuple[str, list[str]]]:
         """Return every plugin with the hooks that it answers: [(plugin, [hook])]."""

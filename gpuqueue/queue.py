@@ -18,7 +18,7 @@ from gpuqueue.decisions import decide_holds, explain, yielding_order
 from gpuqueue.domain import Explanation, Hold, ModelSettings, Pause, QueueSettings, State, View, WhenUnavailable, WorkerInfo
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
 from gpuqueue.handle import JobHandle
-from gpuqueue.model_tasks import OllamaTasks
+from gpuqueue.model_tasks import VERBS, OllamaTasks
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
@@ -62,6 +62,7 @@ class GPUQueue:
         self._queues: dict[str, QueueSettings] = dict(self.config.queues)
         self._task_queues: set[str] = set()
         self._ensured: set[str] = set()
+        self._model_queues: set[str] = set()
         self._opening = threading.Lock()
 
     @classmethod
@@ -185,6 +186,8 @@ class GPUQueue:
         queue = options.queue or DEFAULT_QUEUE
         if queue not in self._ensured:
             self._ensure_queue(queue)
+        if task.name in VERBS and queue not in self._model_queues:
+            self._ensure_model_queue(queue)
         settings = self._queues.get(queue)
         if settings is not None:
             options = merged(options, _queue_defaults(settings))
@@ -218,6 +221,18 @@ class GPUQueue:
             raise UnknownQueue(name, self.queue_names())
         self.store.ensure_queue(name)
         self._ensured.add(name)
+
+    def _ensure_model_queue(self, name: str) -> None:
+        """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
+        settings = self.agreed_settings()
+        queues = {**settings.queues, **self._queues}
+        if settings.devices and not (name in queues and queues[name].gpu):
+            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"
+            raise UsageError(
+                f"queue {name!r} has no gpu = true, so a model there would take the card's memory unseen. "
+                f"Queues for models: {right}"
+            )
+        self._model_queues.add(name)
 
     def _knows_queue(self, name: str) -> bool:
         if name in self._queues or name in self._task_queues or name == DEFAULT_QUEUE:

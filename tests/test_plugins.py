@@ -15,7 +15,7 @@ from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.tasks import JobOptions, Signature, Task
 
-GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\n[queues.mail]\n'
+GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
 
 @pytest.fixture
@@ -396,7 +396,9 @@ def test_a_plugin_that_fails_in_an_event_hurts_nobody(gpu_queue, start_worker, u
     assert diary.of(job)[-1] == "job_finished"
 
 
-def test_a_backend_and_a_card_that_go_and_come_back_are_told(ai, start_worker, until):
+def test_a_backend_and_a_card_that_go_and_come_back_are_told(ai, start_worker, until, monkeypatch):
+    monkeypatch.setattr("gpuqueue.worker.maintenance.EVERY_S", 0.05)
+    monkeypatch.setattr("gpuqueue.worker.maintenance.READING_EVERY_S", 0.05)
     diary = Diary()
     gq = ai.make_queue(ai.toml, plugins=[diary])
     start_worker(gq)

@@ -411,7 +411,9 @@ def test_without_a_driver_the_memory_is_said_to_be_unverified(make_queue, toml_o
 
 
 def test_functions_on_the_gpu_run_one_at_a_time(make_queue, start_worker, make_gate, until):
-    gq = make_queue('[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\n[queues.render]\ngpu = true\n')
+    gq = make_queue(
+        '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.render]\ngpu = true\nbackend = "none"\n'
+    )
     gates = [make_gate() for _ in range(3)]
 
     @gq.task(name="work", queue="train")
@@ -430,7 +432,7 @@ def test_functions_on_the_gpu_run_one_at_a_time(make_queue, start_worker, make_g
 
 
 def test_a_gpu_function_that_does_not_stop_keeps_the_card_until_its_thread_ends(make_queue, start_worker, gate, until):
-    gq = make_queue('[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\n')
+    gq = make_queue('[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n')
 
     @gq.task(name="stuck", queue="train", timeout="100ms")
     def stuck() -> None:

@@ -71,7 +71,7 @@ def cards(config: Config) -> Iterator[Check]:
     from gpuqueue.devices.nvml import NvmlDevice, open_device
 
     for settings in config.devices:
-        device = open_device(settings)
+        device = open_device(settings, config.backends)
         wanted = f"budget {format_size(settings.budget_bytes)} + margin {format_size(settings.margin_bytes)}"
         if not isinstance(device, NvmlDevice):
             probe = NvmlDevice(settings)

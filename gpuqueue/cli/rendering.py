@@ -1,6 +1,6 @@
 """Owns how things look: times, tables, JSON and the lines on stderr; reads nothing of the queue.
 
-In a pipe there is no colour and nothing is wrapped or cut; in a terminal only a table's last column is folded.
+In a pipe there is no colour and nothing is wrapped or cut; in a terminal the wide columns of a table are folded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 STATE_COLORS = {"running": "cyan", "completed": "green", "discarded": "red", "cancelled": "yellow", "retryable": "yellow"}
-LEAST_LAST_COLUMN = 16
+LEAST_FOLDED = 16  # a wider column may be folded to this width
 MOMENT_EXAMPLES = '"30m", "18:00", "2030-01-31T18:00", "2030-01-31T18:00+07:00"'
 
 
@@ -130,14 +130,14 @@ def state_style(state: str) -> str:
 def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], *, indent: int = 0) -> None:
     """Print rows under headings: {heading: "left" or "right"}.
 
-    A terminal folds the last column; one too narrow for the others gets each row as a line, which loses nothing.
+    A terminal folds wide columns; one too narrow even so gets each row as a line, which loses nothing.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     if not in_terminal():
         _print_plain(columns, cells, indent)
         return
-    fixed = sum(max(map(len, column)) + 2 for column in list(zip(list(columns), *cells, strict=True))[:-1])
-    if indent + fixed + LEAST_LAST_COLUMN > terminal_width():
+    widths = [max(map(len, column)) for column in zip(list(columns), *cells, strict=True)]
+    if indent + sum(min(width, LEAST_FOLDED) + 2 for width in widths) - 2 > terminal_width():
         for row in cells:
             click.echo(" " * indent + "  ".join(state_style(cell) for cell in row if cell))
         return
@@ -147,9 +147,9 @@ def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], *, in
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    last = len(columns) - 1
-    for position, (heading, side) in enumerate(columns.items()):
-        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=position != last, overflow="fold")
+    for (heading, side), width in zip(columns.items(), widths, strict=True):
+        justify: Literal["left", "right"] = "right" if side == "right" else "left"
+        table.add_column(heading, justify=justify, no_wrap=width <= LEAST_FOLDED, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell, style=STATE_COLORS.get(cell, "")) for cell in row))
     Console(no_color=bool(os.environ.get("NO_COLOR")) or None, highlight=False).print(Padding(table, (0, 0, 0, indent)))

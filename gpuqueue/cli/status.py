@@ -140,7 +140,7 @@ def show_device(device: DeviceView, view: View) -> None:
         on_cpu = f", {format_size(spilled)} of it outside the card" if spilled > 0 else ""
         click.echo(f"    loaded: {resident.model}, {format_size(resident.size_bytes)}{on_cpu}")
     for item in device.reservations:
-        what = "runs" if item.running else "has ended; its memory is not verified to be back"
+        what = "runs" if item.running else "has ended; its memory is being given back"
         model = f" with {item.model}" if item.model else ""
         click.echo(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved")
 
@@ -177,7 +177,7 @@ def gpu(session: Session, as_json: bool) -> None:
 
     shapes = []
     for name, device in view.devices.items():
-        here = open_device(device.settings)
+        here = open_device(device.settings, gq.agreed_settings().backends)
         is_here = isinstance(here, NvmlDevice)
         shown = replace(device, reading=here.read()) if is_here else device
         if isinstance(here, NvmlDevice):

@@ -102,7 +102,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
     connection.execute(
         "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
-        f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, {_UNSIZE} WHERE id = ?",
+        f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, error = NULL, {_UNSIZE} WHERE id = ?",
         (now_us, job_id),
     )
     if state in FINISHED:

@@ -15,7 +15,7 @@ from gpuqueue.domain import JobErrorRecord, Lease
 from gpuqueue.errors import StoreError
 from gpuqueue.executors import Executor
 from gpuqueue.store import Store, queries
-from gpuqueue.store.outcomes import Outcome, Postponed
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
 from gpuqueue.units import to_us
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.output import Output
@@ -64,6 +64,7 @@ class Attempts:
             return None
         self._running.pop(key, None)
         self._output.flush(lease)
+        _tell(ended[0])
         return ended
 
     @property
@@ -138,3 +139,16 @@ class Attempts:
         logger.error("job %d: %s", lease.job_id, message)
         at = self._now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))
+
+
+def _tell(outcome: Outcome) -> None:
+    """Log how an attempt ended; of jobs without a device only what went wrong, there may be thousands a second."""
+    lease = outcome.lease
+    if isinstance(outcome, Completed):
+        if lease.placement is not None:
+            logger.info("job %d of %s completed", lease.job_id, lease.queue)
+    elif isinstance(outcome, Ended):
+        logger.warning("job %d of %s is %s: %s", lease.job_id, lease.queue, outcome.state, outcome.error.message)
+    else:
+        why = f": {outcome.error.message}" if outcome.error else ""
+        logger.warning("job %d of %s goes back (%s)%s", lease.job_id, lease.queue, outcome.outcome, why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from gpuqueue.decisions import decide_demand, decide_holds, order, place
@@ -73,6 +73,7 @@ class Dispatcher:
             self._decided_at_s = time.monotonic()
             if not self._noted or _reasons(self._holds) != _reasons(holds):
                 self._store.note_holds(holds, now_us=to_us(now))
+                self._tell(holds)
                 self._noted = True
             self._holds = holds
             for name, reasons in holds.items():
@@ -80,6 +81,12 @@ class Dispatcher:
                     while self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
                         pass  # some hundred jobs at a time
             return view
+
+    def _tell(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
+        for name, reasons in holds.items():
+            if _reasons({name: reasons}) != _reasons({name: self._holds.get(name, ())}):
+                words = "; ".join(hold.detail for hold in reasons)
+                logger.info("queue %s %s", name, f"is held: {words}" if words else "may start jobs")
 
     def exchange(self, ended: Sequence[Outcome], *, limit: int) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim up to `limit` jobs that need no device; returns (late leases, new leases)."""

@@ -98,19 +98,19 @@ class Maintenance:
                 continue
             executing = proven_dead(row.runtime_dir, row.info.id)
             if executing is not None:
-                self._take_back(row.info.id, executing, "its life file's lock is free", now_us)
+                self._take_back(row.info.id, executing, "it is dead, its life file's lock is free", now_us)
                 forget(row.runtime_dir, row.info.id)
             elif not row.info.alive:
-                self._take_back(row.info.id, None, "its lease ended", now_us)
+                self._take_back(row.info.id, None, "its lease ended without a sign of life", now_us)
         for worker_id in left:
             if worker_id != self._worker_id:
-                self._take_back(worker_id, frozenset(), "it is gone", now_us)
+                self._take_back(worker_id, frozenset(), "it stopped before a clean-up was verified", now_us)
 
     def _take_back(self, worker_id: str, executing: frozenset[int] | None, proof: str, now_us: int) -> None:
         orphans = self._store.rescue(
             worker_id, by_worker=self._worker_id, executing=executing, proof=proof, max_crashes=self._max_crashes, now_us=now_us
         )
-        logger.warning("worker %s is dead (%s); its jobs were taken back", worker_id, proof)
+        logger.warning("took over what worker %s left: %s", worker_id, proof)
         for reservation in orphans:
             # A clean-up may wait for the dead worker's request to end on the backend.
             threading.Thread(

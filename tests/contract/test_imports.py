@@ -1,23 +1,29 @@
-"""A process that only enqueues loads little."""
+"""What a web process that only enqueues does not load."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-UNWANTED = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.devices.nvml", "gpuqueue.executors.ollama")
-
-
-def test_importing_gpuqueue_loads_none_of_what_only_workers_and_terminals_need() -> None:
-    code = f"import sys, gpuqueue; print([name for name in {UNWANTED!r} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+HEAVY = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.cli", "gpuqueue.simulators", "gpuqueue.demo")
 
 
-def test_opening_a_current_database_does_not_load_alembic(tmp_path: object) -> None:
-    code = "import sys, gpuqueue; gpuqueue.GPUQueue(sys.argv[1]).pause('default'); print('alembic' in sys.modules)"
-    path = f"{tmp_path}/queue.db"
-    loaded = [
-        subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(2)
-    ]
-    assert loaded == ["True", "False"]
+def loaded_after(code: str) -> set[str]:
+    code += f"\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_importing_gpuqueue_loads_neither_a_worker_nor_what_only_others_need() -> None:
+    assert loaded_after("import gpuqueue") == set()
+
+
+def test_enqueueing_and_asking_why_a_job_waits_load_no_worker_either(tmp_path: Path) -> None:
+    make = f"from gpuqueue import GPUQueue\ngq = GPUQueue({str(tmp_path / 'jobs.db')!r}, discover_plugins=False)\n"
+    subprocess.run([sys.executable, "-c", f"{make}gq.counts()\ngq.close()"], check=True)
+    use = "job = gq.task(name='t')(lambda: 1).enqueue()\nstr(job.explain())\ngq.counts()\ngq.holds()\njob.cancel()\ngq.close()"
+    assert loaded_after(make + use) == set()
+
+
+def test_the_worker_is_found_at_first_use() -> None:
+    assert "gpuqueue.worker" in loaded_after("import gpuqueue; gpuqueue.Worker")

@@ -22,19 +22,20 @@ def test_the_python_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     assert len(snippets) == 4
-    embedding, streaming, working, policy = snippets
+    module, enqueueing, working, policy = snippets
+    Path("myapp.py").write_text(module)
     card = SimulatedCard(speed=50)
     with OllamaSimulator(card) as ollama:
         text = initial_toml(
             timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url
         )
         Path("gpuqueue.toml").write_text(text.replace("[ollama]", '[ollama]\nsettle = "10ms"'))
-        names: dict[str, object] = {"__name__": "readme"}
-        exec(embedding, names)
-        # The third snippet's worker serves the second's request.
-        exec(working.replace("print(", f"exec({streaming!r}); print(", 1), names)
+        names: dict[str, object] = {}
+        # The third snippet's worker serves what the second asks for.
+        exec(working.replace("print(", f"exec({enqueueing!r}); print(", 1), names)
         exec(policy, names)
         for name in ("gq", "cool"):
             names[name].close()  # type: ignore[attr-defined]

@@ -14,9 +14,10 @@ from gpuqueue.store.outcomes import reservations
 from tests.conftest import wait_until
 from tests.crash import history
 
-PATIENCE_S = 90.0
+PATIENCE_S = 40.0
 WORKERS = 4
 APP = '''
+import os
 from gpuqueue import Config, GPUQueue, Worker, hookimpl
 from gpuqueue.domain import Demand
 
@@ -78,7 +79,11 @@ class Race:
             ]
 
     def all_work(self) -> None:
-        wait_until(lambda: len(self.gq.workers()) == WORKERS, (self.folder / "log").read_text(), timeout_s=PATIENCE_S)
+        def look() -> bool:
+            assert not any(process.poll() for process in self.processes), (self.folder / "log").read_text()
+            return len(self.gq.workers()) == WORKERS
+
+        wait_until(look, "all work", PATIENCE_S)
 
     def events(self) -> list[Event]:
         found: list[Event] = []

@@ -111,11 +111,11 @@ def test_short_jobs_are_not_stuck_behind_a_long_one(gq, start_worker, gate):
 
 def test_a_worker_whose_threads_are_all_busy_leaves_short_jobs_to_another(make_queue, start_worker, gate):
     def declare(gq):
-        @gq.task(name="long", queue="long")
+        @gq.task(name="long")
         def long() -> None:
             gate.pass_through()
 
-        @gq.task(name="short", queue="short")
+        @gq.task(name="short")
         def short() -> None: ...
 
         return gq, long, short
@@ -342,13 +342,13 @@ def test_a_worker_that_stops_lets_its_jobs_end(gq, start_worker, gate):
         return 7
 
     worker = start_worker(gq, threads=1)
-    running, waiting = work.enqueue(), work.enqueue()
+    job = work.enqueue()
     gate.wait_reached()
     worker.request_stop()
     gate.open()
     worker.stop()
-    assert running.result(timeout_s=20) == 7
-    assert (waiting.refresh().state, waiting.attempt) == ("available", 0)
+    assert (job.refresh().state, job.attempt) == ("completed", 1)
+    assert work.enqueue().state == "available"
 
 
 def test_jobs_that_outlast_the_grace_are_given_back_unspent(gq, start_worker, gate):
@@ -503,6 +503,70 @@ def test_a_broken_connection_does_not_end_the_worker(gq, start_worker, until, ca
         until(lambda: any("no such table: queues" in record.getMessage() for record in caplog.records))
         connection.execute("ALTER TABLE hidden RENAME TO queues")
     assert work.enqueue().result(timeout_s=20) == 1
+
+
+@contextmanager
+def unwritable_endings(gq):
+    """While the block runs, no attempt's end can be written."""
+    with changed(gq) as connection:
+        connection.execute("ALTER TABLE counters RENAME TO hidden")
+        try:
+            yield
+        finally:
+            connection.execute("ALTER TABLE hidden RENAME TO counters")
+
+
+def test_an_end_that_cannot_be_written_is_written_later(gq, start_worker, gate, until, caplog):
+    @gq.task(name="work")
+    def work() -> int:
+        gate.pass_through()
+        return 7
+
+    start_worker(gq, threads=1)
+    job = work.enqueue()
+    gate.wait_reached()
+    with unwritable_endings(gq):
+        gate.open()
+        until(lambda: "no such table" in caplog.text)
+    assert job.result(timeout_s=20) == 7
+    assert work.enqueue().result(timeout_s=20) == 7
+
+
+def test_the_end_of_a_job_that_was_given_up_is_written_later_too(gq, start_worker, gate, until, caplog):
+    @gq.task(name="stuck", timeout="50ms")
+    def stuck() -> None:
+        gate.pass_through()
+
+    @gq.task(name="work")
+    def work() -> int:
+        return 7
+
+    start_worker(gq, threads=1)
+    job = stuck.enqueue()
+    gate.wait_reached()
+    with unwritable_endings(gq):
+        until(lambda: "no such table" in caplog.text)
+    with pytest.raises(JobFailed, match="longer than its timeout"):
+        job.result(timeout_s=20)
+    assert work.enqueue().result(timeout_s=20) == 7
+
+
+def test_a_card_is_not_lost_when_the_end_of_its_job_cannot_be_written(make_queue, start_worker, gate, until, caplog):
+    gq = make_queue('[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n')
+
+    @gq.task(name="work", queue="train")
+    def work() -> int:
+        gate.pass_through()
+        return 7
+
+    start_worker(gq)
+    job, following = work.enqueue(), work.enqueue()
+    gate.wait_reached()
+    with unwritable_endings(gq):
+        gate.open()
+        until(lambda: "no such table" in caplog.text)
+    assert job.result(timeout_s=20) == 7
+    assert following.result(timeout_s=20) == 7
 
 
 def test_a_job_that_runs_past_its_expiry_is_left_to_run(gq, start_worker, gate):

@@ -1,0 +1,164 @@
+"""Events and their followers: none is missed, none is told twice, and without a follower plain jobs write none."""
+
+from __future__ import annotations
+
+import threading
+
+from gpuqueue.domain import Hold, Pause, Reading
+from gpuqueue.store import Store
+from gpuqueue.units import from_us
+from tests.store.rows import BOOM, Rows, at
+
+
+def names(rows: Rows, follower: str = "f", limit: int = 200) -> list[str]:
+    return [event.name for event in rows.store.take_events(follower, limit=limit)]
+
+
+def test_without_a_follower_plain_jobs_write_no_events(rows: Rows) -> None:
+    before = rows.one("SELECT count(*) FROM events")
+    rows.enqueue()
+    rows.enqueue()
+    first, second = rows.claim()
+    rows.complete(first)
+    rows.postpone(second, due_s=5)
+    rows.store.move_due(now_us=at(9))
+    assert rows.one("SELECT count(*) FROM events") == before
+    assert names(rows) == [], "who does not follow is told nothing"
+
+
+def test_a_follower_is_told_of_every_transition_from_its_registration_on(rows: Rows) -> None:
+    early = rows.enqueue()
+    rows.store.add_follower("f")
+    later = rows.enqueue(due_s=5, max_attempts=2)
+    rows.complete(rows.claim_one())
+    rows.postpone(rows.claim_one(s=5), due_s=20, s=6, error=BOOM)
+    rows.store.move_due(now_us=at(20))
+    rows.store.cancel(later, now_us=at(21))
+    rows.store.retry(later, now_us=at(22))
+    events = rows.store.take_events("f")
+    told = [(event.job_id, event.name, event.data["state"]) for event in events]
+    assert told == [
+        (later, "job_enqueued", "scheduled"),
+        (early, "attempt_started", "running"),
+        (early, "job_finished", "completed"),
+        (later, "job_promoted", "available"),
+        (later, "attempt_started", "running"),
+        (later, "attempt_finished", "retryable"),
+        (later, "job_promoted", "available"),
+        (later, "job_finished", "cancelled"),
+        (later, "job_promoted", "available"),
+    ]
+    started = events[1]
+    assert (started.at, started.queue) == (from_us(at(0)), "work")
+    assert started.data == {
+        "state": "running", "before": "available", "attempt": 1, "lease": 1, "worker": "w", "device": None,
+    }  # fmt: skip
+    assert names(rows) == []
+
+
+def test_each_follower_reads_at_its_own_pace(rows: Rows) -> None:
+    rows.store.add_follower("slow")
+    rows.enqueue()
+    rows.store.add_follower("late")
+    rows.store.add_follower("slow")
+    rows.enqueue()
+    assert names(rows, "late") == ["job_enqueued"]
+    assert names(rows, "slow", limit=1) == ["job_enqueued"]
+    assert names(rows, "slow") == ["job_enqueued"]
+
+
+def test_the_triggers_go_with_the_last_follower(rows: Rows) -> None:
+    rows.store.add_follower("a")
+    rows.store.add_follower("b")
+    rows.store.remove_follower("a")
+    rows.enqueue()
+    assert names(rows, "b") == ["job_enqueued"]
+    rows.store.remove_follower("b")
+    count = rows.one("SELECT count(*) FROM events")
+    rows.enqueue()
+    assert rows.one("SELECT count(*) FROM events") == count
+    assert rows.one("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'") == 0
+
+
+def test_several_takers_of_one_follower_get_each_event_once(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    for _ in range(200):
+        rows.enqueue()
+    others = [Store(rows.store.path) for _ in range(3)]
+    taken: list[int] = []
+
+    def take(store: Store) -> None:
+        while events := store.take_events("f", limit=7):
+            taken.extend(event.id for event in events)
+
+    threads = [threading.Thread(target=take, args=(store,)) for store in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for store in others:
+        store.close()
+    assert len(taken) == 200
+    assert len(set(taken)) == 200
+
+
+def test_pruning_keeps_what_a_follower_has_not_read_and_never_gives_an_id_again(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    for number in range(5):
+        rows.enqueue(s=number)
+    (first, *_rest) = rows.store.take_events("f", limit=2)
+    assert rows.store.prune_events(before_us=at(100)) >= 2
+    assert rows.one("SELECT min(id) FROM events") == first.id + 2
+    assert len(rows.store.take_events("f")) == 3
+    rows.store.remove_follower("f")
+    newest = rows.one("SELECT max(id) FROM events")
+    rows.store.prune_events(before_us=at(100))
+    assert rows.one("SELECT count(*) FROM events") == 1
+    rows.store.pause("work", Pause("me", "", from_us(at(200)), None))
+    assert rows.one("SELECT max(id) FROM events") == newest + 1
+
+
+def test_young_events_are_kept(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    for number in (0, 50, 60):
+        rows.enqueue(s=number)
+    rows.store.take_events("f")
+    rows.store.prune_events(before_us=at(50))
+    assert rows.one("SELECT count(*) FROM events WHERE name = 'job_enqueued'") == 2
+
+
+def test_what_a_row_cannot_tell_is_written_also_without_a_follower(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    rows.store.remove_follower("f")
+    rows.one("SELECT count(*) FROM events")
+    rows.enqueue()
+    rows.claim_one()
+    rows.rescue(executing=[])
+    rows.store.pause("work", Pause("me", "why", from_us(at(3)), None))
+    rows.store.resume("work", by="you", now_us=at(4))
+    rows.store.note_holds({"work": (Hold("window", "closed"),)}, now_us=at(5))
+    rows.store.note_holds({"work": (Hold("window", "still closed"),)}, now_us=at(6))
+    rows.store.note_holds({"work": ()}, now_us=at(7))
+    rows.store.backend_lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(8))
+    rows.store.backend_lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(9))
+    rows.store.backend_answered("ollama", worked=False, now_us=at(10))
+    rows.store.publish_reading("gpu0", reading=Reading(from_us(at(11)), lost="no driver"), residents=None, now_us=at(11))
+    rows.store.publish_reading("gpu0", reading=Reading(from_us(at(12))), residents=None, now_us=at(12))
+    with rows.store.reading() as connection:
+        found = [name for (name,) in connection.execute("SELECT name FROM events ORDER BY id")]
+    assert found == [
+        "worker_started", "lease_rescued", "queue_paused", "queue_resumed", "queue_held", "queue_released",
+        "backend_lost", "backend_recovered", "device_lost", "device_recovered",
+    ]  # fmt: skip
+
+
+def test_a_backend_that_answers_probes_and_fails_jobs_is_asked_ever_more_rarely(rows: Rows) -> None:
+    waits = []
+    for outage in range(5):
+        rows.store.backend_lost("o", error="x", probe_every_s=1, longest_s=6, now_us=at(100 * outage))
+        waits.append((rows.one("SELECT retry_at FROM backends") - at(100 * outage)) / 1e6)
+        assert rows.store.backend_answered("o", worked=False, now_us=at(100 * outage + 50))
+    assert waits == [1, 2, 4, 6, 6]
+    assert not rows.store.backend_answered("o", worked=True, now_us=at(900))
+    rows.store.backend_lost("o", error="x", probe_every_s=1, longest_s=6, now_us=at(901))
+    assert rows.one("SELECT retry_at FROM backends") == at(902)
