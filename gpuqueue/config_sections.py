@@ -112,9 +112,11 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
     return models
 
 
-def read_queues(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, QueueSettings]:
+def read_queues(
+    tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, has_ollama: bool
+) -> dict[str, QueueSettings]:
     """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
-    queues = {name: _queue(name, table, has_device=bool(devices)) for name, table in tables.items()}
+    queues = {name: _queue(name, table, has_device=bool(devices), has_ollama=has_ollama) for name, table in tables.items()}
     for name, table in tables.items():
         yields_to = table.get("yields_to")
         if yields_to is not None:
@@ -234,7 +236,7 @@ def _json_data(table: Table) -> dict[str, Any]:
     return data
 
 
-def _queue(name: str, table: Table, *, has_device: bool) -> QueueSettings:
+def _queue(name: str, table: Table, *, has_device: bool, has_ollama: bool) -> QueueSettings:
     table.expect(QUEUE_KEYS)
     gpu = table.flag("gpu", False)
     if gpu and not has_device:
@@ -253,7 +255,7 @@ def _queue(name: str, table: Table, *, has_device: bool) -> QueueSettings:
         max_attempts=table.integer("max_attempts", None, minimum=1),
         timeout_s=table.duration("timeout", None, positive=True),
         priority=table.integer("priority", None),
-        backend=_backend(table, gpu=gpu),
+        backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND),
     )
 
 
@@ -274,8 +276,8 @@ def _zone(table: Table) -> str:
     return name
 
 
-def _backend(table: Table, *, gpu: bool) -> str:
-    name = table.choice("backend", OLLAMA if gpu else NO_BACKEND, (OLLAMA, NO_BACKEND))
+def _backend(table: Table, default: str) -> str:
+    name = table.choice("backend", default, (OLLAMA, NO_BACKEND))
     return "" if name == NO_BACKEND else name
 
 

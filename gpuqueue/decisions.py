@@ -26,14 +26,19 @@ from gpuqueue.plugin_manager import PluginFailed, Plugins
 Holds = Mapping[str, tuple[Hold, ...]]
 
 
-def decide_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
-    """Return every queue's holds; a queue comes after those that it yields to. A plugin that fails holds the queue."""
+def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
+    """Return every queue's holds; a queue comes after those that it yields to. A plugin that fails holds the queue.
+
+    `failed` has the holds of queues for whose jobs a plugin failed elsewhere.
+    """
     holds: dict[str, tuple[Hold, ...]] = {}
     for queue in yielding_order({name: item.settings for name, item in view.queues.items()}):
         found = []
         paused = view.queues[queue.name].paused
         if paused is not None:
             found.append(Hold("paused", f"paused by {paused.by}" + (f": {paused.reason}" if paused.reason else ""), paused.until))
+        if failed and queue.name in failed:
+            found.append(failed[queue.name])
         try:
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
                 if not isinstance(hold, Hold):

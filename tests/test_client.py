@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from gpuqueue import (
+    GPUQueue,
     JobCancelled,
     JobExpired,
     JobFailed,
     PayloadError,
     ServiceUnavailable,
+    State,
     StateError,
     UnknownJob,
     UnknownQueue,
@@ -629,3 +632,11 @@ def test_a_task_of_a_script_is_found_by_a_worker_that_imports_its_module(tmp_pat
     finally:
         shop.gq.close()
         sys.modules.pop("shop")
+
+
+def test_a_model_is_refused_in_a_queue_that_would_not_reserve_its_memory(tmp_path: Path) -> None:
+    (tmp_path / "gpuqueue.toml").write_text("[gpu]\nbudget = '5GB'\n[ollama]\n[queues.mail]\n[queues.ai]\ngpu = true\n")
+    with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as gq:
+        with pytest.raises(UsageError, match=r"'mail' has no gpu = true.*Queues for models: ai$"):
+            gq.ollama.generate("m", prompt="p", queue="mail")
+        assert gq.ollama.generate("m", prompt="p", queue="ai").state is State.AVAILABLE

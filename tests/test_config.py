@@ -203,7 +203,8 @@ def test_several_cards_are_named_by_index_or_uuid(write: Write) -> None:
     [
         ("[queues.cpu]", 0, ""),
         ("[gpu]\nbudget = '5GB'", 0, None),
-        ("[gpu]\nbudget = '5GB'\n[queues.cpu]\ngpu = true", 1, "ollama"),
+        ("[gpu]\nbudget = '5GB'\n[queues.cpu]\ngpu = true", 0, ""),
+        ("[gpu]\nbudget = '5GB'\n[ollama]\n[queues.cpu]\ngpu = true", 1, "ollama"),
         ("[gpu]\nbudget = '5GB'\n[queues.cpu]\ngpu = true\nbackend = 'none'", 0, ""),
         ("[models.a]\nvram = '1GB'\n[queues.cpu]", 1, ""),
         ("[ollama]\n[queues.cpu]", 1, ""),

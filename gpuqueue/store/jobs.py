@@ -127,12 +127,12 @@ def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
     ).rowcount
 
 
-def promote_waiting_for(connection: sqlite3.Connection, backend: str, *, now_us: int) -> int:
-    """Make the jobs available that this backend's absence postponed; returns how many."""
+def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
+    """Make the jobs available that this backend's absence postponed, before those that came later; returns how many."""
     return connection.execute(
-        "UPDATE jobs SET state = 'available', scheduled_at = ?, waiting_for = NULL "
+        "UPDATE jobs SET state = 'available', scheduled_at = enqueued_at, waiting_for = NULL "
         "WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'",
-        (now_us, backend),
+        (backend,),
     ).rowcount
 
 

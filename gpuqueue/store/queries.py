@@ -34,6 +34,8 @@ def list_jobs(
 ) -> list[Job]:
     """Return jobs, the newest first; `after` continues behind the id that the last page ended with."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
+    if state in (State.CANCELLED, State.DISCARDED):
+        conditions.append("state IN ('cancelled', 'discarded')")  # as the index `jobs_unsuccessful` spells it
     values: list[Any] = []
     if queue is not None:
         conditions.append("queue = ?")

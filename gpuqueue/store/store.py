@@ -246,10 +246,6 @@ class Store:
         """Write what waiting GPU jobs need."""
         self.write(lambda connection: jobs.set_demands(connection, demands, largest_bytes=largest_bytes))
 
-    def promote_waiting_for(self, backend: str, *, now_us: int) -> int:
-        """Make the jobs available that a backend's absence had postponed; returns how many."""
-        return self.write(lambda connection: jobs.promote_waiting_for(connection, backend, now_us=now_us))
-
     # --- workers ---
 
     def accept_configuration(
@@ -332,7 +328,7 @@ class Store:
         def work(connection: sqlite3.Connection) -> bool:
             was_open = workers.backend_answered(connection, name, worked=worked, now_us=now_us)
             if was_open:
-                jobs.promote_waiting_for(connection, name, now_us=now_us)
+                jobs.promote_waiting_for(connection, name)
             return was_open
 
         was_open = self.write(work)

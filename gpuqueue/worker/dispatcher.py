@@ -49,6 +49,7 @@ class Dispatcher:
         self._decided_at_s = float("-inf")
         self._holds: dict[str, tuple[Hold, ...]] = {}
         self._noted = False
+        self._unsizable: dict[str, Hold] = {}  # queues with a job whose demand a plugin failed to say
         self.view: View | None = None
         self.gate = Gate()
         self.plain: tuple[QueueSettings, ...] = ()
@@ -62,7 +63,7 @@ class Dispatcher:
             now = self.now()
             with self._store.snapshot() as connection:
                 view = build(connection, self._settings, now)
-            holds = decide_holds(view, self._plugins)
+            holds = decide_holds(view, self._plugins, self._unsizable)
             held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
             queues = {name: item.settings for name, item in view.queues.items()}
             open_queues = [queue for name, queue in queues.items() if name not in held and self._serves(name)]
@@ -101,7 +102,8 @@ class Dispatcher:
             return []
         view = self.decide(force=True)
         leases: list[Lease] = []
-        self._size(view)
+        if self._size(view):
+            view = self.decide(force=True)
         room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
         for job in self._candidates(view, self.gpu, room_bytes=room_bytes):
             answer = place(job, view, self._plugins)
@@ -159,20 +161,29 @@ class Dispatcher:
         if due_us is not None and due_us <= now_us:
             self._store.move_due(now_us=now_us)
 
-    def _size(self, view: View) -> None:
-        """Ask what waiting GPU jobs need, so that they fall into their demand classes."""
-        for queue in self.gpu:
+    def _size(self, view: View) -> bool:
+        """Ask what waiting GPU jobs need, so that they fall into their demand classes; returns whether a hold changed.
+
+        A queue is held while a plugin fails to say what one of its jobs needs, so that no other yields to it meanwhile.
+        """
+        unsizable: dict[str, Hold] = {}
+        for name, item in view.queues.items():
+            if not (item.settings.gpu and self._serves(name)):
+                continue
             with self._store.reading() as connection:
-                jobs = claims.unsized(connection, queue.name, limit=SIZED_AT_ONCE)
+                jobs = claims.unsized(connection, name, limit=SIZED_AT_ONCE)
             demands: list[tuple[int, Demand]] = []
             for job in jobs:
                 try:
                     demands.append((job.id, decide_demand(job, view, self._plugins)))
                 except PluginFailed as error:
-                    logger.error("queue %s: job %d is not started: %s", queue.name, job.id, error)
+                    unsizable[name] = Hold("plugin_failed", f"what job {job.id} needs is not known: {error}")
                     break
             if demands:
                 self._store.set_demands(demands, largest_bytes=largest_budget(self._settings))
+        changed = unsizable.keys() != self._unsizable.keys()
+        self._unsizable = unsizable
+        return changed
 
     def _candidates(self, view: View, queues: Sequence[QueueSettings], *, room_bytes: int) -> list[Job]:
         with self._store.snapshot() as connection:

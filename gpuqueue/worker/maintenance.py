@@ -68,6 +68,8 @@ class Maintenance:
     def start(self) -> None:
         if self._follows:
             self._store.add_follower(FOLLOWER)
+        elif self._is_alone():  # nobody is left who would read what the triggers write
+            self._store.remove_follower(FOLLOWER)
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,6 +77,11 @@ class Maintenance:
         self._thread.join()
         if self._follows:
             self.deliver_events()
+
+    def _is_alone(self) -> bool:
+        with self._store.reading() as connection:
+            rows = queries.worker_rows(connection, now_us=to_us(self._now()))
+        return all(row.info.id == self._worker_id for row in rows)
 
     def _run(self) -> None:
         while not self._stop.is_set():

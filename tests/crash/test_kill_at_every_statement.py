@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gpuqueue.domain import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
-from gpuqueue.store import Store, migrate
+from gpuqueue.store import Store, jobs, migrate
 from gpuqueue.store.jobs import NewJob
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, abandoned_by
 from gpuqueue.store.tables import metadata
@@ -160,7 +160,9 @@ OPERATIONS: dict[str, Operation] = {
     "move what is due": lambda scene: scene.store.move_due(now_us=at(5)),
     "refuse a queue": lambda scene: scene.store.refuse_waiting("work", message="away", now_us=at(5)),
     "refuse a job": lambda scene: scene.store.refuse_one(AVAILABLE, message="away", now_us=at(5)),
-    "promote what waited for a backend": lambda scene: scene.store.promote_waiting_for("ollama", now_us=at(5)),
+    "promote what waited for a backend": lambda scene: scene.store.write(
+        lambda connection: jobs.promote_waiting_for(connection, "ollama")
+    ),
     "extend": lambda scene: scene.store.extend("w", expires_at_us=at(99)),
     "pause": lambda scene: scene.store.pause("work", Pause("me", "why", from_us(at(5)), None)),
     "resume": lambda scene: scene.store.resume("work", by="me", now_us=at(5)),

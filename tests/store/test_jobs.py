@@ -8,7 +8,7 @@ import pytest
 
 from gpuqueue.domain import State
 from gpuqueue.errors import StateError, UnknownJob
-from gpuqueue.store import Store, claims, queries
+from gpuqueue.store import Store, claims, jobs, queries
 from gpuqueue.store.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, NewJob, demand_class
 from gpuqueue.units import from_us
 from tests.store.rows import CARD, GB, Rows, assert_counters_are_true, at
@@ -185,7 +185,7 @@ def test_the_return_of_a_backend_wakes_only_what_waited_for_it(rows: Rows) -> No
     rows.postpone(one, "snoozed", spent=False, waiting_for="ollama", due_s=300)
     rows.postpone(two, "snoozed", spent=False, waiting_for="other", due_s=300)
     rows.postpone(three, due_s=300)
-    assert rows.store.promote_waiting_for("ollama", now_us=at(5)) == 1
+    assert rows.store.write(lambda connection: jobs.promote_waiting_for(connection, "ollama")) == 1
     assert [rows.state(job_id) for job_id in (first, second, third)] == [State.AVAILABLE, State.RETRYABLE, State.RETRYABLE]
     assert rows.job(first).waiting_for is None
     assert rows.claim_one(s=5).attempt == 1

@@ -32,7 +32,6 @@ STATEMENTS = {
     outcomes.RUNNING_OF: "jobs_running",
     queries.RESULT: "key",
 }
-SORTED_ON_PURPOSE: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ HOT: dict[str, Callable[[Rows], object]] = {
     "give back": lambda rows: rows.postpone(rows.claim_one(s=7), "released", spent=False, due_s=7, s=7),
     "release": lambda rows: rows.store.release_device(1, 1),
     "move what is due": lambda rows: rows.store.move_due(now_us=at(8)),
-    "backend": lambda rows: rows.store.promote_waiting_for("ollama", now_us=at(9)),
+    "backend": lambda rows: rows.store.write(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
     "chunks": lambda rows: rows.store.append_chunks([(1, 1, "x")]),
     "cancel": lambda rows: rows.store.cancel(rows.enqueue(s=9), now_us=at(9)),
     "set demands": lambda rows: rows.store.set_demands([(1, Demand(1))], largest_bytes=1),
@@ -172,7 +171,8 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
     with store.reading() as connection:
         seen = Seen(connection)
         for state in (State.CANCELLED, State.DISCARDED):
-            queries.list_jobs(seen, queue=None, state=state, limit=9, after=None)  # type: ignore[arg-type]
+            for after in (None, 5):
+                queries.list_jobs(seen, queue=None, state=state, limit=9, after=after)  # type: ignore[arg-type]
     store.close()
     for statement, lines in seen.plans.items():
         assert_good(lines, statement, "jobs_unsuccessful")
