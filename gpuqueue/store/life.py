@@ -62,7 +62,19 @@ def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | Non
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return None
-        return frozenset(job_id for (job_id,) in SLOT.iter_unpack(file.read()) if job_id)
+        return _slots(file.read())
+
+
+def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
+    """Return the ids of the jobs that a worker executes, dead or not; None when its file is not to be seen from here."""
+    try:
+        return _slots(path_of(runtime_dir, worker_id).read_bytes())
+    except OSError:
+        return None
+
+
+def _slots(content: bytes) -> frozenset[int]:
+    return frozenset(job_id for (job_id,) in SLOT.iter_unpack(content) if job_id)
 
 
 def forget(runtime_dir: Path | str, worker_id: str) -> None:

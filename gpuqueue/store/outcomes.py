@@ -24,7 +24,7 @@ FINISH = (
     "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 WHERE id = ? AND lease = ? AND state = 'running'"
 )
 POSTPONE = (
-    "UPDATE jobs SET state = ?, scheduled_at = ?, attempt = attempt - ?, error = coalesce(?, error), waiting_for = ? "
+    "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, error = coalesce(?, error), waiting_for = ? "
     "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
 )
 RESERVATIONS = (
@@ -122,7 +122,9 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     lease = outcome.lease
     state = State.AVAILABLE if outcome.at_us <= now_us else State.RETRYABLE
     error = None if outcome.error is None else from_error(outcome.error)
-    row = (str(state), outcome.at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, lease.job_id, lease.lease)
+    # What was given back through no doing of its own keeps its place in the queue.
+    at_us = None if outcome.outcome == "released" else outcome.at_us
+    row = (str(state), at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, lease.job_id, lease.lease)
     if connection.execute(POSTPONE, row).rowcount == 0:
         # A cancel that came while it ran ends what would otherwise go on.
         cancelled = JobErrorRecord("cancelled", "cancelled while it ran")

@@ -15,7 +15,7 @@ from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
-from gpuqueue.store.life import forget, proven_dead
+from gpuqueue.store.life import executing, forget, proven_dead
 from gpuqueue.store.outcomes import abandoned_by
 from gpuqueue.units import format_size, to_us
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
@@ -103,19 +103,21 @@ class Maintenance:
         for row in rows:
             if row.info.id == self._worker_id:
                 continue
-            executing = proven_dead(row.runtime_dir, row.info.id)
-            if executing is not None:
-                self._take_back(row.info.id, executing, "it is dead, its life file's lock is free", now_us)
+            executed = proven_dead(row.runtime_dir, row.info.id)
+            if executed is not None:
+                self._take_back(row.info.id, executed, "it is dead, its life file's lock is free", now_us)
                 forget(row.runtime_dir, row.info.id)
             elif not row.info.alive:
-                self._take_back(row.info.id, None, "its lease ended without a sign of life", now_us)
+                self._take_back(
+                    row.info.id, executing(row.runtime_dir, row.info.id), "its lease ended without a sign of life", now_us
+                )
         for worker_id in left:
             if worker_id != self._worker_id:
                 self._take_back(worker_id, frozenset(), "it stopped before a clean-up was verified", now_us)
 
-    def _take_back(self, worker_id: str, executing: frozenset[int] | None, proof: str, now_us: int) -> None:
+    def _take_back(self, worker_id: str, executed: frozenset[int] | None, proof: str, now_us: int) -> None:
         orphans = self._store.rescue(
-            worker_id, by_worker=self._worker_id, executing=executing, proof=proof, max_crashes=self._max_crashes, now_us=now_us
+            worker_id, by_worker=self._worker_id, executing=executed, proof=proof, max_crashes=self._max_crashes, now_us=now_us
         )
         logger.warning("took over what worker %s left: %s", worker_id, proof)
         for reservation in orphans:

@@ -44,6 +44,7 @@ yields_to = ["ai-realtime"]
 when_unavailable = "retry"
 
 [queues.held]
+gpu = true
 pause = ["00:00-12:00", "12:00-00:00"]
 
 [queues.mail]

@@ -33,10 +33,10 @@ WRONG_COMMANDS = [
     (["submit", "ai-batch", "--model", "m", "--prompt", "x", "--priority", "9999999"], ["priority"]),
     (["submit", "ai-batch", "--model", "m", "--prompt", "x", "--wait", "--follow"], ["--wait", "--follow"]),
     (["submit", "ai-batch", "--model", "m", "--prompt", "x", "--timeout-s", "3"], ["--timeout-s"]),
-    (["submit", "mail", "--task", "ollama.generate", "--arg", "model"], ["'model'", "KEY=VALUE"]),
-    (["submit", "mail", "--task", "ollama.generate", "--arg", 'options={"a":}'], ["options", "not JSON"]),
-    (["submit", "mail", "--task", "ollama.generate", "--arg", "model=NaN", "--arg", "prompt=x"], ["must be JSON"]),
-    (["submit", "mail", "--task", "ollama.generate", "--arg", "modle=m", "--arg", "prompt=x"], ["'modle'", "'model'"]),
+    (["submit", "ai-batch", "--task", "ollama.generate", "--arg", "model"], ["'model'", "KEY=VALUE"]),
+    (["submit", "ai-batch", "--task", "ollama.generate", "--arg", 'options={"a":}'], ["options", "not JSON"]),
+    (["submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=NaN", "--arg", "prompt=x"], ["must be JSON"]),
+    (["submit", "ai-batch", "--task", "ollama.generate", "--arg", "modle=m", "--arg", "prompt=x"], ["'modle'", "'model'"]),
     (["submit", "mail", "--task", "x", "--app", "nothing"], ["'nothing'", "module:attribute"]),
     (["submit", "mail", "--task", "x", "--app", "no_such_module:gq"], ["'no_such_module'"]),
     (["worker", "--queue", "ai-bach", "--burst"], ["'ai-bach'", "did you mean 'ai-batch'"]),
@@ -145,7 +145,7 @@ def test_a_database_of_a_newer_gpuqueue_is_refused(configured: Path, run: Run) -
 
 
 def test_a_full_disk_is_said_and_stores_nothing(configured: Path, run: Run) -> None:
-    assert run("submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x").status == 0
+    assert run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x").status == 0
 
     # No file may grow past 300 blocks of 1024 bytes: what a full disk does, for one process.
     command = f"ulimit -f 300; exec {sys.executable} -m gpuqueue submit ai-batch --model m --prompt -"

@@ -55,7 +55,7 @@ def test_a_pause_shows_who_why_and_until_when_and_is_lifted(configured: Path, ru
 
 
 def test_advice_repeats_the_options_that_were_given(configured: Path, run: Run) -> None:
-    run("--database", "other.db", "submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+    run("--database", "other.db", "submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     ran = run("--database", "other.db", "explain", 1)
     assert f"--database {configured / 'other.db'}" in ran.out
     run("--database", "other.db", "pause", "mail")
@@ -107,7 +107,7 @@ def test_explain_gives_every_reason_and_what_to_do(configured: Path, run: Run) -
 
 def test_several_jobs_are_cancelled_and_retried(configured: Path, run: Run) -> None:
     for _ in range(2):
-        run("submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+        run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     assert run("cancel", 1, 99).status == 2
     assert json.loads(run("job", 1, "--json").out)["state"] == "available"
     assert run("cancel", 1, 2).status == 0
@@ -157,9 +157,9 @@ def test_without_a_command_the_help_is_shown(folder: Path, run: Run, argv: list[
 
 
 def test_a_terminal_too_narrow_for_a_table_loses_nothing(configured: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+    run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     monkeypatch.setattr("gpuqueue.cli.rendering.in_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
     line = run("jobs").out.strip()
-    for part in ("1", "available", "mail", "ollama.generate m", "0/"):
+    for part in ("1", "available", "ai-batch", "ollama.generate m", "0/"):
         assert part in line

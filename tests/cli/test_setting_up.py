@@ -110,7 +110,7 @@ def test_doctor_is_content_with_a_working_set_up(folder: Path, run: Run, simulat
 
 
 def test_doctor_says_how_to_mend_what_is_wrong(configured: Path, run: Run) -> None:
-    run("submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+    run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     (configured / "jobs.db").chmod(0o644)
     ran = run("doctor")
     assert ran.status == 1

@@ -61,12 +61,12 @@ def test_a_failed_job_ends_with_status_1_and_its_error(served: GPUQueue, run: Ru
 
 
 def test_what_keeps_a_job_from_starting_is_said_at_once(configured: Path, run: Run) -> None:
-    run("pause", "mail", "--reason", "server moves", "--until", "30m")
-    ran = run("submit", "mail", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+    run("pause", "ai-batch", "--reason", "server moves", "--until", "30m")
+    ran = run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     assert ran.status == 0
     assert ran.out == "1\n"
     assert "server moves until" in ran.err
-    assert "no worker serves queue 'mail'" in ran.err
+    assert "no worker serves queue 'ai-batch'" in ran.err
     assert f"gpuqueue --config {configured / 'gpuqueue.toml'} worker" in ran.err
 
 
@@ -97,7 +97,7 @@ def test_a_job_with_options_is_stored_with_them(configured: Path, run: Run) -> N
 
 def test_arguments_are_json_or_text(configured: Path, run: Run) -> None:
     given = ["--arg", 'options={"num_ctx": 512}', "--arg", "prompt=a=b", "--arg", "model=m", "--arg", "raw=true"]
-    run("submit", "mail", "--task", "ollama.generate", *given)
+    run("submit", "ai-batch", "--task", "ollama.generate", *given)
     arguments = json.loads(run("job", 1, "--json").out)["arguments"]
     assert arguments == {"options": {"num_ctx": 512}, "prompt": "a=b", "model": "m", "raw": True}
 

@@ -81,11 +81,14 @@ class Site:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *, threads: int = 4, alone: bool = False) -> subprocess.Popen[bytes]:
-        """Start a worker and wait until it is registered."""
+        """Start a worker and wait until it is registered, or has died of its first job already."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "app.py", str(threads)], cwd=self.folder, stderr=log, stdout=log)
         self.processes.append(process)
-        self.until(lambda: any(worker.pid == process.pid for worker in self.gq.workers()), "the worker is registered")
+        self.until(
+            lambda: process.poll() is not None or any(worker.pid == process.pid for worker in self.gq.workers()),
+            "the worker is registered",
+        )
         return process
 
     def until(self, condition: Callable[[], object], what: str) -> None:
