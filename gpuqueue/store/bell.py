@@ -48,6 +48,7 @@ class Bell:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
         self._socket: socket.socket | None = None
         self._opening = threading.Lock()
+        self._closed = False
         self._listed: dict[str, tuple[int, list[str]]] = {}
         self._workers: list[str] = []
         self._believed_until_s = 0.0
@@ -71,10 +72,12 @@ class Bell:
                     self._send(os.path.join(self._folders["waiters"], name))
 
     def close(self) -> None:
-        """Close the sending socket; the next ring opens another."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Close the sending socket; a thread that rings after this is not heard."""
+        with self._opening:
+            self._closed = True
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
 
     def _names(self, group: str) -> list[str]:
         if not HAS_UNIX_SOCKETS:
@@ -104,6 +107,8 @@ class Bell:
 
     def _open(self) -> socket.socket:
         with self._opening:
+            if self._closed:
+                raise OSError("the bell is closed")
             if self._socket is None:
                 made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 made.setblocking(False)

@@ -24,7 +24,8 @@ FINISH = (
     "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 WHERE id = ? AND lease = ? AND state = 'running'"
 )
 POSTPONE = (
-    "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, error = coalesce(?, error), waiting_for = ? "
+    "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, "
+    "error = coalesce(?, error), waiting_for = ? "
     "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
 )
 RESERVATIONS = (

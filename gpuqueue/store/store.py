@@ -66,6 +66,7 @@ class Store:
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
+        self._closed = False
 
     def _connect_writer(self) -> sqlite3.Connection:
         connection = engine.connect(self._engine)
@@ -78,6 +79,7 @@ class Store:
         self.writer.close()
         self.bell.close()
         with self._readers_lock:
+            self._closed = True
             while self._readers:
                 self._readers.pop().close()
         self._engine.dispose()
@@ -103,7 +105,10 @@ class Store:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 with self._readers_lock:
-                    self._readers.append(connection)
+                    if self._closed:  # by another thread meanwhile
+                        connection.close()
+                    else:
+                        self._readers.append(connection)
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
