@@ -21,7 +21,7 @@ from tests.benchmarks.floor import Floor
 pytestmark = pytest.mark.benchmark
 SAMPLES = 300
 PAUSE_S = 0.01  # between two jobs, so that the worker is idle again
-IDLE_S = float(os.environ.get("IDLE_S", 60))
+IDLE_S = 60.0
 
 APP = """
 import time
