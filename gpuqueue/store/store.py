@@ -265,9 +265,9 @@ class Store:
 
     def register_worker(
         self, worker_id: str, *, host: str, pid: int, queues: tuple[str, ...] | None, digest: str, expires_at_us: int, now_us: int
-    ) -> None:
-        """Add a live worker."""
-        self.write(
+    ) -> bool:
+        """Add a live worker; returns False when the shared settings are not, or no longer, those of its digest."""
+        return self.write(
             lambda connection: workers.register(
                 connection,
                 worker_id,

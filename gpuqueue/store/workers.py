@@ -54,14 +54,18 @@ def register(
     runtime_dir: str,
     expires_at_us: int,
     now_us: int,
-) -> None:
-    """Add a live worker."""
+) -> bool:
+    """Add a live worker; returns False when the shared settings are not, or no longer, those of its digest."""
+    agreed = connection.execute("SELECT digest FROM configuration WHERE id = 1").fetchone()
+    if agreed is not None and agreed[0] != digest:
+        return False
     connection.execute(
         "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, digest, runtime_dir) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (worker_id, host, pid, None if queues is None else json.dumps(queues), now_us, expires_at_us, digest, runtime_dir),
     )
     record(connection, "worker_started", at_us=now_us, data={"worker": worker_id, "host": host, "pid": pid})
+    return True
 
 
 def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int) -> bool:

@@ -37,6 +37,7 @@ class Dispatcher:
         *,
         worker_id: str,
         serves: Callable[[str], bool],
+        may_claim: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -44,6 +45,7 @@ class Dispatcher:
         self._settings = settings
         self._worker_id = worker_id
         self._serves = serves
+        self._may_claim = may_claim
         self.now = now
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
@@ -91,6 +93,8 @@ class Dispatcher:
 
     def exchange(self, ended: Sequence[Outcome], *, limit: int) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim up to `limit` jobs that need no device; returns (late leases, new leases)."""
+        if not self._may_claim():
+            limit = 0
         return self._store.finish_and_claim(
             ended, worker_id=self._worker_id, queues=self.plain, gate=self.gate, limit=limit, now_us=to_us(self.now())
         )
@@ -98,7 +102,8 @@ class Dispatcher:
     def claim_for_devices(self) -> list[Lease]:
         """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
         self._move_due()
-        if not any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values()):
+        serves_devices = any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values())
+        if not serves_devices or not self._may_claim():
             return []
         view = self.decide(force=True)
         leases: list[Lease] = []

@@ -27,7 +27,13 @@ class Heartbeat:
         self._on_lost = on_lost
         self._stop = threading.Event()
         self.lost = False
+        self._extended_at_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="gpuqueue-heartbeat", daemon=True)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the lease surely still runs; not so in a process that was stopped and goes on, which may have been rescued."""
+        return not self.lost and time.monotonic() - self._extended_at_s < self._lease_s * SAFE_PART
 
     def start(self) -> None:
         self._thread.start()
@@ -37,15 +43,15 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        extended_at_s = time.monotonic()
         while not self._stop.wait(self._lease_s / 3):
             try:
                 held = self._store.extend(self._worker_id, expires_at_us=self._now_us() + int(self._lease_s * 1e6))
             except StoreError as error:
                 logger.warning("the lease could not be extended: %s", error)
-                held = time.monotonic() - extended_at_s < self._lease_s * SAFE_PART
+                held = self.is_fresh
             else:
-                extended_at_s = time.monotonic() if held else extended_at_s
+                if held:
+                    self._extended_at_s = time.monotonic()
             if not held:
                 logger.error(
                     "worker %s lost its lease: its jobs were given to others, or will be; it stops them", self._worker_id

@@ -161,7 +161,7 @@ class Worker:
         self._life = Life(self._store.runtime_dir, self.id, slots=slots)
         self._listener = Listener(self._store.runtime_dir, "workers", self.id)
         lease_s = gq.config.worker.lease_s
-        self._store.register_worker(
+        while not self._store.register_worker(
             self.id,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -169,7 +169,8 @@ class Worker:
             digest=settings_digest(gq.shared()),
             expires_at_us=gq.now_us() + int(lease_s * 1e6),
             now_us=gq.now_us(),
-        )
+        ):
+            self._agree()  # another worker that started at the same time has other settings
         self._heartbeat = Heartbeat(self._store, self.id, lease_s=lease_s, now_us=gq.now_us, on_lost=self._lease_lost)
         self._output = Output(self._store)
         self._attempts = Attempts(
@@ -182,7 +183,13 @@ class Worker:
             on_given_up=self._given_up,
         )
         self._dispatcher = Dispatcher(
-            self._store, self._plugins, self._settings, worker_id=self.id, serves=self._serves, now=gq.now
+            self._store,
+            self._plugins,
+            self._settings,
+            worker_id=self.id,
+            serves=self._serves,
+            may_claim=lambda: self._heartbeat.is_fresh,
+            now=gq.now,
         )
         self._pool = Pool(self._dispatcher, self._life, threads=self._threads, run=self._run_plain)
         self._device_jobs = DeviceJobs(
