@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,16 +16,10 @@ from gpuqueue import GPUQueue, JobHandle, State
 from gpuqueue.initial_config import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
+from tests.conftest import wait_until as until
 
 BUDGET_BYTES = 5_000_000_000
 PATIENCE_S = 60.0
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    give_up_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_s, f"waited {PATIENCE_S} s in vain until {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture
