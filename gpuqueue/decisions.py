@@ -23,8 +23,6 @@ from gpuqueue.errors import ConfigurationError
 from gpuqueue.hookspecs import JobDemandDetails, OrderCandidatesDetails, PlaceJobDetails, QueueHoldDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 
-Holds = Mapping[str, tuple[Hold, ...]]
-
 
 def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
     """Return every queue's holds; a queue comes after those that it yields to. A plugin that fails holds the queue.

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, get_args, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import decide_holds, explain, yielding_order
-from gpuqueue.domain import Explanation, Hold, ModelSettings, Pause, QueueSettings, State, View, WhenUnavailable, WorkerInfo
+from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WhenUnavailable, WorkerInfo
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import VERBS, OllamaTasks
@@ -346,10 +346,6 @@ class GPUQueue:
     def queue_settings(self, name: str) -> QueueSettings:
         """How a queue behaves, as the workers agreed."""
         return self.agreed_settings().queues.get(name) or QueueSettings(name)
-
-    def model_settings(self, name: str) -> ModelSettings | None:
-        """What is configured for a model."""
-        return self.config.models.get(name)
 
     def queue_names(self) -> set[str]:
         """Every queue that exists."""

@@ -62,18 +62,14 @@ class Replay:
     rfa_on_gpu_count: int = 0
     hold_counts: Counter[str] = field(default_factory=Counter)  # of ai-batch: periods by reason
     held: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    backend_lost_count: int = 0
-    backend_recovered_count: int = 0
 
     def take(self, event: Event) -> str | None:
         """Add one event; returns the line that tells it, or None when nobody needs to hear of it."""
         if event.name in ("queue_held", "queue_released"):
             return self._held(event)
         if event.name == "backend_lost":
-            self.backend_lost_count += 1
             return "Ollama is away: ai-realtime refuses, ai-batch waits"
         if event.name == "backend_recovered":
-            self.backend_recovered_count += 1
             return "Ollama is back"
         if event.name == "job_enqueued" and event.job_id is not None:
             self.jobs[event.job_id] = JobRecord(event.job_id, event.queue or "", event.at)

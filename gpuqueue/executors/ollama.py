@@ -6,6 +6,7 @@ Never unloads a model.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ MEMORY_OPTIONS = frozenset({"num_ctx", "num_gpu", "num_batch", "num_thread", "ma
 _GENERATING = frozenset({"model", "format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs"})
 
 
-class OllamaExecutor:
+class OllamaExecutor(ABC):
     """One verb of one Ollama; the configured options of a model that size its memory are the same for all its jobs."""
 
     verb: ClassVar[str]
@@ -44,12 +45,12 @@ class OllamaExecutor:
         self._keep_warm_s = {device.name: device.keep_warm_s for device in devices}
         self._keep_alive_s = keep_alive_s
 
+    @abstractmethod
     def run(self, context: AttemptContext) -> dict[str, Any]:
         """Run one attempt.
 
         Returns: the verb's result. Raises: AttemptInterrupted, or an ExecutionError that classes the failure.
         """
-        raise NotImplementedError
 
     def body(self, arguments: Mapping[str, Any], placement: Placement | None) -> dict[str, Any]:
         """Make the request of a job's arguments and its model's configured options.
@@ -151,9 +152,9 @@ class _Streaming(OllamaExecutor):
             **self._spilled(str(body["model"])),
         }
 
+    @abstractmethod
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         """Return a line's text, thinking and tool calls."""
-        raise NotImplementedError
 
 
 class Generate(_Streaming):

@@ -119,8 +119,9 @@ class DeviceJobs:
                     "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
                 )
                 return  # the rescuer cleans up
-            if isinstance(outcome, Completed) and lease.task.startswith("ollama."):
-                self._written(lambda: self._on_backend("ollama", None))
+            backend = self._backend_of(lease.queue)
+            if isinstance(outcome, Completed) and lease.model and backend is not None:
+                self._written(lambda: self._on_backend(backend.name, None))
         self.clean_up(lease, orphaned=False)
 
     def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:

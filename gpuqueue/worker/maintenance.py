@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from gpuqueue.devices import Device
-from gpuqueue.domain import BackendSettings, Reading, State
+from gpuqueue.domain import BackendSettings, State
 from gpuqueue.errors import BackendUnavailable, GPUQueueError
 from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
@@ -60,7 +60,6 @@ class Maintenance:
         self._stop = threading.Event()
         self._pruned_at_s = time.monotonic()
         self._read_at_s = float("-inf")
-        self._published: dict[str, Reading] = {}
         self._warned_of_wal = False
         self._follows = any(plugins.answers(name) for name in EVENT_NAMES)
         self._thread = threading.Thread(target=self._run, name="gpuqueue-maintenance", daemon=True)
