@@ -98,9 +98,7 @@ class Config:
         folder = file.parent if file and root.get("database") is in_file else Path.cwd()
         devices = read_devices(root.sequence("gpu", '[gpu] and budget = "5GB"'))
         models = read_models(root.tables("models", '[models."gemma4:e4b"] and vram = "4.5GB"'), devices)
-        queues = read_queues(
-            root.tables("queues", "[queues.NAME]"), devices, has_ollama=root.has("ollama") or bool(models)
-        )
+        queues = read_queues(root.tables("queues", "[queues.NAME]"), devices, has_ollama=root.has("ollama") or bool(models))
         ollama = root.table("ollama", '[ollama] and url = "http://127.0.0.1:11434"')
         return cls(
             database=_database(root, folder),

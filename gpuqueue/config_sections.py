@@ -112,9 +112,7 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
     return models
 
 
-def read_queues(
-    tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, has_ollama: bool
-) -> dict[str, QueueSettings]:
+def read_queues(tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, has_ollama: bool) -> dict[str, QueueSettings]:
     """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
     queues = {name: _queue(name, table, has_device=bool(devices), has_ollama=has_ollama) for name, table in tables.items()}
     for name, table in tables.items():

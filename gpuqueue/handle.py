@@ -31,6 +31,8 @@ class Piece(str):
 class JobHandle:
     """One job as a client sees it. Its attributes are as of the last `refresh()`; they are read at first use."""
 
+    __slots__ = ("_gq", "_record", "id")
+
     def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None) -> None:
         self.id = job_id
         self._gq = gq

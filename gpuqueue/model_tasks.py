@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.tasks import JobOptions, Signature, Task, job_options_of, merged
+from gpuqueue.errors import UsageError
+from gpuqueue.models import CHAT, EMBED, GENERATE, VERBS, Verb
+from gpuqueue.options import JobOptions, merged, read_options
+from gpuqueue.tasks import Signature, Task
 
 if TYPE_CHECKING:
     from gpuqueue.handle import JobHandle
     from gpuqueue.queue import GPUQueue
-
-_COMMON = {"model", "options", "truncate"}
-VERBS: Mapping[str, Signature] = {
-    "ollama.generate": Signature(
-        frozenset({"model", "prompt"}),
-        frozenset(_COMMON | {"prompt", "suffix", "system", "template", "context", "raw", "format", "images", "think"}),
-    ),
-    "ollama.chat": Signature(frozenset({"model", "messages"}), frozenset(_COMMON | {"messages", "tools", "format", "think"})),
-    "ollama.embed": Signature(frozenset({"model", "input"}), frozenset(_COMMON | {"input", "dimensions"})),
-}
 
 
 class OllamaTasks:
@@ -31,14 +24,11 @@ class OllamaTasks:
 
     def __init__(self, gq: GPUQueue) -> None:
         self._gq = gq
-        self._tasks: dict[str, Task[..., Any]] = {
-            name: gq.add_task(Task[..., Any](gq, name, None, JobOptions(), signature=signature))
-            for name, signature in VERBS.items()
-        }
+        self._tasks = {name: self._register(verb) for name, verb in VERBS.items()}
 
     def generate(self, model: str, *, prompt: str, queue: str, job: Mapping[str, Any] | None = None, **request: Any) -> JobHandle:
         """Enqueue a completion: `prompt` and, at will, system, format, options, images, raw, think, suffix, context, template."""
-        return self._submit("ollama.generate", queue, job, {"model": model, "prompt": prompt, **request})
+        return self._submit(GENERATE, queue, job, {"model": model, "prompt": prompt, **request})
 
     def chat(
         self,
@@ -50,14 +40,20 @@ class OllamaTasks:
         **request: Any,
     ) -> JobHandle:
         """Enqueue a chat: `messages` are {role, content} dicts; at will tools, format, options, think."""
-        return self._submit("ollama.chat", queue, job, {"model": model, "messages": list(messages), **request})
+        return self._submit(CHAT, queue, job, {"model": model, "messages": list(messages), **request})
 
     def embed(
         self, model: str, *, input: str | Sequence[str], queue: str, job: Mapping[str, Any] | None = None, **request: Any
     ) -> JobHandle:
         """Enqueue embeddings of one text or several; at will dimensions, truncate, options."""
-        return self._submit("ollama.embed", queue, job, {"model": model, "input": input, **request})
+        return self._submit(EMBED, queue, job, {"model": model, "input": input, **request})
 
-    def _submit(self, name: str, queue: str, job: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> JobHandle:
-        task = self._tasks[name]
-        return self._gq.submit(task, arguments, merged(job_options_of(job or {}, queue=queue), task.defaults))
+    def _register(self, verb: Verb) -> Task[..., Any]:
+        signature = Signature(verb.required, verb.allowed)
+        return self._gq.add_task(Task[..., Any](self._gq, verb.name, None, JobOptions(), signature=signature))
+
+    def _submit(self, verb: Verb, queue: str, job: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> JobHandle:
+        task = self._tasks[verb.name]
+        if job is not None and "queue" in job:
+            raise UsageError("the job option queue is given twice")
+        return self._gq.submit(task, arguments, merged(read_options({"queue": queue, **(job or {})}), task.defaults))

@@ -6,33 +6,29 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from gpuqueue.config import Config, database_path
-from gpuqueue.decisions import decide_holds, explain, yielding_order
-from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WhenUnavailable, WorkerInfo
-from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
+from gpuqueue.decisions import decide_holds, explain
+from gpuqueue.declarations import DEFAULT_QUEUE, Declarations
+from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
+from gpuqueue.enqueueing import Enqueuer, Request
+from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
-from gpuqueue.model_tasks import VERBS, OllamaTasks
+from gpuqueue.model_tasks import OllamaTasks
+from gpuqueue.options import Duration, JobOptions, Options, merged, read_options
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
-from gpuqueue.store.jobs import NewJob
-from gpuqueue.store.rows import to_json
-from gpuqueue.tasks import Duration, JobOptions, Signature, Task, job_options, job_options_of, merged, task_name
+from gpuqueue.tasks import Signature, Task, task_name
 from gpuqueue.units import from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
-from gpuqueue.windows import parse_window, parse_zone
 
-DEFAULT_QUEUE = "default"
-FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
-REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -54,15 +50,14 @@ class GPUQueue:
         discover_plugins: bool = True,
     ) -> None:
         self.config = config if config is not None else Config.default(database)
-        self.tasks: dict[str, Task[..., Any]] = {}
         self.plugins = Plugins(default_policies(), blocked=self.config.plugins_blocked, discover=discover_plugins)
         for plugin in plugins:
             self.plugins.register(plugin)
+        self._declared = Declarations(self.config.queues)
+        self._enqueuer = Enqueuer(
+            self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
+        )
         self.ollama = OllamaTasks(self)
-        self._queues: dict[str, QueueSettings] = dict(self.config.queues)
-        self._task_queues: set[str] = set()
-        self._ensured: set[str] = set()
-        self._model_queues: set[str] = set()
         self._opening = threading.Lock()
 
     @classmethod
@@ -73,19 +68,8 @@ class GPUQueue:
     # --- declaring ---
 
     def queue(self, name: str, **settings: Any) -> QueueSettings:
-        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError."""
-        try:
-            made = replace(self._queues.get(name) or QueueSettings(name), **settings)
-            _check_settings(made)
-        except (TypeError, UsageError) as error:
-            raise ConfigurationError(f"queue {name!r}: {error}") from None
-        queues = {**self._queues, name: made}
-        for other in made.yields_to:
-            if other not in queues:
-                raise UnknownQueue(other, queues)
-        yielding_order(queues)
-        self._queues = queues
-        return made
+        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError, UnknownQueue."""
+        return self._declared.add_queue(name, settings)
 
     @overload
     def task(self, function: Callable[Parameters, Returned], /) -> Task[Parameters, Returned]: ...
@@ -115,7 +99,7 @@ class GPUQueue:
 
         `queue` exists from now on; `timeout` limits an attempt. Raises: UsageError, also when the name is taken.
         """
-        defaults = job_options(queue=queue, max_attempts=max_attempts, timeout=timeout, priority=priority)
+        defaults = read_options({"queue": queue, "max_attempts": max_attempts, "timeout": timeout, "priority": priority})
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             chosen = name or task_name(function)
@@ -125,120 +109,32 @@ class GPUQueue:
 
     def add_task(self, task: Task[Parameters, Returned]) -> Task[Parameters, Returned]:
         """Register a task object. Raises: UsageError when another function has its name."""
-        known = self.tasks.get(task.name)
-        if known is not None and known.function is not task.function and _place_of(known) != _place_of(task):
-            raise UsageError(f"a task {task.name!r} is registered already; give this one another name=")
-        self.tasks[task.name] = task
-        if task.defaults.queue is not None:
-            self._task_queues.add(task.defaults.queue)
+        self._declared.add_task(task)
         return task
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The registered tasks: {name: task}."""
+        return self._declared.tasks
 
     # --- enqueueing ---
 
-    def enqueue(
-        self, name: str, arguments: Mapping[str, Any] | None = None, *, queue: str | None = None, **options: Any
-    ) -> JobHandle:
-        """Store a job of a task by its name; `options` are those of `Task.using`.
+    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> JobHandle:
+        """Store a job of a task by its name. Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError."""
+        task = self._declared.task(name)
+        return self.submit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
 
-        Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError.
-        """
-        task = self._task(name)
-        asked = job_options_of(options, queue=queue)
-        return self.submit(task, dict(arguments or {}), merged(asked, task.defaults))
-
-    def enqueue_many(self, jobs: Iterable[tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]]) -> list[JobHandle]:
+    def enqueue_many(self, jobs: Iterable[Request]) -> list[JobHandle]:
         """Store all the jobs in one transaction, or none.
 
         Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
         Raises: as `enqueue`, naming the position of the wrong one.
         """
-        now_us = self.now_us()
-        new = []
-        for position, item in enumerate(jobs):
-            try:
-                new.append(self._new_job_of(item, now_us))
-            except UsageError as error:
-                error.args = (f"job {position} of this call: {error}",)
-                raise
-        return [JobHandle(self, job_id) for job_id in self.store.enqueue_many(new, now_us=now_us)]
+        return [JobHandle(self, job_id) for job_id in self._enqueuer.enqueue_many(jobs)]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
-        """Store a job of a task with complete options; what `enqueue` and `Task.enqueue` come down to."""
-        now_us = self.now_us()
-        return JobHandle(self, self.store.enqueue(self._new_job(task, arguments, options, now_us), now_us=now_us))
-
-    def _new_job_of(self, item: tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any], now_us: int) -> NewJob:
-        if isinstance(item, Mapping):
-            rest = dict(item)
-            named, arguments = rest.pop("task", None), rest.pop("arguments", {})
-            asked = job_options_of(rest)
-        else:
-            try:
-                named, arguments = item
-            except (TypeError, ValueError):
-                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {item!r}") from None
-            asked = JobOptions()
-        task = named if isinstance(named, Task) else self._task(str(named))
-        return self._new_job(task, arguments, merged(asked, task.defaults), now_us)
-
-    def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
-        task.signature.check(task.name, arguments)
-        queue = options.queue or DEFAULT_QUEUE
-        if queue not in self._ensured:
-            self._ensure_queue(queue)
-        if task.name in VERBS and queue not in self._model_queues:
-            self._ensure_model_queue(queue)
-        settings = self._queues.get(queue)
-        if settings is not None:
-            options = merged(options, _queue_defaults(settings))
-        scheduled_at_us = now_us
-        if options.at_us is not None:
-            scheduled_at_us = options.at_us
-        elif options.delay_s is not None:
-            scheduled_at_us = now_us + int(options.delay_s * 1e6)
-        return NewJob(
-            queue,
-            task.name,
-            to_json(arguments, limit_bytes=self.config.max_payload_bytes, what=f"the arguments of {task.name}")
-            if arguments
-            else "{}",
-            scheduled_at_us,
-            options.priority or 0,
-            options.max_attempts or (FUNCTION_ATTEMPTS if task.function else REQUEST_ATTEMPTS),
-            options.timeout_s,
-            None if options.expires_in_s is None else now_us + int(options.expires_in_s * 1e6),
-            options.tags,
-        )
-
-    def _task(self, name: str) -> Task[..., Any]:
-        task = self.tasks.get(name)
-        if task is None:
-            raise UnknownTask(name, self.tasks)
-        return task
-
-    def _ensure_queue(self, name: str) -> None:
-        if not self._knows_queue(name):
-            raise UnknownQueue(name, self.queue_names())
-        self.store.ensure_queue(name)
-        self._ensured.add(name)
-
-    def _ensure_model_queue(self, name: str) -> None:
-        """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
-        settings = self.agreed_settings()
-        queues = {**settings.queues, **self._queues}
-        if settings.devices and not (name in queues and queues[name].gpu):
-            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"
-            raise UsageError(
-                f"queue {name!r} has no gpu = true, so a model there would take the card's memory unseen. "
-                f"Queues for models: {right}"
-            )
-        self._model_queues.add(name)
-
-    def _knows_queue(self, name: str) -> bool:
-        if name in self._queues or name in self._task_queues or name == DEFAULT_QUEUE:
-            return True
-        with self.store.reading() as connection:
-            return name in queries.queue_names(connection)
+        """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
+        return JobHandle(self, self._enqueuer.enqueue(task, arguments, options))
 
     # --- finding and controlling ---
 
@@ -252,8 +148,8 @@ class GPUQueue:
         """List jobs, the newest first; `after` is the last id of the page before. Raises: UsageError."""
         if state is not None and state not in list(State):
             raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
-        if queue is not None and not self._knows_queue(queue):
-            raise UnknownQueue(queue, self.queue_names())
+        if queue is not None:
+            self._expect_queue(queue)
         with self.store.reading() as connection:
             found = queries.list_jobs(
                 connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after
@@ -265,8 +161,7 @@ class GPUQueue:
 
         `until` is an aware datetime or a duration from now; without it the pause lasts until `resume`. Raises: UnknownQueue.
         """
-        if not self._knows_queue(queue):
-            raise UnknownQueue(queue, self.queue_names())
+        self._expect_queue(queue)
         now = self.now()
         if until is not None and not isinstance(until, datetime):
             until = now + timedelta(seconds=parse_duration(until, what="until"))
@@ -274,15 +169,14 @@ class GPUQueue:
 
     def resume(self, queue: str, *, by: str | None = None) -> bool:
         """Lift a manual pause; returns whether there was one. Raises: UnknownQueue."""
-        if not self._knows_queue(queue):
-            raise UnknownQueue(queue, self.queue_names())
+        self._expect_queue(queue)
         return self.store.resume(queue, by=by or _user(), now_us=self.now_us())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
         with self.store.snapshot() as connection:
             counted = queries.counts(connection)
-        return {name: counted.get(name, {}) for name in sorted(set(self._queues) | set(counted))}
+        return {name: counted.get(name, {}) for name in sorted(set(self._declared.queues) | set(counted))}
 
     def holds(self) -> dict[str, list[Hold]]:
         """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
@@ -335,7 +229,7 @@ class GPUQueue:
 
     def own_settings(self) -> SharedSettings:
         """What this process was configured with, queues made in code included."""
-        return SharedSettings(self._queues, self.config.devices, self.config.models, self.config.backends)
+        return SharedSettings(self._declared.queues, self.config.devices, self.config.models, self.config.backends)
 
     def agreed_settings(self) -> SharedSettings:
         """What the workers agreed on; before the first worker, this process's own."""
@@ -350,7 +244,11 @@ class GPUQueue:
     def queue_names(self) -> set[str]:
         """Every queue that exists."""
         with self.store.reading() as connection:
-            return queries.queue_names(connection) | set(self._queues) | self._task_queues | {DEFAULT_QUEUE}
+            return queries.queue_names(connection) | self._declared.queue_names
+
+    def _expect_queue(self, name: str) -> None:
+        if name not in self._declared.queue_names and name not in (known := self.queue_names()):
+            raise UnknownQueue(name, known)
 
     def is_served(self, queue: str) -> bool:
         """Say whether a live worker serves the queue."""
@@ -388,34 +286,6 @@ class GPUQueue:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_settings(queue: QueueSettings) -> None:
-    """Refuse what a configuration file could not say either. Raises: UsageError naming the setting."""
-    try:
-        for window in queue.pause:
-            parse_window(window)
-    except UsageError as error:
-        raise UsageError(f"pause: {error}") from None
-    try:
-        parse_zone(queue.timezone)
-    except UsageError as error:
-        raise UsageError(f"timezone: {error}") from None
-    if queue.concurrency is not None and queue.concurrency < 1:
-        raise UsageError(f"concurrency must be at least 1 or None, not {queue.concurrency!r}")
-    if queue.when_unavailable not in get_args(WhenUnavailable):
-        raise UsageError(
-            f"when_unavailable must be one of {', '.join(get_args(WhenUnavailable))}, not {queue.when_unavailable!r}"
-        )
-
-
-def _queue_defaults(settings: QueueSettings) -> JobOptions:
-    return JobOptions(priority=settings.priority, max_attempts=settings.max_attempts, timeout_s=settings.timeout_s)
-
-
-def _place_of(task: Task[..., Any]) -> Sequence[Any]:
-    code = getattr(task.function, "__code__", None)
-    return (code.co_filename, code.co_firstlineno) if code else (task.name,)
 
 
 def _user() -> str:

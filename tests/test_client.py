@@ -425,7 +425,8 @@ class TellerPlugin:
 
 @pytest.fixture
 def teller(gq):
-    from gpuqueue.tasks import JobOptions, Signature, Task
+    from gpuqueue.options import JobOptions
+    from gpuqueue.tasks import Signature, Task
 
     teller = Teller()
     gq.plugins.register(TellerPlugin(teller))

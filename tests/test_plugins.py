@@ -11,9 +11,10 @@ import pytest
 from gpuqueue import ConfigurationError, JobFailed, hookimpl
 from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Retry, Wait
 from gpuqueue.hookspecs import EVENT_NAMES
+from gpuqueue.options import JobOptions
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
-from gpuqueue.tasks import JobOptions, Signature, Task
+from gpuqueue.tasks import Signature, Task
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 

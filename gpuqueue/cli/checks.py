@@ -108,7 +108,8 @@ def ollama(config: Config) -> Iterator[Check]:
 
 
 def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
-    from gpuqueue.executors.ollama_client import OllamaClient, full_name
+    from gpuqueue.executors.ollama_client import OllamaClient
+    from gpuqueue.models import full_name
 
     name = f"backend {backend.name}"
     try:

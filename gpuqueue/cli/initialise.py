@@ -131,7 +131,7 @@ def choose_model(asked: str | None, models: Mapping[str, int] | None, budget_byt
 
     Raises: UsageError when it cannot be loaded within the budget.
     """
-    from gpuqueue.executors.ollama_client import full_name
+    from gpuqueue.models import full_name
 
     sizes = {full_name(name): loaded_bytes(name, size) for name, size in (models or {}).items()}
     if asked is None and full_name(SCENARIO_MODEL) not in sizes:
@@ -190,7 +190,7 @@ def _write(file: Path, text: str) -> None:
 def _tell(
     file: Path, card: Card, ollama: Ollama, budget_bytes: int, margin_bytes: int, model: str, vram_bytes: int, zone: str
 ) -> None:
-    from gpuqueue.executors.ollama_client import full_name
+    from gpuqueue.models import full_name
 
     click.echo(f"wrote {file}")
     memory = f"budget {format_size(budget_bytes)}, margin {format_size(margin_bytes)}"

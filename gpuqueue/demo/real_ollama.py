@@ -9,7 +9,8 @@ import httpx
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.domain import BackendSettings, DeviceSettings
 from gpuqueue.errors import BackendUnavailable, UsageError
-from gpuqueue.executors.ollama_client import OllamaClient, full_name
+from gpuqueue.executors.ollama_client import OllamaClient
+from gpuqueue.models import full_name
 
 QUERY_S = 5.0
 LOADED_FACTOR = 1.5  # of a model's file: its context and buffers come on top

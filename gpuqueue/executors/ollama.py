@@ -14,24 +14,21 @@ from typing import Any, ClassVar
 from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, Placement
 from gpuqueue.errors import CallerFault, ExecutionError, did_you_mean
 from gpuqueue.executors import AttemptContext, Executor
-from gpuqueue.executors.ollama_client import OllamaClient, full_name
+from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.hookspecs import hookimpl
+from gpuqueue.models import CHAT, EMBED, GENERATE, Verb, full_name
 
 KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up
 
 # A difference in one of these makes Ollama load the model again, with another size.
 MEMORY_OPTIONS = frozenset({"num_ctx", "num_gpu", "num_batch", "num_thread", "main_gpu", "use_mmap", "shift"})
 
-_GENERATING = frozenset({"model", "format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs"})
-
 
 class OllamaExecutor(ABC):
     """One verb of one Ollama; the configured options of a model that size its memory are the same for all its jobs."""
 
-    verb: ClassVar[str]
+    verb: ClassVar[Verb]
     path: ClassVar[str]
-    allowed: ClassVar[frozenset[str]]
-    required: ClassVar[str]
 
     def __init__(
         self,
@@ -57,16 +54,16 @@ class OllamaExecutor(ABC):
 
         Raises: CallerFault for an argument that the verb does not have, or another value of a configured memory option.
         """
+        verb = self.verb
         given = {key: value for key, value in arguments.items() if value is not None}
         for key in given:
             if key == "keep_alive":
-                raise CallerFault(f"{self.verb}: keep_alive is not a job's to choose; set keep_warm for the device")
-            if key not in self.allowed:
-                near = did_you_mean(key, self.allowed)
-                raise CallerFault(f"{self.verb} has no argument {key!r}{near}. Arguments: {', '.join(sorted(self.allowed))}")
-        for key in ("model", self.required):
-            if key not in given:
-                raise CallerFault(f"{self.verb} needs the argument {key!r}")
+                raise CallerFault(f"{verb.name}: keep_alive is not a job's to choose; set keep_warm for the device")
+            if key not in verb.allowed:
+                near = did_you_mean(key, verb.allowed)
+                raise CallerFault(f"{verb.name} has no argument {key!r}{near}. Arguments: {', '.join(sorted(verb.allowed))}")
+        for key in sorted(verb.required - given.keys()):
+            raise CallerFault(f"{verb.name} needs the argument {key!r}")
         options = self._options(str(given["model"]), given)
         # Ollama takes this one beside the options, not among them.
         if "shift" in options:
@@ -76,7 +73,7 @@ class OllamaExecutor(ABC):
     def _options(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
         asked = given.get("options", {})
         if not isinstance(asked, Mapping):
-            raise CallerFault(f"{self.verb}: options must be a mapping, not {asked!r}")
+            raise CallerFault(f"{self.verb.name}: options must be a mapping, not {asked!r}")
         asked = dict(asked)
         if "shift" in given:
             asked["shift"] = given["shift"]
@@ -85,7 +82,7 @@ class OllamaExecutor(ABC):
         for key in MEMORY_OPTIONS & asked.keys() & configured.keys():
             if asked[key] != configured[key]:
                 raise CallerFault(
-                    f"{self.verb}: {key} = {asked[key]!r} would load {model!r} a second time, because it is configured with "
+                    f"{self.verb.name}: {key} = {asked[key]!r} would load {model!r} a second time, because it is configured with "
                     f"{key} = {configured[key]!r}. Leave it out of the job's options, or change it in [models.{model!r}]"
                 )
         return {**configured, **asked}
@@ -160,10 +157,8 @@ class _Streaming(OllamaExecutor):
 class Generate(_Streaming):
     """Continue a prompt."""
 
-    verb = "ollama.generate"
+    verb = GENERATE
     path = "/api/generate"
-    allowed = _GENERATING | {"prompt", "suffix", "system", "template", "context", "raw", "images"}
-    required = "prompt"
 
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         return str(line.get("response") or ""), str(line.get("thinking") or ""), line.get("tool_calls") or ()
@@ -172,10 +167,8 @@ class Generate(_Streaming):
 class Chat(_Streaming):
     """Answer the last message."""
 
-    verb = "ollama.chat"
+    verb = CHAT
     path = "/api/chat"
-    allowed = _GENERATING | {"messages", "tools"}
-    required = "messages"
 
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         message = line.get("message") or {}
@@ -188,10 +181,8 @@ class Embed(OllamaExecutor):
     Result: {"embeddings", "model", "prompt_tokens", "load_s", "total_s"}, and "spilled_bytes" where known.
     """
 
-    verb = "ollama.embed"
+    verb = EMBED
     path = "/api/embed"
-    allowed = frozenset({"model", "input", "dimensions", "truncate", "options"})
-    required = "input"
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
         body = self.body(context.lease.arguments, context.lease.placement)
@@ -217,8 +208,8 @@ class OllamaVerbs:
         for backend in details.get("backends", ()):
             for kind in (Generate, Chat, Embed):
                 executor = kind(backend, models, devices)
-                verbs[kind.verb.replace("ollama", backend.name, 1)] = executor
-                verbs.setdefault(kind.verb, executor)
+                verbs[kind.verb.name.replace("ollama", backend.name, 1)] = executor
+                verbs.setdefault(kind.verb.name, executor)
         return verbs
 
 

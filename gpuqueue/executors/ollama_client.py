@@ -46,17 +46,6 @@ class ConnectionRefused(BackendUnavailable):
     """Nothing listens at the backend's URL: the server is gone, and with it the runners that are its children."""
 
 
-def full_name(model: str) -> str:
-    """Name a model so that two names of the same model are equal, as Ollama takes them.
-
-    Adds the tag `latest`, drops the default registry and library, and folds case.
-    """
-    name = model.strip().casefold()
-    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
-    # A registry's port has a colon too, so only the last part is asked for a tag.
-    return name if not name or ":" in name.rpartition("/")[2] else f"{name}:latest"
-
-
 class OllamaClient:
     """One Ollama, over HTTP; every method may be called from any thread, and keeps nothing open."""
 

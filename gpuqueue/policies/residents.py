@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, Reading, Resident
 from gpuqueue.errors import BackendUnavailable, ExecutionError, OutOfMemory, RunnerCrashed
 from gpuqueue.executors import AttemptInterrupted
-from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient, full_name
+from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails, hookimpl
+from gpuqueue.models import full_name
 from gpuqueue.units import format_duration, format_size
 
 POLL_S = 0.02  # the first pause between two looks; each is longer than the one before

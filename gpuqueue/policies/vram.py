@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from gpuqueue.domain import Demand, DeviceView, Placement, Wait
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
+from gpuqueue.models import VERBS, full_name
 from gpuqueue.units import format_size
-
-MODEL_TASKS = ("ollama.generate", "ollama.chat", "ollama.embed")
 
 
 class VRAM:
@@ -15,10 +14,10 @@ class VRAM:
     @hookimpl
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
         whole_bytes = max((device.settings.budget_bytes for device in details.view.devices.values()), default=0)
-        if details.job.task not in MODEL_TASKS:
+        if details.job.task not in VERBS:
             return Demand(whole_bytes)
         model = str(details.job.arguments.get("model", ""))
-        known = details.view.models.get(model) or details.view.models.get(model.removesuffix(":latest"))
+        known = next((item for item in details.view.models.values() if full_name(item.name) == full_name(model)), None)
         return Demand(known.vram_bytes if known else whole_bytes, model)
 
     @hookimpl

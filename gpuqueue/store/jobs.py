@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
 from gpuqueue.errors import StateError, UnknownJob
@@ -23,54 +23,64 @@ _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device IS NULL THEN '' ELSE demand_model END"
 
 
-class NewJob(NamedTuple):
-    """What to store; times in microseconds, arguments as JSON text."""
-
-    queue: str
-    task: str
-    arguments: str
-    scheduled_at_us: int
-    priority: int = 0
-    max_attempts: int = 1
-    timeout_s: float | None = None
-    expires_at_us: int | None = None
-    tags: tuple[str, ...] = ()
-
-
 _INSERTED = (
     "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
     "arguments", "tags",
 )  # fmt: skip
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
+# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
+INSERT_PLAIN_JOB = (
+    "INSERT INTO jobs (queue, task, state, priority, enqueued_at, scheduled_at, max_attempts, arguments) "
+    "VALUES (?, ?, 'available', ?, ?, ?, ?, ?)"
+)
 
 
-def is_inline(job: NewJob) -> bool:
-    """Say whether the job's arguments lie in its row, so that storing it is a single statement."""
-    return len(job.arguments) <= INLINE_BYTES
+class NewJob(NamedTuple):
+    """A job that is to be stored: the statement that inserts its row, and arguments too large to lie in it."""
+
+    statement: str
+    row: tuple[Any, ...]
+    large_arguments: str | None
 
 
-def insert_job(connection: sqlite3.Connection, job: NewJob, *, now_us: int) -> int:
-    """Store a job and return its id."""
-    inline = is_inline(job)
-    cursor = connection.execute(
-        INSERT_JOB,
-        (
-            job.queue,
-            job.task,
-            "available" if job.scheduled_at_us <= now_us else "scheduled",
-            job.priority,
-            now_us,
-            job.scheduled_at_us,
-            job.expires_at_us,
-            job.max_attempts,
-            job.timeout_s,
-            job.arguments if inline else None,
-            json.dumps(job.tags) if job.tags else None,
-        ),
+def new_job(
+    queue: str,
+    task: str,
+    arguments: str,
+    now_us: int,
+    scheduled_at_us: int,
+    priority: int = 0,
+    max_attempts: int = 1,
+    timeout_s: float | None = None,
+    expires_at_us: int | None = None,
+    tags: tuple[str, ...] = (),
+) -> NewJob:
+    """Word a job's insertion; times in microseconds, arguments as JSON text."""
+    is_inline = len(arguments) <= INLINE_BYTES
+    if is_inline and scheduled_at_us <= now_us and timeout_s is None and expires_at_us is None and not tags:
+        row: tuple[Any, ...] = (queue, task, priority, now_us, scheduled_at_us, max_attempts, arguments)
+        return NewJob(INSERT_PLAIN_JOB, row, None)
+    row = (
+        queue,
+        task,
+        "available" if scheduled_at_us <= now_us else "scheduled",
+        priority,
+        now_us,
+        scheduled_at_us,
+        expires_at_us,
+        max_attempts,
+        timeout_s,
+        arguments if is_inline else None,
+        json.dumps(tags) if tags else None,
     )
-    job_id = cursor.lastrowid or 0
-    if not inline:
-        put_payload(connection, job_id, "arguments", job.arguments)
+    return NewJob(INSERT_JOB, row, None if is_inline else arguments)
+
+
+def insert_job(connection: sqlite3.Connection, job: NewJob) -> int:
+    """Store a job and return its id."""
+    job_id = connection.execute(job.statement, job.row).lastrowid or 0
+    if job.large_arguments is not None:
+        put_payload(connection, job_id, "arguments", job.large_arguments)
     return job_id
 
 

@@ -17,7 +17,16 @@ from gpuqueue.units import format_size, from_us
 INLINE_BYTES = 1000
 NO_ARGUMENTS = "{}"
 
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+_encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
+# What `encode` makes anew for each value, at the cost of encoding a small one; None without the C accelerator.
+_make_chunks = getattr(json.encoder, "c_make_encoder", None)
+_chunks = _make_chunks and _make_chunks(
+    None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
+
+
+def _encode(value: Any) -> str:
+    return "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
 
 
 def to_json(value: Any, *, limit_bytes: int, what: str) -> str:

@@ -119,17 +119,18 @@ class Store:
 
     # --- jobs, for the client ---
 
-    def enqueue(self, job: NewJob, *, now_us: int) -> int:
+    def enqueue(self, job: NewJob) -> int:
         """Store a job, wake the workers, and return its id."""
-        job_id = self.writer.run(
-            lambda connection: jobs.insert_job(connection, job, now_us=now_us), is_one_statement=jobs.is_inline(job)
-        )
+        if job.large_arguments is None:
+            job_id = self.writer.insert(job.statement, job.row)
+        else:
+            job_id = self.write(lambda connection: jobs.insert_job(connection, job))
         self.bell.ring_workers()
         return job_id
 
-    def enqueue_many(self, new: Sequence[NewJob], *, now_us: int) -> list[int]:
+    def enqueue_many(self, new: Sequence[NewJob]) -> list[int]:
         """Store all the jobs or none, and return their ids in order."""
-        ids = self.write(lambda connection: [jobs.insert_job(connection, job, now_us=now_us) for job in new])
+        ids = self.write(lambda connection: [jobs.insert_job(connection, job) for job in new])
         self.bell.ring_workers()
         return ids
 

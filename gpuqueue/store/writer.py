@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,19 +53,15 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self.connection: sqlite3.Connection | None = None
 
-    def run(self, work: Work[Result], *, is_one_statement: bool = False) -> Result:
+    def run(self, work: Work[Result]) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
 
-        `is_one_statement` promises that the work executes a single statement; alone, it is then its own transaction.
         Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError.
         """
+        call = _Call(work)
         if self._lock.acquire(blocking=False):
-            if is_one_statement and not self._queue:
-                return self._run_alone(work)
-            call = _Call(work)
             self._serve(call)
         else:
-            call = _Call(work)
             call.done = threading.Lock()
             call.done.acquire()
             self._queue.append(call)
@@ -77,22 +73,33 @@ class Writer:
             raise call.error
         return call.result  # type: ignore[no-any-return]
 
-    def close(self) -> None:
-        """Close the connection once no work runs."""
-        with self._lock:
-            if self.connection is not None:
-                self.connection.close()
-                self.connection = None
+    def insert(self, statement: str, row: Sequence[Any]) -> int:
+        """Insert one row and return its id; where no other thread writes, the statement is a transaction by itself.
 
-    def _run_alone(self, work: Work[Result]) -> Result:
+        Raises: as `run`.
+        """
+        if self._queue or not self._lock.acquire(blocking=False):
+            return self.run(lambda connection: connection.execute(statement, row).lastrowid or 0)
         try:
-            return self._when_free(work, self.connection or self._open())
+            try:
+                return (self.connection or self._open()).execute(statement, row).lastrowid or 0
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+            return self._when_free(lambda connection: connection.execute(statement, row).lastrowid or 0, self._open())
         except sqlite3.Error as error:
             raise explain(error, self._path) from error
         finally:
             self._lock.release()
             if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
                 self._serve(None)
+
+    def close(self) -> None:
+        """Close the connection once no work runs."""
+        with self._lock:
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = None
 
     def _serve(self, own: _Call | None) -> None:
         interrupt: BaseException | None = None
@@ -117,7 +124,7 @@ class Writer:
     def _transact(self, calls: list[_Call]) -> None:
         connection = None
         try:
-            connection = self.connection or self._open()
+            connection = self._open()
             self._when_free(_begin, connection)
             if len(calls) == 1:
                 calls[0].result = calls[0].work(connection)
@@ -159,8 +166,9 @@ class Writer:
         connection.execute("RELEASE one_call")
 
     def _open(self) -> sqlite3.Connection:
-        self.connection = self._connect()
-        self.connection.execute("PRAGMA busy_timeout = 0")
+        if self.connection is None:
+            self.connection = self._connect()
+            self.connection.execute("PRAGMA busy_timeout = 0")
         return self.connection
 
     def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:

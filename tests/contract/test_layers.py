@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 # layer → modules and packages; a module is placed by its longest entry.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
-    ("errors", "domain", "units", "windows", "settings", "config", "config_table", "config_sections", "initial_config"),
+    ("errors", "domain", "models", "units", "windows", "settings", "config", "config_table", "config_sections", "initial_config"),
     # 1 contracts
     ("hookspecs", "plugin_manager", "executors/__init__", "devices/__init__"),
     # 2 parts
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4 deciding
     ("view", "decisions"),
     # 5 client
-    ("tasks", "model_tasks", "handle", "queue"),
+    ("options", "tasks", "declarations", "enqueueing", "model_tasks", "handle", "queue"),
     # 6 running
     ("worker",),
     # 7 edges

@@ -20,7 +20,7 @@ import pytest
 
 from gpuqueue.domain import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
 from gpuqueue.store import Store, jobs, migrate
-from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
@@ -126,14 +126,14 @@ def work_queues(scene: Scene) -> dict[str, Any]:
 
 
 def new(arguments: str) -> NewJob:
-    return NewJob("work", "app.task", arguments, at(5))
+    return new_job("work", "app.task", arguments, at(5), at(5))
 
 
 Operation = Callable[[Scene], object]
 OPERATIONS: dict[str, Operation] = {
-    "enqueue": lambda scene: scene.store.enqueue(new("{}"), now_us=at(5)),
-    "enqueue a large one": lambda scene: scene.store.enqueue(new(LARGE), now_us=at(5)),
-    "enqueue many": lambda scene: scene.store.enqueue_many([new("{}"), new(LARGE), new("{}")], now_us=at(5)),
+    "enqueue": lambda scene: scene.store.enqueue(new("{}")),
+    "enqueue a large one": lambda scene: scene.store.enqueue(new(LARGE)),
+    "enqueue many": lambda scene: scene.store.enqueue_many([new("{}"), new(LARGE), new("{}")]),
     "claim": lambda scene: scene.store.claim(**work_queues(scene)),
     "claim for a device": lambda scene: scene.rows.placed(SIZED, s=5),
     "complete": lambda scene: scene.rows.complete(scene.lease(RUNNING), s=5),

@@ -26,7 +26,7 @@ from gpuqueue.errors import (
 )
 from gpuqueue.executors import AttemptInterrupted, Executor
 from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, OllamaVerbs
-from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient, full_name
+from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, OllamaSimulator, expected_answer, expected_embedding
 
@@ -338,20 +338,6 @@ def test_arguments_that_the_verb_does_not_have_are_the_callers_fault(arguments: 
         Generate(BackendSettings(), MODELS).body(arguments, None)
 
     assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "other",
-    ["nomic-embed-text:latest", "Nomic-Embed-Text", "library/nomic-embed-text", "registry.ollama.ai/library/nomic-embed-text"],
-)
-def test_two_names_of_one_model_are_equal(other: str) -> None:
-    assert full_name("nomic-embed-text") == full_name(other)
-
-
-def test_different_models_have_different_names() -> None:
-    names = ["", "a", "a:b", "host:5000/a", "host:5000/a:b", "hf.co/a/b:Q4"]
-
-    assert [full_name(name) for name in names] == ["", "a:latest", "a:b", "host:5000/a:latest", "host:5000/a:b", "hf.co/a/b:q4"]
 
 
 # The classes of failure

@@ -8,7 +8,7 @@ from typing import Any
 from gpuqueue.domain import Demand, DeviceSettings, Job, JobErrorRecord, Lease, Placement, QueueSettings, State
 from gpuqueue.store import Store
 from gpuqueue.store.claims import Gate
-from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.jobs import new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed
 
 NOW_US = 1_700_000_000_000_000
@@ -50,7 +50,7 @@ class Rows:
             options["expires_at_us"] = at(options.pop("expires_s"))
         arguments = options.pop("arguments", "{}")
         due_us = at(s if due_s is None else due_s)
-        return self.store.enqueue(NewJob(queue, "app.task", arguments, due_us, **options), now_us=at(s))
+        return self.store.enqueue(new_job(queue, "app.task", arguments, at(s), due_us, **options))
 
     def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
         job_id = self.enqueue(queue, **options)

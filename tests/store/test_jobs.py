@@ -9,7 +9,7 @@ import pytest
 from gpuqueue.domain import State
 from gpuqueue.errors import StateError, UnknownJob
 from gpuqueue.store import Store, claims, jobs, queries
-from gpuqueue.store.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, NewJob, demand_class
+from gpuqueue.store.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, demand_class, new_job
 from gpuqueue.units import from_us
 from tests.store.rows import CARD, GB, Rows, assert_counters_are_true, at
 
@@ -24,12 +24,12 @@ def test_a_job_is_stored_as_it_was_asked_for(rows: Rows) -> None:
 
 
 def test_many_jobs_are_stored_in_order_or_not_at_all(rows: Rows) -> None:
-    new = [NewJob("work", f"t{i}", "{}", at(0)) for i in range(5)]
-    ids = rows.store.enqueue_many(new, now_us=at(0))
+    new = [new_job("work", f"t{i}", "{}", at(0), at(0)) for i in range(5)]
+    ids = rows.store.enqueue_many(new)
     assert ids == sorted(ids)
     assert [rows.job(job_id).task for job_id in ids] == ["t0", "t1", "t2", "t3", "t4"]
     with pytest.raises(Exception, match=r"NOT NULL"):
-        rows.store.enqueue_many([*new, NewJob(None, "t", "{}", at(0))], now_us=at(0))  # type: ignore[arg-type]
+        rows.store.enqueue_many([*new, new_job(None, "t", "{}", at(0), at(0))])  # type: ignore[arg-type]
     assert rows.one("SELECT count(*) FROM jobs") == 5
 
 
@@ -57,8 +57,8 @@ def test_a_future_job_is_scheduled_and_keeps_its_due_time_when_it_is_promoted(ro
 
 
 def test_at_most_a_batch_is_promoted_at_once_and_the_earliest_first(rows: Rows) -> None:
-    new = [NewJob("work", "t", "{}", at(1000 - i)) for i in range(SCAN_LIMIT + 7)]
-    ids = rows.store.enqueue_many(new, now_us=at(0))
+    new = [new_job("work", "t", "{}", at(0), at(1000 - i)) for i in range(SCAN_LIMIT + 7)]
+    ids = rows.store.enqueue_many(new)
     rows.queue("work")
     rows.store.move_due(now_us=at(2000))
     assert rows.one("SELECT count(*) FROM jobs WHERE state = 'scheduled'") == 7

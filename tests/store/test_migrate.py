@@ -144,10 +144,10 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
 
 def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.jobs import NewJob\n"
+        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.jobs import new_job\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "store = Store(Path(sys.argv[1]))\n"
-        "store.enqueue(NewJob('work', 't', '{}', 0), now_us=1); store.close()"
+        "store.enqueue(new_job('work', 't', '{}', 1, 0)); store.close()"
     )
     for number in range(3):
         command = [sys.executable, "-c", code, str(tmp_path / f"{number}.db")]

@@ -17,7 +17,7 @@ from gpuqueue.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.store import Store
 from gpuqueue.store.engine import explain
 from tests.conftest import wait_until
-from tests.store.rows import Rows, at
+from tests.store.rows import Rows
 
 PATIENCE_S = 30.0
 
@@ -141,7 +141,7 @@ def test_a_locked_file_is_busy_and_nothing_is_changed(tmp_path: Path) -> None:
     with pytest.raises(StoreBusy, match="nothing was changed, try again"):
         rows.enqueue()
     with pytest.raises(StoreBusy, match="nothing was changed, try again"):
-        store.enqueue_many([], now_us=at(0))
+        store.enqueue_many([])
     other.execute("COMMIT")
     other.close()
     assert rows.one("SELECT count(*) FROM jobs") == 0
@@ -186,9 +186,9 @@ def test_a_snapshot_belongs_to_one_moment(store: Store, rows: Rows) -> None:
 def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows) -> None:
     rows.queue("work")
     code = (
-        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.jobs import NewJob\n"
+        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.jobs import new_job\n"
         "store = Store(Path(sys.argv[1]), write_timeout_s=60)\n"
-        "for _ in range(100): store.enqueue(NewJob('work', 't', '{}', 0), now_us=1)\n"
+        "for _ in range(100): store.enqueue(new_job('work', 't', '{}', 1, 0))\n"
         "store.close()"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(store.path)]) for _ in range(2)]

@@ -1,0 +1,144 @@
+"""Owns enqueueing: requests become rows, which are stored alone or together; runs and finds no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gpuqueue.config import Config
+from gpuqueue.declarations import DEFAULT_QUEUE, Declarations
+from gpuqueue.domain import QueueSettings
+from gpuqueue.errors import UnknownQueue, UsageError
+from gpuqueue.models import VERBS
+from gpuqueue.options import JobOptions, merged, read_options
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import Store, queries
+from gpuqueue.store.jobs import NewJob, new_job
+from gpuqueue.store.rows import NO_ARGUMENTS, to_json
+from gpuqueue.tasks import Task
+
+FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
+REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
+
+Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
+
+
+class Enqueuer:
+    """Stores jobs of declared tasks. `store` opens the file at its first use."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        config: Config,
+        *,
+        store: Callable[[], Store],
+        agreed_settings: Callable[[], SharedSettings],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._declared = declarations
+        self._config = config
+        self._store = store
+        self._agreed_settings = agreed_settings
+        self._now_us = now_us
+        self._ensured: set[str] = set()  # queues that have a row
+        self._model_queues: set[str] = set()  # queues that may run models
+
+    def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> int:
+        """Store one job and return its id. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
+        return self._store().enqueue(self._new_job(task, arguments, options, self._now_us()))
+
+    def enqueue_many(self, requests: Iterable[Request]) -> list[int]:
+        """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
+        now_us = self._now_us()
+        new = []
+        for position, request in enumerate(requests):
+            try:
+                task, arguments, asked = self._read(request)
+                new.append(self._new_job(task, arguments, merged(asked, task.defaults), now_us))
+            except UsageError as error:
+                error.args = (f"job {position} of this call: {error}",)
+                raise
+        return self._store().enqueue_many(new)
+
+    def _read(self, request: Request) -> tuple[Task[..., Any], Mapping[str, Any], JobOptions]:
+        if isinstance(request, Mapping):
+            rest = dict(request)
+            named, arguments = rest.pop("task", None), rest.pop("arguments", {})
+            asked = read_options(rest)
+        else:
+            try:
+                named, arguments = request
+            except (TypeError, ValueError):
+                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {request!r}") from None
+            asked = JobOptions()
+        return named if isinstance(named, Task) else self._declared.task(str(named)), arguments, asked
+
+    def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
+        task.signature.check(task.name, arguments)
+        known = task.completed
+        if known is None or known[0] is not options or known[1] is not self._declared.queues:
+            known = task.completed = (options, self._declared.queues, self._completed(task, options))
+        _, _, complete = known
+        scheduled_at_us = now_us
+        if complete.at_us is not None:
+            scheduled_at_us = complete.at_us
+        elif complete.delay_s is not None:
+            scheduled_at_us = now_us + int(complete.delay_s * 1e6)
+        text = NO_ARGUMENTS
+        if arguments:
+            text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
+        return new_job(
+            complete.queue or DEFAULT_QUEUE,
+            task.name,
+            text,
+            now_us,
+            scheduled_at_us,
+            complete.priority or 0,
+            complete.max_attempts or 1,
+            complete.timeout_s,
+            None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
+            complete.tags,
+        )
+
+    def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:
+        """Fill in what the queue and the kind of task give. Raises: UnknownQueue; UsageError for a queue without models."""
+        queue = options.queue or DEFAULT_QUEUE
+        self._ensure_queue(queue)
+        if task.name in VERBS:
+            self._ensure_model_queue(queue)
+        settings = self._declared.queues.get(queue) or QueueSettings(queue)
+        attempts = FUNCTION_ATTEMPTS if task.function else REQUEST_ATTEMPTS
+        return merged(
+            options,
+            JobOptions(
+                queue=queue,
+                priority=settings.priority or 0,
+                max_attempts=settings.max_attempts or attempts,
+                timeout_s=settings.timeout_s,
+            ),
+        )
+
+    def _ensure_queue(self, name: str) -> None:
+        if name in self._ensured:
+            return
+        if name not in self._declared.queue_names:
+            with self._store().reading() as connection:
+                stored = queries.queue_names(connection)
+            if name not in stored:
+                raise UnknownQueue(name, stored | self._declared.queue_names)
+        self._store().ensure_queue(name)
+        self._ensured.add(name)
+
+    def _ensure_model_queue(self, name: str) -> None:
+        """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
+        if name in self._model_queues:
+            return
+        settings = self._agreed_settings()
+        queues = {**settings.queues, **self._declared.queues}
+        if settings.devices and not (name in queues and queues[name].gpu):
+            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"
+            raise UsageError(
+                f"queue {name!r} has no gpu = true, so a model there would take the card's memory unseen. "
+                f"Queues for models: {right}"
+            )
+        self._model_queues.add(name)
