@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gpuqueue import backoff
 from gpuqueue.config import Config
-from gpuqueue.domain import Event, Explanation, Hold, Job, State, WorkerInfo
+from gpuqueue.current_job import CurrentJob, current_job
+from gpuqueue.domain import Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
 from gpuqueue.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -27,6 +29,7 @@ from gpuqueue.handle import JobHandle
 from gpuqueue.hookspecs import hookimpl
 from gpuqueue.queue import GPUQueue
 from gpuqueue.tasks import Task
+from gpuqueue.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
     from gpuqueue.worker import Worker
@@ -35,6 +38,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Config",
     "ConfigurationError",
+    "CurrentJob",
+    "Discard",
     "Event",
     "Explanation",
     "GPUQueue",
@@ -46,8 +51,11 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobHandle",
+    "LogLine",
     "PayloadError",
+    "Retry",
     "ServiceUnavailable",
+    "Snooze",
     "State",
     "StateError",
     "StoreBusy",
@@ -59,6 +67,8 @@ __all__ = [
     "UsageError",
     "Worker",
     "WorkerInfo",
+    "backoff",
+    "current_job",
     "hookimpl",
 ]
 

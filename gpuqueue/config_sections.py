@@ -43,7 +43,7 @@ QUEUE_KEYS = (
     "priority",
     "backend",
 )
-WORKER_KEYS = ("threads", "lease", "grace", "max_crashes")
+WORKER_KEYS = ("threads", "async_jobs", "lease", "grace", "max_crashes")
 RETENTION_KEYS = tuple(state.value for state in FINISHED)
 PLUGINS_KEYS = ("block",)
 
@@ -62,7 +62,8 @@ NO_BACKEND = "none"
 class WorkerSettings:
     """How one worker process behaves; others may differ."""
 
-    threads: int = 8
+    threads: int = 8  # plain functions at once
+    async_jobs: int = 500  # asynchronous ones at once, on one event loop
     lease_s: float = 30.0
     grace_s: float = 30.0  # how long a shutdown lets attempts finish
     max_crashes: int = 3  # workers that one job may take down before it is discarded
@@ -128,6 +129,7 @@ def read_worker(table: Table) -> WorkerSettings:
     default = WorkerSettings()
     return WorkerSettings(
         threads=table.integer("threads", default.threads, minimum=1),
+        async_jobs=table.integer("async_jobs", default.async_jobs, minimum=1),
         lease_s=table.duration("lease", default.lease_s, positive=True),
         grace_s=table.duration("grace", default.grace_s),
         max_crashes=table.integer("max_crashes", default.max_crashes, minimum=1),

@@ -9,10 +9,9 @@ from typing import Any, get_args
 from gpuqueue.decisions import yielding_order
 from gpuqueue.domain import QueueSettings, WhenUnavailable
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
+from gpuqueue.options import DEFAULT_QUEUE
 from gpuqueue.tasks import Task
 from gpuqueue.windows import parse_window, parse_zone
-
-DEFAULT_QUEUE = "default"
 
 
 class Declarations:

@@ -64,6 +64,8 @@ class Job:
     arguments: Mapping[str, Any]
     tags: tuple[str, ...]
     error: JobErrorRecord | None
+    progress: float | None = None  # 0 to 1, as its running or latest attempt said; None when it said nothing
+    progress_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,16 @@ class JobErrorRecord:
     code: str
     message: str
     traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line that a job logged; `lease` grows from attempt to attempt."""
+
+    seq: int
+    lease: int
+    at: datetime
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,29 +137,6 @@ class Hold:
     detail: str
     until: datetime | None = None
     refuse: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Try again at `at`; the failed attempt is spent."""
-
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Snooze:
-    """Postpone to `until` without spending the attempt; `waiting_for` names a backend whose return ends it sooner."""
-
-    until: datetime
-    waiting_for: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """End the job as discarded, with this code."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gpuqueue.config import Config
-from gpuqueue.declarations import DEFAULT_QUEUE, Declarations
+from gpuqueue.declarations import Declarations
 from gpuqueue.domain import QueueSettings
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.models import VERBS
-from gpuqueue.options import JobOptions, merged, read_options
+from gpuqueue.options import DEFAULT_QUEUE, JobOptions, merged, read_options
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
 from gpuqueue.store.jobs import NewJob, new_job

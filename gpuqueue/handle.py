@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.domain import FINISHED, WAITING, Explanation, Job, JobErrorRecord, State
+from gpuqueue.domain import FINISHED, WAITING, Explanation, Job, JobErrorRecord, LogLine, State
 from gpuqueue.errors import JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable
 from gpuqueue.policies.availability import REFUSAL
+from gpuqueue.store import queries
 from gpuqueue.store.bell import POLL_S, Listener
+from gpuqueue.twins import in_thread, twin
 
 if TYPE_CHECKING:
     from gpuqueue.queue import GPUQueue
@@ -63,6 +65,11 @@ class JobHandle:
         return self.record.task
 
     @property
+    def progress(self) -> float | None:
+        """How far the job said it is, from 0 to 1."""
+        return self.record.progress
+
+    @property
     def error(self) -> JobErrorRecord | None:
         return self.record.error
 
@@ -89,10 +96,21 @@ class JobHandle:
         Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, which leaves the
         job alone; UnknownJob.
         """
-        ending = self._wait(timeout_s)
-        if ending.state is State.COMPLETED:
-            return json.loads(ending.result or "null")
-        raise self._error_of(ending)
+        ending = self._gq.store.get_ending(self.id)
+        if not ending.is_finished:
+            with _Watch(self, timeout_s) as watch:
+                while not (ending := watch.look()).is_finished:
+                    while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                        pass
+        return self._value_of(ending)
+
+    async def aresult(self, timeout_s: float | None = None) -> Any:
+        """The async twin of `result`; any number of them wait without a thread each."""
+        with _Watch(self, timeout_s) as watch:
+            while not (ending := await in_thread(watch.look)).is_finished:
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+        return self._value_of(ending)
 
     def stream(self, timeout_s: float | None = None) -> Iterator[Piece]:
         """Yield the job's output as it comes, also after it has finished; ends when the job completes.
@@ -100,30 +118,33 @@ class JobHandle:
         An attempt that is tried again begins its output anew: its pieces carry another `attempt_lease`.
         Raises: as `result`, at the end.
         """
-        store = self._gq.store
-        give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
-        seen = 0
-        with Listener.for_job(store.runtime_dir, self.id) as listener:
-            watch = _Watch(self._gq, self.id)
+        with _Watch(self, timeout_s) as watch:
             while True:
-                with store.reading() as connection:
-                    from gpuqueue.store import queries
+                pieces, ending = watch.look_for_output()
+                yield from pieces
+                if ending.is_finished:
+                    break
+                while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                    pass
+        self._value_of(ending)
 
-                    # The state is read first: what is written before the end is then surely seen.
-                    ending = queries.get_ending(connection, self.id)
-                    rows = queries.chunks_after(connection, self.id, seen)
-                for seq, lease, text in rows:
-                    piece = Piece(text)
-                    piece.attempt_lease = lease
-                    seen = seq
+    async def astream(self, timeout_s: float | None = None) -> AsyncIterator[Piece]:
+        """The async twin of `stream`."""
+        with _Watch(self, timeout_s) as watch:
+            while True:
+                pieces, ending = await in_thread(watch.look_for_output)
+                for piece in pieces:
                     yield piece
-                if ending.state in FINISHED:
-                    self._record = None
-                    if ending.state is not State.COMPLETED:
-                        raise self._error_of(ending)
-                    return
-                watch.look(ending)
-                listener.wait(self._patience(give_up_s))
+                if ending.is_finished:
+                    break
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+        self._value_of(ending)
+
+    def logs(self, *, after: int = 0) -> list[LogLine]:
+        """Return the lines that the job logged, behind the one whose `seq` is `after`."""
+        with self._gq.store.reading() as connection:
+            return queries.logs_after(connection, self.id, after)
 
     def cancel(self) -> bool:
         """Stop the job: at once while it waits, from any process while it runs; returns False when it had finished."""
@@ -141,30 +162,22 @@ class JobHandle:
         """Say why the job is where it is."""
         return self._gq.explain(self.id)
 
+    arefresh = twin(refresh)
+    alogs = twin(logs)
+    acancel = twin(cancel)
+    aretry = twin(retry)
+    aexplain = twin(explain)
+
     def __repr__(self) -> str:
         known = f" {self._record.state} in {self._record.queue}" if self._record else ""
         return f"<job {self.id}{known}>"
 
-    def _wait(self, timeout_s: float | None) -> Ending:
-        store = self._gq.store
-        ending = store.get_ending(self.id)
-        if ending.state not in FINISHED:
-            give_up_s = None if timeout_s is None else time.monotonic() + timeout_s
-            with Listener.for_job(store.runtime_dir, self.id) as listener:
-                watch = _Watch(self._gq, self.id)
-                while (ending := store.get_ending(self.id)).state not in FINISHED:
-                    watch.look(ending)
-                    listener.wait(self._patience(give_up_s))
+    def _value_of(self, ending: Ending) -> Any:
+        """Return a finished job's result. Raises: the error that says how it ended."""
         self._record = None
-        return ending
-
-    def _patience(self, give_up_s: float | None) -> float:
-        if give_up_s is None:
-            return POLL_S
-        left_s = give_up_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError(f"{self.explain()}\n(the job goes on; cancel it with job.cancel())")
-        return min(left_s, POLL_S)
+        if ending.state is State.COMPLETED:
+            return json.loads(ending.result or "null")
+        raise self._error_of(ending)
 
     def _error_of(self, ending: Ending) -> JobError:
         error: JobErrorRecord = ending.error or JobErrorRecord(str(ending.state), str(ending.state))
@@ -177,32 +190,78 @@ class JobHandle:
 
 
 class _Watch:
-    """Looks after a job that somebody waits for: expires it in time, and notices when nobody will run it."""
+    """Watches one job for a caller that waits: looks at it, expires it in time, and notices when nobody will run it.
 
-    def __init__(self, gq: GPUQueue, job_id: int) -> None:
-        self._gq = gq
-        self._job_id = job_id
-        self._ask_at_s = time.monotonic() + WORKER_CHECK_S
+    All of it is the same for callers that block and callers that await; only how they wait for a ring differs.
+    """
+
+    def __init__(self, handle: JobHandle, timeout_s: float | None) -> None:
+        self._handle = handle
+        self._gq = handle._gq
+        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
+        self._version = -1
         self._told = False
+        self._seen = 0  # of the output
+        self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
 
-    def look(self, ending: Ending) -> None:
-        if ending.state not in WAITING:
-            return
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+
+    def look(self) -> Ending:
+        """Read how the job stands. Raises: TimeoutError when the caller's patience is at its end."""
+        return self.look_for_output(with_output=False)[1]
+
+    def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
+        """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
+        store = self._gq.store
+        self._version = store.data_version()
+        with store.reading() as connection:
+            # The state is read first: what is written before the end is then surely seen.
+            ending = queries.get_ending(connection, self._handle.id)
+            rows = queries.chunks_after(connection, self._handle.id, self._seen) if with_output else ()
+        pieces = []
+        for seq, lease, text in rows:
+            piece = Piece(text)
+            piece.attempt_lease = lease
+            pieces.append(piece)
+            self._seen = seq
+        if ending.state in WAITING:
+            self._look_after(ending)
+        if not ending.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
+            raise TimeoutError(f"{self._handle.explain()}\n(the job goes on; cancel it with job.cancel())")
+        return pieces, ending
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a ring."""
+        moments = [self._look_again_s] if self._ends_s is None else [self._look_again_s, self._ends_s]
+        return max(0.0, min(POLL_S, min(moments) - time.monotonic()))
+
+    def has_news(self, rang: bool) -> bool:
+        """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
+        return rang or self.patience_s == 0 or self._gq.store.data_version() != self._version
+
+    def _look_after(self, ending: Ending) -> None:
+        """Do for a job that waits what nobody may be there to do."""
         now_us = self._gq.now_us()
         if ending.expires_at_us is not None and ending.expires_at_us <= now_us:
             self._gq.store.move_due(now_us=now_us)
-        if time.monotonic() < self._ask_at_s:
+        if time.monotonic() < self._look_again_s:
             return
-        self._ask_at_s = time.monotonic() + WORKER_CHECK_S
+        self._look_again_s = time.monotonic() + WORKER_CHECK_S
         if self._gq.is_served(ending.queue):
             return
         if self._gq.queue_settings(ending.queue).when_unavailable == "reject":
-            self._gq.store.refuse_one(self._job_id, message=REFUSAL, now_us=now_us)
+            self._gq.store.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
         elif not self._told:
             self._told = True
             logger.warning(
                 "job %d waits: no worker serves queue %r. Start one: %s",
-                self._job_id,
+                self._handle.id,
                 ending.queue,
                 self._gq.worker_command(ending.queue),
             )

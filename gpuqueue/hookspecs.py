@@ -19,7 +19,6 @@ from gpuqueue.domain import (
     CleanUp,
     Demand,
     DeviceSettings,
-    Discard,
     Event,
     Hold,
     Job,
@@ -28,12 +27,11 @@ from gpuqueue.domain import (
     Placement,
     QueueSettings,
     Reading,
-    Retry,
-    Snooze,
     State,
     View,
     Wait,
 )
+from gpuqueue.verdicts import DEFAULT_RULES, Discard, Retry, RetryRules, Snooze
 
 if TYPE_CHECKING:
     import click
@@ -84,13 +82,14 @@ class OrderCandidatesDetails:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailedDetails:
-    """A failed attempt; `error` is what the task or the executor raised."""
+    """A failed attempt; `error` is what the task or the executor raised, `rules` what the task says of its failures."""
 
     lease: Lease
     queue: QueueSettings
     error: BaseException
     now: datetime
     backend: BackendSettings | None
+    rules: RetryRules = DEFAULT_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +181,10 @@ class Events:
     @hookspec
     def attempt_started(self, details: Event) -> None:
         """A worker claimed a job; `data` has attempt, worker and device."""
+
+    @hookspec
+    def job_progressed(self, details: Event) -> None:
+        """A running job said how far it is; `data` has progress (0 to 1), note, attempt and lease."""
 
     @hookspec
     def attempt_finished(self, details: Event) -> None:

@@ -9,6 +9,7 @@ from gpuqueue.errors import UsageError
 from gpuqueue.models import CHAT, EMBED, GENERATE, VERBS, Verb
 from gpuqueue.options import JobOptions, merged, read_options
 from gpuqueue.tasks import Signature, Task
+from gpuqueue.twins import twin
 
 if TYPE_CHECKING:
     from gpuqueue.handle import JobHandle
@@ -26,12 +27,15 @@ class OllamaTasks:
         self._gq = gq
         self._tasks = {name: self._register(verb) for name, verb in VERBS.items()}
 
-    def generate(self, model: str, *, prompt: str, queue: str, job: Mapping[str, Any] | None = None, **request: Any) -> JobHandle:
+    def generate(
+        self, /, model: str, *, prompt: str, queue: str, job: Mapping[str, Any] | None = None, **request: Any
+    ) -> JobHandle:
         """Enqueue a completion: `prompt` and, at will, system, format, options, images, raw, think, suffix, context, template."""
         return self._submit(GENERATE, queue, job, {"model": model, "prompt": prompt, **request})
 
     def chat(
         self,
+        /,
         model: str,
         *,
         messages: Sequence[Mapping[str, Any]],
@@ -43,10 +47,14 @@ class OllamaTasks:
         return self._submit(CHAT, queue, job, {"model": model, "messages": list(messages), **request})
 
     def embed(
-        self, model: str, *, input: str | Sequence[str], queue: str, job: Mapping[str, Any] | None = None, **request: Any
+        self, /, model: str, *, input: str | Sequence[str], queue: str, job: Mapping[str, Any] | None = None, **request: Any
     ) -> JobHandle:
         """Enqueue embeddings of one text or several; at will dimensions, truncate, options."""
         return self._submit(EMBED, queue, job, {"model": model, "input": input, **request})
+
+    agenerate = twin(generate)
+    achat = twin(chat)
+    aembed = twin(embed)
 
     def _register(self, verb: Verb) -> Task[..., Any]:
         signature = Signature(verb.required, verb.allowed)

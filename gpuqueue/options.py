@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypedDict
 
 from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.units import parse_duration, to_us
+from gpuqueue.units import Duration, parse_duration, to_us
 
-Duration = str | float | timedelta
-
+DEFAULT_QUEUE = "default"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
 
 

@@ -10,23 +10,24 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import decide_holds, explain
-from gpuqueue.declarations import DEFAULT_QUEUE, Declarations
+from gpuqueue.declarations import Declarations
 from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
-from gpuqueue.options import Duration, JobOptions, Options, merged, read_options
+from gpuqueue.options import JobOptions, Options, merged, read_options
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
-from gpuqueue.tasks import Signature, Task, task_name
-from gpuqueue.units import from_us, parse_duration
+from gpuqueue.tasks import Task, TaskSettings
+from gpuqueue.twins import twin
+from gpuqueue.units import Duration, from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
 
 Parameters = ParamSpec("Parameters")
@@ -76,34 +77,19 @@ class GPUQueue:
 
     @overload
     def task(
-        self,
-        *,
-        name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        max_attempts: int | None = None,
-        timeout: Duration | None = None,
-        priority: int | None = None,
+        self, **settings: Unpack[TaskSettings]
     ) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]: ...
 
-    def task(
-        self,
-        function: Callable[..., Any] | None = None,
-        *,
-        name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        max_attempts: int | None = None,
-        timeout: Duration | None = None,
-        priority: int | None = None,
+    def task(  # type: ignore[misc]  # that **settings covers a TypedDict is not seen
+        self, function: Callable[..., Any] | None = None, /, **settings: Any
     ) -> Any:
-        """Register a function as a task; its arguments and what it returns are JSON.
+        """Register a function, plain or async, as a task; its arguments and what it returns are JSON.
 
-        `queue` exists from now on; `timeout` limits an attempt. Raises: UsageError, also when the name is taken.
+        Its queue exists from now on. Raises: UsageError for a wrong setting, or when the name is taken.
         """
-        defaults = read_options({"queue": queue, "max_attempts": max_attempts, "timeout": timeout, "priority": priority})
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            chosen = name or task_name(function)
-            return self.add_task(Task(self, chosen, function, defaults, signature=Signature.of(function)))
+            return self.add_task(Task.of(self, function, cast(TaskSettings, settings)))
 
         return register if function is None else register(function)
 
@@ -206,6 +192,20 @@ class GPUQueue:
     def view(self) -> View:
         """Read the snapshot that decisions are made from."""
         return read_view(self.store, self.agreed_settings(), self.now())
+
+    # --- the async twins of all that blocks ---
+
+    aenqueue = twin(enqueue)
+    aenqueue_many = twin(enqueue_many)
+    asubmit = twin(submit)
+    ajob = twin(job)
+    ajobs = twin(jobs)
+    apause = twin(pause)
+    aresume = twin(resume)
+    acounts = twin(counts)
+    aholds = twin(holds)
+    aexplain = twin(explain)
+    aworkers = twin(workers)
 
     # --- what it knows ---
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 
+from gpuqueue.backoff import Backoff
+from gpuqueue.current_job import Alone, running
 from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.options import JobOptions, Options, merged, read_options
+from gpuqueue.executors import AsyncExecutor, Executor
+from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
+from gpuqueue.options import DEFAULT_QUEUE, JobOptions, Options, merged, read_options
+from gpuqueue.twins import in_thread
+from gpuqueue.units import Duration
+from gpuqueue.verdicts import DEFAULT_RULES, RetryRules, read_rules
 
 if TYPE_CHECKING:
     from gpuqueue.handle import JobHandle
@@ -19,6 +26,19 @@ if TYPE_CHECKING:
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned", covariant=True)
+
+
+class TaskSettings(Options, total=False):
+    """How a task is registered: its name, the options of its jobs, and how a worker runs them.
+
+    `queue` is "default" unless given. `retry_on`: only these errors are tried again, while `max_attempts` allow; by default
+    every error is. `discard_on`: these never are. `backoff`: how long to wait in between, see `gpuqueue.backoff`.
+    """
+
+    name: str | None
+    retry_on: type[BaseException] | Iterable[type[BaseException]] | None
+    discard_on: type[BaseException] | Iterable[type[BaseException]]
+    backoff: Backoff | Callable[[int], Duration] | str | None
 
 
 class Task(Generic[Parameters, Returned]):
@@ -35,22 +55,39 @@ class Task(Generic[Parameters, Returned]):
         defaults: JobOptions,
         *,
         signature: Signature,
+        rules: RetryRules = DEFAULT_RULES,
     ) -> None:
         self.name = name
         self.function = function
         self.defaults = defaults
         self.signature = signature
+        self.rules = rules
         self.arguments_name = f"the arguments of {name}"
         self.completed: tuple[JobOptions, Any, JobOptions] | None = None  # kept by whoever enqueues
         self._gq = gq
         if function is not None:
             self.__doc__ = function.__doc__
 
+    @classmethod
+    def of(cls, gq: GPUQueue, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
+        """Make a task of a function. Raises: UsageError naming the setting."""
+        asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
+        name = asked.pop("name", None) or task_name(function)
+        rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))
+        return cls(gq, name, function, read_options(asked), signature=Signature.of(function), rules=rules)
+
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        """Run the function here and now, without the queue."""
+        """Run the function here and now, without the queue; `current_job()` works, and what it is told is only logged."""
         if self.function is None:
             raise UsageError(f"{self.name} is run by an executor in a worker; enqueue it")
-        return self.function(*args, **kwargs)
+        if inspect.iscoroutinefunction(self.function):
+            return cast(Returned, self._awaited(*args, **kwargs))
+        with running(Alone(self.name)):
+            return self.function(*args, **kwargs)
+
+    async def _awaited(self, *args: Any, **kwargs: Any) -> Any:
+        with running(Alone(self.name)):
+            return await cast(Callable[..., Any], self.function)(*args, **kwargs)
 
     def enqueue(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> JobHandle:
         """Store a job of this task; arguments are passed by name.
@@ -61,11 +98,23 @@ class Task(Generic[Parameters, Returned]):
             raise UsageError(f"{self.name}: pass arguments by name, they are stored as JSON by name")
         return self._gq.submit(self, kwargs, self.defaults)
 
+    async def aenqueue(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> JobHandle:
+        """The async twin of `enqueue`."""
+        return await in_thread(self.enqueue, *args, **kwargs)
+
     def using(self, **options: Unpack[Options]) -> Task[Parameters, Returned]:
         """Return this task with other options for the jobs enqueued through it. Raises: UsageError naming the option."""
         made = copy(self)
         made.defaults = merged(read_options(options), self.defaults)
         return made
+
+    def executor(self) -> Executor | AsyncExecutor | None:
+        """Make what runs the function in a worker; None where a plugin's executor runs the task."""
+        if self.function is None:
+            return None
+        if inspect.iscoroutinefunction(self.function):
+            return CoroutineExecutor(self.function)
+        return CallableExecutor(self.function)
 
     @property
     def place(self) -> object:

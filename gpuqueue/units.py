@@ -9,7 +9,9 @@ from fractions import Fraction
 
 from gpuqueue.errors import UsageError
 
-__all__ = ["format_duration", "format_size", "from_us", "parse_duration", "parse_size", "to_us"]
+__all__ = ["Duration", "format_duration", "format_size", "from_us", "parse_duration", "parse_size", "to_us"]
+
+Duration = str | float | timedelta  # "90s", seconds, or a timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

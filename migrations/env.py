@@ -8,7 +8,8 @@ from gpuqueue.store.tables import metadata
 
 
 def run(connection):
-    context.configure(connection=connection, target_metadata=metadata, version_table=VERSION_TABLE, transactional_ddl=False)
+    # One transaction for all migrations, which the caller began: without this Alembic would commit after each.
+    context.configure(connection=connection, target_metadata=metadata, version_table=VERSION_TABLE, transactional_ddl=True)
     context.run_migrations()
 
 

@@ -28,6 +28,7 @@ from gpuqueue import (
     UsageError,
 )
 from gpuqueue.errors import CallerFault, ConfigurationError
+from gpuqueue.verdicts import Discard, Retry
 
 
 @pytest.fixture
@@ -418,9 +419,7 @@ class TellerPlugin:
 
     @hookimpl
     def attempt_failed(self, details):
-        from gpuqueue.domain import Discard, Retry
-
-        return Retry(details.now) if details.lease.attempt < details.lease.max_attempts else Discard("failed", "no more")
+        return Retry(0) if details.lease.attempt < details.lease.max_attempts else Discard("no more")
 
 
 @pytest.fixture

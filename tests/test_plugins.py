@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import pytest
 
 from gpuqueue import ConfigurationError, JobFailed, hookimpl
-from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Retry, Wait
+from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Wait
 from gpuqueue.hookspecs import EVENT_NAMES
 from gpuqueue.options import JobOptions
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.tasks import Signature, Task
+from gpuqueue.verdicts import Retry
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
@@ -343,7 +344,7 @@ def test_the_life_of_a_job_is_told_in_order_and_once(gpu_queue, start_worker, un
     class AtOnce:
         @hookimpl
         def attempt_failed(self, details):
-            return Retry(details.now) if details.lease.attempt == 1 else None
+            return Retry(0) if details.lease.attempt == 1 else None
 
     diary = Diary()
     gq = gpu_queue(diary, AtOnce())

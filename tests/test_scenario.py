@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue import ConfigurationError, JobCancelled, JobFailed, ServiceUnavailable, hookimpl
-from gpuqueue.domain import Retry
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_embedding
+from gpuqueue.verdicts import Retry
 
 GEMMA = "gemma4:e4b"
 REFUSED = "^AI service temporarily unavailable$"
@@ -21,7 +21,7 @@ class RetryAtOnce:
     def attempt_failed(self, details):
         if type(details.error).__name__ in ("BackendUnavailable", "ConnectionRefused"):
             return None
-        return Retry(details.now) if details.lease.attempt < details.lease.max_attempts else None
+        return Retry(0) if details.lease.attempt < details.lease.max_attempts else None
 
 
 def reasons(gq, queue):

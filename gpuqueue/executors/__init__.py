@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from gpuqueue.domain import Lease
 
@@ -33,17 +33,33 @@ class AttemptContext(Protocol):
         """Return quietly, or raise AttemptInterrupted when the attempt must stop."""
 
     def emit(self, text: str) -> None:
-        """Append to the job's output; readers see it within 100 ms."""
+        """Append to the job's output; readers see it within 100 ms. Raises: AttemptInterrupted."""
+
+    def progress(self, fraction: float, note: str) -> None:
+        """Say how far the job is, from 0 to 1; the latest counts."""
+
+    def log(self, message: str) -> None:
+        """Append a line to the job's log."""
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
         """While the block runs, an interruption calls `stop` once, from another thread; at once if it came already."""
 
 
 class Executor(Protocol):
-    """Runs one attempt.
+    """Runs one attempt in the calling thread.
 
     Returns: a JSON value. Raises: AttemptInterrupted when it stopped because it was asked to; an ExecutionError that
     classes the failure, or anything else as the task's own failure.
     """
 
     def run(self, context: AttemptContext) -> Any: ...
+
+
+class AsyncExecutor(Protocol):
+    """Runs one attempt on the worker's event loop; an interruption cancels it. Returns and raises as an Executor."""
+
+    async def arun(self, context: AttemptContext) -> Any: ...
+
+
+def is_async(executor: Executor | AsyncExecutor) -> TypeGuard[AsyncExecutor]:
+    return hasattr(executor, "arun")

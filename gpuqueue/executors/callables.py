@@ -1,8 +1,8 @@
-"""Owns running a registered function in the calling thread; a thread cannot be killed, so it never tries to."""
+"""Owns running a registered function in the calling thread or on the event loop; neither can be killed, so it never tries to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gpuqueue.executors import AttemptContext
@@ -16,3 +16,13 @@ class CallableExecutor:
 
     def run(self, context: AttemptContext) -> Any:
         return self._function(**context.lease.arguments)
+
+
+class CoroutineExecutor:
+    """Awaits an asynchronous function in the same way; a cancel, a deadline or a shutdown raises CancelledError in it."""
+
+    def __init__(self, function: Callable[..., Awaitable[Any]]) -> None:
+        self._function = function
+
+    async def arun(self, context: AttemptContext) -> Any:
+        return await self._function(**context.lease.arguments)

@@ -5,11 +5,10 @@ Each backend has one breaker, its row in `backends`, opened by a failed attempt 
 
 from __future__ import annotations
 
-from datetime import timedelta
-
-from gpuqueue.domain import Discard, Hold, Snooze
+from gpuqueue.domain import Hold
 from gpuqueue.errors import BackendUnavailable
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
+from gpuqueue.verdicts import Discard, Snooze
 
 REFUSAL = "AI service temporarily unavailable"
 
@@ -31,5 +30,5 @@ class Availability:
         if not isinstance(details.error, BackendUnavailable):
             return None
         if details.queue.when_unavailable == "reject":
-            return Discard("unavailable", REFUSAL)
-        return Snooze(details.now + timedelta(seconds=details.queue.retry_every_s), waiting_for=details.error.backend)
+            return Discard(REFUSAL, code="unavailable")
+        return Snooze(details.queue.retry_every_s, waiting_for=details.error.backend)

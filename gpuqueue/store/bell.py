@@ -156,6 +156,23 @@ class Listener:
         except OSError:
             return False
 
+    async def await_ring(self, timeout_s: float) -> bool:
+        """The same for a coroutine."""
+        import asyncio  # 25 ms, which a caller that only blocks does not pay
+
+        if self._socket is None:
+            await asyncio.sleep(max(0.0, min(timeout_s, POLL_S / 10)))
+            return True
+        self._socket.setblocking(False)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 16), max(0.0, timeout_s))
+            while True:
+                self._socket.recv(16)
+        except TimeoutError:
+            return False
+        except BlockingIOError:
+            return True
+
     def ring(self) -> None:
         """Wake the thread of this process that waits here."""
         if self._socket is not None:

@@ -6,11 +6,13 @@ concurrency, device slots, models on a device and its budget are checked here ag
 
 from __future__ import annotations
 
+import heapq
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gpuqueue.domain import DeviceSettings, Job, Lease, Placement, QueueSettings
 from gpuqueue.store.jobs import NEVER_FITS, demand_class, move_due
@@ -24,7 +26,7 @@ HEADS = (
 )
 TAKE = (
     "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
-    "device = ?, reserved_bytes = ? WHERE id = ?"
+    "device = ?, reserved_bytes = ?, progress = NULL, progress_note = NULL WHERE id = ?"
 )
 RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
 IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
@@ -46,12 +48,11 @@ RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device I
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(NamedTuple):
     """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
 
     held: frozenset[str] = frozenset()
-    queues: Mapping[str, QueueSettings] = field(default_factory=dict)
+    queues: Mapping[str, QueueSettings] = MappingProxyType({})
     largest_bytes: int = 0
 
     def admits(self, connection: sqlite3.Connection, queue: QueueSettings, paused: Collection[str], *, now_us: int) -> bool:
@@ -71,6 +72,20 @@ class Gate:
         else:
             waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None
         return waits and is_served(connection, name, now_us=now_us)
+
+
+THREAD, COROUTINE = "thread", "coroutine"
+
+
+def _thread(_task: str) -> str:
+    return THREAD
+
+
+class Room(NamedTuple):
+    """How many jobs a worker can take, by the kind of runner that their task needs."""
+
+    free: Mapping[str, int]
+    kind_of: Callable[[str], str] = _thread
 
 
 def paused_queues(connection: sqlite3.Connection, *, now_us: int) -> set[str]:
@@ -117,28 +132,43 @@ def unsized(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[J
 
 
 def claim(
-    connection: sqlite3.Connection, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, limit: int, now_us: int
+    connection: sqlite3.Connection, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, room: Room, now_us: int
 ) -> list[Lease]:
-    """Claim up to `limit` available jobs of queues without a GPU for one worker.
+    """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
-    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency.
+    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in their
+    order: where the next one needs a kind of runner that has no room, those behind it wait too.
     Order: priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
-    Returns: 0..limit leases.
+    Returns: no more leases of each kind than `room` says.
     """
     move_due(connection, now_us=now_us)
     paused = paused_queues(connection, now_us=now_us)
-    heads: list[tuple[Any, ...]] = []
+    free = {kind: count for kind, count in room.free.items() if count > 0}
+    most = sum(free.values())
+    waiting: list[Generator[tuple[Any, ...]]] = []
+    stuck: set[str] = set()  # queues whose next job finds no room
     for queue in queues:
-        room = limit
+        limit = most
         if queue.concurrency is not None:
-            room = min(limit, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
-        if room > 0 and gate.admits(connection, queue, paused, now_us=now_us):
-            heads += connection.execute(HEADS, (queue.name, room)).fetchall()
-    if len(queues) > 1:
-        heads.sort(key=lambda row: (-row[8], row[9], row[0]))
-        del heads[limit:]
-    connection.executemany(TAKE, [(worker_id, now_us, None, 0, row[0]) for row in heads])
+            limit = min(most, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
+        if limit > 0 and gate.admits(connection, queue, paused, now_us=now_us):
+            waiting.append(_heads(connection, queue.name, limit, stuck))
+    taken = []
+    for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
+        kind = room.kind_of(row[2])
+        if kind not in free:
+            stuck.add(row[1])
+            continue
+        taken.append(row)
+        free[kind] -= 1
+        if not free[kind]:
+            del free[kind]
+            if not free:
+                break
+    for heads in waiting:
+        heads.close()  # an open read would outlive the transaction
+    connection.executemany(TAKE, [(worker_id, now_us, None, 0, row[0]) for row in taken])
     started_at = from_us(now_us)
     return [
         Lease(
@@ -152,8 +182,21 @@ def claim(
             timeout_s,
             started_at,
         )
-        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in heads
+        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in taken
     ]
+
+
+def _heads(connection: sqlite3.Connection, queue: str, limit: int, stuck: set[str]) -> Generator[tuple[Any, ...]]:
+    """Yield a queue's first jobs in their order, until it is stuck."""
+    with closing(connection.execute(HEADS, (queue, limit))) as cursor:
+        for row in cursor:
+            if queue in stuck:
+                return
+            yield row
+
+
+def _rank(row: tuple[Any, ...]) -> tuple[int, int, int]:
+    return (-row[8], row[9], row[0])
 
 
 def claim_placed(

@@ -25,7 +25,11 @@ _TRIGGERS = {
     "WHEN NEW.state IN ('completed', 'cancelled', 'discarded') THEN 'job_finished' "
     "WHEN OLD.state = 'running' THEN 'attempt_finished' ELSE 'job_promoted' END, "
     "NEW.id, NEW.queue, json_object('state', NEW.state, 'before', OLD.state, 'attempt', NEW.attempt, 'lease', NEW.lease, "
-    "'worker', NEW.worker_id, 'device', NEW.device)); END",
+    "'worker', NEW.worker_id, 'device', NEW.device, 'reserved_bytes', NEW.reserved_bytes)); END",
+    "jobs_progressed": "AFTER UPDATE OF progress, progress_note ON jobs WHEN NEW.progress IS NOT NULL BEGIN "
+    "INSERT INTO events (at, name, job_id, queue, data) "
+    f"VALUES ({_NOW_US}, 'job_progressed', NEW.id, NEW.queue, "
+    "json_object('progress', NEW.progress, 'note', NEW.progress_note, 'attempt', NEW.attempt, 'lease', NEW.lease)); END",
 }
 
 
@@ -51,7 +55,10 @@ def add_follower(connection: sqlite3.Connection, name: str) -> None:
         "INSERT OR IGNORE INTO followers (name, last_event_id) SELECT ?, coalesce(max(id), 0) FROM events", (name,)
     )
     for trigger, body in _TRIGGERS.items():
-        connection.execute(f"CREATE TRIGGER IF NOT EXISTS {trigger} {body}")
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", (trigger,)).fetchone()
+        if found is None or not found[0].endswith(body):  # of another version of gpuqueue
+            connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+            connection.execute(f"CREATE TRIGGER {trigger} {body}")
 
 
 def remove_follower(connection: sqlite3.Connection, name: str) -> None:

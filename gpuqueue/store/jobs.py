@@ -220,8 +220,9 @@ def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit
         (before_us, str(state), limit),
     ).fetchall()
     ids = [(row[0],) for row in rows]
-    for table, column in (("jobs", "id"), ("payloads", "job_id"), ("chunks", "job_id"), ("attempts", "job_id")):
-        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)
+    connection.executemany("DELETE FROM jobs WHERE id = ?", ids)
+    for table in ("payloads", "chunks", "logs", "attempts"):
+        connection.executemany(f"DELETE FROM {table} WHERE job_id = ?", ids)
     removed = Counter((row[1], str(state)) for row in rows)
     count_finished(connection, {key: -count for key, count in removed.items()})
     return len(ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpuqueue.domain import JobErrorRecord, Lease, Reservation, State
 from gpuqueue.store.events import record
@@ -35,16 +35,14 @@ RESERVATIONS = (
 RUNNING_OF = "SELECT id, lease, queue, attempt, started_at, device FROM jobs WHERE state = 'running' AND worker_id = ?"
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """The attempt succeeded; `result` is JSON text."""
 
     lease: Lease
     result: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """The job is over without a result: `state` is discarded or cancelled."""
 
     lease: Lease
@@ -52,8 +50,7 @@ class Ended:
     error: JobErrorRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Postponed:
+class Postponed(NamedTuple):
     """The job goes back: available at `at_us`. `spent` counts the attempt; `outcome` is retried, snoozed or released."""
 
     lease: Lease
@@ -164,13 +161,33 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
     )
 
 
-def append_chunks(connection: sqlite3.Connection, chunks: Sequence[tuple[int, int, str]]) -> None:
-    """Append output of running attempts: [(job, lease, text)]; text of a lost lease is dropped."""
+class Report(NamedTuple):
+    """What a running attempt says: output, log lines as (time in microseconds, message), and how far it is."""
+
+    job_id: int
+    lease: int
+    text: str = ""
+    lines: Sequence[tuple[int, str]] = ()
+    progress: tuple[float, str] | None = None
+
+
+def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
+    """Write what running attempts say; what a lost lease says is dropped."""
     connection.executemany(
         "INSERT INTO chunks (job_id, seq, lease, content) "
         "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, lease, ? "
         "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
-        [(text, job_id, lease) for job_id, lease, text in chunks],
+        [(item.text, item.job_id, item.lease) for item in reports if item.text],
+    )
+    connection.executemany(
+        "INSERT INTO logs (job_id, seq, lease, at, message) "
+        "SELECT id, coalesce((SELECT max(seq) FROM logs WHERE job_id = jobs.id), 0) + 1, lease, ?, ? "
+        "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
+        [(at_us, message, item.job_id, item.lease) for item in reports for at_us, message in item.lines],
+    )
+    connection.executemany(
+        "UPDATE jobs SET progress = ?, progress_note = ? WHERE id = ? AND lease = ? AND state = 'running'",
+        [(*item.progress, item.job_id, item.lease) for item in reports if item.progress is not None],
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpuqueue.domain import Backend, Job, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
+from gpuqueue.domain import FINISHED, Backend, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
@@ -59,6 +59,10 @@ class Ending:
     queue: str
     lease: int
 
+    @property
+    def is_finished(self) -> bool:
+        return self.state in FINISHED
+
 
 def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
     """Return how a job stands, with its result when it has one. Raises: UnknownJob."""
@@ -76,6 +80,12 @@ def chunks_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[
     return connection.execute(
         "SELECT seq, lease, content FROM chunks WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq)
     ).fetchall()
+
+
+def logs_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[LogLine]:
+    """Return a job's log lines after a sequence number."""
+    rows = connection.execute("SELECT seq, lease, at, message FROM logs WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq))
+    return [LogLine(number, lease, from_us(at), message) for number, lease, at, message in rows]
 
 
 def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:

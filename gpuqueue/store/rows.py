@@ -60,7 +60,7 @@ def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str |
 JOB_COLUMNS = (
     "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
     "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
-    "cancel_requested, arguments, tags, error"
+    "cancel_requested, arguments, tags, error, progress, progress_note"
 )
 
 
@@ -69,7 +69,7 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
     (
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
-        cancel_requested, arguments, tags, error,
+        cancel_requested, arguments, tags, error, progress, progress_note,
     ) = row  # fmt: skip
     return Job(
         id=id_,
@@ -97,6 +97,8 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
         arguments=load_arguments(connection, id_, arguments),
         tags=tuple(json.loads(tags)) if tags else (),
         error=to_error(error),
+        progress=progress,
+        progress_note=progress_note or "",
     )
 
 

@@ -32,9 +32,9 @@ from gpuqueue.domain import (
 )
 from gpuqueue.store import claims, engine, events, jobs, migrate, outcomes, queries, workers
 from gpuqueue.store.bell import Bell, runtime_dir
-from gpuqueue.store.claims import Gate
+from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
-from gpuqueue.store.outcomes import Completed, Ended, Outcome
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Report
 from gpuqueue.store.writer import Result, Work, Writer
 
 WRITE_TIMEOUT_S = 10.0
@@ -66,6 +66,8 @@ class Store:
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
+        self._version_reader: sqlite3.Connection | None = None
+        self._version_lock = threading.Lock()
         self._closed = False
 
     def _connect_writer(self) -> sqlite3.Connection:
@@ -82,6 +84,10 @@ class Store:
             self._closed = True
             while self._readers:
                 self._readers.pop().close()
+        with self._version_lock:
+            if self._version_reader is not None:
+                self._version_reader.close()
+                self._version_reader = None
         self._engine.dispose()
 
     def __del__(self) -> None:
@@ -116,6 +122,14 @@ class Store:
         with self.reading() as connection:
             connection.execute("BEGIN")
             yield connection
+
+    def data_version(self) -> int:
+        """Return a number that differs from the last one when anybody has changed the file since; takes microseconds."""
+        with self._version_lock:
+            if self._version_reader is None:
+                self._version_reader = engine.connect(self._engine)
+            version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
+            return version
 
     # --- jobs, for the client ---
 
@@ -190,7 +204,7 @@ class Store:
         worker_id: str,
         queues: Sequence[QueueSettings],
         gate: Gate,
-        limit: int,
+        room: Room,
         now_us: int,
     ) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases).
@@ -200,9 +214,9 @@ class Store:
 
         def work(connection: sqlite3.Connection) -> tuple[list[Lease], list[Lease]]:
             late = outcomes.finish(connection, ended, now_us=now_us) if ended else []
-            if limit <= 0 or not queues:
+            if not queues or not any(room.free.values()):
                 return late, []
-            return late, claims.claim(connection, worker_id=worker_id, queues=queues, gate=gate, limit=limit, now_us=now_us)
+            return late, claims.claim(connection, worker_id=worker_id, queues=queues, gate=gate, room=room, now_us=now_us)
 
         late, leases = self.write(work)
         if ended:
@@ -213,11 +227,11 @@ class Store:
 
     def finish(self, ended: Sequence[Outcome], *, now_us: int) -> list[Lease]:
         """Write how attempts ended; returns the leases that were lost, for which nothing was changed."""
-        return self.finish_and_claim(ended, worker_id="", queues=(), gate=Gate(), limit=0, now_us=now_us)[0]
+        return self.finish_and_claim(ended, worker_id="", queues=(), gate=Gate(), room=Room({}), now_us=now_us)[0]
 
-    def claim(self, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, limit: int, now_us: int) -> list[Lease]:
-        """Claim up to `limit` jobs of queues without a GPU."""
-        return self.finish_and_claim((), worker_id=worker_id, queues=queues, gate=gate, limit=limit, now_us=now_us)[1]
+    def claim(self, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, room: Room, now_us: int) -> list[Lease]:
+        """Claim jobs of queues without a GPU, as many as there is room for."""
+        return self.finish_and_claim((), worker_id=worker_id, queues=queues, gate=gate, room=room, now_us=now_us)[1]
 
     def claim_placed(
         self,
@@ -243,10 +257,10 @@ class Store:
         self.bell.ring_workers()
         return released
 
-    def append_chunks(self, chunks: Sequence[tuple[int, int, str]]) -> None:
-        """Append output: [(job, lease, text)]; text of a lost lease is dropped."""
-        self.write(lambda connection: outcomes.append_chunks(connection, chunks))
-        self.bell.ring_waiters({chunk[0] for chunk in chunks})
+    def report(self, reports: Sequence[Report]) -> None:
+        """Write what running attempts say: output, log lines, progress; what a lost lease says is dropped."""
+        self.write(lambda connection: outcomes.report(connection, reports))
+        self.bell.ring_waiters({item.job_id for item in reports})
 
     def set_demands(self, demands: Sequence[tuple[int, Demand]], *, largest_bytes: int) -> None:
         """Write what waiting GPU jobs need."""
@@ -401,7 +415,7 @@ _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     # The parent's connections are left alone: closing them here would drop the parent's file locks.
     for store in list(_stores):
-        _inherited.append((store.writer, store._readers))
+        _inherited.append((store.writer, store._readers, store._version_reader))
         store._begin_process()
 
 

@@ -47,6 +47,9 @@ jobs = Table(
     Column("result", Text),
     Column("error", Text),
     Column("tags", Text),
+    # What the running attempt says of itself; the claim clears it.
+    Column("progress", Float),
+    Column("progress_note", Text),
     Index(
         "jobs_claim",
         "queue",
@@ -82,6 +85,18 @@ chunks = Table(
     Column("seq", Integer, nullable=False),
     Column("lease", Integer, nullable=False),
     Column("content", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "seq"),
+    sqlite_with_rowid=False,
+)
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("job_id", Integer, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("lease", Integer, nullable=False),
+    Column("at", Integer, nullable=False),
+    Column("message", Text, nullable=False),
     PrimaryKeyConstraint("job_id", "seq"),
     sqlite_with_rowid=False,
 )

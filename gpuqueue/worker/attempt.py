@@ -1,24 +1,27 @@
-"""Owns one attempt: prepare, run, and turn what happened into an outcome; writes nothing to the store itself."""
+"""Owns one attempt while it runs, and the judgement of how it ended; writes nothing to the store itself."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
-from gpuqueue.domain import BackendSettings, Discard, JobErrorRecord, Lease, QueueSettings, Retry, Snooze, State
+from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, QueueSettings, State
 from gpuqueue.errors import AttemptTimedOut, ExecutionError, PayloadError
-from gpuqueue.executors import AttemptInterrupted, Executor
+from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.hookspecs import AttemptFailedDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
 from gpuqueue.store.rows import to_json
 from gpuqueue.units import format_duration, to_us
+from gpuqueue.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
+from gpuqueue.worker.output import Output
 
 Interruption = Literal["cancelled", "timed_out", "stopping", "lease_lost"]
 FAILED_HOOK_WAIT_S = 60.0
@@ -28,13 +31,13 @@ logger = logging.getLogger("gpuqueue.worker")
 class Attempt:
     """One attempt while it runs; the AttemptContext that executors see. `interrupt` may come from any thread."""
 
-    def __init__(self, lease: Lease, *, emit: Callable[[Lease, str], None]) -> None:
+    def __init__(self, lease: Lease, output: Output) -> None:
         self.lease = lease
         self.deadline_s = None if lease.timeout_s is None else time.monotonic() + lease.timeout_s
         self.interruption: Interruption | None = None
         self.interrupted_at_s = 0.0
         self._closed = False
-        self._emit = emit
+        self._output = output
         self._stops: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
@@ -64,7 +67,13 @@ class Attempt:
 
     def emit(self, text: str) -> None:
         self.check()
-        self._emit(self.lease, text)
+        self._output.emit(self.lease, text)
+
+    def progress(self, fraction: float, note: str) -> None:
+        self._output.progress(self.lease, fraction, note)
+
+    def log(self, message: str) -> None:
+        self._output.log(self.lease, time.time_ns() // 1000, message)
 
     @contextmanager
     def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -89,39 +98,26 @@ class Judge:
         *,
         settings_of: Callable[[str], QueueSettings],
         backend_of: Callable[[str], BackendSettings | None],
+        rules_of: Callable[[str], RetryRules],
         now: Callable[[], datetime],
         max_payload_bytes: int,
     ) -> None:
         self._plugins = plugins
         self._settings_of = settings_of
         self._backend_of = backend_of
+        self._rules_of = rules_of
         self._now = now
         self._max_payload_bytes = max_payload_bytes
 
-    def run(
-        self, attempt: Attempt, executor: Executor, prepare: Callable[[], None] | None = None
-    ) -> tuple[Outcome, BaseException | None]:
-        """Run the attempt to its end; returns the outcome, and the error behind it."""
-        lease = attempt.lease
-        try:
-            if prepare is not None:
-                prepare()
-            value = executor.run(attempt)
-            text = (
-                "null"
-                if value is None
-                else to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}")
-            )
-            return Completed(lease, text), None
-        except AttemptInterrupted as error:
-            return self.interrupted(attempt), error
-        except PayloadError as error:
-            # Trying again would only compute the same result.
-            return Ended(lease, State.DISCARDED, JobErrorRecord("result", str(error))), error
-        except Exception as error:
-            return self.failed(lease, error), error
-        except BaseException as error:  # SystemExit and the like end the attempt, not the worker
-            return self.failed(lease, error), error
+    def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
+        """The outcome of an attempt that returned `value`, or raised `error`."""
+        if error is None:
+            return self._completed(attempt.lease, value)
+        if isinstance(error, AttemptInterrupted):
+            return self.interrupted(attempt)
+        if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
+            return self.interrupted(attempt)
+        return self._failed(attempt.lease, error)
 
     def interrupted(self, attempt: Attempt) -> Outcome:
         """The outcome of an attempt that was asked to stop."""
@@ -129,27 +125,66 @@ class Judge:
         if attempt.interruption == "cancelled":
             return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
         if attempt.interruption == "timed_out":
-            return self.failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
+            return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
         return Postponed(lease, "released", to_us(self._now()), spent=False)
 
-    def failed(self, lease: Lease, error: BaseException) -> Outcome:
-        """The outcome of a failed attempt, as the policies decide; a policy that fails postpones the job."""
-        trace = "" if isinstance(error, ExecutionError) else "".join(traceback.format_exception(error))
-        code = error.code if isinstance(error, ExecutionError) else "failed"
-        message = str(error) if isinstance(error, ExecutionError) else f"{type(error).__name__}: {error}"
-        record = JobErrorRecord(code, message, trace)
-        queue = self._settings_of(lease.queue)
-        details = AttemptFailedDetails(lease, queue, error, self._now(), self._backend_of(lease.queue))
+    def _completed(self, lease: Lease, value: Any) -> Outcome:
+        if value is None:
+            return Completed(lease, "null")
         try:
-            verdict = self._plugins.first("attempt_failed", details)
-        except PluginFailed as failure:
-            logger.exception("job %d: %s", lease.job_id, failure)
-            verdict = Snooze(self._now() + timedelta(seconds=FAILED_HOOK_WAIT_S))
-            record = JobErrorRecord("plugin_failed", f"{failure} (while deciding about: {message})", trace)
+            return Completed(lease, to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}"))
+        except PayloadError as error:
+            # Trying again would only compute the same result.
+            return Ended(lease, State.DISCARDED, JobErrorRecord("result", str(error)))
+
+    def _failed(self, lease: Lease, error: BaseException) -> Outcome:
+        """The outcome of a failed attempt: as the task says, or else as the policies decide."""
+        code, message = failure(error)
+        record = JobErrorRecord(code, message, _trace(error))
+        verdict = _decided(error, lease)
+        if verdict is None:
+            try:
+                verdict = self._asked(lease, error)
+            except PluginFailed as failed:
+                logger.exception("job %d: %s", lease.job_id, failed)
+                verdict = Snooze(FAILED_HOOK_WAIT_S)
+                record = JobErrorRecord("plugin_failed", f"{failed} (while deciding about: {message})", record.traceback)
+        now = self._now()
         if isinstance(verdict, Retry):
-            return Postponed(lease, "retried", to_us(verdict.at), spent=True, error=record)
+            return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), spent=True, error=record)
         if isinstance(verdict, Snooze):
-            return Postponed(lease, "snoozed", to_us(verdict.until), spent=False, error=record, waiting_for=verdict.waiting_for)
+            if isinstance(error, Snooze):
+                record = JobErrorRecord("snoozed", message)
+            due_us = to_us(verdict.due_at(now))
+            return Postponed(lease, "snoozed", due_us, spent=False, error=record, waiting_for=verdict.waiting_for)
         if isinstance(verdict, Discard):
-            record = JobErrorRecord(verdict.code, verdict.message, trace or message)
+            record = JobErrorRecord(verdict.code, verdict.reason or message, record.traceback)
         return Ended(lease, State.DISCARDED, record)
+
+    def _asked(self, lease: Lease, error: BaseException) -> Verdict | None:
+        details = AttemptFailedDetails(
+            lease,
+            self._settings_of(lease.queue),
+            error,
+            self._now(),
+            self._backend_of(lease.queue),
+            self._rules_of(lease.task),
+        )
+        answer: Verdict | None = self._plugins.first("attempt_failed", details)
+        return answer
+
+
+def _decided(error: BaseException, lease: Lease) -> Verdict | None:
+    """The verdict that a task raised, where it leaves nothing for the policies to decide."""
+    if isinstance(error, Snooze | Discard):
+        return error
+    if isinstance(error, Retry) and error.due_at(lease.started_at) is not None and lease.attempt < lease.max_attempts:
+        return error
+    return None
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback worth keeping: none for what was raised to say something, the far one of another process."""
+    if isinstance(error, ExecutionError | Verdict):
+        return str(getattr(error, "remote_traceback", ""))
+    return "".join(traceback.format_exception(error))

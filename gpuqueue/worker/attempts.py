@@ -1,7 +1,8 @@
 """Owns the attempts that run in this worker now: running them, and stopping those that were cancelled or are overdue.
 
-A thread cannot be killed. An attempt that goes on after it was asked to stop is given up after ABANDON_S: its outcome is
-written, its thread goes on, and what it still returns is dropped. A device stays reserved until the thread has ended.
+Neither a thread nor a coroutine can be killed. An attempt that goes on after it was asked to stop is given up after
+ABANDON_S: its outcome is written, it goes on, and what it still returns is dropped. A device stays reserved until it has
+ended.
 """
 
 from __future__ import annotations
@@ -10,62 +11,94 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from typing import Any, cast
 
+from gpuqueue.current_job import running
 from gpuqueue.domain import JobErrorRecord, Lease
 from gpuqueue.errors import StoreError
-from gpuqueue.executors import Executor
+from gpuqueue.executors import AsyncExecutor, Executor, is_async
 from gpuqueue.store import Store, queries
 from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
 from gpuqueue.units import to_us
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
+from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.output import Output
 
 ABANDON_S = 2.0
 UNKNOWN_TASK_WAIT_S = 30.0
 logger = logging.getLogger("gpuqueue.worker")
 
+Ending = tuple[Outcome, BaseException | None]  # how an attempt ended, and the error behind it
+
 
 class Attempts:
-    """`on_given_up` is called with each lease whose thread is stuck, after its outcome was written."""
+    """The running attempts of one worker, by job and lease."""
 
     def __init__(
         self,
         store: Store,
-        executors: Mapping[str, Executor],
+        executors: Mapping[str, Executor | AsyncExecutor],
         judge: Judge,
         output: Output,
+        event_loop: EventLoop,
         *,
         worker_id: str,
         now: Callable[[], datetime],
-        on_given_up: Callable[[Lease], None],
     ) -> None:
         self._store = store
         self._executors = executors
         self._judge = judge
         self._output = output
+        self._event_loop = event_loop
         self._worker_id = worker_id
         self._now = now
-        self._on_given_up = on_given_up
         self._running: dict[tuple[int, int], Attempt] = {}
         self._stopping: Interruption | None = None
 
-    def run(self, lease: Lease, prepare: Callable[[Attempt], None] | None = None) -> tuple[Outcome, BaseException | None] | None:
-        """Run an attempt; returns its outcome and the error behind it, or None when it was given up."""
+    def run(self, lease: Lease, prepare: Callable[[Attempt], None] | None = None) -> Ending | None:
+        """Run an attempt, in this thread or, while it waits, on the event loop; None when it was given up."""
         executor = self._executors.get(lease.task)
         if executor is None:
             return self._unknown_task(lease), None
-        attempt = Attempt(lease, emit=self._output.emit)
-        key = (lease.job_id, lease.lease)
-        self._running[key] = attempt
+        attempt = self.begin(lease)
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            if prepare is not None:
+                prepare(attempt)
+            if is_async(executor):
+                value, error = self._event_loop.start(attempt, executor).result()
+            else:
+                with running(attempt):
+                    value = cast(Executor, executor).run(attempt)
+        except BaseException as raised:  # SystemExit and the like end the attempt, not the worker
+            error = raised
+        return self.end(attempt, value, error)
+
+    def start(self, lease: Lease, on_end: Callable[[Attempt, Any, BaseException | None], None]) -> None:
+        """Start an asynchronous task's attempt; `on_end` is called on the event loop, and hands over to `end`."""
+        executor = self._executors[lease.task]
+        assert is_async(executor)
+        attempt = self.begin(lease)
+        self._event_loop.start(attempt, executor).add_done_callback(lambda future: on_end(attempt, *future.result()))
+
+    def begin(self, lease: Lease) -> Attempt:
+        attempt = Attempt(lease, self._output)
+        self._running[lease.job_id, lease.lease] = attempt
         if self._stopping is not None:
             attempt.interrupt(self._stopping)
-        ended = self._judge.run(attempt, executor, None if prepare is None else lambda: prepare(attempt))
+        return attempt
+
+    def end(self, attempt: Attempt, value: Any, error: BaseException | None) -> Ending | None:
+        """Judge an attempt that returned or raised, and write what it said; None when it was given up."""
+        outcome = self._judge.outcome(attempt, value, error)
         if not attempt.close():
             return None
-        self._running.pop(key, None)
+        lease = attempt.lease
+        self._running.pop((lease.job_id, lease.lease), None)
         self._output.flush(lease)
-        _tell(ended[0])
-        return ended
+        _tell(outcome)
+        return outcome, error
 
     @property
     def any_running(self) -> bool:
@@ -82,14 +115,16 @@ class Attempts:
             if attempt is not None:
                 attempt.interrupt("cancelled")
 
-    def stop_overdue(self) -> None:
-        """Interrupt the attempts past their deadline, and give up those that do not stop."""
+    def stop_overdue(self) -> list[Lease]:
+        """Interrupt the attempts past their deadline, and give up those that do not stop; returns the given up."""
         now_s = time.monotonic()
+        given_up = []
         for attempt in list(self._running.values()):
             if attempt.deadline_s is not None and now_s >= attempt.deadline_s:
                 attempt.interrupt("timed_out")
-            if attempt.interruption is not None and now_s - attempt.interrupted_at_s >= ABANDON_S:
-                self._give_up(attempt)
+            if attempt.interruption is not None and now_s - attempt.interrupted_at_s >= ABANDON_S and self._give_up(attempt):
+                given_up.append(attempt.lease)
+        return given_up
 
     def stop_all(self, why: Interruption) -> None:
         """Interrupt every attempt, also those that begin from now on."""
@@ -112,24 +147,21 @@ class Attempts:
                 moments.append(attempt.deadline_s)
         return min(moments, default=None)
 
-    def _give_up(self, attempt: Attempt) -> None:
+    def _give_up(self, attempt: Attempt) -> bool:
         lease = attempt.lease
         outcome = self._judge.interrupted(attempt)
         # A thread that ends meanwhile waits for the write: it would free the device of a job that still counts as running.
         try:
             if not attempt.close(lambda: self._written(outcome)):
-                return
+                return False
         except StoreError as error:
             logger.warning("%s; trying again", error)
-            return
+            return False
         self._running.pop((lease.job_id, lease.lease), None)
         logger.warning(
-            "job %d: %s does not stop (%s) and is given up, while its thread goes on",
-            lease.job_id,
-            lease.task,
-            attempt.interruption,
+            "job %d: %s does not stop (%s) and is given up, while it goes on", lease.job_id, lease.task, attempt.interruption
         )
-        self._on_given_up(lease)
+        return True
 
     def _written(self, outcome: Outcome) -> None:
         self._store.finish([outcome], now_us=to_us(self._now()))

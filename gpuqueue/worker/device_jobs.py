@@ -10,8 +10,8 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from gpuqueue.devices import Device
-from gpuqueue.domain import BackendSettings, CleanUp, DeviceSettings, Lease, Placement, Reservation
-from gpuqueue.errors import BackendUnavailable, GPUQueueError, StoreError
+from gpuqueue.domain import CleanUp, DeviceSettings, Lease, Placement, Reservation
+from gpuqueue.errors import GPUQueueError, StoreError
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.settings import SharedSettings
@@ -20,6 +20,7 @@ from gpuqueue.store.life import Life
 from gpuqueue.store.outcomes import Completed, Outcome
 from gpuqueue.units import from_us
 from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.backends import Backends
 
 CLEAN_UP_AGAIN_S = 1.0
 WRITE_AGAIN_S = 1.0
@@ -41,9 +42,8 @@ class DeviceJobs:
         first_slot: int,
         run: Callable[[Lease, Callable[[Attempt], None]], tuple[Outcome, BaseException | None] | None],
         next_model: Callable[[], str | None],
-        backend_of: Callable[[str], BackendSettings | None],
+        backends: Backends,
         now_us: Callable[[], int],
-        on_backend: Callable[[str, BaseException | None], None],
     ) -> None:
         self._store = store
         self._plugins = plugins
@@ -53,9 +53,8 @@ class DeviceJobs:
         self._life = life
         self._run = run
         self._next_model = next_model
-        self._backend_of = backend_of
         self._now_us = now_us
-        self._on_backend = on_backend
+        self._backends = backends
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
@@ -111,17 +110,16 @@ class DeviceJobs:
         ended = self._run(lease, lambda attempt: self._prepare(attempt, lease, lease.placement))
         if ended is not None:
             outcome, error = ended
-            if isinstance(error, BackendUnavailable):
-                away = error
-                self._written(lambda: self._on_backend(away.backend, away))
+            if error is not None:
+                self._written(lambda: self._backends.failed(error))
             if self._written(lambda: self._store.finish([outcome], now_us=self._now_us())):
                 logger.warning(
                     "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
                 )
                 return  # the rescuer cleans up
-            backend = self._backend_of(lease.queue)
+            backend = self._backends.of_queue(lease.queue)
             if isinstance(outcome, Completed) and lease.model and backend is not None:
-                self._written(lambda: self._on_backend(backend.name, None))
+                self._written(lambda: self._backends.worked(backend))
         self.clean_up(lease, orphaned=False)
 
     def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:
@@ -131,7 +129,7 @@ class DeviceJobs:
             lease=lease,
             device=device,
             models=self._settings.models,
-            backend=self._backend_of(lease.queue),
+            backend=self._backends.of_queue(lease.queue),
             read_device=self._devices[device.name].read,
             stopping=lambda: attempt.interruption is not None,
         )
@@ -164,7 +162,7 @@ class DeviceJobs:
         details = CleanUpAttemptDetails(
             lease=lease,
             device=device,
-            backend=self._backend_of(lease.queue),
+            backend=self._backends.of_queue(lease.queue),
             read_device=self._devices[device.name].read,
             next_model=self._next_model,
             stopping=self.stopping.is_set,

@@ -15,7 +15,7 @@ from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, claims, queries
-from gpuqueue.store.claims import Gate
+from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.outcomes import Outcome
 from gpuqueue.units import from_us, to_us
 from gpuqueue.view import build, largest_budget
@@ -91,12 +91,11 @@ class Dispatcher:
                 words = "; ".join(hold.detail for hold in reasons)
                 logger.info("queue %s %s", name, f"is held: {words}" if words else "may start jobs")
 
-    def exchange(self, ended: Sequence[Outcome], *, limit: int) -> tuple[list[Lease], list[Lease]]:
-        """Write how attempts ended and claim up to `limit` jobs that need no device; returns (late leases, new leases)."""
-        if not self._may_claim():
-            limit = 0
+    def exchange(self, ended: Sequence[Outcome], *, room: Room) -> tuple[list[Lease], list[Lease]]:
+        """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
+        queues = self.plain if self._may_claim() else ()
         return self._store.finish_and_claim(
-            ended, worker_id=self._worker_id, queues=self.plain, gate=self.gate, limit=limit, now_us=to_us(self.now())
+            ended, worker_id=self._worker_id, queues=queues, gate=self.gate, room=room, now_us=to_us(self.now())
         )
 
     def claim_for_devices(self) -> list[Lease]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from gpuqueue.devices import Device
-from gpuqueue.domain import BackendSettings, State
-from gpuqueue.errors import BackendUnavailable, GPUQueueError
+from gpuqueue.domain import State
+from gpuqueue.errors import GPUQueueError
 from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.settings import SharedSettings
@@ -18,6 +18,7 @@ from gpuqueue.store import Store, queries
 from gpuqueue.store.life import executing, forget, proven_dead
 from gpuqueue.store.outcomes import abandoned_by
 from gpuqueue.units import format_size, to_us
+from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
 
 EVERY_S = 1.0
@@ -40,11 +41,11 @@ class Maintenance:
         settings: SharedSettings,
         devices: Mapping[str, Device],
         device_jobs: DeviceJobs,
+        backends: Backends,
         *,
         worker_id: str,
         max_crashes: int,
         retention: Mapping[State, float | None],
-        probe: Callable[[BackendSettings], None],
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -52,10 +53,10 @@ class Maintenance:
         self._settings = settings
         self._devices = devices
         self._device_jobs = device_jobs
+        self._backends = backends
         self._worker_id = worker_id
         self._max_crashes = max_crashes
         self._retention = retention
-        self._probe = probe
         self._now = now
         self._stop = threading.Event()
         self._pruned_at_s = time.monotonic()
@@ -84,7 +85,7 @@ class Maintenance:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for duty in (self.rescue, self.probe_backends, self.read_devices, self.deliver_events, self.prune, self.checkpoint):
+            for duty in (self.rescue, self._backends.probe, self.read_devices, self.deliver_events, self.prune, self.checkpoint):
                 try:
                     duty()
                 except (GPUQueueError, OSError) as error:
@@ -124,38 +125,6 @@ class Maintenance:
             threading.Thread(
                 target=self._device_jobs.clean_up, args=(lease_of(reservation),), kwargs={"orphaned": True}, daemon=True
             ).start()
-
-    def probe_backends(self) -> None:
-        """Ask a backend whether it is there: when its breaker says so, and at its interval while it is available."""
-        for backend in self._settings.backends:
-            with self._store.reading() as connection:
-                row = queries.backends(connection).get(backend.name)
-            now = self._now()
-            if row is not None and row.checked_at is not None:
-                age_s = (now - row.checked_at).total_seconds()
-                due = age_s >= backend.probe_every_s if row.available else row.retry_at is None or now >= row.retry_at
-                if not due:
-                    continue
-            try:
-                self._probe(backend)
-            except BackendUnavailable as error:
-                self.backend_failed(backend.name, error)
-            else:
-                self._store.backend_answered(backend.name, worked=False, now_us=to_us(self._now()))
-
-    def backend_failed(self, name: str, error: BaseException) -> None:
-        """Open a backend's breaker after a failed attempt or probe."""
-        backend = next((item for item in self._settings.backends if item.name == name), None)
-        if backend is None:
-            return
-        retries = [queue.retry_every_s for queue in self._settings.queues.values() if queue.backend == name]
-        self._store.backend_lost(
-            name,
-            error=str(error),
-            probe_every_s=backend.probe_every_s,
-            longest_s=min(retries, default=300.0),
-            now_us=to_us(self._now()),
-        )
 
     def read_devices(self) -> None:
         """Publish what the devices say of themselves, for `status`, `gpu` and explanations elsewhere."""

@@ -1,4 +1,4 @@
-"""Owns a worker's output on its way to the store: gathers text for some milliseconds, then writes it; drops nothing silently."""
+"""Owns what running attempts say on its way to the store: gathered for some milliseconds, then written; drops nothing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,42 @@ import threading
 from gpuqueue.domain import Lease
 from gpuqueue.errors import StoreError
 from gpuqueue.store import Store
+from gpuqueue.store.outcomes import Report
 
 GATHER_S = 0.06
 logger = logging.getLogger("gpuqueue.worker")
+Key = tuple[int, int]  # (job, lease)
+
+
+class _Buffer:
+    """What one attempt has said since the last write."""
+
+    __slots__ = ("lines", "progress", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.lines: list[tuple[int, str]] = []
+        self.progress: tuple[float, str] | None = None
+
+    def put_before(self, later: _Buffer) -> None:
+        """Take in what was said after this could not be written."""
+        self.texts += later.texts
+        self.lines += later.lines
+        self.progress = later.progress or self.progress
 
 
 class Output:
-    """Buffers the text of running attempts; one thread writes all buffers in one transaction, GATHER_S after the first text."""
+    """Buffers what attempts say; one thread writes all buffers in one transaction, GATHER_S after the first word.
+
+    Saying something never waits for the database, so that it may be done on an event loop.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._buffers: dict[tuple[int, int], list[str]] = {}
-        self._lock = threading.Lock()
-        self._has_text = threading.Event()
+        self._buffers: dict[Key, _Buffer] = {}
+        self._lock = threading.Lock()  # held for moments
+        self._writing = threading.Lock()  # held during a write, so that a word cannot overtake an earlier one
+        self._has_words = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpuqueue-output", daemon=True)
 
@@ -29,39 +52,63 @@ class Output:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._has_text.set()
+        self._has_words.set()
         self._thread.join()
 
     def emit(self, lease: Lease, text: str) -> None:
         """Take a piece of an attempt's output."""
         with self._lock:
-            self._buffers.setdefault((lease.job_id, lease.lease), []).append(text)
-        self._has_text.set()
+            self._of(lease).texts.append(text)
+        self._has_words.set()
+
+    def log(self, lease: Lease, at_us: int, message: str) -> None:
+        """Take a line of an attempt's log."""
+        with self._lock:
+            self._of(lease).lines.append((at_us, message))
+        self._has_words.set()
+
+    def progress(self, lease: Lease, fraction: float, note: str) -> None:
+        """Take how far an attempt is; only the latest is written."""
+        with self._lock:
+            self._of(lease).progress = (fraction, note)
+        self._has_words.set()
 
     def flush(self, lease: Lease) -> None:
-        """Write what an attempt has emitted, before its outcome is written."""
+        """Write what an attempt has said, before its outcome is written."""
         key = (lease.job_id, lease.lease)
         if key in self._buffers:
-            self._write([key])
+            self._write(key)
+
+    def _of(self, lease: Lease) -> _Buffer:
+        return self._buffers.setdefault((lease.job_id, lease.lease), _Buffer())
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._has_text.wait()
+            self._has_words.wait()
             self._stopped.wait(GATHER_S)
-            self._has_text.clear()
+            self._has_words.clear()
             self._write(None)
 
-    def _write(self, keys: list[tuple[int, int]] | None) -> None:
-        # Held during the write, so that a piece cannot overtake an earlier one that another thread is writing.
-        with self._lock:
-            chosen = [key for key in (keys if keys is not None else list(self._buffers)) if self._buffers.get(key)]
-            chunks = [(job_id, lease, "".join(self._buffers[job_id, lease])) for job_id, lease in chosen]
-            if not chunks:
+    def _write(self, only: Key | None) -> None:
+        with self._writing:
+            with self._lock:
+                if only is None:
+                    taken, self._buffers = self._buffers, {}
+                else:
+                    taken = {only: self._buffers.pop(only)} if only in self._buffers else {}
+            if not taken:
                 return
             try:
-                self._store.append_chunks(chunks)
+                self._store.report(
+                    [
+                        Report(job_id, lease, "".join(said.texts), said.lines, said.progress)
+                        for (job_id, lease), said in taken.items()
+                    ]
+                )
             except StoreError as error:
-                logger.warning("output of %d job(s) is kept back: %s", len(chunks), error)
-                return
-            for key in chosen:
-                del self._buffers[key]
+                logger.warning("what %d job(s) said is kept back: %s", len(taken), error)
+                with self._lock:
+                    for key, said in taken.items():
+                        if key in self._buffers:
+                            said.put_before(self._buffers[key])
+                        self._buffers[key] = said

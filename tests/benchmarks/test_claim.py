@@ -11,7 +11,7 @@ import pytest
 
 from gpuqueue.domain import DeviceSettings, Placement, QueueSettings
 from gpuqueue.store import Store, claims
-from gpuqueue.store.claims import Gate
+from gpuqueue.store.claims import THREAD, Gate, Room
 from gpuqueue.store.outcomes import Postponed
 from tests.benchmarks.floor import PAYLOAD
 
@@ -39,7 +39,7 @@ def claim_plain(store: Store) -> Callable[[], None]:
     gate = Gate(queues={"work": WORK})
 
     def once() -> None:
-        leases = store.claim(worker_id="w", queues=[WORK], gate=gate, limit=1, now_us=NOW_US)
+        leases = store.claim(worker_id="w", queues=[WORK], gate=gate, room=Room({THREAD: 1}), now_us=NOW_US)
         store.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
         assert len(leases) == 1
 

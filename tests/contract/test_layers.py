@@ -13,9 +13,12 @@ PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 # layer → modules and packages; a module is placed by its longest entry.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
-    ("errors", "domain", "models", "units", "windows", "settings", "config", "config_table", "config_sections", "initial_config"),
+    (
+        *("errors", "domain", "models", "units", "backoff", "verdicts", "windows", "settings"),
+        *("config", "config_table", "config_sections", "initial_config"),
+    ),
     # 1 contracts
-    ("hookspecs", "plugin_manager", "executors/__init__", "devices/__init__"),
+    ("executors/__init__", "devices/__init__", "current_job", "hookspecs", "plugin_manager"),
     # 2 parts
     ("store", "devices", "executors"),
     # 3 policies
@@ -23,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4 deciding
     ("view", "decisions"),
     # 5 client
-    ("options", "tasks", "declarations", "enqueueing", "model_tasks", "handle", "queue"),
+    ("twins", "options", "tasks", "declarations", "enqueueing", "model_tasks", "handle", "queue"),
     # 6 running
     ("worker",),
     # 7 edges

@@ -21,11 +21,11 @@ import pytest
 from gpuqueue.domain import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
 from gpuqueue.store import Store, jobs, migrate
 from gpuqueue.store.jobs import NewJob, new_job
-from gpuqueue.store.outcomes import Completed, Ended, Postponed, abandoned_by
+from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
 from tests.crash import history
-from tests.store.rows import BOOM, NOW_US, Rows, at
+from tests.store.rows import BOOM, NOW_US, Rows, at, room_for
 
 LARGE = '{"x": "' + "y" * 3000 + '"}'
 DONE = "done"
@@ -110,7 +110,7 @@ def prepare(path: Path) -> None:
         elif lease.job_id == SNOOZED:
             rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=900, s=1)
         elif lease.job_id == OLD:
-            rows.store.append_chunks([(OLD, lease.lease, "text")])
+            rows.store.report([Report(OLD, lease.lease, "text")])
             rows.complete(lease, LARGE, s=1)
     rows.store.cancel(ASKED, now_us=at(1))
     rows.complete(rows.placed(CLEANING, device=wide), s=1)
@@ -122,7 +122,13 @@ def prepare(path: Path) -> None:
 
 
 def work_queues(scene: Scene) -> dict[str, Any]:
-    return {"worker_id": "w", "queues": [scene.rows.queues["work"]], "gate": scene.rows.gate(), "limit": 9, "now_us": at(5)}
+    return {
+        "worker_id": "w",
+        "queues": [scene.rows.queues["work"]],
+        "gate": scene.rows.gate(),
+        "room": room_for(9),
+        "now_us": at(5),
+    }
 
 
 def new(arguments: str) -> NewJob:
@@ -167,8 +173,12 @@ OPERATIONS: dict[str, Operation] = {
     "pause": lambda scene: scene.store.pause("work", Pause("me", "why", from_us(at(5)), None)),
     "resume": lambda scene: scene.store.resume("work", by="me", now_us=at(5)),
     "prune": lambda scene: scene.store.prune(State.COMPLETED, before_us=at(5)),
-    "append chunks": lambda scene: scene.store.append_chunks(
-        [(RUNNING, scene.rows.job(RUNNING).lease, "a"), (ASKED, 1, "b"), (RUNNING, 1, "c")]
+    "report": lambda scene: scene.store.report(
+        [
+            Report(RUNNING, scene.rows.job(RUNNING).lease, "a", [(at(3), "line")], (0.5, "half")),
+            Report(ASKED, 1, "b"),
+            Report(RUNNING, 1, "c"),
+        ]
     ),
     "accept a configuration": lambda scene: scene.store.accept_configuration(
         digest="new", settings={"queues": {"one": {}, "two": {}}}, force=True, now_us=at(5)

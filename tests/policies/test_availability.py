@@ -7,10 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue.domain import Discard, Hold, Snooze
+from gpuqueue.domain import Hold
 from gpuqueue.errors import BackendUnavailable, RunnerCrashed
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails
 from gpuqueue.policies.availability import REFUSAL, Availability
+from gpuqueue.verdicts import Discard, Snooze
 
 from .views import BATCH, MAIL, NOW, OLLAMA, REALTIME, backend, lease, view
 
@@ -44,8 +45,8 @@ def failed(queue, error):
 
 def test_a_job_that_met_an_absent_backend_is_postponed_or_refused():
     error = BackendUnavailable("nothing listens", backend="ollama")
-    assert failed(replace(BATCH, retry_every_s=60), error) == Snooze(NOW + timedelta(minutes=1), waiting_for="ollama")
-    assert failed(REALTIME, error) == Discard("unavailable", REFUSAL)
+    assert failed(replace(BATCH, retry_every_s=60), error) == Snooze("1m", waiting_for="ollama")
+    assert failed(REALTIME, error) == Discard(REFUSAL, code="unavailable")
 
 
 def test_other_failures_are_left_to_other_policies():

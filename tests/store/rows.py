@@ -7,7 +7,7 @@ from typing import Any
 
 from gpuqueue.domain import Demand, DeviceSettings, Job, JobErrorRecord, Lease, Placement, QueueSettings, State
 from gpuqueue.store import Store
-from gpuqueue.store.claims import Gate
+from gpuqueue.store.claims import THREAD, Gate, Room
 from gpuqueue.store.jobs import new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed
 
@@ -19,6 +19,10 @@ BOOM = JobErrorRecord("failed", "boom")
 
 def at(seconds: float) -> int:
     return NOW_US + int(seconds * 1e6)
+
+
+def room_for(count: int) -> Room:
+    return Room({THREAD: count})
 
 
 class Rows:
@@ -61,7 +65,9 @@ class Rows:
         self, *queues: str, limit: int = 100, s: float = 0, worker: str | None = None, held: Sequence[str] = ()
     ) -> list[Lease]:
         wanted = [self.queues[name] for name in queues or self.queues]
-        return self.store.claim(worker_id=worker or self.worker, queues=wanted, gate=self.gate(*held), limit=limit, now_us=at(s))
+        return self.store.claim(
+            worker_id=worker or self.worker, queues=wanted, gate=self.gate(*held), room=room_for(limit), now_us=at(s)
+        )
 
     def claim_one(self, queue: str = "work", **options: Any) -> Lease:
         (lease,) = self.claim(queue, limit=1, **options)

@@ -13,6 +13,7 @@ import pytest
 
 from gpuqueue.store import Store
 from gpuqueue.store.bell import Bell, Listener, runtime_dir
+from gpuqueue.store.outcomes import Report
 from tests.store.rows import Rows
 
 PATIENCE_S = 20.0
@@ -161,7 +162,7 @@ def test_the_store_rings_after_what_somebody_waits_for(store: Store, rows: Rows)
         assert worker.wait(PATIENCE_S), "a new job rings the workers"
         with Listener.for_job(store.runtime_dir, first) as waiter:
             lease = rows.claim_one()
-            store.append_chunks([(first, lease.lease, "text")])
+            store.report([Report(first, lease.lease, "text")])
             assert waiter.wait(PATIENCE_S), "output rings who waits"
             rows.complete(lease)
             assert waiter.wait(PATIENCE_S), "the end rings who waits"

@@ -9,7 +9,7 @@ import pytest
 from gpuqueue.domain import DeviceSettings, Pause, State
 from gpuqueue.store.outcomes import Completed
 from gpuqueue.units import from_us
-from tests.store.rows import CARD, GB, NOW_US, Rows, at
+from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
 
 
 def test_jobs_are_claimed_by_priority_then_due_time_then_id_across_queues(rows: Rows) -> None:
@@ -48,7 +48,7 @@ def test_concurrency_counts_all_workers_and_frees_with_the_finish(rows: Rows) ->
         worker_id="a",
         queues=[rows.queues["work"]],
         gate=rows.gate(),
-        limit=9,
+        room=room_for(9),
         now_us=at(2),
     )
     assert (late, len(leases)) == ([], 1), "a finish and the claim of its slot are one transaction"

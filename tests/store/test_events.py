@@ -52,6 +52,7 @@ def test_a_follower_is_told_of_every_transition_from_its_registration_on(rows: R
     assert (started.at, started.queue) == (from_us(at(0)), "work")
     assert started.data == {
         "state": "running", "before": "available", "attempt": 1, "lease": 1, "worker": "w", "device": None,
+        "reserved_bytes": 0,
     }  # fmt: skip
     assert names(rows) == []
 

@@ -10,6 +10,7 @@ from gpuqueue.domain import State
 from gpuqueue.errors import StateError, UnknownJob
 from gpuqueue.store import Store, claims, jobs, queries
 from gpuqueue.store.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, demand_class, new_job
+from gpuqueue.store.outcomes import Report
 from gpuqueue.units import from_us
 from tests.store.rows import CARD, GB, Rows, assert_counters_are_true, at
 
@@ -261,7 +262,7 @@ def test_pruning_deletes_old_finished_jobs_with_all_that_belongs_to_them(rows: R
     lease = rows.claim_one()
     rows.postpone(lease, due_s=1)
     lease = rows.claim_one(s=2)
-    rows.store.append_chunks([(old, lease.lease, "text")])
+    rows.store.report([Report(old, lease.lease, "text")])
     rows.complete(lease, large, s=3)
     young, failed, waiting = rows.enqueue(), rows.enqueue(), rows.enqueue()
     rows.complete(rows.claim_one(s=3), s=100)

@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from gpuqueue.errors import NewerSchema, NotADatabase, StoreUnwritable
 from gpuqueue.store import Store, migrate
+from gpuqueue.store.outcomes import Report
 from gpuqueue.store.tables import metadata
-from tests.store.rows import Rows
+from tests.store.rows import Rows, at
 
 
 def shape(path: Path) -> dict[str, object]:
@@ -55,6 +57,44 @@ def test_the_newest_migration_is_the_one_that_the_code_knows() -> None:
     script = ScriptDirectory(migrate.migrations_folder())
     assert script.get_heads() == [migrate.HEAD]
     assert migrate.known_versions()[-1] == migrate.HEAD
+
+
+def old_file(path: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file that a gpuqueue of this schema version would have made."""
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, version))
+    Store(path).close()
+    monkeypatch.undo()
+
+
+def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "jobs.db"
+    old_file(path, "0001", monkeypatch)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "
+            "VALUES ('work', 'app.task', 'available', ?, ?, '{\"x\":1}')",
+            (at(0), at(0)),
+        )
+        connection.execute("INSERT INTO followers VALUES ('mirror', 0)")
+        connection.execute(
+            "CREATE TRIGGER jobs_moved AFTER UPDATE OF state ON jobs BEGIN "
+            "INSERT INTO events (at, name) VALUES (0, 'of the old version'); END"
+        )
+    connection.close()
+    store = Store(path)
+    rows = Rows(store)
+    job = rows.job(1)
+    assert (job.arguments, job.progress, job.progress_note) == ({"x": 1}, None, "")
+    store.add_follower("mirror")  # as a worker does when it starts
+    rows.queue("work")
+    rows.store.report([Report(1, rows.claim_one().lease, "", [(at(1), "line")], (0.5, "half"))])
+    assert [event.name for event in store.take_events("mirror")] == ["worker_started", "attempt_started", "job_progressed"]
+    store.close()
+    Store(tmp_path / "new.db").close()
+    assert shape(path) == shape(tmp_path / "new.db")
 
 
 def test_opening_a_file_that_is_up_to_date_loads_no_alembic(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gpuqueue.domain import JobErrorRecord, State
 from gpuqueue.store import queries
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, abandoned_by, reservations
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, Report, abandoned_by, reservations
 from tests.store.rows import BOOM, Rows, assert_counters_are_true, at
 
 
@@ -28,7 +28,7 @@ def test_a_late_outcome_changes_nothing_and_says_so(rows: Rows) -> None:
         before = connection.execute("SELECT * FROM jobs").fetchall()
     for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), True, BOOM)):
         assert rows.store.finish([late], now_us=at(4)) == [old]
-    rows.store.append_chunks([(job_id, old.lease, "late")])
+    rows.store.report([Report(job_id, old.lease, "late")])
     assert not rows.store.release_device(job_id, old.lease)
     with rows.store.reading() as connection:
         assert connection.execute("SELECT * FROM jobs").fetchall() == before
@@ -97,11 +97,11 @@ def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> No
 def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
     job_id, other = rows.enqueue(), rows.enqueue()
     first, second = rows.claim()
-    rows.store.append_chunks([(job_id, first.lease, "a"), (other, second.lease, "x"), (job_id, first.lease, "b")])
-    rows.store.append_chunks([(job_id, first.lease, "c"), (job_id, first.lease + 1, "not mine")])
+    rows.store.report([Report(job_id, first.lease, "a"), Report(other, second.lease, "x"), Report(job_id, first.lease, "b")])
+    rows.store.report([Report(job_id, first.lease, "c"), Report(job_id, first.lease + 1, "not mine")])
     rows.postpone(first, "snoozed", spent=False, due_s=5)
     again = rows.claim_one(s=5)
-    rows.store.append_chunks([(job_id, first.lease, "late"), (job_id, again.lease, "d")])
+    rows.store.report([Report(job_id, first.lease, "late"), Report(job_id, again.lease, "d")])
     with rows.store.reading() as connection:
         assert queries.chunks_after(connection, job_id, 0) == [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, job_id, 2) == [(3, 1, "c"), (4, 2, "d")]

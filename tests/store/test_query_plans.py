@@ -11,8 +11,8 @@ import pytest
 
 from gpuqueue.domain import Demand, State
 from gpuqueue.store import Store, claims, jobs, outcomes, queries
-from gpuqueue.store.outcomes import Completed
-from tests.store.rows import Rows, at
+from gpuqueue.store.outcomes import Completed, Report
+from tests.store.rows import Rows, at, room_for
 
 # statement → the index it must use; "key" is the primary key.
 STATEMENTS = {
@@ -111,7 +111,7 @@ class Seen:
 def finish_and_claim(rows: Rows) -> None:
     lease = rows.claim_one(s=5)
     rows.store.finish_and_claim(
-        [Completed(lease, "1")], worker_id="w", queues=[rows.queues["work"]], gate=rows.gate(), limit=2, now_us=at(6)
+        [Completed(lease, "1")], worker_id="w", queues=[rows.queues["work"]], gate=rows.gate(), room=room_for(2), now_us=at(6)
     )
 
 
@@ -123,7 +123,7 @@ HOT: dict[str, Callable[[Rows], object]] = {
     "release": lambda rows: rows.store.release_device(1, 1),
     "move what is due": lambda rows: rows.store.move_due(now_us=at(8)),
     "backend": lambda rows: rows.store.write(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
-    "chunks": lambda rows: rows.store.append_chunks([(1, 1, "x")]),
+    "chunks": lambda rows: rows.store.report([Report(1, 1, "x")]),
     "cancel": lambda rows: rows.store.cancel(rows.enqueue(s=9), now_us=at(9)),
     "set demands": lambda rows: rows.store.set_demands([(1, Demand(1))], largest_bytes=1),
     "refuse": lambda rows: rows.store.refuse_waiting("nowhere", message="", now_us=at(9)),

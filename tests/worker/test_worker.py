@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import pytest
 
 from gpuqueue import ConfigurationError, JobCancelled, JobFailed, UnknownQueue, Worker, hookimpl
-from gpuqueue.domain import Retry, State
+from gpuqueue.domain import State
 from gpuqueue.store.queries import timeline
+from gpuqueue.verdicts import Retry
 
 
 @contextmanager
@@ -234,7 +235,7 @@ def test_a_result_beyond_the_limit_discards_the_job(make_queue, start_worker):
 class RetryAtOnce:
     @hookimpl
     def attempt_failed(self, details):
-        return Retry(details.now) if details.lease.attempt < details.lease.max_attempts else None
+        return Retry(0) if details.lease.attempt < details.lease.max_attempts else None
 
 
 def test_a_failed_job_is_tried_again_until_its_attempts_are_spent(make_queue, start_worker):

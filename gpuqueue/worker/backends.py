@@ -1,0 +1,76 @@
+"""Owns what this worker hears of backends, and tells their breakers: failed and successful jobs, and probes; decides no hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from gpuqueue.domain import BackendSettings
+from gpuqueue.errors import BackendUnavailable
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import Store, queries
+from gpuqueue.units import to_us
+
+LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
+
+
+class Backends:
+    """The configured backends of one worker."""
+
+    def __init__(self, store: Store, settings: SharedSettings, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._settings = settings
+        self._now = now
+
+    def of_queue(self, queue: str) -> BackendSettings | None:
+        """Return the backend that a queue's jobs need."""
+        settings = self._settings.queues.get(queue)
+        return None if settings is None else self._named(settings.backend)
+
+    def probe(self) -> None:
+        """Ask each backend whether it is there: when its breaker says so, and at its interval while it is available."""
+        for backend in self._settings.backends:
+            with self._store.reading() as connection:
+                row = queries.backends(connection).get(backend.name)
+            now = self._now()
+            if row is not None and row.checked_at is not None:
+                age_s = (now - row.checked_at).total_seconds()
+                due = age_s >= backend.probe_every_s if row.available else row.retry_at is None or now >= row.retry_at
+                if not due:
+                    continue
+            try:
+                _ask(backend)
+            except BackendUnavailable as error:
+                self.failed(error)
+            else:
+                self._store.backend_answered(backend.name, worked=False, now_us=to_us(self._now()))
+
+    def failed(self, error: BaseException) -> None:
+        """Open a backend's breaker when this error of an attempt or probe says that it is away."""
+        backend = self._named(error.backend) if isinstance(error, BackendUnavailable) else None
+        if backend is None:
+            return
+        retries = [queue.retry_every_s for queue in self._settings.queues.values() if queue.backend == backend.name]
+        self._store.backend_lost(
+            backend.name,
+            error=str(error),
+            probe_every_s=backend.probe_every_s,
+            longest_s=min(retries, default=LONGEST_WAIT_S),
+            now_us=to_us(self._now()),
+        )
+
+    def worked(self, backend: BackendSettings) -> None:
+        """Forget the outages of a backend on which a job succeeded."""
+        with self._store.reading() as connection:
+            row = queries.backends(connection).get(backend.name)
+        if row is not None and row.failures:
+            self._store.backend_answered(backend.name, worked=True, now_us=to_us(self._now()))
+
+    def _named(self, name: str) -> BackendSettings | None:
+        return next((backend for backend in self._settings.backends if backend.name == name), None)
+
+
+def _ask(backend: BackendSettings) -> None:
+    from gpuqueue.executors.ollama_client import OllamaClient
+
+    OllamaClient(backend).probe()

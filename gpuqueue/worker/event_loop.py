@@ -1,0 +1,147 @@
+"""Owns the event loop on which a worker's asynchronous tasks run, and the watch that names the line which blocks it."""
+
+from __future__ import annotations
+
+import asyncio
+import linecache
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any
+
+from gpuqueue.current_job import running
+from gpuqueue.executors import AsyncExecutor
+from gpuqueue.worker.attempt import Attempt
+
+BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported
+WATCH_EVERY_S = 0.25
+logger = logging.getLogger("gpuqueue.worker")
+
+Ended = tuple[Any, BaseException | None]  # what an attempt returned, or what it raised
+
+
+class EventLoop:
+    """One asyncio event loop in a thread of its own, started at its first use.
+
+    While attempts run on it, a second thread asks it for a sign of life; without one it warns, naming the job and the line.
+    """
+
+    def __init__(self, *, blocked_s: float = BLOCKED_S) -> None:
+        self._blocked_s = blocked_s
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._count = 0  # attempts on the loop
+        self._has_work = threading.Event()
+        self._closed = threading.Event()
+
+    def start(self, attempt: Attempt, executor: AsyncExecutor) -> Future[Ended]:
+        """Start an attempt; the future's result is what it returned or raised, and it never raises itself."""
+        with self._lock:
+            loop = self._loop or self._open()
+            self._count += 1
+            self._has_work.set()
+        future = asyncio.run_coroutine_threadsafe(_run(attempt, executor), loop)
+        future.add_done_callback(self._one_less)
+        return future
+
+    def close(self, *, wait_s: float) -> None:
+        """Stop the loop; what still runs on it is cancelled, and left behind after `wait_s`."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._closed.set()
+            self._has_work.set()
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(wait_s)
+
+    def _open(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, args=(loop,), name="gpuqueue-event-loop", daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._watch, args=(loop, self._thread), name="gpuqueue-loop-watch", daemon=True).start()
+        return loop
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+    def _one_less(self, _future: Future[Ended]) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count and not self._closed.is_set():
+                self._has_work.clear()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+        while True:
+            self._has_work.wait()
+            if self._closed.wait(WATCH_EVERY_S):
+                return
+            alive = threading.Event()
+            try:
+                loop.call_soon_threadsafe(alive.set)
+            except RuntimeError:  # closed meanwhile
+                return
+            if not alive.wait(self._blocked_s):
+                frame = sys._current_frames().get(thread.ident or 0)
+                if frame is not None:
+                    logger.warning("%s", blocking_line(frame, self._blocked_s))
+                while not alive.wait(WATCH_EVERY_S):  # one warning for one block
+                    if self._closed.is_set():
+                        return
+
+
+async def _run(attempt: Attempt, executor: AsyncExecutor) -> Ended:
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    assert task is not None
+
+    def cancel() -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    try:
+        with running(attempt), attempt.interrupted_by(cancel):
+            attempt.check()
+            return await executor.arun(attempt), None
+    except BaseException as error:  # SystemExit and the like end the attempt, not the loop
+        return None, error
+
+
+def blocking_line(frame: FrameType, blocked_s: float) -> str:
+    """Word what blocks the loop: the job, the line of the task that does it, and the line in which that is stuck."""
+    stack: list[FrameType] = []  # the innermost first
+    attempt: Attempt | None = None
+    at: FrameType | None = frame
+    while at is not None:
+        if at.f_code is _run.__code__:
+            attempt = at.f_locals.get("attempt")
+            break
+        stack.append(at)
+        at = at.f_back
+    own = [item for item in stack if not item.f_code.co_filename.startswith(_NOT_THE_TASKS)] or stack
+    who = "an asynchronous task" if attempt is None else f"job {attempt.lease.job_id} ({attempt.lease.task})"
+    stuck = "" if own[0] is own[-1] else f", stuck in {_place(own[0])}"
+    return (
+        f"{who} blocks the event loop for more than {blocked_s:g} s, and with it every other asynchronous job: {_place(own[-1])}"
+        f"{stuck}. Await something that does not block, use asyncio.to_thread, or make the task a plain function"
+    )
+
+
+def _place(frame: FrameType) -> str:
+    file = frame.f_code.co_filename
+    return f"{file}:{frame.f_lineno}: {linecache.getline(file, frame.f_lineno).strip()}".removesuffix(": ")
+
+
+_NOT_THE_TASKS = ("<", os.path.dirname(threading.__file__), os.path.dirname(os.path.dirname(__file__)))

@@ -1,0 +1,155 @@
+"""Owns the threads that run plain functions without a device; claims and writes nothing itself.
+
+A thread that ends a job runs the next claimed one without asking anybody. Short jobs are claimed ahead of the threads, by
+PREFETCH_S of work at most, so that one transaction carries many. No more threads are woken than the work needs: sixteen
+that compete for the interpreter over jobs of microseconds would take twice as long as one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from gpuqueue.domain import Lease
+from gpuqueue.store.life import Life
+from gpuqueue.store.outcomes import Outcome
+from gpuqueue.worker.exchange import Exchange
+
+PREFETCH_S = 0.02
+PREFETCH_MOST = 128
+NUDGE_S = 0.005  # claimed work that would take one thread longer than this is shared with another
+STALE_S = 0.1  # a prefetched job that found no thread for so long goes back
+
+
+class Threads:
+    """`run` runs one lease and returns its outcome, or None when somebody else wrote it."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        life: Life,
+        *,
+        count: int,
+        run: Callable[[Lease], Outcome | None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._exchange = exchange
+        self._life = life
+        self._size = count
+        self._run = run
+        self._now = now
+        self._ready: deque[Lease] = deque()
+        self._changed = threading.Condition()
+        self._idle = 0
+        self._mean_s = PREFETCH_S
+        self._ended_at_s = float("-inf")
+        self._slots: dict[tuple[int, int], int] = {}  # of the life file, by (job, lease), of what runs
+        self._stopping = False
+        self._threads = [self._thread(slot) for slot in range(count)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._taken_count
+
+    @property
+    def has_free_thread(self) -> bool:
+        """Whether a job that came now would find a thread."""
+        return self._taken_count < self._size
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a claimed job waits while threads are idle, as behind a job that takes longer than its forerunners."""
+        return bool(self._ready and self._idle)
+
+    def room(self) -> int:
+        return max(0, self._size + self._prefetch() - self._taken_count)
+
+    @property
+    def _taken_count(self) -> int:
+        # A job enters the slots before it leaves the queue, so that it is never in neither.
+        return len(self._ready) + len(self._slots)
+
+    def take(self, leases: Sequence[Lease]) -> None:
+        if not leases:
+            return
+        with self._changed:
+            self._ready.extend(leases)
+            if self._idle:
+                needed = 1 + int(len(self._ready) * self._mean_s / NUDGE_S)
+                self._changed.notify(min(needed, len(self._ready), self._idle))
+
+    def nudge(self) -> None:
+        """Wake one more thread when claimed jobs wait."""
+        with self._changed:
+            if self._ready and self._idle:
+                self._changed.notify()
+
+    def give_back(self, *, older_than_s: float = 0.0) -> None:
+        """Return claimed jobs that no thread has begun, unspent."""
+        now = self._now()
+        back = []
+        with self._changed:
+            while self._ready and (now - self._ready[0].started_at).total_seconds() >= older_than_s:
+                back.append(self._ready.popleft())
+        self._exchange.give_back(back)
+
+    def give_back_stale(self) -> None:
+        """Return prefetched jobs for which no thread became free, so that another worker may take them."""
+        if self._ready and self._idle == 0:
+            self.give_back(older_than_s=STALE_S)
+
+    def replace(self, lease: Lease) -> None:
+        """Start another thread in place of the one that is stuck in this job, which was given up."""
+        slot = self._slots.pop((lease.job_id, lease.lease))
+        self._life.executes(slot, 0)
+        self._threads.append(self._thread(slot))
+        self._threads[-1].start()
+
+    def stop(self) -> None:
+        """Idle threads end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def _thread(self, slot: int) -> threading.Thread:
+        return threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True)
+
+    def _prefetch(self) -> int:
+        # Behind threads that are all in long jobs, what was short so far would only be claimed, given back and claimed again.
+        if self._mean_s >= PREFETCH_S / 2 or time.monotonic() - self._ended_at_s > STALE_S:
+            return 0
+        return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6)))
+
+    def _work(self, slot: int) -> None:
+        while (lease := self._next(slot)) is not None:
+            self._life.executes(slot, lease.job_id)
+            began_s = time.monotonic()
+            outcome = self._run(lease)
+            if outcome is None:
+                return  # this thread was replaced, and its slot is another's
+            self._life.executes(slot, 0)
+            self._ended_at_s = time.monotonic()
+            self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
+            self._exchange.add(outcome)
+            del self._slots[lease.job_id, lease.lease]
+            if not self._ready or self._exchange.is_due:
+                self._exchange.exchange_or_keep()
+
+    def _next(self, slot: int) -> Lease | None:
+        with self._changed:
+            while not self._ready:
+                if self._stopping:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+            lease = self._ready[0]
+            self._slots[lease.job_id, lease.lease] = slot
+            return self._ready.popleft()
