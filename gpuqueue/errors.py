@@ -12,7 +12,7 @@ GPUQueueError
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
 └── ExecutionError            raised inside an attempt; classifies its failure
-    ├── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut
+    └── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
 """
 
 from __future__ import annotations
@@ -151,6 +151,22 @@ class CallerFault(ExecutionError):
     """The request itself is wrong (unknown model, bad option); never retried."""
 
     code = "caller_fault"
+
+
+class ProcessDied(ExecutionError):
+    """The process of an isolated task ended before the task returned."""
+
+    code = "process_died"
+
+
+class IsolatedFailure(ExecutionError):
+    """What an isolated task raised in its process; `kinds` are the names of the error's class and all its bases."""
+
+    def __init__(self, *, code: str, message: str, kinds: Iterable[str], remote_traceback: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.kinds = frozenset(kinds)
+        self.remote_traceback = remote_traceback
 
 
 class AttemptTimedOut(ExecutionError):

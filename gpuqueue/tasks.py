@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 from gpuqueue.backoff import Backoff
 from gpuqueue.current_job import Alone, running
 from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.executors import AsyncExecutor, Executor
-from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.options import DEFAULT_QUEUE, JobOptions, Options, merged, read_options
 from gpuqueue.twins import in_thread
 from gpuqueue.units import Duration
@@ -33,12 +31,14 @@ class TaskSettings(Options, total=False):
 
     `queue` is "default" unless given. `retry_on`: only these errors are tried again, while `max_attempts` allow; by default
     every error is. `discard_on`: these never are. `backoff`: how long to wait in between, see `gpuqueue.backoff`.
+    `isolate`: run the function in a process of its own, which can be killed and whose end gives back all its memory.
     """
 
     name: str | None
     retry_on: type[BaseException] | Iterable[type[BaseException]] | None
     discard_on: type[BaseException] | Iterable[type[BaseException]]
     backoff: Backoff | Callable[[int], Duration] | str | None
+    isolate: bool
 
 
 class Task(Generic[Parameters, Returned]):
@@ -56,12 +56,14 @@ class Task(Generic[Parameters, Returned]):
         *,
         signature: Signature,
         rules: RetryRules = DEFAULT_RULES,
+        isolate: bool = False,
     ) -> None:
         self.name = name
         self.function = function
         self.defaults = defaults
         self.signature = signature
         self.rules = rules
+        self.isolate = isolate
         self.arguments_name = f"the arguments of {name}"
         self.completed: tuple[JobOptions, Any, JobOptions] | None = None  # kept by whoever enqueues
         self._gq = gq
@@ -74,7 +76,14 @@ class Task(Generic[Parameters, Returned]):
         asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
         name = asked.pop("name", None) or task_name(function)
         rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))
-        return cls(gq, name, function, read_options(asked), signature=Signature.of(function), rules=rules)
+        isolate = bool(asked.pop("isolate", False))
+        if isolate and "<" in function.__qualname__:
+            raise UsageError(
+                f"task {name!r}: isolate=True runs the function in another process, which must find it by name; "
+                f"move {function.__qualname__} to the top level of its module"
+            )
+        options = read_options(asked)
+        return cls(gq, name, function, options, signature=Signature.of(function), rules=rules, isolate=isolate)
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         """Run the function here and now, without the queue; `current_job()` works, and what it is told is only logged."""
@@ -107,14 +116,6 @@ class Task(Generic[Parameters, Returned]):
         made = copy(self)
         made.defaults = merged(read_options(options), self.defaults)
         return made
-
-    def executor(self) -> Executor | AsyncExecutor | None:
-        """Make what runs the function in a worker; None where a plugin's executor runs the task."""
-        if self.function is None:
-            return None
-        if inspect.iscoroutinefunction(self.function):
-            return CoroutineExecutor(self.function)
-        return CallableExecutor(self.function)
 
     @property
     def place(self) -> object:
@@ -160,7 +161,12 @@ class Signature:
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """Name a function by its module and its name there; one of a script run as `__main__` as if it had been imported."""
+    """Name a function by its module and its name there."""
+    return f"{module_of(function)}.{function.__qualname__}"
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Name a function's module; of a script run as `__main__`, the name under which it is imported."""
     module = function.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
@@ -170,4 +176,4 @@ def task_name(function: Callable[..., Any]) -> str:
             module = specification.name
         elif file is not None:
             module = os.path.splitext(os.path.basename(file))[0]
-    return f"{module}.{function.__qualname__}"
+    return module

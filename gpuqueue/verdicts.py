@@ -7,7 +7,7 @@ raise Discard("the order was cancelled")    # final
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -72,6 +72,29 @@ class Discard(Verdict):
 
 
 DEFAULT_BACKOFF = exponential()
+
+
+def verdict_data(verdict: Verdict) -> dict[str, Any]:
+    """Make JSON-able data of a verdict."""
+    name = next(kind.__name__ for kind in _KINDS if isinstance(verdict, kind))
+    values = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in vars(verdict).items()}
+    return {"verdict": name, **values}
+
+
+def verdict_of(data: Mapping[str, Any]) -> Verdict:
+    """Make the verdict of `verdict_data` again."""
+    values = dict(data)
+    kind = next(kind for kind in _KINDS if kind.__name__ == values["verdict"])
+    del values["verdict"]
+    if "after_s" in values:
+        values["after"] = values.pop("after_s")
+    for key in ("at", "until"):
+        if values.get(key) is not None:
+            values[key] = datetime.fromisoformat(values[key])
+    return kind(**values)
+
+
+_KINDS: tuple[type[Verdict], ...] = (Retry, Snooze, Discard)
 Errors = tuple[type[BaseException], ...]
 
 

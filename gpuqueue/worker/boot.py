@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpuqueue.devices import Device
 from gpuqueue.domain import Lease, QueueSettings
 from gpuqueue.errors import ConfigurationError, UnknownQueue
 from gpuqueue.executors import AsyncExecutor, Executor, is_async
+from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
+from gpuqueue.executors.processes import Children, ProcessExecutor
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import SharedSettings, settings_difference, settings_digest, settings_from_shared
@@ -20,6 +24,7 @@ from gpuqueue.store.bell import Listener
 from gpuqueue.store.claims import COROUTINE, THREAD
 from gpuqueue.store.life import Life
 from gpuqueue.store.outcomes import Outcome
+from gpuqueue.tasks import Task, module_of
 from gpuqueue.units import format_size
 from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.worker.attempt import Judge
@@ -49,6 +54,7 @@ class Parts:
     heartbeat: Heartbeat
     output: Output
     event_loop: EventLoop
+    children: Children
     attempts: Attempts
     dispatcher: Dispatcher
     exchange: Exchange
@@ -93,7 +99,8 @@ def boot(
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     plugins = _worker_plugins(gq)
     devices = _open_devices(settings, plugins)
-    executors = _collect_executors(gq, settings, plugins)
+    children = Children()
+    executors = _collect_executors(gq, settings, plugins, children)
 
     def settings_of(queue: str) -> QueueSettings:
         return settings.queues.get(queue) or QueueSettings(queue)
@@ -160,6 +167,7 @@ def boot(
         devices,
         device_jobs,
         backends,
+        children,
         worker_id=worker_id,
         max_crashes=gq.config.worker.max_crashes,
         retention=gq.config.retention,
@@ -194,6 +202,7 @@ def boot(
         heartbeat=heartbeat,
         output=output,
         event_loop=event_loop,
+        children=children,
         attempts=attempts,
         dispatcher=dispatcher,
         exchange=exchange,
@@ -239,9 +248,31 @@ def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Devic
     return devices
 
 
-def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins) -> Mapping[str, AnyExecutor]:
+def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> Mapping[str, AnyExecutor]:
     executors: dict[str, AnyExecutor] = {}
     details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
     for _, answer in plugins.each("register_executors", details):
         executors = {**answer, **executors}
-    return {**executors, **{name: executor for name, task in gq.tasks.items() if (executor := task.executor()) is not None}}
+    for name, task in gq.tasks.items():
+        if task.function is None:
+            continue
+        if task.isolate:
+            executors[name] = _isolated(task, children, settings, lease_s=gq.config.worker.lease_s)
+        elif inspect.iscoroutinefunction(task.function):
+            executors[name] = CoroutineExecutor(task.function)
+        else:
+            executors[name] = CallableExecutor(task.function)
+    return executors
+
+
+def _isolated(task: Task[..., Any], children: Children, settings: SharedSettings, *, lease_s: float) -> Executor:
+    if os.name != "posix":
+        raise ConfigurationError(f"task {task.name!r}: isolate=True needs Linux or macOS")
+    assert task.function is not None
+    return ProcessExecutor(
+        children,
+        {device.name: device for device in settings.devices},
+        module=module_of(task.function),
+        name=task.function.__qualname__,
+        lease_s=lease_s,
+    )

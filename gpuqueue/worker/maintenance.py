@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from gpuqueue.devices import Device
 from gpuqueue.domain import State
 from gpuqueue.errors import GPUQueueError
+from gpuqueue.executors.processes import Children
 from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.settings import SharedSettings
@@ -42,6 +43,7 @@ class Maintenance:
         devices: Mapping[str, Device],
         device_jobs: DeviceJobs,
         backends: Backends,
+        children: Children,
         *,
         worker_id: str,
         max_crashes: int,
@@ -54,6 +56,7 @@ class Maintenance:
         self._devices = devices
         self._device_jobs = device_jobs
         self._backends = backends
+        self._children = children
         self._worker_id = worker_id
         self._max_crashes = max_crashes
         self._retention = retention
@@ -85,7 +88,7 @@ class Maintenance:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for duty in (self.rescue, self._backends.probe, self.read_devices, self.deliver_events, self.prune, self.checkpoint):
+            for duty in self._duties:
                 try:
                     duty()
                 except (GPUQueueError, OSError) as error:
@@ -93,6 +96,18 @@ class Maintenance:
                 except Exception:
                     logger.exception("%s failed and is tried again", duty.__name__)
             self._stop.wait(EVERY_S)
+
+    @property
+    def _duties(self) -> Sequence[Callable[[], None]]:
+        return (
+            self.rescue,
+            self._backends.probe,
+            self.read_devices,
+            self.deliver_events,
+            self._children.tidy,
+            self.prune,
+            self.checkpoint,
+        )
 
     def rescue(self) -> None:
         """Take back what dead workers held: at once with proof of death, else when their lease has ended."""

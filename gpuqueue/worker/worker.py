@@ -213,6 +213,7 @@ class Worker:
             parts.listener.wait(0.05)
         parts.device_jobs.stop(wait_s=ABANDON_S)
         parts.event_loop.close(wait_s=ABANDON_S)
+        parts.children.close()
         parts.coroutines.stop()
         self._tend(parts)
         parts.heartbeat.stop()

@@ -1,0 +1,160 @@
+"""Owns the child's side of `processes.py`: it runs one function after another for its worker; knows no database."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import inspect
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+from gpuqueue.current_job import running
+from gpuqueue.domain import Lease
+from gpuqueue.executors import AttemptInterrupted
+from gpuqueue.verdicts import Discard, Verdict, failure, verdict_data
+
+
+class ChildContext:
+    """The AttemptContext of the job that runs here; what it is told goes to the worker."""
+
+    def __init__(self, channel: Channel, request: Mapping[str, Any]) -> None:
+        job_id, lease, queue, task, attempt, max_attempts = request["job"]
+        self.lease = Lease(job_id, lease, queue, task, attempt, max_attempts, request["arguments"], None, datetime.now(UTC))
+        self.deadline_s = None if request["left_s"] is None else time.monotonic() + request["left_s"]
+        self.interruption: str | None = None
+        self._channel = channel
+
+    def check(self) -> None:
+        if self.interruption is not None:
+            raise AttemptInterrupted
+
+    def emit(self, text: str) -> None:
+        self.check()
+        self._channel.send({"emit": text})
+
+    def progress(self, fraction: float, note: str) -> None:
+        self._channel.send({"progress": [fraction, note]})
+
+    def log(self, message: str) -> None:
+        self._channel.send({"log": message})
+
+    def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()  # SIGTERM interrupts what runs here
+
+
+class Channel:
+    """The connection to the worker: requests in, what the job says and its end out, as lines of JSON."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._lines = connection.makefile("rb")
+        self._socket = connection
+        self._sending = threading.Lock()
+        self.context: ChildContext | None = None
+        self.sender: int | None = None  # the thread that is in the middle of a line
+        self.stop_after_sending = False
+
+    def next_request(self) -> dict[str, Any]:
+        """Wait for the next job; ends the process when the worker has gone."""
+        line = self._lines.readline()
+        if not line:
+            os._exit(0)
+        request: dict[str, Any] = json.loads(line)
+        return request
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self.send_line(json.dumps(message, allow_nan=False))
+
+    def send_line(self, line: str) -> None:
+        with self._sending:
+            self.sender = threading.get_ident()
+            try:
+                self._socket.sendall(line.encode() + b"\n")
+            finally:
+                self.sender = None
+        if self.stop_after_sending and threading.current_thread() is threading.main_thread():
+            self.stop_after_sending = False
+            raise AttemptInterrupted
+
+
+def main(descriptor: int) -> None:
+    """Run what the worker asks for until it is gone."""
+    faulthandler.enable()
+    channel = Channel(socket.socket(fileno=descriptor))
+    signal.signal(signal.SIGTERM, lambda number, frame: _on_terminate(channel, number, frame))
+    try:
+        while True:
+            request = channel.next_request()
+            context = channel.context = ChildContext(channel, request)
+            answer = _run(context, request)
+            channel.context = None
+            channel.send_line(answer)
+    except AttemptInterrupted:  # between two jobs
+        os._exit(0)
+
+
+def _run(context: ChildContext, request: Mapping[str, Any]) -> str:
+    """Run one job; returns the answer, as JSON."""
+    loaded_bytes = _peak_bytes()
+    try:
+        function = _find(request["module"], request["name"])
+        loaded_bytes = _peak_bytes()
+        context.check()
+        with running(context):
+            if inspect.iscoroutinefunction(function):
+                import asyncio  # only some tasks need it
+
+                value = asyncio.run(function(**request["arguments"]))
+            else:
+                value = function(**request["arguments"])
+        answer: dict[str, Any] = {"value": value}
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            # Trying again would only compute the same result.
+            raise Discard(f"the result of job {context.lease.job_id} must be JSON: {error}", code="result") from None
+    except AttemptInterrupted:
+        answer = {"interrupted": True}
+    except Verdict as verdict:
+        answer = {"verdict": verdict_data(verdict)}
+    except BaseException as error:
+        code, message = failure(error)
+        kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+        trace = "".join(traceback.format_exception(error))
+        answer = {"error": {"code": code, "message": message, "kinds": kinds, "remote_traceback": trace}}
+    return json.dumps({**answer, "loaded_bytes": loaded_bytes, "peak_bytes": _peak_bytes()}, allow_nan=False)
+
+
+def _find(module: str, name: str) -> Callable[..., Any]:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    # What stands under the name may be the task that the decorator made of the function.
+    function: Callable[..., Any] = getattr(found, "function", None) or found
+    return function
+
+
+def _on_terminate(channel: Channel, _number: int, _frame: FrameType | None) -> None:
+    if channel.context is None:
+        os._exit(0)
+    channel.context.interruption = "stopped"
+    if channel.sender == threading.get_ident():  # half a line would garble all that follows it
+        channel.stop_after_sending = True
+        return
+    raise AttemptInterrupted
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): kilobytes on Linux, bytes on macOS

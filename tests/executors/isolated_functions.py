@@ -1,0 +1,100 @@
+"""Owns functions that tests run in processes of their own; a child imports this module by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpuqueue import Discard, Retry, Snooze, current_job
+
+
+class Odd(LookupError):
+    """An error of the application's own."""
+
+
+def where(**arguments: Any) -> dict[str, Any]:
+    """Tell what this process is, and what it was given."""
+    shown = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}
+    return {"pid": os.getpid(), "parent": os.getppid(), "environment": shown, "arguments": arguments}
+
+
+def speak() -> str:
+    job = current_job()
+    job.progress(0.5, note="half")
+    job.log(f"attempt {job.attempt} of {job.max_attempts} of {job.task} in {job.queue}")
+    job.emit("once ")
+    job.emit("upon a time")
+    return f"{job.id} {job.deadline is not None}"
+
+
+async def speak_later() -> int:
+    await asyncio.sleep(0)
+    current_job().emit("later")
+    return current_job().id
+
+
+def fail(kind: str) -> Any:
+    """End in one of many ways."""
+    if kind == "error":
+        raise Odd("no such thing")
+    if kind == "retry":
+        raise Retry("1h", reason="not yet")
+    if kind == "snooze":
+        raise Snooze("1h", reason="closed")
+    if kind == "discard":
+        raise Discard("obsolete", code="gone")
+    if kind == "exit":
+        os._exit(3)
+    if kind == "system exit":
+        sys.exit("good bye")
+    if kind == "segfault":
+        ctypes.string_at(0)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {1, 2, 3}  # which is not JSON
+
+
+def hang(file: str, how: str) -> None:
+    """Write who runs here into a file, and then never end."""
+    children = []
+    if how == "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if how == "start another":
+        children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid]
+    memory = b"\1" * (2 * 10**9 if how == "allocate" else 0)  # written to, so that the system has to give it
+    tell(file, os.getpid(), *children)
+    if how == "hold the interpreter":
+        ctypes.PyDLL(None).sleep(600)  # a C call that keeps the interpreter's lock
+    while True:
+        try:
+            time.sleep(600)
+        except Exception:
+            del memory
+
+
+def tidy_up(file: str) -> None:
+    """Wait, and say in the file how it was ended."""
+    tell(file, os.getpid())
+    try:
+        time.sleep(600)
+    finally:
+        Path(f"{file}.end").write_text(f"cancelled: {current_job().cancelled}")
+
+
+def remember(size: int) -> int:
+    """Take memory for a moment, and tell which process did."""
+    memory = b"\1" * size
+    return os.getpid() if memory else 0
+
+
+def tell(file: str, *numbers: int) -> None:
+    unfinished = Path(f"{file}.unfinished")
+    unfinished.write_text(" ".join(map(str, numbers)))
+    unfinished.rename(file)

@@ -1,0 +1,305 @@
+"""Isolated tasks: a process of their own, what they may say from there, and how they are ended whatever they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gpuqueue import JobCancelled, JobFailed, UsageError
+from gpuqueue.executors.processes import IDLE_S
+from gpuqueue.store.queries import timeline
+from tests.executors import isolated_functions as functions
+
+GPU = '[gpu]\nbudget = "5GB"\ndevice = 1\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def isolated(gq):
+    def register(function, **settings):
+        return gq.task(name=function.__name__, isolate=True, **settings)(function)
+
+    return register
+
+
+def numbers(until, file: Path) -> list[int]:
+    return [int(word) for word in until(lambda: file.exists() and file.read_text(), f"{file}").split()]
+
+
+# --- what it can do ---
+
+
+def test_arguments_and_result_go_to_another_process_and_back(isolated, gq, start_worker):
+    where = isolated(functions.where)
+    start_worker(gq)
+    told = where.enqueue(text="é", number=1.5, list=[None, True, {"a": []}]).result(timeout_s=30)
+    assert told["arguments"] == {"text": "é", "number": 1.5, "list": [None, True, {"a": []}]}
+    assert told["pid"] != os.getpid()
+    assert told["parent"] == os.getpid()
+
+
+def test_a_task_speaks_of_its_job_from_there(isolated, gq, start_worker):
+    speak = isolated(functions.speak, queue="work", max_attempts=3, timeout="1h")
+    start_worker(gq)
+    job = speak.enqueue()
+    assert job.result(timeout_s=30) == f"{job.id} True"
+    assert "".join(job.stream()) == "once upon a time"
+    assert [line.message for line in job.logs()] == ["attempt 1 of 3 of speak in work"]
+    assert (job.refresh().progress, job.record.progress_note) == (0.5, "half")
+
+
+def test_an_asynchronous_task_may_be_isolated_too(isolated, gq, start_worker):
+    speak = isolated(functions.speak_later)
+    start_worker(gq)
+    job = speak.enqueue()
+    assert job.result(timeout_s=30) == job.id
+    assert "".join(job.stream()) == "later"
+
+
+def test_large_arguments_and_results_pass(isolated, gq, start_worker):
+    where = isolated(functions.where)
+    start_worker(gq)
+    text = "x" * 5_000_000
+    assert where.enqueue(text=text).result(timeout_s=30)["arguments"] == {"text": text}
+
+
+def test_a_task_that_is_isolated_can_be_called_as_a_function(isolated):
+    assert isolated(functions.where)(a=1)["pid"] == os.getpid()
+
+
+def test_a_function_that_no_other_process_can_find_is_refused(gq):
+    def local() -> None: ...
+
+    with pytest.raises(UsageError, match=r"isolate=True.*move .*local to the top level of its module"):
+        gq.task(isolate=True)(local)
+
+
+def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_imported(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import os, sys\n"
+        "from gpuqueue import GPUQueue, Worker\n"
+        "gq = GPUQueue(sys.path[0] + '/jobs.db')\n"
+        "@gq.task(isolate=True)\n"
+        "def where() -> int:\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    job = where.enqueue()\n"
+        "    Worker(gq, burst=True).run()\n"
+        "    print(job.result(timeout_s=30) not in (0, os.getpid()))\n"
+    )
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.returncode) == ("True\n", 0), ran.stderr
+
+
+# --- how it fails ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("error", "failed", "Odd: no such thing"),
+        ("system exit", "failed", "SystemExit: good bye"),
+        ("discard", "gone", "obsolete"),
+        ("exit", "process_died", "its process ended with exit status 3 before it returned"),
+        ("segfault", "process_died", "its process was killed by SIGSEGV before it returned"),
+        ("kill", "process_died", "killed by SIGKILL before it returned; the machine may have run out of memory"),
+        ("not json", "result", "the result of job 1 must be JSON: Object of type set is not JSON serializable"),
+    ],
+)
+def test_the_job_says_how_it_ended_and_the_worker_lives(isolated, gq, start_worker, kind, code, said):
+    fail, where = isolated(functions.fail), isolated(functions.where)
+    start_worker(gq)
+    job = fail.enqueue(kind=kind)
+    with pytest.raises(JobFailed):
+        job.result(timeout_s=30)
+    assert job.refresh().error.code == code
+    assert said in job.error.message
+    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+
+
+def test_a_traceback_from_there_is_kept(isolated, gq, start_worker):
+    fail = isolated(functions.fail)
+    start_worker(gq)
+    job = fail.enqueue(kind="error")
+    with pytest.raises(JobFailed):
+        job.result(timeout_s=30)
+    assert 'raise Odd("no such thing")' in job.refresh().error.traceback
+
+
+def test_rules_cover_errors_from_there_by_their_class_and_its_bases(isolated, gq, start_worker, until):
+    fail = isolated(functions.fail, max_attempts=5, discard_on=LookupError)
+    start_worker(gq)
+    job = fail.enqueue(kind="error")
+    with pytest.raises(JobFailed, match="no such thing"):
+        job.result(timeout_s=30)
+    assert job.attempt == 1
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [("retry", "retried"), ("snooze", "snoozed")])
+def test_verdicts_come_from_there(isolated, gq, start_worker, until, kind, outcome):
+    fail = isolated(functions.fail, max_attempts=2)
+    start_worker(gq)
+    job = fail.enqueue(kind=kind)
+    until(lambda: job.refresh().state == "retryable", "the verdict")
+    with gq.store.reading() as connection:
+        (attempt,) = timeline(connection, job.id)
+    assert (attempt["outcome"], job.attempt) == (outcome, 1 if kind == "retry" else 0)
+    assert 3500 < (job.record.scheduled_at - job.started_at).total_seconds() < 3700
+
+
+# --- how it is ended ---
+
+
+@pytest.mark.parametrize("how", ["sleep", "ignore", "allocate", "hold the interpreter", "start another"])
+def test_at_its_deadline_it_is_ended_whatever_it_does_and_the_job_says_why(isolated, gq, start_worker, until, tmp_path, how):
+    limit = "10s" if how == "allocate" else "2s"  # taking so much memory takes a while
+    hang, where = isolated(functions.hang, timeout=limit), isolated(functions.where)
+    start_worker(gq)
+    job = hang.enqueue(file=str(tmp_path / "who"), how=how)
+    pids = numbers(until, tmp_path / "who")
+    assert all(lives(pid) for pid in pids)
+    if how == "allocate":
+        status = Path(f"/proc/{pids[0]}/status").read_text()
+        assert int(status.partition("VmRSS:")[2].split()[0]) > 1_900_000  # kB
+    with pytest.raises(JobFailed, match=f"ran longer than its timeout of {limit[:-1]} s"):
+        job.result(timeout_s=30)
+    until(lambda: not any(lives(pid) for pid in pids), "its processes' end, which gives its memory back")
+    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+
+
+def test_a_cancel_ends_it_at_once_and_lets_it_tidy_up(isolated, gq, start_worker, until, tmp_path):
+    wait = isolated(functions.tidy_up)
+    start_worker(gq)
+    job = wait.enqueue(file=str(tmp_path / "who"))
+    (pid,) = numbers(until, tmp_path / "who")
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.result(timeout_s=30)
+    until(lambda: not lives(pid), "its end")
+    assert (tmp_path / "who.end").read_text() == "cancelled: True"
+
+
+def test_a_shutdown_gives_the_job_back_unspent_and_leaves_no_process(isolated, gq, start_worker, until, tmp_path):
+    hang = isolated(functions.hang)
+    worker = start_worker(gq)
+    job = hang.enqueue(file=str(tmp_path / "who"), how="ignore")
+    (pid,) = numbers(until, tmp_path / "who")
+    worker.stop(grace_s=0)
+    assert (job.refresh().state, job.attempt) == ("available", 0)
+    assert not lives(pid)
+
+
+def test_no_process_outlives_a_worker_that_was_killed(tmp_path, until, make_queue):
+    gq = make_queue()
+    for how in ("sleep", "hold the interpreter", "start another"):
+        file = tmp_path / how.replace(" ", "-")
+        gq.task(name="hang", isolate=True)(functions.hang).enqueue(file=str(file), how=how)
+    code = (
+        "import sys; from gpuqueue import GPUQueue, Worker; from tests.executors import isolated_functions\n"
+        "gq = GPUQueue(sys.argv[1])\n"
+        "gq.task(name='hang', isolate=True)(isolated_functions.hang)\n"
+        "Worker(gq).run()"
+    )
+    root = Path(functions.__file__).parents[2]
+    worker = subprocess.Popen([sys.executable, "-c", code, str(gq.database)], cwd=root)
+    try:
+        pids = [pid for how in ("sleep", "hold-the-interpreter", "start-another") for pid in numbers(until, tmp_path / how)]
+    finally:
+        worker.kill()
+        worker.wait()
+    # The grandchild of the third is not in the worker's group: it ends with the child that started it.
+    until(lambda: not any(lives(pid) for pid in pids), "the end of all")
+
+
+def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, until, make_queue):
+    gq = make_queue()
+    gq.task(name="hang", isolate=True)(functions.hang).enqueue(file=str(tmp_path / "who"), how="sleep")
+    code = (
+        "import sys; from gpuqueue import Config, GPUQueue, Worker; from tests.executors import isolated_functions\n"
+        "gq = GPUQueue(config=Config.default(sys.argv[1], environ={'GPUQUEUE_WORKER_LEASE': '1500ms'}))\n"
+        "gq.task(name='hang', isolate=True)(isolated_functions.hang)\n"
+        "Worker(gq).run()"
+    )
+    root = Path(functions.__file__).parents[2]
+    worker = subprocess.Popen([sys.executable, "-c", code, str(gq.database)], cwd=root)
+    try:
+        (pid,) = numbers(until, tmp_path / "who")
+        worker.send_signal(signal.SIGSTOP)
+        until(lambda: not lives(pid), "the child's end while its worker is stopped")
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+# --- the processes ---
+
+
+def test_a_process_runs_several_jobs_one_after_another_until_it_grows(isolated, gq, start_worker):
+    remember = isolated(functions.remember)
+    start_worker(gq, threads=1)
+    pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (10, 10, 10, 200_000_000, 10)]
+    assert pids[0] == pids[1] == pids[2] == pids[3]
+    assert pids[4] != pids[3]
+
+
+def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):
+    monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
+    remember = isolated(functions.remember)
+    start_worker(gq)
+    pid = remember.enqueue(size=10).result(timeout_s=30)
+    until(lambda: not lives(pid), "its end")
+
+
+def test_a_job_on_a_device_has_a_process_of_its_own_which_sees_that_device_alone(make_queue, start_worker, until):
+    gq = make_queue(GPU)
+    where = gq.task(name="where", queue="train", isolate=True)(functions.where)
+    start_worker(gq)
+    told = [where.enqueue().result(timeout_s=30) for _ in range(2)]
+    assert told[0]["environment"] == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert told[0]["pid"] != told[1]["pid"]
+    until(lambda: not any(lives(one["pid"]) for one in told), "their ends, which free what they held on the device")
+    elsewhere = where.using(queue="mail").enqueue().result(timeout_s=30)
+    assert elsewhere["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_device_with_a_uuid_is_shown_by_it(make_queue, start_worker):
+    gq = make_queue(GPU.replace("device = 1", 'device = "GPU-5e1c0a52"'))
+    where = gq.task(name="where", queue="train", isolate=True)(functions.where)
+    start_worker(gq)
+    assert where.enqueue().result(timeout_s=30)["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-5e1c0a52"
+
+
+def test_a_guardian_that_was_killed_is_replaced(isolated, gq, start_worker, until, tmp_path):
+    hang, where = isolated(functions.hang), isolated(functions.where)
+    start_worker(gq)
+    hang.enqueue(file=str(tmp_path / "who"), how="sleep")
+    numbers(until, tmp_path / "who")
+
+    def guardians() -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                is_mine = f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text()
+                if is_mine and "guardian.py" in (folder / "cmdline").read_text() and lives(int(folder.name)):
+                    found.append(int(folder.name))
+        return found
+
+    (first,) = guardians()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not lives(first), "its end")
+    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+    (second,) = guardians()
+    assert second != first
