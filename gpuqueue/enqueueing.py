@@ -1,11 +1,13 @@
-"""Owns enqueueing: requests become rows, which are stored alone or together; runs and finds no job."""
+"""Owns enqueueing: requests become rows, stored alone, together, or in a caller's transaction; runs and finds no job."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from gpuqueue.config import Config
+from gpuqueue import callers_transaction
+from gpuqueue.config import Config, database_path
 from gpuqueue.declarations import Declarations
 from gpuqueue.domain import QueueSettings
 from gpuqueue.errors import UnknownQueue, UsageError
@@ -16,6 +18,7 @@ from gpuqueue.store import Store, queries
 from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.rows import NO_ARGUMENTS, to_json
 from gpuqueue.tasks import Task
+from gpuqueue.twins import in_thread
 
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
@@ -45,20 +48,57 @@ class Enqueuer:
 
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> int:
         """Store one job and return its id. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
-        return self._store().enqueue(self._new_job(task, arguments, options, self._now_us()))
+        job = self._new_job(task, arguments, options, self._now_us())
+        if options.connection is None:
+            return self._store().enqueue(job)
+        return self._store_within(options.connection, [job])[0]
 
-    def enqueue_many(self, requests: Iterable[Request]) -> list[int]:
+    def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[int]:
         """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
+        new = self._new_jobs(requests, connection)
+        return self._store().enqueue_many(new) if connection is None else self._store_within(connection, new)
+
+    async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> int:
+        """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
+        if options.connection is None:
+            return await in_thread(self.enqueue, task, arguments, options)
+        job = self._new_job(task, arguments, options, self._now_us())
+        return (await self._astore_within(options.connection, [job]))[0]
+
+    async def aenqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[int]:
+        """The async twin of `enqueue_many`."""
+        if connection is None:
+            return await in_thread(self.enqueue_many, requests)
+        return await self._astore_within(connection, self._new_jobs(requests, connection))
+
+    def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
+        return callers_transaction.store(
+            jobs,
+            connection,
+            database=database_path(self._config.database),
+            ensured=self._ensured,
+            ring=lambda: self._store().bell.ring_workers(),
+        )
+
+    async def _astore_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
+        connection = callers_transaction.unwrapped(connection)
+        if not callers_transaction.is_async(connection):
+            return self._store_within(connection, jobs)
+        ids: list[int] = await connection.run_sync(self._store_within, jobs)
+        return ids
+
+    def _new_jobs(self, requests: Iterable[Request], connection: Any) -> list[NewJob]:
         now_us = self._now_us()
         new = []
         for position, request in enumerate(requests):
             try:
                 task, arguments, asked = self._read(request)
-                new.append(self._new_job(task, arguments, merged(asked, task.defaults), now_us))
+                options = replace(merged(asked, task.defaults), connection=connection)
+                new.append(self._new_job(task, arguments, options, now_us))
             except UsageError as error:
                 error.args = (f"job {position} of this call: {error}",)
                 raise
-        return self._store().enqueue_many(new)
+        return new
 
     def _read(self, request: Request) -> tuple[Task[..., Any], Mapping[str, Any], JobOptions]:
         if isinstance(request, Mapping):
@@ -79,6 +119,9 @@ class Enqueuer:
         if known is None or known[0] is not options or known[1] is not self._declared.queues:
             known = task.completed = (options, self._declared.queues, self._completed(task, options))
         _, _, complete = known
+        queue = complete.queue or DEFAULT_QUEUE
+        if queue not in self._ensured and complete.connection is None:
+            self._ensure_queue(queue)
         scheduled_at_us = now_us
         if complete.at_us is not None:
             scheduled_at_us = complete.at_us
@@ -88,7 +131,7 @@ class Enqueuer:
         if arguments:
             text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
         return new_job(
-            complete.queue or DEFAULT_QUEUE,
+            queue,
             task.name,
             text,
             now_us,
@@ -103,7 +146,7 @@ class Enqueuer:
     def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:
         """Fill in what the queue and the kind of task give. Raises: UnknownQueue; UsageError for a queue without models."""
         queue = options.queue or DEFAULT_QUEUE
-        self._ensure_queue(queue)
+        self._expect_queue(queue)
         if task.name in VERBS:
             self._ensure_model_queue(queue)
         settings = self._declared.queues.get(queue) or QueueSettings(queue)
@@ -118,14 +161,14 @@ class Enqueuer:
             ),
         )
 
-    def _ensure_queue(self, name: str) -> None:
-        if name in self._ensured:
-            return
+    def _expect_queue(self, name: str) -> None:
         if name not in self._declared.queue_names:
             with self._store().reading() as connection:
                 stored = queries.queue_names(connection)
             if name not in stored:
                 raise UnknownQueue(name, stored | self._declared.queue_names)
+
+    def _ensure_queue(self, name: str) -> None:
         self._store().ensure_queue(name)
         self._ensured.add(name)
 

@@ -31,6 +31,12 @@ class Options(TypedDict, total=False):
     tags: Iterable[str]
 
 
+class EnqueueOptions(Options, total=False):
+    """The options, and in whose transaction: a SQLAlchemy Connection or Session (or its async kind) to the queue's own file."""
+
+    connection: Any
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """Checked options; None means the task's or the queue's default."""
@@ -43,11 +49,12 @@ class JobOptions:
     at_us: int | None = None
     expires_in_s: float | None = None
     tags: tuple[str, ...] = ()
+    connection: Any = None
 
 
 def read_options(given: Mapping[str, Any]) -> JobOptions:
-    """Check and convert options, named as in `Options`. Raises: UsageError naming the option."""
-    known = Options.__annotations__
+    """Check and convert options, named as in `EnqueueOptions`. Raises: UsageError naming the option."""
+    known = EnqueueOptions.__annotations__
     for name in given:
         if name not in known:
             raise UsageError(f"there is no job option {name!r}{did_you_mean(name, known)}. Options: {', '.join(known)}")
@@ -69,6 +76,7 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         at_us=None if at is None else to_us(at),
         expires_in_s=_duration(asked, "expires_in"),
         tags=_tags(asked.get("tags", ())),
+        connection=given.get("connection"),
     )
 
 

@@ -20,7 +20,7 @@ from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
-from gpuqueue.options import JobOptions, Options, merged, read_options
+from gpuqueue.options import EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
@@ -105,22 +105,37 @@ class GPUQueue:
 
     # --- enqueueing ---
 
-    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> JobHandle:
+    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> JobHandle:
         """Store a job of a task by its name. Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError."""
         task = self._declared.task(name)
         return self.submit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
 
-    def enqueue_many(self, jobs: Iterable[Request]) -> list[JobHandle]:
-        """Store all the jobs in one transaction, or none.
+    async def aenqueue(
+        self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+    ) -> JobHandle:
+        """The async twin of `enqueue`."""
+        task = self._declared.task(name)
+        return await self.asubmit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
+
+    def enqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        """Store all the jobs in one transaction, which may be a caller's `connection`, or none.
 
         Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
         Raises: as `enqueue`, naming the position of the wrong one.
         """
-        return [JobHandle(self, job_id) for job_id in self._enqueuer.enqueue_many(jobs)]
+        return [JobHandle(self, job_id) for job_id in self._enqueuer.enqueue_many(jobs, connection)]
+
+    async def aenqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        """The async twin of `enqueue_many`."""
+        return [JobHandle(self, job_id) for job_id in await self._enqueuer.aenqueue_many(jobs, connection)]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
         return JobHandle(self, self._enqueuer.enqueue(task, arguments, options))
+
+    async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        """The async twin of `submit`."""
+        return JobHandle(self, await self._enqueuer.aenqueue(task, arguments, options))
 
     # --- finding and controlling ---
 
@@ -195,9 +210,6 @@ class GPUQueue:
 
     # --- the async twins of all that blocks ---
 
-    aenqueue = twin(enqueue)
-    aenqueue_many = twin(enqueue_many)
-    asubmit = twin(submit)
     ajob = twin(job)
     ajobs = twin(jobs)
     apause = twin(pause)

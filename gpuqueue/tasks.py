@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
 from gpuqueue.backoff import Backoff
 from gpuqueue.current_job import Alone, running
 from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.options import DEFAULT_QUEUE, JobOptions, Options, merged, read_options
-from gpuqueue.twins import in_thread
+from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, Options, merged, read_options
 from gpuqueue.units import Duration
 from gpuqueue.verdicts import DEFAULT_RULES, RetryRules, read_rules
 
@@ -83,6 +82,8 @@ class Task(Generic[Parameters, Returned]):
                 f"move {function.__qualname__} to the top level of its module"
             )
         options = read_options(asked)
+        if options.connection is not None:
+            raise UsageError(f"task {name!r}: a connection is given where a job is enqueued, to using() or enqueue()")
         return cls(gq, name, function, options, signature=Signature.of(function), rules=rules, isolate=isolate)
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
@@ -103,19 +104,22 @@ class Task(Generic[Parameters, Returned]):
 
         Raises: UsageError for wrong arguments or options; PayloadError; StoreError.
         """
-        if args:
-            raise UsageError(f"{self.name}: pass arguments by name, they are stored as JSON by name")
-        return self._gq.submit(self, kwargs, self.defaults)
+        return self._gq.submit(self, self._named(args, kwargs) if args else kwargs, self.defaults)
 
     async def aenqueue(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> JobHandle:
         """The async twin of `enqueue`."""
-        return await in_thread(self.enqueue, *args, **kwargs)
+        return await self._gq.asubmit(self, self._named(args, kwargs), self.defaults)
 
-    def using(self, **options: Unpack[Options]) -> Task[Parameters, Returned]:
+    def using(self, **options: Unpack[EnqueueOptions]) -> Task[Parameters, Returned]:
         """Return this task with other options for the jobs enqueued through it. Raises: UsageError naming the option."""
         made = copy(self)
         made.defaults = merged(read_options(options), self.defaults)
         return made
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if args:
+            raise UsageError(f"{self.name}: pass arguments by name, they are stored as JSON by name")
+        return kwargs
 
     @property
     def place(self) -> object:

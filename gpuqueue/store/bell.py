@@ -142,19 +142,13 @@ class Listener:
         if self._socket is None:
             time.sleep(max(0.0, min(timeout_s, POLL_S / 10)))
             return True
+        self._socket.settimeout(max(0.0, timeout_s))
         try:
-            self._socket.settimeout(max(0.0, timeout_s))
             self._socket.recv(16)
-            self._socket.setblocking(False)
-            while True:
-                self._socket.recv(16)
-        except BlockingIOError:
-            # With a timeout of 0 the first recv ends here too.
-            return True
-        except TimeoutError:
+        except OSError:  # in time none came, or the socket was closed meanwhile
             return False
-        except OSError:
-            return False
+        _drain(self._socket)
+        return True
 
     async def await_ring(self, timeout_s: float) -> bool:
         """The same for a coroutine."""
@@ -166,12 +160,10 @@ class Listener:
         self._socket.setblocking(False)
         try:
             await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 16), max(0.0, timeout_s))
-            while True:
-                self._socket.recv(16)
         except TimeoutError:
             return False
-        except BlockingIOError:
-            return True
+        _drain(self._socket)
+        return True
 
     def ring(self) -> None:
         """Wake the thread of this process that waits here."""
@@ -193,3 +185,10 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _drain(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        listening.setblocking(False)
+        while True:
+            listening.recv(16)

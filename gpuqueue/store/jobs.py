@@ -9,11 +9,11 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
 from gpuqueue.errors import StateError, UnknownJob
-from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
+from gpuqueue.store.rows import INLINE_BYTES, PUT_PAYLOAD, from_error
 
 DEMAND_CLASS_BYTES = 64 * 2**20
 NEVER_FITS = 2**62  # the demand class of what no device can take
@@ -41,6 +41,10 @@ class NewJob(NamedTuple):
     statement: str
     row: tuple[Any, ...]
     large_arguments: str | None
+
+    @property
+    def queue(self) -> str:
+        return str(self.row[0])
 
 
 def new_job(
@@ -76,15 +80,22 @@ def new_job(
     return NewJob(INSERT_JOB, row, None if is_inline else arguments)
 
 
-def insert_job(connection: sqlite3.Connection, job: NewJob) -> int:
+class Statements(Protocol):
+    """What storing a job needs of a connection, which may be a caller's own."""
+
+    def execute(self, statement: str, values: tuple[Any, ...] = ..., /) -> Any: ...
+
+
+def insert_job(connection: Statements, job: NewJob) -> int:
     """Store a job and return its id."""
     job_id = connection.execute(job.statement, job.row).lastrowid or 0
     if job.large_arguments is not None:
-        put_payload(connection, job_id, "arguments", job.large_arguments)
-    return job_id
+        connection.execute(PUT_PAYLOAD, (job_id, "arguments", job.large_arguments))
+    return int(job_id)
 
 
-def ensure_queue(connection: sqlite3.Connection, name: str) -> None:
+def ensure_queue(connection: Statements, name: str) -> None:
+    """Make sure that the queue has a row."""
     connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (name,))
 
 

@@ -16,6 +16,7 @@ from gpuqueue.units import format_size, from_us
 
 INLINE_BYTES = 1000
 NO_ARGUMENTS = "{}"
+PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)"
 
 _encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
 # What `encode` makes anew for each value, at the cost of encoding a small one; None without the C accelerator.
@@ -49,7 +50,7 @@ def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
 
 
 def put_payload(connection: sqlite3.Connection, job_id: int, kind: str, text: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)", (job_id, kind, text))
+    connection.execute(PUT_PAYLOAD, (job_id, kind, text))
 
 
 def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str | None:

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4 deciding
     ("view", "decisions"),
     # 5 client
-    ("twins", "options", "tasks", "declarations", "enqueueing", "model_tasks", "handle", "queue"),
+    ("twins", "options", "tasks", "declarations", "callers_transaction", "enqueueing", "model_tasks", "handle", "queue"),
     # 6 running
     ("worker",),
     # 7 edges
