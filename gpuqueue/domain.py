@@ -137,6 +137,7 @@ class Hold:
     detail: str
     until: datetime | None = None
     refuse: bool = False
+    plugin: str = field(default="", compare=False)  # which said so; filled in by whoever asked it
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class WorkerInfo:
     expires_at: datetime
     digest: str
     alive: bool
+    # What its own plugins hold, {queue: holds}: those that other processes may not have.
+    holds: Mapping[str, tuple[Hold, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

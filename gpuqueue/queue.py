@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
-from gpuqueue.decisions import decide_holds, explain
+from gpuqueue.decisions import explain, known_holds
 from gpuqueue.declarations import Declarations
 from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
@@ -181,7 +181,7 @@ class GPUQueue:
 
     def holds(self) -> dict[str, list[Hold]]:
         """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
-        return {name: list(holds) for name, holds in decide_holds(self.view(), self.plugins).items()}
+        return {name: list(holds) for name, holds in known_holds(self.view(), self.plugins).items()}
 
     def explain(self, job_id: int) -> Explanation:
         """Say why a job is where it is, with every reason. Raises: UnknownJob."""

@@ -416,3 +416,55 @@ def test_a_backend_and_a_card_that_go_and_come_back_are_told(ai, start_worker, u
     until(lambda: diary.named("device_recovered"))
     assert diary.named("backend_lost")[0].data["backend"] == "ollama"
     assert diary.named("device_lost")[0].data["device"] == "gpu0"
+
+
+# --- what only workers know ---
+
+
+class Weather:
+    """Holds mail while it rains; a plugin that is passed in code, so that other processes do not have it."""
+
+    def __init__(self) -> None:
+        self.says: str | None = "it rains"
+
+    @hookimpl
+    def queue_hold(self, details):
+        return Hold("weather", self.says) if details.queue.name == "mail" and self.says else None
+
+
+def test_what_a_workers_own_plugin_holds_is_known_where_nobody_has_that_plugin(make_queue, start_worker, until):
+    weather = Weather()
+    toml = "[queues.mail]\n[queues.other]\n"
+    worker = start_worker(make_queue(toml, plugins=[weather]))
+    elsewhere = make_queue(toml)
+    job = elsewhere.task(name="send", queue="mail")(lambda: 7).enqueue()
+    assert until(lambda: elsewhere.holds()["mail"], "the hold") == [Hold("weather", "it rains")]
+    assert elsewhere.holds()["other"] == []
+    assert "weather: it rains" in str(job.explain())
+    weather.says = "it still rains"
+    until(lambda: "it still rains" in str(job.explain()), "the new detail")
+    job.cancel()
+    weather.says = None
+    until(lambda: elsewhere.holds()["mail"] == [], "the release")
+    weather.says = "it rains again"
+    until(lambda: elsewhere.holds()["mail"], "the hold again")
+    worker.stop()
+    assert elsewhere.holds()["mail"] == [], "nobody is left who holds it"
+
+
+def test_a_hold_is_told_once_where_the_plugin_is_there_too(make_queue, start_worker, until):
+    toml = "[queues.mail]\n"
+    start_worker(make_queue(toml, plugins=[Weather()]))
+    gq = make_queue(toml, plugins=[Weather()])
+    until(lambda: [worker.holds for worker in gq.workers() if worker.holds], "what the worker publishes")
+    assert gq.holds()["mail"] == [Hold("weather", "it rains")]
+
+
+def test_a_queue_whose_jobs_a_workers_plugin_cannot_size_says_so_everywhere(gpu_queue, make_queue, start_worker, until):
+    gq = gpu_queue(Failing("job_demand"))
+    start_worker(gq)
+    elsewhere = make_queue(GPU)
+    job = gq.train.enqueue()
+    (hold,) = until(lambda: elsewhere.holds()["train"], "the hold")
+    assert hold.reason == "plugin_failed"
+    assert f"what job {job.id} needs is not known" in hold.detail

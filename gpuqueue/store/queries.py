@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpuqueue.domain import FINISHED, Backend, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
+from gpuqueue.domain import FINISHED, Backend, Hold, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
@@ -151,7 +151,7 @@ class WorkerRow:
 def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
     """Return the workers, `alive` meaning only that their lease has not ended."""
     rows = connection.execute(
-        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir FROM workers ORDER BY started_at, id"
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
     )
     return [
         WorkerRow(
@@ -164,11 +164,22 @@ def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRo
                 expires_at=from_us(expires_at),
                 digest=digest,
                 alive=expires_at > now_us,
+                holds=_published(holds),
             ),
             runtime_dir,
         )
-        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir in rows.fetchall()
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds in rows.fetchall()
     ]
+
+
+def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
+    return {
+        queue: tuple(
+            Hold(reason, detail, None if until is None else from_us(until), plugin=plugin)
+            for reason, detail, until, plugin in holds
+        )
+        for queue, holds in json.loads(text or "{}").items()
+    }
 
 
 def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
