@@ -20,12 +20,12 @@ from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
-from gpuqueue.options import EnqueueOptions, JobOptions, merged, read_options
+from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
-from gpuqueue.tasks import Task, TaskSettings
+from gpuqueue.tasks import Signature, Task, TaskSettings
 from gpuqueue.twins import twin
 from gpuqueue.units import Duration, from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
@@ -111,6 +111,24 @@ class GPUQueue:
         """Register a task object. Raises: UsageError when another function has its name."""
         self._declared.add_task(task)
         return task
+
+    def verb(
+        self,
+        name: str,
+        *,
+        required: Iterable[str] = (),
+        optional: Iterable[str] | None = None,
+        **options: Unpack[EnqueueOptions],
+    ) -> Task[..., Any]:
+        """Declare a task that a plugin's executor runs in the workers; its queue exists from now on.
+
+        `required` and `optional` name its arguments; `optional` None takes any other. Options are those of `Task.using`.
+        Raises: UsageError for a wrong option, or when a function has the name.
+        """
+        needed = frozenset(required)
+        signature = Signature(needed, None if optional is None else needed | frozenset(optional))
+        defaults = read_options({"queue": DEFAULT_QUEUE, **options})
+        return self.add_task(Task[..., Any](self, name, None, defaults, signature=signature))
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:

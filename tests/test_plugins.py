@@ -8,13 +8,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from gpuqueue import ConfigurationError, JobFailed, hookimpl
+from gpuqueue import ConfigurationError, JobFailed, UsageError, hookimpl
 from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Wait
 from gpuqueue.hookspecs import EVENT_NAMES
-from gpuqueue.options import JobOptions
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
-from gpuqueue.tasks import Signature, Task
 from gpuqueue.verdicts import Retry
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
@@ -468,11 +466,23 @@ def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
             return {"shout": Shout()}
 
     gq = make_queue(plugins=[Verbs()])
-    gq.add_task(Task(gq, "shout", None, JobOptions(), signature=Signature(frozenset({"text"}), frozenset({"text"}))))
+    shout = gq.verb("shout", required=["text"], optional=[], queue="loud", max_attempts=2)
     start_worker(gq)
-    job = gq.enqueue("shout", {"text": "hello"})
+    job = shout.enqueue(text="hello")
     assert job.result(timeout_s=20) == "HELLO"
     assert list(job.stream()) == ["listen: "]
+    assert (job.record.queue, job.record.max_attempts) == ("loud", 2)
+    assert gq.enqueue("shout", {"text": "again"}).result(timeout_s=20) == "AGAIN"
+    with pytest.raises(UsageError, match="shout needs the argument"):
+        shout.enqueue()
+    with pytest.raises(UsageError, match=r"shout takes no argument 'txt' \(did you mean 'text'\?\)"):
+        shout.enqueue(txt="hello")
+    with pytest.raises(UsageError, match="a task 'shout' is registered already"):
+        gq.task(name="shout")(lambda text: text)
+
+
+def test_a_verb_whose_arguments_are_not_named_takes_any(gq):
+    assert gq.verb("anything").enqueue(a=1, b=[2]).record.arguments == {"a": 1, "b": [2]}
 
 
 def test_a_plugin_that_fails_while_a_worker_starts_leaves_no_worker_behind(gpu_queue, start_worker):
