@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
@@ -156,6 +157,12 @@ def test_a_blocked_default_decides_nothing(make_queue, caplog):
     assert "[plugins] block names 'window', but no such plugin is installed (did you mean 'windows'?)" in caplog.text
 
 
+@pytest.fixture
+def make_discovering(make_queue):
+    """Make queue objects that find the plugins which are installed."""
+    return partial(make_queue, discover_plugins=True)
+
+
 def install(folder, monkeypatch, source, *, name="colours"):
     """Install a distribution with an entry point of gpuqueue's group, as pip would."""
     info = folder / "colours-1.0.dist-info"
@@ -176,31 +183,31 @@ def queue_hold(details):
 """
 
 
-def test_an_installed_plugin_is_found_by_its_entry_point_and_can_be_blocked(make_queue, tmp_path, monkeypatch):
+def test_an_installed_plugin_is_found_by_its_entry_point_and_can_be_blocked(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, COLOURS)
-    gq = make_queue("[queues.mail]\n")
+    gq = make_discovering("[queues.mail]\n")
     assert gq.holds()["mail"] == [Hold("colour", "not on a grey day")]
     assert ("colours", ["queue_hold"]) in gq.plugins.names()
-    assert make_queue('[queues.mail]\n[plugins]\nblock = ["colours"]\n').holds()["mail"] == []
+    assert make_discovering('[queues.mail]\n[plugins]\nblock = ["colours"]\n').holds()["mail"] == []
 
 
-def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_queue, tmp_path, monkeypatch):
+def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "raise RuntimeError('no grey')")
     wrong = r"the installed plugin 'colours' \(colours 1.0\) cannot be loaded from 'gpuqueue_colours': RuntimeError: no grey"
     with pytest.raises(ConfigurationError, match=wrong):
-        make_queue()
-    assert make_queue('[plugins]\nblock = ["colours"]\n').holds() == {}
+        make_discovering()
+    assert make_discovering('[plugins]\nblock = ["colours"]\n').holds() == {}
 
 
-def test_an_installed_plugin_with_a_wrong_hook_is_refused_by_its_own_name(make_queue, tmp_path, monkeypatch):
+def test_an_installed_plugin_with_a_wrong_hook_is_refused_by_its_own_name(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, COLOURS.replace("queue_hold", "queue_hodl"))
     with pytest.raises(ConfigurationError, match="plugin 'colours' cannot be registered: there is no hook 'queue_hodl'"):
-        make_queue(plugins=[Failing("queue_hold")])
+        make_discovering(plugins=[Failing("queue_hold")])
 
 
-def test_an_installed_plugin_that_has_a_defaults_name_is_left_out_and_named(make_queue, tmp_path, monkeypatch, caplog):
+def test_an_installed_plugin_that_has_a_defaults_name_is_left_out_and_named(make_discovering, tmp_path, monkeypatch, caplog):
     install(tmp_path, monkeypatch, COLOURS, name="windows")
-    assert make_queue("[queues.mail]\n").holds()["mail"] == []
+    assert make_discovering("[queues.mail]\n").holds()["mail"] == []
     assert "the installed plugin 'windows' of colours is left out: another plugin has its name" in caplog.text
 
 
@@ -289,11 +296,11 @@ def test_a_wrong_section_or_setting_of_a_plugin_is_refused_by_name(make_queue, m
         assert hint in str(caught.value)
 
 
-def test_the_section_of_a_blocked_plugin_may_stay(make_queue, tmp_path, monkeypatch):
+def test_the_section_of_a_blocked_plugin_may_stay(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, COLOURS)
-    assert make_queue('[plugins]\nblock = ["colours"]\n[colours]\nsky = "grey"\n').holds() == {}
+    assert make_discovering('[plugins]\nblock = ["colours"]\n[colours]\nsky = "grey"\n').holds() == {}
     with pytest.raises(ConfigurationError, match="the plugin 'colours' has no settings"):
-        make_queue('[colours]\nsky = "grey"\n')
+        make_discovering('[colours]\nsky = "grey"\n')
 
 
 def test_a_plugin_cannot_take_a_section_of_gpuqueues_own(make_queue):
