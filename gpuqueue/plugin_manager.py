@@ -136,11 +136,11 @@ class Plugins:
             if found.plugin_name == name:
                 details = ConfigureDetails(name, tables.table_of(name, self._configurable()))
                 try:
-                    found.function(details) if found.argnames else found.function()
-                except UsageError:
-                    raise  # it names the file and the key
-                except Exception as error:
-                    raise PluginFailed(name, "configure", error) from error
+                    _answer(found, "configure", details)
+                except PluginFailed as failed:
+                    if isinstance(failed.__cause__, UsageError):  # it names the file and the key
+                        raise failed.__cause__ from None
+                    raise
 
     def _configurable(self) -> list[str]:
         return [found.plugin_name for found in self._manager.hook.configure.get_hookimpls()]
@@ -162,7 +162,7 @@ class Plugins:
         if self._manager.has_plugin(name) or name in self._reserved:
             raise ConfigurationError(f"{wrong}: another one has this name; give it one of its own: plugins={{name: plugin}}")
         for attribute in dir(plugin):
-            options = self._manager.parse_hookimpl_opts(plugin, attribute)
+            options = None if attribute.startswith("__") else self._manager.parse_hookimpl_opts(plugin, attribute)
             if options is None:
                 continue
             hook = options.get("specname") or attribute
@@ -202,12 +202,16 @@ class Plugins:
     def each(self, hook: str, details: Any) -> Iterator[tuple[str, Any]]:
         """Yield (plugin, answer) for every answer that is not None. Raises: PluginFailed at the first that fails."""
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            try:
-                answer = found.function(details) if found.argnames else found.function()
-            except Exception as error:
-                raise PluginFailed(found.plugin_name, hook, error) from error
+            answer = _answer(found, hook, details)
             if answer is not None:
                 yield found.plugin_name, answer
+
+    def ask(self, name: str, hook: str, details: Any) -> Any:
+        """Return one plugin's answer, None also where it does not answer this hook. Raises: PluginFailed."""
+        for found in getattr(self._manager.hook, hook).get_hookimpls():
+            if found.plugin_name == name:
+                return _answer(found, hook, details)
+        return None
 
     def first(self, hook: str, details: Any) -> Any:
         """Return the first answer that is not None, or None. Raises: PluginFailed."""
@@ -220,6 +224,13 @@ class Plugins:
                 found.function(details) if found.argnames else found.function()
             except Exception:
                 logger.exception("plugin %r failed in the event %s", found.plugin_name, hook)
+
+
+def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
+    try:
+        return found.function(details) if found.argnames else found.function()
+    except Exception as error:
+        raise PluginFailed(found.plugin_name, hook, error) from error
 
 
 def _object_of(plugin: object, name: str) -> object:

@@ -45,11 +45,15 @@ def run_until_idle(
     """
     served = None if queues is None else tuple(queues)
     ends_s = time.monotonic() + timeout_s
+    runs_in_vain = 0
+    seen: list[Job] | None = None
     while True:
-        _run(Worker(gq, queues=served, threads=threads, burst=True), gq, served, timeout_s=ends_s - time.monotonic())
+        _run(Worker(gq, queues=served, threads=threads, burst=True), gq, served, timeout_s=max(0.0, ends_s - time.monotonic()))
         jobs, left = _explained(gq, served, WAITING)
+        runs_in_vain = runs_in_vain + 1 if jobs == seen else 0
+        seen = jobs
         # What came due, or was let go, when the worker was about to leave.
-        if any(not explanation.reasons for explanation in left.values()) and time.monotonic() < ends_s:
+        if any(not explanation.reasons for explanation in left.values()) and runs_in_vain < 2:
             continue
         if left and not may_wait:
             raise JobsStuck(jobs, left, f"{_count(left)} left that cannot start:")
@@ -62,7 +66,8 @@ def _run(worker: Worker, gq: GPUQueue, served: tuple[str, ...] | None, *, timeou
 
     def stop() -> None:
         jobs, found = _explained(gq, served, (State.RUNNING,))
-        stuck.append(JobsStuck(jobs, found, f"after {timeout_s:g} s the worker was stopped, and {_count(found)} still running:"))
+        what = f"the worker was stopped after {timeout_s:.3g} s, and {_count(found)} still running:"
+        stuck.append(JobsStuck(jobs, found, what))
         worker.request_stop()
         worker.request_stop()  # without patience for what runs
 
