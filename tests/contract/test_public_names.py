@@ -37,3 +37,27 @@ def test_every_public_name_is_there_once_and_in_order(module: object) -> None:
     names = list(module.__all__)  # type: ignore[attr-defined]
     assert len(set(names)) == len(names)
     assert [name for name in names if not hasattr(module, name)] == []
+
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+PUBLIC = {"gpuqueue", "gpuqueue.plugins"}
+
+
+def imported_from(path: Path) -> set[str]:
+    """The modules of gpuqueue that a file imports, or imports from."""
+    tree = ast.parse(path.read_text())
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name for name in named if name == "gpuqueue" or name.startswith("gpuqueue.")}
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*/*.py")), ids=lambda path: path.name)
+def test_a_plugin_imports_public_names_only(path: Path) -> None:
+    assert imported_from(path)
+    assert imported_from(path) <= PUBLIC
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*/tests/*.py")), ids=lambda path: path.name)
+def test_a_plugins_tests_use_what_is_shipped_for_tests_only(path: Path) -> None:
+    used = imported_from(path)
+    assert {name for name in used if not name.startswith("gpuqueue.testing")} <= PUBLIC

@@ -9,16 +9,9 @@ import pytest
 from gpuqueue_thermal import Thermal
 
 from gpuqueue.plugins import ConfigurationError, DeviceSettings, QueueHoldDetails
-from gpuqueue.testing.policies import PolicySuite
 from gpuqueue.testing.views import BATCH, NOW, device, view
 
 HOT = "gpu0 is at 84 °C; above 83 °C nothing starts until it has cooled to 78 °C"
-
-
-class TestRules(PolicySuite):
-    name = "thermal"
-    toml = "[thermal]\nlimit = 80"
-    make_plugin = Thermal
 
 
 @pytest.fixture
