@@ -133,7 +133,8 @@ class CleanUpAttemptDetails:
 class ConfigureDetails:
     """A plugin's own section of the configuration, `[name]` with the name it is registered under; empty where nobody gave one.
 
-    Its errors name the file, variable or argument, the key, and what is right; begin with `table.expect([…])`.
+    Its errors name the file, variable or argument, the key, and what is right; begin with `table.expect([…])`. The variable of
+    `[thermal] limit` is GPUQUEUE_THERMAL_LIMIT; one that begins like a section of gpuqueue's own, GPUQUEUE_GPU_…, is its own.
     """
 
     name: str

@@ -131,10 +131,10 @@ def test_doctor_names_a_model_that_is_missing_and_a_card_that_is_too_small(confi
 
 def test_doctor_names_a_section_that_no_plugin_reads(configured: Path, run: Run) -> None:
     with (configured / "gpuqueue.toml").open("a", encoding="utf-8") as file:
-        file.write("[thermal]\nlimit = 80\n")
+        file.write("[humidity]\nlimit = 80\n")
     found = json.loads(run("doctor", "--json").out)["checks"]
     (wrong,) = [check for check in found if check["check"] == "configuration"]
-    assert (wrong["level"], "no plugin 'thermal' is installed" in wrong["detail"]) == ("problem", True)
+    assert (wrong["level"], "no plugin 'humidity' is installed" in wrong["detail"]) == ("problem", True)
 
 
 def test_doctor_without_a_configuration_tells_how_to_begin(folder: Path, run: Run) -> None:
