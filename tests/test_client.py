@@ -424,12 +424,10 @@ class TellerPlugin:
 
 @pytest.fixture
 def teller(gq):
-    from gpuqueue.options import JobOptions
-    from gpuqueue.tasks import Signature, Task
 
     teller = Teller()
     gq.plugins.register(TellerPlugin(teller))
-    teller.task = gq.add_task(Task(gq, "tell", None, JobOptions(queue="default"), signature=Signature(frozenset(), None)))
+    teller.task = gq.verb("tell")
     yield teller
     teller.go_on.set()
 

@@ -195,6 +195,12 @@ def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
     }
 
 
+def noted_reasons(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Return the reasons that a worker noted when it last saw a queue held: {queue: reasons}."""
+    rows = connection.execute("SELECT name, holds FROM queues WHERE holds IS NOT NULL AND holds != '[]'")
+    return {name: tuple(json.loads(reasons)) for name, reasons in rows}
+
+
 def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
     """Return the state of each backend that was ever asked; its url is for the caller to add."""
     rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error FROM backends")

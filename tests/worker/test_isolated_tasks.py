@@ -255,6 +255,15 @@ def test_a_process_runs_several_jobs_one_after_another_until_it_grows(isolated, 
     assert pids[4] != pids[3]
 
 
+def test_that_a_process_grows_is_seen_however_large_its_worker_is(isolated, gq, start_worker):
+    ballast = bytearray(b"\1") * 400_000_000
+    remember = isolated(functions.remember)
+    start_worker(gq, threads=1)
+    pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (200_000_000, 10)]
+    assert len(ballast) == 400_000_000
+    assert pids[0] != pids[1]
+
+
 def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):
     monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
     remember = isolated(functions.remember)
