@@ -18,26 +18,43 @@ from gpuqueue.domain import (
     BackendSettings,
     DeviceSettings,
     ModelSettings,
+    OnSpill,
+    Overrun,
     QueueSettings,
+    Rate,
+    Resume,
     State,
     WhenUnavailable,
+    WindowRule,
+    YieldMode,
 )
 from gpuqueue.errors import ConfigurationError, UsageError, did_you_mean
+from gpuqueue.rates import parse_rate
 from gpuqueue.settings import device_order
 from gpuqueue.units import format_size, parse_duration
 from gpuqueue.windows import parse_window, parse_zone
 
-DEVICE_KEYS = ("device", "budget", "margin", "max_models", "slots", "keep_warm")
+DEVICE_KEYS = (
+    *("device", "budget", "margin", "max_models", "slots", "keep_warm"),
+    *("min_free", "affinity", "labels"),
+)
 BACKEND_PATIENCE = ("connect", "first_token", "gap", "total", "settle", "release", "probe_every")
-MODEL_KEYS = ("vram", "options")
+MODEL_KEYS = ("vram", "options", "resume", "on_spill")
 QUEUE_KEYS = (
     "gpu",
     "concurrency",
+    "rate",
     "pause",
+    "windows",
+    "overrun",
     "timezone",
     "yields_to",
     "when_unavailable",
     "retry_every",
+    "yield_mode",
+    "min_run",
+    "nearly_done",
+    "max_preemptions",
     "max_attempts",
     "timeout",
     "priority",
@@ -109,7 +126,9 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
                 f"({largest.name}). Raise gpu.budget or use a smaller model"
             )
         options = table.table("options", "options = { num_ctx = 4096 }")
-        models[name] = ModelSettings(name, vram_bytes, _json_data(options))
+        resume = cast(Resume, table.choice("resume", "restart", get_args(Resume)))
+        on_spill = cast(OnSpill, table.choice("on_spill", "accept", get_args(OnSpill)))
+        models[name] = ModelSettings(name, vram_bytes, _json_data(options), resume, on_spill)
     return models
 
 
@@ -198,6 +217,7 @@ def _device(table: Table, position: int) -> DeviceSettings:
     if not budget_bytes:
         raise budget.error('jobs need some of the card; write budget = "5GB"')
     name, index = _device_name(table.get("device"), position)
+    default = DeviceSettings(name, budget_bytes)
     return DeviceSettings(
         name=name,
         budget_bytes=budget_bytes,
@@ -206,6 +226,9 @@ def _device(table: Table, position: int) -> DeviceSettings:
         slots=table.integer("slots", 1, minimum=1),
         keep_warm_s=table.duration("keep_warm", 0.0),
         index=index,
+        min_free_bytes=table.size("min_free", default.min_free_bytes),
+        affinity_s=table.duration("affinity", default.affinity_s),
+        labels=table.texts("labels", example='["fast"]'),
     )
 
 
@@ -243,15 +266,23 @@ def _queue(name: str, table: Table, *, has_device: bool, has_ollama: bool) -> Qu
         raise table.error(
             'gpu = true, but no card is configured; add [gpu] with budget = "5GB" (also for an Ollama on another machine)'
         )
+    default = QueueSettings(name)
     return QueueSettings(
         name=name,
         gpu=gpu,
         concurrency=table.integer("concurrency", None, minimum=1, advice=f"to stop the queue for a while: gpuqueue pause {name}"),
+        rate=_rate(table),
         pause=_pause(table),
+        windows=_windows(table),
+        overrun=cast(Overrun, table.choice("overrun", default.overrun, get_args(Overrun))),
         timezone=_zone(table),
         yields_to=table.texts("yields_to", example='["ai-realtime"]'),
         when_unavailable=cast(WhenUnavailable, table.choice("when_unavailable", "wait", get_args(WhenUnavailable))),
-        retry_every_s=table.duration("retry_every", QueueSettings(name).retry_every_s, positive=True),
+        retry_every_s=table.duration("retry_every", default.retry_every_s, positive=True),
+        yield_mode=cast(YieldMode, table.choice("yield_mode", default.yield_mode, get_args(YieldMode))),
+        min_run_s=table.duration("min_run", default.min_run_s),
+        nearly_done_s=table.duration("nearly_done", default.nearly_done_s),
+        max_preemptions=table.integer("max_preemptions", default.max_preemptions, minimum=0),
         max_attempts=table.integer("max_attempts", None, minimum=1),
         timeout_s=table.duration("timeout", None, positive=True),
         priority=table.integer("priority", None),
@@ -266,6 +297,27 @@ def _pause(table: Table) -> tuple[str, ...]:
         for text in texts:
             worded(setting, lambda text=text: parse_window(text))  # type: ignore[misc]
     return texts
+
+
+def _rate(table: Table) -> Rate | None:
+    setting = table.get("rate")
+    return None if setting is None else worded(setting, lambda: parse_rate(setting.value))
+
+
+def _windows(table: Table) -> tuple[WindowRule, ...]:
+    rules = []
+    for item in table.sequence("windows", 'windows = [{ at = "18:00-09:00", concurrency = 1 }]'):
+        item.expect(("at", "concurrency", "rate"))
+        at = item.get("at")
+        if at is None:
+            raise item.error('at is missing; say when it holds: { at = "18:00-09:00", concurrency = 1 }')
+        text = item.text("at", "", example='at = "18:00-09:00"')
+        worded(at, lambda text=text: parse_window(text))  # type: ignore[misc]
+        rule = WindowRule(text, item.integer("concurrency", None, minimum=1), _rate(item))
+        if rule.concurrency is None and rule.rate is None:
+            raise item.error("it limits nothing; give it a concurrency or a rate, or write the time into pause")
+        rules.append(rule)
+    return tuple(rules)
 
 
 def _zone(table: Table) -> str:

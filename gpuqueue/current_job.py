@@ -89,6 +89,7 @@ class Alone:
 
     deadline_s = None
     interruption = None
+    partial = None
 
     def __init__(self, task: str) -> None:
         self.lease = Lease(0, 0, "", task, 1, 1, {}, None, datetime.now(UTC))
@@ -100,6 +101,10 @@ class Alone:
     def progress(self, fraction: float, note: str) -> None: ...
 
     def log(self, message: str) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def continue_output(self) -> None: ...
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
         return nullcontext()

@@ -5,6 +5,7 @@ The same evaluation serves a worker that claims and a person who asks why; only 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,16 +14,58 @@ from gpuqueue.domain import (
     Explanation,
     Hold,
     Job,
+    Limits,
     Placement,
+    Preemption,
     QueueSettings,
     State,
     View,
     Wait,
 )
 from gpuqueue.errors import ConfigurationError
-from gpuqueue.hookspecs import JobDemandDetails, OrderCandidatesDetails, PlaceJobDetails, QueueHoldDetails
+from gpuqueue.hookspecs import (
+    ChoosePreemptionsDetails,
+    JobDemandDetails,
+    OrderCandidatesDetails,
+    PlaceJobDetails,
+    QueueHoldDetails,
+    QueueLimitsDetails,
+    WaitingJob,
+)
 from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.rates import level
 from gpuqueue.view import serves
+
+logger = logging.getLogger("gpuqueue.plugins")
+
+
+def limited(view: View, plugins: Plugins) -> View:
+    """Return the view with each queue's limits as they are now; a plugin that fails leaves what is configured."""
+    queues = {}
+    for name, queue in view.queues.items():
+        settings, reasons = queue.settings, []
+        try:
+            for _, limits in plugins.each("queue_limits", QueueLimitsDetails(queue.settings, view.now)):
+                tighter = _tighter(settings, limits)
+                if tighter != settings:
+                    settings = tighter
+                    reasons.append(limits.reason)
+        except PluginFailed as error:
+            logger.error("queue %s keeps its configured limits: %s", name, error)
+        left = None
+        if settings.rate is not None:
+            left = level(settings.rate, queue.rate_before, (view.now - (queue.rate_at or view.now)).total_seconds())
+        queues[name] = replace(queue, settings=settings, rate_level=left, limited_by="; ".join(filter(None, reasons)))
+    return replace(view, queues=queues)
+
+
+def _tighter(settings: QueueSettings, limits: Limits) -> QueueSettings:
+    concurrency, rate = settings.concurrency, settings.rate
+    if limits.concurrency is not None and (concurrency is None or limits.concurrency < concurrency):
+        concurrency = limits.concurrency
+    if limits.rate is not None and (rate is None or limits.rate.count / limits.rate.per_s < rate.count / rate.per_s):
+        rate = limits.rate
+    return replace(settings, concurrency=concurrency, rate=rate)
 
 
 def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
@@ -111,6 +154,17 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
     if isinstance(answer, Wait) or (isinstance(answer, Placement) and answer.device in view.devices):
         return answer
     return Wait("plugin_failed", f"a plugin answered place_job with {answer!r}; devices: {', '.join(view.devices) or 'none'}")
+
+
+def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> list[Preemption]:
+    """Return the attempts that are to stop, for jobs that wait for their device or of themselves. Raises: PluginFailed."""
+    chosen: list[Preemption] = []
+    for plugin, answer in plugins.each("choose_preemptions", ChoosePreemptionsDetails(tuple(waiting), view)):
+        wrong = [item for item in answer if not isinstance(item, Preemption)]
+        if wrong:
+            raise PluginFailed(plugin, "choose_preemptions", TypeError(f"it answered {wrong[0]!r}, which is no Preemption"))
+        chosen += answer
+    return chosen
 
 
 def explain(

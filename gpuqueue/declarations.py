@@ -62,7 +62,7 @@ class Declarations:
 def _check_settings(queue: QueueSettings) -> None:
     """Refuse what a configuration file could not say either. Raises: UsageError naming the setting."""
     try:
-        for window in queue.pause:
+        for window in (*queue.pause, *(rule.at for rule in queue.windows)):
             parse_window(window)
     except UsageError as error:
         raise UsageError(f"pause: {error}") from None

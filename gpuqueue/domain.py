@@ -33,6 +33,10 @@ WAITING = (State.SCHEDULED, State.AVAILABLE, State.RETRYABLE)
 FINISHED = (State.COMPLETED, State.CANCELLED, State.DISCARDED)
 
 WhenUnavailable = Literal["reject", "retry", "wait"]
+Overrun = Literal["finish", "preempt", "dont_start"]  # what becomes of a job that runs into a pause window
+YieldMode = Literal["preempt", "drain"]  # whether running jobs make room for those that their queue yields to
+OnSpill = Literal["accept", "wait", "fail"]  # what becomes of a job whose model did not wholly fit the device
+Resume = Literal["restart", "continue"]  # what becomes of the output of an attempt that made room
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,10 @@ class Job:
     error: JobErrorRecord | None
     progress: float | None = None  # 0 to 1, as its running or latest attempt said; None when it said nothing
     progress_note: str = ""
+    wanted_bytes: int | None = None  # device memory that it asked for itself
+    wanted_device: str | None = None  # the device, or the label of devices, that it asked for
+    preemptions: int = 0  # how often it made room for another queue's job
+    output_tokens: int = 0  # of its running or latest attempt on a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +149,69 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialOutput:
+    """What an attempt that made room had written; `lease` is the one under which that output began."""
+
+    lease: int
+    text: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """An attempt that is to stop, at once or not before a moment; `for_job` is the job that it makes room for, if any."""
+
+    job_id: int
+    lease: int
+    for_job: int | None = None
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most `count` jobs begin in any `per_s` seconds that follow a rest; "10/m" as people write it."""
+
+    count: int
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRule:
+    """What holds for a queue while a window is open; None leaves what is configured."""
+
+    at: str
+    concurrency: int | None = None
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Tighter limits for a queue now, and why; None leaves what is configured."""
+
+    concurrency: int | None = None
+    rate: Rate | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueSettings:
     """How one queue behaves; the worker writes it into the queue's row."""
 
     name: str
     gpu: bool = False
     concurrency: int | None = None  # running jobs at once, over all workers; None is no limit
+    rate: Rate | None = None  # how many jobs may begin in a time
     pause: tuple[str, ...] = ()  # windows: "09:00-18:00", "mon-fri 09:00-18:00"
+    windows: tuple[WindowRule, ...] = ()
+    overrun: Overrun = "finish"
     timezone: str = "UTC"
     yields_to: tuple[str, ...] = ()
     when_unavailable: WhenUnavailable = "wait"
     retry_every_s: float = 300.0
+    yield_mode: YieldMode = "preempt"
+    min_run_s: float = 2.0  # an attempt is not asked to make room before it has run so long
+    nearly_done_s: float = 3.0  # nor when it is expected to end within this time
+    max_preemptions: int = 5  # nor when its job has made room so often
     max_attempts: int | None = None
     timeout_s: float | None = None
     priority: int | None = None
@@ -165,6 +225,8 @@ class ModelSettings:
     name: str
     vram_bytes: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    resume: Resume = "restart"
+    on_spill: OnSpill = "accept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +240,18 @@ class DeviceSettings:
     slots: int = 1  # GPU jobs at once
     keep_warm_s: float = 0.0
     index: int = 0
+    min_free_bytes: int = 256 * 2**20  # of the card's memory, left free when a job starts
+    affinity_s: float = 120.0  # how long a job for another model may wait for those that need the loaded one
+    labels: tuple[str, ...] = ()  # what a job may ask for instead of the device's name
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process that holds memory on a device; None is unknown, as under some drivers and in containers."""
+
+    pid: int
+    used_bytes: int | None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +265,12 @@ class Reading:
     utilisation_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
+    processes: tuple[DeviceProcess, ...] | None = None
     lost: str | None = None  # why it cannot be read
+
+    def age_s(self, now: datetime) -> float:
+        """Say how old it is."""
+        return max(0.0, (now - self.at).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +294,13 @@ class Reservation:
     reserved_bytes: int
     running: bool
     worker_id: str | None
+    task: str = ""
+    started_at: datetime | None = None
+    preemptible: bool = False  # its attempt can be asked to make room
+    preempt_requested: bool = False
+    preemptions: int = 0
+    output_tokens: int = 0
+    output_limit: int | None = None  # the most tokens that it may produce, where the job says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +359,14 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What was learned from jobs, and how many observations it rests on."""
+
+    value: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueView:
     """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100.
 
@@ -286,6 +380,10 @@ class QueueView:
     waiting_count: int = 0
     served: bool = True  # a live worker serves it
     noted_reasons: tuple[str, ...] = ()
+    rate_level: float | None = None  # how many jobs its rate lets begin now; None without one
+    rate_before: float | None = None  # the same at `rate_at`
+    rate_at: datetime | None = None
+    limited_by: str = ""  # why its concurrency or rate is tighter than configured
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +394,8 @@ class DeviceView:
     reading: Reading | None = None
     residents: tuple[Resident, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    model: str = ""  # that its jobs need at present
+    model_since: datetime | None = None
 
     @property
     def reserved_bytes(self) -> int:
@@ -312,6 +412,7 @@ class View:
     backends: Mapping[str, Backend]
     models: Mapping[str, ModelSettings]
     workers: tuple[WorkerInfo, ...] = ()
+    estimates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)  # {(kind, key): …}, see gpuqueue.estimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +423,7 @@ class CleanUp:
     detail: str
     waited_s: float = 0.0
     residents: tuple[Resident, ...] = ()
+    observed_bytes: int | None = None  # what the attempt was seen to take of the device's memory
 
 
 @dataclass(frozen=True, slots=True)

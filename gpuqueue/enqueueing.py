@@ -141,6 +141,8 @@ class Enqueuer:
             complete.timeout_s,
             None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
             complete.tags,
+            complete.vram_bytes,
+            complete.device,
         )
 
     def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:

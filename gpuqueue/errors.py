@@ -12,7 +12,7 @@ GPUQueueError
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
 └── ExecutionError            raised inside an attempt; classifies its failure
-    └── BackendUnavailable, OutOfMemory, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
+    └── BackendUnavailable, OutOfMemory, Spilled, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
 """
 
 from __future__ import annotations
@@ -139,6 +139,12 @@ class OutOfMemory(ExecutionError):
     """The model did not fit the device when it was loaded."""
 
     code = "out_of_memory"
+
+
+class Spilled(ExecutionError):
+    """The model did not wholly fit the device, and its settings do not accept that."""
+
+    code = "spilled"
 
 
 class RunnerCrashed(ExecutionError):

@@ -8,7 +8,7 @@ party's answer comes before the defaults'; answer None to pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ from gpuqueue.domain import (
     Hold,
     Job,
     Lease,
+    Limits,
     ModelSettings,
     Placement,
+    Preemption,
     QueueSettings,
     Reading,
     State,
@@ -52,6 +54,14 @@ class QueueHoldDetails:
     queue: QueueSettings
     view: View
     holds: Mapping[str, tuple[Hold, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimitsDetails:
+    """A queue with its configured limits."""
+
+    queue: QueueSettings
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,23 @@ class OrderCandidatesDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """A job that could start but for the device: what it needs, and the devices on which it could run."""
+
+    job: Job
+    demand: Demand
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoosePreemptionsDetails:
+    """The jobs that only wait for a device, those first that come first; `view.devices` has the attempts that run there."""
+
+    waiting: tuple[WaitingJob, ...]
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptFailedDetails:
     """A failed attempt; `error` is what the task or the executor raised, `rules` what the task says of its failures."""
 
@@ -91,6 +118,7 @@ class AttemptFailedDetails:
     now: datetime
     backend: BackendSettings | None
     rules: RetryRules = DEFAULT_RULES
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +176,10 @@ class Decisions:
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
         """Say why the queue may not start jobs now; every answer counts, all must be None to run."""
 
+    @hookspec
+    def queue_limits(self, details: QueueLimitsDetails) -> Limits | None:
+        """Say how the queue's concurrency or rate is tighter than configured now; of several answers the tightest counts."""
+
     @hookspec(firstresult=True)
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
         """Say what the job needs of a device."""
@@ -159,6 +191,11 @@ class Decisions:
     @hookspec(firstresult=True)
     def order_candidates(self, details: OrderCandidatesDetails) -> Sequence[Job] | None:
         """Put the candidates for a device into the order in which they are tried."""
+
+    @hookspec
+    def choose_preemptions(self, details: ChoosePreemptionsDetails) -> Sequence[Preemption] | None:
+        """Choose running attempts on devices that are to stop: for jobs that wait, or because their time is over; all answers
+        count."""
 
     @hookspec(firstresult=True)
     def attempt_failed(self, details: AttemptFailedDetails) -> Retry | Snooze | Discard | None:

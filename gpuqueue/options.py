@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.units import Duration, parse_duration, to_us
+from gpuqueue.units import Duration, parse_duration, parse_size, to_us
 
 DEFAULT_QUEUE = "default"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
@@ -18,7 +18,9 @@ class Options(TypedDict, total=False):
     """What may be asked for; None counts as not asked for.
 
     `delay`, `timeout`, `expires_in`: "90s", "5m", seconds or a timedelta. `at`: an aware datetime. `priority`: higher runs
-    first. `timeout` limits an attempt. `expires_in`: a job that still waits then is discarded. `tags`: texts to find it by.
+    first. `timeout` limits an attempt. `expires_in`: a job that still waits then is discarded. `vram`: the device memory that
+    it needs, "2GB", in place of what is configured or was learned. `device`: the name or label of the device that it runs on.
+    `tags`: texts to find it by.
     """
 
     delay: Duration | None
@@ -28,6 +30,8 @@ class Options(TypedDict, total=False):
     max_attempts: int | None
     timeout: Duration | None
     expires_in: Duration | None
+    vram: str | int | None
+    device: str | None
     tags: Iterable[str]
 
 
@@ -48,6 +52,8 @@ class JobOptions:
     delay_s: float | None = None
     at_us: int | None = None
     expires_in_s: float | None = None
+    vram_bytes: int | None = None
+    device: str | None = None
     tags: tuple[str, ...] = ()
     connection: Any = None
 
@@ -75,6 +81,8 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         delay_s=_duration(asked, "delay"),
         at_us=None if at is None else to_us(at),
         expires_in_s=_duration(asked, "expires_in"),
+        vram_bytes=_size(asked, "vram"),
+        device=_text(asked, "device"),
         tags=_tags(asked.get("tags", ())),
         connection=given.get("connection"),
     )
@@ -90,6 +98,22 @@ def merged(asked: JobOptions, defaults: JobOptions) -> JobOptions:
 
 def _duration(asked: Mapping[str, Any], name: str) -> float | None:
     return parse_duration(asked[name], what=name) if name in asked else None
+
+
+def _size(asked: Mapping[str, Any], name: str) -> int | None:
+    if name not in asked:
+        return None
+    size = parse_size(asked[name], what=name)
+    if not size:
+        raise UsageError(f"{name} must be more than nothing; leave it out where no memory is needed")
+    return size
+
+
+def _text(asked: Mapping[str, Any], name: str) -> str | None:
+    value = asked.get(name)
+    if value is not None and not (isinstance(value, str) and value):
+        raise UsageError(f"{name} must be a text, not {value!r}")
+    return value
 
 
 def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int | None) -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
-from gpuqueue.decisions import explain, known_holds
+from gpuqueue.decisions import explain, known_holds, limited
 from gpuqueue.declarations import Declarations
 from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
@@ -238,7 +238,7 @@ class GPUQueue:
 
     def view(self) -> View:
         """Read the snapshot that decisions are made from."""
-        return read_view(self.store, self.agreed_settings(), self.now())
+        return limited(read_view(self.store, self.agreed_settings(), self.now()), self.plugins)
 
     # --- the async twins of all that blocks ---
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, Rate, WindowRule
 from gpuqueue.units import format_duration, format_size
 
 __all__ = ["SharedSettings", "settings_difference", "settings_digest", "settings_from_shared", "shared_settings"]
@@ -91,6 +91,8 @@ def _plain(items: Iterable[Named]) -> dict[str, dict[str, Any]]:
 
 def _plain_value(value: Any) -> Any:
     """Make what JSON would give back: lists for tuples, so that stored and fresh data compare equal."""
+    if is_dataclass(value):
+        return {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -104,10 +106,18 @@ def _build(kind: type[Named], tables: Mapping[str, Mapping[str, Any]]) -> list[N
     for name, table in tables.items():
         values: dict[str, Any] = {key: value for key, value in table.items() if key in known}
         for key, value in values.items():
-            if known[key].startswith("tuple"):
+            if key == "windows":
+                values[key] = tuple(WindowRule(**{**rule, "rate": _rate(rule.get("rate"))}) for rule in value)
+            elif key == "rate":
+                values[key] = _rate(value)
+            elif known[key].startswith("tuple"):
                 values[key] = tuple(value)
         built.append(kind(**{**values, "name": name}))
     return built
+
+
+def _rate(value: Mapping[str, Any] | None) -> Rate | None:
+    return None if value is None else Rate(**value)
 
 
 def _differences(path: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:

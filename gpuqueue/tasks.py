@@ -30,7 +30,9 @@ class TaskSettings(Options, total=False):
 
     `queue` is "default" unless given. `retry_on`: only these errors are tried again, while `max_attempts` allow; by default
     every error is. `discard_on`: these never are. `backoff`: how long to wait in between, see `gpuqueue.backoff`.
-    `isolate`: run the function in a process of its own, which can be killed and whose end gives back all its memory.
+    `preemptible`: on a device, it may be asked to make room for a job that comes first; it then ends like a cancelled one, and
+    its job starts anew later. `isolate`: run the function in a process of its own, which can be killed and whose end gives
+    back all its memory.
     """
 
     name: str | None
@@ -38,6 +40,7 @@ class TaskSettings(Options, total=False):
     discard_on: type[BaseException] | Iterable[type[BaseException]]
     backoff: Backoff | Callable[[int], Duration] | str | None
     isolate: bool
+    preemptible: bool
 
 
 class Task(Generic[Parameters, Returned]):
@@ -56,6 +59,7 @@ class Task(Generic[Parameters, Returned]):
         signature: Signature,
         rules: RetryRules = DEFAULT_RULES,
         isolate: bool = False,
+        preemptible: bool = False,
     ) -> None:
         self.name = name
         self.function = function
@@ -63,6 +67,7 @@ class Task(Generic[Parameters, Returned]):
         self.signature = signature
         self.rules = rules
         self.isolate = isolate
+        self.preemptible = preemptible
         self.arguments_name = f"the arguments of {name}"
         self.completed: tuple[JobOptions, Any, JobOptions] | None = None  # kept by whoever enqueues
         self._gq = gq
@@ -81,10 +86,20 @@ class Task(Generic[Parameters, Returned]):
                 f"task {name!r}: isolate=True runs the function in another process, which must find it by name; "
                 f"move {function.__qualname__} to the top level of its module"
             )
+        preemptible = bool(asked.pop("preemptible", False))
         options = read_options(asked)
         if options.connection is not None:
             raise UsageError(f"task {name!r}: a connection is given where a job is enqueued, to using() or enqueue()")
-        return cls(gq, name, function, options, signature=Signature.of(function), rules=rules, isolate=isolate)
+        return cls(
+            gq,
+            name,
+            function,
+            options,
+            signature=Signature.of(function),
+            rules=rules,
+            isolate=isolate,
+            preemptible=preemptible,
+        )
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         """Run the function here and now, without the queue; `current_job()` works, and what it is told is only logged."""

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from gpuqueue.domain import Backend, DeviceView, QueueSettings, QueueView, View, WorkerInfo
 from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, queries
+from gpuqueue.store import Store, estimates, queries
 from gpuqueue.store.life import proven_dead
 from gpuqueue.store.outcomes import reservations
 from gpuqueue.units import to_us
@@ -36,6 +36,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
     noted = queries.noted_reasons(connection)
     largest_bytes = largest_budget(settings)
     queues = {}
+    levels = queries.rate_levels(connection)
     for name in sorted(queries.queue_names(connection) | set(settings.queues)):
         queue = settings.queues.get(name) or QueueSettings(name)
         running, waiting = queries.queue_load(connection, queue, largest_bytes=largest_bytes)
@@ -46,20 +47,30 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
             waiting_count=waiting,
             served=any(serves(worker, name) for worker in workers),
             noted_reasons=noted.get(name, ()),
+            rate_before=levels[name][0] if name in levels else None,
+            rate_at=levels[name][1] if name in levels else None,
         )
     taken = reservations(connection)
     sightings = queries.device_sightings(connection)
     devices = {}
     for device in settings.devices:
-        reading, residents = sightings.get(device.name, (None, ()))
+        seen = sightings.get(device.name) or queries.Sighting()
         mine = tuple(item for item in taken if item.device == device.name)
-        devices[device.name] = DeviceView(device, reading, residents, mine)
+        devices[device.name] = DeviceView(device, seen.reading, seen.residents, mine, seen.model, seen.model_since)
     asked = queries.backends(connection)
     backends = {}
     for backend in settings.backends:
         row = asked.get(backend.name) or Backend(backend.name, "", True, 0, None, None, None, "")
         backends[backend.name] = replace(row, url=backend.url)
-    return View(now=now, queues=queues, devices=devices, backends=backends, models=settings.models, workers=workers)
+    return View(
+        now=now,
+        queues=queues,
+        devices=devices,
+        backends=backends,
+        models=settings.models,
+        workers=workers,
+        estimates=estimates.read(connection),
+    )
 
 
 def live_workers(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerInfo]:

@@ -50,7 +50,7 @@ class Failing:
 
 def test_every_plugin_is_listed_with_the_hooks_that_it_answers():
     listed = dict(Plugins(default_policies(), discover=False).names())
-    assert listed["windows"] == ["queue_hold"]
+    assert listed["windows"] == ["choose_preemptions", "place_job", "queue_hold", "queue_limits"]
     assert listed["vram"] == ["job_demand", "place_job"]
     assert set(listed) == set(default_policies())
 

@@ -180,12 +180,17 @@ def test_a_job_past_its_timeout_frees_the_card(ai, start_worker, until):
     until(lambda: ai.card.used_bytes == ai.card.reserved_bytes, "all memory is back")
 
 
-def test_another_program_on_the_card_is_named_when_a_model_finds_no_room(ai, start_worker):
+def test_a_job_waits_for_memory_that_another_program_holds_and_names_it(ai, start_worker, until):
     ai.card.take(6_000_000_000)
     start_worker(ai.gq)
-    job = ai.batch(job={"max_attempts": 1})
-    job.result(timeout_s=20)  # the simulated Ollama spills to the CPU, as the real one does
-    assert job.result()["spilled_bytes"] > 0
+    job = ai.batch()
+    until(lambda: "memory_taken" in str(job.explain()), "the reason")
+    assert "a program (pid 4000, 6 GB)" in str(job.explain())
+    assert "gpu0 has 2.39 GB for it, and it needs 4.77 GB" in str(job.explain())
+    assert check_card(ai)["loads"] == 0
+    ai.card.give(6_000_000_000)
+    assert "spilled_bytes" not in job.result(timeout_s=20) or job.result()["spilled_bytes"] == 0
+    check_card(ai)
 
 
 # --- the GPU away ---

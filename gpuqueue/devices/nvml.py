@@ -5,6 +5,7 @@ Never changes a card's settings.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ import pynvml  # type: ignore[import-untyped]  # it ships no types
 
 from gpuqueue.devices import Device
 from gpuqueue.devices.remote import BudgetDevice, runs_here
-from gpuqueue.domain import BackendSettings, DeviceSettings, Reading
+from gpuqueue.domain import BackendSettings, DeviceProcess, DeviceSettings, Reading
 from gpuqueue.hookspecs import hookimpl
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class NvmlDevice:
         use = _optional(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
         celsius = _optional(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
         milliwatts = _optional(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        processes = _processes(handle)
         self._lost = None
         return Reading(
             at=self._now(),
@@ -111,6 +113,7 @@ class NvmlDevice:
             utilisation_percent=None if use is None else int(use.gpu),
             temperature_c=None if celsius is None else int(celsius),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            processes=processes,
         )
 
     def _memory(self, handle: Any) -> Any:
@@ -143,6 +146,37 @@ class NvmlDevice:
             # NVML counts its initialisations: other devices of this process keep theirs.
             with suppress(Exception):
                 pynvml.nvmlShutdown()
+
+
+def _processes(handle: Any) -> tuple[DeviceProcess, ...] | None:
+    # A program that computes and draws is in both lists; in a container the numbers are the host's, or there are none.
+    lists = [
+        _listed(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        _listed(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)),
+    ]
+    if all(listed is None for listed in lists):
+        return None
+    found: dict[int, DeviceProcess] = {}
+    for process in (process for listed in lists for process in listed or ()):
+        used = process.usedGpuMemory
+        found[process.pid] = DeviceProcess(int(process.pid), None if used is None else int(used), _name_of(process.pid))
+    return tuple(found.values())
+
+
+def _listed(ask: Callable[[], list[Any]]) -> list[Any] | None:
+    try:
+        return _optional(ask)
+    except pynvml.NVMLError:
+        raise
+    except Exception:  # an older driver than the module knows how to ask for processes: no reason to call the card lost
+        return None
+
+
+def _name_of(pid: int) -> str | None:
+    try:
+        return os.path.basename(str(pynvml.nvmlSystemGetProcessName(pid))) or None
+    except Exception:  # a process of another namespace, or an old driver
+        return None
 
 
 def open_device(settings: DeviceSettings, backends: Iterable[BackendSettings] = ()) -> Device:

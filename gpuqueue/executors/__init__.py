@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeGuard
 
-from gpuqueue.domain import Lease
+from gpuqueue.domain import Lease, PartialOutput
 
 
 class AttemptInterrupted(BaseException):
@@ -17,7 +17,8 @@ class AttemptContext(Protocol):
     """What a running attempt may ask and do.
 
     `deadline_s` is on the clock of `time.monotonic()`, None without one. `interruption` is None until the attempt must
-    stop, then "cancelled", "timed_out", "stopping" (the worker shuts down) or "lease_lost".
+    stop, then "cancelled", "timed_out", "preempted" (it makes room for a job that comes first), "stopping" (the worker shuts
+    down) or "lease_lost".
     """
 
     @property
@@ -41,12 +42,24 @@ class AttemptContext(Protocol):
     def log(self, message: str) -> None:
         """Append a line to the job's log."""
 
+    def tokens(self, count: int) -> None:
+        """Say how many tokens a model has written in this attempt so far; the latest counts."""
+
+    @property
+    def partial(self) -> PartialOutput | None:
+        """What an earlier attempt had written when it was interrupted through no fault of its own; None else."""
+
+    def continue_output(self) -> None:
+        """Let this attempt's output go on where `partial` ended, instead of beginning anew."""
+
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
         """While the block runs, an interruption calls `stop` once, from another thread; at once if it came already."""
 
 
 class Executor(Protocol):
     """Runs one attempt in the calling thread.
+
+    An executor with an attribute `preemptible` that is true can be asked to make room: it loses nothing but time.
 
     Returns: a JSON value. Raises: AttemptInterrupted when it stopped because it was asked to; an ExecutionError that
     classes the failure, or anything else as the task's own failure.

@@ -11,8 +11,9 @@ from gpuqueue.executors import AttemptContext
 class CallableExecutor:
     """Calls the function with the job's arguments by name; what it returns is the job's result."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, preemptible: bool = False) -> None:
         self._function = function
+        self.preemptible = preemptible
 
     def run(self, context: AttemptContext) -> Any:
         return self._function(**context.lease.arguments)
@@ -21,8 +22,9 @@ class CallableExecutor:
 class CoroutineExecutor:
     """Awaits an asynchronous function in the same way; a cancel, a deadline or a shutdown raises CancelledError in it."""
 
-    def __init__(self, function: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, function: Callable[..., Awaitable[Any]], *, preemptible: bool = False) -> None:
         self._function = function
+        self.preemptible = preemptible
 
     async def arun(self, context: AttemptContext) -> Any:
         return await self._function(**context.lease.arguments)

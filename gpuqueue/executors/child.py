@@ -34,6 +34,7 @@ class ChildContext:
         self.lease = Lease(job_id, lease, queue, task, attempt, max_attempts, request["arguments"], None, datetime.now(UTC))
         self.deadline_s = None if request["left_s"] is None else time.monotonic() + request["left_s"]
         self.interruption: str | None = None
+        self.partial = None
         self._channel = channel
 
     def check(self) -> None:
@@ -49,6 +50,10 @@ class ChildContext:
 
     def log(self, message: str) -> None:
         self._channel.send({"log": message})
+
+    def tokens(self, count: int) -> None: ...
+
+    def continue_output(self) -> None: ...
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
         return nullcontext()  # SIGTERM interrupts what runs here

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, ClassVar
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, Placement
-from gpuqueue.errors import CallerFault, ExecutionError, did_you_mean
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, PartialOutput, Placement
+from gpuqueue.errors import CallerFault, ExecutionError, Spilled, did_you_mean
 from gpuqueue.executors import AttemptContext, Executor
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.hookspecs import hookimpl
 from gpuqueue.models import CHAT, EMBED, GENERATE, Verb, full_name
+from gpuqueue.units import format_size
 
 KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up
 
@@ -27,6 +28,7 @@ MEMORY_OPTIONS = frozenset({"num_ctx", "num_gpu", "num_batch", "num_thread", "ma
 class OllamaExecutor(ABC):
     """One verb of one Ollama; the configured options of a model that size its memory are the same for all its jobs."""
 
+    preemptible = True
     verb: ClassVar[Verb]
     path: ClassVar[str]
 
@@ -92,6 +94,18 @@ class OllamaExecutor(ABC):
         keep_warm_s = 0.0 if placement is None else self._keep_warm_s.get(placement.device, 0.0)
         return max(self._keep_alive_s, keep_warm_s)
 
+    def _refuse_spill(self, model: str) -> None:
+        """Stop in time where a model that did not wholly fit the device is not accepted. Raises: Spilled."""
+        settings = self._models.get(full_name(model))
+        if settings is None or settings.on_spill == "accept":
+            return
+        spilled_bytes = self._spilled(model).get("spilled_bytes", 0)
+        if spilled_bytes:
+            raise Spilled(
+                f"{format_size(spilled_bytes)} of {model} did not fit the card and would run on the CPU, which is much slower "
+                f"(on_spill = {settings.on_spill!r}); see gpuqueue gpu"
+            )
+
     def _spilled(self, model: str) -> dict[str, int]:
         # Only a figure beside the answer: a failure to get it must not cost the answer.
         with suppress(ExecutionError):
@@ -105,53 +119,111 @@ class _Streaming(OllamaExecutor):
     """What generate and chat share.
 
     Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "load_s", "prompt_s", "generate_s", "total_s",
-    "first_token_s"}, and where there is any "thinking", "tool_calls", "logprobs", "context", and "spilled_bytes" (the part of
-    the model that is not in the card's memory). `first_token_s` is what the job waited, thinking included; the other
-    durations are Ollama's. A figure that Ollama does not give is 0.
+    "first_token_s"}, and where there is any "thinking", "tool_calls", "logprobs", "context", "spilled_bytes" (the part of
+    the model that is not in the card's memory), and "continued_tokens" (of `output_tokens`, those that an earlier attempt had
+    written before it made room). `first_token_s` is what this attempt waited, thinking included; the other durations are
+    Ollama's. A figure that Ollama does not give is 0.
     """
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
         body = self.body(context.lease.arguments, context.lease.placement)
-        began_s = time.monotonic()
-        first_token_s = 0.0
-        texts: list[str] = []
-        thoughts: list[str] = []
-        more: dict[str, Any] = {}
-        last: Mapping[str, Any] = {}
-        with closing(self._client.stream(self.path, body, context)) as lines:
-            for last in lines:
-                text, thought, tool_calls = self.pieces(last)
-                if not first_token_s and (text or thought or tool_calls):
-                    first_token_s = time.monotonic() - began_s
-                thoughts.append(thought)
-                for key, found in (("tool_calls", tool_calls), ("logprobs", last.get("logprobs"))):
-                    if found:
-                        more.setdefault(key, []).extend(found)
-                if text:
-                    texts.append(text)
-                    context.emit(text)
-        if thinking := "".join(thoughts):
-            more["thinking"] = thinking
-        if last.get("context"):
-            more["context"] = last["context"]
-        return {
-            "text": "".join(texts),
-            "model": str(last.get("model") or body["model"]),
-            "done_reason": str(last.get("done_reason") or ""),
-            "prompt_tokens": int(last.get("prompt_eval_count") or 0),
-            "output_tokens": int(last.get("eval_count") or 0),
-            "load_s": _seconds(last, "load_duration"),
-            "prompt_s": _seconds(last, "prompt_eval_duration"),
-            "generate_s": _seconds(last, "eval_duration"),
-            "total_s": _seconds(last, "total_duration"),
-            "first_token_s": first_token_s,
-            **more,
-            **self._spilled(str(body["model"])),
-        }
+        answer = _Answer()
+        before = context.partial if self._may_continue(body) else None
+        if before is not None and (rest := self.continued(body, before)) is not None:
+            answer.begin_with(before)
+            context.continue_output()
+            body = rest
+        if answer.tokens_left(body) != 0:
+            with closing(self._client.stream(self.path, body, context)) as lines:
+                for line in lines:
+                    if not answer.count:
+                        self._refuse_spill(str(body["model"]))
+                    text = answer.take(line, *self.pieces(line))
+                    context.tokens(answer.count)
+                    if text:
+                        context.emit(text)
+        return {**answer.result(str(body["model"])), **self._spilled(str(body["model"]))}
 
     @abstractmethod
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         """Return a line's text, thinking and tool calls."""
+
+    @abstractmethod
+    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
+        """Make the request that goes on where an earlier one's output ended; None when that is not possible."""
+
+    def _may_continue(self, body: Mapping[str, Any]) -> bool:
+        # What steers the answer's shape begins anew with each request, and would be applied to its second half alone.
+        settings = self._models.get(full_name(str(body["model"])))
+        return settings is not None and settings.resume == "continue" and not any(body.get(key) for key in _SHAPED)
+
+
+_SHAPED = ("format", "tools", "think", "logprobs", "suffix", "context")
+
+
+def _with_fewer_tokens(body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any]:
+    limit = body["options"].get("num_predict")
+    if not isinstance(limit, int) or limit <= 0:
+        return dict(body)
+    return {**body, "options": {**body["options"], "num_predict": max(0, limit - before.output_tokens)}}
+
+
+class _Answer:
+    """What was said so far, and the figures of its last line."""
+
+    def __init__(self) -> None:
+        self.count = 0  # tokens of this attempt
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._more: dict[str, Any] = {}
+        self._last: Mapping[str, Any] = {}
+        self._began_s = time.monotonic()
+        self._first_token_s = 0.0
+        self._before = 0
+
+    def begin_with(self, before: PartialOutput) -> None:
+        """Go on where an earlier attempt ended."""
+        self._texts.append(before.text)
+        self._before = self._more["continued_tokens"] = before.output_tokens
+
+    def tokens_left(self, body: Mapping[str, Any]) -> int | None:
+        """Return how many tokens are still to be written, None without a limit."""
+        limit = body["options"].get("num_predict")
+        return limit if self._before and isinstance(limit, int) and limit >= 0 else None
+
+    def take(self, line: Mapping[str, Any], text: str, thought: str, tool_calls: Sequence[Any]) -> str:
+        """Take one line's pieces; returns its text."""
+        self._last = line
+        if text or thought or tool_calls:
+            self.count += 1
+            self._first_token_s = self._first_token_s or time.monotonic() - self._began_s
+        self._thoughts.append(thought)
+        self._texts.append(text)
+        for key, found in (("tool_calls", tool_calls), ("logprobs", line.get("logprobs"))):
+            if found:
+                self._more.setdefault(key, []).extend(found)
+        return text
+
+    def result(self, model: str) -> dict[str, Any]:
+        """Return the verb's result."""
+        last = self._last
+        if thinking := "".join(self._thoughts):
+            self._more["thinking"] = thinking
+        if last.get("context"):
+            self._more["context"] = last["context"]
+        return {
+            "text": "".join(self._texts),
+            "model": str(last.get("model") or model),
+            "done_reason": str(last.get("done_reason") or ("" if last else "length")),
+            "prompt_tokens": int(last.get("prompt_eval_count") or 0),
+            "output_tokens": int(last.get("eval_count") or 0) + self._before,
+            "load_s": _seconds(last, "load_duration"),
+            "prompt_s": _seconds(last, "prompt_eval_duration"),
+            "generate_s": _seconds(last, "eval_duration"),
+            "total_s": _seconds(last, "total_duration"),
+            "first_token_s": self._first_token_s,
+            **self._more,
+        }
 
 
 class Generate(_Streaming):
@@ -163,6 +235,11 @@ class Generate(_Streaming):
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         return str(line.get("response") or ""), str(line.get("thinking") or ""), line.get("tool_calls") or ()
 
+    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
+        if not body.get("raw"):  # a template would put the partial answer into the person's turn
+            return None
+        return {**_with_fewer_tokens(body, before), "prompt": f"{body['prompt']}{before.text}"}
+
 
 class Chat(_Streaming):
     """Answer the last message."""
@@ -173,6 +250,10 @@ class Chat(_Streaming):
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
         message = line.get("message") or {}
         return str(message.get("content") or ""), str(message.get("thinking") or ""), message.get("tool_calls") or ()
+
+    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
+        partial = {"role": "assistant", "content": before.text}
+        return {**_with_fewer_tokens(body, before), "messages": [*body["messages"], partial]}
 
 
 class Embed(OllamaExecutor):

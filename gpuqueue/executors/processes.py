@@ -271,13 +271,21 @@ class ProcessExecutor:
     """
 
     def __init__(
-        self, children: Children, devices: Mapping[str, DeviceSettings], *, module: str, name: str, lease_s: float
+        self,
+        children: Children,
+        devices: Mapping[str, DeviceSettings],
+        *,
+        module: str,
+        name: str,
+        lease_s: float,
+        preemptible: bool = False,
     ) -> None:
         self._children = children
         self._module = module
         self._name = name
         self._devices = devices
         self._silence_s = lease_s * 0.8
+        self.preemptible = preemptible
 
     def run(self, context: AttemptContext) -> Any:
         lease = context.lease

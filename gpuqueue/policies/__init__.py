@@ -8,10 +8,14 @@ WORKER_POLICY_NAMES = ("devices", "ollama", "residents")  # known without loadin
 def default_policies() -> dict[str, object]:
     """Return the policies that every process decides with: {name: plugin}, those asked first coming last."""
     from gpuqueue.policies.availability import Availability
+    from gpuqueue.policies.device_health import DeviceHealth
     from gpuqueue.policies.ordering import Ordering
+    from gpuqueue.policies.preemption import Preempting
+    from gpuqueue.policies.rates import Rates
     from gpuqueue.policies.retention import Retention
     from gpuqueue.policies.retries import Retries
-    from gpuqueue.policies.vram import VRAM
+    from gpuqueue.policies.spills import Spills
+    from gpuqueue.policies.vram import Memory
     from gpuqueue.policies.windows import Windows
     from gpuqueue.policies.yielding import Yielding
 
@@ -19,8 +23,12 @@ def default_policies() -> dict[str, object]:
         "retention": Retention(),
         "ordering": Ordering(),
         "retries": Retries(),
-        "vram": VRAM(),
+        "vram": Memory(),
+        "spills": Spills(),
+        "preemption": Preempting(),
+        "rates": Rates(),
         "availability": Availability(),
+        "device_health": DeviceHealth(),
         "yielding": Yielding(),
         "windows": Windows(),
     }

@@ -6,11 +6,25 @@ from collections.abc import Sequence
 
 from gpuqueue.domain import Job
 from gpuqueue.hookspecs import OrderCandidatesDetails, hookimpl
+from gpuqueue.models import full_name
 
 
 class Ordering:
-    """Priority descending, then scheduled_at, then id, over all queues."""
+    """Priority descending; then jobs whose model a device has loaded; then scheduled_at and id; over all queues.
+
+    A model that a device has served for longer than its `affinity_s` is no longer preferred, so that a job for another one
+    waits at most so long after its turn has come.
+    """
 
     @hookimpl
     def order_candidates(self, details: OrderCandidatesDetails) -> Sequence[Job]:
-        return sorted(details.candidates, key=lambda job: (-job.priority, job.scheduled_at, job.id))
+        view = details.view
+        preferred = set()
+        for device in view.devices.values():
+            served_s = 0.0 if device.model_since is None else (view.now - device.model_since).total_seconds()
+            if served_s < device.settings.affinity_s:
+                preferred |= {full_name(item.model) for item in device.residents}
+        return sorted(
+            details.candidates,
+            key=lambda job: (-job.priority, full_name(job.model) not in preferred, job.scheduled_at, job.id),
+        )

@@ -20,6 +20,7 @@ from gpuqueue.units import format_duration, format_size
 POLL_S = 0.02  # the first pause between two looks; each is longer than the one before
 LONGEST_POLL_S = 0.25
 TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory comes back, at most a quarter of that memory
+CONTEXT_BYTES = 2**30  # the most that a runner takes beside what its backend lists
 NOISE_BYTES = 16 * 2**20  # a smaller rise of free memory is not a model's
 
 
@@ -46,6 +47,7 @@ class _Seen:
     residents: tuple[Resident, ...] | None = None
     gone: bool = False
     error: ExecutionError | None = None
+    observed_bytes: int | None = None
 
     def loaded(self, names: frozenset[str]) -> list[Resident]:
         return [resident for resident in self.residents or () if full_name(resident.model) in names]
@@ -108,7 +110,13 @@ class Residents:
             verified, detail = self._clean_up(place, details, seen)
         except _Stopped:
             verified, detail = False, f"the wait for the memory of {details.lease.model} on {details.device.name} was cut short"
-        return CleanUp(verified, detail, waited_s=self._clock() - began_s, residents=seen.residents or ())
+        return CleanUp(
+            verified,
+            detail,
+            waited_s=self._clock() - began_s,
+            residents=seen.residents or (),
+            observed_bytes=seen.observed_bytes,
+        )
 
     def _clean_up(self, place: _Place, details: CleanUpAttemptDetails, seen: _Seen) -> tuple[bool, str]:
         lease, backend = details.lease, place.backend
@@ -125,6 +133,7 @@ class Residents:
         if not self._until(looked, place):
             return False, f"Ollama did not say within {format_duration(backend.release_s)} what it has loaded: {seen.error}"
         mine = seen.loaded(names)
+        seen.observed_bytes = _observed(mine, free_before_attempt, free_bytes)
         if mine and not details.orphaned:
             if place.device.keep_warm_s > 0:
                 keep_warm = format_duration(place.device.keep_warm_s)
@@ -256,6 +265,18 @@ class Residents:
     ) -> _Place:
         deadline_s = self._clock() + backend.release_s
         return _Place(device, backend, OllamaClient(backend), read_device, stopping, deadline_s)
+
+
+def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int | None) -> int | None:
+    """Say what a loaded model takes: what its backend lists, and what the driver saw beside that (its CUDA context)."""
+    if not mine:
+        return None
+    listed_bytes = sum(resident.size_bytes for resident in mine)  # of one that spilled, what it would have needed
+    if free_before is None or free_now is None or listed_bytes > _bytes(mine):
+        return listed_bytes
+    taken_bytes = free_before - free_now
+    # A greater difference is not the model's: another program came or went meanwhile.
+    return max(listed_bytes, taken_bytes) if taken_bytes <= listed_bytes + CONTEXT_BYTES else listed_bytes
 
 
 def _bytes(residents: Sequence[Resident]) -> int:

@@ -1,57 +1,141 @@
-"""Owns what a job needs of a device and where it fits, from configured sizes; loads and unloads nothing."""
+"""Owns what a job needs of a device and where it fits, from what is known of sizes; loads and unloads nothing."""
 
 from __future__ import annotations
 
-from gpuqueue.domain import Demand, DeviceView, Placement, Wait
+from collections.abc import Sequence
+
+from gpuqueue.domain import Demand, DeviceView, ModelSettings, Placement, Resident, View, Wait
+from gpuqueue.estimates import SHOWN, VRAM, get, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.models import VERBS, full_name
-from gpuqueue.units import format_size
+from gpuqueue.units import format_duration, format_size
+
+FRESH_S = 10.0  # a reading that is older says nothing about what is free now
 
 
-class VRAM:
-    """Takes a model's configured size; a job whose size nobody configured takes the largest budget, so it runs alone."""
+class Memory:
+    """Sizes jobs and places them.
+
+    A job needs, in this order: what it asked for itself, what its model was seen to take, what is configured, what the model's
+    description lets expect; and when nothing is known the largest budget, so that it runs alone.
+    """
 
     @hookimpl
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
-        whole_bytes = max((device.settings.budget_bytes for device in details.view.devices.values()), default=0)
-        if details.job.task not in VERBS:
-            return Demand(whole_bytes)
-        model = str(details.job.arguments.get("model", ""))
-        known = next((item for item in details.view.models.values() if full_name(item.name) == full_name(model)), None)
-        return Demand(known.vram_bytes if known else whole_bytes, model)
+        job, view = details.job, details.view
+        model = str(job.arguments.get("model", "")) if job.task in VERBS else ""
+        whole_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
+        size = job.wanted_bytes or known_bytes(model, view) or whole_bytes
+        return Demand(size, model)
 
     @hookimpl
     def place_job(self, details: PlaceJobDetails) -> Placement | Wait | None:
+        view, wanted = details.view, details.job.wanted_device
+        devices = [device for device in view.devices.values() if wanted is None or _is_called(device, wanted)]
+        if not devices:
+            if not view.devices:
+                return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
+            names = ", ".join(sorted({name for device in view.devices.values() for name in _names(device)}))
+            return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
         waits = []
-        for device in details.view.devices.values():
-            wait = _wait(device, details.demand)
+        for device in devices:
+            wait = _wait(device, details.demand, view)
             if wait is None:
                 return Placement(device.settings.name, details.demand.vram_bytes)
             waits.append(wait)
-        if not waits:
-            return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
         return next((wait for wait in waits if wait.reason != "never_fits"), waits[0])
 
 
-def _wait(device: DeviceView, demand: Demand) -> Wait | None:
+def known_bytes(model: str, view: View) -> int | None:
+    """Return what a model takes on a device, None when nothing is known of it."""
+    if not model:
+        return None
+    settings = settings_of(model, view)
+    key = model_key(model, settings.options if settings else None)
+    observed, shown = get(view.estimates, VRAM, key), get(view.estimates, SHOWN, key)
+    if observed is not None:
+        return int(observed)
+    if settings is not None:
+        return settings.vram_bytes
+    return None if shown is None else int(shown)
+
+
+def settings_of(model: str, view: View) -> ModelSettings | None:
+    return next((item for item in view.models.values() if full_name(item.name) == full_name(model)), None)
+
+
+def _names(device: DeviceView) -> tuple[str, ...]:
+    return (device.settings.name, *device.settings.labels)
+
+
+def _is_called(device: DeviceView, wanted: str) -> bool:
+    return wanted in _names(device)
+
+
+def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
+    """Say why the job does not start on this device now; None when it may."""
     settings = device.settings
     if demand.vram_bytes > settings.budget_bytes:
         needs = f"needs {format_size(demand.vram_bytes)}, the budget of {settings.name} is {format_size(settings.budget_bytes)}"
         return Wait("never_fits", f"{needs}; raise [gpu] budget or use a smaller model")
+    if device.reading is not None and device.reading.lost is not None:
+        return Wait("device_lost", f"{settings.name} cannot be read: {device.reading.lost}")
     running = [item for item in device.reservations if item.running]
     cleaning = [item for item in device.reservations if not item.running]
     if len(device.reservations) >= settings.slots:
         if running:
-            jobs = ", ".join(f"job {item.job_id} of {item.queue}" for item in running)
+            jobs = ", ".join(
+                f"job {item.job_id} of {item.queue}" + (", which is asked to make room" if item.preempt_requested else "")
+                for item in running
+            )
             return Wait("device_busy", f"{settings.name} runs {jobs}")
         jobs = ", ".join(f"job {item.job_id}" for item in cleaning)
         return Wait("clean_up", f"{settings.name} gets back the memory of {jobs}")
     models = {item.model for item in device.reservations if item.model} - {demand.model}
     if demand.model and len(models) + 1 > settings.max_models:
         return Wait("max_models", f"{settings.name} runs {', '.join(sorted(models))} and may hold {settings.max_models} model(s)")
-    free_bytes = settings.budget_bytes - device.reserved_bytes
-    if demand.vram_bytes > free_bytes:
+    left_bytes = settings.budget_bytes - device.reserved_bytes
+    if demand.vram_bytes > left_bytes:
         return Wait(
-            "vram", f"needs {format_size(demand.vram_bytes)}, {format_size(free_bytes)} of the budget of {settings.name} are free"
+            "vram", f"needs {format_size(demand.vram_bytes)}, {format_size(left_bytes)} of the budget of {settings.name} are free"
         )
-    return None
+    return _wait_for_others(device, demand, view)
+
+
+def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | None:
+    """Say that other programs hold the memory that the job needs, whatever the budget allows."""
+    reading = device.reading
+    if not demand.vram_bytes or reading is None or reading.free_bytes is None or reading.age_s(view.now) > FRESH_S:
+        return None
+    in_use = {full_name(item.model) for item in device.reservations if item.model}
+    mine = [item for item in device.residents if demand.model and full_name(item.model) == full_name(demand.model)]
+    evictable = [item for item in device.residents if item not in mine and full_name(item.model) not in in_use]
+    # What other jobs have reserved and not taken yet is theirs.
+    taken_bytes = _bytes([item for item in device.residents if full_name(item.model) in in_use])
+    promised_bytes = max(0, device.reserved_bytes - taken_bytes)
+    needed_bytes = max(0, demand.vram_bytes - _bytes(mine)) + device.settings.min_free_bytes
+    available_bytes = reading.free_bytes + _bytes(evictable) - promised_bytes
+    if available_bytes >= needed_bytes:
+        return None
+    return Wait(
+        "memory_taken",
+        f"{device.settings.name} has {format_size(max(0, available_bytes))} for it, and it needs {format_size(needed_bytes)} "
+        f"with what is to stay free; {_others(device)}. Read {format_duration(reading.age_s(view.now))} ago",
+    )
+
+
+def _others(device: DeviceView) -> str:
+    reading = device.reading
+    assert reading is not None and reading.free_bytes is not None
+    held = [item for item in reading.processes or () if item.used_bytes]
+    if held:
+        largest = sorted(held, key=lambda item: -(item.used_bytes or 0))[:3]
+        return "the most is held by " + ", ".join(
+            f"{item.name or 'a program'} (pid {item.pid}, {format_size(item.used_bytes or 0)})" for item in largest
+        )
+    taken_bytes = (reading.total_bytes or 0) - reading.free_bytes - _bytes(device.residents)
+    return f"other programs hold {format_size(max(0, taken_bytes))}"
+
+
+def _bytes(residents: Sequence[Resident]) -> int:
+    return sum(item.vram_bytes for item in residents)

@@ -1,4 +1,4 @@
-"""Owns the pause windows: a queue is held while one of its windows is open; never reads the clock.
+"""Owns the windows of the week: when a queue is held, or may do less; never reads the clock.
 
 A window is written in local time, and the clock may jump. An edge inside the hour that is skipped is the first
 instant after it; in an hour that comes twice a start takes the first, an end the second.
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 
-from gpuqueue.domain import Hold
-from gpuqueue.hookspecs import QueueHoldDetails, hookimpl
+from gpuqueue.domain import Hold, Limits, Preemption, QueueSettings, View, Wait
+from gpuqueue.estimates import RUN, run_s
+from gpuqueue.hookspecs import ChoosePreemptionsDetails, PlaceJobDetails, QueueHoldDetails, QueueLimitsDetails, hookimpl
+from gpuqueue.units import format_duration
 from gpuqueue.windows import DAY_MINUTES, Window, parse_window, parse_zone
 
 __all__ = ["FOREVER", "Windows", "held_until", "next_edge", "parse_window"]
@@ -26,24 +28,98 @@ LOOK_AHEAD_DAYS = 22
 
 
 class Windows:
-    """Holds a queue inside its `pause` windows."""
+    """Holds a queue inside its `pause` windows, and tightens its limits inside its `windows`.
+
+    A queue's `overrun` says what becomes of a job that would run into a pause: it finishes; it is stopped when the pause
+    begins, unspent; or it does not start when it usually takes longer than is left.
+    """
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
         queue = details.queue
         if not queue.pause:
             return None
-        windows = tuple(parse_window(text) for text in queue.pause)
-        zone = parse_zone(queue.timezone)
         now = details.view.now
+        windows, zone = _pause(queue)
         until = held_until(windows, zone, now)
         if until is None:
-            return None
+            return _too_late(queue, details.view) if queue.overrun == "dont_start" and not queue.gpu else None
         if until == FOREVER:
             texts = ", ".join(str(window) for window in windows)
             return Hold("window", f"paused at all times: {texts} {queue.timezone} leaves no minute of the week free")
         texts = ", ".join(str(window) for window in windows if _open_until(window, zone, now))
         return Hold("window", f"paused {texts} {queue.timezone}", until)
+
+    @hookimpl
+    def queue_limits(self, details: QueueLimitsDetails) -> Limits | None:
+        queue = details.queue
+        zone = parse_zone(queue.timezone) if queue.windows else UTC
+        rules = [rule for rule in queue.windows if _open_until(parse_window(rule.at), zone, details.now)]
+        if not rules:
+            return None
+        concurrencies = [rule.concurrency for rule in rules if rule.concurrency is not None]
+        rates = [rule.rate for rule in rules if rule.rate is not None]
+        return Limits(
+            min(concurrencies, default=None),
+            min(rates, key=lambda rate: rate.count / rate.per_s, default=None),
+            f"its window {', '.join(str(parse_window(rule.at)) for rule in rules)} {queue.timezone}",
+        )
+
+    @hookimpl
+    def place_job(self, details: PlaceJobDetails) -> Wait | None:
+        queue, job, view = details.queue, details.job, details.view
+        if queue.overrun != "dont_start" or not queue.pause:
+            return None
+        usual_s = run_s(view.estimates, queue.name, job.task, details.demand.model)
+        found = None if usual_s is None else _runs_into(queue, usual_s, view.now)
+        if found is None:
+            return None
+        left_s, until = found
+        return Wait("window_near", _near(usual_s or 0.0, left_s), until)
+
+    @hookimpl
+    def choose_preemptions(self, details: ChoosePreemptionsDetails) -> Sequence[Preemption]:
+        chosen = []
+        for device in details.view.devices.values():
+            for item in device.reservations:
+                queue = details.view.queues[item.queue].settings if item.queue in details.view.queues else None
+                if queue is None or queue.overrun != "preempt" or not queue.pause or not item.running:
+                    continue
+                if item.preemptible and not item.preempt_requested and held_until(*_pause(queue), details.view.now):
+                    chosen.append(Preemption(item.job_id, item.lease))
+        return chosen
+
+
+def _pause(queue: QueueSettings) -> tuple[tuple[Window, ...], tzinfo]:
+    return tuple(parse_window(text) for text in queue.pause), parse_zone(queue.timezone)
+
+
+def _runs_into(queue: QueueSettings, usual_s: float, now: datetime) -> tuple[float, datetime | None] | None:
+    """Say how long is left and when the pause ends, where a job that takes so long would run into it."""
+    windows, zone = _pause(queue)
+    edge = next_edge(windows, zone, now)
+    if edge is None or usual_s <= (edge - now).total_seconds():
+        return None
+    until = held_until(windows, zone, edge)
+    return (edge - now).total_seconds(), None if until == FOREVER else until
+
+
+def _too_late(queue: QueueSettings, view: View) -> Hold | None:
+    """Hold a queue without a GPU shortly before its pause: its jobs are not looked at one by one, so the longest kind counts."""
+    longest_s = max((found.value for (kind, key), found in view.estimates.items() if _is_of(kind, key, queue)), default=None)
+    found = None if longest_s is None else _runs_into(queue, longest_s, view.now)
+    if found is None:
+        return None
+    left_s, until = found
+    return Hold("window_near", _near(longest_s or 0.0, left_s), until)
+
+
+def _is_of(kind: str, key: str, queue: QueueSettings) -> bool:
+    return kind == RUN and key.startswith(f"{queue.name} ")
+
+
+def _near(usual_s: float, left_s: float) -> str:
+    return f"it usually runs {format_duration(usual_s)}, and a pause begins in {format_duration(left_s)}"
 
 
 def held_until(windows: Sequence[Window], zone: tzinfo, now: datetime) -> datetime | None:

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gpuqueue.domain import DeviceSettings, Job, Lease, Placement, QueueSettings
-from gpuqueue.store.jobs import NEVER_FITS, demand_class, move_due
+from gpuqueue.rates import level
+from gpuqueue.store.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
 from gpuqueue.store.rows import JOB_COLUMNS, load_arguments, to_job
 from gpuqueue.units import from_us
 
@@ -26,7 +27,15 @@ HEADS = (
 )
 TAKE = (
     "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
-    "device = ?, reserved_bytes = ?, progress = NULL, progress_note = NULL WHERE id = ?"
+    "progress = NULL, progress_note = NULL WHERE id = ?"
+)
+TAKE_DEVICE = (
+    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
+    "progress = NULL, progress_note = NULL, device = ?, reserved_bytes = ?, preemptible = ?, output_tokens = 0 WHERE id = ?"
+)
+SERVE_MODEL = (
+    "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
+    "SET model = excluded.model, model_since = excluded.model_since WHERE model IS NOT excluded.model"
 )
 RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
 IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
@@ -152,6 +161,8 @@ def claim(
         limit = most
         if queue.concurrency is not None:
             limit = min(most, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
+        if queue.rate is not None and limit > 0:
+            limit = min(limit, int(rate_level(connection, queue, now_us=now_us)))
         if limit > 0 and gate.admits(connection, queue, paused, now_us=now_us):
             waiting.append(_heads(connection, queue.name, limit, stuck))
     taken = []
@@ -168,7 +179,10 @@ def claim(
                 break
     for heads in waiting:
         heads.close()  # an open read would outlive the transaction
-    connection.executemany(TAKE, [(worker_id, now_us, None, 0, row[0]) for row in taken])
+    connection.executemany(TAKE, [(worker_id, now_us, row[0]) for row in taken])
+    for queue in queues:
+        if queue.rate is not None:
+            _spend_rate(connection, queue, sum(row[1] == queue.name for row in taken), now_us=now_us)
     started_at = from_us(now_us)
     return [
         Lease(
@@ -184,6 +198,22 @@ def claim(
         )
         for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in taken
     ]
+
+
+def rate_level(connection: sqlite3.Connection, queue: QueueSettings, *, now_us: int) -> float:
+    """Return how many jobs the queue's rate lets begin now; any number without a rate."""
+    if queue.rate is None:
+        return float("inf")
+    row = connection.execute("SELECT rate_level, rate_at FROM queues WHERE name = ?", (queue.name,)).fetchone()
+    before, at = (None, None) if row is None else row
+    return level(queue.rate, before, 0.0 if at is None else (now_us - at) / 1e6)
+
+
+def _spend_rate(connection: sqlite3.Connection, queue: QueueSettings, count: int, *, now_us: int) -> None:
+    if count and queue.rate is not None:
+        left = rate_level(connection, queue, now_us=now_us) - count
+        ensure_queue(connection, queue.name)
+        connection.execute("UPDATE queues SET rate_level = ?, rate_at = ? WHERE name = ?", (left, now_us, queue.name))
 
 
 def _heads(connection: sqlite3.Connection, queue: str, limit: int, stuck: set[str]) -> Generator[tuple[Any, ...]]:
@@ -208,9 +238,10 @@ def claim_placed(
     queue: QueueSettings,
     device: DeviceSettings,
     gate: Gate,
+    preemptible: bool,
     now_us: int,
 ) -> Lease | None:
-    """Claim one job for a device, reserving the memory.
+    """Claim one job for a device, reserving the memory; `preemptible` says whether its attempt can be asked to make room.
 
     Eligible: still available, within its queue's pause, yielding and concurrency, and within the device's slots, models
     and budget, counting every reservation whose clean-up is not verified.
@@ -231,9 +262,12 @@ def claim_placed(
         len(reserved) >= device.slots
         or len(models) > device.max_models
         or sum(taken for _, taken, _ in reserved) + placement.reserved_bytes > device.budget_bytes
+        or rate_level(connection, queue, now_us=now_us) < 1
     ):
         return None
-    connection.execute(TAKE, (worker_id, now_us, device.name, placement.reserved_bytes, job_id))
+    _spend_rate(connection, queue, 1, now_us=now_us)
+    connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), job_id))
+    connection.execute(SERVE_MODEL, (device.name, job.model, now_us))
     return Lease(
         job_id=job_id,
         lease=job.lease + 1,

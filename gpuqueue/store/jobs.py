@@ -25,7 +25,7 @@ _UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device I
 
 _INSERTED = (
     "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
-    "arguments", "tags",
+    "arguments", "tags", "wanted_bytes", "wanted_device",
 )  # fmt: skip
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
 # Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
@@ -58,10 +58,13 @@ def new_job(
     timeout_s: float | None = None,
     expires_at_us: int | None = None,
     tags: tuple[str, ...] = (),
+    wanted_bytes: int | None = None,
+    wanted_device: str | None = None,
 ) -> NewJob:
     """Word a job's insertion; times in microseconds, arguments as JSON text."""
     is_inline = len(arguments) <= INLINE_BYTES
-    if is_inline and scheduled_at_us <= now_us and timeout_s is None and expires_at_us is None and not tags:
+    asks_more = timeout_s is not None or expires_at_us is not None or tags or wanted_bytes is not None or wanted_device
+    if is_inline and scheduled_at_us <= now_us and not asks_more:
         row: tuple[Any, ...] = (queue, task, priority, now_us, scheduled_at_us, max_attempts, arguments)
         return NewJob(INSERT_PLAIN_JOB, row, None)
     row = (
@@ -76,6 +79,8 @@ def new_job(
         timeout_s,
         arguments if is_inline else None,
         json.dumps(tags) if tags else None,
+        wanted_bytes,
+        wanted_device,
     )
     return NewJob(INSERT_JOB, row, None if is_inline else arguments)
 
@@ -212,6 +217,11 @@ def set_demands(connection: sqlite3.Connection, demands: Iterable[tuple[int, Dem
 def demand_class(vram_bytes: int) -> int:
     """The class of a demand: at least 1, because 0 means that the demand is not known yet."""
     return 1 + vram_bytes // DEMAND_CLASS_BYTES
+
+
+def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
+    """Put one waiting job back into the class 'not known yet', after what sizes it has changed."""
+    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
 
 
 def forget_demands(connection: sqlite3.Connection) -> None:

@@ -15,6 +15,7 @@ from gpuqueue.domain import JobErrorRecord, Lease, Reservation, State
 from gpuqueue.store.events import record
 from gpuqueue.store.jobs import count_finished
 from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
+from gpuqueue.units import from_us
 
 COMPLETE = (
     "UPDATE jobs SET state = 'completed', finished_at = ?, result = ?, error = NULL "
@@ -25,12 +26,13 @@ FINISH = (
 )
 POSTPONE = (
     "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, "
-    "error = coalesce(?, error), waiting_for = ? "
+    "error = coalesce(?, error), waiting_for = ?, preemptions = preemptions + ? "
     "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
 )
 RESERVATIONS = (
-    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id FROM jobs "
-    "WHERE device IS NOT NULL"
+    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id, task, started_at, "
+    "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
+    "FROM jobs WHERE device IS NOT NULL"
 )
 RUNNING_OF = "SELECT id, lease, queue, attempt, started_at, device FROM jobs WHERE state = 'running' AND worker_id = ?"
 
@@ -51,7 +53,10 @@ class Ended(NamedTuple):
 
 
 class Postponed(NamedTuple):
-    """The job goes back: available at `at_us`. `spent` counts the attempt; `outcome` is retried, snoozed or released."""
+    """The job goes back: available at `at_us`. `spent` counts the attempt.
+
+    `outcome` is retried, snoozed, released or preempted; the last two keep the job's place in its queue.
+    """
 
     lease: Lease
     outcome: str
@@ -121,8 +126,9 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     state = State.AVAILABLE if outcome.at_us <= now_us else State.RETRYABLE
     error = None if outcome.error is None else from_error(outcome.error)
     # What was given back through no doing of its own keeps its place in the queue.
-    at_us = None if outcome.outcome == "released" else outcome.at_us
-    row = (str(state), at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, lease.job_id, lease.lease)
+    at_us = None if outcome.outcome in ("released", "preempted") else outcome.at_us
+    preempted = int(outcome.outcome == "preempted")
+    row = (str(state), at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, preempted, lease.job_id, lease.lease)
     if connection.execute(POSTPONE, row).rowcount == 0:
         # A cancel that came while it ran ends what would otherwise go on.
         cancelled = JobErrorRecord("cancelled", "cancelled while it ran")
@@ -142,8 +148,10 @@ def _note_attempt(
     now_us: int,
 ) -> None:
     connection.execute(
-        "INSERT OR REPLACE INTO attempts (job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error) "
-        "SELECT id, ?, ?, ?, started_at, ?, worker_id, device, ? FROM jobs WHERE id = ?",
+        "INSERT OR REPLACE INTO attempts "
+        "(job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error, numbers) "
+        "SELECT id, ?, ?, ?, started_at, ?, worker_id, device, ?, "
+        "CASE WHEN output_tokens > 0 THEN json_object('output_tokens', output_tokens) END FROM jobs WHERE id = ?",
         (lease, attempt, outcome, now_us, None if error is None else from_error(error), job_id),
     )
 
@@ -169,15 +177,17 @@ class Report(NamedTuple):
     text: str = ""
     lines: Sequence[tuple[int, str]] = ()
     progress: tuple[float, str] | None = None
+    output_tokens: int | None = None
+    output_lease: int | None = None  # under which the output began, where this attempt continues an earlier one's
 
 
 def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
     """Write what running attempts say; what a lost lease says is dropped."""
     connection.executemany(
         "INSERT INTO chunks (job_id, seq, lease, content) "
-        "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, lease, ? "
+        "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, coalesce(?, lease), ? "
         "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
-        [(item.text, item.job_id, item.lease) for item in reports if item.text],
+        [(item.output_lease, item.text, item.job_id, item.lease) for item in reports if item.text],
     )
     connection.executemany(
         "INSERT INTO logs (job_id, seq, lease, at, message) "
@@ -188,6 +198,10 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
     connection.executemany(
         "UPDATE jobs SET progress = ?, progress_note = ? WHERE id = ? AND lease = ? AND state = 'running'",
         [(*item.progress, item.job_id, item.lease) for item in reports if item.progress is not None],
+    )
+    connection.executemany(
+        "UPDATE jobs SET output_tokens = ? WHERE id = ? AND lease = ? AND state = 'running'",
+        [(item.output_tokens, item.job_id, item.lease) for item in reports if item.output_tokens is not None],
     )
 
 
@@ -203,9 +217,40 @@ def abandoned_by(connection: sqlite3.Connection) -> list[str]:
 def reservations(connection: sqlite3.Connection) -> list[Reservation]:
     """Return every device reservation, running or waiting for its clean-up."""
     return [
-        Reservation(id_, lease, queue, model, device, taken, bool(running), worker_id)
-        for id_, lease, queue, model, device, taken, running, worker_id in connection.execute(RESERVATIONS).fetchall()
-    ]
+        Reservation(
+            job_id=id_,
+            lease=lease,
+            queue=queue,
+            model=model,
+            device=device,
+            reserved_bytes=taken,
+            running=bool(running),
+            worker_id=worker_id,
+            task=task,
+            started_at=None if started_at is None else from_us(started_at),
+            preemptible=bool(preemptible),
+            preempt_requested=bool(asked),
+            preemptions=preemptions,
+            output_tokens=tokens,
+            output_limit=limit if isinstance(limit, int) and limit > 0 else None,
+        )
+        for (
+            id_, lease, queue, model, device, taken, running, worker_id, task, started_at,
+            preemptible, asked, preemptions, tokens, limit,
+        ) in connection.execute(RESERVATIONS).fetchall()
+    ]  # fmt: skip
+
+
+def request_preemption(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
+    """Ask a running attempt to make room; returns False when it has ended, or was asked already."""
+    return (
+        connection.execute(
+            "UPDATE jobs SET preempt_lease = lease "
+            "WHERE id = ? AND lease = ? AND state = 'running' AND preempt_lease IS NOT lease",
+            (job_id, lease),
+        ).rowcount
+        == 1
+    )
 
 
 def rescue(

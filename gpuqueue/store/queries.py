@@ -9,9 +9,24 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from gpuqueue.domain import FINISHED, Backend, Hold, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
+from gpuqueue.domain import (
+    FINISHED,
+    Backend,
+    DeviceProcess,
+    Hold,
+    Job,
+    LogLine,
+    PartialOutput,
+    Pause,
+    QueueSettings,
+    Reading,
+    Resident,
+    State,
+    WorkerInfo,
+)
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
@@ -82,6 +97,23 @@ def chunks_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[
     ).fetchall()
 
 
+def partial_output(connection: sqlite3.Connection, job_id: int) -> PartialOutput | None:
+    """Return what a job had written when its latest attempt was interrupted through no doing of its own, None else."""
+    row = connection.execute("SELECT outcome FROM attempts WHERE job_id = ? ORDER BY lease DESC LIMIT 1", (job_id,)).fetchone()
+    if row is None or row[0] not in ("preempted", "released"):
+        return None
+    (lease,) = connection.execute("SELECT max(lease) FROM chunks WHERE job_id = ?", (job_id,)).fetchone()
+    if lease is None:
+        return None
+    texts = connection.execute("SELECT content FROM chunks WHERE job_id = ? AND lease = ? ORDER BY seq", (job_id, lease))
+    text = "".join(content for (content,) in texts)
+    (tokens,) = connection.execute(
+        "SELECT coalesce(sum(json_extract(numbers, '$.output_tokens')), 0) FROM attempts WHERE job_id = ? AND lease >= ?",
+        (job_id, lease),
+    ).fetchone()
+    return PartialOutput(lease, text, tokens)
+
+
 def logs_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[LogLine]:
     """Return a job's log lines after a sequence number."""
     rows = connection.execute("SELECT seq, lease, at, message FROM logs WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq))
@@ -125,6 +157,12 @@ def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]
         }
         for attempt, outcome, started_at, finished_at, worker, device, error in rows
     ]
+
+
+def rate_levels(connection: sqlite3.Connection) -> dict[str, tuple[float, datetime]]:
+    """Return how many jobs each queue's rate let begin at a moment: {queue: (level, moment)}."""
+    rows = connection.execute("SELECT name, rate_level, rate_at FROM queues WHERE rate_at IS NOT NULL")
+    return {name: (level, from_us(at)) for name, level, at in rows}
 
 
 def queue_names(connection: sqlite3.Connection) -> set[str]:
@@ -219,16 +257,40 @@ def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
     }
 
 
-def device_sightings(connection: sqlite3.Connection) -> dict[str, tuple[Reading | None, tuple[Resident, ...]]]:
-    """Return what each device was last seen to be: {device: (reading, residents)}."""
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a device was last seen to be, and the model that its jobs need."""
+
+    reading: Reading | None = None
+    residents: tuple[Resident, ...] = ()
+    model: str = ""
+    model_since: datetime | None = None
+
+
+def device_sightings(connection: sqlite3.Connection) -> dict[str, Sighting]:
+    """Return what is known of each device: {device: sighting}."""
     found = {}
-    for name, reading, residents in connection.execute("SELECT name, reading, residents FROM devices"):
+    rows = connection.execute("SELECT name, reading, residents, model, model_since FROM devices")
+    for name, reading, residents, model, since in rows:
         values = json.loads(reading) if reading else None
-        found[name] = (
-            None if values is None else Reading(**{**values, "at": from_us(values["at"])}),
+        found[name] = Sighting(
+            None if values is None else _reading(values),
             tuple(Resident(**resident) for resident in json.loads(residents or "[]")),
+            model or "",
+            None if since is None else from_us(since),
         )
     return found
+
+
+def _reading(values: Mapping[str, Any]) -> Reading:
+    processes = values.get("processes")
+    return Reading(
+        **{
+            **values,
+            "at": from_us(values["at"]),
+            "processes": None if processes is None else tuple(DeviceProcess(**process) for process in processes),
+        }
+    )
 
 
 def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
@@ -263,11 +325,14 @@ def running_ids(connection: sqlite3.Connection, queue: str, *, limit: int = 5) -
     ]
 
 
-def cancel_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int]]:
-    """Return the (job, lease) pairs that a worker runs and that a person wants stopped."""
-    return connection.execute(
-        "SELECT id, lease FROM jobs WHERE state = 'running' AND worker_id = ? AND cancel_requested = 1", (worker_id,)
-    ).fetchall()
+def stop_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int, bool]]:
+    """Return what a worker runs and must stop, as (job, lease, whether a person cancelled it); else it is to make room."""
+    rows = connection.execute(
+        "SELECT id, lease, cancel_requested FROM jobs WHERE state = 'running' AND worker_id = ? "
+        "AND (cancel_requested = 1 OR preempt_lease = lease)",
+        (worker_id,),
+    )
+    return [(job_id, lease, bool(cancelled)) for job_id, lease, cancelled in rows]
 
 
 def next_due_us(connection: sqlite3.Connection) -> int | None:

@@ -61,7 +61,8 @@ def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str |
 JOB_COLUMNS = (
     "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
     "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
-    "cancel_requested, arguments, tags, error, progress, progress_note"
+    "cancel_requested, arguments, tags, error, progress, progress_note, "
+    "wanted_bytes, wanted_device, preemptions, output_tokens"
 )
 
 
@@ -71,6 +72,7 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
         cancel_requested, arguments, tags, error, progress, progress_note,
+        wanted_bytes, wanted_device, preemptions, output_tokens,
     ) = row  # fmt: skip
     return Job(
         id=id_,
@@ -100,6 +102,10 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
         error=to_error(error),
         progress=progress,
         progress_note=progress_note or "",
+        wanted_bytes=wanted_bytes,
+        wanted_device=wanted_device,
+        preemptions=preemptions,
+        output_tokens=output_tokens,
     )
 
 

@@ -30,7 +30,8 @@ from gpuqueue.domain import (
     Resident,
     State,
 )
-from gpuqueue.store import claims, engine, events, jobs, migrate, outcomes, queries, workers
+from gpuqueue.estimates import Lesson
+from gpuqueue.store import claims, engine, estimates, events, jobs, migrate, outcomes, queries, workers
 from gpuqueue.store.bell import Bell, runtime_dir
 from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
@@ -242,14 +243,30 @@ class Store:
         queue: QueueSettings,
         device: DeviceSettings,
         gate: Gate,
+        preemptible: bool = False,
         now_us: int,
     ) -> Lease | None:
         """Claim one job for a device and reserve the memory; None when it is no longer possible."""
         return self.write(
             lambda connection: claims.claim_placed(
-                connection, job_id, placement, worker_id=worker_id, queue=queue, device=device, gate=gate, now_us=now_us
+                connection,
+                job_id,
+                placement,
+                worker_id=worker_id,
+                queue=queue,
+                device=device,
+                gate=gate,
+                preemptible=preemptible,
+                now_us=now_us,
             )
         )
+
+    def request_preemption(self, job_id: int, lease: int) -> bool:
+        """Ask a running attempt to make room; returns False when it has ended, or was asked already."""
+        asked = self.write(lambda connection: outcomes.request_preemption(connection, job_id, lease))
+        if asked:
+            self.bell.ring_workers()
+        return asked
 
     def release_device(self, job_id: int, lease: int) -> bool:
         """Free the device after the verified clean-up of an ended attempt; returns False when the lease was lost."""
@@ -265,6 +282,10 @@ class Store:
     def set_demands(self, demands: Sequence[tuple[int, Demand]], *, largest_bytes: int) -> None:
         """Write what waiting GPU jobs need."""
         self.write(lambda connection: jobs.set_demands(connection, demands, largest_bytes=largest_bytes))
+
+    def forget_demand(self, job_id: int) -> None:
+        """Let a waiting job be sized again."""
+        self.write(lambda connection: jobs.forget_demand(connection, job_id))
 
     # --- workers ---
 
@@ -365,6 +386,10 @@ class Store:
     ) -> None:
         """Write what a device was seen to be."""
         self.write(lambda connection: workers.publish_reading(connection, device, reading, residents, now_us=now_us))
+
+    def learn(self, lessons: Sequence[Lesson], *, now_us: int) -> None:
+        """Fold observations of jobs into the estimates."""
+        self.write(lambda connection: estimates.learn(connection, lessons, now_us=now_us))
 
     # --- events and upkeep ---
 

@@ -50,6 +50,14 @@ jobs = Table(
     # What the running attempt says of itself; the claim clears it.
     Column("progress", Float),
     Column("progress_note", Text),
+    # What the job asks of a device, in place of what the policies would find.
+    Column("wanted_bytes", Integer),
+    Column("wanted_device", Text),
+    # Preemption: whether the attempt on a device can make room, and the lease that was asked to.
+    Column("preemptible", Integer, nullable=False, server_default="0"),
+    Column("preempt_lease", Integer),
+    Column("preemptions", Integer, nullable=False, server_default="0"),
+    Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device
     Index(
         "jobs_claim",
         "queue",
@@ -114,7 +122,21 @@ attempts = Table(
     Column("worker_id", Text),
     Column("device", Text),
     Column("error", Text),
+    Column("numbers", Text),  # JSON of what the attempt had done so far
     PrimaryKeyConstraint("job_id", "lease"),
+    sqlite_with_rowid=False,
+)
+
+# What was learned from jobs: sizes, rates and durations, each a running mean or the highest seen.
+estimates = Table(
+    "estimates",
+    metadata,
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("value", Float, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("at", Integer, nullable=False),
+    PrimaryKeyConstraint("kind", "key"),
     sqlite_with_rowid=False,
 )
 
@@ -127,6 +149,9 @@ queues = Table(
     Column("paused_by", Text),
     Column("pause_reason", Text),
     Column("holds", Text),  # JSON of the last holds a worker saw, for the events queue_held and queue_released
+    # How many jobs its rate let begin at a moment; more as time passes.
+    Column("rate_level", Float),
+    Column("rate_at", Integer),
 )
 
 # Finished jobs that are still stored, per queue: counting a million rows would take 200 ms.
@@ -160,6 +185,8 @@ devices = Table(
     Column("name", Text, primary_key=True),
     Column("reading", Text),  # JSON, the last reading and its time
     Column("residents", Text),  # JSON, the models loaded as last seen
+    Column("model", Text),  # that its jobs need at present, and since when
+    Column("model_since", Integer),
 )
 
 backends = Table(

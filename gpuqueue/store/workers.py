@@ -180,5 +180,7 @@ def publish_reading(
     if residents is not None:
         old_residents = json.dumps([asdict(resident) for resident in residents])
     connection.execute(
-        "INSERT OR REPLACE INTO devices (name, reading, residents) VALUES (?, ?, ?)", (device, old_reading, old_residents)
+        "INSERT INTO devices (name, reading, residents) VALUES (?, ?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET reading = excluded.reading, residents = excluded.residents",
+        (device, old_reading, old_residents),
     )

@@ -7,12 +7,12 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, QueueSettings, State
+from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, ModelSettings, PartialOutput, QueueSettings, State
 from gpuqueue.errors import AttemptTimedOut, ExecutionError, PayloadError
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.hookspecs import AttemptFailedDetails
@@ -23,7 +23,7 @@ from gpuqueue.units import format_duration, to_us
 from gpuqueue.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
 from gpuqueue.worker.output import Output
 
-Interruption = Literal["cancelled", "timed_out", "stopping", "lease_lost"]
+Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease_lost"]
 FAILED_HOOK_WAIT_S = 60.0
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -33,6 +33,7 @@ class Attempt:
 
     def __init__(self, lease: Lease, output: Output) -> None:
         self.lease = lease
+        self.partial: PartialOutput | None = None
         self.deadline_s = None if lease.timeout_s is None else time.monotonic() + lease.timeout_s
         self.interruption: Interruption | None = None
         self.interrupted_at_s = 0.0
@@ -78,6 +79,13 @@ class Attempt:
     def log(self, message: str) -> None:
         self._output.log(self.lease, time.time_ns() // 1000, message)
 
+    def tokens(self, count: int) -> None:
+        self._output.tokens(self.lease, count)
+
+    def continue_output(self) -> None:
+        if self.partial is not None:
+            self._output.continue_from(self.lease, self.partial.lease)
+
     @contextmanager
     def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
         with self._lock:
@@ -102,6 +110,7 @@ class Judge:
         settings_of: Callable[[str], QueueSettings],
         backend_of: Callable[[str], BackendSettings | None],
         rules_of: Callable[[str], RetryRules],
+        models: Mapping[str, ModelSettings],
         now: Callable[[], datetime],
         max_payload_bytes: int,
     ) -> None:
@@ -109,6 +118,7 @@ class Judge:
         self._settings_of = settings_of
         self._backend_of = backend_of
         self._rules_of = rules_of
+        self._models = models
         self._now = now
         self._max_payload_bytes = max_payload_bytes
 
@@ -129,7 +139,8 @@ class Judge:
             return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
         if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
-        return Postponed(lease, "released", to_us(self._now()), spent=False)
+        outcome = "preempted" if attempt.interruption == "preempted" else "released"
+        return Postponed(lease, outcome, to_us(self._now()), spent=False)
 
     def _completed(self, lease: Lease, value: Any) -> Outcome:
         if value is None:
@@ -172,6 +183,7 @@ class Judge:
             self._now(),
             self._backend_of(lease.queue),
             self._rules_of(lease.task),
+            self._models,
         )
         answer: Verdict | None = self._plugins.first("attempt_failed", details)
         return answer

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from gpuqueue.current_job import running
 from gpuqueue.domain import JobErrorRecord, Lease
@@ -28,7 +28,13 @@ ABANDON_S = 2.0
 UNKNOWN_TASK_WAIT_S = 30.0
 logger = logging.getLogger("gpuqueue.worker")
 
-Ending = tuple[Outcome, BaseException | None]  # how an attempt ended, and the error behind it
+
+class Ending(NamedTuple):
+    """How an attempt ended: its outcome, what it returned, and the error behind it."""
+
+    outcome: Outcome
+    value: Any = None
+    error: BaseException | None = None
 
 
 class Attempts:
@@ -59,7 +65,7 @@ class Attempts:
         """Run an attempt, in this thread or, while it waits, on the event loop; None when it was given up."""
         executor = self._executors.get(lease.task)
         if executor is None:
-            return self._unknown_task(lease), None
+            return Ending(self._unknown_task(lease))
         attempt = self.begin(lease)
         value: Any = None
         error: BaseException | None = None
@@ -98,22 +104,22 @@ class Attempts:
         self._running.pop((lease.job_id, lease.lease), None)
         self._output.flush(lease)
         _tell(outcome)
-        return outcome, error
+        return Ending(outcome, value, error)
 
     @property
     def any_running(self) -> bool:
         return bool(self._running)
 
-    def stop_cancelled(self) -> None:
-        """Interrupt the attempts that a person wants stopped."""
+    def stop_requested(self) -> None:
+        """Interrupt the attempts that a person wants stopped, or that are to make room for another queue's job."""
         if not self._running:
             return
         with self._store.reading() as connection:
-            wanted = queries.cancel_requests(connection, self._worker_id)
-        for key in wanted:
-            attempt = self._running.get(key)
+            wanted = queries.stop_requests(connection, self._worker_id)
+        for job_id, lease, cancelled in wanted:
+            attempt = self._running.get((job_id, lease))
             if attempt is not None:
-                attempt.interrupt("cancelled")
+                attempt.interrupt("cancelled" if cancelled else "preempted")
 
     def stop_overdue(self) -> list[Lease]:
         """Interrupt the attempts past their deadline, and give up those that do not stop; returns the given up."""

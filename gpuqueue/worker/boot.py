@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpuqueue.devices import Device
+from gpuqueue.devices import CachedDevice, Device
 from gpuqueue.domain import Lease, QueueSettings
 from gpuqueue.errors import ConfigurationError, UnknownQueue
 from gpuqueue.executors import AsyncExecutor, Executor, is_async
@@ -36,6 +36,7 @@ from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.heartbeat import Heartbeat
+from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.threads import Threads
@@ -128,12 +129,14 @@ def boot(
     heartbeat = Heartbeat(store, worker_id, lease_s=lease_s, now_us=gq.now_us, on_lost=on_lease_lost)
     backends = Backends(store, settings, now=gq.now)
     output = Output(store)
+    lessons = Lessons(store, now_us=gq.now_us)
     event_loop = EventLoop()
     judge = Judge(
         plugins,
         settings_of=settings_of,
         backend_of=backends.of_queue,
         rules_of=rules_of,
+        models=settings.models,
         now=gq.now,
         max_payload_bytes=gq.config.max_payload_bytes,
     )
@@ -142,9 +145,11 @@ def boot(
         store,
         plugins,
         settings,
+        devices,
         worker_id=worker_id,
         serves=lambda queue: queues is None or queue in queues,
         may_claim=lambda: heartbeat.is_fresh,
+        is_preemptible=lambda task: bool(getattr(executors.get(task), "preemptible", False)),
         now=gq.now,
     )
     exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if task in asynchronous else THREAD)
@@ -158,6 +163,7 @@ def boot(
         run=attempts.run,
         next_model=dispatcher.next_model,
         backends=backends,
+        lessons=lessons,
         now_us=gq.now_us,
     )
     maintenance = Maintenance(
@@ -168,6 +174,7 @@ def boot(
         device_jobs,
         backends,
         children,
+        lessons,
         worker_id=worker_id,
         max_crashes=gq.config.worker.max_crashes,
         retention=gq.config.retention,
@@ -178,10 +185,9 @@ def boot(
         ended = attempts.run(lease)
         if ended is None:
             return None
-        outcome, error = ended
-        if error is not None:
-            backends.heard(error)
-        return outcome
+        if ended.error is not None:
+            backends.heard(ended.error)
+        return ended.outcome
 
     runner_threads = Threads(exchange, life, count=threads, run=run_plain, now=gq.now)
     coroutines = Coroutines(
@@ -234,7 +240,7 @@ def _worker_plugins(gq: GPUQueue) -> Plugins:
     return gq.plugins
 
 
-def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Device]:
+def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, CachedDevice]:
     devices: dict[str, Device] = {}
     for _, answer in plugins.each("register_devices", {"devices": settings.devices, "backends": settings.backends}):
         devices = {**answer, **devices}
@@ -245,7 +251,7 @@ def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Devic
                 f"{device.name} has {format_size(total_bytes)}, but budget {format_size(device.budget_bytes)} + margin "
                 f"{format_size(device.margin_bytes)} is more; lower [gpu] budget or margin"
             )
-    return devices
+    return {name: CachedDevice(device) for name, device in devices.items()}
 
 
 def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> Mapping[str, AnyExecutor]:
@@ -259,9 +265,9 @@ def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins,
         if task.isolate:
             executors[name] = _isolated(task, children, settings, lease_s=gq.config.worker.lease_s)
         elif inspect.iscoroutinefunction(task.function):
-            executors[name] = CoroutineExecutor(task.function)
+            executors[name] = CoroutineExecutor(task.function, preemptible=task.preemptible)
         else:
-            executors[name] = CallableExecutor(task.function)
+            executors[name] = CallableExecutor(task.function, preemptible=task.preemptible)
     return executors
 
 
@@ -275,4 +281,5 @@ def _isolated(task: Task[..., Any], children: Children, settings: SharedSettings
         module=module_of(task.function),
         name=task.function.__qualname__,
         lease_s=lease_s,
+        preemptible=task.preemptible,
     )

@@ -92,8 +92,7 @@ class Coroutines:
         attempt, value, error = ended
         judged = self._attempts.end(attempt, value, error)
         if judged is not None:
-            outcome, error = judged
-            self._exchange.add(outcome)
-            if error is not None:
-                self._on_error(error)
+            self._exchange.add(judged.outcome)
+            if judged.error is not None:
+                self._on_error(judged.error)
         self.forget(attempt.lease)

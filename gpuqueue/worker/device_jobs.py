@@ -7,22 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from gpuqueue.devices import Device
+from gpuqueue.devices import CachedDevice
 from gpuqueue.domain import CleanUp, DeviceSettings, Lease, Placement, Reservation
-from gpuqueue.errors import GPUQueueError, StoreError
+from gpuqueue.errors import GPUQueueError, OutOfMemory, StoreError
+from gpuqueue.estimates import VRAM, model_key
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
+from gpuqueue.models import full_name
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store
+from gpuqueue.store import Store, queries
 from gpuqueue.store.life import Life
-from gpuqueue.store.outcomes import Completed, Outcome
+from gpuqueue.store.outcomes import Completed
 from gpuqueue.units import from_us
 from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.attempts import Ending
 from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.lessons import Lessons
 
 CLEAN_UP_AGAIN_S = 1.0
+GROWTH = 1.15  # of an estimate that turned out to be too low
 WRITE_AGAIN_S = 1.0
 Written = TypeVar("Written")
 logger = logging.getLogger("gpuqueue.worker")
@@ -36,13 +41,14 @@ class DeviceJobs:
         store: Store,
         plugins: Plugins,
         settings: SharedSettings,
-        devices: Mapping[str, Device],
+        devices: Mapping[str, CachedDevice],
         life: Life,
         *,
         first_slot: int,
-        run: Callable[[Lease, Callable[[Attempt], None]], tuple[Outcome, BaseException | None] | None],
+        run: Callable[[Lease, Callable[[Attempt], None]], Ending | None],
         next_model: Callable[[], str | None],
         backends: Backends,
+        lessons: Lessons,
         now_us: Callable[[], int],
     ) -> None:
         self._store = store
@@ -55,6 +61,7 @@ class DeviceJobs:
         self._next_model = next_model
         self._now_us = now_us
         self._backends = backends
+        self._lessons = lessons
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
@@ -107,30 +114,56 @@ class DeviceJobs:
 
     def _attempt(self, lease: Lease) -> None:
         assert lease.placement is not None
+        began_s = time.monotonic()
         ended = self._run(lease, lambda attempt: self._prepare(attempt, lease, lease.placement))
         if ended is not None:
-            outcome, error = ended
+            error = ended.error
             if error is not None:
                 self._written(lambda: self._backends.failed(error))
-            if self._written(lambda: self._store.finish([outcome], now_us=self._now_us())):
+            if isinstance(error, OutOfMemory) and lease.model:
+                # It takes more than was thought: the next attempt waits for that much.
+                largest_bytes = max(device.budget_bytes for device in self._settings.devices)
+                self._lessons.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
+                self._written(self._lessons.tell)
+                self._written(lambda: self._store.forget_demand(lease.job_id))
+            if self._written(lambda: self._store.finish([ended.outcome], now_us=self._now_us())):
                 logger.warning(
                     "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
                 )
                 return  # the rescuer cleans up
-            backend = self._backends.of_queue(lease.queue)
-            if isinstance(outcome, Completed) and lease.model and backend is not None:
-                self._written(lambda: self._backends.worked(backend))
+            if isinstance(ended.outcome, Completed):
+                self._learn(lease, ended.value, time.monotonic() - began_s)
         self.clean_up(lease, orphaned=False)
+
+    def _learn(self, lease: Lease, value: Any, run_s: float) -> None:
+        backend = self._backends.of_queue(lease.queue)
+        if not lease.model or backend is None:
+            self._lessons.of_run(lease, run_s)
+            return
+        self._written(lambda: self._backends.worked(backend))
+        if isinstance(value, Mapping):
+            self._lessons.of_answer(lease, value, self._options(lease.model))
+            self._written(self._lessons.tell)
+
+    def _options(self, model: str) -> Mapping[str, Any]:
+        """The configured options of a model, which size its memory."""
+        found = (item.options for item in self._settings.models.values() if full_name(item.name) == full_name(model))
+        return next(found, {})
+
+    def _model_key(self, lease: Lease) -> str:
+        return model_key(lease.model, self._options(lease.model))
 
     def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:
         assert placement is not None
+        with self._store.reading() as connection:
+            attempt.partial = queries.partial_output(connection, lease.job_id)
         device = self._device_settings[placement.device]
         details = PrepareAttemptDetails(
             lease=lease,
             device=device,
             models=self._settings.models,
             backend=self._backends.of_queue(lease.queue),
-            read_device=self._devices[device.name].read,
+            read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
         )
         try:
@@ -149,6 +182,8 @@ class DeviceJobs:
             return self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
         while True:
             found = self._clean_up_once(lease, device, orphaned=orphaned)
+            if found.observed_bytes is not None and not orphaned:
+                self._lessons.learn(VRAM, self._model_key(lease), found.observed_bytes)
             self._publish(device.name, found)
             if found.verified:
                 logger.debug("job %d: %s after %.2f s", lease.job_id, found.detail, found.waited_s)
@@ -163,7 +198,7 @@ class DeviceJobs:
             lease=lease,
             device=device,
             backend=self._backends.of_queue(lease.queue),
-            read_device=self._devices[device.name].read,
+            read_device=self._devices[device.name].read_now,
             next_model=self._next_model,
             stopping=self.stopping.is_set,
             orphaned=orphaned,
@@ -188,7 +223,7 @@ class DeviceJobs:
                     raise
 
     def _publish(self, device: str, found: CleanUp) -> None:
-        reading = self._devices[device].read()
+        reading = self._devices[device].read_now()
         self._written(
             lambda: self._store.publish_reading(device, reading=reading, residents=found.residents, now_us=self._now_us())
         )

@@ -6,13 +6,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 
-from gpuqueue.decisions import decide_demand, decide_holds, order, place
-from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, View
+from gpuqueue.decisions import decide_demand, decide_holds, limited, order, place, preemptions
+from gpuqueue.devices import CachedDevice
+from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, QueueView, View
+from gpuqueue.hookspecs import WaitingJob
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.policies.availability import REFUSAL
+from gpuqueue.policies.preemption import yielded_to
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, claims, queries
@@ -36,18 +40,23 @@ class Dispatcher:
         store: Store,
         plugins: Plugins,
         settings: SharedSettings,
+        devices: Mapping[str, CachedDevice],
         *,
         worker_id: str,
         serves: Callable[[str], bool],
         may_claim: Callable[[], bool],
+        is_preemptible: Callable[[str], bool],
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._plugins = plugins
         self._settings = settings
+        self._devices = devices
         self._worker_id = worker_id
         self._serves = serves
         self._may_claim = may_claim
+        self._is_preemptible = is_preemptible
+        self._preempt_at: datetime | None = None  # when an attempt may be asked to make room that may not yet
         self.now = now
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
@@ -69,7 +78,7 @@ class Dispatcher:
                 return self.view
             now = self.now()
             with self._store.snapshot() as connection:
-                view = build(connection, self._settings, now)
+                view = limited(build(connection, self._settings, now), self._plugins)
             holds = decide_holds(view, self._plugins, self._unsizable)
             held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
             queues = {name: item.settings for name, item in view.queues.items()}
@@ -125,7 +134,10 @@ class Dispatcher:
         if self._size(view):
             view = self.decide(force=True)
         room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
-        for job in self._candidates(view, self.gpu, room_bytes=room_bytes):
+        candidates = self._candidates(view, self.gpu, room_bytes=room_bytes)
+        if candidates:
+            view = self._with_readings(view)
+        for job in candidates:
             answer = place(job, view, self._plugins)
             if not isinstance(answer, Placement):
                 continue
@@ -136,17 +148,51 @@ class Dispatcher:
                 queue=view.queues[job.queue].settings,
                 device=view.devices[answer.device].settings,
                 gate=self.gate,
+                preemptible=self._is_preemptible(job.task),
                 now_us=to_us(self.now()),
             )
             if lease is not None:
                 leases.append(lease)
-                view = self.decide(force=True)
+                view = self._with_readings(self.decide(force=True))
+        self._preempt(view)
         return leases
+
+    def _with_readings(self, view: View) -> View:
+        """The view with what the devices of this machine say now: a job starts on what is free, not on what was."""
+        devices = {
+            name: replace(device, reading=self._devices[name].read_now()) if name in self._devices else device
+            for name, device in view.devices.items()
+        }
+        return replace(view, devices=devices)
+
+    def _preempt(self, view: View) -> None:
+        """Ask running attempts to make room for jobs that only wait for their device."""
+        self._preempt_at = None
+        running = {item.queue for device in view.devices.values() for item in device.reservations if item.preemptible}
+        first = {name for queue in running if queue in view.queues for name in yielded_to(view.queues[queue].settings, view)}
+        queues = [queue for queue in self.gpu if queue.name in first and _may_start_one(view.queues[queue.name])]
+        if not running:
+            return
+        jobs = self._candidates(view, queues, room_bytes=largest_budget(self._settings)) if queues else []
+        waiting = [WaitingJob(job, Demand(job.demand_bytes, job.model), tuple(view.devices)) for job in jobs]
+        try:
+            chosen = preemptions(waiting, view, self._plugins)
+        except PluginFailed as error:
+            logger.error("no attempt is asked to make room: %s", error)
+            return
+        for item in chosen:
+            if item.not_before is not None:
+                self._preempt_at = min(self._preempt_at or item.not_before, item.not_before)
+            elif self._store.request_preemption(item.job_id, item.lease):
+                logger.info("job %d is asked to stop%s", item.job_id, f" for job {item.for_job}" if item.for_job else "")
 
     def next_model(self) -> str | None:
         """Say which model the next job for a device needs, None when none waits or it needs none."""
         view = self.decide(force=True)
-        free = [queue for queue in self.gpu if not self._holds.get(queue.name)]
+        # Another worker's next job counts too: it would load again what this one had unloaded.
+        free = [
+            item.settings for name, item in view.queues.items() if item.settings.gpu and item.served and not self._holds.get(name)
+        ]
         # The asking job's own reservation is about to be freed, so the whole budget counts as room.
         candidates = self._candidates(view, free, room_bytes=largest_budget(self._settings))
         return candidates[0].model or None if candidates else None
@@ -159,12 +205,14 @@ class Dispatcher:
         with self._store.reading() as connection:
             due_us = queries.next_due_us(connection)
         times = [] if due_us is None else [from_us(due_us)]
+        if self._preempt_at is not None:
+            times.append(self._preempt_at)
+        times += [hold.until for reasons in self._holds.values() for hold in reasons if hold.until is not None]
         for item in view.queues.values():
-            if item.paused is not None and item.paused.until is not None:
-                times.append(item.paused.until)
-            if item.settings.pause:
-                windows = [parse_window(text) for text in item.settings.pause]
-                edge = next_edge(windows, parse_zone(item.settings.timezone), view.now)
+            written = [*item.settings.pause, *(rule.at for rule in item.settings.windows)]
+            zone = parse_zone(item.settings.timezone) if written else None
+            for text in written:  # each by itself: one that opens inside another may limit more
+                edge = next_edge([parse_window(text)], zone or UTC, view.now)
                 if edge is not None:
                     times.append(edge)
         return min(times, default=None)
@@ -214,6 +262,11 @@ class Dispatcher:
         except PluginFailed as error:
             logger.error("no job is started on a device: %s", error)
             return []
+
+
+def _may_start_one(queue: QueueView) -> bool:
+    limit = queue.settings.concurrency
+    return limit is None or queue.running_count < limit
 
 
 def _holds(reasons: Sequence[Hold]) -> bool:

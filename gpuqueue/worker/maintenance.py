@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from gpuqueue.devices import Device
+from gpuqueue.devices import CachedDevice
 from gpuqueue.domain import State
 from gpuqueue.errors import GPUQueueError
 from gpuqueue.executors.processes import Children
@@ -21,6 +21,7 @@ from gpuqueue.store.outcomes import abandoned_by
 from gpuqueue.units import format_size, to_us
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
+from gpuqueue.worker.lessons import Lessons
 
 EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0
@@ -40,10 +41,11 @@ class Maintenance:
         store: Store,
         plugins: Plugins,
         settings: SharedSettings,
-        devices: Mapping[str, Device],
+        devices: Mapping[str, CachedDevice],
         device_jobs: DeviceJobs,
         backends: Backends,
         children: Children,
+        lessons: Lessons,
         *,
         worker_id: str,
         max_crashes: int,
@@ -57,6 +59,7 @@ class Maintenance:
         self._device_jobs = device_jobs
         self._backends = backends
         self._children = children
+        self._lessons = lessons
         self._worker_id = worker_id
         self._max_crashes = max_crashes
         self._retention = retention
@@ -79,6 +82,7 @@ class Maintenance:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+        self._lessons.tell()
         if self._follows:
             self.deliver_events()
 
@@ -109,6 +113,7 @@ class Maintenance:
             self.read_devices,
             self.deliver_events,
             self._children.tidy,
+            self._lessons.tell,
             self.prune,
             self.checkpoint,
         )

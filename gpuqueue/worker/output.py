@@ -18,9 +18,10 @@ Key = tuple[int, int]  # (job, lease)
 class _Buffer:
     """What one attempt has said since the last write."""
 
-    __slots__ = ("lines", "progress", "texts")
+    __slots__ = ("lines", "progress", "texts", "tokens")
 
     def __init__(self) -> None:
+        self.tokens: int | None = None
         self.texts: list[str] = []
         self.lines: list[tuple[int, str]] = []
         self.progress: tuple[float, str] | None = None
@@ -30,6 +31,7 @@ class _Buffer:
         self.texts += later.texts
         self.lines += later.lines
         self.progress = later.progress or self.progress
+        self.tokens = self.tokens if later.tokens is None else later.tokens
 
 
 class Output:
@@ -41,6 +43,7 @@ class Output:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._buffers: dict[Key, _Buffer] = {}
+        self._continuing: dict[Key, int] = {}  # attempts whose output began under an earlier lease
         self._lock = threading.Lock()  # held for moments
         self._writing = threading.Lock()  # held during a write, so that a word cannot overtake an earlier one
         self._has_words = threading.Event()
@@ -73,11 +76,22 @@ class Output:
             self._of(lease).progress = (fraction, note)
         self._has_words.set()
 
+    def tokens(self, lease: Lease, count: int) -> None:
+        """Take how many tokens an attempt has written; only the latest is stored, together with what else it says."""
+        with self._lock:
+            self._of(lease).tokens = count
+
+    def continue_from(self, lease: Lease, output_lease: int) -> None:
+        """Let an attempt's output count as that which began under an earlier lease."""
+        with self._lock:
+            self._continuing[lease.job_id, lease.lease] = output_lease
+
     def flush(self, lease: Lease) -> None:
         """Write what an attempt has said, before its outcome is written."""
         key = (lease.job_id, lease.lease)
         if key in self._buffers:
             self._write(key)
+        self._continuing.pop(key, None)
 
     def _of(self, lease: Lease) -> _Buffer:
         return self._buffers.setdefault((lease.job_id, lease.lease), _Buffer())
@@ -101,7 +115,15 @@ class Output:
             try:
                 self._store.report(
                     [
-                        Report(job_id, lease, "".join(said.texts), said.lines, said.progress)
+                        Report(
+                            job_id,
+                            lease,
+                            "".join(said.texts),
+                            said.lines,
+                            said.progress,
+                            said.tokens,
+                            self._continuing.get((job_id, lease)),
+                        )
                         for (job_id, lease), said in taken.items()
                     ]
                 )

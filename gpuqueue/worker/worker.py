@@ -160,7 +160,7 @@ class Worker:
 
     def _tick(self, parts: Parts) -> int:
         """Look at everything once: stop what must stop, and claim what may start; returns how many jobs were claimed."""
-        parts.attempts.stop_cancelled()
+        parts.attempts.stop_requested()
         parts.make_up_for(parts.attempts.stop_overdue())
         parts.threads.give_back_stale()
         claimed = parts.exchange.exchange()  # first with the last decision, so that a ring is answered at once
@@ -236,7 +236,7 @@ class Worker:
         parts.threads.give_back()  # what an exchange that had begun before the worker was stopped still claimed
         try:
             parts.exchange.exchange()
-            parts.attempts.stop_cancelled()
+            parts.attempts.stop_requested()
             parts.make_up_for(parts.attempts.stop_overdue())
         except StoreError as error:
             logger.warning("%s; trying again", error)

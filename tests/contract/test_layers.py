@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
-        *("errors", "domain", "models", "units", "backoff", "verdicts", "windows", "settings"),
+        *("errors", "domain", "models", "units", "backoff", "verdicts", "windows", "rates", "settings", "estimates"),
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts

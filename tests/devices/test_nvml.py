@@ -12,7 +12,7 @@ import pytest
 
 from gpuqueue.devices.nvml import REOPEN_S, Devices, NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain import BackendSettings, DeviceSettings, Reading
+from gpuqueue.domain import BackendSettings, DeviceProcess, DeviceSettings, Reading
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 
@@ -29,6 +29,7 @@ class Library:
         self.calls: list[str] = []
         self.initialised = 0
         self.free_bytes = 6_000_000_000
+        self.processes: list[tuple[int, int | None]] = []
         self.second_init = threading.Event()
         self.init_s = 0.0
 
@@ -75,8 +76,26 @@ class Library:
                 arguments[2]._obj.value = 66
             case "nvmlDeviceGetPowerUsage":
                 arguments[1]._obj.value = 163_500
+            case "nvmlDeviceGetComputeRunningProcesses_v3" | "nvmlDeviceGetGraphicsRunningProcesses_v3":
+                return self._list_processes(symbol, arguments)
+            case "nvmlSystemGetProcessName":
+                if arguments[0].value == 8:
+                    return int(pynvml.NVML_ERROR_NOT_FOUND)
+                arguments[1].value = b"/usr/bin/blender"
             case _:
                 return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return 0
+
+    def _list_processes(self, symbol: str, arguments: tuple[Any, ...]) -> int:
+        count, infos = arguments[1]._obj, arguments[2]
+        processes = self.processes if "Compute" in symbol else self.processes[:1]
+        if infos is None:
+            count.value = len(processes)
+            return int(pynvml.NVML_ERROR_INSUFFICIENT_SIZE) if processes else 0
+        count.value = len(processes)
+        for info, (pid, used) in zip(infos, processes, strict=False):
+            info.pid = pid
+            info.usedGpuMemory = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value if used is None else used
         return 0
 
 
@@ -109,7 +128,20 @@ def test_a_reading_has_every_figure_of_the_card(library: Library) -> None:
         utilisation_percent=97,
         temperature_c=66,
         power_w=163.5,
+        processes=(),
     )
+
+
+def test_the_programs_on_the_card_are_named_with_what_they_hold(library: Library) -> None:
+    library.processes = [(7, 3_000_000_000), (8, None)]
+    assert a_device().read().processes == (DeviceProcess(7, 3_000_000_000, "blender"), DeviceProcess(8, None, None))
+
+
+def test_a_driver_that_does_not_list_programs_is_not_lost(library: Library) -> None:
+    library.failing["nvmlDeviceGetComputeRunningProcesses_v3"] = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+    library.failing["nvmlDeviceGetGraphicsRunningProcesses_v3"] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    reading = a_device().read()
+    assert (reading.processes, reading.lost, reading.free_bytes) == (None, None, 6_000_000_000)
 
 
 def test_a_card_is_found_by_its_uuid(library: Library) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from gpuqueue.domain import Demand, DeviceView, Placement
+from gpuqueue.domain import Demand, DeviceProcess, DeviceView, Estimate, Placement, Reading, Resident
+from gpuqueue.estimates import SHOWN, VRAM, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails
-from gpuqueue.policies.vram import VRAM
-from gpuqueue.testing.views import BATCH, GB, GPU0, job, reservation, view
+from gpuqueue.policies.vram import Memory
+from gpuqueue.testing.views import BATCH, GB, GPU0, MODELS, NOW, job, reservation, view
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")
 NOMIC = Demand(500_000_000, "nomic-embed-text")
@@ -27,11 +29,11 @@ WIDE = replace(GPU0, slots=3, max_models=2)
     ids=["configured", "configured without its tag", "a model of unknown size", "a function"],
 )
 def test_a_job_needs_its_models_size_or_the_whole_budget(changes, demand):
-    assert VRAM().job_demand(JobDemandDetails(job(**changes), BATCH, view())) == demand
+    assert Memory().job_demand(JobDemandDetails(job(**changes), BATCH, view())) == demand
 
 
 def place(demand, *devices):
-    answer = VRAM().place_job(PlaceJobDetails(job(), demand, BATCH, view(devices=devices)))
+    answer = Memory().place_job(PlaceJobDetails(job(), demand, BATCH, view(devices=devices)))
     return answer if isinstance(answer, Placement) else (answer.reason, answer.detail)
 
 
@@ -90,3 +92,103 @@ def test_a_device_that_may_take_the_job_later_is_named_before_one_that_never_can
 
 def test_a_gpu_queue_without_a_device_says_so():
     assert place(GEMMA) == ("no_device", "queue 'ai-batch' has gpu = true, but no [gpu] is configured")
+
+
+# --- sizes that were learned ---
+
+
+def demand(estimates=None, models=MODELS, **changes):
+    seen = replace(view(), estimates={key: Estimate(value, 3) for key, value in (estimates or {}).items()}, models=models)
+    return Memory().job_demand(JobDemandDetails(job(**changes), BATCH, seen)).vram_bytes
+
+
+KEY = model_key("gemma4:e4b")
+
+
+def test_what_a_job_asks_for_itself_comes_first_then_what_was_seen_then_what_is_configured_then_the_description():
+    learned = {(VRAM, KEY): 4.7e9, (SHOWN, KEY): 3e9}
+    assert demand(learned, wanted_bytes=GB) == GB
+    assert demand(learned) == 4_700_000_000
+    assert demand({(SHOWN, KEY): 3e9}) == 4_500_000_000
+    assert demand({(SHOWN, KEY): 3e9}, models={}) == 3 * GB
+    assert demand({}, models={}) == 5 * GB
+
+
+def test_a_size_holds_for_the_options_with_which_it_was_seen():
+    large = {"gemma4:e4b": replace(MODELS["gemma4:e4b"], options={"num_ctx": 8192})}
+    seen = {(VRAM, model_key("gemma4:e4b", {"num_ctx": 8192})): 4.9e9, (VRAM, KEY): 4.1e9}
+    assert demand(seen, models=large) == 4_900_000_000
+    assert demand(seen) == 4_100_000_000
+
+
+def test_a_function_takes_what_it_asks_for():
+    assert demand(task="app.train", wanted_bytes=2 * GB) == 2 * GB
+
+
+# --- the card as it is ---
+
+CARD = Reading(at=NOW, total_bytes=8 * GB, free_bytes=7 * GB)
+MIN = GPU0.min_free_bytes
+
+
+def on_card(demand=GEMMA, reading=CARD, device=GPU0, **rest):
+    return place(demand, DeviceView(device, reading, **rest))
+
+
+def test_a_job_starts_only_when_the_memory_is_really_free_and_a_little_stays_free():
+    needed = GEMMA.vram_bytes + MIN
+    assert on_card(reading=replace(CARD, free_bytes=needed)) == Placement("gpu0", GEMMA.vram_bytes)
+    reason, detail = on_card(reading=replace(CARD, free_bytes=needed - 1))
+    assert reason == "memory_taken"
+    assert "gpu0 has 4.77 GB for it, and it needs 4.77 GB with what is to stay free; other programs hold 3.23 GB" in detail
+
+
+def test_the_programs_that_hold_the_memory_are_named_the_largest_first():
+    programs = (DeviceProcess(7, GB, "firefox"), DeviceProcess(8, 3 * GB, None), DeviceProcess(9, None, "unknown"))
+    _, detail = on_card(reading=replace(CARD, free_bytes=GB, processes=programs))
+    assert "the most is held by a program (pid 8, 3 GB), firefox (pid 7, 1 GB)" in detail
+
+
+def test_what_of_the_model_is_loaded_already_needs_no_memory_and_what_is_in_the_way_will_be_evicted():
+    mine = Resident("gemma4:e4b", GEMMA.vram_bytes, GEMMA.vram_bytes)
+    other = Resident("llama3:8b", 4 * GB, 4 * GB)
+    assert on_card(reading=replace(CARD, free_bytes=MIN), residents=(mine,)) == Placement("gpu0", GEMMA.vram_bytes)
+    assert on_card(reading=replace(CARD, free_bytes=GB), residents=(other,)) == Placement("gpu0", GEMMA.vram_bytes)
+
+
+def test_what_a_running_job_has_reserved_and_not_taken_yet_is_not_free():
+    wide = replace(WIDE, budget_bytes=8 * GB)
+    loading = reservation(bytes=4_500_000_000)
+    assert on_card(NOMIC, device=wide, reservations=(loading,)) == Placement("gpu0", NOMIC.vram_bytes)
+    reason, _ = on_card(NOMIC, replace(CARD, free_bytes=5 * GB), wide, reservations=(loading,))
+    assert reason == "memory_taken"
+    loaded = Resident("gemma4:e4b", 4_500_000_000, 4_500_000_000)
+    few = replace(CARD, free_bytes=GB)
+    assert on_card(NOMIC, few, wide, reservations=(loading,), residents=(loaded,)) == Placement("gpu0", NOMIC.vram_bytes)
+
+
+def test_where_no_driver_can_say_what_is_free_or_said_so_long_ago_the_budget_is_trusted():
+    assert on_card(reading=Reading(at=NOW)) == Placement("gpu0", GEMMA.vram_bytes)
+    old = replace(CARD, at=NOW - timedelta(seconds=11), free_bytes=0)
+    assert on_card(reading=old) == Placement("gpu0", GEMMA.vram_bytes)
+
+
+def test_a_lost_card_takes_no_job_and_says_why():
+    assert on_card(reading=Reading(at=NOW, lost="it fell off the bus")) == (
+        "device_lost",
+        "gpu0 cannot be read: it fell off the bus",
+    )
+
+
+# --- a device of one's choice ---
+
+
+def choose(wanted, *devices):
+    answer = Memory().place_job(PlaceJobDetails(job(wanted_device=wanted), GEMMA, BATCH, view(devices=devices)))
+    return answer if isinstance(answer, Placement) else (answer.reason, answer.detail)
+
+
+def test_a_job_may_name_its_device_or_a_label_of_several():
+    first, second = DeviceView(GPU0), DeviceView(replace(GPU0, name="gpu1", labels=("fast",)))
+    assert choose("gpu1", first, second) == choose("fast", first, second) == Placement("gpu1", GEMMA.vram_bytes)
+    assert choose("slow", first, second) == ("no_device", "no device is called 'slow'; there are: fast, gpu0, gpu1")

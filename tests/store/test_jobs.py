@@ -109,8 +109,8 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked(rows: Row
     lease = rows.claim_one()
     assert rows.store.cancel(running, now_us=at(1)) is State.RUNNING
     with rows.store.reading() as connection:
-        assert queries.cancel_requests(connection, "w") == [(running, lease.lease)]
-        assert queries.cancel_requests(connection, "other") == []
+        assert queries.stop_requests(connection, "w") == [(running, lease.lease, True)]
+        assert queries.stop_requests(connection, "other") == []
     assert rows.end(lease, State.CANCELLED)
     assert rows.store.cancel(running, now_us=at(2)) is State.CANCELLED
     with pytest.raises(UnknownJob):

@@ -18,6 +18,7 @@ from tests.store.rows import Rows, at, room_for
 STATEMENTS = {
     claims.HEADS: "jobs_claim",
     claims.TAKE: "key",
+    claims.TAKE_DEVICE: "key",
     claims.RUNNING_COUNT: "jobs_running",
     claims.IS_RUNNING: "jobs_running",
     claims.IS_WAITING: "jobs_claim",
@@ -154,7 +155,7 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
     with filled.store.reading() as connection:
         seen = Seen(connection)
         queries.next_due_us(seen)  # type: ignore[arg-type]
-        queries.cancel_requests(seen, "w")  # type: ignore[arg-type]
+        queries.stop_requests(seen, "w")  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["ai"], largest_bytes=10**10)  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["work"], largest_bytes=0)  # type: ignore[arg-type]
         queries.running_ids(seen, "work")  # type: ignore[arg-type]

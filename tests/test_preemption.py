@@ -1,0 +1,220 @@
+"""A person's job stops a running batch job, which goes back unspent and ends later; and when a batch job is left alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gpuqueue import current_job
+from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
+from gpuqueue.store.queries import timeline
+
+GEMMA = "gemma4:e4b"
+AT_ONCE = 'min_run = "0s"\n'
+
+
+def with_batch(toml: str, settings: str) -> str:
+    return toml.replace("[queues.ai-batch]\n", f"[queues.ai-batch]\n{settings}")
+
+
+@pytest.fixture
+def make_gq(ai, make_queue):
+    """A queue object of the scenario whose batch queue, and model, have other settings."""
+
+    def make(batch: str = AT_ONCE, model: str = ""):
+        toml = with_batch(ai.toml, batch)
+        return make_queue(toml.replace(f'[models."{GEMMA}"]\n', f'[models."{GEMMA}"]\n{model}'))
+
+    return make
+
+
+def batch(gq, prompt="later", tokens=400):
+    return gq.ollama.generate(GEMMA, prompt=prompt, queue="ai-batch", options={"num_predict": tokens})
+
+
+def realtime(gq, prompt="now"):
+    return gq.ollama.generate(GEMMA, prompt=prompt, queue="ai-realtime", options={"num_predict": 5})
+
+
+def attempts(gq, job):
+    with gq.store.reading() as connection:
+        return [(found["attempt"], found["outcome"]) for found in timeline(connection, job.id)]
+
+
+def written(job):
+    """Wait until the job has written something."""
+    return next(iter(job.stream(timeout_s=20)))
+
+
+def check_card(ai, loads=1):
+    report = ai.card.report()
+    assert (report["overlaps"], report["spills"], report["loads"]) == (0, 0, loads)
+    assert report["peak_bytes"] <= 5_000_000_000
+
+
+def test_a_persons_job_starts_in_the_middle_of_a_batch_job_which_goes_back_unspent(ai, make_gq, start_worker):
+    gq = make_gq()
+    start_worker(gq)
+    job = batch(gq)
+    written(job)
+    person = realtime(gq)
+    assert person.result(timeout_s=20)["text"] == expected_answer(GEMMA4_E4B, "now", 5)
+    assert job.refresh().finished_at is None, "the batch job was long, and the person did not wait for it"
+    assert job.result(timeout_s=20)["text"] == expected_answer(GEMMA4_E4B, "later", 400)
+    assert attempts(gq, job) == [(1, "preempted")]
+    assert (job.refresh().attempt, job.record.preemptions) == (1, 1)
+    assert "".join(job.stream()).endswith(expected_answer(GEMMA4_E4B, "later", 400))
+    check_card(ai)  # the model stayed loaded all the time
+
+
+def test_a_batch_job_that_made_room_keeps_its_place_in_the_queue(ai, make_gq, start_worker):
+    gq = make_gq()
+    start_worker(gq)
+    first, second = batch(gq, "first"), batch(gq, "second", tokens=5)
+    written(first)
+    realtime(gq).result(timeout_s=20)
+    second.result(timeout_s=20)
+    assert first.refresh().finished_at < second.refresh().started_at
+
+
+def test_drain_lets_a_batch_job_end_first(ai, make_gq, start_worker):
+    gq = make_gq('yield_mode = "drain"\n')
+    start_worker(gq)
+    job = batch(gq, tokens=150)
+    written(job)
+    person = realtime(gq)
+    person.result(timeout_s=20)
+    assert job.refresh().finished_at <= person.refresh().started_at
+    assert attempts(gq, job) == []
+
+
+def test_a_queue_that_does_not_yield_is_not_interrupted(ai, make_queue, start_worker):
+    gq = make_queue(ai.toml.replace('yields_to = ["ai-realtime"]\n', ""))
+    start_worker(gq)
+    job = batch(gq, tokens=150)
+    written(job)
+    realtime(gq).result(timeout_s=20)
+    assert attempts(gq, job) == []
+
+
+def test_a_job_that_has_made_room_often_enough_is_left_alone(ai, make_gq, start_worker):
+    gq = make_gq(f"{AT_ONCE}max_preemptions = 1\n")
+    start_worker(gq)
+    job = batch(gq, tokens=200)
+    written(job)
+    realtime(gq).result(timeout_s=20)
+    lease = job.refresh().record.lease
+    for piece in job.stream(timeout_s=20):
+        if piece.attempt_lease > lease:
+            break
+    person = realtime(gq, "again")
+    person.result(timeout_s=20)
+    assert job.refresh().finished_at <= person.refresh().started_at
+    assert attempts(gq, job) == [(1, "preempted")]
+
+
+def test_an_attempt_runs_at_least_a_while_before_it_makes_room(ai, make_gq, start_worker):
+    gq = make_gq('min_run = "500ms"\n')
+    start_worker(gq)
+    job = batch(gq, tokens=1000)
+    written(job)
+    began = job.refresh().started_at
+    person = realtime(gq)
+    person.result(timeout_s=20)
+    assert (person.refresh().started_at - began).total_seconds() >= 0.5
+    assert attempts(gq, job)[0] == (1, "preempted")
+
+
+def test_an_attempt_that_is_nearly_done_is_left_alone(ai, make_gq, start_worker, until):
+    gq = make_gq(f'{AT_ONCE}nearly_done = "1h"\n')
+    start_worker(gq)
+    batch(gq, tokens=50).result(timeout_s=20)
+    until(lambda: gq.view().estimates, "how fast the model writes is learned")
+    job = batch(gq, tokens=150)
+    written(job)
+    person = realtime(gq)
+    person.result(timeout_s=20)
+    assert job.refresh().finished_at <= person.refresh().started_at
+
+
+def test_a_job_that_nobody_waits_for_is_never_interrupted(ai, make_gq, start_worker):
+    gq = make_gq()
+    start_worker(gq)
+    job = batch(gq, tokens=150)
+    written(job)
+    gq.pause("ai-realtime")
+    waiting = realtime(gq)
+    job.result(timeout_s=20)
+    assert attempts(gq, job) == []
+    waiting.cancel()
+
+
+def test_a_chat_goes_on_where_it_ended_so_that_no_token_is_paid_for_twice(ai, make_gq, start_worker):
+    gq = make_gq(model='resume = "continue"\n')
+    start_worker(gq)
+    job = gq.ollama.chat(
+        GEMMA, messages=[{"role": "user", "content": "A long one"}], queue="ai-batch", options={"num_predict": 400}
+    )
+    written(job)
+    realtime(gq).result(timeout_s=20)
+    answer = job.result(timeout_s=20)
+    assert attempts(gq, job) == [(1, "preempted")]
+    assert answer["output_tokens"] == 400
+    assert 0 < answer["continued_tokens"] < 400
+    assert "".join(job.stream()) == answer["text"], "its output is one, and was not begun anew"
+    assert len({piece.attempt_lease for piece in job.stream()}) == 1
+
+
+def test_what_would_be_shaped_anew_begins_anew(ai, make_gq, start_worker):
+    gq = make_gq(model='resume = "continue"\n')
+    start_worker(gq)
+    job = batch(gq)  # a template stands between its prompt and its answer
+    written(job)
+    realtime(gq).result(timeout_s=20)
+    answer = job.result(timeout_s=20)
+    assert answer["text"] == expected_answer(GEMMA4_E4B, "later", 400)
+    assert "continued_tokens" not in answer
+
+
+def test_a_function_makes_room_when_it_says_that_it_can(make_queue, start_worker, until):
+    gq = make_queue(
+        '[gpu]\nbudget = "5GB"\n[queues.people]\ngpu = true\nbackend = "none"\n'
+        f'[queues.train]\ngpu = true\nbackend = "none"\nyields_to = ["people"]\n{AT_ONCE}'
+    )
+    began, rounds = threading.Semaphore(0), []
+
+    def loop() -> str:
+        rounds.append(current_job().attempt)
+        began.release()
+        while len(rounds) == 1:
+            current_job().check()
+            threading.Event().wait(0.01)
+        return "trained"
+
+    train = gq.task(name="train", queue="train", preemptible=True)(loop)
+
+    @gq.task(name="ask", queue="people")
+    def ask() -> str:
+        return "answered"
+
+    start_worker(gq)
+    job = train.enqueue()
+    assert began.acquire(timeout=20)
+    assert ask.enqueue().result(timeout_s=20) == "answered"
+    assert job.result(timeout_s=20) == "trained"
+    assert rounds == [1, 1], "its attempt was not spent"
+    assert attempts(gq, job) == [(1, "preempted")]
+
+
+def test_another_workers_attempt_makes_room_too(ai, make_gq, make_queue, start_worker):
+    gq = make_gq()
+    batch_worker = start_worker(gq, queues=["ai-batch"])
+    start_worker(make_gq(), queues=["ai-realtime"])
+    job = batch(gq)
+    written(job)
+    realtime(gq).result(timeout_s=20)
+    job.result(timeout_s=20)
+    assert attempts(gq, job) == [(1, "preempted")]
+    assert batch_worker.id
+    check_card(ai)
