@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gpuqueue.domain import FINISHED, Demand, Hold, Job, Placement, Wait
+from gpuqueue.domain import FINISHED, Demand, Hold, Job, Limits, Placement, Preemption, Wait
 from gpuqueue.verdicts import Discard, Retry, Snooze
 
 __all__ = ["what_is_wrong"]
@@ -22,6 +22,22 @@ def _hold(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Hold):
         return "the answer is a Hold or None"
     return _words(answer)
+
+
+def _limits(answer: Any, _details: Any) -> str:
+    if not isinstance(answer, Limits):
+        return "the answer is Limits or None"
+    if answer.concurrency is not None and not (isinstance(answer.concurrency, int) and answer.concurrency >= 0):
+        return "concurrency is a whole number, or None"
+    return "" if isinstance(answer.reason, str) and answer.reason.strip() else "reason is a text that is not empty"
+
+
+def _preemptions(answer: Any, details: Any) -> str:
+    if not isinstance(answer, Sequence) or not all(isinstance(item, Preemption) for item in answer):
+        return "the answer is a sequence of Preemptions, or None"
+    running = {(item.job_id, item.lease) for device in details.view.devices.values() for item in device.reservations}
+    wrong = [item for item in answer if (item.job_id, item.lease) not in running]
+    return f"no attempt of job {wrong[0].job_id} with that lease is on a device" if wrong else ""
 
 
 def _demand(answer: Any, _details: Any) -> str:
@@ -87,9 +103,11 @@ def _is_number(value: Any) -> bool:
 
 _CHECKS: Mapping[str, Callable[[Any, Any], str]] = {
     "queue_hold": _hold,
+    "queue_limits": _limits,
     "job_demand": _demand,
     "place_job": _place,
     "order_candidates": _order,
+    "choose_preemptions": _preemptions,
     "attempt_failed": _verdict,
     "retention": _retention,
 }

@@ -28,6 +28,14 @@ class _Record:
         self.emitted: list[str] = []
         self.logged: list[str] = []
         self.progressed: list[tuple[float, str]] = []
+        self.token_counts: list[int] = []
+        self.continued = False
+
+    def tokens(self, _lease: Lease, count: int) -> None:
+        self.token_counts.append(count)
+
+    def continue_from(self, _lease: Lease, _output_lease: int) -> None:
+        self.continued = True
 
     def emit(self, _lease: Lease, text: str) -> None:
         self.emitted.append(text)
@@ -42,8 +50,9 @@ class _Record:
 class RecordedAttempt(Attempt):
     """The context of one attempt, to be given to an executor's `run` or `arun`; it is the worker's own, with another output.
 
-    `interrupt("cancelled")`, or "timed_out", "stopping", "lease_lost", asks the attempt to stop, from any thread. `emitted`,
-    `logged` and `progressed` are what it has said; `begun` is set as soon as it asks or says anything.
+    `interrupt("cancelled")`, or "timed_out", "preempted", "stopping", "lease_lost", asks the attempt to stop, from any thread.
+    `emitted`, `logged`, `progressed` and `token_counts` are what it has said; `begun` is set as soon as it asks or says
+    anything. `partial` is what an earlier attempt had written; `continued` says whether this one goes on with it.
     """
 
     def __init__(
@@ -78,6 +87,14 @@ class RecordedAttempt(Attempt):
     @property
     def emitted(self) -> list[str]:
         return self._record.emitted
+
+    @property
+    def token_counts(self) -> list[int]:
+        return self._record.token_counts
+
+    @property
+    def continued(self) -> bool:
+        return self._record.continued
 
     @property
     def logged(self) -> list[str]:

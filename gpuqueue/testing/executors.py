@@ -42,7 +42,7 @@ from gpuqueue.worker.attempt import Interruption
 __all__ = ["ExecutorSuite"]
 
 AnyExecutor = Executor | AsyncExecutor
-INTERRUPTIONS: tuple[Interruption, ...] = ("cancelled", "timed_out", "stopping", "lease_lost")
+INTERRUPTIONS: tuple[Interruption, ...] = ("cancelled", "timed_out", "preempted", "stopping", "lease_lost")
 BEGINS_WITHIN_S = 1.0  # an asynchronous executor that says nothing is taken for begun after this
 ABANDON_S = 2.0  # after which a worker gives up what goes on
 

@@ -29,11 +29,14 @@ from gpuqueue.domain import (
 from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
 from gpuqueue.hookspecs import (
     AttemptFailedDetails,
+    ChoosePreemptionsDetails,
     JobDemandDetails,
     OrderCandidatesDetails,
     PlaceJobDetails,
     QueueHoldDetails,
+    QueueLimitsDetails,
     RetentionDetails,
+    WaitingJob,
 )
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, MODELS, NOW, OLLAMA, REALTIME, backend, device, job, lease, reservation
 from gpuqueue.testing.views import view as made_up
@@ -117,6 +120,13 @@ def questions(view: View) -> Mapping[str, list[Any]]:
             QueueHoldDetails(queue.settings, view, MappingProxyType({other: holds for other in view.queues if other != name}))
             for name, queue in view.queues.items()
             for holds in ((), (hold,))
+        ],
+        "queue_limits": [QueueLimitsDetails(queue.settings, view.now) for queue in view.queues.values()],
+        "choose_preemptions": [
+            ChoosePreemptionsDetails(
+                tuple(WaitingJob(item, Demand(4 * GB, item.model), tuple(view.devices)) for item in some), view
+            )
+            for some in ((), tuple(asking))
         ],
         "job_demand": [JobDemandDetails(item, queue_of[item.queue], view) for item in asking],
         "place_job": [

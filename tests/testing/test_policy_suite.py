@@ -14,10 +14,14 @@ from gpuqueue.plugin_manager import PluginFailed
 from gpuqueue.plugins import Demand, Hold, Placement, Wait
 from gpuqueue.policies import default_policies
 from gpuqueue.policies.availability import Availability
+from gpuqueue.policies.device_health import DeviceHealth
 from gpuqueue.policies.ordering import Ordering
+from gpuqueue.policies.preemption import Preempting
+from gpuqueue.policies.rates import Rates
 from gpuqueue.policies.retention import Retention
 from gpuqueue.policies.retries import Retries
-from gpuqueue.policies.vram import VRAM
+from gpuqueue.policies.spills import Spills
+from gpuqueue.policies.vram import Memory
 from gpuqueue.policies.windows import Windows
 from gpuqueue.policies.yielding import Yielding
 from gpuqueue.testing.answers import what_is_wrong
@@ -45,8 +49,8 @@ class TestRetries(PolicySuite):
     make_plugin = Retries
 
 
-class TestVRAM(PolicySuite):
-    make_plugin = VRAM
+class TestMemory(PolicySuite):
+    make_plugin = Memory
 
 
 class TestWindows(PolicySuite):
@@ -55,6 +59,22 @@ class TestWindows(PolicySuite):
 
 class TestYielding(PolicySuite):
     make_plugin = Yielding
+
+
+class TestDeviceHealth(PolicySuite):
+    make_plugin = DeviceHealth
+
+
+class TestPreempting(PolicySuite):
+    make_plugin = Preempting
+
+
+class TestRates(PolicySuite):
+    make_plugin = Rates
+
+
+class TestSpills(PolicySuite):
+    make_plugin = Spills
 
 
 def test_every_default_policy_goes_through_the_suite():
