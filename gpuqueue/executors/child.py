@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -156,5 +156,11 @@ def _on_terminate(channel: Channel, _number: int, _frame: FrameType | None) -> N
 
 
 def _peak_bytes() -> int:
+    """Return the most memory that this program has held."""
+    # getrusage on Linux also counts what the process held before exec: the worker's own memory, which hides a job's.
+    with suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): kilobytes on Linux, bytes on macOS

@@ -255,6 +255,14 @@ def test_a_process_runs_several_jobs_one_after_another_until_it_grows(isolated, 
     assert pids[4] != pids[3]
 
 
+def test_the_memory_of_the_worker_itself_hides_no_growth(isolated, gq, start_worker):
+    remember = isolated(functions.remember)
+    held = b"\1" * 400_000_000
+    start_worker(gq, threads=1)
+    first, second = [remember.enqueue(size=size).result(timeout_s=30) for size in (200_000_000, 10)]
+    assert held and first != second
+
+
 def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):
     monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
     remember = isolated(functions.remember)
