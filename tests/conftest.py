@@ -20,6 +20,8 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 DEADLINE_S = 20.0  # far beyond what a busy machine needs: only a broken test waits so long
 GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
+# For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
 def wait_until(condition: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
