@@ -83,7 +83,7 @@ def test_a_queue_may_be_made_with_every_setting_that_there_is() -> None:
 @pytest.mark.parametrize(
     ("verb", "request_type"),
     [(GENERATE, GenerateRequest), (CHAT, ChatRequest), (EMBED, EmbedRequest)],
-    ids=lambda value: str(value),
+    ids=["generate", "chat", "embed"],
 )
 def test_a_request_may_have_every_field_that_its_verb_takes(verb: Verb, request_type: type) -> None:
     method = inspect.signature(getattr(OllamaTasks, verb.name.removeprefix("ollama.")))
