@@ -61,10 +61,6 @@ class Attempt:
             self._closed = True
             return True
 
-    @property
-    def is_overdue(self) -> bool:
-        return self.deadline_s is not None and time.monotonic() >= self.deadline_s
-
     def check(self) -> None:
         if self.interruption is not None:
             raise AttemptInterrupted(self.interruption)
@@ -128,8 +124,7 @@ class Judge:
         lease = attempt.lease
         if attempt.interruption == "cancelled":
             return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
-        # An executor that looks at its deadline itself may stop before the worker has asked it to.
-        if attempt.interruption == "timed_out" or (attempt.interruption is None and attempt.is_overdue):
+        if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
         return Postponed(lease, "released", to_us(self._now()), spent=False)
 

@@ -120,7 +120,7 @@ class Attempts:
         now_s = time.monotonic()
         given_up = []
         for attempt in list(self._running.values()):
-            if attempt.is_overdue:
+            if attempt.deadline_s is not None and now_s >= attempt.deadline_s:
                 attempt.interrupt("timed_out")
             if attempt.interruption is not None and now_s - attempt.interrupted_at_s >= ABANDON_S and self._give_up(attempt):
                 given_up.append(attempt.lease)
