@@ -68,7 +68,7 @@ def hang(file: str, how: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if how == "start another":
         children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid]
-    memory = b"\1" * (2 * 10**9 if how == "allocate" else 0)  # written to, so that the system has to give it
+    memory = b"\1" * (5 * 10**8 if how == "allocate" else 0)  # written to, so that the system has to give it
     tell(file, os.getpid(), *children)
     if how == "hold the interpreter":
         ctypes.PyDLL(None).sleep(600)  # a C call that keeps the interpreter's lock
