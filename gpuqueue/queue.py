@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import explain, known_holds
-from gpuqueue.declarations import Declarations
+from gpuqueue.declarations import Declarations, QueueOptions
 from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
@@ -82,8 +82,8 @@ class GPUQueue:
 
     # --- declaring ---
 
-    def queue(self, name: str, **settings: Any) -> QueueSettings:
-        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError, UnknownQueue."""
+    def queue(self, name: str, **settings: Unpack[QueueOptions]) -> QueueSettings:
+        """Make or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
         return self._declared.add_queue(name, settings)
 
     @overload
@@ -313,6 +313,7 @@ class GPUQueue:
         return time.time_ns() // 1000
 
     def now(self) -> datetime:
+        """Read the clock as an aware time in UTC."""
         return from_us(self.now_us()).astimezone(UTC)
 
     def shared(self) -> dict[str, Any]:
