@@ -17,7 +17,7 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
     """List every plugin with the hooks that it answers, in the order in which they are asked.
 
     \b
-    Keys: plugins: [{name, kind: "default" or "installed", hooks: [name]}].
+    Keys: plugins: [{name, kind ("default" or "installed"), hooks}].
     """
     found = session.plugins() if app is None else session.queue(app).plugins
     found.add_defaults(worker_policies())
@@ -27,5 +27,5 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
         print_json({"plugins": [{"name": name, "kind": kind, "hooks": hooks} for name, kind, hooks in rows]})
         return
     print_table(
-        {"plugin": "left", "kind": "left", "hooks": "left"}, [(name, kind, ", ".join(hooks)) for name, kind, hooks in rows]
+        {"plugin": "left", "kind": "left", "hooks": "prose"}, [(name, kind, ", ".join(hooks)) for name, kind, hooks in rows]
     )
