@@ -198,7 +198,8 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
     """Say why a job is where it is: every reason, until when, and what to do.
 
     \b
-    Keys: job_id, state, summary, reasons: [{reason, detail, until}], advice (null: none).
+    Keys: job_id, state, summary, reasons: [{reason, detail, until}],
+      advice (null: none).
     """
     gq = session.existing_queue()
     explanation = gq.explain(job_id)

@@ -35,24 +35,19 @@ def retry_failed(store: Store, queue: str | None, *, now_us: int) -> int:
 def cancel_all(store: Store, queue: str, *, now_us: int) -> Cancellation:
     """Cancel every job of a queue that waits, and ask those that run to stop; jobs that are stored meanwhile stay.
 
-    A worker may start a job, or give one back, while this goes on: what is left is looked for until nothing is.
+    A worker may start one of them meanwhile, or give it back: what becomes of it is decided when its turn comes.
     """
-    with store.reading() as connection:
-        last_id = queries.last_id(connection)
-    cancelled = 0
-    asked: set[int] = set()
-    while True:
-        with store.reading() as connection:
-            ids = [job_id for job_id in queries.unfinished_ids(connection, queue, last_id=last_id) if job_id not in asked]
-        if not ids:
-            return Cancellation(cancelled, len(asked))
-        for some in _slices(ids):
-            ended, told = store.write(partial(jobs.cancel_several, job_ids=some, now_us=now_us))
-            cancelled += len(ended)
-            asked.update(told)
-            store.bell.ring_waiters([*ended, *told])
-            if told:
-                store.bell.ring_workers()
+    with store.snapshot() as connection:
+        ids = queries.unfinished_ids(connection, queue)
+    cancelled_count = asked_count = 0
+    for some in _slices(ids):
+        cancelled, asked = store.write(partial(jobs.cancel_several, job_ids=some, now_us=now_us))
+        cancelled_count += len(cancelled)
+        asked_count += len(asked)
+        store.bell.ring_waiters([*cancelled, *asked])
+        if asked:
+            store.bell.ring_workers()
+    return Cancellation(cancelled_count, asked_count)
 
 
 def prune(store: Store, state: State, *, before_us: int) -> int:

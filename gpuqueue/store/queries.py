@@ -256,13 +256,11 @@ def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int
     return [row[0] for row in connection.execute(f"{statement} AND queue = ? ORDER BY id", (queue,))]
 
 
-def unfinished_ids(connection: sqlite3.Connection, queue: str, *, last_id: int) -> list[int]:
-    """Return the ids of a queue's running and waiting jobs up to an id, those that run first."""
+def unfinished_ids(connection: sqlite3.Connection, queue: str) -> list[int]:
+    """Return the ids of a queue's running and waiting jobs, those that run first; wants one read transaction."""
     states = ("state = 'running'", "state = 'available'", "state IN ('scheduled', 'retryable')")
     return [
-        row[0]
-        for state in states
-        for row in connection.execute(f"SELECT id FROM jobs WHERE {state} AND queue = ? AND id <= ?", (queue, last_id))
+        row[0] for state in states for row in connection.execute(f"SELECT id FROM jobs WHERE {state} AND queue = ?", (queue,))
     ]
 
 
@@ -271,12 +269,6 @@ def prunable_count(connection: sqlite3.Connection, state: State, *, before_us: i
     found: int = connection.execute(
         "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ?", (before_us, str(state))
     ).fetchone()[0]
-    return found
-
-
-def last_id(connection: sqlite3.Connection) -> int:
-    """Return the id of the newest job, 0 without one."""
-    found: int = connection.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()[0]
     return found
 
 

@@ -115,6 +115,25 @@ def test_a_job_that_is_given_back_meanwhile_is_cancelled_too(store: Store, rows:
     assert (rows.state(first), rows.state(second)) == (State.RUNNING, State.CANCELLED)
 
 
+def test_a_job_that_finishes_meanwhile_keeps_its_result(store: Store, rows: Rows) -> None:
+    first, second = rows.enqueue(), rows.enqueue()
+    rows.claim(s=1)
+    finish = f"UPDATE jobs SET state = 'completed', finished_at = 1, result = '1' WHERE id = {second}"
+    meanwhile(store, first, "cancel_requested", finish)
+    assert store.cancel_all("work", now_us=at(2)) == Cancellation(0, 1)
+    assert rows.state(second) == State.COMPLETED
+
+
+def test_a_failed_job_that_a_person_retries_meanwhile_is_left_to_its_new_attempt(store: Store, rows: Rows) -> None:
+    first, second = rows.enqueue(), rows.enqueue()
+    for lease in rows.claim(s=1):
+        rows.end(lease)
+    retried = f"UPDATE jobs SET state = 'running', finished_at = NULL, attempt = 1, lease = 2 WHERE id = {second}"
+    meanwhile(store, first, "state", retried)
+    assert store.retry_failed(None, now_us=at(9)) == 1
+    assert (rows.state(first), rows.state(second), rows.job(second).attempt) == (State.AVAILABLE, State.RUNNING, 1)
+
+
 def test_jobs_that_are_stored_meanwhile_stay(store: Store, rows: Rows) -> None:
     (job_id,) = enqueue_many(rows, 1)
     insert = "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at) VALUES ('work', 't', 'available', 0, 0)"

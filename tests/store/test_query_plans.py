@@ -174,7 +174,7 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
         queries.queue_load(seen, filled.queues["ai"], largest_bytes=10**10)  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["work"], largest_bytes=0)  # type: ignore[arg-type]
         queries.running_ids(seen, "work")  # type: ignore[arg-type]
-        queries.unfinished_ids(seen, "work", last_id=99)  # type: ignore[arg-type]
+        queries.unfinished_ids(seen, "work")  # type: ignore[arg-type]
         queries.discarded_ids(seen, "work")  # type: ignore[arg-type]
         queries.discarded_ids(seen, None)  # type: ignore[arg-type]
         queries.prunable_count(seen, State.COMPLETED, before_us=at(5))  # type: ignore[arg-type]
