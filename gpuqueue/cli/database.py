@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import click
@@ -86,12 +87,16 @@ def check(session: Session, as_json: bool) -> int:
     version = file_version(session.present_database())
     found = integrity.check_file(session.database)
     if as_json:
-        findings = [finding_shape(finding) for finding in found]
-        print_json({"ok": not found, "database": str(session.database), "version": version, "findings": findings})
+        shapes = [finding_shape(finding) for finding in found]
+        print_json({"ok": not found, "database": str(session.database), "version": version, "findings": shapes})
         return 1 if found else 0
-    for finding in found:
-        say(f"{click.style('wrong', fg='red')}  {finding.check}: {finding.detail}", hang=7)
-        click.echo(f"       → {finding.mend}")
+    for mend, findings in itertools.groupby(found, key=lambda finding: finding.mend):
+        for finding in findings:
+            say(f"{click.style('wrong', fg='red')}  {finding.check}: {finding.detail}", hang=7)
+        words, command, rest = mend.partition("sqlite3 ")
+        say(f"       → {words.rstrip()}")
+        if command:
+            click.echo(f"         {command}{rest}")
     if not found:
         say(f"{session.database}: nothing wrong")
     if version != migrate.HEAD:

@@ -148,6 +148,7 @@ class _Story:
             yield Entry(LINE, line.at, number, lease, line.message, seq=line.seq)
         if ended is not None and lease not in self._ended:
             self._ended.add(lease)
-            why = f": {ended['error'].message}" if ended["error"] else ""
+            # That it was cancelled is all that its error says.
+            why = f": {ended['error'].message}" if ended["error"] and ended["outcome"] != "cancelled" else ""
             words = f"attempt {number} of {job.max_attempts} {OUTCOMES.get(ended['outcome'], ended['outcome'])}{why}"
             yield Entry(ENDED, ended["finished_at"], number, lease, words, outcome=ended["outcome"])

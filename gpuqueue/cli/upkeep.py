@@ -100,10 +100,9 @@ def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
     database = session.present_database()
     target = Path(os.path.abspath(file.expanduser()))
     done = copying.back_up(database, target, overwrite=force)
-    for finding in done.findings:
-        note(f"Warning: the copy is whole, but as wrong as the database: {finding.check}: {finding.detail}")
     if done.findings:
-        note(f"  what to do: {session.command('db', 'check')}")
+        broken = ", ".join(dict.fromkeys(finding.check for finding in done.findings))
+        note(f"Warning: the copy is whole, but as wrong as the database ({broken}). All of it: {session.command('db', 'check')}")
     if as_json:
         findings = [finding_shape(finding) for finding in done.findings]
         found = {"database": str(database), "backup": str(target), "size_bytes": done.size_bytes, "jobs": done.job_count}

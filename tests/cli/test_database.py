@@ -52,7 +52,7 @@ def test_what_is_wrong_is_named_with_what_to_do(gq: GPUQueue, run: Run) -> None:
     assert ran.status == 1
     assert "wrong  counters: 3 completed jobs of mail are counted, 2 are stored" in ran.out
     assert "wrong  payloads: rows in `payloads` of jobs that are not there: job 1" in ran.out
-    assert f"→ they only take room; delete them: sqlite3 {gq.database} 'DELETE FROM payloads" in ran.out
+    assert f"→ they only take room; delete them:\n         sqlite3 {gq.database} 'DELETE FROM payloads" in ran.out
     found = json.loads(run("db", "check", "--json").out)
     assert found["ok"] is False
     assert {finding["check"] for finding in found["findings"]} == {"counters", "payloads"}
@@ -138,7 +138,7 @@ def test_a_backup_of_contradictions_is_made_and_warned_of(gq: GPUQueue, run: Run
     change(gq, "UPDATE counters SET count = 9 WHERE state = 'completed'")
     ran = run("db", "backup", "copy.db")
     assert ran.status == 0
-    assert "Warning: the copy is whole, but as wrong as the database: counters" in ran.err
+    assert "Warning: the copy is whole, but as wrong as the database (counters)" in ran.err
     assert "gpuqueue db check" in ran.err
 
 

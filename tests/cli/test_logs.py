@@ -110,6 +110,12 @@ def test_times_are_in_the_zone_of_the_machine(shop: Shop, worked: Worker, config
     assert f"{int(local) // 3600 % 24:02d}:{int(local) // 60 % 60:02d}:{int(local) % 60:02d} +07  to" in ran.stdout
 
 
+def test_a_line_of_another_day_has_its_date_and_its_seconds_too(shop: Shop, worked: Worker, run: Run) -> None:
+    ended(shop.send.enqueue())
+    shop.gq.store.write(lambda connection: connection.execute("UPDATE logs SET at = at - 2 * 86400000000"))
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  to a@b\.c", run("logs", 1).out)
+
+
 def test_attempts_that_count_none_are_told_apart(shop: Shop, worked: Worker, run: Run) -> None:
     ended(shop.knock.enqueue())
     assert re.fullmatch(
