@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gpuqueue import backoff
 from gpuqueue.config import Config
 from gpuqueue.current_job import CurrentJob, current_job
-from gpuqueue.domain import Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
+from gpuqueue.domain import Cancellation, Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
 from gpuqueue.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cancellation",
     "Config",
     "ConfigurationError",
     "CurrentJob",

@@ -550,7 +550,7 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
 
     failing = fail.enqueue()
     until(lambda: failing.refresh().state == "retryable")
-    assert "retryable: its next attempt is due after: RuntimeError: no" in str(failing.explain())
+    assert "retryable: RuntimeError: no; its next attempt waits" in str(failing.explain())
     third.cancel()
     assert str(third.explain()) == f"job {third.id}: cancelled\n  → gpuqueue retry {third.id}"
     gq.store.refuse_one(later.id, message="away", now_us=gq.now_us())

@@ -30,9 +30,9 @@ with gpuqueue.GPUQueue(sys.argv[1], discover_plugins=False) as gq:
 
 
 def files_of_the_package(checkout: Path) -> set[str]:
-    """Every file that must be installed, named as it is in the checkout."""
-    folders = (checkout / "gpuqueue", checkout / "migrations")
-    return {path.relative_to(checkout).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    """Every file that must be installed, named as it is in the checkout: all but what is there to be read."""
+    files = (path for folder in (checkout / "gpuqueue", checkout / "migrations") for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(checkout).as_posix() for path in files if path.suffix != ".md"}
 
 
 def test_the_wheel_has_the_package_with_its_migrations_and_types_and_nothing_else(wheel: Path, checkout: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,29 @@ def running(gq: GPUQueue) -> list[JobHandle]:
 def stopped_while_it_runs_a_job(
     gq: GPUQueue, processes: list[subprocess.Popen[bytes]]
 ) -> tuple[JobHandle, subprocess.Popen[bytes]] | None:
-    """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped."""
+    """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped.
+
+    Nor is a worker left stopped within a write: SQLite's lock is then its own until it goes on, and nobody could rescue.
+    """
     for job in running(gq):
         (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
         os.kill(victim.pid, signal.SIGSTOP)
         os.waitpid(victim.pid, os.WUNTRACED)
-        if job.refresh().state is State.RUNNING:
+        if job.refresh().state is State.RUNNING and can_write(gq):
             return job, victim
         os.kill(victim.pid, signal.SIGCONT)
     return None
+
+
+def can_write(gq: GPUQueue) -> bool:
+    """Whether the file's write lock is free, or becomes so within a second."""
+    with closing(sqlite3.connect(gq.store.path, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
 
 
 def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:

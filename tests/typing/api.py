@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 import gpuqueue
 from gpuqueue import (
+    Cancellation,
     Config,
     ConfigurationError,
     CurrentJob,
@@ -189,6 +190,8 @@ def follow(job: JobHandle) -> str:
     assert_type(job.record, Job)
     assert_type(job.record.arguments, Mapping[str, Any])
     assert_type(job.stream(timeout_s=60), Iterator[Piece])
+    assert_type(job.watch(), Iterator[Job])
+    assert_type(job.follow_logs(after=3), Iterator[LogLine])
     assert_type(job.logs(after=3), list[LogLine])
     assert_type(job.cancel(), bool)
     assert_type(job.retry(), JobHandle)
@@ -210,6 +213,8 @@ async def follow_async(job: JobHandle) -> None:
     assert_type(await job.aretry(), JobHandle)
     assert_type(await job.aexplain(), Explanation)
     assert_type(job.astream(), AsyncIterator[Piece])
+    assert_type(job.awatch(), AsyncIterator[Job])
+    assert_type(job.afollow_logs(), AsyncIterator[LogLine])
     async for piece in job.astream(timeout_s=60):
         assert_type(piece.attempt_lease, int)
         print(piece.upper(), end="")
@@ -227,6 +232,8 @@ def control() -> None:
     gq.pause("mail", reason="maintenance", until="30m", by="an operator")
     gq.pause("mail", until=datetime.now(UTC))
     assert_type(gq.resume("mail"), bool)
+    assert_type(gq.retry_failed("mail"), int)
+    assert_type(gq.cancel_all("mail"), Cancellation)
     assert_type(gq.counts(), dict[str, dict[str, int]])
     assert_type(gq.holds(), dict[str, list[Hold]])
     assert_type(gq.explain(3).reasons, tuple[Hold, ...])
@@ -247,6 +254,8 @@ async def control_async() -> None:
     assert_type(await gq.ajobs(queue="mail", limit=10), list[JobHandle])
     await gq.apause("mail", reason="maintenance")
     assert_type(await gq.aresume("mail"), bool)
+    assert_type(await gq.aretry_failed(), int)
+    assert_type(await gq.acancel_all("mail"), Cancellation)
     assert_type(await gq.acounts(), dict[str, dict[str, int]])
     assert_type(await gq.aholds(), dict[str, list[Hold]])
     assert_type(await gq.aexplain(3), Explanation)
