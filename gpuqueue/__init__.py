@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuqueue import backoff
 from gpuqueue.config import Config
 from gpuqueue.current_job import CurrentJob, current_job
-from gpuqueue.domain import Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
+from gpuqueue.domain import Cancellation, Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
 from gpuqueue.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cancellation",
     "Config",
     "ConfigurationError",
     "CurrentJob",
@@ -73,10 +74,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # A web process that only enqueues loads no worker.
-    if name == "Worker":
-        from gpuqueue.worker import Worker
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
-        return Worker
-    raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")
+    def __getattr__(name):
+        # A web process that only enqueues loads no worker.
+        if name == "Worker":
+            from gpuqueue.worker import Worker
+
+            return Worker
+        raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")

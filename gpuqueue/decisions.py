@@ -201,9 +201,9 @@ def _waiting_reasons(
     if job.state is State.SCHEDULED:
         reasons.append(Hold("scheduled", "its time has not come", job.scheduled_at))
     if job.state is State.RETRYABLE:
-        error = f" after: {job.error.message}" if job.error else ""
-        waiting_for = f", or when {job.waiting_for} is back" if job.waiting_for else ""
-        reasons.append(Hold("retryable", f"its next attempt is due{waiting_for}{error}", job.scheduled_at))
+        error = f"{job.error.message}; " if job.error else ""
+        waiting_for = f" for {job.waiting_for} to come back, at the latest" if job.waiting_for else ""
+        reasons.append(Hold("retryable", f"{error}its next attempt waits{waiting_for}", job.scheduled_at))
     if not queue.served:
         reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}"))
         advice = f"start a worker: {worker_command}"

@@ -416,6 +416,14 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancellation:
+    """What became of a queue's jobs when all were cancelled: those that waited, and those that ran."""
+
+    cancelled_count: int
+    asked_to_stop_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class CleanUp:
     """What a clean-up found; `verified` False means that the memory may still be taken (`detail` says why)."""
 

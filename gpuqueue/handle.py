@@ -141,6 +141,49 @@ class JobHandle:
                     pass
         self._value_of(ending)
 
+    def watch(self, timeout_s: float | None = None) -> Iterator[Job]:
+        """Yield the job now, and again whenever it may have changed or said something; the last one yielded is finished.
+
+        It only looks: a job that nobody serves goes on waiting, also where `result` would have it refused.
+        Raises: TimeoutError after `timeout_s`, which leaves the job alone; UnknownJob.
+        """
+        with _Watch(self, timeout_s, only_looks=True) as watch:
+            while True:
+                job = watch.look_at_job()
+                yield job
+                if job.state in FINISHED:
+                    return
+                while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                    pass
+
+    async def awatch(self, timeout_s: float | None = None) -> AsyncIterator[Job]:
+        """The async twin of `watch`."""
+        with _Watch(self, timeout_s, only_looks=True) as watch:
+            while True:
+                job = await in_thread(watch.look_at_job)
+                yield job
+                if job.state in FINISHED:
+                    return
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+
+    def follow_logs(self, *, after: int = 0, timeout_s: float | None = None) -> Iterator[LogLine]:
+        """Yield the lines that the job logs as they come, those of the past first, until the job ends, however it ends.
+
+        Raises: as `watch`.
+        """
+        for _ in self.watch(timeout_s):
+            for line in self.logs(after=after):
+                after = line.seq
+                yield line
+
+    async def afollow_logs(self, *, after: int = 0, timeout_s: float | None = None) -> AsyncIterator[LogLine]:
+        """The async twin of `follow_logs`."""
+        async for _ in self.awatch(timeout_s):
+            for line in await self.alogs(after=after):
+                after = line.seq
+                yield line
+
     def logs(self, *, after: int = 0) -> list[LogLine]:
         """Return the lines that the job logged, behind the one whose `seq` is `after`."""
         with self._gq.store.reading() as connection:
@@ -195,8 +238,9 @@ class _Watch:
     All of it is the same for callers that block and callers that await; only how they wait for a ring differs.
     """
 
-    def __init__(self, handle: JobHandle, timeout_s: float | None) -> None:
+    def __init__(self, handle: JobHandle, timeout_s: float | None, *, only_looks: bool = False) -> None:
         self._handle = handle
+        self._only_looks = only_looks
         self._gq = handle._gq
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
@@ -214,6 +258,11 @@ class _Watch:
     def look(self) -> Ending:
         """Read how the job stands. Raises: TimeoutError when the caller's patience is at its end."""
         return self.look_for_output(with_output=False)[1]
+
+    def look_at_job(self) -> Job:
+        """Read the job. Raises: TimeoutError."""
+        self.look()
+        return self._handle.refresh().record
 
     def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
         """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
@@ -255,7 +304,7 @@ class _Watch:
         self._look_again_s = time.monotonic() + WORKER_CHECK_S
         if self._gq.is_served(ending.queue):
             return
-        if self._gq.queue_settings(ending.queue).when_unavailable == "reject":
+        if not self._only_looks and self._gq.queue_settings(ending.queue).when_unavailable == "reject":
             self._gq.store.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
         elif not self._told:
             self._told = True

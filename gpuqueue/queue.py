@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import explain, known_holds, limited
-from gpuqueue.declarations import Declarations
-from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
+from gpuqueue.declarations import Declarations, QueueOptions
+from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
@@ -82,8 +82,8 @@ class GPUQueue:
 
     # --- declaring ---
 
-    def queue(self, name: str, **settings: Any) -> QueueSettings:
-        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError, UnknownQueue."""
+    def queue(self, name: str, **settings: Unpack[QueueOptions]) -> QueueSettings:
+        """Make or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
         return self._declared.add_queue(name, settings)
 
     @overload
@@ -205,6 +205,20 @@ class GPUQueue:
         self._expect_queue(queue)
         return self.store.resume(queue, by=by or _user(), now_us=self.now_us())
 
+    def retry_failed(self, queue: str | None = None) -> int:
+        """Make all discarded jobs, of one queue or of all, available again; returns how many. Raises: UnknownQueue."""
+        if queue is not None:
+            self._expect_queue(queue)
+        return self.store.retry_failed(queue, now_us=self.now_us())
+
+    def cancel_all(self, queue: str) -> Cancellation:
+        """Cancel all waiting jobs of a queue and ask the running ones to stop; says how many of each.
+
+        Jobs that are stored meanwhile stay. Raises: UnknownQueue.
+        """
+        self._expect_queue(queue)
+        return self.store.cancel_all(queue, now_us=self.now_us())
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
         with self.store.snapshot() as connection:
@@ -246,6 +260,8 @@ class GPUQueue:
     ajobs = twin(jobs)
     apause = twin(pause)
     aresume = twin(resume)
+    aretry_failed = twin(retry_failed)
+    acancel_all = twin(cancel_all)
     acounts = twin(counts)
     aholds = twin(holds)
     aexplain = twin(explain)
@@ -313,6 +329,7 @@ class GPUQueue:
         return time.time_ns() // 1000
 
     def now(self) -> datetime:
+        """Read the clock as an aware time in UTC."""
         return from_us(self.now_us()).astimezone(UTC)
 
     def shared(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
+# For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture

@@ -28,8 +28,22 @@ def add(gq):
 # --- there is a twin of all that blocks ---
 
 BLOCKING = {
-    GPUQueue: ["enqueue", "enqueue_many", "submit", "job", "jobs", "pause", "resume", "counts", "holds", "explain", "workers"],
-    JobHandle: ["refresh", "result", "stream", "logs", "cancel", "retry", "explain"],
+    GPUQueue: [
+        "enqueue",
+        "enqueue_many",
+        "submit",
+        "job",
+        "jobs",
+        "pause",
+        "resume",
+        "counts",
+        "holds",
+        "explain",
+        "workers",
+        "retry_failed",
+        "cancel_all",
+    ],
+    JobHandle: ["refresh", "result", "stream", "logs", "watch", "follow_logs", "cancel", "retry", "explain"],
     Task: ["enqueue"],
     OllamaTasks: ["generate", "chat", "embed"],
 }

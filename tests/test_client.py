@@ -29,6 +29,7 @@ from gpuqueue import (
 )
 from gpuqueue.errors import CallerFault, ConfigurationError
 from gpuqueue.verdicts import Discard, Retry
+from tests.conftest import forks
 
 
 @pytest.fixture
@@ -549,7 +550,7 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
 
     failing = fail.enqueue()
     until(lambda: failing.refresh().state == "retryable")
-    assert "retryable: its next attempt is due after: RuntimeError: no" in str(failing.explain())
+    assert "retryable: RuntimeError: no; its next attempt waits" in str(failing.explain())
     third.cancel()
     assert str(third.explain()) == f"job {third.id}: cancelled\n  → gpuqueue retry {third.id}"
     gq.store.refuse_one(later.id, message="away", now_us=gq.now_us())
@@ -590,6 +591,7 @@ def test_first_use_from_many_threads_opens_the_file_once(gq):
     assert len({id(store) for store in stores}) == 1
 
 
+@forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_queue_object_works_on_after_a_fork(gq, add):
     first = add.enqueue(a=1)

@@ -174,7 +174,7 @@ def test_a_waiting_job_is_told_every_reason():
 
 def test_a_postponed_job_is_told_what_ends_its_wait():
     text = str(explained(job(state=State.RETRYABLE, waiting_for="ollama", error=JobErrorRecord("unavailable", "away")), view()))
-    assert "retryable: its next attempt is due, or when ollama is back after: away" in text
+    assert "retryable: away; its next attempt waits for ollama to come back, at the latest" in text
 
 
 def test_a_job_whose_memory_is_not_back_is_told_so():

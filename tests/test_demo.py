@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from gpuqueue import demo
+from gpuqueue.cli import main
 from gpuqueue.config import Config
 from gpuqueue.demo.evidence import Evidence, Outage, checklist, holds, percentile, summary
 from gpuqueue.demo.recorder import BATCH, REALTIME, Replay
@@ -21,6 +22,7 @@ from gpuqueue.demo.stage import evening_zone, scaled
 from gpuqueue.domain import Event
 from gpuqueue.errors import UsageError
 from gpuqueue.initial_config import initial_toml
+from tests.cli.keys import compare, documented
 
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 ANSWER = "AI service temporarily unavailable"
@@ -239,3 +241,14 @@ def test_what_the_demo_changes_in_inits_file_is_valid_and_all_that_differs(tmp_p
 def test_a_file_of_init_that_has_changed_is_noticed() -> None:
     with pytest.raises(ValueError, match="change what the demo replaces"):
         scaled("[ollama]\n")
+
+
+def test_the_help_names_the_keys_of_the_summary(capfd: pytest.CaptureFixture[str]) -> None:
+    def help_of(command: str) -> str:
+        main([command, "--help"])
+        return capfd.readouterr().out
+
+    shape = documented(help_of, "demo")
+    compare(shape, summary(GOOD))
+    compare(shape, summary(replace(GOOD, outage=None)))
+    assert shape.unseen() == []

@@ -1,6 +1,5 @@
 """Owns the group of commands, its global options, and how an error becomes one line and an exit status.
 
-Exit status: 0 done; 1 it failed (a job, a check, a plugin); 2 what was asked for is wrong, nothing was changed; 130 Ctrl-C.
 It runs no command itself.
 """
 
@@ -17,7 +16,7 @@ from typing import Any
 import click
 
 from gpuqueue import __version__
-from gpuqueue.cli import control, database, doctor, initialise, jobs, plugins, status, submit, worker
+from gpuqueue.cli import completion, control, database, doctor, initialise, jobs, logs, plugins, status, submit, worker
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import Session
 from gpuqueue.errors import GPUQueueError, StoreError, UsageError
@@ -25,6 +24,21 @@ from gpuqueue.errors import GPUQueueError, StoreError, UsageError
 __all__ = ["main"]
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
+EXIT_STATUSES = """
+\b
+Exit status, of every command:
+  0    done
+  1    it failed: a job that was waited for, a check, a plugin, a "no" to a
+       question
+  2    what was asked for is wrong, or the database cannot be used; nothing
+       was changed
+  130  ended by Ctrl-C; jobs go on
+
+\b
+Results go to stdout; notes, warnings and errors to stderr. Every command that
+reads has --json, with keys that its help lists and that stay. NO_COLOR=1
+takes the colours away.
+"""
 TRACEBACK = "GPUQUEUE_TRACEBACK"  # set to 1 to see where an error comes from
 
 
@@ -54,6 +68,8 @@ class Commands(click.Group):
         try:
             Session.of_parameters(context.params).plugins().tell("register_commands", self)
         except GPUQueueError as error:
+            if context.resilient_parsing:  # a shell completes a word
+                return
             click.echo(f"Warning: the commands of plugins are left out: {error}", err=True)
         # A plugin adds commands; it does not replace what `gpuqueue status` means.
         self.commands.update(own)
@@ -66,12 +82,20 @@ def _new_group() -> Commands:
         cls=Commands,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
         help="A job queue in one SQLite file, for applications whose interactive and background AI work share one small GPU.",
-        epilog="Exit status: 0 done, 1 it failed, 2 what was asked for is wrong (nothing was changed), 130 Ctrl-C.",
+        epilog=EXIT_STATUSES,
     )
     @click.option(
-        "--config", metavar="FILE", help="The configuration. Default: $GPUQUEUE_CONFIG, else ./gpuqueue.toml where there is one."
+        "--config",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="The configuration. Default: $GPUQUEUE_CONFIG, else ./gpuqueue.toml where there is one.",
     )
-    @click.option("--database", metavar="FILE", help="The database file, instead of the one that the configuration names.")
+    @click.option(
+        "--database",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="The database file, instead of the one that the configuration names.",
+    )
     @click.version_option(__version__, prog_name="gpuqueue")
     @click.pass_context
     def group(context: click.Context, config: str | None, database: str | None) -> None:
@@ -84,7 +108,7 @@ def _new_group() -> Commands:
 
 
 @click.command("demo", short_help="Show it all on a simulated card.")
-@click.option("--json", "json_output", is_flag=True, help="Print what happened as JSON.")
+@click.option("--json", "json_output", is_flag=True, help="Print what happened as JSON; its keys are listed above.")
 @click.option("--ollama", "ollama_url", metavar="URL", help="Run with this Ollama instead of a simulated one.")
 @click.option("--model", metavar="MODEL", help="The model to ask for; with --ollama one that it has.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the demo's files in this folder.")
@@ -92,6 +116,14 @@ def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Pat
     """Show it all on a simulated card: interactive beside background work, and an outage.
 
     Needs no GPU, no Ollama and no configuration.
+
+    \b
+    Keys: completed, failed, lost (numbers of jobs),
+      realtime: {wait_p50_s, wait_p95_s},
+      batch: {completed, holds: {REASON: number}},
+      rfa: {wait_p95_s},
+      gpu: {overlaps, peak_bytes, budget_bytes, loads},
+      outage: {realtime_answer, batch_snoozed, recovered} or null.
     """
     from importlib import import_module
 
@@ -108,6 +140,7 @@ COMMANDS: tuple[click.Command, ...] = (
     status.status,
     jobs.list_jobs,
     jobs.show_job,
+    logs.logs,
     jobs.explain,
     control.pause,
     control.resume,
@@ -117,6 +150,7 @@ COMMANDS: tuple[click.Command, ...] = (
     doctor.doctor,
     plugins.plugins,
     database.db,
+    completion.completion,
 )
 OWN_COMMANDS = tuple(command.name or "" for command in COMMANDS)
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
+from gpuqueue.cli.asking import may_go_on, yes_option
+from gpuqueue.cli.completion import Completer, job_to_cancel, job_to_retry, queue_names
 from gpuqueue.cli.rendering import error_line, iso, parse_moment, print_json, until
 from gpuqueue.cli.session import Session, pass_session
-from gpuqueue.domain import FINISHED, State
+from gpuqueue.domain import FINISHED, WAITING, State
 from gpuqueue.errors import StateError, UsageError
+from gpuqueue.queue import GPUQueue
 
-job_ids_argument = click.argument("job_ids", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON; its keys are listed above.")
+
+
+def _job_ids(which: Completer) -> Callable[[Command], Command]:
+    return click.argument("job_ids", metavar="[ID]...", type=click.IntRange(min=1), nargs=-1, shell_complete=which)
 
 
 @click.command()
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.option("--reason", default="", help="Why; everybody who asks what the queue waits for sees it.")
 @click.option(
     "--until", "until_text", metavar="WHEN", help='A duration ("30m"), a time of day ("18:00") or ISO 8601; else until resume.'
@@ -22,7 +33,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print what w
 @json_option
 @pass_session
 def pause(session: Session, queue: str, reason: str, until_text: str | None, as_json: bool) -> None:
-    """Start no more jobs of QUEUE; those that run go on."""
+    """Start no more jobs of QUEUE; those that run go on.
+
+    \b
+    Keys: queue, paused, reason, until (null: until resume).
+    """
     gq = session.existing_queue()
     now = gq.now()
     end = None if until_text is None else parse_moment(until_text, now=now, what="--until")
@@ -36,11 +51,15 @@ def pause(session: Session, queue: str, reason: str, until_text: str | None, as_
 
 
 @click.command(short_help="Lift a pause made with `pause`.")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @json_option
 @pass_session
 def resume(session: Session, queue: str, as_json: bool) -> None:
-    """Lift a pause that somebody made with `pause`; windows and other holds stay."""
+    """Lift a pause that somebody made with `pause`; windows and other holds stay.
+
+    \b
+    Keys: queue, was_paused, holds: [{reason, detail, until}].
+    """
     gq = session.existing_queue()
     was_paused = gq.resume(queue)
     holds = gq.holds().get(queue, [])
@@ -54,15 +73,27 @@ def resume(session: Session, queue: str, as_json: bool) -> None:
 
 
 @click.command(short_help="Stop jobs, waiting or running.")
-@job_ids_argument
+@_job_ids(job_to_cancel)
+@click.option("--all", "every", is_flag=True, help="All jobs of --queue that wait or run.")
+@click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="The queue, with --all.")
+@yes_option
 @json_option
 @pass_session
-def cancel(session: Session, job_ids: tuple[int, ...], as_json: bool) -> int:
+def cancel(session: Session, job_ids: tuple[int, ...], every: bool, queue: str | None, yes: bool, as_json: bool) -> int:
     """Stop jobs: at once while they wait, and from any process while they run.
 
-    Exit status 1 when one of them had finished before.
+    At a terminal it asks before it cancels more than one with --all. Exit status 1 when a job had finished before.
+
+    \b
+    Keys: jobs: [{id, cancelled, state}].
+    Keys with --all: cancelled (how many waited), asked_to_stop (how many ran).
     """
+    _expect_ids_or("--all", every, job_ids, queue)
     gq = session.existing_queue()
+    if every:
+        if queue is None:
+            raise UsageError(f"--all needs --queue QUEUE: say of which. Queues: {', '.join(sorted(gq.queue_names()))}")
+        return _cancel_all(gq, queue, yes, as_json)
     handles = [gq.job(job_id) for job_id in job_ids]  # an unknown one is noticed before any is cancelled
     done = []
     for handle in handles:
@@ -84,16 +115,51 @@ def cancel(session: Session, job_ids: tuple[int, ...], as_json: bool) -> int:
     return 0 if all(item["cancelled"] for item in done) else 1
 
 
+def _cancel_all(gq: GPUQueue, queue: str, yes: bool, as_json: bool) -> int:
+    counts = gq.counts().get(queue, {})
+    running = counts.get(State.RUNNING, 0)
+    waiting = sum(counts.get(state, 0) for state in WAITING)
+    deeds = [
+        f"cancel {_number(waiting, 'waiting job')}" if waiting else "",
+        f"ask {_number(running, 'running job')} to stop" if running else "",
+    ]
+    question = f"{queue}: {' and '.join(filter(None, deeds))}?"
+    if not may_go_on(question, count=waiting + running, yes=yes):
+        return 1
+    found = gq.cancel_all(queue)
+    if as_json:
+        print_json({"cancelled": found.cancelled_count, "asked_to_stop": found.asked_to_stop_count})
+        return 0
+    if not (found.cancelled_count or found.asked_to_stop_count):
+        click.echo(f"{queue} has no job that waits or runs")
+    if found.cancelled_count:
+        click.echo(f"{queue}: {_number(found.cancelled_count, 'waiting job')} cancelled")
+    if found.asked_to_stop_count:
+        click.echo(f"{queue}: {_number(found.asked_to_stop_count, 'running job')} asked to stop")
+    return 0
+
+
 @click.command(short_help="Make ended or postponed jobs available again.")
-@job_ids_argument
+@_job_ids(job_to_retry)
+@click.option("--failed", is_flag=True, help="All discarded jobs, of --queue or of every queue.")
+@click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="With --failed: only jobs of this queue.")
+@yes_option
 @json_option
 @pass_session
-def retry(session: Session, job_ids: tuple[int, ...], as_json: bool) -> int:
+def retry(session: Session, job_ids: tuple[int, ...], failed: bool, queue: str | None, yes: bool, as_json: bool) -> int:
     """Make discarded, cancelled or postponed jobs available again, their attempts counted anew.
 
-    Exit status 2 when a job's state does not allow it; the others are retried.
+    At a terminal it asks before it retries more than one with --failed. A job whose state does not allow it is left out: exit
+    status 2 when that leaves none, else 1.
+
+    \b
+    Keys: jobs: [{id, retried, state}].
+    Keys with --failed: retried (how many).
     """
+    _expect_ids_or("--failed", failed, job_ids, queue)
     gq = session.existing_queue()
+    if failed:
+        return _retry_failed(session, gq, queue, yes, as_json)
     handles = [gq.job(job_id) for job_id in job_ids]
     done = []
     for handle in handles:
@@ -106,8 +172,45 @@ def retry(session: Session, job_ids: tuple[int, ...], as_json: bool) -> int:
             continue
         if not as_json:
             click.echo(f"job {handle.id} is available again")
-            if not gq.is_served(handle.queue):
-                click.echo(f"  no worker serves {handle.queue}. Start one: {session.worker_command(handle.queue)}")
+            _tell_unserved(session, gq, {handle.queue})
     if as_json:
         print_json({"jobs": done})
-    return 0 if all(item["retried"] for item in done) else 2
+    retried = [item["retried"] for item in done]
+    return 0 if all(retried) else 1 if any(retried) else 2
+
+
+def _retry_failed(session: Session, gq: GPUQueue, queue: str | None, yes: bool, as_json: bool) -> int:
+    counts = {name: states.get(State.DISCARDED, 0) for name, states in gq.counts().items() if queue in (None, name)}
+    of_queue = "" if queue is None else f" of {queue}"
+    question = f"Make {_number(sum(counts.values()), 'discarded job')}{of_queue} available again?"
+    if not may_go_on(question, count=sum(counts.values()), yes=yes):
+        return 1
+    retried = gq.retry_failed(queue)
+    if as_json:
+        print_json({"retried": retried})
+        return 0
+    are = "is" if retried == 1 else "are"
+    click.echo(f"{_number(retried, 'job')}{of_queue} {are} available again" if retried else f"no job{of_queue} is discarded")
+    if retried:
+        _tell_unserved(session, gq, {name for name, count in counts.items() if count})
+    return 0
+
+
+def _expect_ids_or(option: str, is_given: bool, job_ids: tuple[int, ...], queue: str | None) -> None:
+    """Raises: UsageError when neither ids nor the option say which jobs are meant, or both do."""
+    if is_given and job_ids:
+        raise UsageError(f"give ids or {option}, not both")
+    if not is_given and queue is not None:
+        raise UsageError(f"--queue needs {option}")
+    if not is_given and not job_ids:
+        raise UsageError(f"say which jobs: their ids, or {option}")
+
+
+def _tell_unserved(session: Session, gq: GPUQueue, queues: set[str]) -> None:
+    for queue in sorted(queues):
+        if not gq.is_served(queue):
+            click.echo(f"  no worker serves {queue}. Start one: {session.worker_command(queue)}")
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

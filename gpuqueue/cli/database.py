@@ -1,30 +1,32 @@
-"""Owns the command group `db`: where the database is, its schema's version, and upgrading it; reads no job."""
+"""Owns the command group `db` and what it says of the file: path, version, upgrade, check; reads no job."""
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
+import itertools
 from pathlib import Path
 
 import click
 
-from gpuqueue.cli.rendering import print_json
+from gpuqueue.cli import upkeep
+from gpuqueue.cli.rendering import note, print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.errors import NotADatabase, StoreError, UsageError
-from gpuqueue.store import migrate
+from gpuqueue.cli.shapes import finding_shape
+from gpuqueue.store import integrity, migrate
+from gpuqueue.store.engine import read_only
 
 
-@click.group()
+@click.group(short_help="The database file: check, back up, prune, upgrade.")
 def db() -> None:
-    """The database file: its place, its version, upgrading it."""
+    """The database file: its place, its version, checking it, keeping it small, backing it up."""
 
 
-@db.command("path")
+@db.command("path", short_help="Print where the database file is.")
 @json_option
 @pass_session
 def show_path(session: Session, as_json: bool) -> None:
     """Print the absolute path of the database file.
 
+    \b
     Keys: database, exists.
     """
     if as_json:
@@ -33,45 +35,80 @@ def show_path(session: Session, as_json: bool) -> None:
         click.echo(session.database)
 
 
-@db.command("version")
+@db.command("version", short_help="Print the version of the file's schema.")
 @json_option
 @pass_session
 def show_version(session: Session, as_json: bool) -> None:
     """Print the version of the file's schema and the one that this gpuqueue writes; changes nothing.
 
+    \b
     Keys: database, version (null: empty), newest, current.
     """
-    found = file_version(session.database)
+    found = file_version(session.present_database())
     if as_json:
         print_json(
             {"database": str(session.database), "version": found, "newest": migrate.HEAD, "current": found == migrate.HEAD}
         )
         return
-    click.echo(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {migrate.HEAD}")
+    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {migrate.HEAD}")
     if found != migrate.HEAD:
         click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (or by using it)")
 
 
-@db.command("upgrade")
+@db.command("upgrade", short_help="Bring the file to the newest schema.")
+@json_option
 @pass_session
-def upgrade(session: Session) -> None:
-    """Bring the file to the newest schema. A worker or an application that opens it does the same."""
-    before = file_version(session.database)
+def upgrade(session: Session, as_json: bool) -> None:
+    """Bring the file to the newest schema. A worker or an application that opens it does the same.
+
+    \b
+    Keys: database, before (null: it was empty), version, upgraded.
+    """
+    before = file_version(session.present_database())
     session.queue().queue_names()
     after = file_version(session.database)
-    click.echo(
-        f"{session.database}: schema {after}" + (" already" if before == after else f", upgraded from {before or 'empty'}")
-    )
+    if as_json:
+        print_json({"database": str(session.database), "before": before, "version": after, "upgraded": before != after})
+        return
+    say(f"{session.database}: schema {after}" + (" already" if before == after else f", upgraded from {before or 'empty'}"))
+
+
+@db.command("check", short_help="Check the file, and say what to do when it is wrong.")
+@json_option
+@pass_session
+def check(session: Session, as_json: bool) -> int:
+    """Check the file with SQLite's integrity check, and whether its rows agree with each other; changes nothing.
+
+    Exit status 1 when something is wrong. It reads the whole file and may be used beside running workers.
+
+    \b
+    Keys: ok, database, version, findings: [{check, detail, mend}].
+    """
+    version = file_version(session.present_database())
+    found = integrity.check_file(session.database)
+    if as_json:
+        shapes = [finding_shape(finding) for finding in found]
+        print_json({"ok": not found, "database": str(session.database), "version": version, "findings": shapes})
+        return 1 if found else 0
+    for mend, findings in itertools.groupby(found, key=lambda finding: finding.mend):
+        for finding in findings:
+            say(f"{click.style('wrong', fg='red')}  {finding.check}: {finding.detail}", hang=7)
+        words, command, rest = mend.partition("sqlite3 ")
+        say(f"       → {words.rstrip()}")
+        if command:
+            click.echo(f"         {command}{rest}")
+    if not found:
+        say(f"{session.database}: nothing wrong")
+    if version != migrate.HEAD:
+        note(f"its rows were not compared: the schema is {version or 'none yet'}; first {session.command('db', 'upgrade')}")
+    return 1 if found else 0
+
+
+for command in (upkeep.prune, upkeep.backup, upkeep.vacuum):
+    db.add_command(command)
 
 
 def file_version(path: Path) -> str | None:
-    """Read a file's schema version without changing it. Raises: UsageError, StoreError."""
-    if not path.exists():
-        raise UsageError(f"there is no database at {path} yet; the first worker or `gpuqueue submit` makes it")
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            return migrate.version(connection)
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise NotADatabase(f"{path} is not a SQLite database, or is damaged: {error}. Nothing was changed") from error
-        raise StoreError(f"{path} cannot be read: {error}") from error
+    """Read a file's schema version without changing it. Raises: StoreError."""
+    with read_only(path) as connection:
+        return migrate.version(connection)

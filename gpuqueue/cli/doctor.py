@@ -6,7 +6,7 @@ import click
 
 from gpuqueue.cli import checks
 from gpuqueue.cli.checks import OK, PROBLEM, WARN, Check
-from gpuqueue.cli.rendering import print_json
+from gpuqueue.cli.rendering import print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.errors import GPUQueueError
 
@@ -22,7 +22,8 @@ def doctor(session: Session, as_json: bool) -> int:
     It changes nothing: no database is made, no schema upgraded.
 
     \b
-    Keys: ok, checks: [{check, level: "ok", "warn" or "problem", detail, mend (null: nothing to mend)}].
+    Keys: ok, checks: [{check, level ("ok", "warn" or "problem"), detail,
+      mend (null: nothing to mend)}].
     """
     found = _examine(session)
     is_well = not any(check.level == PROBLEM for check in found)
@@ -38,7 +39,7 @@ def doctor(session: Session, as_json: bool) -> int:
         )
         return 0 if is_well else 1
     for check in found:
-        click.echo(f"{click.style(f'{check.level:<8}', fg=COLORS[check.level])} {check.name}: {check.detail}")
+        say(f"{click.style(f'{check.level:<8}', fg=COLORS[check.level])} {check.name}: {check.detail}", hang=9)
         if check.mend:
             click.echo(f"{'':<8} → {check.mend}")
     counted = {level: sum(check.level == level for check in found) for level in (PROBLEM, WARN)}

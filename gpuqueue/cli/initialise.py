@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from gpuqueue.cli.completion import files
 from gpuqueue.cli.rendering import note
 from gpuqueue.config import DEFAULT_FILE, Config
 from gpuqueue.config_sections import ollama_url
@@ -43,7 +44,7 @@ class Ollama:
 
 
 @click.command(short_help="Write a first configuration for this machine.")
-@click.option("--path", default=DEFAULT_FILE, show_default=True, metavar="FILE", help="Where to write it.")
+@click.option("--path", default=DEFAULT_FILE, show_default=True, metavar="FILE", shell_complete=files, help="Where to write it.")
 @click.option("--force", is_flag=True, help="Overwrite the file when it is there.")
 @click.option("--model", metavar="MODEL", help="The model of the AI queues. Default: one that the Ollama has.")
 @click.option("--budget", metavar="SIZE", help='How much of the card jobs may use: "5GB". Default: what fits the card.')

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from gpuqueue.cli.rendering import clock, iso, note, print_json, print_table, since, state_style, until
+from gpuqueue.cli.completion import job_to_show, queue_names, state_names
+from gpuqueue.cli.rendering import clock, iso, note, print_json, print_table, say, since, state_style, until
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, explanation_shape, job_shape
-from gpuqueue.domain import FINISHED, Explanation, Job
+from gpuqueue.domain import FINISHED, Explanation, Job, State
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 from gpuqueue.units import format_duration, format_size
@@ -19,21 +20,28 @@ from gpuqueue.units import format_duration, format_size
 SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
 LARGEST_ID = 2**63 - 1
 
-job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, LARGEST_ID))
+job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, LARGEST_ID), shell_complete=job_to_show)
 
 
 @click.command("jobs")
-@click.option("--queue", metavar="QUEUE", help="Only jobs of this queue.")
-@click.option("--state", metavar="STATE", help="Only jobs in this state.")
+@click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="Only jobs of this queue.")
+@click.option("--state", metavar="STATE", shell_complete=state_names, help="Only jobs in this state.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most.")
-@click.option("--after", type=click.IntRange(1, LARGEST_ID), metavar="ID", help="Continue behind this id, to older jobs.")
+@click.option(
+    "--after",
+    type=click.IntRange(1, LARGEST_ID),
+    metavar="ID",
+    shell_complete=job_to_show,
+    help="Continue behind this id, to older jobs.",
+)
 @json_option
 @pass_session
 def list_jobs(session: Session, queue: str | None, state: str | None, limit: int, after: int | None, as_json: bool) -> None:
     """List jobs, the newest first.
 
     \b
-    Keys: jobs: [as in `job --json`, without result, output and attempts], next_after (null: there are no more).
+    Keys: jobs: [as `job --json`, without result, output and attempts],
+      next_after (null: there are no more).
     """
     gq = session.existing_queue()
     found = [handle.record for handle in gq.jobs(queue=queue, state=state, limit=limit + 1, after=after)]
@@ -45,7 +53,7 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
         note("no jobs" if queue is None and state is None and after is None else "no such jobs")
         return
     now = gq.now()
-    columns = {"id": "right", "state": "left", "queue": "left", "task": "left", "tries": "left", "enqueued": "left", "": "left"}
+    columns = {"id": "right", "state": "left", "queue": "left", "task": "left", "tries": "left", "enqueued": "left", "": "prose"}
     print_table(columns, [_row(job, now) for job in shown])
     if more:
         note(f"there are more: --after {shown[-1].id}")
@@ -54,16 +62,23 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
 def _row(job: Job, now: datetime) -> tuple[str, ...]:
     task = job.task + (f" {job.arguments['model']}" if isinstance(job.arguments.get("model"), str) else "")
     about = ""
-    if job.error is not None and str(job.state) != "completed":
+    if job.error is not None and job.state is not State.COMPLETED:
         about = job.error.message.partition("\n")[0][:120]
     elif job.finished_at and job.started_at:
         about = f"took {format_duration((job.finished_at - job.started_at).total_seconds())}"
-    elif job.started_at and str(job.state) == "running":
-        about = f"for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
-    elif str(job.state) == "scheduled":
+    elif job.started_at and job.state is State.RUNNING:
+        progress = f"{_progress(job)}, " if job.progress is not None else ""
+        about = f"{progress}for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
+    elif job.state is State.SCHEDULED:
         about = f"due {clock(job.scheduled_at, now=now)}"
     tries = f"{job.attempt}/{job.max_attempts}"
     return (str(job.id), str(job.state), job.queue, task, tries, clock(job.enqueued_at, now=now), about)
+
+
+def _progress(job: Job) -> str:
+    # Rounded down, so that only what is done says 100 %.
+    percent = int((job.progress or 0.0) * 100 + 1e-9)
+    return f"{percent} %" + (f" ({' '.join(job.progress_note.split())})" if job.progress_note else "")
 
 
 @click.command("job", short_help="Show everything about one job.")
@@ -75,11 +90,17 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
     """Show everything about one job: timeline, attempts, error, result, output.
 
     \b
-    Keys: id, queue, task, state, priority, attempt, max_attempts, crashes, enqueued_at, scheduled_at, started_at,
-      finished_at, expires_at, timeout_s, worker, model, demand_bytes, device, reserved_bytes, waiting_for,
-      cancel_requested, tags, arguments, error: {code, message, traceback} or null,
-      result (whole; null when there is none), output (text of the latest attempt),
-      attempts: [{attempt, outcome, started_at, finished_at, worker, device, error}], those that did not complete.
+    Keys: id, queue, task, state, priority, attempt, max_attempts, crashes,
+      enqueued_at, scheduled_at, started_at, finished_at, expires_at,
+      timeout_s, worker, model, demand_bytes, device, reserved_bytes,
+      waiting_for, cancel_requested, progress (0 to 1; null: it said
+      nothing), progress_note, tags, arguments,
+      error: {code, message, traceback} or null,
+      result (whole; null when there is none),
+      output (text of the latest attempt),
+      attempts (those that did not complete): [{attempt, lease, outcome,
+        started_at, finished_at, worker, device,
+        error: {code, message, traceback} or null}].
     Datetimes are ISO 8601 in UTC.
     """
     gq = session.existing_queue()
@@ -89,21 +110,22 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
         return
     job = gq.job(job_id).record
     now = gq.now()
-    click.echo(f"job {job.id}: {state_style(str(job.state))}, {job.task} in {job.queue}")
+    say(f"job {job.id}: {state_style(str(job.state))}, {job.task} in {job.queue}")
     facts = [
         f"attempt {job.attempt} of {job.max_attempts}",
         f"priority {job.priority}" if job.priority else "",
         f"tags {', '.join(job.tags)}" if job.tags else "",
         f"timeout {format_duration(job.timeout_s)}" if job.timeout_s else "",
         f"worker {job.worker_id}" if job.worker_id else "",
+        _worded_progress(job),
         f"{format_size(job.reserved_bytes)} reserved on {job.device}" if job.device else "",
         f"{job.crashes} workers died while running it" if job.crashes else "",
     ]
-    click.echo("  " + ", ".join(fact for fact in facts if fact))
+    say("  " + ", ".join(fact for fact in facts if fact))
     _show_timeline(job, shape["attempts"], now)
     _show_text("arguments", json.dumps(shape["arguments"], ensure_ascii=False), whole=all_result)
     if job.error is not None:
-        click.echo(f"error: {job.error.message} ({job.error.code})")
+        say(f"error: {job.error.message} ({job.error.code})")
         if job.error.traceback:
             click.echo("".join(f"  {line}\n" for line in job.error.traceback.rstrip().splitlines()), nl=False)
     if shape["result"] is not None:
@@ -112,6 +134,12 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
         _show_text("output", shape["output"], whole=all_result)
     if job.state not in FINISHED:
         show_explanation(session, gq.explain(job_id), job.queue, now)
+
+
+def _worded_progress(job: Job) -> str:
+    if job.progress is None or job.state is State.COMPLETED:
+        return ""
+    return f"progress {_progress(job)}" if job.state is State.RUNNING else f"its last attempt came to {_progress(job)}"
 
 
 def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
@@ -143,7 +171,8 @@ def _show_timeline(job: Job, attempts: list[dict[str, Any]], now: datetime) -> N
             (iso(job.started_at), f"attempt {job.attempt} started" + (f" on {job.worker_id}" if job.worker_id else ""))
         )
     if job.finished_at:
-        moments.append((iso(job.finished_at), str(job.state)))
+        if not any(attempt["finished_at"] == iso(job.finished_at) for attempt in attempts):
+            moments.append((iso(job.finished_at), str(job.state)))
     elif job.scheduled_at > now:
         moments.append((iso(job.scheduled_at), "due"))
     if job.expires_at and not job.finished_at:
@@ -151,7 +180,7 @@ def _show_timeline(job: Job, attempts: list[dict[str, Any]], now: datetime) -> N
     for moment, what in sorted(moments, key=lambda item: item[0] or ""):
         at = datetime.fromisoformat(moment or "")
         ago = f" ({since(at, now=now)})" if at <= now else ""
-        click.echo(f"  {clock(at, now=now)}  {what}{ago}")
+        say(f"  {clock(at, now=now)}  {what}{ago}")
 
 
 def _show_text(title: str, text: str, *, whole: bool) -> None:
@@ -169,7 +198,8 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
     """Say why a job is where it is: every reason, until when, and what to do.
 
     \b
-    Keys: job_id, state, summary, reasons: [{reason, detail, until}], advice (null: none).
+    Keys: job_id, state, summary, reasons: [{reason, detail, until}],
+      advice (null: none).
     """
     gq = session.existing_queue()
     explanation = gq.explain(job_id)
@@ -182,8 +212,8 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
 
 def show_explanation(session: Session, explanation: Explanation, queue: str, now: datetime, *, err: bool = False) -> None:
     """Print an explanation with its times in this machine's zone."""
-    click.echo(f"job {explanation.job_id}: {explanation.summary}", err=err)
+    say(f"job {explanation.job_id}: {explanation.summary}", err=err)
     for hold in explanation.reasons:
-        click.echo(f"  - {hold.detail}{until(hold.until, now=now)}", err=err)
+        say(f"  - {hold.detail}{until(hold.until, now=now)}", err=err)
     if explanation.advice:
         click.echo(f"  → {session.advice(explanation, queue)}", err=err)

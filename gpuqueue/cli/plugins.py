@@ -21,8 +21,9 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
     are shown with --app.
 
     \b
-    Keys: plugins: [{name, kind: "default", "installed" or "given", distribution and version (null: not installed as one),
-                     hooks: [name], blocked}].
+    Keys: plugins: [{name, kind ("default", "installed" or "given"),
+                     distribution, version (null: no distribution of its own),
+                     hooks, blocked}].
     """
     found = session.plugins() if app is None else session.queue(app).plugins
     found.add_defaults(worker_policies())
@@ -30,7 +31,7 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
         print_json({"plugins": [_shape(info) for info in found.infos()]})
         return
     rows = [(info.name, _origin(info), "blocked" if info.blocked else ", ".join(info.hooks)) for info in found.infos()]
-    print_table({"plugin": "left", "from": "left", "hooks": "left"}, rows)
+    print_table({"plugin": "left", "from": "left", "hooks": "prose"}, rows)
 
 
 def _origin(info: PluginInfo) -> str:

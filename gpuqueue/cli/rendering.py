@@ -1,17 +1,19 @@
 """Owns how things look: times, tables, JSON and the lines on stderr; reads nothing of the queue.
 
-In a pipe there is no colour and nothing is wrapped or cut; in a terminal the wide columns of a table are folded.
+In a pipe there is no colour and nothing is folded; in a terminal lines and columns are folded between words, never cut.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -21,19 +23,22 @@ from gpuqueue.units import format_duration, parse_duration
 __all__ = [
     "clock",
     "error_line",
+    "folded",
     "in_terminal",
     "iso",
     "note",
     "parse_moment",
     "print_json",
     "print_table",
+    "say",
     "since",
     "state_style",
     "until",
 ]
 
 STATE_COLORS = {"running": "cyan", "completed": "green", "discarded": "red", "cancelled": "yellow", "retryable": "yellow"}
-LEAST_FOLDED = 16  # a wider column may be folded to this width
+GAP = 2  # between two columns
+LEAST_PROSE = 24  # narrower, prose is easier to read below its row
 MOMENT_EXAMPLES = '"30m", "18:00", "2030-01-31T18:00", "2030-01-31T18:00+07:00"'
 
 
@@ -44,11 +49,14 @@ def iso(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def clock(moment: datetime, *, now: datetime) -> str:
-    """Write a moment for people, in this machine's time zone: `18:00 UTC`, and with the date unless it is today."""
+def clock(moment: datetime, *, now: datetime, exact: bool = False) -> str:
+    """Write a moment for people, in this machine's time zone: `18:00 UTC`, and with the date unless it is today.
+
+    Seconds are written near `now`, or when it is to be `exact`.
+    """
     local = moment.astimezone()
     today = now.astimezone().date()
-    seconds = f":{local.second:02d}" if abs(moment - now) < timedelta(minutes=10) else ""
+    seconds = f":{local.second:02d}" if exact or abs(moment - now) < timedelta(minutes=10) else ""
     time_ = f"{local:%H:%M}{seconds} {local:%Z}"
     if local.date() == today:
         return time_
@@ -127,40 +135,90 @@ def state_style(state: str) -> str:
     return click.style(state, fg=color) if color else state
 
 
-def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], *, indent: int = 0) -> None:
-    """Print rows under headings: {heading: "left" or "right"}.
+def folded(text: str, width: int, *, hang: int = 0) -> str:
+    """Fold a line between words; lines after the first begin at the column `hang`, and a long word stays whole."""
+    lines, line = [], ""
+    for space, word in re.findall(r"(\s*)(\S+)", text):
+        if line.strip() and _cells(line + space + word) > width:
+            lines.append(line)
+            line = " " * hang + word
+        else:
+            line += space + word
+    return "\n".join([*lines, line])
 
-    A terminal folds wide columns; one too narrow even so gets each row as a line, which loses nothing.
+
+def say(text: str, *, hang: int | None = None, err: bool = False) -> None:
+    """Print a line for people; a terminal gets it folded between words. Not for what is copied whole, such as a command."""
+    if sys.stderr.isatty() if err else in_terminal():
+        further_in = len(text) - len(text.lstrip()) + 2
+        text = folded(text, terminal_width(), hang=further_in if hang is None else hang)
+    click.echo(text, err=err)
+
+
+def _cells(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    plain = click.unstyle(text)
+    if plain.isascii():
+        return len(plain)
+    from rich.cells import cell_len  # a letter of some languages takes two columns, an accent none
+
+    return cell_len(plain)
+
+
+def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under headings: {heading: "left", "right", or "prose" for the last one, whose texts are long}.
+
+    A terminal folds cells between words. Where it is too narrow for that, the prose goes below its row, and where it is too
+    narrow even so, each row becomes lines of its own; nothing is ever cut.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    sides = list(columns.values())
+    table = [list(columns), *cells]
     if not in_terminal():
-        _print_plain(columns, cells, indent)
+        _print_rows(table, sides, [max(map(_cells, column)) for column in zip(*table, strict=True)])
         return
-    widths = [max(map(len, column)) for column in zip(list(columns), *cells, strict=True)]
-    if indent + sum(min(width, LEAST_FOLDED) + 2 for width in widths) - 2 > terminal_width():
-        for row in cells:
-            click.echo(" " * indent + "  ".join(state_style(cell) for cell in row if cell))
-        return
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
+    room = terminal_width()
+    natural = [max(map(_cells, column)) for column in zip(*table, strict=True)]
+    if sides[-1] == "prose":
+        left = room - sum(natural[:-1]) - GAP * (len(natural) - 1)
+        if left >= min(natural[-1], max([LEAST_PROSE, *(_cells(word) for row in table for word in row[-1].split())])):
+            _print_rows(table, sides, [*natural[:-1], left])
+            return
+        short, prose = [row[:-1] for row in table], [row[-1] for row in table]
+    else:
+        short, prose = table, [""] * len(table)
+    widths = _widths(short, room)
+    for number, row in enumerate(cells if widths is None else table):
+        if widths is None:
+            click.echo(folded("  ".join(state_style(cell) for cell in row if cell), room, hang=_cells(row[0]) + GAP))
+            continue
+        _print_rows([short[number]], sides, widths, headed=number == 0)
+        if prose[number] and number > 0:
+            margin = " " * (widths[0] + GAP)
+            click.echo(folded(margin + prose[number], room, hang=len(margin)))
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for (heading, side), width in zip(columns.items(), widths, strict=True):
-        justify: Literal["left", "right"] = "right" if side == "right" else "left"
-        table.add_column(heading, justify=justify, no_wrap=width <= LEAST_FOLDED, overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell, style=STATE_COLORS.get(cell, "")) for cell in row))
-    Console(no_color=bool(os.environ.get("NO_COLOR")) or None, highlight=False).print(Padding(table, (0, 0, 0, indent)))
+
+def _widths(table: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Choose the columns' widths so that no word is broken and few cells are folded; None when there is not the room."""
+    natural = [max(map(_cells, column)) for column in zip(*table, strict=True)]
+    widths = [max(_cells(word) for cell in column for word in cell.split() or [""]) for column in zip(*table, strict=True)]
+    left = room - sum(widths) - GAP * (len(widths) - 1)
+    if left < 0:
+        return None
+    for position in sorted(range(len(widths)), key=lambda position: natural[position] - widths[position]):
+        taken = min(left, natural[position] - widths[position])
+        widths[position] += taken
+        left -= taken
+    return widths
 
 
-def _print_plain(columns: Mapping[str, str], rows: Sequence[Sequence[str]], indent: int) -> None:
-    table = [[" ".join(cell.split()) for cell in row] for row in (list(columns), *rows)]
-    widths = [max(len(row[position]) for row in table) for position in range(len(columns))]
-    for row in table:
-        parts = [
-            cell.rjust(width) if side == "right" else cell.ljust(width)
-            for cell, width, side in zip(row, widths, columns.values(), strict=True)
-        ]
-        click.echo(" " * indent + "  ".join(parts).rstrip())
+def _print_rows(table: Sequence[Sequence[str]], sides: Sequence[str], widths: Sequence[int], *, headed: bool = True) -> None:
+    for number, row in enumerate(table):
+        columns = [folded(cell, width).split("\n") for cell, width in zip(row, widths, strict=True)]
+        for line in itertools.zip_longest(*columns, fillvalue=""):
+            parts = []
+            for part, side, width in zip(line, sides, widths, strict=False):
+                padding = " " * (width - _cells(part))
+                styled = click.style(part, bold=True) if headed and number == 0 and part else state_style(part)
+                parts.append(padding + styled if side == "right" else styled + padding)
+            click.echo((" " * GAP).join(parts).rstrip())

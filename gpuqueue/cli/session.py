@@ -91,6 +91,18 @@ class Session:
             raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this --database makes it")
         return gq
 
+    def present_database(self) -> Path:
+        """Return the path of the database file, which is there. Raises: UsageError when it is not."""
+        path = self.database
+        if not path.exists():
+            raise UsageError(f"there is no database at {path} yet; the first worker or `gpuqueue submit` makes it")
+        return path
+
+    def present_queue(self) -> GPUQueue:
+        """Return the queue object of a database file that is there. Raises: UsageError when it is not."""
+        self.present_database()
+        return self.queue()
+
     def plugins(self) -> Plugins:
         """Return the installed plugins and the defaults, without a database; those blocked are left out."""
         try:

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from gpuqueue.cli.rendering import iso
 from gpuqueue.domain import Backend, DeviceView, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
+from gpuqueue.store.integrity import Finding
 
-__all__ = ["attempt_shape", "device_shape", "explanation_shape", "job_shape", "shown_url", "status_shape"]
+__all__ = ["attempt_shape", "device_shape", "explanation_shape", "finding_shape", "job_shape", "shown_url", "status_shape"]
 
 
 def job_shape(job: Job) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def job_shape(job: Job) -> dict[str, Any]:
         "reserved_bytes": job.reserved_bytes,
         "waiting_for": job.waiting_for,
         "cancel_requested": job.cancel_requested,
+        "progress": job.progress,
+        "progress_note": job.progress_note or None,
         "tags": list(job.tags),
         "arguments": dict(job.arguments),
         "error": error_shape(job.error),
@@ -52,6 +55,10 @@ def attempt_shape(attempt: Mapping[str, Any]) -> dict[str, Any]:
         "finished_at": iso(attempt["finished_at"]),
         "error": error_shape(attempt["error"]),
     }
+
+
+def finding_shape(finding: Finding) -> dict[str, Any]:
+    return {"check": finding.check, "detail": finding.detail, "mend": finding.mend}
 
 
 def hold_shape(hold: Hold) -> dict[str, Any]:

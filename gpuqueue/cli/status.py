@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import click
 
-from gpuqueue.cli.rendering import clock, in_terminal, iso, print_json, print_table, since, terminal_width, until
+from gpuqueue.cli.rendering import clock, in_terminal, iso, print_json, print_table, say, since, terminal_width, until
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, shown_url, status_shape
 from gpuqueue.decisions import known_holds
@@ -29,11 +29,19 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
 
     \b
     Keys: at, database,
-      queues: [{name, gpu, concurrency, served, counts: {state: number}, paused: {by, reason, at, until} or null,
-                holds: [{reason, detail, until}]}],
+      queues: [{name, gpu, concurrency, served, counts: {STATE: number},
+        paused: {by, reason, at, until} or null,
+        holds: [{reason, detail, until}]}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
-      devices: [as `gpu --json`],
-      backends: [{name, url, available (null: not asked yet), checked_at, away_since, retry_at, error}].
+      devices: [{name, budget_bytes, margin_bytes, max_models, slots,
+        keep_warm_s, reserved_bytes,
+        reading: {at, card, total_bytes, free_bytes, utilisation_percent,
+          temperature_c, power_w, lost} or null,
+        residents: [{model, size_bytes, vram_bytes}],
+        reservations: [{job_id, queue, model, reserved_bytes, running,
+          worker}]}],
+      backends: [{name, url, available (null: not asked yet), checked_at,
+        away_since, retry_at, error}].
     Datetimes are ISO 8601 in UTC, sizes are bytes.
     """
     gq = session.existing_queue()
@@ -62,7 +70,7 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     click.echo(_heading("Workers"))
     for worker in view.workers:
         serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
-        click.echo(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
+        say(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
     if not view.workers:
         click.echo(f"  none. Start one: {session.worker_command('')}")
     if view.devices:
@@ -72,7 +80,7 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     if view.backends:
         click.echo(_heading("Backends"))
         for backend in view.backends.values():
-            click.echo(f"  {backend.name} at {shown_url(backend.url)}: {_availability(backend, view)}")
+            say(f"  {backend.name} at {shown_url(backend.url)}: {_availability(backend, view)}")
 
 
 def _heading(text: str) -> str:
@@ -87,7 +95,7 @@ def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) 
         # A table would lose its columns; lines lose nothing.
         for name in names:
             found = [f"{counts[name][state]} {state}" for state in states if counts.get(name, {}).get(state)]
-            click.echo(f"{name}: {', '.join(found) or 'empty'}")
+            say(f"{name}: {', '.join(found) or 'empty'}")
         return
     rows = [[name, *(str(counts.get(name, {}).get(state, 0) or "-") for state in states)] for name in names]
     print_table({"queue": "left", **{str(state): "right" for state in states}}, rows)
@@ -109,22 +117,25 @@ def _show_holds(
     if lines:
         click.echo(_heading("Held"))
         for line in lines:
-            click.echo(line)
+            if "→" in line:
+                click.echo(line)
+            else:
+                say(line)
 
 
 def show_device(device: DeviceView, view: View) -> None:
     """Print one card: its memory, what is loaded and who has reserved."""
     settings, reading = device.settings, device.reading
-    click.echo(
+    say(
         f"  {settings.name}: {format_size(device.reserved_bytes)} of {format_size(settings.budget_bytes)} budget reserved, "
         f"{format_size(settings.margin_bytes)} margin"
     )
     if reading is None:
-        click.echo("    memory: unknown (no worker has read the card yet)")
+        say("    memory: unknown (no worker has read the card yet)")
     elif reading.lost:
-        click.echo(click.style(f"    LOST: {reading.lost}", fg="red"))
+        say(click.style(f"    LOST: {reading.lost}", fg="red"))
     elif reading.total_bytes is None or reading.free_bytes is None:
-        click.echo("    memory: unknown (no driver where the worker runs; the budget is trusted)")
+        say("    memory: unknown (no driver where the worker runs; the budget is trusted)")
     else:
         figures = [f"{format_size(reading.free_bytes)} of {format_size(reading.total_bytes)} free"]
         if reading.utilisation_percent is not None:
@@ -134,15 +145,15 @@ def show_device(device: DeviceView, view: View) -> None:
         if reading.power_w is not None:
             figures.append(f"{reading.power_w:.0f} W")
         card = f"{reading.name}: " if reading.name else ""
-        click.echo(f"    {card}{', '.join(figures)} ({since(reading.at, now=view.now)})")
+        say(f"    {card}{', '.join(figures)} ({since(reading.at, now=view.now)})")
     for resident in device.residents:
         spilled = resident.size_bytes - resident.vram_bytes
         on_cpu = f", {format_size(spilled)} of it outside the card" if spilled > 0 else ""
-        click.echo(f"    loaded: {resident.model}, {format_size(resident.size_bytes)}{on_cpu}")
+        say(f"    loaded: {resident.model}, {format_size(resident.size_bytes)}{on_cpu}")
     for item in device.reservations:
         what = "runs" if item.running else "has ended; its memory is being given back"
         model = f" with {item.model}" if item.model else ""
-        click.echo(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved")
+        say(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved")
 
 
 def _availability(backend: Backend, view: View) -> str:
@@ -165,10 +176,14 @@ def gpu(session: Session, as_json: bool) -> None:
 
     \b
     Keys: at, database,
-      devices: [{name, budget_bytes, margin_bytes, max_models, slots, keep_warm_s, reserved_bytes, read_here,
-                 reading: {at, card, total_bytes, free_bytes, utilisation_percent, temperature_c, power_w, lost} or null,
-                 residents: [{model, size_bytes, vram_bytes}],
-                 reservations: [{job_id, queue, model, reserved_bytes, running, worker}]}].
+      devices: [{name, budget_bytes, margin_bytes, max_models, slots,
+        keep_warm_s, reserved_bytes,
+        reading: {at, card, total_bytes, free_bytes, utilisation_percent,
+          temperature_c, power_w, lost} or null,
+        residents: [{model, size_bytes, vram_bytes}],
+        reservations: [{job_id, queue, model, reserved_bytes, running,
+          worker}],
+        read_here (else a worker published the reading)}].
     Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
     """
     gq = session.existing_queue()

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.jobs import show_explanation, whole_shape
 from gpuqueue.cli.rendering import error_line, note, parse_moment, print_json
 from gpuqueue.cli.session import Session, app_option, pass_session
@@ -23,7 +24,7 @@ INTERRUPTED = 130
 
 
 @click.command(short_help="Store a job and print its id; follow it, or wait for it.")
-@click.argument("queue")
+@click.argument("queue", shell_complete=queue_names)
 @click.option("--model", metavar="MODEL", help="Ask Ollama for this model; needs --prompt.")
 @click.option("--prompt", metavar="TEXT", help="The prompt, or the text to embed; - reads it from stdin.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a chat's message.")
@@ -73,14 +74,18 @@ def submit(
 
     \b
     gpuqueue submit ai-realtime --model gemma4:e4b --prompt "Hello" --follow
-    gpuqueue submit rfa-reminders --app shop.jobs:gq --task shop.jobs.send_reminder --arg rfa_id=7
+    gpuqueue submit rfa-reminders --app shop.jobs:gq \\
+      --task shop.jobs.send_reminder --arg rfa_id=7
 
     What keeps it from starting now is said on stderr, with what to do. Ctrl-C ends the waiting, not the job. Exit status with
     --wait or --follow: 0 when it completed, 1 when it did not, 130 after Ctrl-C.
 
     \b
-    Keys: without --wait: job: {as in `jobs --json`}, explanation: {as `explain --json`}.
-      --wait: as `job --json`. --follow: one object a line, {text, lease} for each piece, at last {job: as `job --json`}.
+    Keys: job: {as `job --json`, without result, output and attempts},
+      explanation: {as `explain --json`}.
+    Keys with --wait: as `job --json`.
+    Keys with --follow, one object a line: text, lease.
+    Keys with --follow, the last line: job: {as `job --json`}.
     """
     if follow and wait:
         raise UsageError("give --follow or --wait, not both")
@@ -118,7 +123,8 @@ def submit(
             show_explanation(session, explanation, queue, gq.now(), err=True)
         if not (follow or wait):
             return 0
-        with _NoRepetition(explanation):
+        with NoRepetition() as quiet:
+            quiet.tell(explanation)
             return _stay(session, gq, handle, follow=follow, timeout_s=timeout_s, as_json=as_json)
     except KeyboardInterrupt:
         note(f"\njob {handle.id} goes on. Cancel it: {session.command('cancel', handle.id)}")
@@ -239,18 +245,23 @@ def _argument(text: str) -> tuple[str, Any]:
         raise UsageError(f"--arg {key}: the JSON is nested too deeply") from None
 
 
-class _NoRepetition(logging.Filter):
-    """Keeps the library from warning of what was said at submission: that no worker serves the queue."""
+class NoRepetition(logging.Filter):
+    """Keeps the library from warning of what an explanation has just said: that no worker serves the queue."""
 
-    def __init__(self, explanation: Explanation) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self._is_told = False
+
+    def tell(self, explanation: Explanation) -> None:
+        """Remember what was said last."""
         self._is_told = any(hold.reason == "no_worker" for hold in explanation.reasons)
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (self._is_told and "no worker serves" in str(record.msg))
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> NoRepetition:
         logging.getLogger("gpuqueue").addFilter(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("gpuqueue").removeFilter(self)

@@ -8,13 +8,21 @@ import sys
 
 import click
 
+from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.session import Session, app_option, pass_session
 
 LEVELS = ("debug", "info", "warning", "error")
 
 
 @click.command()
-@click.option("--queue", "queues", multiple=True, metavar="QUEUE", help="Serve only this queue; may be given several times.")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="QUEUE",
+    shell_complete=queue_names,
+    help="Serve only this queue; may be given several times.",
+)
 @app_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Jobs without a GPU that run at once.")
 @click.option("--burst", is_flag=True, help="End when nothing more can start now.")

@@ -72,6 +72,17 @@ def connect(engine: Engine) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection)
 
 
+@contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file that is there as it is, whatever its schema, without changing it. Raises: StoreError."""
+    with explained(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
 def is_busy(error: sqlite3.Error) -> bool:
     """Say whether another connection held the lock (SQLITE_BUSY and SQLITE_LOCKED in all their variants)."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -21,6 +21,12 @@ SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody wait
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 # A reservation keeps its model, which its clean-up unloads; `release_device` then takes the model away too.
 _UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device IS NULL THEN '' ELSE demand_model END"
+RETRY = (
+    "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
+    f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, error = NULL, {_UNSIZE} WHERE id = ?"
+)
+CANCEL = "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?"
+ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
 
 
 _INSERTED = (
@@ -111,9 +117,9 @@ def cancel(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> State
     """
     state, queue = _state_of(connection, job_id)
     if state is State.RUNNING:
-        connection.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (job_id,))
+        connection.execute(ASK_TO_STOP, (job_id,))
     elif state not in FINISHED:
-        connection.execute("UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?", (now_us, job_id))
+        connection.execute(CANCEL, (now_us, job_id))
         count_finished(connection, {(queue, "cancelled"): 1})
     return state
 
@@ -126,13 +132,41 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
     state, queue = _state_of(connection, job_id)
     if state not in (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED):
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
-    connection.execute(
-        "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
-        f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, error = NULL, {_UNSIZE} WHERE id = ?",
-        (now_us, job_id),
-    )
+    connection.execute(RETRY, (now_us, job_id))
     if state in FINISHED:
         count_finished(connection, {(queue, str(state)): -1})
+
+
+def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> int:
+    """Make those of the jobs available again that are discarded; returns how many."""
+    retried: Counter[tuple[str, str]] = Counter()
+    for job_id in job_ids:
+        row = connection.execute("SELECT queue FROM jobs WHERE id = ? AND state = 'discarded'", (job_id,)).fetchone()
+        if row is not None:
+            connection.execute(RETRY, (now_us, job_id))
+            retried[row[0], "discarded"] -= 1
+    count_finished(connection, dict(retried))
+    return -sum(retried.values())
+
+
+def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> tuple[list[int], list[int]]:
+    """Cancel those of the jobs that wait and ask those that run to stop; returns the ids of (cancelled, asked)."""
+    cancelled: list[int] = []
+    asked: list[int] = []
+    counted: Counter[tuple[str, str]] = Counter()
+    for job_id in job_ids:
+        row = connection.execute("SELECT state, queue FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None or row[0] in FINISHED:
+            continue
+        if row[0] == State.RUNNING:
+            connection.execute(ASK_TO_STOP, (job_id,))
+            asked.append(job_id)
+        else:
+            connection.execute(CANCEL, (now_us, job_id))
+            cancelled.append(job_id)
+            counted[row[1], "cancelled"] += 1
+    count_finished(connection, dict(counted))
+    return cancelled, asked
 
 
 def move_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:

@@ -138,16 +138,17 @@ def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
 def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
     """Return a job's interrupted attempts, oldest first.
 
-    Each is a dict with attempt, outcome, started_at, finished_at, worker, device and error.
+    Each is a dict with attempt, lease, outcome, started_at, finished_at, worker, device and error.
     """
     rows = connection.execute(
-        "SELECT attempt, outcome, started_at, finished_at, worker_id, device, error FROM attempts "
+        "SELECT attempt, lease, outcome, started_at, finished_at, worker_id, device, error FROM attempts "
         "WHERE job_id = ? ORDER BY lease",
         (job_id,),
     )
     return [
         {
             "attempt": attempt,
+            "lease": lease,
             "outcome": outcome,
             "started_at": None if started_at is None else from_us(started_at),
             "finished_at": from_us(finished_at),
@@ -155,7 +156,7 @@ def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]
             "device": device,
             "error": to_error(error),
         }
-        for attempt, outcome, started_at, finished_at, worker, device, error in rows
+        for attempt, lease, outcome, started_at, finished_at, worker, device, error in rows
     ]
 
 
@@ -323,6 +324,31 @@ def running_ids(connection: sqlite3.Connection, queue: str, *, limit: int = 5) -
     return [
         row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, limit))
     ]
+
+
+def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int]:
+    """Return the ids of the discarded jobs of one queue, or of all, the oldest first."""
+    # As the index `jobs_unsuccessful` spells it.
+    statement = "SELECT id FROM jobs WHERE state = 'discarded' AND state IN ('cancelled', 'discarded')"
+    if queue is None:
+        return [row[0] for row in connection.execute(f"{statement} ORDER BY id")]
+    return [row[0] for row in connection.execute(f"{statement} AND queue = ? ORDER BY id", (queue,))]
+
+
+def unfinished_ids(connection: sqlite3.Connection, queue: str) -> list[int]:
+    """Return the ids of a queue's running and waiting jobs, those that run first; wants one read transaction."""
+    states = ("state = 'running'", "state = 'available'", "state IN ('scheduled', 'retryable')")
+    return [
+        row[0] for state in states for row in connection.execute(f"SELECT id FROM jobs WHERE {state} AND queue = ?", (queue,))
+    ]
+
+
+def prunable_count(connection: sqlite3.Connection, state: State, *, before_us: int) -> int:
+    """Count the finished jobs of a state that finished before a time."""
+    found: int = connection.execute(
+        "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ?", (before_us, str(state))
+    ).fetchone()[0]
+    return found
 
 
 def stop_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int, bool]]:

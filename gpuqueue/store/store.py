@@ -1,7 +1,7 @@
 """Owns the store: one SQLite file, one method for each transaction; decides nothing that needs a hook or the clock.
 
 Times are arguments in microseconds since 1970-01-01 UTC (`now_us`). Every write may raise StoreBusy, StoreFull or
-another StoreError, and then has changed nothing.
+another StoreError, and then has changed nothing; only what changes many jobs does it in several transactions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuqueue.domain import (
+    Cancellation,
     Demand,
     DeviceSettings,
     Event,
@@ -31,7 +32,7 @@ from gpuqueue.domain import (
     State,
 )
 from gpuqueue.estimates import Lesson
-from gpuqueue.store import claims, engine, estimates, events, jobs, migrate, outcomes, queries, workers
+from gpuqueue.store import claims, engine, estimates, events, jobs, many, migrate, outcomes, queries, workers
 from gpuqueue.store.bell import Bell, runtime_dir
 from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
@@ -165,6 +166,14 @@ class Store:
         self.write(lambda connection: jobs.retry(connection, job_id, now_us=now_us))
         self.bell.ring_workers()
 
+    def retry_failed(self, queue: str | None, *, now_us: int) -> int:
+        """Make all discarded jobs, of one queue or of all, available again; returns how many."""
+        return many.retry_failed(self, queue, now_us=now_us)
+
+    def cancel_all(self, queue: str, *, now_us: int) -> Cancellation:
+        """Cancel all waiting jobs of a queue and ask the running ones to stop."""
+        return many.cancel_all(self, queue, now_us=now_us)
+
     def move_due(self, *, now_us: int) -> None:
         """Make jobs available whose time has come, and discard those whose time to be useful has passed."""
         self._ring_for(self.write(lambda connection: jobs.move_due(connection, now_us=now_us)))
@@ -191,6 +200,10 @@ class Store:
         was_paused = self.write(lambda connection: workers.resume(connection, queue, by=by, now_us=now_us))
         self.bell.ring_workers()
         return was_paused
+
+    def prune_all(self, state: State, *, before_us: int) -> int:
+        """Delete all old finished jobs of a state; returns how many."""
+        return many.prune(self, state, before_us=before_us)
 
     def prune(self, state: State, *, before_us: int, limit: int = 1000) -> int:
         """Delete up to `limit` old finished jobs of a state; returns how many."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpuqueue.domain import Event
-from gpuqueue.store import Store
+from gpuqueue.store import Store, integrity
 
 FINISHED = ("completed", "cancelled", "discarded")
 
@@ -93,28 +93,8 @@ def check(
 
 
 def check_rows(store: Store) -> None:
-    """Fail when the rows contradict each other: counters, times of finishing, reservations, what belongs to no job."""
-    with store.snapshot() as connection:
-
-        def one(statement: str) -> int:
-            found: int = connection.execute(statement).fetchone()[0]
-            return found
-
-        counted = connection.execute(
-            "SELECT queue, state, count(*) FROM jobs WHERE state IN ('completed', 'cancelled', 'discarded') GROUP BY 1, 2"
-        ).fetchall()
-        kept = connection.execute("SELECT queue, state, count FROM counters WHERE count <> 0 ORDER BY 1, 2").fetchall()
-        assert sorted(counted) == kept, "the counters differ from the rows"
-        ended = "state IN ('completed', 'cancelled', 'discarded')"
-        assert one(f"SELECT count(*) FROM jobs WHERE (finished_at IS NOT NULL) <> ({ended})") == 0
-        assert one("SELECT count(*) FROM jobs WHERE device IS NULL AND reserved_bytes > 0") == 0
-        assert one("SELECT count(*) FROM jobs WHERE attempt < 0 OR attempt > lease") == 0
-        assert one("SELECT count(*) FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)") == 0
-        for table in ("payloads", "chunks", "attempts"):
-            assert one(f"SELECT count(*) FROM {table} WHERE job_id NOT IN (SELECT id FROM jobs)") == 0, table
-        large = "SELECT job_id FROM payloads WHERE kind = 'arguments'"
-        assert one(f"SELECT count(*) FROM jobs WHERE arguments IS NULL AND id NOT IN ({large})") == 0, "arguments were lost"
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    """Fail when the file is damaged or the rows contradict each other."""
+    assert integrity.check_file(store.path) == []
 
 
 def _compare_with_rows(store: Store, jobs: Mapping[int, _Told]) -> None:

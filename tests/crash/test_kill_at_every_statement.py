@@ -24,8 +24,11 @@ from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
+from tests.conftest import forks
 from tests.crash import history
 from tests.store.rows import BOOM, NOW_US, Rows, at, room_for
+
+pytestmark = forks
 
 LARGE = '{"x": "' + "y" * 3000 + '"}'
 DONE = "done"
@@ -163,6 +166,8 @@ OPERATIONS: dict[str, Operation] = {
     "cancel a waiting job": lambda scene: scene.store.cancel(AVAILABLE, now_us=at(5)),
     "cancel a running job": lambda scene: scene.store.cancel(RUNNING, now_us=at(5)),
     "retry": lambda scene: scene.store.retry(DISCARDED, now_us=at(5)),
+    "retry what failed": lambda scene: scene.store.retry_failed(None, now_us=at(5)),
+    "cancel all of a queue": lambda scene: scene.store.cancel_all("setup", now_us=at(5)),
     "move what is due": lambda scene: scene.store.move_due(now_us=at(5)),
     "refuse a queue": lambda scene: scene.store.refuse_waiting("work", message="away", now_us=at(5)),
     "refuse a job": lambda scene: scene.store.refuse_one(AVAILABLE, message="away", now_us=at(5)),

@@ -26,6 +26,9 @@ STATEMENTS = {
     claims.CLASS_HEAD: "jobs_claim",
     claims.UNSIZED: "jobs_claim",
     claims.RESERVED: "jobs_reserved",
+    jobs.RETRY: "key",
+    jobs.CANCEL: "key",
+    jobs.ASK_TO_STOP: "key",
     outcomes.COMPLETE: "key",
     outcomes.FINISH: "key",
     outcomes.POSTPONE: "key",
@@ -116,6 +119,17 @@ def finish_and_claim(rows: Rows) -> None:
     )
 
 
+def cancel_all(rows: Rows) -> None:
+    rows.enqueue("many", s=4)
+    rows.store.cancel_all("many", now_us=at(9))
+
+
+def retry_failed(rows: Rows) -> None:
+    rows.enqueue("failing", s=4)
+    rows.end(rows.claim_one("failing", s=5))
+    rows.store.retry_failed("failing", now_us=at(9))
+
+
 HOT: dict[str, Callable[[Rows], object]] = {
     "enqueue": lambda rows: rows.enqueue("work", s=4),
     "finish and claim": finish_and_claim,
@@ -126,6 +140,8 @@ HOT: dict[str, Callable[[Rows], object]] = {
     "backend": lambda rows: rows.store.write(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
     "chunks": lambda rows: rows.store.report([Report(1, 1, "x")]),
     "cancel": lambda rows: rows.store.cancel(rows.enqueue(s=9), now_us=at(9)),
+    "cancel all": cancel_all,
+    "retry what failed": retry_failed,
     "set demands": lambda rows: rows.store.set_demands([(1, Demand(1))], largest_bytes=1),
     "refuse": lambda rows: rows.store.refuse_waiting("nowhere", message="", now_us=at(9)),
     "prune": lambda rows: rows.store.prune(State.COMPLETED, before_us=at(5)),
@@ -159,6 +175,10 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
         queries.queue_load(seen, filled.queues["ai"], largest_bytes=10**10)  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["work"], largest_bytes=0)  # type: ignore[arg-type]
         queries.running_ids(seen, "work")  # type: ignore[arg-type]
+        queries.unfinished_ids(seen, "work")  # type: ignore[arg-type]
+        queries.discarded_ids(seen, "work")  # type: ignore[arg-type]
+        queries.discarded_ids(seen, None)  # type: ignore[arg-type]
+        queries.prunable_count(seen, State.COMPLETED, before_us=at(5))  # type: ignore[arg-type]
         outcomes.reservations(seen)  # type: ignore[arg-type]
         outcomes.abandoned_by(seen)  # type: ignore[arg-type]
         claims.candidates(seen, "ai", room_bytes=10**10)  # type: ignore[arg-type]

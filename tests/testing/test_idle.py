@@ -60,7 +60,7 @@ def test_what_waits_is_told_with_every_reason(make_queue):
     told = str(caught.value)
     assert told.startswith("3 jobs are left that cannot start:\n")
     assert "stock in closed, available: job 1: waits\n  - paused: paused by ana: inventory" in told
-    assert "snooze in open, retryable: job 2: waits\n  - retryable: its next attempt is due after: still closed" in told
+    assert "snooze in open, retryable: job 2: waits\n  - retryable: still closed; its next attempt waits" in told
     assert "later in open, scheduled: job 3: waits\n  - scheduled: its time has not come" in told
     assert "no worker" not in told
     assert set(caught.value.explanations) == {job.id for job in jobs}

@@ -1,0 +1,105 @@
+"""Owns completing words in a shell: the command that prints the script, and what can stand where; changes nothing.
+
+A shell asks at every TAB: nothing is printed when something is missing or wrong, and the database is read as it is, without
+the store, which would create or upgrade it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection
+from contextlib import closing
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+from gpuqueue.cli.session import Session
+from gpuqueue.domain import FINISHED, WAITING, State
+
+SHELLS = ("bash", "zsh", "fish")
+RECENT = 1000  # of so many newest jobs are ids offered
+OFFERED = 30
+PATIENCE_S = 0.2
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+@click.command(short_help="Print the script that completes words in your shell.")
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script with which a shell completes commands, options, queues, states and job ids.
+
+    \b
+    bash   in ~/.bashrc:  eval "$(gpuqueue completion bash)"
+    zsh    in ~/.zshrc, after compinit:  eval "$(gpuqueue completion zsh)"
+    fish   gpuqueue completion fish > ~/.config/fish/completions/gpuqueue.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    # Not the method of the class: that of bash runs a bash to ask for its version.
+    click.echo(ShellComplete.source(kind(context.find_root().command, {}, "gpuqueue", "_GPUQUEUE_COMPLETE")))
+
+
+def queue_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a queue: those of the database and those that are configured."""
+    names = {name for (name,) in _read(context, "SELECT name FROM queues")}
+    names |= set(_quietly(lambda: _session(context).config.queues) or ())
+    return _beginning(incomplete, {name: None for name in sorted(names)})
+
+
+def state_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a job's state."""
+    return _beginning(incomplete, dict.fromkeys(State))
+
+
+def finished_states(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the state of a finished job."""
+    return _beginning(incomplete, dict.fromkeys(FINISHED))
+
+
+def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def job_ids(*states: State) -> Completer:
+    """Complete the id of a recent job that is in one of these states; without any, of every recent job."""
+
+    def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        statement = "SELECT id, state, queue, task FROM jobs ORDER BY id DESC LIMIT ?"
+        rows = [row for row in _read(context, statement, RECENT) if not states or row[1] in states]
+        found = {str(job_id): f"{state} {task} in {queue}" for job_id, state, queue, task in rows}
+        return _beginning(incomplete, found)[:OFFERED]
+
+    return complete
+
+
+job_to_show = job_ids()
+job_to_cancel = job_ids(State.RUNNING, *WAITING)
+job_to_retry = job_ids(State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED)
+
+
+def _beginning(incomplete: str, values: dict[str, str | None] | dict[str, str] | dict[State, Any]) -> list[CompletionItem]:
+    return [CompletionItem(str(value), help=about) for value, about in values.items() if str(value).startswith(incomplete)]
+
+
+def _session(context: click.Context) -> Session:
+    return Session.of_parameters(context.find_root().params)
+
+
+def _read(context: click.Context, statement: str, *values: object) -> Collection[tuple[Any, ...]]:
+    def read() -> list[tuple[Any, ...]]:
+        uri = f"{_session(context).database.as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as connection:
+            return connection.execute(statement, values).fetchall()
+
+    return _quietly(read) or ()
+
+
+def _quietly(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception:
+        return None

@@ -1,0 +1,86 @@
+"""The lines under "At the terminal" are run as they stand, one after the other, against the simulated Ollama."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.readme import README
+
+LONGEST_S = 60
+SCRIPTS = os.path.dirname(sys.executable)
+
+# What each line shows, on stdout or stderr: its beginning → what a reader is promised of it.
+SHOWS = {
+    "gpuqueue init": ["wrote ", "gemma4:e4b"],
+    "gpuqueue worker": ["serves all queues"],
+    "gpuqueue submit ai-realtime": ["job 1", "Answer to"],
+    "gpuqueue status": ["ai-batch", "Workers", "Card", "available"],
+    "gpuqueue pause": ["ai-batch is paused until"],
+    "gpuqueue submit ai-batch": ["2\n"],
+    "gpuqueue explain 2": ["maintenance until", "→ gpuqueue resume ai-batch"],
+    "gpuqueue resume": ["ai-batch"],
+    "gpuqueue cancel": ["ai-batch"],
+    "gpuqueue jobs": [" 1  completed  ai-realtime"],
+    "gpuqueue db backup": ["gpuqueue.backup: ", "checked"],
+    "gpuqueue doctor": ["no problems"],
+}
+
+
+def lines() -> list[str]:
+    section = README.read_text().partition("## At the terminal\n")[2].partition("\n## ")[0]
+    block = re.search(r"```console\n(.*?)```", section, flags=re.S)
+    assert block
+    return [line.removeprefix("$ ") for line in block[1].splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment in which `gpuqueue` is on the path and OLLAMA_HOST is a simulator, run as the README says."""
+    command = [sys.executable, "-m", "gpuqueue.simulators.ollama", "--port", "0", "--speed", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as simulator:
+        assert simulator.stdout is not None
+        url = simulator.stdout.readline().strip()
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("GPUQUEUE_")}
+        yield {**inherited, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "OLLAMA_HOST": url}
+        simulator.terminate()
+
+
+def test_the_lines_at_the_terminal_run_as_one_story(tmp_path: Path, environ: dict[str, str]) -> None:
+    worker: subprocess.Popen[str] | None = None
+    told = []
+    try:
+        for line in lines():
+            (begins,) = [begins for begins in SHOWS if line.startswith(begins)]
+            told.append(begins)
+            if begins == "gpuqueue worker":
+                worker = subprocess.Popen(
+                    ["bash", "-c", f"exec {line}"], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
+                )
+                assert worker.stderr is not None
+                shown = ""
+                while SHOWS[begins][0] not in shown:
+                    read = worker.stderr.readline()
+                    assert read, shown
+                    shown += read
+                continue
+            ran = subprocess.run(
+                ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False
+            )
+            assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
+            for words in SHOWS[begins]:
+                assert words in ran.stdout + ran.stderr, f"{line} does not show {words!r}:\n{ran.stdout}{ran.stderr}"
+    finally:
+        if worker is not None:
+            worker.send_signal(signal.SIGINT)
+            _, rest = worker.communicate(timeout=LONGEST_S)
+    assert worker is not None
+    assert worker.returncode == 0, rest
+    assert told == list(SHOWS)
