@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gpuqueue import backoff
 from gpuqueue.config import Config
 from gpuqueue.current_job import CurrentJob, current_job
-from gpuqueue.domain import Cancellation, Event, Explanation, Hold, Job, LogLine, State, WorkerInfo
+from gpuqueue.domain import Cancellation, Event, Explanation, Hold, Job, LogLine, Rate, State, WindowRule, WorkerInfo
 from gpuqueue.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -54,6 +54,7 @@ __all__ = [
     "JobHandle",
     "LogLine",
     "PayloadError",
+    "Rate",
     "Retry",
     "ServiceUnavailable",
     "Snooze",
@@ -66,6 +67,7 @@ __all__ = [
     "UnknownQueue",
     "UnknownTask",
     "UsageError",
+    "WindowRule",
     "Worker",
     "WorkerInfo",
     "backoff",

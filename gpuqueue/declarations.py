@@ -7,11 +7,17 @@ from dataclasses import replace
 from typing import Any, TypedDict, get_args
 
 from gpuqueue.decisions import yielding_order
-from gpuqueue.domain import QueueSettings, WhenUnavailable
+from gpuqueue.domain import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
 from gpuqueue.options import DEFAULT_QUEUE
 from gpuqueue.tasks import Task
 from gpuqueue.windows import parse_window, parse_zone
+
+_CHOICES = {
+    "when_unavailable": get_args(WhenUnavailable),
+    "overrun": get_args(Overrun),
+    "yield_mode": get_args(YieldMode),
+}
 
 
 class QueueOptions(TypedDict, total=False):
@@ -19,11 +25,18 @@ class QueueOptions(TypedDict, total=False):
 
     gpu: bool
     concurrency: int | None
+    rate: Rate | None
     pause: tuple[str, ...]
+    windows: tuple[WindowRule, ...]
+    overrun: Overrun
     timezone: str
     yields_to: tuple[str, ...]
     when_unavailable: WhenUnavailable
     retry_every_s: float
+    yield_mode: YieldMode
+    min_run_s: float
+    nearly_done_s: float
+    max_preemptions: int
     max_attempts: int | None
     timeout_s: float | None
     priority: int | None
@@ -88,7 +101,6 @@ def _check_settings(queue: QueueSettings) -> None:
         raise UsageError(f"timezone: {error}") from None
     if queue.concurrency is not None and queue.concurrency < 1:
         raise UsageError(f"concurrency must be at least 1 or None, not {queue.concurrency!r}")
-    if queue.when_unavailable not in get_args(WhenUnavailable):
-        raise UsageError(
-            f"when_unavailable must be one of {', '.join(get_args(WhenUnavailable))}, not {queue.when_unavailable!r}"
-        )
+    for setting, choices in _CHOICES.items():
+        if (value := getattr(queue, setting)) not in choices:
+            raise UsageError(f"{setting} must be one of {', '.join(choices)}, not {value!r}")

@@ -136,7 +136,7 @@ def test_status_shows_a_worker_that_lives(configured: Path, run: Run) -> None:
 def test_every_plugin_is_listed_with_its_hooks(folder: Path, run: Run) -> None:
     found = {plugin["name"]: plugin for plugin in json.loads(run("plugins", "--json").out)["plugins"]}
     shape = {"kind": "default", "distribution": None, "version": None, "blocked": False}
-    assert found["windows"] == {"name": "windows", "hooks": ["queue_hold"], **shape}
+    assert found["ordering"] == {"name": "ordering", "hooks": ["order_candidates"], **shape}
     assert "residents" in run("plugins").out
 
 

@@ -32,6 +32,7 @@ from gpuqueue import (
     JobHandle,
     LogLine,
     PayloadError,
+    Rate,
     Retry,
     ServiceUnavailable,
     Snooze,
@@ -44,6 +45,7 @@ from gpuqueue import (
     UnknownQueue,
     UnknownTask,
     UsageError,
+    WindowRule,
     Worker,
     WorkerInfo,
     backoff,
@@ -77,6 +79,7 @@ assert_type(
     gq.queue("mail", concurrency=2, pause=("mon-fri 09:00-18:00",), timezone="Europe/Paris", when_unavailable="retry"),
     QueueSettings,
 )
+gq.queue("reports", rate=Rate(10, per_s=60), windows=(WindowRule("18:00-09:00", concurrency=1),), overrun="dont_start")
 
 # --- tasks ---
 
