@@ -19,10 +19,12 @@ from gpuqueue.domain import (
     Preemption,
     QueueSettings,
     State,
+    Surroundings,
     View,
     Wait,
 )
 from gpuqueue.errors import ConfigurationError
+from gpuqueue.expectations import expect
 from gpuqueue.hookspecs import (
     ChoosePreemptionsDetails,
     JobDemandDetails,
@@ -34,8 +36,10 @@ from gpuqueue.hookspecs import (
 )
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.rates import level
+from gpuqueue.store import queries
 from gpuqueue.view import serves
 
+NAMED_JOBS = 5
 logger = logging.getLogger("gpuqueue.plugins")
 
 
@@ -167,33 +171,32 @@ def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> 
     return chosen
 
 
-def explain(
-    job: Job, view: View, plugins: Plugins, *, ahead_count: int, running_ids: Sequence[int], worker_command: str
-) -> Explanation:
-    """Say why a job is where it is: every reason, with numbers and times.
+def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, worker_command: str) -> Explanation:
+    """Say why a job is where it is: every reason, with numbers and times, and what to expect.
 
-    `ahead_count` are the available jobs before it in its queue, `running_ids` some running jobs of its queue,
-    `worker_command` the command that starts a worker for it.
+    `worker_command` is the command that starts a worker for it.
     """
     if job.state is State.RUNNING:
         where = f" on {job.device}" if job.device else ""
         stopping = ", and was asked to stop" if job.cancel_requested else ""
-        return Explanation(job.id, job.state, f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}", ())
+        summary = f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}"
+        return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, beside))
     if job.state is State.COMPLETED:
-        return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", ())
+        return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", (), view.now)
     if job.state in (State.CANCELLED, State.DISCARDED):
         why = f": {job.error.message} ({job.error.code})" if job.error else ""
         advice = f"gpuqueue retry {job.id}"
         if job.error is not None and job.error.code == "caller_fault":  # the same request would fail again
             advice = "enqueue it anew with what the message asks for"
-        return Explanation(job.id, job.state, f"{job.state}{why}", (), advice)
-    reasons, advice = _waiting_reasons(job, view, plugins, ahead_count, running_ids, worker_command)
+        return Explanation(job.id, job.state, f"{job.state}{why}", (), view.now, advice)
+    holds = known_holds(view, plugins)
+    reasons, advice = _waiting_reasons(job, view, plugins, holds[job.queue], beside, worker_command)
     summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
-    return Explanation(job.id, job.state, summary, tuple(reasons), advice)
+    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, beside))
 
 
 def _waiting_reasons(
-    job: Job, view: View, plugins: Plugins, ahead_count: int, running_ids: Sequence[int], worker_command: str
+    job: Job, view: View, plugins: Plugins, queue_holds: Sequence[Hold], beside: Surroundings, worker_command: str
 ) -> tuple[list[Hold], str]:
     reasons: list[Hold] = []
     advice = ""
@@ -207,20 +210,22 @@ def _waiting_reasons(
     if not queue.served:
         reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}"))
         advice = f"start a worker: {worker_command}"
-    queue_holds = known_holds(view, plugins)[job.queue]
     reasons += queue_holds
     if any(hold.reason == "paused" for hold in queue_holds):
         advice = advice or f"gpuqueue resume {job.queue}"
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
-        jobs = ", ".join(f"job {job_id}" for job_id in running_ids)
+        jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])
         reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs})"))
     if job.device is not None:
         reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
         reasons += _device_reasons(job, view, plugins)
+    ahead_count = beside.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
-        reasons.append(Hold("behind", f"{'at least ' if ahead_count >= 100 else ''}{ahead_count} jobs of {job.queue} come first"))
+        many = "at least " if ahead_count >= queries.FAR else ""
+        which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"
+        reasons.append(Hold("behind", f"{many}{ahead_count} {which} first"))
     return reasons, advice
 
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
+
+from gpuqueue.moments import clock, until
+from gpuqueue.units import format_duration
 
 
 class State(StrEnum):
@@ -447,6 +450,61 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Waiting jobs that are alike, and how many they are."""
+
+    queue: str
+    task: str
+    model: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that runs, as seen from one that waits."""
+
+    id: int
+    task: str
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What stands beside a waiting job: the available jobs that come before it, and some running ones of its queue."""
+
+    ahead: tuple[Work, ...] = ()
+    running: tuple[RunningJob, ...] = ()
+
+    def ahead_count(self, queue: str) -> int:
+        return sum(work.count for work in self.ahead if work.queue == queue)
+
+
+def _whole(length: timedelta) -> float:
+    # An estimate has no tenths of a second.
+    return float(max(1, round(length.total_seconds())))
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What to expect of a job, from what jobs like it took before; None is not known, or nothing was learned yet.
+
+    `position` is its place among the available jobs of its queue, from 1.
+    """
+
+    position: int | None
+    start_at: datetime | None
+    finish_at: datetime | None
+
+    def worded(self, *, now: datetime) -> str:
+        """Word it for people: `expected: number 3 of its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""
+        parts = [] if self.position in (None, 1) else [f"number {self.position} of its queue"]
+        for verb, moment in (("starts", self.start_at), ("finishes", self.finish_at)):
+            if moment is not None and moment > now:
+                parts.append(f"{verb} at {clock(moment, now=now)} ({format_duration(_whole(moment - now))} from now)")
+        return f"expected: {', '.join(parts)}" if parts else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a job is where it is; `str()` is the text for people."""
 
@@ -454,11 +512,19 @@ class Explanation:
     state: State
     summary: str
     reasons: tuple[Hold, ...]
+    at: datetime
     advice: str = ""
+    expected: Expectation | None = None  # None of a job that has ended
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """Word it, with times in this machine's zone; the advice, which may be a command to copy, has a line of its own."""
         lines = [f"job {self.job_id}: {self.summary}"]
-        lines += [f"  - {hold.reason}: {hold.detail}" for hold in self.reasons]
+        lines += [f"  - {hold.reason}: {hold.detail}{until(hold.until, now=self.at)}" for hold in self.reasons]
+        if self.expected is not None and (expected := self.expected.worded(now=self.at)):
+            lines.append(f"  {expected}")
         if self.advice:
             lines.append(f"  → {self.advice}")
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())

@@ -28,7 +28,7 @@ from gpuqueue.store import Store, queries
 from gpuqueue.tasks import Signature, Task, TaskSettings
 from gpuqueue.twins import twin
 from gpuqueue.units import Duration, from_us, parse_duration
-from gpuqueue.view import live_workers, read_view, serves
+from gpuqueue.view import largest_budget, live_workers, read_view, serves, surroundings
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -234,16 +234,23 @@ class GPUQueue:
         view = self.view()
         with self.store.snapshot() as connection:
             job = queries.get_job(connection, job_id)
-            ahead_count = queries.jobs_ahead(connection, job) if job.state is State.AVAILABLE else 0
-            running_ids = queries.running_ids(connection, job.queue)
-        return explain(
-            job,
-            view,
-            self.plugins,
-            ahead_count=ahead_count,
-            running_ids=running_ids,
-            worker_command=self.worker_command(job.queue),
-        )
+            beside = surroundings(connection, job, view)
+        return explain(job, view, self.plugins, beside, worker_command=self.worker_command(job.queue))
+
+    def expected_ends(self) -> dict[str, datetime]:
+        """Say when what waits in each queue is expected to be done: {queue: datetime}; those not known are left out."""
+        view = self.view()
+        largest_bytes = largest_budget(self.agreed_settings())
+        ends = {}
+        with self.store.snapshot() as connection:
+            for name in view.queues:
+                last = queries.last_waiting(connection, name, largest_bytes=largest_bytes)
+                if last is not None:
+                    beside = surroundings(connection, last, view)
+                    expected = explain(last, view, self.plugins, beside, worker_command="").expected
+                    if expected is not None and expected.finish_at is not None:
+                        ends[name] = expected.finish_at
+        return ends
 
     def workers(self) -> list[WorkerInfo]:
         """List the workers that live."""
@@ -265,6 +272,7 @@ class GPUQueue:
     acounts = twin(counts)
     aholds = twin(holds)
     aexplain = twin(explain)
+    aexpected_ends = twin(expected_ends)
     aworkers = twin(workers)
 
     # --- what it knows ---

@@ -9,7 +9,8 @@ import sqlite3
 from dataclasses import replace
 from datetime import datetime
 
-from gpuqueue.domain import Backend, DeviceView, QueueSettings, QueueView, View, WorkerInfo
+from gpuqueue.domain import WAITING, Backend, DeviceView, Job, QueueSettings, QueueView, Surroundings, View, WorkerInfo
+from gpuqueue.policies.preemption import yielded_to
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, estimates, queries
 from gpuqueue.store.life import proven_dead
@@ -71,6 +72,21 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
         workers=workers,
         estimates=estimates.read(connection),
     )
+
+
+def surroundings(connection: sqlite3.Connection, job: Job, view: View) -> Surroundings:
+    """Read what stands beside a waiting job: what comes first in its queue, in those that its queue yields to, on its devices."""
+    if job.state not in WAITING:
+        return Surroundings()
+    queue = view.queues[job.queue].settings
+    first = yielded_to(queue, view)
+    largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
+    ahead = [work for name in sorted(first) for work in queries.work_ahead(connection, name, None, largest_bytes=largest_bytes)]
+    beside = [name for name, item in view.queues.items() if queue.gpu and item.settings.gpu and name not in (job.queue, *first)]
+    for name in (job.queue, *beside):
+        if job.queue not in yielded_to(view.queues[name].settings, view):
+            ahead += queries.work_ahead(connection, name, job, largest_bytes=largest_bytes)
+    return Surroundings(tuple(ahead), tuple(queries.running_jobs(connection, job.queue)))
 
 
 def live_workers(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerInfo]:

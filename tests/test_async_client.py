@@ -39,6 +39,7 @@ BLOCKING = {
         "counts",
         "holds",
         "explain",
+        "expected_ends",
         "workers",
         "retry_failed",
         "cancel_all",

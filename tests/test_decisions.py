@@ -8,7 +8,21 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.decisions import decide_demand, decide_holds, explain, order, place, yielding_order
-from gpuqueue.domain import Demand, DeviceView, Hold, JobErrorRecord, Pause, Placement, QueueSettings, QueueView, State, Wait
+from gpuqueue.domain import (
+    Demand,
+    DeviceView,
+    Hold,
+    JobErrorRecord,
+    Pause,
+    Placement,
+    QueueSettings,
+    QueueView,
+    RunningJob,
+    State,
+    Surroundings,
+    Wait,
+    Work,
+)
 from gpuqueue.errors import ConfigurationError
 from gpuqueue.hookspecs import hookimpl
 from gpuqueue.plugin_manager import PluginFailed, Plugins
@@ -55,7 +69,9 @@ BROKEN = Answers(RuntimeError("oops"))
 
 
 def explained(job, view, *others, ahead_count=0):
-    return explain(job, view, plugins(*others), ahead_count=ahead_count, running_ids=[7], worker_command="gpuqueue worker")
+    ahead = (Work(job.queue, job.task, "", ahead_count),) if ahead_count else ()
+    beside = Surroundings(ahead, (RunningJob(7, job.task, NOW),))
+    return explain(job, view, plugins(*others), beside, worker_command="gpuqueue worker")
 
 
 def test_a_queue_may_start_jobs_when_nothing_holds_it():
@@ -166,9 +182,9 @@ def test_a_waiting_job_is_told_every_reason():
         QueueView(BATCH, running_count=1, served=False),
         devices=(DeviceView(GPU0, reservations=(reservation(),)),),
     )
-    found = explained(job(), busy, ahead_count=100)
+    found = explained(job(), busy, ahead_count=10_000)
     assert [hold.reason for hold in found.reasons] == ["no_worker", "yielding", "concurrency", "device_busy", "behind"]
-    assert "at least 100 jobs of ai-batch come first" in str(found)
+    assert "at least 10000 jobs of ai-batch come first" in str(found)
     assert found.advice == "start a worker: gpuqueue worker"
 
 

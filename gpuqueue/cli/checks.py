@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gpuqueue.cli.database import file_version
-from gpuqueue.cli.rendering import clock
 from gpuqueue.cli.session import Session
 from gpuqueue.cli.shapes import shown_url
 from gpuqueue.config import Config
 from gpuqueue.domain import BackendSettings, State
 from gpuqueue.errors import ConfigurationError, ExecutionError, GPUQueueError
 from gpuqueue.initial_config import local_timezone
+from gpuqueue.moments import clock
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import settings_difference, shared_settings
 from gpuqueue.store import migrate, queries

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import click
 
 from gpuqueue.cli.completion import job_to_show, queue_names, state_names
-from gpuqueue.cli.rendering import clock, iso, note, print_json, print_table, say, since, state_style, until
+from gpuqueue.cli.rendering import iso, note, print_json, print_table, say, state_style
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import attempt_shape, explanation_shape, job_shape
+from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
 from gpuqueue.domain import FINISHED, Explanation, Job, State
+from gpuqueue.moments import clock, since
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 from gpuqueue.units import format_duration, format_size
@@ -40,7 +42,8 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
     """List jobs, the newest first.
 
     \b
-    Keys: jobs: [as `job --json`, without result, output and attempts],
+    Keys: jobs: [as `job --json`, without result, output, position,
+      expected_start, expected_finish and attempts],
       next_after (null: there are no more).
     """
     gq = session.existing_queue()
@@ -98,6 +101,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
       error: {code, message, traceback} or null,
       result (whole; null when there is none),
       output (text of the latest attempt),
+      position, expected_start, expected_finish (null: not known),
       attempts (those that did not complete): [{attempt, lease, outcome,
         started_at, finished_at, worker, device,
         error: {code, message, traceback} or null}].
@@ -133,7 +137,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
     if shape["output"]:
         _show_text("output", shape["output"], whole=all_result)
     if job.state not in FINISHED:
-        show_explanation(session, gq.explain(job_id), job.queue, now)
+        show_explanation(session, gq.explain(job_id), job.queue)
 
 
 def _worded_progress(job: Job) -> str:
@@ -154,6 +158,7 @@ def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
         **job_shape(job),
         "result": None if ending.result is None else json.loads(ending.result),
         "output": "".join(text for _, lease, text in chunks if lease == latest),
+        **expectation_shape(gq.explain(job_id).expected),
         "attempts": [attempt_shape(attempt) for attempt in attempts],
     }
 
@@ -198,8 +203,9 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
     """Say why a job is where it is: every reason, until when, and what to do.
 
     \b
-    Keys: job_id, state, summary, reasons: [{reason, detail, until}],
-      advice (null: none).
+    Keys: job_id, state, at, summary, reasons: [{reason, detail, until}],
+      position, expected_start, expected_finish (null: not known),
+      advice (null: none), text (all of it, as it is printed).
     """
     gq = session.existing_queue()
     explanation = gq.explain(job_id)
@@ -207,13 +213,12 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
     if as_json:
         print_json(explanation_shape(explanation, session.advice(explanation, queue)))
         return
-    show_explanation(session, explanation, queue, gq.now())
+    show_explanation(session, explanation, queue)
 
 
-def show_explanation(session: Session, explanation: Explanation, queue: str, now: datetime, *, err: bool = False) -> None:
-    """Print an explanation with its times in this machine's zone."""
-    say(f"job {explanation.job_id}: {explanation.summary}", err=err)
-    for hold in explanation.reasons:
-        say(f"  - {hold.detail}{until(hold.until, now=now)}", err=err)
+def show_explanation(session: Session, explanation: Explanation, queue: str, *, err: bool = False) -> None:
+    """Print an explanation; its advice as a command for this database, on one line that can be copied."""
+    for line in replace(explanation, advice="").lines():
+        say(line, err=err)
     if explanation.advice:
         click.echo(f"  → {session.advice(explanation, queue)}", err=err)

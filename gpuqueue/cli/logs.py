@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from gpuqueue.cli.jobs import job_id_argument, show_explanation
-from gpuqueue.cli.rendering import clock, iso, note, say
+from gpuqueue.cli.rendering import iso, note, say
 from gpuqueue.cli.session import Session, pass_session
 from gpuqueue.cli.submit import INTERRUPTED, NoRepetition
 from gpuqueue.domain import FINISHED, WAITING, Job, LogLine, State
 from gpuqueue.handle import JobHandle
+from gpuqueue.moments import clock
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 
@@ -89,7 +90,7 @@ def _follow(session: Session, gq: GPUQueue, handle: JobHandle, story: _Story, as
             if job.state in WAITING and (job.state, job.lease) != told:
                 explanation = handle.explain()
                 quiet.tell(explanation)
-                show_explanation(session, explanation, job.queue, gq.now(), err=True)
+                show_explanation(session, explanation, job.queue, err=True)
             told = (job.state, job.lease)
     note(f"job {handle.id} is {handle.state}")
 

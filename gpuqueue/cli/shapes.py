@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from gpuqueue.cli.rendering import iso
-from gpuqueue.domain import Backend, DeviceView, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
+from gpuqueue.domain import Backend, DeviceView, Expectation, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
+from gpuqueue.estimates import left_s
 from gpuqueue.store.integrity import Finding
 
-__all__ = ["attempt_shape", "device_shape", "explanation_shape", "finding_shape", "job_shape", "shown_url", "status_shape"]
+__all__ = [
+    "attempt_shape",
+    "device_shape",
+    "expectation_shape",
+    "explanation_shape",
+    "finding_shape",
+    "job_shape",
+    "shown_url",
+    "status_shape",
+]
 
 
 def job_shape(job: Job) -> dict[str, Any]:
@@ -69,14 +81,30 @@ def explanation_shape(explanation: Explanation, advice: str) -> dict[str, Any]:
     return {
         "job_id": explanation.job_id,
         "state": str(explanation.state),
+        "at": iso(explanation.at),
         "summary": explanation.summary,
         "reasons": [hold_shape(hold) for hold in explanation.reasons],
+        **expectation_shape(explanation.expected),
         "advice": advice or None,
+        "text": str(replace(explanation, advice=advice)),
+    }
+
+
+def expectation_shape(expected: Expectation | None) -> dict[str, Any]:
+    return {
+        "position": expected.position if expected else None,
+        "expected_start": iso(expected.start_at) if expected else None,
+        "expected_finish": iso(expected.finish_at) if expected else None,
     }
 
 
 def status_shape(
-    view: View, *, database: str, counts: Mapping[str, Mapping[str, int]], holds: Mapping[str, Sequence[Hold]]
+    view: View,
+    *,
+    database: str,
+    counts: Mapping[str, Mapping[str, int]],
+    holds: Mapping[str, Sequence[Hold]],
+    expected_ends: Mapping[str, datetime],
 ) -> dict[str, Any]:
     return {
         "at": iso(view.now),
@@ -90,11 +118,12 @@ def status_shape(
                 "counts": {str(state): counts.get(name, {}).get(state, 0) for state in State},
                 "paused": pause_shape(queue.paused),
                 "holds": [hold_shape(hold) for hold in holds.get(name, ())],
+                "expected_end": iso(expected_ends.get(name)),
             }
             for name, queue in view.queues.items()
         ],
         "workers": [worker_shape(worker) for worker in view.workers],
-        "devices": [device_shape(device) for device in view.devices.values()],
+        "devices": [device_shape(device, view) for device in view.devices.values()],
         "backends": [backend_shape(backend) for backend in view.backends.values()],
     }
 
@@ -116,7 +145,7 @@ def worker_shape(worker: WorkerInfo) -> dict[str, Any]:
     }
 
 
-def device_shape(device: DeviceView) -> dict[str, Any]:
+def device_shape(device: DeviceView, view: View) -> dict[str, Any]:
     settings = device.settings
     reading = device.reading
     return {
@@ -139,6 +168,7 @@ def device_shape(device: DeviceView) -> dict[str, Any]:
                 "reserved_bytes": item.reserved_bytes,
                 "running": item.running,
                 "worker": item.worker_id,
+                "expected_rest_s": left_s(view.estimates, item, view.now) if item.running else None,
             }
             for item in device.reservations
         ],

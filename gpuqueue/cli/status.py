@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 import click
 
-from gpuqueue.cli.rendering import clock, in_terminal, iso, print_json, print_table, say, since, terminal_width, until
+from gpuqueue.cli.rendering import in_terminal, iso, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, shown_url, status_shape
 from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Backend, DeviceView, Hold, State, View
+from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, State, View
 from gpuqueue.errors import UsageError
+from gpuqueue.estimates import left_s
+from gpuqueue.moments import clock, since, until
 from gpuqueue.queue import GPUQueue
 from gpuqueue.units import format_duration, format_size
 
@@ -31,7 +34,8 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
     Keys: at, database,
       queues: [{name, gpu, concurrency, served, counts: {STATE: number},
         paused: {by, reason, at, until} or null,
-        holds: [{reason, detail, until}]}],
+        holds: [{reason, detail, until}],
+        expected_end (of what waits now; null: not known)}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
       devices: [{name, budget_bytes, margin_bytes, max_models, slots,
         keep_warm_s, reserved_bytes,
@@ -39,7 +43,7 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
           temperature_c, power_w, lost} or null,
         residents: [{model, size_bytes, vram_bytes}],
         reservations: [{job_id, queue, model, reserved_bytes, running,
-          worker}]}],
+          worker, expected_rest_s (null: not known)}]}],
       backends: [{name, url, available (null: not asked yet), checked_at,
         away_since, retry_at, error}].
     Datetimes are ISO 8601 in UTC, sizes are bytes.
@@ -62,11 +66,12 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     view, counts = gq.view(), gq.counts()
     holds = known_holds(view, gq.plugins)
     if as_json:
-        print_json(status_shape(view, database=str(gq.database), counts=counts, holds=holds))
+        print_json(status_shape(view, database=str(gq.database), counts=counts, holds=holds, expected_ends=gq.expected_ends()))
         return
     click.echo(f"database: {gq.database}")
     _show_queues(counts, sorted(view.queues))
     _show_holds(session, view, counts, holds)
+    _show_expected(gq.expected_ends(), view)
     click.echo(_heading("Workers"))
     for worker in view.workers:
         serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
@@ -123,6 +128,14 @@ def _show_holds(
                 say(line)
 
 
+def _show_expected(ends: Mapping[str, datetime], view: View) -> None:
+    if ends:
+        click.echo(_heading("Expected"))
+    for name, moment in ends.items():
+        left = format_duration(max(1, round((moment - view.now).total_seconds())))
+        say(f"  {name}: what waits now is done at {clock(moment, now=view.now)} ({left} from now)")
+
+
 def show_device(device: DeviceView, view: View) -> None:
     """Print one card: its memory, what is loaded and who has reserved."""
     settings, reading = device.settings, device.reading
@@ -153,7 +166,14 @@ def show_device(device: DeviceView, view: View) -> None:
     for item in device.reservations:
         what = "runs" if item.running else "has ended; its memory is being given back"
         model = f" with {item.model}" if item.model else ""
-        say(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved")
+        say(
+            f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved{_rest(item, view)}"
+        )
+
+
+def _rest(item: Reservation, view: View) -> str:
+    rest_s = left_s(view.estimates, item, view.now) if item.running else None
+    return "" if rest_s is None else f", done in about {format_duration(max(1, round(rest_s)))}"
 
 
 def _availability(backend: Backend, view: View) -> str:
@@ -182,7 +202,7 @@ def gpu(session: Session, as_json: bool) -> None:
           temperature_c, power_w, lost} or null,
         residents: [{model, size_bytes, vram_bytes}],
         reservations: [{job_id, queue, model, reserved_bytes, running,
-          worker}],
+          worker, expected_rest_s (null: not known)}],
         read_here (else a worker published the reading)}].
     Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
     """
@@ -197,7 +217,7 @@ def gpu(session: Session, as_json: bool) -> None:
         shown = replace(device, reading=here.read()) if is_here else device
         if isinstance(here, NvmlDevice):
             here.close()
-        shapes.append({**device_shape(shown), "read_here": is_here})
+        shapes.append({**device_shape(shown, view), "read_here": is_here})
         if not as_json:
             show_device(shown, replace(view, now=gq.now()))
             over = _over_budget(shown)

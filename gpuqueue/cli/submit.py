@@ -81,7 +81,8 @@ def submit(
     --wait or --follow: 0 when it completed, 1 when it did not, 130 after Ctrl-C.
 
     \b
-    Keys: job: {as `job --json`, without result, output and attempts},
+    Keys: job: {as `job --json`, without result, output, position,
+      expected_start, expected_finish and attempts},
       explanation: {as `explain --json`}.
     Keys with --wait: as `job --json`.
     Keys with --follow, one object a line: text, lease.
@@ -120,7 +121,7 @@ def submit(
         else:
             click.echo(handle.id)
         if explanation.reasons:
-            show_explanation(session, explanation, queue, gq.now(), err=True)
+            show_explanation(session, explanation, queue, err=True)
         if not (follow or wait):
             return 0
         with NoRepetition() as quiet:
@@ -147,7 +148,7 @@ def _stay(session: Session, gq: GPUQueue, handle: JobHandle, *, follow: bool, ti
             note(f"  all of it: {session.command('job', handle.id)}")
         return 1
     except TimeoutError:
-        show_explanation(session, handle.explain(), handle.queue, gq.now(), err=True)
+        show_explanation(session, handle.explain(), handle.queue, err=True)
         error_line(
             f"job {handle.id} has not ended within {timeout_s:g} s; it goes on. Cancel it: {session.command('cancel', handle.id)}"
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,14 +26,17 @@ from gpuqueue.domain import (
     QueueSettings,
     Reading,
     Resident,
+    RunningJob,
     State,
+    Work,
     WorkerInfo,
 )
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
-from gpuqueue.units import from_us
+from gpuqueue.units import from_us, to_us
 
+FAR = 10_000  # the jobs before one are counted up to here
 MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
 RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
 
@@ -310,20 +315,49 @@ def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_
     return running, waiting
 
 
-def jobs_ahead(connection: sqlite3.Connection, job: Job) -> int:
-    """Count the available jobs of the same queue that come before this one, up to MANY."""
-    count: int = connection.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? "
-        "AND (priority > ? OR (priority = ? AND (scheduled_at, id) < (SELECT scheduled_at, id FROM jobs WHERE id = ?))) LIMIT ?)",
-        (job.queue, job.priority, job.priority, job.id, MANY),
-    ).fetchone()[0]
-    return count
+# In the order of the claim index: those of a higher priority, then those of the same that came earlier.
+_OF_CLASS = "state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ?"
+FIRST_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority > ? LIMIT ?"
+EARLIER_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority = ? AND (scheduled_at, id) < (?, ?) LIMIT ?"
+LAST_WAITING = (
+    f"SELECT priority, scheduled_at, id FROM jobs WHERE {_OF_CLASS} ORDER BY priority, scheduled_at DESC, id DESC LIMIT 1"
+)
 
 
-def running_ids(connection: sqlite3.Connection, queue: str, *, limit: int = 5) -> list[int]:
-    return [
-        row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, limit))
+def work_ahead(connection: sqlite3.Connection, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
+    """Return a queue's available jobs that come before a job of this or another queue, or all; of at most FAR jobs.
+
+    Left out is what no device could take.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for model, size in classes(connection, queue, largest_bytes=largest_bytes):
+        if before is None:
+            asked: list[tuple[str, tuple[Any, ...]]] = [(FIRST_AHEAD, (-sys.maxsize,))]
+        else:
+            earlier = (before.priority, to_us(before.scheduled_at), before.id)
+            asked = [(FIRST_AHEAD, (before.priority,)), (EARLIER_AHEAD, earlier)]
+        for statement, values in asked:
+            rows = connection.execute(statement, (queue, model, size, *values, FAR - found.total()))
+            found.update((task, model) for (task,) in rows)
+    return [Work(queue, task, model, count) for (task, model), count in found.items()]
+
+
+def last_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:
+    """Return the available job of a queue that comes last, None when none waits that a device could take."""
+    last = [
+        connection.execute(LAST_WAITING, (queue, model, size)).fetchone()
+        for model, size in classes(connection, queue, largest_bytes=largest_bytes)
     ]
+    found = max(((-priority, at, job_id) for priority, at, job_id in filter(None, last)), default=None)
+    return None if found is None else get_job(connection, found[2])
+
+
+def running_jobs(connection: sqlite3.Connection, queue: str) -> list[RunningJob]:
+    """Return running jobs of a queue, at most MANY."""
+    rows = connection.execute(
+        "SELECT id, task, started_at FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, MANY)
+    )
+    return [RunningJob(job_id, task, None if at is None else from_us(at)) for job_id, task, at in rows]
 
 
 def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from gpuqueue.decisions import explain
 from gpuqueue.domain import WAITING, Explanation, Job, State, View
 from gpuqueue.queue import GPUQueue
-from gpuqueue.store import queries
+from gpuqueue.view import surroundings
 from gpuqueue.worker import Worker
 
 __all__ = ["JobsStuck", "run_until_idle"]
@@ -90,16 +90,9 @@ def _explained(gq: GPUQueue, served: tuple[str, ...] | None, states: Iterable[St
     explanations = {}
     for job in jobs:
         with gq.store.snapshot() as connection:
-            ahead_count = queries.jobs_ahead(connection, job) if job.state is State.AVAILABLE else 0
-            running_ids = queries.running_ids(connection, job.queue)
-        explanations[job.id] = explain(
-            job,
-            view,
-            gq.plugins,
-            ahead_count=ahead_count,
-            running_ids=running_ids,
-            worker_command=f"run_until_idle(…, queues=[{job.queue!r}])",
-        )
+            beside = surroundings(connection, job, view)
+        command = f"run_until_idle(…, queues=[{job.queue!r}])"
+        explanations[job.id] = explain(job, view, gq.plugins, beside, worker_command=command)
     return jobs, explanations
 
 

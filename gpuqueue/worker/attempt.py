@@ -34,7 +34,8 @@ class Attempt:
     def __init__(self, lease: Lease, output: Output) -> None:
         self.lease = lease
         self.partial: PartialOutput | None = None
-        self.deadline_s = None if lease.timeout_s is None else time.monotonic() + lease.timeout_s
+        self.began_s = time.monotonic()
+        self.deadline_s = None if lease.timeout_s is None else self.began_s + lease.timeout_s
         self.interruption: Interruption | None = None
         self.interrupted_at_s = 0.0
         self._closed = False

@@ -22,6 +22,7 @@ from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
 from gpuqueue.units import to_us
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.output import Output
 
 ABANDON_S = 2.0
@@ -47,6 +48,7 @@ class Attempts:
         judge: Judge,
         output: Output,
         event_loop: EventLoop,
+        lessons: Lessons,
         *,
         worker_id: str,
         now: Callable[[], datetime],
@@ -56,6 +58,7 @@ class Attempts:
         self._judge = judge
         self._output = output
         self._event_loop = event_loop
+        self._lessons = lessons
         self._worker_id = worker_id
         self._now = now
         self._running: dict[tuple[int, int], Attempt] = {}
@@ -103,6 +106,8 @@ class Attempts:
         lease = attempt.lease
         self._running.pop((lease.job_id, lease.lease), None)
         self._output.flush(lease)
+        if isinstance(outcome, Completed) and lease.placement is None:
+            self._lessons.of_run(lease, time.monotonic() - attempt.began_s)
         _tell(outcome)
         return Ending(outcome, value, error)
 

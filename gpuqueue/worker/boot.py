@@ -140,7 +140,7 @@ def boot(
         now=gq.now,
         max_payload_bytes=gq.config.max_payload_bytes,
     )
-    attempts = Attempts(store, executors, judge, output, event_loop, worker_id=worker_id, now=gq.now)
+    attempts = Attempts(store, executors, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now)
     dispatcher = Dispatcher(
         store,
         plugins,

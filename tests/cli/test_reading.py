@@ -101,7 +101,10 @@ def test_explain_gives_every_reason_and_what_to_do(configured: Path, run: Run) -
     assert "paused at all times" in ran.out
     assert "start a worker: gpuqueue" in ran.out
     found = json.loads(run("explain", 1, "--json").out)
-    assert list(found) == ["job_id", "state", "summary", "reasons", "advice"]
+    assert list(found) == [
+        *("job_id", "state", "at", "summary", "reasons", "position", "expected_start", "expected_finish", "advice", "text")
+    ]
+    assert found["text"] == ran.out.rstrip()
     assert {reason["reason"] for reason in found["reasons"]} == {"no_worker", "window"}
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
-        *("errors", "domain", "models", "units", "backoff", "verdicts", "windows", "rates", "settings", "estimates"),
+        *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates", "settings", "estimates"),
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3 policies
     ("policies",),
     # 4 deciding
-    ("view", "decisions"),
+    ("view", "expectations", "decisions"),
     # 5 client
     ("twins", "options", "tasks", "declarations", "callers_transaction", "enqueueing", "model_tasks", "handle", "queue"),
     # 6 running

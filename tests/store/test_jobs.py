@@ -330,9 +330,17 @@ def test_the_jobs_ahead_are_those_that_the_claim_takes_first(rows: Rows) -> None
     rows.enqueue("mail", priority=9)
     with rows.store.reading() as connection:
         ahead = {
-            job_id: queries.jobs_ahead(connection, queries.get_job(connection, job_id)) for job_id in (urgent, first, second)
+            job_id: [
+                work.count
+                for work in queries.work_ahead(connection, "work", queries.get_job(connection, job_id), largest_bytes=0)
+            ]
+            for job_id in (urgent, first, second)
         }
-    assert ahead == {urgent: 0, first: 1, second: 2}
+        every = queries.work_ahead(connection, "work", None, largest_bytes=0)
+        last = queries.last_waiting(connection, "work", largest_bytes=0)
+    assert ahead == {urgent: [], first: [1], second: [2]}
+    assert [work.count for work in every] == [3]
+    assert last is not None and last.id == second
 
 
 def test_a_job_that_never_existed_is_unknown(store: Store) -> None:

@@ -35,6 +35,9 @@ STATEMENTS = {
     outcomes.RESERVATIONS: "jobs_reserved",
     outcomes.RUNNING_OF: "jobs_running",
     queries.RESULT: "key",
+    queries.FIRST_AHEAD: "jobs_claim",
+    queries.EARLIER_AHEAD: "jobs_claim",
+    queries.LAST_WAITING: "jobs_claim",
 }
 
 
@@ -174,7 +177,13 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
         queries.stop_requests(seen, "w")  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["ai"], largest_bytes=10**10)  # type: ignore[arg-type]
         queries.queue_load(seen, filled.queues["work"], largest_bytes=0)  # type: ignore[arg-type]
-        queries.running_ids(seen, "work")  # type: ignore[arg-type]
+        queries.running_jobs(seen, "work")  # type: ignore[arg-type]
+        queries.last_waiting(seen, "work", largest_bytes=0)  # type: ignore[arg-type]
+        queries.last_waiting(seen, "ai", largest_bytes=10**10)  # type: ignore[arg-type]
+        for queue in ("work", "ai"):
+            waiting = queries.last_waiting(connection, queue, largest_bytes=10**10)
+            queries.work_ahead(seen, queue, waiting, largest_bytes=10**10)  # type: ignore[arg-type]
+            queries.work_ahead(seen, queue, None, largest_bytes=10**10)  # type: ignore[arg-type]
         queries.unfinished_ids(seen, "work")  # type: ignore[arg-type]
         queries.discarded_ids(seen, "work")  # type: ignore[arg-type]
         queries.discarded_ids(seen, None)  # type: ignore[arg-type]

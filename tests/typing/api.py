@@ -240,6 +240,7 @@ def control() -> None:
     assert_type(gq.counts(), dict[str, dict[str, int]])
     assert_type(gq.holds(), dict[str, list[Hold]])
     assert_type(gq.explain(3).reasons, tuple[Hold, ...])
+    assert_type(gq.expected_ends(), dict[str, datetime])
     assert_type(gq.workers(), list[WorkerInfo])
     assert_type(gq.tasks, Mapping[str, Task[..., Any]])
     gq.close()
@@ -262,6 +263,7 @@ async def control_async() -> None:
     assert_type(await gq.acounts(), dict[str, dict[str, int]])
     assert_type(await gq.aholds(), dict[str, list[Hold]])
     assert_type(await gq.aexplain(3), Explanation)
+    assert_type(await gq.aexpected_ends(), dict[str, datetime])
     assert_type(await gq.aworkers(), list[WorkerInfo])
 
 
