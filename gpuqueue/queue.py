@@ -23,10 +23,11 @@ from gpuqueue.model_tasks import OllamaTasks
 from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
+from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
 from gpuqueue.tasks import Signature, Task, TaskSettings
-from gpuqueue.twins import twin
+from gpuqueue.twins import in_thread, twin
 from gpuqueue.units import Duration, from_us, parse_duration
 from gpuqueue.view import largest_budget, live_workers, read_view, serves, surroundings
 
@@ -163,11 +164,31 @@ class GPUQueue:
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
-        return JobHandle(self, self._enqueuer.enqueue(task, arguments, options))
+        handle = JobHandle(self, self._enqueuer.enqueue(task, arguments, options))
+        if self._may_refuse(options):
+            self._refuse_if_held(handle.id, options)
+        return handle
 
     async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """The async twin of `submit`."""
-        return JobHandle(self, await self._enqueuer.aenqueue(task, arguments, options))
+        handle = JobHandle(self, await self._enqueuer.aenqueue(task, arguments, options))
+        if self._may_refuse(options):
+            await in_thread(self._refuse_if_held, handle.id, options)
+        return handle
+
+    def _may_refuse(self, options: JobOptions) -> bool:
+        settings = self._declared.queues.get(options.queue or DEFAULT_QUEUE)
+        return options.connection is None and settings is not None and settings.when_unavailable == "reject"
+
+    def _refuse_if_held(self, job_id: int, options: JobOptions) -> None:
+        """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
+        queue = options.queue or DEFAULT_QUEUE
+        with self.store.reading() as connection:
+            away = {name for name, row in queries.backends(connection).items() if not row.available}
+        if self.queue_settings(queue).backend not in away:
+            return
+        if any(hold.refuse for hold in known_holds(self.view(), self.plugins).get(queue, ())):
+            self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
 
     # --- finding and controlling ---
 

@@ -17,6 +17,8 @@ from gpuqueue.store.life import proven_dead
 from gpuqueue.store.outcomes import reservations
 from gpuqueue.units import to_us
 
+STALE_S = 30.0  # after the moment at which a backend that is away was to be asked again
+
 
 def largest_budget(settings: SharedSettings) -> int:
     """Return the largest budget of any device in bytes, 0 without a device."""
@@ -62,7 +64,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
     backends = {}
     for backend in settings.backends:
         row = asked.get(backend.name) or Backend(backend.name, "", True, 0, None, None, None, "")
-        backends[backend.name] = replace(row, url=backend.url)
+        backends[backend.name] = replace(_unless_stale(row, now), url=backend.url)
     return View(
         now=now,
         queues=queues,
@@ -72,6 +74,13 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
         workers=workers,
         estimates=estimates.read(connection),
     )
+
+
+def _unless_stale(row: Backend, now: datetime) -> Backend:
+    """Forget that a backend was away when nobody has asked it for long, no worker being there: it may be back."""
+    if row.available or row.retry_at is None or (now - row.retry_at).total_seconds() <= STALE_S:
+        return row
+    return Backend(row.name, "", True, row.failures, None, None, None, "")
 
 
 def surroundings(connection: sqlite3.Connection, job: Job, view: View) -> Surroundings:

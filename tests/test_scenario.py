@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import timedelta
 
 import pytest
+import time_machine
 
 from gpuqueue import ConfigurationError, JobCancelled, JobFailed, ServiceUnavailable, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
@@ -205,6 +207,20 @@ def test_the_callers_of_realtime_hear_at_once_that_the_service_is_away(ai, start
     assert time.monotonic() - began_s < 10
     with pytest.raises(ServiceUnavailable, match=REFUSED):
         ai.realtime().result(timeout_s=20)
+
+
+def test_a_job_is_refused_as_it_is_stored_when_the_service_is_known_to_be_away(ai, start_worker, until):
+    ai.ollama.go_away()
+    worker = start_worker(ai.gq)
+    until(lambda: reasons(ai.gq, "ai-realtime") == ["unavailable"])
+    worker.stop()
+    assert ai.realtime().refresh().error.code == "unavailable", "no worker had to look at it"
+    with pytest.raises(ServiceUnavailable, match=REFUSED):
+        asyncio.run(ai.gq.ollama.agenerate(GEMMA, prompt="x", queue="ai-realtime")).result()
+    assert ai.batch().refresh().state == "available", "batch waits for it"
+    with time_machine.travel(ai.gq.now() + timedelta(minutes=10)):
+        assert ai.realtime().refresh().state == "available", "nobody has asked for long; it may be back"
+        assert reasons(ai.gq, "ai-realtime") == []
 
 
 def test_a_thousand_waiting_realtime_jobs_are_refused_together(ai, start_worker, until):
