@@ -318,6 +318,7 @@ class Backend:
     retry_at: datetime | None  # when it is asked next
     checked_at: datetime | None
     error: str
+    models: Mapping[str, int] | None = None  # those on its disk, with their bytes there; None is not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,18 @@ class OllamaClient:
             Resident(str(item.get("name", "")), int(item.get("size") or 0), int(item.get("size_vram") or 0)) for item in found
         )
 
-    def models(self, timeout_s: float = QUERY_S) -> list[str]:
-        """List the names, with tags, of the models that Ollama has on its disk."""
-        return [str(item.get("name", "")) for item in self._listed("/api/tags", timeout_s)]
+    def models(self, timeout_s: float = QUERY_S) -> dict[str, int]:
+        """List the models that Ollama has on its disk: {name with its tag: bytes there}."""
+        return {str(item.get("name", "")): int(item.get("size") or 0) for item in self._listed("/api/tags", timeout_s)}
+
+    def description(self, model: str, timeout_s: float = QUERY_S) -> dict[str, Any]:
+        """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown one."""
+        response = self._query("POST", "/api/show", timeout_s=timeout_s, body={"model": model})
+        if response.status_code != 200:
+            raise self._refusal(response.status_code, response.text, model)
+        with suppress(ValueError, AttributeError):
+            return dict(response.json().get("model_info") or {})
+        raise self._unavailable("answered POST /api/show with something else than a model, so it is not an Ollama; check the url")
 
     def unload(self, model: str, timeout_s: float = QUERY_S) -> None:
         """Ask Ollama to unload a model; it answers at once and unloads later, when the model's requests have ended."""

@@ -258,6 +258,14 @@ def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
     connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
 
 
+def forget_demands_of(connection: sqlite3.Connection, model: str) -> None:
+    """The same for the available jobs of a model, after its size became known."""
+    connection.execute(
+        f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND demand_model = ?",
+        (model,),
+    )
+
+
 def forget_demands(connection: sqlite3.Connection) -> None:
     """Put all unfinished jobs back into the class 'not known yet', after the settings that size them changed."""
     connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class > 0 AND ({_WAITING} OR state = 'running')")

@@ -247,7 +247,7 @@ def noted_reasons(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
 
 def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
     """Return the state of each backend that was ever asked; its url is for the caller to add."""
-    rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error FROM backends")
+    rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error, models FROM backends")
     return {
         name: Backend(
             name=name,
@@ -258,8 +258,9 @@ def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
             retry_at=None if retry_at is None else from_us(retry_at),
             checked_at=None if checked_at is None else from_us(checked_at),
             error=error or "",
+            models=None if models is None else json.loads(models),
         )
-        for name, available, failures, since, retry_at, checked_at, error in rows
+        for name, available, failures, since, retry_at, checked_at, error, models in rows
     }
 
 

@@ -300,6 +300,11 @@ class Store:
         """Let a waiting job be sized again."""
         self.write(lambda connection: jobs.forget_demand(connection, job_id))
 
+    def forget_demands_of(self, model: str) -> None:
+        """Let the waiting jobs of a model be sized again."""
+        self.write(lambda connection: jobs.forget_demands_of(connection, model))
+        self.bell.ring_workers()
+
     # --- workers ---
 
     def accept_configuration(
@@ -393,6 +398,10 @@ class Store:
         if was_open:
             self.bell.ring_workers()
         return was_open
+
+    def note_models(self, backend: str, models: Mapping[str, int]) -> None:
+        """Write which models a backend has on its disk: {name: bytes}."""
+        self.write(lambda connection: workers.note_models(connection, backend, models))
 
     def publish_reading(
         self, device: str, *, reading: Reading | None, residents: tuple[Resident, ...] | None, now_us: int

@@ -199,6 +199,7 @@ backends = Table(
     Column("retry_at", Integer),
     Column("checked_at", Integer),
     Column("error", Text),
+    Column("models", Text),  # JSON: {name: bytes on its disk}
 )
 
 events = Table(

@@ -165,6 +165,14 @@ def backend_answered(connection: sqlite3.Connection, name: str, *, worked: bool,
     return was_open
 
 
+def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, int]) -> None:
+    """Write which models a backend has on its disk."""
+    connection.execute(
+        "INSERT INTO backends (name, models) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET models = excluded.models",
+        (name, json.dumps(models, sort_keys=True)),
+    )
+
+
 def publish_reading(
     connection: sqlite3.Connection, device: str, reading: Reading | None, residents: tuple[Resident, ...] | None, *, now_us: int
 ) -> None:

@@ -38,6 +38,7 @@ from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.heartbeat import Heartbeat
 from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.maintenance import Maintenance
+from gpuqueue.worker.models_seen import ModelsSeen
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.threads import Threads
 
@@ -173,6 +174,7 @@ def boot(
         devices,
         device_jobs,
         backends,
+        ModelsSeen(store, settings, now=gq.now),
         children,
         lessons,
         worker_id=worker_id,

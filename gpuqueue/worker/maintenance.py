@@ -22,6 +22,7 @@ from gpuqueue.units import format_size, to_us
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
 from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.models_seen import ModelsSeen
 
 EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0
@@ -44,6 +45,7 @@ class Maintenance:
         devices: Mapping[str, CachedDevice],
         device_jobs: DeviceJobs,
         backends: Backends,
+        models_seen: ModelsSeen,
         children: Children,
         lessons: Lessons,
         *,
@@ -58,6 +60,7 @@ class Maintenance:
         self._devices = devices
         self._device_jobs = device_jobs
         self._backends = backends
+        self._models_seen = models_seen
         self._children = children
         self._lessons = lessons
         self._worker_id = worker_id
@@ -111,6 +114,9 @@ class Maintenance:
             self.rescue,
             self._backends.probe,
             self.read_devices,
+            self._models_seen.list_models,
+            self._models_seen.look_at_loaded,
+            self._models_seen.size_unknown,
             self.deliver_events,
             self._children.tidy,
             self._lessons.tell,

@@ -24,6 +24,7 @@ def upgrade():
     op.add_column("queues", sa.Column("rate_at", sa.Integer(), nullable=True))
     op.add_column("devices", sa.Column("model", sa.Text(), nullable=True))
     op.add_column("devices", sa.Column("model_since", sa.Integer(), nullable=True))
+    op.add_column("backends", sa.Column("models", sa.Text(), nullable=True))
     op.create_table(
         "estimates",
         sa.Column("kind", sa.Text(), nullable=False),
@@ -38,6 +39,7 @@ def upgrade():
 
 def downgrade():
     op.drop_table("estimates")
+    op.drop_column("backends", "models")
     op.drop_column("devices", "model_since")
     op.drop_column("devices", "model")
     op.drop_column("queues", "rate_at")

@@ -563,8 +563,8 @@ def test_the_loaded_models_and_those_on_disk_are_listed_under_their_full_names()
         client = OllamaClient(settings(server))
 
         assert client.residents() == (Resident("a:latest", 9, 7),)
-        assert client.models() == ["a:latest"]
-        assert client.models() == []
+        assert client.models() == {"a:latest": 9}
+        assert client.models() == {}
         with pytest.raises(BackendUnavailable, match="not an Ollama"):
             client.residents()
 
