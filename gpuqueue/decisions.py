@@ -180,6 +180,9 @@ def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, wor
         where = f" on {job.device}" if job.device else ""
         stopping = ", and was asked to stop" if job.cancel_requested else ""
         summary = f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}"
+        if job.worker_id is not None and all(worker.id != job.worker_id for worker in view.workers):
+            gone = Hold("worker_gone", f"its worker {job.worker_id} is gone; another worker takes the job over")
+            return Explanation(job.id, job.state, summary, (gone,), view.now, f"start a worker: {worker_command}")
         return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, beside))
     if job.state is State.COMPLETED:
         return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", (), view.now)
@@ -213,6 +216,8 @@ def _waiting_reasons(
     reasons += queue_holds
     if any(hold.reason == "paused" for hold in queue_holds):
         advice = advice or f"gpuqueue resume {job.queue}"
+    if any(hold.reason in ("unavailable", "device_lost") for hold in queue_holds):
+        advice = advice or "gpuqueue doctor"
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
         jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])

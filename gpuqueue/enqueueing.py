@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuqueue import callers_transaction
 from gpuqueue.config import Config, database_path
@@ -24,6 +24,13 @@ FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
 
 Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
+
+
+class Stored(NamedTuple):
+    """A stored job; `unsure_since_us` is when it was enqueued in a transaction of its caller's, which may be rolled back."""
+
+    job_id: int
+    unsure_since_us: int | None = None
 
 
 class Enqueuer:
@@ -46,30 +53,37 @@ class Enqueuer:
         self._ensured: set[str] = set()  # queues that have a row
         self._model_queues: set[str] = set()  # queues that may run models
 
-    def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> int:
-        """Store one job and return its id. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
-        job = self._new_job(task, arguments, options, self._now_us())
+    def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
+        """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
+        now_us = self._now_us()
+        job = self._new_job(task, arguments, options, now_us)
         if options.connection is None:
-            return self._store().enqueue(job)
-        return self._store_within(options.connection, [job])[0]
+            return Stored(self._store().enqueue(job))
+        return Stored(self._store_within(options.connection, [job])[0], now_us)
 
-    def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[int]:
+    def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
-        new = self._new_jobs(requests, connection)
-        return self._store().enqueue_many(new) if connection is None else self._store_within(connection, new)
+        now_us = self._now_us()
+        new = self._new_jobs(requests, connection, now_us)
+        if connection is None:
+            return [Stored(job_id) for job_id in self._store().enqueue_many(new)]
+        return [Stored(job_id, now_us) for job_id in self._store_within(connection, new)]
 
-    async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> int:
+    async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
         if options.connection is None:
             return await in_thread(self.enqueue, task, arguments, options)
-        job = self._new_job(task, arguments, options, self._now_us())
-        return (await self._astore_within(options.connection, [job]))[0]
+        now_us = self._now_us()
+        job = self._new_job(task, arguments, options, now_us)
+        return Stored((await self._astore_within(options.connection, [job]))[0], now_us)
 
-    async def aenqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[int]:
+    async def aenqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """The async twin of `enqueue_many`."""
         if connection is None:
             return await in_thread(self.enqueue_many, requests)
-        return await self._astore_within(connection, self._new_jobs(requests, connection))
+        now_us = self._now_us()
+        new = self._new_jobs(requests, connection, now_us)
+        return [Stored(job_id, now_us) for job_id in await self._astore_within(connection, new)]
 
     def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
         return callers_transaction.store(
@@ -87,8 +101,7 @@ class Enqueuer:
         ids: list[int] = await connection.run_sync(self._store_within, jobs)
         return ids
 
-    def _new_jobs(self, requests: Iterable[Request], connection: Any) -> list[NewJob]:
-        now_us = self._now_us()
+    def _new_jobs(self, requests: Iterable[Request], connection: Any, now_us: int) -> list[NewJob]:
         new = []
         for position, request in enumerate(requests):
             try:

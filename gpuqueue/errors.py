@@ -56,10 +56,13 @@ class UnknownTask(UsageError):
 
 
 class UnknownJob(UsageError):
-    """No job has this id (it never existed, or its retention time has passed)."""
+    """No job has this id (it never existed, its transaction was not committed, or its retention time has passed)."""
 
     def __init__(self, job_id: int) -> None:
-        super().__init__(f"there is no job {job_id}: it never existed, or it finished so long ago that it was pruned")
+        super().__init__(
+            f"there is no job {job_id}: it never existed, its transaction was not committed, or it finished so long ago "
+            "that it was pruned"
+        )
 
 
 class PayloadError(UsageError):

@@ -15,8 +15,6 @@ from gpuqueue.policies.vram import settings_of
 
 # What ends when other jobs do; any other reason without an end of its own may last for ever.
 WORKED_OFF = frozenset({"yielding", "device_busy", "clean_up", "concurrency", "behind", "max_models", "vram"})
-# Their `until` is when it is looked at again, not when it ends.
-ASKED_AGAIN = frozenset({"unavailable"})
 
 
 Holds = Mapping[str, Sequence[Hold]]
@@ -41,7 +39,7 @@ def _start(job: Job, view: View, reasons: Sequence[Hold], beside: Surroundings) 
     for hold in reasons:
         if hold.reason in WORKED_OFF:
             continue
-        if hold.until is None or hold.reason in ASKED_AGAIN:
+        if hold.until is None:
             return None
         earliest = max(earliest, hold.until)
     queue = view.queues[job.queue]

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gpuqueue.domain import FINISHED, WAITING, Explanation, Job, JobErrorRecord, LogLine, State
-from gpuqueue.errors import JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable
+from gpuqueue.errors import JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
 from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.store import queries
 from gpuqueue.store.bell import POLL_S, Listener
 from gpuqueue.twins import in_thread, twin
+from gpuqueue.units import to_us
 
 if TYPE_CHECKING:
     from gpuqueue.queue import GPUQueue
@@ -33,12 +34,14 @@ class Piece(str):
 class JobHandle:
     """One job as a client sees it. Its attributes are as of the last `refresh()`; they are read at first use."""
 
-    __slots__ = ("_gq", "_record", "id")
+    __slots__ = ("_gq", "_record", "_unsure_since_us", "id")
 
-    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None) -> None:
+    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None, *, unsure_since_us: int | None = None) -> None:
         self.id = job_id
         self._gq = gq
         self._record = record
+        # When it was enqueued in a caller's transaction: after a rollback another job may get its id.
+        self._unsure_since_us = unsure_since_us
 
     @property
     def record(self) -> Job:
@@ -87,8 +90,17 @@ class JobHandle:
 
     def refresh(self) -> JobHandle:
         """Read the job again and return this handle. Raises: UnknownJob when it was pruned."""
-        self._record = self._gq.store.get_job(self.id)
+        record = self._gq.store.get_job(self.id)
+        if self._unsure_since_us is not None and to_us(record.enqueued_at) != self._unsure_since_us:
+            raise UnknownJob(self.id)
+        self._unsure_since_us = None
+        self._record = record
         return self
+
+    def _confirm(self) -> None:
+        """See that this is still the job that was stored. Raises: UnknownJob when its transaction was rolled back."""
+        if self._unsure_since_us is not None:
+            self.refresh()
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the job to finish and return what it returned.
@@ -96,6 +108,7 @@ class JobHandle:
         Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, which leaves the
         job alone; UnknownJob.
         """
+        self._confirm()
         ending = self._gq.store.get_ending(self.id)
         if not ending.is_finished:
             with _Watch(self, timeout_s) as watch:
@@ -186,23 +199,27 @@ class JobHandle:
 
     def logs(self, *, after: int = 0) -> list[LogLine]:
         """Return the lines that the job logged, behind the one whose `seq` is `after`."""
+        self._confirm()
         with self._gq.store.reading() as connection:
             return queries.logs_after(connection, self.id, after)
 
     def cancel(self) -> bool:
         """Stop the job: at once while it waits, from any process while it runs; returns False when it had finished."""
+        self._confirm()
         before = self._gq.store.cancel(self.id, now_us=self._gq.now_us())
         self._record = None
         return before not in FINISHED
 
     def retry(self) -> JobHandle:
         """Make a discarded, cancelled or postponed job available again. Raises: StateError for any other."""
+        self._confirm()
         self._gq.store.retry(self.id, now_us=self._gq.now_us())
         self._record = None
         return self
 
     def explain(self) -> Explanation:
         """Say why the job is where it is."""
+        self._confirm()
         return self._gq.explain(self.id)
 
     arefresh = twin(refresh)
@@ -239,6 +256,7 @@ class _Watch:
     """
 
     def __init__(self, handle: JobHandle, timeout_s: float | None, *, only_looks: bool = False) -> None:
+        handle._confirm()
         self._handle = handle
         self._only_looks = only_looks
         self._gq = handle._gq

@@ -16,7 +16,7 @@ from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import explain, known_holds, limited
 from gpuqueue.declarations import Declarations, QueueOptions
 from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
-from gpuqueue.enqueueing import Enqueuer, Request
+from gpuqueue.enqueueing import Enqueuer, Request, Stored
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
@@ -156,25 +156,28 @@ class GPUQueue:
         Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
         Raises: as `enqueue`, naming the position of the wrong one.
         """
-        return [JobHandle(self, job_id) for job_id in self._enqueuer.enqueue_many(jobs, connection)]
+        return [self._handle(stored) for stored in self._enqueuer.enqueue_many(jobs, connection)]
 
     async def aenqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
         """The async twin of `enqueue_many`."""
-        return [JobHandle(self, job_id) for job_id in await self._enqueuer.aenqueue_many(jobs, connection)]
+        return [self._handle(stored) for stored in await self._enqueuer.aenqueue_many(jobs, connection)]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
-        handle = JobHandle(self, self._enqueuer.enqueue(task, arguments, options))
+        handle = self._handle(self._enqueuer.enqueue(task, arguments, options))
         if self._may_refuse(options):
             self._refuse_if_held(handle.id, options)
         return handle
 
     async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """The async twin of `submit`."""
-        handle = JobHandle(self, await self._enqueuer.aenqueue(task, arguments, options))
+        handle = self._handle(await self._enqueuer.aenqueue(task, arguments, options))
         if self._may_refuse(options):
             await in_thread(self._refuse_if_held, handle.id, options)
         return handle
+
+    def _handle(self, stored: Stored) -> JobHandle:
+        return JobHandle(self, stored.job_id, unsure_since_us=stored.unsure_since_us)
 
     def _may_refuse(self, options: JobOptions) -> bool:
         settings = self._declared.queues.get(options.queue or DEFAULT_QUEUE)

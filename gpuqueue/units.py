@@ -85,6 +85,11 @@ def parse_size(value: object, *, what: str) -> int:
     return size
 
 
+def counted(count: int, noun: str) -> str:
+    """Word a number of things: `1 worker`, `3 workers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """Word a duration for people: `250 ms`, `2.4 s`, `5m`, `1h 30m`, `2d 3h`; at most its two largest units."""
     if seconds < 0:

@@ -70,6 +70,19 @@ def test_nothing_is_left_of_a_transaction_that_was_rolled_back(gq, application, 
     assert gone.id <= after.id  # the number was never anybody's
 
 
+@pytest.mark.parametrize("use", ["result", "refresh", "logs", "cancel", "retry", "explain", "stream"])
+def test_the_handle_of_a_job_that_was_rolled_back_is_never_that_of_the_next_with_its_id(gq, application, send, use):
+    with Session(application) as session:
+        gone = send.using(connection=session).enqueue(order=1)
+        session.rollback()
+    other = send.enqueue(order=2)
+    assert gone.id == other.id, "SQLite gives the id again"
+    with pytest.raises(UnknownJob, match="its transaction was not committed"):
+        found = getattr(gone, use)()
+        list(found)
+    assert other.refresh().state == "available"
+
+
 def test_a_session_wakes_the_workers_when_its_transaction_has_ended(gq, application, send):
     with Listener(gq.store.runtime_dir, "workers", "a-worker") as bell, Session(application) as session:
         order(session, 1)

@@ -544,7 +544,7 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
     assert str(waiting.explain()) == f"job {waiting.id}: running, attempt 1 of 1"
     second, third = hold.enqueue(), hold.enqueue()
     assert f"concurrency: 1 of 1 jobs of one run (job {waiting.id})" in str(second.explain())
-    assert "behind: 1 jobs of one come first" in str(third.explain())
+    assert "behind: 1 job of one comes first" in str(third.explain())
     waiting.cancel()
     assert "was asked to stop" in str(waiting.explain())
 

@@ -163,6 +163,11 @@ def test_an_order_that_is_none_is_a_failure(answer):
     ("changes", "text"),
     [
         ({"state": State.RUNNING, "attempt": 1, "device": "gpu0"}, "job 1: running on gpu0, attempt 1 of 3"),
+        (
+            {"state": State.RUNNING, "attempt": 1, "worker_id": "w"},
+            "job 1: running, attempt 1 of 3\n  - worker_gone: its worker w is gone; another worker takes the job over\n"
+            "  → start a worker: gpuqueue worker",
+        ),
         ({"state": State.COMPLETED, "attempt": 2}, "job 1: completed in attempt 2"),
         ({"state": State.CANCELLED}, "job 1: cancelled\n  → gpuqueue retry 1"),
         (

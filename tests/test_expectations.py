@@ -88,9 +88,7 @@ def test_it_starts_no_sooner_than_what_holds_it_ends():
     assert seconds(expect(WAITING, learned(), reasons, {}, ahead(1))) == (7200.0, 7220.0)
 
 
-@pytest.mark.parametrize(
-    "reason", [Hold("paused", ""), Hold("no_worker", ""), Hold("unavailable", "", NOW + timedelta(seconds=30)), Hold("mine", "")]
-)
+@pytest.mark.parametrize("reason", [Hold("paused", ""), Hold("no_worker", ""), Hold("unavailable", ""), Hold("mine", "")])
 def test_nobody_knows_when_a_job_starts_that_is_held_without_an_end(reason):
     expected = expect(WAITING, learned(), (reason,), {}, ahead(1))
     assert (expected.position, seconds(expected)) == (2, (None, None))

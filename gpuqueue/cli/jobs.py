@@ -10,16 +10,17 @@ from typing import Any
 import click
 
 from gpuqueue.cli.completion import job_to_show, queue_names, state_names
-from gpuqueue.cli.rendering import iso, note, print_json, print_table, say, state_style
+from gpuqueue.cli.rendering import in_terminal, iso, note, print_json, print_table, say, state_style
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
 from gpuqueue.domain import FINISHED, Explanation, Job, State
 from gpuqueue.moments import clock, since
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
-from gpuqueue.units import format_duration, format_size
+from gpuqueue.units import counted, format_duration, format_size
 
 SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
+SHOWN_OF_ERROR = 120  # characters, in a list
 LARGEST_ID = 2**63 - 1
 
 job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, LARGEST_ID), shell_complete=job_to_show)
@@ -62,11 +63,18 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
         note(f"there are more: --after {shown[-1].id}")
 
 
+def shortened(text: str) -> str:
+    """Cut a text for a line of a terminal, where a pipe gets all of it."""
+    if not in_terminal() or len(text) <= SHOWN_OF_ERROR:
+        return text
+    return f"{text[:SHOWN_OF_ERROR].rpartition(' ')[0] or text[:SHOWN_OF_ERROR]} …"
+
+
 def _row(job: Job, now: datetime) -> tuple[str, ...]:
     task = job.task + (f" {job.arguments['model']}" if isinstance(job.arguments.get("model"), str) else "")
     about = ""
     if job.error is not None and job.state is not State.COMPLETED:
-        about = job.error.message.partition("\n")[0][:120]
+        about = shortened(job.error.message.partition("\n")[0])
     elif job.finished_at and job.started_at:
         about = f"took {format_duration((job.finished_at - job.started_at).total_seconds())}"
     elif job.started_at and job.state is State.RUNNING:
@@ -123,7 +131,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
         f"worker {job.worker_id}" if job.worker_id else "",
         _worded_progress(job),
         f"{format_size(job.reserved_bytes)} reserved on {job.device}" if job.device else "",
-        f"{job.crashes} workers died while running it" if job.crashes else "",
+        f"{counted(job.crashes, 'worker')} died while running it" if job.crashes else "",
     ]
     say("  " + ", ".join(fact for fact in facts if fact))
     _show_timeline(job, shape["attempts"], now)
@@ -166,7 +174,7 @@ def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
 def _show_timeline(job: Job, attempts: list[dict[str, Any]], now: datetime) -> None:
     moments: list[tuple[str | None, str]] = [(iso(job.enqueued_at), "enqueued")]
     for attempt in attempts:
-        why = f": {attempt['error']['message']}" if attempt["error"] else ""
+        why = f": {' '.join(attempt['error']['message'].split())}" if attempt["error"] else ""
         if attempt["started_at"]:
             moments.append((attempt["started_at"], f"attempt {attempt['attempt']} started on {attempt['worker']}"))
         moments.append((attempt["finished_at"], f"attempt {attempt['attempt']} {attempt['outcome']}{why}"))

@@ -21,9 +21,11 @@ from gpuqueue.errors import ConfigurationError, GPUQueueError, UsageError, did_y
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.queue import GPUQueue
+from gpuqueue.store.migrate import is_queue_file
 
 __all__ = ["Session", "app_option", "json_option", "pass_session"]
 
+DATABASE_VARIABLE = "GPUQUEUE_DATABASE"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
@@ -61,7 +63,7 @@ class Session:
     def config(self) -> Config:
         """The configuration of this command line. Raises: ConfigurationError, also when there is none."""
         path = self.config_path
-        if path is None and self._database_option is None and not os.environ.get("GPUQUEUE_DATABASE"):
+        if path is None and self._database_option is None and not os.environ.get(DATABASE_VARIABLE):
             raise ConfigurationError(
                 f"there is no configuration: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
                 "Make one with `gpuqueue init`, or name a database with `gpuqueue --database FILE …`"
@@ -87,8 +89,11 @@ class Session:
     def existing_queue(self, app: str | None = None) -> GPUQueue:
         """Return the queue object for a command that only looks: it makes no database where a name was mistyped."""
         gq = self.queue(app)
-        if self._database_option is not None and not gq.database.exists():
-            raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this --database makes it")
+        named = "--database" if self._database_option is not None else os.environ.get(DATABASE_VARIABLE) and DATABASE_VARIABLE
+        if named and not gq.database.exists():
+            raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this {named} makes it")
+        if named and not is_queue_file(gq.database):
+            raise UsageError(f"{gq.database} has no queue in it. A worker or a `submit` with this {named} would make one there")
         return gq
 
     def present_database(self) -> Path:
@@ -195,6 +200,5 @@ def _import(name: str) -> ModuleType:
                 f"--app: there is no module {error.name!r}; {Path.cwd()} and the installed packages were searched"
             ) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"--app: importing {name!r} failed: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-        ) from error
+        where = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"  # it says that itself
+        raise UsageError(f"--app: importing {name!r} failed: {type(error).__name__}: {error}{where}") from error

@@ -25,6 +25,8 @@ from gpuqueue.domain import Lease
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.verdicts import Discard, Verdict, failure, verdict_data
 
+is_child = False  # whether this process was started to run isolated tasks
+
 
 class ChildContext:
     """The AttemptContext of the job that runs here; what it is told goes to the worker."""
@@ -95,6 +97,8 @@ class Channel:
 
 def main(descriptor: int) -> None:
     """Run what the worker asks for until it is gone."""
+    global is_child
+    is_child = True
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=descriptor))
     signal.signal(signal.SIGTERM, lambda number, frame: _on_terminate(channel, number, frame))

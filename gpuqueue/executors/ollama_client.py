@@ -231,7 +231,7 @@ class OllamaClient:
                 return self._unavailable(too_slow)
             case httpx.ConnectError() if _refused(error):
                 return ConnectionRefused(
-                    f"nothing listens at {self.shown_url} ({self.settings.name}); start it with: ollama serve",
+                    f"nothing listens at {self.shown_url} (`ollama serve` starts it)",
                     backend=self.settings.name,
                 )
             case httpx.ConnectError():

@@ -5,12 +5,18 @@ Each backend has one breaker, its row in `backends`, opened by a failed attempt 
 
 from __future__ import annotations
 
-from gpuqueue.domain import Hold
+from gpuqueue.domain import Backend, Hold, View
 from gpuqueue.errors import BackendUnavailable
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
+from gpuqueue.moments import clock
 from gpuqueue.verdicts import Discard, Snooze
 
 REFUSAL = "AI service temporarily unavailable"
+
+
+def _asked_again(backend: Backend, view: View) -> str:
+    # No `until`: nobody knows when it is back.
+    return "" if backend.retry_at is None else f"; it is asked again at {clock(backend.retry_at, now=view.now)}"
 
 
 class Availability:
@@ -22,8 +28,8 @@ class Availability:
         if backend is None or backend.available:
             return None
         if details.queue.when_unavailable == "reject":
-            return Hold("unavailable", f"{REFUSAL} ({backend.error})", backend.retry_at, refuse=True)
-        return Hold("unavailable", f"{backend.name} at {backend.url} is away: {backend.error}", backend.retry_at)
+            return Hold("unavailable", f"{REFUSAL} ({backend.error}{_asked_again(backend, details.view)})", refuse=True)
+        return Hold("unavailable", f"{backend.name} is away: {backend.error}{_asked_again(backend, details.view)}")
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:

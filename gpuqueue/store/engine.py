@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MINIMUM_SQLITE = (3, 35, 0)
 READ_TIMEOUT_MS = 5000  # a reader in WAL mode meets a lock only while the file is recovered
+SWITCH_PAUSE_S = 0.01
 
 
 def create(path: Path, *, synchronous: str) -> Engine:
@@ -56,12 +58,26 @@ def create(path: Path, *, synchronous: str) -> Engine:
     def configure(connection: sqlite3.Connection, _record: Any) -> None:
         # The WAL pragma can itself meet a lock, so the busy timeout goes to 0 (in the writer) only afterwards.
         with explained(path):
-            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            if _write_ahead(connection) != "wal":
                 raise StoreError(f"{path} cannot use a write-ahead log; is it on a network file system?")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute("PRAGMA temp_store = MEMORY")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> str:
+    """Switch to a write-ahead log; returns the mode that the file then has."""
+    give_up_s = time.monotonic() + READ_TIMEOUT_MS / 1000
+    while True:
+        try:
+            mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            return mode
+        except sqlite3.OperationalError as error:
+            # Of several processes that open a new file one switches; SQLite refuses the others at once, without waiting.
+            if not is_busy(error) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(SWITCH_PAUSE_S)
 
 
 def connect(engine: Engine) -> sqlite3.Connection:

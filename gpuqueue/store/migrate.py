@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,12 @@ def version(connection: sqlite3.Connection) -> str | None:
         row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
         return None if row is None else row[0]
     return None
+
+
+def is_queue_file(path: Path) -> bool:
+    """Say whether a database file has a queue in it; changes nothing. Raises: NotADatabase, StoreError."""
+    with explained(path), closing(sqlite3.connect(path)) as connection:
+        return version(connection) is not None
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:

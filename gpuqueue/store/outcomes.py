@@ -15,7 +15,7 @@ from gpuqueue.domain import JobErrorRecord, Lease, Reservation, State
 from gpuqueue.store.events import record
 from gpuqueue.store.jobs import count_finished
 from gpuqueue.store.rows import INLINE_BYTES, from_error, put_payload
-from gpuqueue.units import from_us
+from gpuqueue.units import counted, from_us
 
 COMPLETE = (
     "UPDATE jobs SET state = 'completed', finished_at = ?, result = ?, error = NULL "
@@ -282,7 +282,7 @@ def rescue(
             state, finished_at = State.CANCELLED, now_us
         elif crashes >= max_crashes:
             state, finished_at = State.DISCARDED, now_us
-            error = JobErrorRecord("crashed", f"{crashes} workers died while running it, the last was {dead_worker}")
+            error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it, the last was {dead_worker}")
         if finished_at is not None:
             discarded[queue, str(state)] += 1
         _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)

@@ -43,7 +43,7 @@ def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
     if len(text) * 4 > limit_bytes and len(text.encode("utf-8", "surrogatepass")) > limit_bytes:
         size = len(text.encode("utf-8", "surrogatepass"))
         raise PayloadError(
-            f"{what} takes {format_size(size)} as JSON, the limit is {format_size(limit_bytes)} (max_payload). "
+            f"{format_size(size)} of JSON in {what}, the limit is {format_size(limit_bytes)} (max_payload). "
             "Store it in a file and pass its path"
         )
     return text

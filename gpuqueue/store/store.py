@@ -96,6 +96,14 @@ class Store:
         with suppress(Exception):  # a queue object that nobody closed, or one whose opening failed
             self.close()
 
+    def file_id(self) -> tuple[int, int] | None:
+        """Which file stands under the path now, None when there is none; another one is another queue."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def write(self, work: Work[Result]) -> Result:
         """Run work in one write transaction."""
         return self.writer.run(work)

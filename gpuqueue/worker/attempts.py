@@ -178,7 +178,10 @@ class Attempts:
         self._store.finish([outcome], now_us=to_us(self._now()))
 
     def _unknown_task(self, lease: Lease) -> Outcome:
-        message = f"this worker does not know the task {lease.task!r}; start it with --app MODULE:QUEUE_OBJECT, which defines it"
+        message = (
+            f"worker {self._worker_id} does not know the task {lease.task!r}; "
+            "start one with --app MODULE:QUEUE_OBJECT, whose module defines it or imports the one that does"
+        )
         logger.error("job %d: %s", lease.job_id, message)
         at = self._now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))

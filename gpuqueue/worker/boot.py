@@ -88,6 +88,7 @@ def boot(
     threads: int,
     accept_config: bool,
     on_lease_lost: Callable[[], None],
+    on_file_gone: Callable[[str], None],
 ) -> Parts:
     """Open everything and register the worker.
 
@@ -178,6 +179,7 @@ def boot(
         children,
         lessons,
         worker_id=worker_id,
+        on_file_gone=on_file_gone,
         max_crashes=gq.config.worker.max_crashes,
         retention=gq.config.retention,
         now=gq.now,

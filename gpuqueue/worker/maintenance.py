@@ -50,6 +50,7 @@ class Maintenance:
         lessons: Lessons,
         *,
         worker_id: str,
+        on_file_gone: Callable[[str], None],
         max_crashes: int,
         retention: Mapping[State, float | None],
         now: Callable[[], datetime],
@@ -64,6 +65,8 @@ class Maintenance:
         self._children = children
         self._lessons = lessons
         self._worker_id = worker_id
+        self._on_file_gone = on_file_gone
+        self._file = store.file_id()
         self._max_crashes = max_crashes
         self._retention = retention
         self._now = now
@@ -104,13 +107,14 @@ class Maintenance:
         try:
             duty()
         except (GPUQueueError, OSError) as error:
-            logger.warning("%s is tried again: %s", duty.__name__, error)
+            logger.warning("%s: it is tried again: %s", _named(duty), error)
         except Exception:
-            logger.exception("%s failed and is tried again", duty.__name__)
+            logger.exception("%s failed and is tried again", _named(duty))
 
     @property
     def _duties(self) -> Sequence[Callable[[], None]]:
         return (
+            self.look_for_file,
             self.rescue,
             self._backends.probe,
             self.read_devices,
@@ -123,6 +127,12 @@ class Maintenance:
             self.prune,
             self.checkpoint,
         )
+
+    def look_for_file(self) -> None:
+        """Notice that the file was deleted or replaced: what this worker holds open is nobody's any more."""
+        if self._store.file_id() != self._file:
+            self._on_file_gone(f"{self._store.path} was deleted or replaced while this worker used it")
+            self._file = self._store.file_id()
 
     def rescue(self) -> None:
         """Take back what dead workers held: at once with proof of death, else when their lease has ended."""
@@ -198,3 +208,7 @@ class Maintenance:
         if size > LARGE_WAL_BYTES and not self._warned_of_wal:
             self._warned_of_wal = True
             logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.path, format_size(size))
+
+
+def _named(duty: Callable[[], None]) -> str:
+    return f"upkeep ({duty.__name__.replace('_', ' ')})"

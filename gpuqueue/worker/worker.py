@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from gpuqueue.errors import ConfigurationError, StoreError
+from gpuqueue.executors import child
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store.bell import POLL_S
 from gpuqueue.worker.attempts import ABANDON_S
@@ -20,6 +21,15 @@ from gpuqueue.worker.threads import NUDGE_S
 TRY_AGAIN_S = 1.0
 SHORTEST_SLEEP_S = 0.01  # what is due and cannot be done yet must not keep the worker busy
 logger = logging.getLogger("gpuqueue.worker")
+
+
+def _refuse_in_child() -> None:
+    """A module that starts a worker as it is imported would do so again in each process that runs its isolated tasks."""
+    if child.is_child:
+        raise ConfigurationError(
+            "a worker is started in a process that runs an isolated task, which imports the task's module: "
+            'start it under `if __name__ == "__main__":`, or in another module than the task\'s'
+        )
 
 
 class Worker:
@@ -49,6 +59,7 @@ class Worker:
         self._stop_now = threading.Event()
         self._booted = threading.Event()
         self._boot_error: BaseException | None = None
+        self._gone = ""  # the file that is not there any more, and how
         self._background: threading.Thread | None = None
 
     # --- the public face ---
@@ -58,6 +69,7 @@ class Worker:
 
         Raises: ConfigurationError when a live worker has other settings; UnknownQueue; StoreError.
         """
+        _refuse_in_child()
         restore = self._handle_signals()
         try:
             self._work()
@@ -66,6 +78,7 @@ class Worker:
 
     def start(self) -> Worker:
         """Work in a background thread; returns once the worker is registered. Raises: as `run`."""
+        _refuse_in_child()
         if self._background is not None:
             raise ConfigurationError("this worker has been started already")
         self._background = threading.Thread(target=self._work_in_background, name="gpuqueue-worker", daemon=True)
@@ -109,6 +122,7 @@ class Worker:
                 threads=self._threads,
                 accept_config=self._accept_config,
                 on_lease_lost=self._lease_lost,
+                on_file_gone=self._file_gone,
             )
             self.id = parts.id
             parts.start()
@@ -118,6 +132,8 @@ class Worker:
                 self._loop(parts)
             finally:
                 self._drain(parts)
+            if self._gone:
+                raise StoreError(f"{self._gone}; start it again")
             if not parts.heartbeat.lost or self._stop_requested.is_set():
                 return
             logger.warning("worker %s begins anew under another id", parts.id)
@@ -189,6 +205,13 @@ class Worker:
 
     def _lease_lost(self) -> None:
         self._parts.attempts.stop_all("lease_lost")
+        self._parts.listener.ring()
+
+    def _file_gone(self, what: str) -> None:
+        self._gone = what
+        logger.error("%s; it stops", what)
+        self._stop_now.set()  # nothing that still runs can be written
+        self._stop_requested.set()
         self._parts.listener.ring()
 
     def _drain(self, parts: Parts) -> None:

@@ -127,6 +127,21 @@ def test_a_file_that_is_not_there_is_named(folder: Path, run: Run, option: str) 
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", ["", "an application's"])
+@pytest.mark.parametrize("command", [("status",), ("jobs",), ("explain", 1)])
+def test_a_read_makes_no_queue_in_a_database_that_has_none(run: Run, tmp_path: Path, command: Any, content: str) -> None:
+    path = tmp_path / "app.db"
+    path.touch()
+    if content:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    ran = run("--database", path, *command)
+    assert (ran.status, ran.out) == (2, "")
+    assert f"{path} has no queue in it" in ran.err
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("command", [["status"], ["worker", "--burst"], ["db", "version"], ["db", "upgrade"]])
 def test_a_file_that_is_no_database_is_left_as_it_is(folder: Path, run: Run, command: list[str]) -> None:
     file = folder / "notes.txt"

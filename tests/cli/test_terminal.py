@@ -32,7 +32,7 @@ def filled(configured: Path) -> Iterator[Path]:
         send.enqueue(fails=True)
         send.enqueue(fails=False)
         Worker(gq, queues=["mail"], burst=True).run()
-        gq.ollama.embed("nomic-embed-text", input="x", queue="ai-realtime")
+        gq.ollama.embed("nomic-embed-text", input="x", queue="ai-batch")
         gq.pause("mail", reason="the mail server moves to another building, which takes all day", until="30m", by="me")
     return configured
 
@@ -64,7 +64,7 @@ def test_no_word_is_broken_and_nothing_is_drawn(filled: Path, columns: int) -> N
 def test_every_row_of_a_table_keeps_all_its_cells(filled: Path, columns: int) -> None:
     _, screen = shown(filled, "jobs", columns=columns)
     found = words(screen)
-    for word in ["3", "2", "1", "available", "completed", "discarded", "ai-realtime", "ollama.embed", "nomic-embed-text", "1/1"]:
+    for word in ["3", "2", "1", "available", "completed", "discarded", "ai-batch", "ollama.embed", "nomic-embed-text", "1/1"]:
         assert word in found
     assert " ".join(found).count(MESSAGE) == 1
 
@@ -73,7 +73,7 @@ def test_at_80_columns_the_jobs_are_a_table_with_what_is_long_below(filled: Path
     _, screen = shown(filled, "jobs", columns=80)
     heading, *lines = without_colours(screen).splitlines()
     assert re.fullmatch(r"id  state +queue +task +tries  enqueued", heading)
-    assert re.match(r" 3  available  ai-realtime  ollama.embed", lines[0])
+    assert re.match(r" 3  available  ai-batch  ollama.embed", lines[0])
     position = next(number for number, line in enumerate(lines) if "discarded" in line)
     assert lines[position + 1].startswith("    RuntimeError: 550")
 

@@ -78,7 +78,7 @@ def test_a_queue_that_the_worker_does_not_serve_is_a_reason(make_queue):
 
 def test_a_job_that_nobody_knows_to_run_is_told(gq):
     gq.verb("unheard").enqueue()
-    with pytest.raises(JobsStuck, match="this worker does not know the task 'unheard'"):
+    with pytest.raises(JobsStuck, match="does not know the task 'unheard'"):
         run_until_idle(gq)
 
 

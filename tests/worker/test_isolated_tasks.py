@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue import JobCancelled, JobFailed, UsageError
+from gpuqueue import GPUQueue, JobCancelled, JobFailed, UsageError
 from gpuqueue.executors.processes import IDLE_S
 from gpuqueue.store.queries import timeline
 from tests.executors import isolated_functions as functions
@@ -312,3 +312,32 @@ def test_a_guardian_that_was_killed_is_replaced(isolated, gq, start_worker, unti
     assert where.enqueue().result(timeout_s=30)["arguments"] == {}
     (second,) = guardians()
     assert second != first
+
+
+SCRIPT = """
+from gpuqueue import GPUQueue, Worker
+
+gq = GPUQueue("jobs.db")
+
+
+@gq.task(isolate=True)
+def work() -> str:
+    return "done"
+
+
+with Worker(gq):
+    print(work.enqueue().result(timeout_s=30))
+"""
+
+
+def test_a_script_that_starts_its_worker_as_it_is_imported_is_told_how_to_write_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert 'start it under `if __name__ == "__main__":`' in told.stderr.splitlines()[-1]
+    with GPUQueue(tmp_path / "jobs.db") as gq:
+        assert [job.id for job in gq.jobs()] == [1], "no child enqueued another"
+    guarded = SCRIPT.replace("with Worker(gq):\n    print", 'if __name__ == "__main__":\n  with Worker(gq):\n    print')
+    (tmp_path / "script.py").write_text(guarded)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")

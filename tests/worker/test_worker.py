@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gpuqueue import ConfigurationError, JobCancelled, JobFailed, UnknownQueue, Worker, hookimpl
+from gpuqueue import ConfigurationError, GPUQueue, JobCancelled, JobFailed, UnknownQueue, Worker, hookimpl
 from gpuqueue.domain import State
 from gpuqueue.store.queries import timeline
 from gpuqueue.verdicts import Retry
@@ -212,7 +212,7 @@ def test_a_task_that_the_worker_does_not_know_is_postponed_and_not_lost(gq, make
     unknowing = start_worker(make_queue())
     until(lambda: job.refresh().state == "retryable")
     assert (job.attempt, job.error.code) == (0, "unknown_task")
-    assert "this worker does not know the task 'new'; start it with --app" in str(job.explain())
+    assert "does not know the task 'new'; start one with --app" in str(job.explain())
     unknowing.stop()
     start_worker(gq)
     assert job.retry().result(timeout_s=20) == 7
@@ -616,3 +616,33 @@ def test_a_job_that_runs_past_its_expiry_is_left_to_run(gq, start_worker, gate):
     assert job.result(timeout_s=20) == 1
     assert time.process_time() - ticks < 10
     assert job.state is State.COMPLETED
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_worker_whose_file_is_gone_says_so_and_ends(gq, tmp_path, replaced, caplog, until):
+    @gq.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    worker = Worker(gq)
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert double.enqueue(number=1).result(timeout_s=20) == 2
+    gq.close()
+    if replaced:
+        GPUQueue(tmp_path / "other.db").store.close()
+        os.replace(tmp_path / "other.db", gq.database)
+    else:
+        gq.database.unlink()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "was deleted or replaced while this worker used it; start it again" in str(ended[0])
+    assert gq.database.exists() is replaced, "it makes no other"
