@@ -221,7 +221,8 @@ def _waiting_reasons(
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
         jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])
-        reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs})"))
+        why = f"; {queue.limited_by} limits it" if queue.limited_by else ""
+        reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"))
     if job.device is not None:
         reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:

@@ -15,8 +15,10 @@ class Rates:
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
         rate = details.queue.rate
-        level = details.view.queues[details.queue.name].rate_level
+        queue = details.view.queues[details.queue.name]
+        level = queue.rate_level
         if rate is None or level is None or level >= 1:
             return None
         until = details.view.now + timedelta(seconds=next_in_s(rate, level))
-        return Hold("rate", f"at most {format_rate(rate)} may begin", until)
+        why = f" ({queue.limited_by})" if queue.limited_by else ""
+        return Hold("rate", f"at most {format_rate(rate)} may begin{why}", until)

@@ -8,7 +8,7 @@ from gpuqueue.domain import Demand, DeviceView, ModelSettings, Placement, Reside
 from gpuqueue.estimates import SHOWN, VRAM, get, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.models import VERBS, full_name
-from gpuqueue.units import format_duration, format_size
+from gpuqueue.units import counted, format_duration, format_size
 
 FRESH_S = 10.0  # a reading that is older says nothing about what is free now
 
@@ -93,7 +93,9 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
         return Wait("clean_up", f"{settings.name} gets back the memory of {jobs}")
     models = {item.model for item in device.reservations if item.model} - {demand.model}
     if demand.model and len(models) + 1 > settings.max_models:
-        return Wait("max_models", f"{settings.name} runs {', '.join(sorted(models))} and may hold {settings.max_models} model(s)")
+        return Wait(
+            "max_models", f"{settings.name} runs {', '.join(sorted(models))} and may hold {counted(settings.max_models, 'model')}"
+        )
     left_bytes = settings.budget_bytes - device.reserved_bytes
     if demand.vram_bytes > left_bytes:
         return Wait(

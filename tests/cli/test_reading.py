@@ -104,7 +104,10 @@ def test_explain_gives_every_reason_and_what_to_do(configured: Path, run: Run) -
     assert list(found) == [
         *("job_id", "state", "at", "summary", "reasons", "position", "expected_start", "expected_finish", "advice", "text")
     ]
+    with GPUQueue.from_config("gpuqueue.toml") as gq:
+        in_python = str(gq.explain(1)).partition("  →")[0]
     assert found["text"] == ran.out.rstrip()
+    assert found["text"].partition("  →")[0] == in_python, "the advice alone differs: at the terminal it names the files"
     assert {reason["reason"] for reason in found["reasons"]} == {"no_worker", "window"}
 
 

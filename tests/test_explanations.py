@@ -1,0 +1,238 @@
+"""Every reason that there is, told with its numbers and until when; one row for each, and no reason without a row."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import gpuqueue
+from gpuqueue import estimates
+from gpuqueue.decisions import explain, limited
+from gpuqueue.domain import (
+    DeviceProcess,
+    DeviceView,
+    Estimate,
+    JobErrorRecord,
+    Pause,
+    QueueSettings,
+    QueueView,
+    Rate,
+    Reading,
+    RunningJob,
+    State,
+    Surroundings,
+    WindowRule,
+    Work,
+    WorkerInfo,
+)
+from gpuqueue.estimates import work_key
+from gpuqueue.hookspecs import hookimpl
+from gpuqueue.moments import until
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.policies import default_policies
+from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, backend, job, reservation, view
+
+HERE = WorkerInfo("w", "desk", 1, None, NOW, NOW + timedelta(minutes=1), "", True)
+IN_A_MINUTE = NOW + timedelta(minutes=1)
+GENERATE = job(model="gemma4:e4b", demand_bytes=4_500_000_000)
+LATER = replace(GENERATE, state=State.SCHEDULED, scheduled_at=IN_A_MINUTE)
+BLENDER = DeviceProcess(812, 5 * GB, "blender")
+RUNNING = replace(reservation(), task="ollama.generate")
+CARD = Reading(NOW, total_bytes=8 * GB, free_bytes=7 * GB)
+ALONE = Surroundings()
+
+
+class Broken:
+    @hookimpl
+    def place_job(self, details):
+        raise RuntimeError("oops")
+
+
+def card(*reservations, settings=GPU0, reading=CARD, residents=()):
+    return DeviceView(settings, reading, reservations=reservations, residents=residents)
+
+
+def batch(**changes):
+    """The queue of the job that waits."""
+    counts = {name: changes.pop(name) for name in ("running_count", "paused", "served", "rate_level") if name in changes}
+    rates = {name: changes.pop(name) for name in ("rate_before", "rate_at") if name in changes}
+    return QueueView(replace(BATCH, **changes), **counts, **rates)
+
+
+def told(waiting, *queues, devices=None, ollama=None, beside=ALONE, known=None, mine=()):
+    """Explain a job in a situation, in which the queues that are not named are idle."""
+    named = {queue.settings.name: queue for queue in (QueueView(REALTIME), QueueView(BATCH), QueueView(MAIL), *queues)}
+    seen = view(*named.values(), devices=(card(),) if devices is None else devices, ollama=ollama)
+    seen = replace(seen, workers=(HERE,), estimates=known or {})
+    plugins = Plugins(default_policies(), discover=False)
+    for number, plugin in enumerate(mine):
+        plugins.register(plugin, f"mine{number}")
+    return explain(waiting, limited(seen, plugins), plugins, beside, worker_command="gpuqueue worker")
+
+
+# reason → (the situation, what is said, until when)
+ROWS = {
+    "scheduled": (
+        lambda: told(replace(GENERATE, state=State.SCHEDULED, scheduled_at=IN_A_MINUTE)),
+        "its time has not come",
+        IN_A_MINUTE,
+    ),
+    "retryable": (
+        lambda: told(
+            replace(
+                GENERATE,
+                state=State.RETRYABLE,
+                scheduled_at=IN_A_MINUTE,
+                error=JobErrorRecord("error", "no luck"),
+                waiting_for="ollama",
+            )
+        ),
+        "no luck; its next attempt waits for ollama to come back, at the latest",
+        IN_A_MINUTE,
+    ),
+    "no_worker": (lambda: told(GENERATE, batch(served=False)), "no worker serves queue 'ai-batch'", None),
+    "worker_gone": (
+        lambda: told(replace(GENERATE, state=State.RUNNING, worker_id="x")),
+        "its worker x is gone; another worker takes the job over",
+        None,
+    ),
+    "paused": (
+        lambda: told(GENERATE, batch(paused=Pause("ana", "inventory", NOW, IN_A_MINUTE))),
+        "paused by ana: inventory",
+        IN_A_MINUTE,
+    ),
+    "window": (
+        lambda: told(GENERATE, batch(pause=("09:00-18:00",))),
+        "paused 09:00-18:00 UTC",
+        NOW.replace(hour=18),
+    ),
+    "window_near": (
+        lambda: told(
+            GENERATE,
+            batch(pause=("12:05-18:00",), overrun="dont_start"),
+            known={(estimates.RUN, work_key("ai-batch", "ollama.generate", "gemma4:e4b")): Estimate(600.0, 5)},
+        ),
+        "it usually runs 10m, and a pause begins in 5m",
+        NOW.replace(hour=18),
+    ),
+    "rate": (
+        lambda: told(GENERATE, batch(rate=Rate(2, per_s=60), rate_before=0.5, rate_at=NOW)),
+        "at most 2 in 1m may begin",
+        NOW + timedelta(seconds=15),
+    ),
+    "concurrency": (
+        lambda: told(
+            GENERATE,
+            batch(running_count=2, concurrency=3, windows=(WindowRule("09:00-18:00", concurrency=2),)),
+            beside=Surroundings(running=(RunningJob(5, "ollama.generate", NOW), RunningJob(6, "ollama.generate", NOW))),
+        ),
+        "2 of 2 jobs of ai-batch run (job 5, job 6); its window 09:00-18:00 UTC limits it",
+        None,
+    ),
+    "yielding": (
+        lambda: told(GENERATE, QueueView(REALTIME, running_count=1, waiting_count=3)),
+        "ai-realtime has 1 running and 3 waiting",
+        None,
+    ),
+    "unavailable": (
+        lambda: told(GENERATE, ollama=backend(available=False, error="nothing listens", retry_at=NOW + timedelta(hours=7))),
+        "ollama is away: nothing listens; it is asked again at 19:00",
+        None,
+    ),
+    "device_lost": (
+        lambda: told(GENERATE, devices=(card(reading=Reading(NOW, lost="the card fell off the bus")),)),
+        "no device can be read: gpu0: the card fell off the bus",
+        None,
+    ),
+    "device_busy": (
+        lambda: told(GENERATE, devices=(card(replace(RUNNING, preempt_requested=True)),)),
+        "gpu0 runs job 7 of ai-batch, which is asked to make room",
+        None,
+    ),
+    "clean_up": (
+        lambda: told(GENERATE, devices=(card(replace(RUNNING, running=False)),)),
+        "gpu0 gets back the memory of job 7",
+        None,
+    ),
+    "max_models": (
+        lambda: told(
+            replace(GENERATE, model="small", demand_bytes=GB),
+            devices=(card(replace(RUNNING, reserved_bytes=GB), settings=replace(GPU0, slots=2)),),
+        ),
+        "gpu0 runs gemma4:e4b and may hold 1 model",
+        None,
+    ),
+    "vram": (
+        lambda: told(
+            replace(GENERATE, model="small", demand_bytes=GB),
+            devices=(card(RUNNING, settings=replace(GPU0, slots=2, max_models=2)),),
+        ),
+        "needs 1 GB, 500 MB of the budget of gpu0 are free",
+        None,
+    ),
+    "memory_taken": (
+        lambda: told(
+            GENERATE,
+            devices=(card(reading=replace(CARD, free_bytes=2 * GB, processes=(DeviceProcess(812, 5 * GB, "blender"),))),),
+        ),
+        "gpu0 has 2 GB for it, and it needs 4.77 GB with what is to stay free; the most is held by blender (pid 812, 5 GB). "
+        "Read 0 s ago",
+        None,
+    ),
+    "never_fits": (
+        lambda: told(replace(GENERATE, demand_bytes=6 * GB)),
+        "needs 6 GB, the budget of gpu0 is 5 GB; raise [gpu] budget or use a smaller model",
+        None,
+    ),
+    "no_device": (
+        lambda: told(replace(GENERATE, wanted_device="fast")),
+        "no device is called 'fast'; there are: gpu0",
+        None,
+    ),
+    "behind": (
+        lambda: told(GENERATE, beside=Surroundings((Work("ai-batch", "ollama.generate", "gemma4:e4b", 3),))),
+        "3 jobs of ai-batch come first",
+        None,
+    ),
+    "plugin_failed": (lambda: told(GENERATE, mine=(Broken(),)), "plugin 'mine0' failed in place_job: RuntimeError: oops", None),
+}
+
+
+@pytest.mark.parametrize("reason", ROWS)
+def test_a_reason_is_told_with_its_numbers_and_until_when(reason: str) -> None:
+    situation, detail, end = ROWS[reason]
+    explanation = situation()
+    found = next(hold for hold in explanation.reasons if hold.reason == reason)
+    assert found.detail.startswith(detail)
+    assert found.until == end
+    assert f"  - {reason}: {found.detail}{until(end, now=NOW)}" in str(explanation).splitlines()
+
+
+def reasons_in_the_code() -> Iterator[str]:
+    """The first argument of every Hold and Wait that is made with a text."""
+    package = Path(gpuqueue.__file__).parent
+    for path in [package / "decisions.py", *(package / "policies").glob("*.py"), *(package / "worker").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="Hold" | "Wait"), args=[ast.Constant(value=reason), *_]):
+                    yield reason
+
+
+def test_every_reason_has_a_row() -> None:
+    assert set(reasons_in_the_code()) == ROWS.keys()
+
+
+def test_nothing_is_said_of_a_job_that_only_has_to_be_picked_up() -> None:
+    assert str(told(GENERATE)) == "job 1: would start now; a worker picks it up in a moment"
+    assert str(told(job(queue="mail", task="send"))) == "job 1: would start now; a worker picks it up in a moment"
+
+
+def test_a_queue_that_needs_a_device_and_has_none_is_told() -> None:
+    assert "queue 'train' has gpu = true, but no [gpu] is configured" in str(
+        told(replace(GENERATE, queue="train"), QueueView(QueueSettings("train", gpu=True)), devices=())
+    )
