@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pynvml
+import pynvml  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from gpuqueue.devices.nvml import NvmlDevice

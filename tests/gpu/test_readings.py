@@ -88,7 +88,7 @@ def test_memory_that_a_program_takes_is_free_no_more_and_comes_back_at_its_end(c
     until(lambda: card.free_bytes >= before_bytes - NOISE_BYTES, "the memory's return")
 
 
-def test_a_program_is_listed_with_what_it_holds_as_nvidia_smi_lists_it(card, nvidia_smi, take_memory):
+def test_a_program_is_listed_with_what_it_holds_as_nvidia_smi_lists_it(card, nvidia_smi, take_memory, until):
     program = take_memory(SIZE_BYTES)
     seen = card.programs()
     listed = {process.pid: process for process in card.read().processes or ()}
@@ -102,4 +102,4 @@ def test_a_program_is_listed_with_what_it_holds_as_nvidia_smi_lists_it(card, nvi
             assert known(process.used_bytes) == pytest.approx(used_mib * MIB, abs=MIB)
             assert known(process.used_bytes) >= SIZE_BYTES
     program.end()
-    assert program.pid not in {process.pid for process in card.read().processes or ()}
+    until(lambda: program.pid not in {process.pid for process in card.read().processes or ()}, "its end in the list")
