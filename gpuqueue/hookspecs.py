@@ -131,7 +131,10 @@ class RetentionDetails:
 
 @dataclass(frozen=True, slots=True)
 class PrepareAttemptDetails:
-    """An attempt on a device, before it starts; `read_device()` asks the device now; `stopping()` turns true on cancel."""
+    """An attempt on a device, before it starts; `read_device()` asks the device now; `stopping()` turns true on cancel.
+
+    `isolated` is true when it runs in a process of its own, whose end gives back all memory that it took.
+    """
 
     lease: Lease
     device: DeviceSettings
@@ -139,6 +142,7 @@ class PrepareAttemptDetails:
     backend: BackendSettings | None
     read_device: Callable[[], Reading]
     stopping: Callable[[], bool]
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class CleanUpAttemptDetails:
     next_model: Callable[[], str | None]
     stopping: Callable[[], bool]
     orphaned: bool = False
+    isolated: bool = False  # as in PrepareAttemptDetails; False of an orphaned one, whose task may not be known here
 
 
 @dataclass(frozen=True, slots=True)

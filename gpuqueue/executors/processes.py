@@ -287,6 +287,8 @@ class ProcessExecutor:
         self._silence_s = lease_s * 0.8
         self.preemptible = preemptible
 
+    isolated = True
+
     def run(self, context: AttemptContext) -> Any:
         lease = context.lease
         child = self._children.take(self.environment(lease.placement), fresh=lease.placement is not None)

@@ -1,4 +1,4 @@
-"""Owns which models stay loaded on a device around an attempt, and the proof that an unloaded one's memory is back.
+"""Owns which models stay loaded on a device around an attempt, and the proof that what an attempt took is back.
 
 Never decides when a job may start, and loads nothing itself.
 """
@@ -68,9 +68,10 @@ class Residents:
     @hookimpl
     def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
         """Evict the other models when they are too many or leave too little of the budget, and see their memory come back."""
-        if details.backend is None:
-            return
         lease, device = details.lease, details.device
+        if details.backend is None:
+            self._note_free(details)
+            return
         place = self._place(device, details.backend, details.read_device, details.stopping)
         wanted = full_name(lease.model)
         try:
@@ -78,6 +79,7 @@ class Residents:
         except ConnectionRefused:
             if wanted:
                 raise
+            self._note_free(details)
             return  # a job without a model needs no Ollama, and one that does not run holds no memory
         mine = [resident for resident in residents if full_name(resident.model) == wanted]
         others = [resident for resident in residents if full_name(resident.model) != wanted]
@@ -88,9 +90,16 @@ class Residents:
                 self._evict(place, others, needed_bytes=0 if mine else needed_bytes)
             except _Stopped:
                 raise AttemptInterrupted from None
+        if not mine:
+            self._note_free(details)
+
+    def _note_free(self, details: PrepareAttemptDetails) -> None:
+        # What a function in this process takes stays in this process when it ends, as CUDA's context does.
+        if not details.lease.model and not details.isolated:
+            return
         free_bytes = details.read_device().free_bytes
-        if wanted and not mine and free_bytes is not None:
-            self._free_before[lease.job_id, lease.lease] = free_bytes
+        if free_bytes is not None:
+            self._free_before[details.lease.job_id, details.lease.lease] = free_bytes
 
     @hookimpl
     def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
@@ -101,15 +110,17 @@ class Residents:
         model held, or to what it was before the attempt; where neither is known, when it has stopped rising for `settle_s`.
         Without a driver there is only `settle_s`, and `detail` says so.
         """
-        if details.backend is None or not details.lease.model:
+        with_model = details.backend is not None and details.lease.model
+        if not with_model and not details.isolated:
             return None
         began_s = self._clock()
-        place = self._place(details.device, details.backend, details.read_device, details.stopping)
+        place = self._place(details.device, details.backend or BackendSettings(), details.read_device, details.stopping)
         seen = _Seen()
         try:
-            verified, detail = self._clean_up(place, details, seen)
+            verified, detail = self._clean_up(place, details, seen) if with_model else self._process_gone(place, details)
         except _Stopped:
-            verified, detail = False, f"the wait for the memory of {details.lease.model} on {details.device.name} was cut short"
+            what = details.lease.model or "the job's process"
+            verified, detail = False, f"the wait for the memory of {what} on {details.device.name} was cut short"
         return CleanUp(
             verified,
             detail,
@@ -153,6 +164,15 @@ class Residents:
         where = f"{lease.model} is not loaded" + (f" (nothing listens at {place.client.shown_url})" if seen.gone else "")
         verified, detail = self._memory_back(place, min(marks, default=None))
         return verified, f"{where}; {detail}"
+
+    def _process_gone(self, place: _Place, details: CleanUpAttemptDetails) -> tuple[bool, str]:
+        lease = details.lease
+        free_before = self._free_before.pop((lease.job_id, lease.lease), None)
+        if free_before is None and place.read_device().free_bytes is None:
+            return True, f"the job's process has ended; no driver here can read {place.device.name}"
+        margin_bytes = min(TOLERANCE_BYTES, _reserved_bytes(lease) // 4)
+        verified, detail = self._memory_back(place, None if free_before is None else free_before - margin_bytes)
+        return verified, f"the job's process has ended; {detail}"
 
     def _evict(self, place: _Place, others: Sequence[Resident], *, needed_bytes: int) -> None:
         names = ", ".join(resident.model for resident in others)

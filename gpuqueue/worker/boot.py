@@ -164,6 +164,7 @@ def boot(
         first_slot=threads,
         run=attempts.run,
         next_model=dispatcher.next_model,
+        is_isolated=lambda task: bool(getattr(executors.get(task), "isolated", False)),
         backends=backends,
         lessons=lessons,
         now_us=gq.now_us,

@@ -47,6 +47,7 @@ class DeviceJobs:
         first_slot: int,
         run: Callable[[Lease, Callable[[Attempt], None]], Ending | None],
         next_model: Callable[[], str | None],
+        is_isolated: Callable[[str], bool],
         backends: Backends,
         lessons: Lessons,
         now_us: Callable[[], int],
@@ -59,6 +60,7 @@ class DeviceJobs:
         self._life = life
         self._run = run
         self._next_model = next_model
+        self._is_isolated = is_isolated
         self._now_us = now_us
         self._backends = backends
         self._lessons = lessons
@@ -165,6 +167,7 @@ class DeviceJobs:
             backend=self._backends.of_queue(lease.queue),
             read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
+            isolated=self._is_isolated(lease.task),
         )
         try:
             for _ in self._plugins.each("prepare_attempt", details):
@@ -202,6 +205,7 @@ class DeviceJobs:
             next_model=self._next_model,
             stopping=self.stopping.is_set,
             orphaned=orphaned,
+            isolated=self._is_isolated(lease.task),
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]

@@ -160,9 +160,9 @@ class Room:
             return Reading(at, lost="GPU is lost")
         return Reading(at, total_bytes=self.card.total_bytes, free_bytes=self.card.free_bytes)
 
-    def prepare(self, model: str) -> None:
+    def prepare(self, model: str, *, isolated: bool = False) -> None:
         self.policy.prepare_attempt(
-            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping)
+            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping, isolated)
         )
 
     def clean_up(self, model: str = GEMMA, *, orphaned: bool = False) -> CleanUp:
@@ -170,10 +170,10 @@ class Room:
         assert found is not None
         return found
 
-    def ask_to_clean_up(self, model: str, *, orphaned: bool = False) -> CleanUp | None:
+    def ask_to_clean_up(self, model: str, *, orphaned: bool = False, isolated: bool = False) -> CleanUp | None:
         return self.policy.clean_up_attempt(
             CleanUpAttemptDetails(
-                a_lease(model), self.device, self.backend, self.read, lambda: self.next_model, self.stopping, orphaned
+                a_lease(model), self.device, self.backend, self.read, lambda: self.next_model, self.stopping, orphaned, isolated
             )
         )
 
@@ -465,6 +465,38 @@ def test_a_job_without_a_model_or_without_a_backend_has_nothing_to_give_back(roo
     room.backend = None
     assert room.ask_to_clean_up(GEMMA) is None
     assert room.ollama.asked == []
+
+
+@pytest.mark.parametrize("backend", [True, False], ids=["beside an Ollama", "without one"])
+def test_the_memory_of_an_isolated_task_is_waited_for(room: Room, backend: bool) -> None:
+    if not backend:
+        room.backend = None
+    room.prepare("", isolated=True)
+    room.card.allocate("its process", 2 * GB)
+    room.card.free("its process")
+
+    found = room.ask_to_clean_up("", isolated=True)
+
+    assert found is not None and found.verified
+    assert found.waited_s > 0.5
+    assert room.card.free_bytes == room.empty_bytes
+
+
+def test_what_an_isolated_task_took_and_somebody_else_has_now_is_not_waited_for_for_ever(room: Room) -> None:
+    room.prepare("", isolated=True)
+    room.card.take(2 * GB)
+    first = room.ask_to_clean_up("", isolated=True)
+    assert first is not None and not first.verified
+    assert "the job's process has ended; its memory did not come back within 15 s" in first.detail
+    again = room.ask_to_clean_up("", isolated=True)
+    assert again is not None and again.verified
+
+
+def test_without_a_driver_an_isolated_task_is_cleaned_up_when_its_process_has_ended(room: Room) -> None:
+    room.has_driver = False
+    room.prepare("", isolated=True)
+    found = room.ask_to_clean_up("", isolated=True)
+    assert found is not None and found.verified and found.waited_s == 0
 
 
 # Before an attempt
