@@ -10,16 +10,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from gpuqueue.config_plugins import ENVIRONMENT, PluginTables
 from gpuqueue.config_sections import (
-    BACKEND_PATIENCE,
+    BACKEND_KEYS,
     DEFAULT_RETENTION,
     DEVICE_KEYS,
     RETENTION_KEYS,
     WORKER_KEYS,
     WorkerSettings,
+    backend_names,
     needs_ollama,
     read_backends,
     read_devices,
@@ -30,7 +31,7 @@ from gpuqueue.config_sections import (
     read_worker,
 )
 from gpuqueue.config_table import Setting, Table, worded
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, State
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, PlacementMode, QueueSettings, State
 from gpuqueue.errors import ConfigurationError, did_you_mean
 
 __all__ = ["Config", "WorkerSettings", "database_path", "database_url"]
@@ -50,11 +51,12 @@ ROOT_KEYS = (
     "worker",
     "retention",
     "plugins",
+    "placement",
 )
-ENVIRONMENT_KEYS = ("database", "synchronous", "max_payload")
+ENVIRONMENT_KEYS = ("database", "synchronous", "max_payload", "placement")
 ENVIRONMENT_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "gpu": DEVICE_KEYS,
-    "ollama": ("url", *BACKEND_PATIENCE),
+    "ollama": BACKEND_KEYS,
     "worker": WORKER_KEYS,
     "retention": RETENTION_KEYS,
 }
@@ -75,6 +77,7 @@ class Config:
     queues: Mapping[str, QueueSettings] = field(default_factory=dict)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     retention: Mapping[State, float | None] = field(default_factory=lambda: dict(DEFAULT_RETENTION))
+    placement: PlacementMode = "pack"
     plugins_blocked: tuple[str, ...] = ()
     plugin_tables: PluginTables = field(default_factory=PluginTables, compare=False, repr=False)  # [thermal] is of a plugin
     path: Path | None = None  # the file it was read from
@@ -103,18 +106,26 @@ class Config:
         folder = file.parent if file and root.get("database") is in_file else Path.cwd()
         devices = read_devices(root.sequence("gpu", '[gpu] and budget = "5GB"'))
         models = read_models(root.tables("models", '[models."gemma4:e4b"] and vram = "4.5GB"'), devices)
-        queues = read_queues(root.tables("queues", "[queues.NAME]"), devices, has_ollama=root.has("ollama") or bool(models))
-        ollama = root.table("ollama", '[ollama] and url = "http://127.0.0.1:11434"')
+        ollamas = root.sequence("ollama", '[ollama] and url = "http://127.0.0.1:11434"')
+        names = backend_names(ollamas)
+        queues = read_queues(
+            root.tables("queues", "[queues.NAME]"), devices, backends=names, has_ollama=root.has("ollama") or bool(models)
+        )
         return cls(
             database=_database(root, folder),
             synchronous=cast(Synchronous, root.choice("synchronous", "normal", ("normal", "full"))),
             max_payload_bytes=root.size("max_payload", DEFAULT_MAX_PAYLOAD_BYTES),
             devices=devices,
-            backends=read_backends(ollama if needs_ollama(root, models, queues) else None, ollama_host=_ollama_host(environ)),
+            backends=read_backends(
+                (ollamas or [root.table("ollama", "[ollama]")]) if needs_ollama(root, models, queues) else (),
+                devices,
+                ollama_host=_ollama_host(environ),
+            ),
             models=models,
             queues=queues,
             worker=read_worker(root.table("worker", "[worker] and threads = 8")),
             retention=read_retention(root.table("retention", '[retention] and completed = "7d"')),
+            placement=cast(PlacementMode, root.choice("placement", "pack", get_args(PlacementMode))),
             plugins_blocked=read_plugins(root.table("plugins", '[plugins] and block = ["windows"]')),
             plugin_tables=PluginTables(
                 plugins_in_file, plugins_in_arguments, variables=_others(environ), own=ROOT_KEYS, source=source

@@ -28,6 +28,7 @@ from gpuqueue.domain import (
     WindowRule,
     YieldMode,
 )
+from gpuqueue.endpoints import OLLAMA
 from gpuqueue.errors import ConfigurationError, UsageError, did_you_mean
 from gpuqueue.rates import parse_rate
 from gpuqueue.settings import device_order
@@ -39,6 +40,7 @@ DEVICE_KEYS = (
     *("min_free", "affinity", "labels"),
 )
 BACKEND_PATIENCE = ("connect", "first_token", "gap", "total", "settle", "release", "probe_every")
+BACKEND_KEYS = ("name", "url", "device", *BACKEND_PATIENCE)
 MODEL_KEYS = ("vram", "options", "resume", "on_spill")
 QUEUE_KEYS = (
     "gpu",
@@ -70,7 +72,6 @@ DEFAULT_RETENTION: Mapping[State, float | None] = {
     State.DISCARDED: 30 * 86_400.0,
 }
 
-OLLAMA = "ollama"
 OLLAMA_PORT = 11434
 NO_BACKEND = "none"
 
@@ -97,15 +98,37 @@ def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
     return tuple(sorted(devices.values(), key=device_order))
 
 
-def read_backends(table: Table | None, *, ollama_host: Setting | None) -> tuple[BackendSettings, ...]:
-    """Read [ollama]; `ollama_host` is used where it has no url; None for the table means that no Ollama is needed."""
-    if table is None:
-        return ()
-    table.expect(["url", *BACKEND_PATIENCE])
-    url = table.get("url") or ollama_host
-    address = BackendSettings().url if url is None else worded(url, lambda: ollama_url(url.value))
-    patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
-    return (BackendSettings(name=OLLAMA, url=address, **patience),)
+def backend_names(tables: Sequence[Table]) -> list[str]:
+    """Read the names of [ollama], which needs none, or of several [[ollama]], which all need one."""
+    names = [table.text("name", "" if len(tables) > 1 else OLLAMA, example='name = "desk"') for table in tables]
+    for name, table in zip(names, tables, strict=True):
+        if len(tables) > 1 and (not name or name in (OLLAMA, NO_BACKEND)):
+            raise table.error(f'of several [[ollama]] each needs a name of its own, other than {OLLAMA!r}; write name = "desk"')
+        if names.count(name) > 1:
+            raise table.error(f"the Ollama {name!r} is already configured; give each [[ollama]] its own name = …")
+    return names
+
+
+def read_backends(
+    tables: Sequence[Table], devices: Sequence[DeviceSettings], *, ollama_host: Setting | None
+) -> tuple[BackendSettings, ...]:
+    """Read [ollama] or [[ollama]]; `ollama_host` is used where one has no url; no table means that no Ollama is needed."""
+    names = backend_names(tables)
+    found = []
+    for name, table in zip(names, tables, strict=True):
+        table.expect(BACKEND_KEYS)
+        url = table.get("url") or (ollama_host if len(tables) == 1 else None)
+        if url is None and len(tables) > 1:
+            raise table.error('url is missing; say where it listens: url = "http://127.0.0.1:11435"')
+        address = BackendSettings().url if url is None else worded(url, lambda url=url: ollama_url(url.value))  # type: ignore[misc]
+        device = table.text("device", "", example='device = "gpu0"')
+        known = [item.name for item in devices]
+        setting = table.get("device")
+        if setting is not None and device not in known:
+            raise setting.error(f"there is no such device{did_you_mean(device, known)}. Devices: {', '.join(known) or 'none'}")
+        patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
+        found.append(BackendSettings(name=name, url=address, device=device, **patience))
+    return tuple(sorted(found, key=lambda item: item.name))
 
 
 def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, ModelSettings]:
@@ -132,9 +155,14 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
     return models
 
 
-def read_queues(tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, has_ollama: bool) -> dict[str, QueueSettings]:
+def read_queues(
+    tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, backends: Sequence[str], has_ollama: bool
+) -> dict[str, QueueSettings]:
     """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
-    queues = {name: _queue(name, table, has_device=bool(devices), has_ollama=has_ollama) for name, table in tables.items()}
+    queues = {
+        name: _queue(name, table, has_device=bool(devices), backends=backends, has_ollama=has_ollama)
+        for name, table in tables.items()
+    }
     for name, table in tables.items():
         yields_to = table.get("yields_to")
         if yields_to is not None:
@@ -174,7 +202,7 @@ def read_plugins(table: Table) -> tuple[str, ...]:
 
 def needs_ollama(table: Table, models: Mapping[str, ModelSettings], queues: Mapping[str, QueueSettings]) -> bool:
     """Say whether the configuration speaks of an Ollama, in a section or by using it."""
-    return table.has(OLLAMA) or bool(models) or any(queue.backend == OLLAMA for queue in queues.values())
+    return table.has(OLLAMA) or bool(models) or any(queue.backend for queue in queues.values())
 
 
 def ollama_url(address: object) -> str:
@@ -259,7 +287,7 @@ def _json_data(table: Table) -> dict[str, Any]:
     return data
 
 
-def _queue(name: str, table: Table, *, has_device: bool, has_ollama: bool) -> QueueSettings:
+def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str], has_ollama: bool) -> QueueSettings:
     table.expect(QUEUE_KEYS)
     gpu = table.flag("gpu", False)
     if gpu and not has_device:
@@ -286,7 +314,7 @@ def _queue(name: str, table: Table, *, has_device: bool, has_ollama: bool) -> Qu
         max_attempts=table.integer("max_attempts", None, minimum=1),
         timeout_s=table.duration("timeout", None, positive=True),
         priority=table.integer("priority", None),
-        backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND),
+        backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND, backends),
     )
 
 
@@ -328,8 +356,8 @@ def _zone(table: Table) -> str:
     return name
 
 
-def _backend(table: Table, default: str) -> str:
-    name = table.choice("backend", default, (OLLAMA, NO_BACKEND))
+def _backend(table: Table, default: str, backends: Sequence[str]) -> str:
+    name = table.choice("backend", default, tuple(dict.fromkeys((OLLAMA, *backends, NO_BACKEND))))
     return "" if name == NO_BACKEND else name
 
 

@@ -123,7 +123,7 @@ class Table:
             return item
         if isinstance(item, Setting):
             raise item.error(f"{key} is a table, not a value; write {example}")
-        raise ConfigurationError(f"{item[0].where}: only [[gpu]] can be given more than once; write {example}")
+        raise ConfigurationError(f"{item[0].where}: only [[gpu]] and [[ollama]] can be given more than once; write {example}")
 
     def tables(self, key: str, example: str) -> dict[str, Table]:
         """Find the tables in a table, by name."""

@@ -39,6 +39,7 @@ WhenUnavailable = Literal["reject", "retry", "wait"]
 Overrun = Literal["finish", "preempt", "dont_start"]  # what becomes of a job that runs into a pause window
 YieldMode = Literal["preempt", "drain"]  # whether running jobs make room for those that their queue yields to
 OnSpill = Literal["accept", "wait", "fail"]  # what becomes of a job whose model did not wholly fit the device
+PlacementMode = Literal["pack", "spread"]  # which of several devices gets a job: the fullest that has room, or the emptiest
 Resume = Literal["restart", "continue"]  # what becomes of the output of an attempt that made room
 
 
@@ -319,6 +320,7 @@ class Backend:
     checked_at: datetime | None
     error: str
     models: Mapping[str, int] | None = None  # those on its disk, with their bytes there; None is not known
+    device: str = ""  # as in its settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +352,7 @@ class BackendSettings:
     settle_s: float = 2.0  # after an unload where no driver can confirm that the memory is back
     release_s: float = 15.0  # how long an unload's memory may take to come back before it is reported
     probe_every_s: float = 5.0
+    device: str = ""  # the device that it computes on; "" where it is not tied to one
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +420,7 @@ class View:
     models: Mapping[str, ModelSettings]
     workers: tuple[WorkerInfo, ...] = ()
     estimates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)  # {(kind, key): …}, see gpuqueue.estimates
+    placement: PlacementMode = "pack"
 
 
 @dataclass(frozen=True, slots=True)

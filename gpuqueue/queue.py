@@ -187,8 +187,8 @@ class GPUQueue:
         """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
         queue = options.queue or DEFAULT_QUEUE
         with self.store.reading() as connection:
-            away = {name for name, row in queries.backends(connection).items() if not row.available}
-        if self.queue_settings(queue).backend not in away:
+            away = any(not row.available for row in queries.backends(connection).values())
+        if not away:
             return
         if any(hold.refuse for hold in known_holds(self.view(), self.plugins).get(queue, ())):
             self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
@@ -321,7 +321,9 @@ class GPUQueue:
 
     def own_settings(self) -> SharedSettings:
         """What this process was configured with, queues made in code included."""
-        return SharedSettings(self._declared.queues, self.config.devices, self.config.models, self.config.backends)
+        return SharedSettings(
+            self._declared.queues, self.config.devices, self.config.models, self.config.backends, self.config.placement
+        )
 
     def agreed_settings(self) -> SharedSettings:
         """What the workers agreed on; before the first worker, this process's own."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, Rate, WindowRule
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, PlacementMode, QueueSettings, Rate, WindowRule
 from gpuqueue.units import format_duration, format_size
 
 __all__ = ["SharedSettings", "settings_difference", "settings_digest", "settings_from_shared", "shared_settings"]
@@ -29,6 +29,8 @@ class HasSettings(Protocol):
     def models(self) -> Mapping[str, ModelSettings]: ...
     @property
     def backends(self) -> tuple[BackendSettings, ...]: ...
+    @property
+    def placement(self) -> PlacementMode: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class SharedSettings:
     devices: tuple[DeviceSettings, ...]
     models: Mapping[str, ModelSettings]
     backends: tuple[BackendSettings, ...]
+    placement: PlacementMode = "pack"
 
 
 def shared_settings(config: HasSettings) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def shared_settings(config: HasSettings) -> dict[str, Any]:
         "devices": _plain(config.devices),
         "models": _plain(config.models.values()),
         "backends": _plain(config.backends),
+        "scheduling": {"devices": {"placement": config.placement}},
     }
 
 
@@ -61,6 +65,7 @@ def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
         devices=tuple(sorted(_build(DeviceSettings, shared.get("devices", {})), key=device_order)),
         models={item.name: item for item in _build(ModelSettings, shared.get("models", {}))},
         backends=tuple(_build(BackendSettings, shared.get("backends", {}))),
+        placement=shared.get("scheduling", {}).get("devices", {}).get("placement", "pack"),
     )
 
 

@@ -64,7 +64,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
     backends = {}
     for backend in settings.backends:
         row = asked.get(backend.name) or Backend(backend.name, "", True, 0, None, None, None, "")
-        backends[backend.name] = replace(_unless_stale(row, now), url=backend.url)
+        backends[backend.name] = replace(_unless_stale(row, now), url=backend.url, device=backend.device)
     return View(
         now=now,
         queues=queues,
@@ -73,6 +73,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
         models=settings.models,
         workers=workers,
         estimates=estimates.read(connection),
+        placement=settings.placement,
     )
 
 

@@ -206,7 +206,10 @@ class Devices:
     @hookimpl
     def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
         backends = details.get("backends", ())
-        return {settings.name: open_device(settings, backends) for settings in details.get("devices", ())}
+        return {
+            settings.name: open_device(settings, [item for item in backends if item.device in ("", settings.name)])
+            for settings in details.get("devices", ())
+        }
 
 
 def _optional(ask: Callable[[], T], unless: tuple[int, ...] | None = _GONE) -> T | None:

@@ -6,6 +6,7 @@ Each backend has one breaker, its row in `backends`, opened by a failed attempt 
 from __future__ import annotations
 
 from gpuqueue.domain import Backend, Hold, View
+from gpuqueue.endpoints import of_queue
 from gpuqueue.errors import BackendUnavailable
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
 from gpuqueue.moments import clock
@@ -14,22 +15,31 @@ from gpuqueue.verdicts import Discard, Snooze
 REFUSAL = "AI service temporarily unavailable"
 
 
+def away(backend: Backend, view: View) -> str:
+    """Word that a backend is away."""
+    return f"{backend.name} is away: {backend.error}{_asked_again(backend, view)}"
+
+
 def _asked_again(backend: Backend, view: View) -> str:
     # No `until`: nobody knows when it is back.
     return "" if backend.retry_at is None else f"; it is asked again at {clock(backend.retry_at, now=view.now)}"
 
 
 class Availability:
-    """Applies a queue's `when_unavailable`: reject ends its jobs at once, retry and wait keep them without spending attempts."""
+    """Applies a queue's `when_unavailable` while all its backends are away.
+
+    reject ends its jobs at once; retry and wait keep them without spending attempts.
+    """
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
-        backend = details.view.backends.get(details.queue.backend)
-        if backend is None or backend.available:
+        backends = of_queue(details.queue.backend, details.view.backends.values())
+        if not backends or any(backend.available for backend in backends):
             return None
         if details.queue.when_unavailable == "reject":
-            return Hold("unavailable", f"{REFUSAL} ({backend.error}{_asked_again(backend, details.view)})", refuse=True)
-        return Hold("unavailable", f"{backend.name} is away: {backend.error}{_asked_again(backend, details.view)}")
+            why = "; ".join(f"{backend.error}{_asked_again(backend, details.view)}" for backend in backends)
+            return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True)
+        return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends))
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpuqueue.domain import Demand, DeviceView, ModelSettings, Placement, Resident, View, Wait
+from gpuqueue.domain import Demand, DeviceView, ModelSettings, Placement, QueueSettings, Resident, View, Wait
+from gpuqueue.endpoints import of_queue, on_device
 from gpuqueue.estimates import SHOWN, VRAM, get, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.models import VERBS, full_name
+from gpuqueue.policies.availability import away
 from gpuqueue.units import counted, format_duration, format_size
 
 FRESH_S = 10.0  # a reading that is older says nothing about what is free now
@@ -30,20 +32,18 @@ class Memory:
 
     @hookimpl
     def place_job(self, details: PlaceJobDetails) -> Placement | Wait | None:
-        view, wanted = details.view, details.job.wanted_device
-        devices = [device for device in view.devices.values() if wanted is None or _is_called(device, wanted)]
+        view, queue, demand = details.view, details.queue, details.demand
+        devices = devices_for(details.job.wanted_device, demand.model, queue, view)
         if not devices:
-            if not view.devices:
-                return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
-            names = ", ".join(sorted({name for device in view.devices.values() for name in _names(device)}))
-            return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
+            return _no_device(details)
         waits = []
         for device in devices:
-            wait = _wait(device, details.demand, view)
+            wait = _absent(device, demand, queue, view) or _wait(device, demand, view)
             if wait is None:
-                return Placement(device.settings.name, details.demand.vram_bytes)
+                return Placement(device.settings.name, demand.vram_bytes)
             waits.append(wait)
-        return next((wait for wait in waits if wait.reason != "never_fits"), waits[0])
+        waits = [wait for wait in waits if wait.reason != "never_fits"] or waits[:1]
+        return Wait(waits[0].reason, "; ".join(dict.fromkeys(wait.detail for wait in waits)), waits[0].until)
 
 
 def known_bytes(model: str, view: View) -> int | None:
@@ -60,16 +60,50 @@ def known_bytes(model: str, view: View) -> int | None:
     return None if shown is None else int(shown)
 
 
+def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
+    """Return the devices that a job may run on, whether or not they have room now, the one to be tried first first.
+
+    `wanted` is the device's name or label that it asked for. A device that has the model loaded comes first.
+    """
+    endpoints = of_queue(queue.backend, view.backends.values())
+    found = [
+        device
+        for device in view.devices.values()
+        if (wanted is None or wanted in _names(device))
+        and (not model or not endpoints or on_device(queue.backend, device.settings.name, endpoints) is not None)
+    ]
+    sign = -1 if view.placement == "pack" else 1
+
+    def order(device: DeviceView) -> tuple[bool, int]:
+        loaded = {full_name(item.model) for item in device.residents}
+        return not model or full_name(model) not in loaded, sign * device.reserved_bytes
+
+    return sorted(found, key=order)
+
+
+def _no_device(details: PlaceJobDetails) -> Wait:
+    view, wanted = details.view, details.job.wanted_device
+    if not view.devices:
+        return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
+    if wanted is None or any(wanted in _names(device) for device in view.devices.values()):
+        tied = ", ".join(f"{item.name} computes on {item.device}" for item in view.backends.values())
+        return Wait("no_device", f"no Ollama of queue {details.queue.name!r} computes on {wanted or 'a device'}; {tied}")
+    names = ", ".join(sorted({name for device in view.devices.values() for name in _names(device)}))
+    return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
+
+
+def _absent(device: DeviceView, demand: Demand, queue: QueueSettings, view: View) -> Wait | None:
+    """Say that the Ollama of this device is away, where another one of the queue is there."""
+    backend = on_device(queue.backend, device.settings.name, view.backends.values()) if demand.model else None
+    return None if backend is None or backend.available else Wait("unavailable", away(backend, view))
+
+
 def settings_of(model: str, view: View) -> ModelSettings | None:
     return next((item for item in view.models.values() if full_name(item.name) == full_name(model)), None)
 
 
 def _names(device: DeviceView) -> tuple[str, ...]:
     return (device.settings.name, *device.settings.labels)
-
-
-def _is_called(device: DeviceView, wanted: str) -> bool:
-    return wanted in _names(device)
 
 
 def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:

@@ -109,7 +109,7 @@ class Judge:
         plugins: Plugins,
         *,
         settings_of: Callable[[str], QueueSettings],
-        backend_of: Callable[[str], BackendSettings | None],
+        backend_of: Callable[[Lease], BackendSettings | None],
         rules_of: Callable[[str], RetryRules],
         models: Mapping[str, ModelSettings],
         now: Callable[[], datetime],
@@ -182,7 +182,7 @@ class Judge:
             self._settings_of(lease.queue),
             error,
             self._now(),
-            self._backend_of(lease.queue),
+            self._backend_of(lease),
             self._rules_of(lease.task),
             self._models,
         )

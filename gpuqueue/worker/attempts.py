@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -44,7 +44,7 @@ class Attempts:
     def __init__(
         self,
         store: Store,
-        executors: Mapping[str, Executor | AsyncExecutor],
+        executor_of: Callable[[Lease], Executor | AsyncExecutor | None],
         judge: Judge,
         output: Output,
         event_loop: EventLoop,
@@ -54,7 +54,7 @@ class Attempts:
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
-        self._executors = executors
+        self._executor_of = executor_of
         self._judge = judge
         self._output = output
         self._event_loop = event_loop
@@ -66,7 +66,7 @@ class Attempts:
 
     def run(self, lease: Lease, prepare: Callable[[Attempt], None] | None = None) -> Ending | None:
         """Run an attempt, in this thread or, while it waits, on the event loop; None when it was given up."""
-        executor = self._executors.get(lease.task)
+        executor = self._executor_of(lease)
         if executor is None:
             return Ending(self._unknown_task(lease))
         attempt = self.begin(lease)
@@ -86,8 +86,8 @@ class Attempts:
 
     def start(self, lease: Lease, on_end: Callable[[Attempt, Any, BaseException | None], None]) -> None:
         """Start an asynchronous task's attempt; `on_end` is called on the event loop, and hands over to `end`."""
-        executor = self._executors[lease.task]
-        assert is_async(executor)
+        executor = self._executor_of(lease)
+        assert executor is not None and is_async(executor)
         attempt = self.begin(lease)
         self._event_loop.start(attempt, executor).add_done_callback(lambda future: on_end(attempt, *future.result()))
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from gpuqueue.domain import BackendSettings
+from gpuqueue.domain import BackendSettings, Lease
+from gpuqueue.endpoints import of_queue, on_device
 from gpuqueue.errors import BackendUnavailable, StoreError
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
@@ -24,10 +25,11 @@ class Backends:
         self._settings = settings
         self._now = now
 
-    def of_queue(self, queue: str) -> BackendSettings | None:
-        """Return the backend that a queue's jobs need."""
-        settings = self._settings.queues.get(queue)
-        return None if settings is None else self._named(settings.backend)
+    def of(self, lease: Lease) -> BackendSettings | None:
+        """Return the backend that an attempt needs, where its queue's jobs need one."""
+        settings = self._settings.queues.get(lease.queue)
+        device = None if lease.placement is None else lease.placement.device
+        return None if settings is None else on_device(settings.backend, device, self._settings.backends)
 
     def probe(self) -> None:
         """Ask each backend whether it is there: when its breaker says so, and at its interval while it is available."""
@@ -52,7 +54,11 @@ class Backends:
         backend = self._named(error.backend) if isinstance(error, BackendUnavailable) else None
         if backend is None:
             return
-        retries = [queue.retry_every_s for queue in self._settings.queues.values() if queue.backend == backend.name]
+        retries = [
+            queue.retry_every_s
+            for queue in self._settings.queues.values()
+            if backend in of_queue(queue.backend, self._settings.backends)
+        ]
         self._store.backend_lost(
             backend.name,
             error=str(error),

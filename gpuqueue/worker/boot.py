@@ -12,10 +12,12 @@ from typing import Any
 
 from gpuqueue.devices import CachedDevice, Device
 from gpuqueue.domain import Lease, QueueSettings
+from gpuqueue.endpoints import OLLAMA
 from gpuqueue.errors import ConfigurationError, UnknownQueue
 from gpuqueue.executors import AsyncExecutor, Executor, is_async
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.processes import Children, ProcessExecutor
+from gpuqueue.models import VERBS
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import SharedSettings, settings_difference, settings_digest, settings_from_shared
@@ -136,13 +138,18 @@ def boot(
     judge = Judge(
         plugins,
         settings_of=settings_of,
-        backend_of=backends.of_queue,
+        backend_of=backends.of,
         rules_of=rules_of,
         models=settings.models,
         now=gq.now,
         max_payload_bytes=gq.config.max_payload_bytes,
     )
-    attempts = Attempts(store, executors, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now)
+
+    def executor_of(lease: Lease) -> AnyExecutor | None:
+        backend = backends.of(lease) if lease.task in VERBS else None
+        return executors.get(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
+
+    attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now)
     dispatcher = Dispatcher(
         store,
         plugins,

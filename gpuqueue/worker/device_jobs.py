@@ -46,7 +46,7 @@ class DeviceJobs:
         *,
         first_slot: int,
         run: Callable[[Lease, Callable[[Attempt], None]], Ending | None],
-        next_model: Callable[[], str | None],
+        next_model: Callable[[str], str | None],
         is_isolated: Callable[[str], bool],
         backends: Backends,
         lessons: Lessons,
@@ -138,7 +138,7 @@ class DeviceJobs:
         self.clean_up(lease, orphaned=False)
 
     def _learn(self, lease: Lease, value: Any, run_s: float) -> None:
-        backend = self._backends.of_queue(lease.queue)
+        backend = self._backends.of(lease)
         if not lease.model or backend is None:
             self._lessons.of_run(lease, run_s)
             return
@@ -164,7 +164,7 @@ class DeviceJobs:
             lease=lease,
             device=device,
             models=self._settings.models,
-            backend=self._backends.of_queue(lease.queue),
+            backend=self._backends.of(lease),
             read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
             isolated=self._is_isolated(lease.task),
@@ -200,9 +200,9 @@ class DeviceJobs:
         details = CleanUpAttemptDetails(
             lease=lease,
             device=device,
-            backend=self._backends.of_queue(lease.queue),
+            backend=self._backends.of(lease),
             read_device=self._devices[device.name].read_now,
-            next_model=self._next_model,
+            next_model=lambda: self._next_model(device.name),
             stopping=self.stopping.is_set,
             orphaned=orphaned,
             isolated=self._is_isolated(lease.task),

@@ -17,6 +17,7 @@ from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.policies.preemption import yielded_to
+from gpuqueue.policies.vram import devices_for
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, claims, queries
@@ -174,7 +175,7 @@ class Dispatcher:
         if not running:
             return
         jobs = self._candidates(view, queues, room_bytes=largest_budget(self._settings)) if queues else []
-        waiting = [WaitingJob(job, Demand(job.demand_bytes, job.model), tuple(view.devices)) for job in jobs]
+        waiting = [WaitingJob(job, Demand(job.demand_bytes, job.model), _devices(job, view)) for job in jobs]
         try:
             chosen = preemptions(waiting, view, self._plugins)
         except PluginFailed as error:
@@ -186,7 +187,7 @@ class Dispatcher:
             elif self._store.request_preemption(item.job_id, item.lease):
                 logger.info("job %d is asked to stop%s", item.job_id, f" for job {item.for_job}" if item.for_job else "")
 
-    def next_model(self) -> str | None:
+    def next_model(self, device: str) -> str | None:
         """Say which model the next job for a device needs, None when none waits or it needs none."""
         view = self.decide(force=True)
         # Another worker's next job counts too: it would load again what this one had unloaded.
@@ -194,7 +195,8 @@ class Dispatcher:
             item.settings for name, item in view.queues.items() if item.settings.gpu and item.served and not self._holds.get(name)
         ]
         # The asking job's own reservation is about to be freed, so the whole budget counts as room.
-        candidates = self._candidates(view, free, room_bytes=largest_budget(self._settings))
+        waiting = self._candidates(view, free, room_bytes=largest_budget(self._settings))
+        candidates = [job for job in waiting if device in _devices(job, view)]
         return candidates[0].model or None if candidates else None
 
     def next_change(self) -> datetime | None:
@@ -262,6 +264,11 @@ class Dispatcher:
         except PluginFailed as error:
             logger.error("no job is started on a device: %s", error)
             return []
+
+
+def _devices(job: Job, view: View) -> tuple[str, ...]:
+    found = devices_for(job.wanted_device, job.model, view.queues[job.queue].settings, view)
+    return tuple(device.settings.name for device in found)
 
 
 def _may_start_one(queue: QueueView) -> bool:

@@ -54,16 +54,19 @@ class ModelsSeen:
 
     def look_at_loaded(self) -> None:
         """Publish what is loaded on an idle device: models leave by themselves, and other programs load them."""
-        if len(self._settings.devices) != 1 or time.monotonic() - self._looked_at_s < LOOK_EVERY_S:
-            return  # of several devices an Ollama does not say which holds a model
+        if time.monotonic() - self._looked_at_s < LOOK_EVERY_S:
+            return
         self._looked_at_s = time.monotonic()
-        (device,) = self._settings.devices
-        residents = tuple(item for backend in self._available() for item in OllamaClient(backend).residents(timeout_s=QUERY_S))
-        with self._store.snapshot() as connection:
-            busy = bool(reservations(connection))
-            sighting = queries.device_sightings(connection).get(device.name)
-        if not busy and (sighting is None or sighting.residents != residents):
-            self._store.publish_reading(device.name, reading=None, residents=residents, now_us=to_us(self._now()))
+        alone = len(self._settings.devices) == 1
+        for device in self._settings.devices:
+            # Of several devices, an Ollama that is tied to none does not say which holds a model.
+            backends = [item for item in self._available() if item.device == device.name or (alone and not item.device)]
+            residents = tuple(item for backend in backends for item in OllamaClient(backend).residents(timeout_s=QUERY_S))
+            with self._store.snapshot() as connection:
+                busy = any(item.device == device.name for item in reservations(connection))
+                sighting = queries.device_sightings(connection).get(device.name)
+            if backends and not busy and (sighting is None or sighting.residents != residents):
+                self._store.publish_reading(device.name, reading=None, residents=residents, now_us=to_us(self._now()))
 
     def size_unknown(self) -> None:
         """Estimate the size of a model that waiting jobs need and nothing is known of, and let them be sized again."""

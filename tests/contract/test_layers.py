@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
-        *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates", "settings", "estimates"),
+        *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates"),
+        *("settings", "estimates", "endpoints"),
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts

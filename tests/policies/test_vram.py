@@ -10,8 +10,8 @@ import pytest
 from gpuqueue.domain import Demand, DeviceProcess, DeviceView, Estimate, Placement, Reading, Resident
 from gpuqueue.estimates import SHOWN, VRAM, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails
-from gpuqueue.policies.vram import Memory
-from gpuqueue.testing.views import BATCH, GB, GPU0, MODELS, NOW, job, reservation, view
+from gpuqueue.policies.vram import Memory, devices_for
+from gpuqueue.testing.views import BATCH, GB, GPU0, MODELS, NOW, backend, job, reservation, view
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")
 NOMIC = Demand(500_000_000, "nomic-embed-text")
@@ -192,3 +192,54 @@ def test_a_job_may_name_its_device_or_a_label_of_several():
     first, second = DeviceView(GPU0), DeviceView(replace(GPU0, name="gpu1", labels=("fast",)))
     assert choose("gpu1", first, second) == choose("fast", first, second) == Placement("gpu1", GEMMA.vram_bytes)
     assert choose("slow", first, second) == ("no_device", "no device is called 'slow'; there are: fast, gpu0, gpu1")
+
+
+# --- several devices, several Ollamas ---
+
+
+def two_cards(*backends, placement="pack", loaded=(), first=(), second=()):
+    cards = (
+        DeviceView(GPU0, reservations=first),
+        DeviceView(replace(GPU0, name="gpu1", slots=2), residents=loaded, reservations=second),
+    )
+    ollamas = {item.name: item for item in backends or (backend(),)}
+    return replace(view(devices=cards), backends=ollamas, placement=placement)
+
+
+def order_of(seen, model="gemma4:e4b", wanted=None, queue=BATCH):
+    return [device.settings.name for device in devices_for(wanted, model, queue, seen)]
+
+
+def test_the_card_with_the_model_comes_first_then_the_fullest_or_the_emptiest():
+    some = (reservation(bytes=GB),)
+    assert order_of(two_cards(second=some)) == ["gpu1", "gpu0"], "packed"
+    assert order_of(two_cards(second=some, placement="spread")) == ["gpu0", "gpu1"]
+    loaded = (Resident("gemma4:e4b", GB, GB),)
+    assert order_of(two_cards(loaded=loaded, second=some, placement="spread")) == ["gpu1", "gpu0"]
+    assert order_of(two_cards(loaded=loaded, first=some), model="") == ["gpu0", "gpu1"], "a function needs no model"
+
+
+def test_only_the_cards_of_the_queues_ollamas_are_asked():
+    desk, tower = backend(name="desk", device="gpu0"), backend(name="tower", device="gpu1")
+    assert order_of(two_cards(desk, tower)) == ["gpu0", "gpu1"]
+    assert order_of(two_cards(desk, tower), queue=replace(BATCH, backend="tower")) == ["gpu1"]
+    assert order_of(two_cards(desk)) == ["gpu0"], "no Ollama computes on the other"
+    assert order_of(two_cards(desk), model="") == ["gpu0", "gpu1"]
+    assert order_of(two_cards(desk, tower), wanted="gpu0", queue=replace(BATCH, backend="tower")) == []
+
+
+def test_of_several_cards_each_says_why_it_has_no_room():
+    desk = backend(name="desk", device="gpu0", available=False, error="nothing listens")
+    tower = backend(name="tower", device="gpu1")
+    full = (reservation(7), reservation(8))
+    seen = two_cards(desk, tower, second=full)
+    found = place_in(seen)
+    assert (found.reason, found.detail) == (
+        "device_busy",
+        "gpu1 runs job 7 of ai-batch, job 8 of ai-batch; desk is away: nothing listens",
+    )
+    assert place_in(two_cards(desk, tower)) == Placement("gpu1", 4_500_000_000)
+
+
+def place_in(seen):
+    return Memory().place_job(PlaceJobDetails(job(), Demand(4_500_000_000, "gemma4:e4b"), BATCH, seen))

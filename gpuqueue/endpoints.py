@@ -1,0 +1,33 @@
+"""Owns which backends a queue's jobs may use, and which one on which device; asks none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+OLLAMA = "ollama"  # a queue with this backend uses every Ollama, or the one of this name
+
+
+class _Endpoint(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+
+
+Endpoint = TypeVar("Endpoint", bound=_Endpoint)
+
+
+def of_queue(backend: str, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Return the backends that a queue with this `backend` may use; none where it needs none."""
+    found = list(endpoints)
+    named = [item for item in found if item.name == backend]
+    return named or (found if backend == OLLAMA else [])
+
+
+def on_device(backend: str, device: str | None, endpoints: Iterable[Endpoint]) -> Endpoint | None:
+    """Return the backend that a job of such a queue uses on a device: the one tied to it, else one that is tied to none."""
+    found = of_queue(backend, endpoints)
+    tied = [item for item in found if item.device and item.device == device]
+    free = [item for item in found if not item.device or device is None]
+    return next(iter([*tied, *free]), None)
