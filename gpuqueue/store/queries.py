@@ -14,6 +14,7 @@ from typing import Any
 from gpuqueue.domain import FINISHED, Backend, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
+from gpuqueue.store.jobs import NEVER_FITS
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
 from gpuqueue.units import from_us
 
@@ -231,9 +232,9 @@ def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_
 
 
 def jobs_ahead(connection: sqlite3.Connection, job: Job) -> int:
-    """Count the available jobs of the same queue that come before this one, up to MANY."""
+    """Count the available jobs of the same queue that come before this one, up to MANY; what fits no device does not."""
     count: int = connection.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? "
+        f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? AND demand_class < {NEVER_FITS} "
         "AND (priority > ? OR (priority = ? AND (scheduled_at, id) < (SELECT scheduled_at, id FROM jobs WHERE id = ?))) LIMIT ?)",
         (job.queue, job.priority, job.priority, job.id, MANY),
     ).fetchone()[0]
