@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuqueue import backoff
 from gpuqueue.config import Config
@@ -73,10 +73,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # A web process that only enqueues loads no worker.
-    if name == "Worker":
-        from gpuqueue.worker import Worker
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
-        return Worker
-    raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")
+    def __getattr__(name):
+        # A web process that only enqueues loads no worker.
+        if name == "Worker":
+            from gpuqueue.worker import Worker
+
+            return Worker
+        raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from gpuqueue.config_plugins import ENVIRONMENT, PluginTables
 from gpuqueue.config_sections import (
     BACKEND_PATIENCE,
     DEFAULT_RETENTION,
@@ -50,7 +51,6 @@ ROOT_KEYS = (
     "retention",
     "plugins",
 )
-ENVIRONMENT = "GPUQUEUE_"
 ENVIRONMENT_KEYS = ("database", "synchronous", "max_payload")
 ENVIRONMENT_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "gpu": DEVICE_KEYS,
@@ -76,6 +76,7 @@ class Config:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     retention: Mapping[State, float | None] = field(default_factory=lambda: dict(DEFAULT_RETENTION))
     plugins_blocked: tuple[str, ...] = ()
+    plugin_tables: PluginTables = field(default_factory=PluginTables, compare=False, repr=False)  # [thermal] is of a plugin
     path: Path | None = None  # the file it was read from
 
     @classmethod
@@ -83,15 +84,19 @@ class Config:
         """Read a configuration file, or none; environment variables and then `overrides` go before what it says.
 
         Overrides are named as in the file, and a section is a mapping: database="jobs.db", worker={"threads": 2}.
-        One that is None counts as not given.
+        One that is None counts as not given. A section that may be a plugin's is kept, and refused by the queue object whose
+        plugins do not know it.
         Raises: ConfigurationError naming the file, variable or argument, the key, and what to do.
         """
         file = None if path is None else Path(os.path.abspath(Path(path).expanduser()))
         source = str(file or "configuration")
-        root = Table(_read_toml(file) if file else {}, key="", origin=lambda key: f"{source}: {key}" if key else source)
+        in_toml = Table(_read_toml(file) if file else {}, key="", origin=lambda key: f"{source}: {key}" if key else source)
+        plugins_in_file, root = in_toml.without_tables(ROOT_KEYS)
         in_file = root.get("database")
         root.overlay(Table(_environment(environ), key="", origin=_variable, is_text=True))
-        root.overlay(Table(_given(overrides), key="", origin=lambda key: f"argument {key}"))
+        arguments = Table(_given(overrides), key="", origin=lambda key: f"argument {key}")
+        plugins_in_arguments, known_arguments = arguments.without_tables(ROOT_KEYS)
+        root.overlay(known_arguments)
         root.expect(ROOT_KEYS)
 
         # A path that the file gives, or leaves to the default, is relative to the file.
@@ -111,6 +116,9 @@ class Config:
             worker=read_worker(root.table("worker", "[worker] and threads = 8")),
             retention=read_retention(root.table("retention", '[retention] and completed = "7d"')),
             plugins_blocked=read_plugins(root.table("plugins", '[plugins] and block = ["windows"]')),
+            plugin_tables=PluginTables(
+                plugins_in_file, plugins_in_arguments, variables=_others(environ), own=ROOT_KEYS, source=source
+            ),
             path=file,
         )
 
@@ -205,6 +213,12 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
             if value:
                 found.setdefault(section, {})[names[name]] = value
     return found
+
+
+def _others(environ: Mapping[str, str]) -> dict[str, str]:
+    """Collect the variables of gpuqueue's prefix that are none of its own."""
+    own = {_variable(key, "") for key in (*ENVIRONMENT_KEYS, "config")}
+    return {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT) and name not in own}
 
 
 def _variable(key: str, prefix: str = "environment variable ") -> str:

@@ -6,8 +6,11 @@ A value comes from the file, from an environment variable (as text), or from an 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,6 +69,13 @@ class Table:
             else:
                 self._items[name] = item
 
+    def without_tables(self, known: Collection[str]) -> tuple[Table, Table]:
+        """Split into the tables under other keys than these, and all the rest."""
+        others, rest = copy(self), copy(self)
+        others._items = {key: item for key, item in self._items.items() if key not in known and not isinstance(item, Setting)}
+        rest._items = {key: item for key, item in self._items.items() if key not in others._items}
+        return others, rest
+
     def error(self, problem: str) -> ConfigurationError:
         """Make the error that names this table and where it stands."""
         return ConfigurationError(f"{self.where}: {problem}")
@@ -76,7 +86,7 @@ class Table:
         for key, item in self._items.items():
             if key in names:
                 continue
-            where = item.where if isinstance(item, Setting | Table) else item[0].where
+            where = _where(item)
             hint = ""
             if isinstance(item, Table) and self.key.count(".") == 1:
                 # TOML reads [models.qwen2.5] as a table "5" in a table "qwen2".
@@ -85,6 +95,10 @@ class Table:
             raise ConfigurationError(
                 f"{where}: there is no setting {key!r} here{did_you_mean(key, names)}.{hint} Settings: {', '.join(names)}"
             )
+
+    def given(self) -> dict[str, str]:
+        """Say which keys were given, and where: {key: where it stands}."""
+        return {key: _where(item) for key, item in self._items.items()}
 
     def has(self, key: str) -> bool:
         """Say whether the key was given."""
@@ -98,8 +112,7 @@ class Table:
         item = self._items.get(key)
         if isinstance(item, Setting) or item is None:
             return item
-        where = item.where if isinstance(item, Table) else item[0].where
-        raise ConfigurationError(f"{where}: {key} is one value, not a table; write {key} = …")
+        raise ConfigurationError(f"{_where(item)}: {key} is one value, not a table; write {key} = …")
 
     def table(self, key: str, example: str) -> Table:
         """Find a table; an empty one when it was not given."""
@@ -178,6 +191,24 @@ class Table:
 
         return self._read(key, default, read)
 
+    def number(self, key: str, default: T, *, minimum: float | None = None, maximum: float | None = None) -> float | T:
+        """Read a finite number, whole or not, from `minimum` to `maximum`."""
+
+        def read(setting: Setting) -> float:
+            value = setting.value
+            if setting.is_text:
+                with suppress(ValueError):
+                    value = float(value)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise setting.error(f"this is a number, without quotes; write {key} = {1 if minimum is None else minimum:g}")
+            if minimum is not None and value < minimum:
+                raise setting.error(f"this is at least {minimum:g}")
+            if maximum is not None and value > maximum:
+                raise setting.error(f"this is at most {maximum:g}")
+            return float(value)
+
+        return self._read(key, default, read)
+
     def size(self, key: str, default: int) -> int:
         """Read an amount of memory in bytes."""
         return self._read(key, default, lambda setting: worded(setting, lambda: parse_size(setting.value, what=setting.where)))
@@ -220,6 +251,10 @@ def _text(setting: Setting, example: str) -> str:
     if not isinstance(setting.value, str | Path) or not str(setting.value).strip():
         raise setting.error(f"this is a text; write {example}")
     return str(setting.value)
+
+
+def _where(item: Setting | Table | list[Table]) -> str:
+    return item.where if isinstance(item, Setting | Table) else item[0].where
 
 
 def _plain(item: Setting | Table | list[Table]) -> Any:

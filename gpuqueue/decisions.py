@@ -22,6 +22,7 @@ from gpuqueue.domain import (
 from gpuqueue.errors import ConfigurationError
 from gpuqueue.hookspecs import JobDemandDetails, OrderCandidatesDetails, PlaceJobDetails, QueueHoldDetails
 from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.view import serves
 
 
 def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
@@ -41,10 +42,21 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
                 if not isinstance(hold, Hold):
                     raise PluginFailed(plugin, "queue_hold", TypeError(f"it answered {hold!r}, which is no Hold"))
-                found.append(hold)
+                found.append(replace(hold, plugin=plugin))
         except PluginFailed as error:
-            found.append(Hold("plugin_failed", str(error)))
+            found.append(Hold("plugin_failed", str(error), plugin=error.plugin))
         holds[queue.name] = tuple(found)
+    return holds
+
+
+def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
+    """Return every queue's holds, with those of plugins that only workers have."""
+    here = {name for name, _ in plugins.names()}
+    holds = decide_holds(view, plugins)
+    for worker in view.workers:
+        for queue, published in worker.holds.items():
+            if queue in holds and serves(worker, queue):
+                holds[queue] += tuple(hold for hold in published if hold.plugin not in here and hold not in holds[queue])
     return holds
 
 
@@ -141,7 +153,7 @@ def _waiting_reasons(
     if not queue.served:
         reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}"))
         advice = f"start a worker: {worker_command}"
-    queue_holds = decide_holds(view, plugins)[job.queue]
+    queue_holds = known_holds(view, plugins)[job.queue]
     reasons += queue_holds
     if any(hold.reason == "paused" for hold in queue_holds):
         advice = advice or f"gpuqueue resume {job.queue}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from gpuqueue.decisions import yielding_order
 from gpuqueue.domain import QueueSettings, WhenUnavailable
@@ -12,6 +12,22 @@ from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, Usage
 from gpuqueue.options import DEFAULT_QUEUE
 from gpuqueue.tasks import Task
 from gpuqueue.windows import parse_window, parse_zone
+
+
+class QueueOptions(TypedDict, total=False):
+    """What `gq.queue` may say of a queue: the fields of QueueSettings but its name."""
+
+    gpu: bool
+    concurrency: int | None
+    pause: tuple[str, ...]
+    timezone: str
+    yields_to: tuple[str, ...]
+    when_unavailable: WhenUnavailable
+    retry_every_s: float
+    max_attempts: int | None
+    timeout_s: float | None
+    priority: int | None
+    backend: str
 
 
 class Declarations:

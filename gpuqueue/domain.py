@@ -137,6 +137,7 @@ class Hold:
     detail: str
     until: datetime | None = None
     refuse: bool = False
+    plugin: str = field(default="", compare=False)  # which said so; filled in by whoever asked it
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class WorkerInfo:
     expires_at: datetime
     digest: str
     alive: bool
+    # What its own plugins hold, {queue: holds}: those that other processes may not have.
+    holds: Mapping[str, tuple[Hold, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +274,18 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100."""
+    """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100.
+
+    `noted_reasons` are the reasons for which the workers last saw the queue held: what a policy that is to end a hold later
+    than it began it looks at, so that every process comes to the same answer.
+    """
 
     settings: QueueSettings
     paused: Pause | None = None
     running_count: int = 0
     waiting_count: int = 0
     served: bool = True  # a live worker serves it
+    noted_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from gpuqueue.config_table import Table
 from gpuqueue.domain import (
     BackendSettings,
     CleanUp,
@@ -128,6 +129,18 @@ class CleanUpAttemptDetails:
     orphaned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigureDetails:
+    """A plugin's own section of the configuration, `[name]` with the name it is registered under; empty where nobody gave one.
+
+    Its errors name the file, variable or argument, the key, and what is right; begin with `table.expect([…])`. The variable of
+    `[thermal] limit` is GPUQUEUE_THERMAL_LIMIT; one that begins like a section of gpuqueue's own, GPUQUEUE_GPU_…, is its own.
+    """
+
+    name: str
+    table: Table
+
+
 class Decisions:
     """Answered from the view, without side effects; one that raises holds its queue with that as the reason."""
 
@@ -235,6 +248,10 @@ class Registrations:
     """Asked once, when a queue object or a worker starts."""
 
     @hookspec
+    def configure(self, details: ConfigureDetails) -> None:
+        """Read the plugin's own section of the configuration, when the queue object is made and before any other hook."""
+
+    @hookspec
     def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor] | None:
         """Add executor verbs: {task name: executor}; `details` has "backends", "models" and "devices"."""
 
@@ -248,4 +265,5 @@ class Registrations:
 
 
 SPECIFICATIONS = (Decisions, Actions, Events, Registrations)
+HOOK_NAMES = tuple(name for group in SPECIFICATIONS for name in vars(group) if not name.startswith("_"))
 EVENT_NAMES = tuple(name for name in vars(Events) if not name.startswith("_"))

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gpuqueue.errors import UsageError
 from gpuqueue.models import CHAT, EMBED, GENERATE, VERBS, Verb
-from gpuqueue.options import JobOptions, merged, read_options
+from gpuqueue.options import EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.tasks import Signature, Task
 from gpuqueue.twins import twin
 
 if TYPE_CHECKING:
     from gpuqueue.handle import JobHandle
     from gpuqueue.queue import GPUQueue
+
+
+class _Generating(TypedDict, total=False):
+    format: str | Mapping[str, Any] | None
+    options: Mapping[str, Any] | None
+    think: bool | str | None
+    truncate: bool | None
+    shift: bool | None
+    logprobs: bool | None
+    top_logprobs: int | None
+
+
+class GenerateRequest(_Generating, total=False):
+    """The fields of Ollama's /api/generate that a job may say; None is left out."""
+
+    suffix: str | None
+    system: str | None
+    template: str | None
+    context: Sequence[int] | None
+    raw: bool | None
+    images: Sequence[str] | None
+
+
+class ChatRequest(_Generating, total=False):
+    """The fields of Ollama's /api/chat that a job may say; None is left out."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+class EmbedRequest(TypedDict, total=False):
+    """The fields of Ollama's /api/embed that a job may say; None is left out."""
+
+    dimensions: int | None
+    truncate: bool | None
+    options: Mapping[str, Any] | None
 
 
 class OllamaTasks:
@@ -28,7 +63,7 @@ class OllamaTasks:
         self._tasks = {name: self._register(verb) for name, verb in VERBS.items()}
 
     def generate(
-        self, /, model: str, *, prompt: str, queue: str, job: Mapping[str, Any] | None = None, **request: Any
+        self, /, model: str, *, prompt: str, queue: str, job: EnqueueOptions | None = None, **request: Unpack[GenerateRequest]
     ) -> JobHandle:
         """Enqueue a completion: `prompt` and, at will, system, format, options, images, raw, think, suffix, context, template."""
         return self._submit(GENERATE, queue, job, {"model": model, "prompt": prompt, **request})
@@ -40,14 +75,21 @@ class OllamaTasks:
         *,
         messages: Sequence[Mapping[str, Any]],
         queue: str,
-        job: Mapping[str, Any] | None = None,
-        **request: Any,
+        job: EnqueueOptions | None = None,
+        **request: Unpack[ChatRequest],
     ) -> JobHandle:
         """Enqueue a chat: `messages` are {role, content} dicts; at will tools, format, options, think."""
         return self._submit(CHAT, queue, job, {"model": model, "messages": list(messages), **request})
 
     def embed(
-        self, /, model: str, *, input: str | Sequence[str], queue: str, job: Mapping[str, Any] | None = None, **request: Any
+        self,
+        /,
+        model: str,
+        *,
+        input: str | Sequence[str],
+        queue: str,
+        job: EnqueueOptions | None = None,
+        **request: Unpack[EmbedRequest],
     ) -> JobHandle:
         """Enqueue embeddings of one text or several; at will dimensions, truncate, options."""
         return self._submit(EMBED, queue, job, {"model": model, "input": input, **request})

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
-from gpuqueue.decisions import decide_holds, explain
-from gpuqueue.declarations import Declarations
+from gpuqueue.decisions import explain, known_holds
+from gpuqueue.declarations import Declarations, QueueOptions
 from gpuqueue.domain import Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
-from gpuqueue.options import EnqueueOptions, JobOptions, merged, read_options
+from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import default_policies
+from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
-from gpuqueue.tasks import Task, TaskSettings
+from gpuqueue.tasks import Signature, Task, TaskSettings
 from gpuqueue.twins import twin
 from gpuqueue.units import Duration, from_us, parse_duration
 from gpuqueue.view import live_workers, read_view, serves
@@ -37,8 +37,9 @@ Returned = TypeVar("Returned")
 class GPUQueue:
     """A job queue in one SQLite file.
 
-    `database` is a path or `sqlite:///…` URL; `plugins` are registered beside those installed. The file is opened, and
-    created or upgraded when needed, at the first use. Safe to use from many threads and after a fork.
+    `database` is a path or `sqlite:///…` URL; `plugins`, a list or {name: plugin}, are registered beside those installed, and
+    each reads its section of the configuration, `[name]`. The file is opened, and created or upgraded when needed, at the
+    first use. Safe to use from many threads and after a fork.
     Raises: ConfigurationError; at the first use StoreError.
     """
 
@@ -47,13 +48,19 @@ class GPUQueue:
         database: str | os.PathLike[str] | None = None,
         *,
         config: Config | None = None,
-        plugins: Iterable[object] = (),
+        plugins: Iterable[object] | Mapping[str, object] = (),
         discover_plugins: bool = True,
     ) -> None:
         self.config = config if config is not None else Config.default(database)
-        self.plugins = Plugins(default_policies(), blocked=self.config.plugins_blocked, discover=discover_plugins)
-        for plugin in plugins:
-            self.plugins.register(plugin)
+        self.plugins = Plugins(
+            default_policies(),
+            blocked=self.config.plugins_blocked,
+            reserved=WORKER_POLICY_NAMES,
+            discover=discover_plugins,
+        )
+        for name, plugin in plugins.items() if isinstance(plugins, Mapping) else ((None, plugin) for plugin in plugins):
+            self.plugins.register(plugin, name)
+        self.plugins.configure(self.config.plugin_tables)
         self._declared = Declarations(self.config.queues)
         self._enqueuer = Enqueuer(
             self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
@@ -62,14 +69,21 @@ class GPUQueue:
         self._opening = threading.Lock()
 
     @classmethod
-    def from_config(cls, path: str | os.PathLike[str], *, plugins: Iterable[object] = (), **overrides: Any) -> GPUQueue:
+    def from_config(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        plugins: Iterable[object] | Mapping[str, object] = (),
+        discover_plugins: bool = True,
+        **overrides: Any,
+    ) -> GPUQueue:
         """Make the queue that a gpuqueue.toml describes; `overrides` win over it. Raises: ConfigurationError."""
-        return cls(config=Config.load(path, **overrides), plugins=plugins)
+        return cls(config=Config.load(path, **overrides), plugins=plugins, discover_plugins=discover_plugins)
 
     # --- declaring ---
 
-    def queue(self, name: str, **settings: Any) -> QueueSettings:
-        """Make or change a queue in code; settings are those of QueueSettings. Raises: ConfigurationError, UnknownQueue."""
+    def queue(self, name: str, **settings: Unpack[QueueOptions]) -> QueueSettings:
+        """Make or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
         return self._declared.add_queue(name, settings)
 
     @overload
@@ -97,6 +111,24 @@ class GPUQueue:
         """Register a task object. Raises: UsageError when another function has its name."""
         self._declared.add_task(task)
         return task
+
+    def verb(
+        self,
+        name: str,
+        *,
+        required: Iterable[str] = (),
+        optional: Iterable[str] | None = None,
+        **options: Unpack[EnqueueOptions],
+    ) -> Task[..., Any]:
+        """Declare a task that a plugin's executor runs in the workers; its queue exists from now on.
+
+        `required` and `optional` name its arguments; `optional` None takes any other. Options are those of `Task.using`.
+        Raises: UsageError for a wrong option, or when a function has the name.
+        """
+        needed = frozenset(required)
+        signature = Signature(needed, None if optional is None else needed | frozenset(optional))
+        defaults = read_options({"queue": DEFAULT_QUEUE, **options})
+        return self.add_task(Task[..., Any](self, name, None, defaults, signature=signature))
 
     @property
     def tasks(self) -> Mapping[str, Task[..., Any]]:
@@ -181,7 +213,7 @@ class GPUQueue:
 
     def holds(self) -> dict[str, list[Hold]]:
         """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
-        return {name: list(holds) for name, holds in decide_holds(self.view(), self.plugins).items()}
+        return {name: list(holds) for name, holds in known_holds(self.view(), self.plugins).items()}
 
     def explain(self, job_id: int) -> Explanation:
         """Say why a job is where it is, with every reason. Raises: UnknownJob."""
@@ -281,6 +313,7 @@ class GPUQueue:
         return time.time_ns() // 1000
 
     def now(self) -> datetime:
+        """Read the clock as an aware time in UTC."""
         return from_us(self.now_us()).astimezone(UTC)
 
     def shared(self) -> dict[str, Any]:

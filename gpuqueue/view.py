@@ -33,6 +33,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
     now_us = to_us(now)
     workers = tuple(live_workers(connection, now_us=now_us))
     pauses = queries.pauses(connection, now_us=now_us)
+    noted = queries.noted_reasons(connection)
     largest_bytes = largest_budget(settings)
     queues = {}
     for name in sorted(queries.queue_names(connection) | set(settings.queues)):
@@ -44,6 +45,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
             running_count=running,
             waiting_count=waiting,
             served=any(serves(worker, name) for worker in workers),
+            noted_reasons=noted.get(name, ()),
         )
     taken = reservations(connection)
     sightings = queries.device_sightings(connection)

@@ -1,12 +1,10 @@
-"""Owns what many tests share: queues on files of their own, workers, waiting for a condition, gates, a simulated card."""
+"""Owns what many tests share beside the fixtures that `gpuqueue.testing` ships: workers, gates, and the scenario's queues."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +12,14 @@ import pytest
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.initial_config import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
-from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.queues import QueueMaker
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = 20.0  # far beyond what a busy machine needs: only a broken test waits so long
 GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
-
-
-def wait_until(condition: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
-    """Look until the condition is true and return what it returned."""
-    give_up_s = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < give_up_s, f"it never came to this: {what or 'the condition'}"
-        pause.wait(0.01)
-    return found
+# For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -39,22 +29,9 @@ def until() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def make_queue(tmp_path: Path) -> Iterator[Callable[..., GPUQueue]]:
+def make_queue(make_gpuqueue: QueueMaker) -> QueueMaker:
     """Make queue objects, each call one more of the same file, of a configuration's text or of none; closed at the end."""
-    made: list[GPUQueue] = []
-
-    def make(toml: str | None = None, *, name: str = "gpuqueue.toml", plugins: Any = (), **overrides: Any) -> GPUQueue:
-        if toml is None and not overrides:
-            found = GPUQueue(tmp_path / "gpuqueue.db", plugins=plugins)
-        else:
-            (tmp_path / name).write_text(f'database = "gpuqueue.db"\n{toml or ""}')
-            found = GPUQueue.from_config(tmp_path / name, plugins=plugins, **overrides)
-        made.append(found)
-        return found
-
-    yield make
-    for gq in made:
-        gq.close()
+    return make_gpuqueue
 
 
 @pytest.fixture
@@ -153,9 +130,7 @@ def toml_of() -> Callable[..., str]:
 
 
 @pytest.fixture
-def ai(make_queue: Callable[..., GPUQueue]) -> Iterator[AI]:
+def ai(make_queue: QueueMaker, simulated_card: SimulatedCard, ollama_server: OllamaSimulator) -> AI:
     """The scenario's card, Ollama and queues, thirty times as fast; the card is read through NVML."""
-    card = SimulatedCard(speed=30)
-    with OllamaSimulator(card) as ollama, simulated_nvml(card):
-        toml = ai_toml(ollama.url)
-        yield AI(card, ollama, toml, make_queue, make_queue(toml))
+    toml = ai_toml(ollama_server.url)
+    return AI(simulated_card, ollama_server, toml, make_queue, make_queue(toml))

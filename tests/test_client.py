@@ -29,6 +29,7 @@ from gpuqueue import (
 )
 from gpuqueue.errors import CallerFault, ConfigurationError
 from gpuqueue.verdicts import Discard, Retry
+from tests.conftest import forks
 
 
 @pytest.fixture
@@ -424,12 +425,10 @@ class TellerPlugin:
 
 @pytest.fixture
 def teller(gq):
-    from gpuqueue.options import JobOptions
-    from gpuqueue.tasks import Signature, Task
 
     teller = Teller()
     gq.plugins.register(TellerPlugin(teller))
-    teller.task = gq.add_task(Task(gq, "tell", None, JobOptions(queue="default"), signature=Signature(frozenset(), None)))
+    teller.task = gq.verb("tell")
     yield teller
     teller.go_on.set()
 
@@ -592,6 +591,7 @@ def test_first_use_from_many_threads_opens_the_file_once(gq):
     assert len({id(store) for store in stores}) == 1
 
 
+@forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_queue_object_works_on_after_a_fork(gq, add):
     first = add.enqueue(a=1)

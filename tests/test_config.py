@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gpuqueue.config import Config, WorkerSettings, database_path, database_url
+from gpuqueue.config_table import Table
 from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, State
 from gpuqueue.errors import ConfigurationError
 
@@ -315,6 +316,28 @@ def test_a_wrong_variable_is_refused_by_its_name(environ: dict[str, str], hints:
     message = refused(None, environ)
     for hint in hints:
         assert hint in message
+
+
+def test_a_section_that_may_be_a_plugins_is_kept_and_a_value_is_not(write: Write) -> None:
+    tables = load(write("[thermal]\nlimit = 83"), thermal={"limit": 84}).plugin_tables
+    table = tables.table_of("thermal", among=["thermal"])
+    assert table.data() == {"limit": 84}
+    assert table.error("no").args == (f"{write('')}: thermal: no",)
+    assert "there is no setting 'thermal' here" in refused(write("thermal = 83"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("1.5", 1.5), (3, 3.0), (0, "at least 0.5"), (9.5, "at most 9"), ("x", "a number"), (True, "a number")],
+)
+def test_a_number_is_read_within_its_bounds(given: Any, expected: Any) -> None:
+    table = Table({"n": given}, key="t", origin=str, is_text=isinstance(given, str))
+    if isinstance(expected, float):
+        assert table.number("n", None, minimum=0.5, maximum=9) == expected
+    else:
+        with pytest.raises(ConfigurationError, match=f"t.n = .*: this is {expected}"):
+            table.number("n", None, minimum=0.5, maximum=9)
+    assert table.number("other", 7.0) == 7.0
 
 
 def test_a_wrong_argument_is_refused_by_its_name(write: Write) -> None:

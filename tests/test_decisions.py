@@ -13,8 +13,7 @@ from gpuqueue.errors import ConfigurationError
 from gpuqueue.hookspecs import hookimpl
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
-
-from .policies.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
 
 
 def plugins(*others: object) -> Plugins:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
-from gpuqueue import ConfigurationError, JobFailed, hookimpl
+from gpuqueue import ConfigurationError, JobFailed, UsageError, hookimpl
 from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Wait
 from gpuqueue.hookspecs import EVENT_NAMES
-from gpuqueue.options import JobOptions
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import default_policies
-from gpuqueue.tasks import Signature, Task
+from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
 from gpuqueue.verdicts import Retry
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
@@ -61,8 +60,11 @@ def test_an_unknown_hook_is_refused_with_the_plugins_name():
         @hookimpl
         def queue_hodl(self, details): ...
 
-    with pytest.raises(ConfigurationError, match=r"(?s)plugin 'mine' cannot be registered.*queue_hodl"):
-        Plugins({}, discover=False).register(Wrong(), "mine")
+    plugins = Plugins({}, discover=False)
+    wrong = r"plugin 'mine' cannot be registered: there is no hook 'queue_hodl' \(did you mean 'queue_hold'\?\)"
+    with pytest.raises(ConfigurationError, match=wrong):
+        plugins.register(Wrong(), "mine")
+    assert plugins.names() == []
 
 
 def test_a_hook_with_other_arguments_is_refused():
@@ -70,8 +72,60 @@ def test_a_hook_with_other_arguments_is_refused():
         @hookimpl
         def queue_hold(self, queue): ...
 
-    with pytest.raises(ConfigurationError, match="cannot be registered"):
+    with pytest.raises(ConfigurationError, match=r"'Wrong' cannot be registered: its queue_hold\(queue\) must take one argument"):
         Plugins({}, discover=False).register(Wrong())
+
+
+def test_an_asynchronous_hook_is_refused():
+    class Wrong:
+        @hookimpl
+        async def queue_hold(self, details): ...
+
+    with pytest.raises(ConfigurationError, match="its queue_hold is asynchronous, and hooks are called as plain functions"):
+        Plugins({}, discover=False).register(Wrong())
+
+
+def test_of_a_class_an_object_is_made_for_each_queue_object(make_queue):
+    class Counting:
+        def __init__(self):
+            self.asked = 0
+
+        @hookimpl
+        def queue_hold(self, details):
+            self.asked += 1
+            return Hold("asked", f"{self.asked} times")
+
+    first, second = (make_queue("[queues.mail]\n", plugins=[Counting]) for _ in range(2))
+    assert [first.holds()["mail"], first.holds()["mail"]] == [[Hold("asked", "1 times")], [Hold("asked", "2 times")]]
+    assert second.holds()["mail"] == [Hold("asked", "1 times")]
+
+
+def test_a_class_that_needs_arguments_is_refused():
+    class Needy:
+        def __init__(self, limit): ...
+
+    with pytest.raises(ConfigurationError, match=r"plugin 'Needy': .*Needy\(\) failed, and a class is called without arguments"):
+        Plugins({}, discover=False).register(Needy)
+
+
+def test_a_text_is_no_plugin(make_queue):
+    with pytest.raises(ConfigurationError, match="plugin 'thermal' is a text; give the object itself"):
+        make_queue(plugins=["thermal"])
+
+
+def test_plugins_may_be_given_with_their_names(make_queue):
+    gq = make_queue(plugins={"thermal": Failing("queue_hold")})
+    assert ("thermal", ["queue_hold"]) in gq.plugins.names()
+
+
+@pytest.mark.parametrize("taken", ["windows", "residents"])
+def test_the_name_of_a_default_is_taken_also_where_only_a_worker_has_it(make_queue, taken):
+    with pytest.raises(ConfigurationError, match=f"plugin '{taken}' cannot be registered: another one has this name"):
+        make_queue(plugins={taken: Failing("queue_hold")})
+
+
+def test_the_names_of_the_workers_policies_are_known_without_loading_them():
+    assert tuple(worker_policies()) == WORKER_POLICY_NAMES
 
 
 def test_a_wrapper_is_refused_and_leaves_nothing_behind():
@@ -97,16 +151,24 @@ def test_a_blocked_default_decides_nothing(make_queue, caplog):
     toml = '[queues.night]\npause = ["00:00-12:00", "12:00-00:00"]\n'
     assert [hold.reason for hold in make_queue(toml).holds()["night"]] == ["window"]
     assert make_queue(toml + '[plugins]\nblock = ["windows"]\n').holds()["night"] == []
+    make_queue('[plugins]\nblock = ["residents"]\n')
+    assert not caplog.text
     make_queue('[plugins]\nblock = ["window"]\n')
     assert "[plugins] block names 'window', but no such plugin is installed (did you mean 'windows'?)" in caplog.text
 
 
-def install(folder, monkeypatch, source):
+@pytest.fixture
+def make_discovering(make_queue):
+    """Make queue objects that find the plugins which are installed."""
+    return partial(make_queue, discover_plugins=True)
+
+
+def install(folder, monkeypatch, source, *, name="colours"):
     """Install a distribution with an entry point of gpuqueue's group, as pip would."""
     info = folder / "colours-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[gpuqueue]\ncolours = gpuqueue_colours\n")
+    (info / "entry_points.txt").write_text(f"[gpuqueue]\n{name} = gpuqueue_colours\n")
     (folder / "gpuqueue_colours.py").write_text(source)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(__import__("sys").modules, "gpuqueue_colours", raising=False)
@@ -121,18 +183,141 @@ def queue_hold(details):
 """
 
 
-def test_an_installed_plugin_is_found_by_its_entry_point_and_can_be_blocked(make_queue, tmp_path, monkeypatch):
+def test_an_installed_plugin_is_found_by_its_entry_point_and_can_be_blocked(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, COLOURS)
-    gq = make_queue("[queues.mail]\n")
+    gq = make_discovering("[queues.mail]\n")
     assert gq.holds()["mail"] == [Hold("colour", "not on a grey day")]
     assert ("colours", ["queue_hold"]) in gq.plugins.names()
-    assert make_queue('[queues.mail]\n[plugins]\nblock = ["colours"]\n').holds()["mail"] == []
+    assert make_discovering('[queues.mail]\n[plugins]\nblock = ["colours"]\n').holds()["mail"] == []
 
 
-def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_queue, tmp_path, monkeypatch):
+def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "raise RuntimeError('no grey')")
-    with pytest.raises(ConfigurationError, match="an installed plugin of group 'gpuqueue' cannot be loaded: no grey"):
-        make_queue()
+    wrong = r"the installed plugin 'colours' \(colours 1.0\) cannot be loaded from 'gpuqueue_colours': RuntimeError: no grey"
+    with pytest.raises(ConfigurationError, match=wrong):
+        make_discovering()
+    assert make_discovering('[plugins]\nblock = ["colours"]\n').holds() == {}
+
+
+def test_an_installed_plugin_with_a_wrong_hook_is_refused_by_its_own_name(make_discovering, tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, COLOURS.replace("queue_hold", "queue_hodl"))
+    with pytest.raises(ConfigurationError, match="plugin 'colours' cannot be registered: there is no hook 'queue_hodl'"):
+        make_discovering(plugins=[Failing("queue_hold")])
+
+
+def test_an_installed_plugin_that_has_a_defaults_name_is_left_out_and_named(make_discovering, tmp_path, monkeypatch, caplog):
+    install(tmp_path, monkeypatch, COLOURS, name="windows")
+    assert make_discovering("[queues.mail]\n").holds()["mail"] == []
+    assert "the installed plugin 'windows' of colours is left out: another plugin has its name" in caplog.text
+
+
+# --- configuring ---
+
+
+class Settled:
+    """A plugin that reads a section of its own."""
+
+    def __init__(self) -> None:
+        self.read: list = []
+
+    @hookimpl
+    def configure(self, details):
+        table = details.table
+        table.expect(["limit", "note"])
+        self.read.append((details.name, table.integer("limit", 83, minimum=1), table.text("note", "", example='note = "x"')))
+
+    @hookimpl
+    def queue_hold(self, details):
+        assert self.read, "it is configured before it is asked"
+
+
+def test_a_plugin_reads_its_own_section_once(make_queue, start_worker):
+    settled = Settled()
+    gq = make_queue('[thermal]\nlimit = 70\nnote = "attic"\n', plugins={"thermal": settled})
+    start_worker(gq)  # registers the worker's own plugins before it, and so it anew
+    gq.holds()
+    assert settled.read == [("thermal", 70, "attic")]
+
+
+def test_a_plugin_whose_section_nobody_wrote_gets_an_empty_one(make_queue):
+    settled = Settled()
+    make_queue("[queues.mail]\n", plugins={"thermal": settled})
+    make_queue(plugins={"thermal": settled})
+    assert settled.read == [("thermal", 83, "")] * 2
+
+
+def test_the_environment_goes_before_the_file_and_arguments_before_both(make_queue, monkeypatch):
+    settled = Settled()
+    toml = "[thermal]\nlimit = 70\nnote = 'file'\n"
+    monkeypatch.setenv("GPUQUEUE_THERMAL_LIMIT", "71")
+    monkeypatch.setenv("GPUQUEUE_THERMAL_NOTE", "")
+    make_queue(toml, plugins={"thermal": settled})
+    make_queue(toml, plugins={"thermal": settled}, thermal={"limit": 72})
+    make_queue(plugins={"thermal": settled})
+    assert settled.read == [("thermal", 71, "file"), ("thermal", 72, "file"), ("thermal", 71, "")]
+
+
+def test_a_variable_belongs_to_the_longest_name_that_fits(make_queue, monkeypatch):
+    short, long = Settled(), Settled()
+    monkeypatch.setenv("GPUQUEUE_THERMAL_FAN_LIMIT", "5")
+    make_queue(plugins={"thermal": short, "thermal-fan": long})
+    assert (short.read, long.read) == ([("thermal", 83, "")], [("thermal-fan", 5, "")])
+
+
+def test_a_variable_of_a_plugin_that_is_not_there_is_nobodys(make_queue, monkeypatch):
+    monkeypatch.setenv("GPUQUEUE_THERMAL_LIMIT", "hot")
+    assert make_queue().holds() == {}
+
+
+@pytest.mark.parametrize(
+    ("toml", "environ", "hints"),
+    [
+        ("[thermal]\nlimt = 7\n", {}, ["gpuqueue.toml: thermal.limt: there is no setting 'limt' here (did you mean 'limit'?)"]),
+        ("[thermal]\nlimit = 0\n", {}, ["gpuqueue.toml: thermal.limit = 0: this is at least 1"]),
+        ("[[thermal]]\nlimit = 7\n", {}, ["gpuqueue.toml: thermal[0]: ", "write [thermal]"]),
+        ("", {"GPUQUEUE_THERMAL_LIMIT": "hot"}, ['environment variable GPUQUEUE_THERMAL_LIMIT = "hot": this is a whole number']),
+        ("", {"GPUQUEUE_THERMAL_LIMT": "7"}, ["environment variable GPUQUEUE_THERMAL_LIMT: there is no setting 'limt' here"]),
+        (
+            "[termal]\nlimit = 7\n",
+            {},
+            ["gpuqueue.toml: termal: there is no setting 'termal' here (did you mean 'thermal'?)", "plugins, thermal"],
+        ),
+        ("[queue.mail]\n", {}, ["gpuqueue.toml: queue: there is no setting 'queue' here (did you mean 'queues'?)"]),
+        ("[humidity]\n", {}, ["gpuqueue.toml: humidity: ", "no plugin 'humidity' is installed, see `gpuqueue plugins`"]),
+        ("[windows]\n", {}, ["gpuqueue.toml: windows: the plugin 'windows' has no settings; leave its section out"]),
+    ],
+)
+def test_a_wrong_section_or_setting_of_a_plugin_is_refused_by_name(make_queue, monkeypatch, toml, environ, hints):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        make_queue(toml, plugins={"thermal": Settled()})
+    for hint in hints:
+        assert hint in str(caught.value)
+
+
+def test_the_section_of_a_blocked_plugin_may_stay(make_discovering, tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, COLOURS)
+    assert make_discovering('[plugins]\nblock = ["colours"]\n[colours]\nsky = "grey"\n').holds() == {}
+    with pytest.raises(ConfigurationError, match="the plugin 'colours' has no settings"):
+        make_discovering('[colours]\nsky = "grey"\n')
+
+
+def test_a_plugin_cannot_take_a_section_of_gpuqueues_own(make_queue):
+    with pytest.raises(ConfigurationError, match=r"plugin 'worker' cannot have settings, because \[worker\] is gpuqueue's own"):
+        make_queue(plugins={"worker": Settled()})
+
+
+def test_a_plugin_that_fails_while_it_is_configured_is_named(make_queue):
+    with pytest.raises(PluginFailed, match="plugin 'Failing' failed in configure: RuntimeError: oops"):
+        make_queue(plugins=[Failing("configure")])
+
+
+def test_a_plugin_that_is_registered_later_is_configured_then(make_queue, monkeypatch):
+    monkeypatch.setenv("GPUQUEUE_THERMAL_LIMIT", "71")
+    settled = Settled()
+    make_queue().plugins.register(settled, "thermal")
+    assert settled.read == [("thermal", 71, "")]
 
 
 # --- deciding ---
@@ -288,11 +473,23 @@ def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
             return {"shout": Shout()}
 
     gq = make_queue(plugins=[Verbs()])
-    gq.add_task(Task(gq, "shout", None, JobOptions(), signature=Signature(frozenset({"text"}), frozenset({"text"}))))
+    shout = gq.verb("shout", required=["text"], optional=[], queue="loud", max_attempts=2)
     start_worker(gq)
-    job = gq.enqueue("shout", {"text": "hello"})
+    job = shout.enqueue(text="hello")
     assert job.result(timeout_s=20) == "HELLO"
     assert list(job.stream()) == ["listen: "]
+    assert (job.record.queue, job.record.max_attempts) == ("loud", 2)
+    assert gq.enqueue("shout", {"text": "again"}).result(timeout_s=20) == "AGAIN"
+    with pytest.raises(UsageError, match="shout needs the argument"):
+        shout.enqueue()
+    with pytest.raises(UsageError, match=r"shout takes no argument 'txt' \(did you mean 'text'\?\)"):
+        shout.enqueue(txt="hello")
+    with pytest.raises(UsageError, match="a task 'shout' is registered already"):
+        gq.task(name="shout")(lambda text: text)
+
+
+def test_a_verb_whose_arguments_are_not_named_takes_any(gq):
+    assert gq.verb("anything").enqueue(a=1, b=[2]).record.arguments == {"a": 1, "b": [2]}
 
 
 def test_a_plugin_that_fails_while_a_worker_starts_leaves_no_worker_behind(gpu_queue, start_worker):
@@ -416,3 +613,55 @@ def test_a_backend_and_a_card_that_go_and_come_back_are_told(ai, start_worker, u
     until(lambda: diary.named("device_recovered"))
     assert diary.named("backend_lost")[0].data["backend"] == "ollama"
     assert diary.named("device_lost")[0].data["device"] == "gpu0"
+
+
+# --- what only workers know ---
+
+
+class Weather:
+    """Holds mail while it rains; a plugin that is passed in code, so that other processes do not have it."""
+
+    def __init__(self) -> None:
+        self.says: str | None = "it rains"
+
+    @hookimpl
+    def queue_hold(self, details):
+        return Hold("weather", self.says) if details.queue.name == "mail" and self.says else None
+
+
+def test_what_a_workers_own_plugin_holds_is_known_where_nobody_has_that_plugin(make_queue, start_worker, until):
+    weather = Weather()
+    toml = "[queues.mail]\n[queues.other]\n"
+    worker = start_worker(make_queue(toml, plugins=[weather]))
+    elsewhere = make_queue(toml)
+    job = elsewhere.task(name="send", queue="mail")(lambda: 7).enqueue()
+    assert until(lambda: elsewhere.holds()["mail"], "the hold") == [Hold("weather", "it rains")]
+    assert elsewhere.holds()["other"] == []
+    assert "weather: it rains" in str(job.explain())
+    weather.says = "it still rains"
+    until(lambda: "it still rains" in str(job.explain()), "the new detail")
+    job.cancel()
+    weather.says = None
+    until(lambda: elsewhere.holds()["mail"] == [], "the release")
+    weather.says = "it rains again"
+    until(lambda: elsewhere.holds()["mail"], "the hold again")
+    worker.stop()
+    assert elsewhere.holds()["mail"] == [], "nobody is left who holds it"
+
+
+def test_a_hold_is_told_once_where_the_plugin_is_there_too(make_queue, start_worker, until):
+    toml = "[queues.mail]\n"
+    start_worker(make_queue(toml, plugins=[Weather()]))
+    gq = make_queue(toml, plugins=[Weather()])
+    until(lambda: [worker.holds for worker in gq.workers() if worker.holds], "what the worker publishes")
+    assert gq.holds()["mail"] == [Hold("weather", "it rains")]
+
+
+def test_a_queue_whose_jobs_a_workers_plugin_cannot_size_says_so_everywhere(gpu_queue, make_queue, start_worker, until):
+    gq = gpu_queue(Failing("job_demand"))
+    start_worker(gq)
+    elsewhere = make_queue(GPU)
+    job = gq.train.enqueue()
+    (hold,) = until(lambda: elsewhere.holds()["train"], "the hold")
+    assert hold.reason == "plugin_failed"
+    assert f"what job {job.id} needs is not known" in hold.detail

@@ -54,6 +54,7 @@ def _examine(session: Session) -> list[Check]:
     found = [*checks.versions(), *checks.clock_and_zone()]
     try:
         config = session.config
+        session.queue()  # its plugins read their own sections
     except GPUQueueError as error:
         first, _, rest = str(error).partition("\n")
         return [*found, Check(PROBLEM, "configuration", first, rest or "mend it, or write one with: gpuqueue init")]

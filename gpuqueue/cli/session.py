@@ -19,7 +19,7 @@ from gpuqueue.config import DEFAULT_FILE, Config, database_path, database_url
 from gpuqueue.domain import Explanation
 from gpuqueue.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
 from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import default_policies
+from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.queue import GPUQueue
 
 __all__ = ["Session", "app_option", "json_option", "pass_session"]
@@ -97,7 +97,7 @@ class Session:
             blocked = self.config.plugins_blocked
         except GPUQueueError:
             blocked = ()  # the help must show, whatever is wrong with the configuration
-        return Plugins(default_policies(), blocked=blocked)
+        return Plugins(default_policies(), blocked=blocked, reserved=WORKER_POLICY_NAMES)
 
     # --- advice that can be pasted ---
 

@@ -10,7 +10,7 @@ import click
 from gpuqueue.cli.rendering import clock, in_terminal, iso, print_json, print_table, since, terminal_width, until
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, shown_url, status_shape
-from gpuqueue.decisions import decide_holds
+from gpuqueue.decisions import known_holds
 from gpuqueue.domain import Backend, DeviceView, Hold, State, View
 from gpuqueue.errors import UsageError
 from gpuqueue.queue import GPUQueue
@@ -52,7 +52,7 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
 
 def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     view, counts = gq.view(), gq.counts()
-    holds = decide_holds(view, gq.plugins)
+    holds = known_holds(view, gq.plugins)
     if as_json:
         print_json(status_shape(view, database=str(gq.database), counts=counts, holds=holds))
         return

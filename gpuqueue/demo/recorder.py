@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 
-from gpuqueue.decisions import decide_holds
+from gpuqueue.decisions import known_holds
 from gpuqueue.demo.stage import Stage
 from gpuqueue.domain import Event, Hold, Reading, State, View
 from gpuqueue.errors import ExecutionError
@@ -251,7 +251,7 @@ class Recorder:
             counts = queries.counts(connection)
         loaded = self._loaded()
         self.watched.seen_loaded(loaded)
-        sample = Sample(view, counts, decide_holds(view, gq.plugins), self._used_bytes(device.reading, loaded), tuple(loaded))
+        sample = Sample(view, counts, known_holds(view, gq.plugins), self._used_bytes(device.reading, loaded), tuple(loaded))
         self._on_sample(sample)
 
     def _loaded(self) -> dict[str, int]:

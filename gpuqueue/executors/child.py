@@ -156,5 +156,11 @@ def _on_terminate(channel: Channel, _number: int, _frame: FrameType | None) -> N
 
 
 def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
+    """Return the most memory that this process has had at once."""
+    # On Linux getrusage(2) would count what the worker had when it started this process: exec keeps that figure.
+    try:
+        with open("/proc/self/status", "rb") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(b"VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # getrusage(2): bytes on macOS, else kilobytes

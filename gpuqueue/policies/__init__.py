@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+WORKER_POLICY_NAMES = ("devices", "ollama", "residents")  # known without loading them
+
 
 def default_policies() -> dict[str, object]:
     """Return the policies that every process decides with: {name: plugin}, those asked first coming last."""

@@ -127,6 +127,7 @@ class SimulatedCard:
         self.name = name
         self.uuid = uuid
         self.lost = False
+        self.temperature_c: int | None = None  # None: as warm as its work makes it
         self.release_delay_s = release_delay_s
         self._compute_log: deque[Computation] = deque(maxlen=_LOG_LENGTH)
         self._clock = clock
@@ -256,7 +257,7 @@ class SimulatedCard:
                 reserved_bytes=self.reserved_bytes,
                 used_bytes=self.total_bytes - free,
                 free_bytes=free,
-                temperature_c=66 if busy else 41,
+                temperature_c=(66 if busy else 41) if self.temperature_c is None else self.temperature_c,
                 utilisation_percent=97 if busy else 0,
                 power_w=163.5 if busy else 14.5,
                 lost=self.lost,

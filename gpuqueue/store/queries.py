@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpuqueue.domain import FINISHED, Backend, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
+from gpuqueue.domain import FINISHED, Backend, Hold, Job, LogLine, Pause, QueueSettings, Reading, Resident, State, WorkerInfo
 from gpuqueue.errors import UnknownJob
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.jobs import NEVER_FITS
@@ -152,7 +152,7 @@ class WorkerRow:
 def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
     """Return the workers, `alive` meaning only that their lease has not ended."""
     rows = connection.execute(
-        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir FROM workers ORDER BY started_at, id"
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
     )
     return [
         WorkerRow(
@@ -165,11 +165,22 @@ def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRo
                 expires_at=from_us(expires_at),
                 digest=digest,
                 alive=expires_at > now_us,
+                holds=_published(holds),
             ),
             runtime_dir,
         )
-        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir in rows.fetchall()
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds in rows.fetchall()
     ]
+
+
+def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
+    return {
+        queue: tuple(
+            Hold(reason, detail, None if until is None else from_us(until), plugin=plugin)
+            for reason, detail, until, plugin in holds
+        )
+        for queue, holds in json.loads(text or "{}").items()
+    }
 
 
 def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
@@ -183,6 +194,12 @@ def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
         name: Pause(by or "", reason or "", from_us(at), None if until is None else from_us(until))
         for name, by, reason, at, until in rows
     }
+
+
+def noted_reasons(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Return the reasons that a worker noted when it last saw a queue held: {queue: reasons}."""
+    rows = connection.execute("SELECT name, holds FROM queues WHERE holds IS NOT NULL AND holds != '[]'")
+    return {name: tuple(json.loads(reasons)) for name, reasons in rows}
 
 
 def backends(connection: sqlite3.Connection) -> dict[str, Backend]:

@@ -333,6 +333,10 @@ class Store:
         """Record which queues began or ceased to be held."""
         self.write(lambda connection: workers.note_holds(connection, holds, now_us=now_us))
 
+    def publish_holds(self, worker_id: str, holds: Mapping[str, Sequence[Hold]]) -> None:
+        """Write what a worker's own plugins hold, for processes that do not have them."""
+        self.write(lambda connection: workers.publish_holds(connection, worker_id, holds))
+
     def backend_lost(self, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> None:
         """Open a backend's breaker."""
         self.write(

@@ -151,6 +151,7 @@ workers = Table(
     Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs
     Column("digest", Text, nullable=False),
     Column("runtime_dir", Text, nullable=False),  # where its bell and its life file are
+    Column("holds", Text),  # JSON of what its own plugins hold, for processes that do not have them
 )
 
 devices = Table(

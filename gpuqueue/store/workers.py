@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -77,6 +77,15 @@ def unregister(connection: sqlite3.Connection, worker_id: str, *, now_us: int) -
     """Remove a worker that ended in good order; what it may have left is rescued by its missing row."""
     if connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,)).rowcount:
         record(connection, "worker_stopped", at_us=now_us, data={"worker": worker_id})
+
+
+def publish_holds(connection: sqlite3.Connection, worker_id: str, holds: Mapping[str, Sequence[Hold]]) -> None:
+    """Write what a worker's own plugins hold."""
+    told = {
+        queue: [[hold.reason, hold.detail, None if hold.until is None else to_us(hold.until), hold.plugin] for hold in found]
+        for queue, found in holds.items()
+    }
+    connection.execute("UPDATE workers SET holds = ? WHERE id = ?", (json.dumps(told) if told else None, worker_id))
 
 
 def pause(connection: sqlite3.Connection, queue: str, pause: Pause) -> None:

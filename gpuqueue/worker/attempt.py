@@ -62,6 +62,9 @@ class Attempt:
             return True
 
     def check(self) -> None:
+        # Whoever looks at the deadline itself may come before the worker's own look.
+        if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
+            self.interrupt("timed_out")
         if self.interruption is not None:
             raise AttemptInterrupted(self.interruption)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 
 from gpuqueue.domain import BackendSettings
-from gpuqueue.errors import BackendUnavailable
+from gpuqueue.errors import BackendUnavailable, StoreError
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
 from gpuqueue.units import to_us
 
 LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
+logger = logging.getLogger("gpuqueue.worker")
 
 
 class Backends:
@@ -58,6 +60,13 @@ class Backends:
             longest_s=min(retries, default=LONGEST_WAIT_S),
             now_us=to_us(self._now()),
         )
+
+    def heard(self, error: BaseException) -> None:
+        """The same for a thread that has more to do: when the store cannot be written now, the next probe tells it."""
+        try:
+            self.failed(error)
+        except StoreError as unwritten:
+            logger.warning("%s; the next probe tells it", unwritten)
 
     def worked(self, backend: BackendSettings) -> None:
         """Forget the outages of a backend on which a job succeeded."""

@@ -180,7 +180,7 @@ def boot(
             return None
         outcome, error = ended
         if error is not None:
-            backends.failed(error)
+            backends.heard(error)
         return outcome
 
     runner_threads = Threads(exchange, life, count=threads, run=run_plain, now=gq.now)
@@ -190,7 +190,7 @@ def boot(
         life,
         limit=async_jobs,
         first_slot=threads + device_slots,
-        on_error=backends.failed,
+        on_error=backends.heard,
     )
     exchange.add_runner(THREAD, runner_threads)
     exchange.add_runner(COROUTINE, coroutines)

@@ -11,6 +11,7 @@ from datetime import datetime
 from gpuqueue.decisions import decide_demand, decide_holds, order, place
 from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, View
 from gpuqueue.plugin_manager import PluginFailed, Plugins
+from gpuqueue.policies import default_policies
 from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
@@ -23,6 +24,7 @@ from gpuqueue.windows import parse_window, parse_zone
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100
+PUBLISH_EVERY_S = 2.0
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -51,6 +53,9 @@ class Dispatcher:
         self._decided_at_s = float("-inf")
         self._holds: dict[str, tuple[Hold, ...]] = {}
         self._noted = False
+        self._common = {"", *default_policies()}  # who speaks for holds in every process
+        self._published: dict[str, list[Hold]] = {}
+        self._published_at_s = 0.0
         self._unsizable: dict[str, Hold] = {}  # queues with a job whose demand a plugin failed to say
         self.view: View | None = None
         self.gate = Gate()
@@ -79,6 +84,7 @@ class Dispatcher:
                 self._tell(holds)
                 self._noted = True
             self._holds = holds
+            self._publish(holds)
             for name, reasons in holds.items():
                 if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
                     while self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
@@ -90,6 +96,16 @@ class Dispatcher:
             if _reasons({name: reasons}) != _reasons({name: self._holds.get(name, ())}):
                 words = "; ".join(hold.detail for hold in reasons)
                 logger.info("queue %s %s", name, f"is held: {words}" if words else "may start jobs")
+
+    def _publish(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
+        """Tell processes that lack this worker's own plugins what those hold, at most every PUBLISH_EVERY_S."""
+        own = {name: [hold for hold in reasons if hold.plugin not in self._common] for name, reasons in holds.items()}
+        own = {name: reasons for name, reasons in own.items() if reasons}
+        now_s = time.monotonic()
+        if own == self._published or (own and self._published and now_s - self._published_at_s < PUBLISH_EVERY_S):
+            return
+        self._store.publish_holds(self._worker_id, own)
+        self._published, self._published_at_s = own, now_s
 
     def exchange(self, ended: Sequence[Outcome], *, room: Room) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
@@ -181,7 +197,8 @@ class Dispatcher:
                 try:
                     demands.append((job.id, decide_demand(job, view, self._plugins)))
                 except PluginFailed as error:
-                    unsizable[name] = Hold("plugin_failed", f"what job {job.id} needs is not known: {error}")
+                    detail = f"what job {job.id} needs is not known: {error}"
+                    unsizable[name] = Hold("plugin_failed", detail, plugin=f"{error.plugin} in job_demand")
                     break
             if demands:
                 self._store.set_demands(demands, largest_bytes=largest_budget(self._settings))

@@ -73,6 +73,7 @@ class Maintenance:
             self._store.add_follower(FOLLOWER)
         elif self._is_alone():  # nobody is left who would read what the triggers write
             self._store.remove_follower(FOLLOWER)
+        self._do(self.read_devices)  # before the first decision, which would not know that a card is hot
         self._thread.start()
 
     def stop(self) -> None:
@@ -89,13 +90,16 @@ class Maintenance:
     def _run(self) -> None:
         while not self._stop.is_set():
             for duty in self._duties:
-                try:
-                    duty()
-                except (GPUQueueError, OSError) as error:
-                    logger.warning("%s is tried again: %s", duty.__name__, error)
-                except Exception:
-                    logger.exception("%s failed and is tried again", duty.__name__)
+                self._do(duty)
             self._stop.wait(EVERY_S)
+
+    def _do(self, duty: Callable[[], None]) -> None:
+        try:
+            duty()
+        except (GPUQueueError, OSError) as error:
+            logger.warning("%s is tried again: %s", duty.__name__, error)
+        except Exception:
+            logger.exception("%s failed and is tried again", duty.__name__)
 
     @property
     def _duties(self) -> Sequence[Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""Progress and log lines of running jobs.
+"""Progress and log lines of running jobs; what a worker's own plugins hold.
 
 Revision ID: 0002
 """
@@ -15,6 +15,7 @@ depends_on = None
 def upgrade():
     op.add_column("jobs", sa.Column("progress", sa.Float(), nullable=True))
     op.add_column("jobs", sa.Column("progress_note", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("holds", sa.Text(), nullable=True))
     op.create_table(
         "logs",
         sa.Column("job_id", sa.Integer(), nullable=False),
@@ -29,5 +30,6 @@ def upgrade():
 
 def downgrade():
     op.drop_table("logs")
+    op.drop_column("workers", "holds")
     op.drop_column("jobs", "progress_note")
     op.drop_column("jobs", "progress")

@@ -134,9 +134,27 @@ def test_status_shows_a_worker_that_lives(configured: Path, run: Run) -> None:
 
 
 def test_every_plugin_is_listed_with_its_hooks(folder: Path, run: Run) -> None:
-    found = json.loads(run("plugins", "--json").out)["plugins"]
-    assert {"name": "windows", "kind": "default", "hooks": ["queue_hold"]} in found
+    found = {plugin["name"]: plugin for plugin in json.loads(run("plugins", "--json").out)["plugins"]}
+    shape = {"kind": "default", "distribution": None, "version": None, "blocked": False}
+    assert found["windows"] == {"name": "windows", "hooks": ["queue_hold"], **shape}
     assert "residents" in run("plugins").out
+
+
+def test_blocked_plugins_are_listed_last_without_hooks(folder: Path, run: Run) -> None:
+    (folder / "gpuqueue.toml").write_text('[plugins]\nblock = ["windows", "residents"]\n', encoding="utf-8")
+    found = json.loads(run("plugins", "--json").out)["plugins"]
+    assert [plugin["name"] for plugin in found if plugin["blocked"]] == ["windows", "residents"]
+    assert [(plugin["name"], plugin["hooks"]) for plugin in found[-2:]] == [("windows", []), ("residents", [])]
+    ran = run("plugins")
+    assert ran.out.splitlines()[-1].split() == ["residents", "default", "blocked"]
+    assert not ran.err
+
+
+def test_the_plugins_of_an_application_are_listed_as_given(configured: Path, app: str, run: Run) -> None:
+    module = configured / f"{app.partition(':')[0]}.py"
+    text = module.read_text(encoding="utf-8").replace('("gpuqueue.toml")', '("gpuqueue.toml", plugins={"cool": object()})')
+    module.write_text(text, encoding="utf-8")
+    assert ["cool", "given"] in [line.split() for line in run("plugins", "--app", app).out.splitlines()]
 
 
 def test_the_database_is_told_of_and_upgraded(configured: Path, run: Run) -> None:

@@ -129,6 +129,14 @@ def test_doctor_names_a_model_that_is_missing_and_a_card_that_is_too_small(confi
     assert "lower [gpu] budget or margin" in ran.out
 
 
+def test_doctor_names_a_section_that_no_plugin_reads(configured: Path, run: Run) -> None:
+    with (configured / "gpuqueue.toml").open("a", encoding="utf-8") as file:
+        file.write("[humidity]\nlimit = 80\n")
+    found = json.loads(run("doctor", "--json").out)["checks"]
+    (wrong,) = [check for check in found if check["check"] == "configuration"]
+    assert (wrong["level"], "no plugin 'humidity' is installed" in wrong["detail"]) == ("problem", True)
+
+
 def test_doctor_without_a_configuration_tells_how_to_begin(folder: Path, run: Run) -> None:
     ran = run("doctor")
     assert ran.status == 1
@@ -147,8 +155,13 @@ def test_a_plugin_adds_a_command_and_replaces_none(folder: Path, run: Run) -> No
     )
     assert "hello" in run("--help").out
     assert run("hello").out == "hello from a plugin\n"
-    listed = json.loads(run("plugins", "--json").out)["plugins"]
-    assert {"name": "greeter", "kind": "installed", "hooks": ["register_commands"]} in listed
+    listed = {plugin["name"]: plugin for plugin in json.loads(run("plugins", "--json").out)["plugins"]}
+    about = {"name": "greeter", "kind": "installed", "distribution": "greeter", "version": "1.0"}
+    assert listed["greeter"] == {**about, "hooks": ["register_commands"], "blocked": False}
+    assert ["greeter", "greeter", "1.0", "register_commands"] in [line.split() for line in run("plugins").out.splitlines()]
+    (folder / "gpuqueue.toml").write_text('[plugins]\nblock = ["greeter"]\n', encoding="utf-8")
+    listed = {plugin["name"]: plugin for plugin in json.loads(run("plugins", "--json").out)["plugins"]}
+    assert listed["greeter"] == {**about, "hooks": [], "blocked": True}
 
 
 def test_a_broken_plugin_leaves_the_help_and_says_so(folder: Path, run: Run) -> None:

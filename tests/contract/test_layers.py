@@ -15,10 +15,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
         *("errors", "domain", "models", "units", "backoff", "verdicts", "windows", "settings"),
-        *("config", "config_table", "config_sections", "initial_config"),
+        *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts
-    ("executors/__init__", "devices/__init__", "current_job", "hookspecs", "plugin_manager"),
+    ("executors/__init__", "devices/__init__", "current_job", "hookspecs", "installed_plugins", "plugin_manager", "plugins"),
     # 2 parts
     ("store", "devices", "executors"),
     # 3 policies

@@ -1,69 +1,138 @@
-"""What is installed is complete: the wheel, the wheel built from the sdist, and the editable checkout all migrate a new file."""
+"""What is built is complete and what is installed works: from the wheel, the sdist, an editable checkout, and with uvx."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-import subprocess
+import sqlite3
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from email import message_from_bytes
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from alembic import command
 
-ROOT = Path(__file__).parents[2]
-OPEN = "import sys, gpuqueue; gq = gpuqueue.GPUQueue(sys.argv[1]); gq.pause('default'); gq.close(); print(gpuqueue.__file__)"
+import gpuqueue
+from gpuqueue.store import Store, migrate
+from tests.contract.installation import DEMO_KEYS, Environment, output, uv
+
+OPEN = """
+import json, sys, gpuqueue
+with gpuqueue.GPUQueue(sys.argv[1], discover_plugins=False) as gq:
+    print(json.dumps([gpuqueue.__file__, [[job.task, job.record.arguments] for job in gq.jobs()]]))
+"""
 
 
-def build(source: Path, out: Path, kind: str) -> Path:
-    """Build a distribution from a copy, so that no build folder is left in the checkout."""
-    subprocess.run(["uv", "build", f"--{kind}", "--out-dir", str(out), str(source)], check=True, capture_output=True)
-    (built,) = [path for path in out.iterdir() if path.suffix in (".whl", ".gz")]
-    return built
+def files_of_the_package(checkout: Path) -> set[str]:
+    """Every file that must be installed, named as it is in the checkout."""
+    folders = (checkout / "gpuqueue", checkout / "migrations")
+    return {path.relative_to(checkout).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_wheel_has_the_package_with_its_migrations_and_types_and_nothing_else(wheel: Path, checkout: Path) -> None:
+    expected = {re.sub("^migrations/", "gpuqueue/migrations/", name) for name in files_of_the_package(checkout)}
+    assert expected >= {"gpuqueue/py.typed", "gpuqueue/migrations/env.py", "gpuqueue/migrations/script.py.mako"}
+    described = f"gpuqueue-{gpuqueue.__version__}.dist-info"
+    records = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(archive.namelist()) == expected | {f"{described}/{name}" for name in records}
+        assert archive.read(f"{described}/licenses/LICENSE") == (checkout / "LICENSE").read_bytes()
+
+
+def test_the_sdist_has_what_the_package_is_built_from_and_nothing_else(sdist: Path, checkout: Path) -> None:
+    folder = sdist.name.removesuffix(".tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.removeprefix(f"{folder}/") for member in archive.getmembers() if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg", *(name for name in packed if name.startswith("gpuqueue.egg-info/"))}
+    given = {"LICENSE", "README.md", "pyproject.toml"}
+    by_setuptools = {f"tests/{path.name}" for path in (checkout / "tests").glob("test*.py")}  # it takes these along unasked
+    assert packed == files_of_the_package(checkout) | given | made | by_setuptools
+
+
+def test_the_distribution_is_of_the_packages_version(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        described = message_from_bytes(archive.read(f"gpuqueue-{gpuqueue.__version__}.dist-info/METADATA"))
+    assert described["Version"] == gpuqueue.__version__ == metadata.version("gpuqueue")
+    assert described["License-Expression"] == "MIT"
+
+
+# --- installing ---
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("gpuqueue", "migrations"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
+def old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that a gpuqueue of the first schema version made, with one job."""
+    path = tmp_path_factory.mktemp("old") / "old.db"
+    upgrade = command.upgrade
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, "0001"))
+        Store(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "
+            "VALUES ('default', 'app.task', 'available', 0, 0, '{\"x\":1}')"
+        )
+    connection.close()
+    return path
 
 
-def opens_a_new_database(python_path: Path | None, database: Path) -> str:
-    environment = {"PYTHONPATH": str(python_path)} if python_path else {}
-    ran = subprocess.run(
-        [sys.executable, "-c", OPEN, str(database)], cwd=database.parent, env=environment, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+@pytest.fixture(params=["wheel", "sdist", "editable"])
+def environment(request: pytest.FixtureRequest, checkout: Path, tmp_path: Path) -> Environment:
+    """An environment in which gpuqueue was installed in one of the ways there are."""
+    if request.param == "wheel":
+        installed: Environment = request.getfixturevalue("installed")
+        return installed
+    what = ["--editable", checkout] if request.param == "editable" else [request.getfixturevalue("sdist")]
+    return Environment.make(tmp_path / "environment", checkout, *what)
 
 
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the distributions, and is not on the path here")
-def test_the_wheel_has_every_module_and_migrates(source: Path, tmp_path: Path) -> None:
-    wheel = build(source, tmp_path / "wheel", "wheel")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gpuqueue").rglob("*.py")}
-    migrations = {f"gpuqueue/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "migrations").rglob("*.py")}
-    assert modules | migrations | {"gpuqueue/py.typed", "gpuqueue/migrations/script.py.mako"} <= packed
-    assert not any(name.startswith(("tests/", "migrations/")) for name in packed)
-    assert opens_a_new_database(tmp_path / "installed", tmp_path / "queue.db").startswith(str(tmp_path))
+def schema_of(path: Path) -> str | None:
+    connection = sqlite3.connect(path)
+    found = migrate.version(connection)
+    connection.close()
+    return found
 
 
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the distributions, and is not on the path here")
-def test_a_wheel_built_from_the_sdist_migrates(source: Path, tmp_path: Path) -> None:
-    with tarfile.open(build(source, tmp_path / "sdist", "sdist")) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    (unpacked,) = (tmp_path / "unpacked").iterdir()
-    wheel = build(unpacked, tmp_path / "wheel", "wheel")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
-    assert opens_a_new_database(tmp_path / "installed", tmp_path / "queue.db").startswith(str(tmp_path))
+def test_what_is_installed_finds_its_migrations(
+    environment: Environment, checkout: Path, old_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    old = Path(shutil.copy(old_file, tmp_path / "old.db"))
+    assert schema_of(old) == "0001"
+    found = {}
+    for path in (tmp_path / "new.db", old):
+        file, found[path.name] = json.loads(output(environment.start("python", "-I", "-c", OPEN, path, cwd=tmp_path)))
+        assert schema_of(path) == migrate.HEAD
+        is_editable = request.node.callspec.params["environment"] == "editable"
+        assert Path(file).is_relative_to(checkout if is_editable else environment.folder)
+    assert found == {"new.db": [], "old.db": [["app.task", {"x": 1}]]}
 
 
-def test_the_checkout_migrates(tmp_path: Path) -> None:
-    assert opens_a_new_database(None, tmp_path / "queue.db").startswith(str(ROOT))
+# --- uvx ---
+
+
+def uvx(project: Path, *arguments: str) -> str:
+    return uv("tool", "run", "--python", sys.executable, "--from", ".", "gpuqueue", *arguments, cwd=project)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def played_by_uvx(checkout: Path) -> Iterator[Future[str]]:
+    """What the demo prints; it mostly waits, so it plays beside all the other tests of this file."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(uvx, checkout, "demo", "--json")
+
+
+def test_uvx_runs_the_checkout_as_it_is_now(checkout: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(checkout, tmp_path / "gpuqueue"))
+    assert gpuqueue.__version__ in uvx(project, "--version")
+    (project / "gpuqueue" / "cli" / "__init__.py").write_text("def main() -> None:\n    print('changed')\n")
+    assert uvx(project, "--version") == "changed\n"
+
+
+def test_uvx_plays_the_demo_from_a_checkout(played_by_uvx: Future[str]) -> None:
+    assert json.loads(played_by_uvx.result()).keys() == DEMO_KEYS

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpuqueue import Worker
 from gpuqueue.initial_config import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
@@ -18,27 +22,44 @@ def test_the_generated_parts_are_those_of_the_code() -> None:
     assert text == with_generated_parts(text), "run: uv run python -m tests.contract.readme"
 
 
+SNIPPET = re.compile(r"(?:<!-- file: (\S+) -->\n)?```python\n(.*?)```", flags=re.S)
+SAID = """\
+Answer to
+reminded 9
+Dear Ana, …
+Dear Ben, …
+approved
+reminded 10
+"""
+
+
 def test_the_python_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each snippet as it stands, in its order; those that name a file are that file of the application."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(snippets) == 4
-    module, enqueueing, working, policy = snippets
-    Path("myapp.py").write_text(module)
+    snippets = SNIPPET.findall(README.read_text())
+    for file, snippet in snippets:
+        if file:
+            Path(file).write_text(snippet)
     card = SimulatedCard(speed=50)
-    with OllamaSimulator(card) as ollama:
+    names: dict[str, Any] = {}
+    with ExitStack() as leaving, OllamaSimulator(card) as ollama:
         text = initial_toml(
             timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url
         )
         Path("gpuqueue.toml").write_text(text.replace("[ollama]", '[ollama]\nsettle = "10ms"'))
-        names: dict[str, object] = {}
-        # The third snippet's worker serves what the second asks for.
-        exec(working.replace("print(", f"exec({enqueueing!r}); print(", 1), names)
-        exec(policy, names)
-        for name in ("gq", "cool"):
-            names[name].close()  # type: ignore[attr-defined]
+        gq = import_module("myapp").gq
+        import_module("letters")
+        leaving.callback(gq.close)
+        leaving.enter_context(Worker(gq))  # as `gpuqueue worker --app myapp:gq` does beside the application
+        for file, snippet in snippets:
+            if not file:
+                exec(snippet, names)
+        names["engine"].dispose()
+        leaving.callback(names["cool"].close)
+        render = import_module("letters").render
+        assert render.enqueue(rfa_id=7).result(timeout_s=30) == "rfa-7.pdf"
     printed = capsys.readouterr().out
-    assert "Answer to" in printed
-    assert "reminded 9" in printed
+    assert [line for line in SAID.splitlines() if line not in printed] == []

@@ -83,6 +83,20 @@ def running(gq: GPUQueue) -> list[JobHandle]:
     return gq.jobs(state=State.RUNNING)
 
 
+def stopped_while_it_runs_a_job(
+    gq: GPUQueue, processes: list[subprocess.Popen[bytes]]
+) -> tuple[JobHandle, subprocess.Popen[bytes]] | None:
+    """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped."""
+    for job in running(gq):
+        (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
+        os.kill(victim.pid, signal.SIGSTOP)
+        os.waitpid(victim.pid, os.WUNTRACED)
+        if job.refresh().state is State.RUNNING:
+            return job, victim
+        os.kill(victim.pid, signal.SIGCONT)
+    return None
+
+
 def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:
     with workers(gq, ollama, 4):
         all_answered(gq, enqueue(gq, 16))
@@ -106,11 +120,8 @@ def test_a_worker_killed_while_it_generates_leaves_no_job_no_memory_and_no_overl
 def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ollama: OllamaSimulator) -> None:
     with workers(gq, ollama, 2) as processes:
         prompts = enqueue(gq, 8)
-        until(lambda: bool(running(gq)), "a job runs")
-        job = running(gq)[0]
-        (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
+        job, victim = until(lambda: stopped_while_it_runs_a_job(gq, processes), "a worker is stopped while it runs a job")
         lease = job.record.lease
-        os.kill(victim.pid, signal.SIGSTOP)
         until(lambda: job.refresh().record.lease > lease, "the job is rescued, its lease having ended")
         all_answered(gq, prompts)
         os.kill(victim.pid, signal.SIGCONT)

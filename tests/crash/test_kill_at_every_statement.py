@@ -24,8 +24,11 @@ from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
+from tests.conftest import forks
 from tests.crash import history
 from tests.store.rows import BOOM, NOW_US, Rows, at, room_for
+
+pytestmark = forks
 
 LARGE = '{"x": "' + "y" * 3000 + '"}'
 DONE = "done"

@@ -98,3 +98,13 @@ def tell(file: str, *numbers: int) -> None:
     unfinished = Path(f"{file}.unfinished")
     unfinished.write_text(" ".join(map(str, numbers)))
     unfinished.rename(file)
+
+
+def speak_on(times: int, fails: bool = False) -> int:
+    """Emit so many words, and fail after them when it is told to."""
+    for number in range(times):
+        current_job().emit(f"{number} ")
+        time.sleep(0.001 if times < 100 else 0.01)
+    if fails:
+        raise Odd("no more")
+    return times

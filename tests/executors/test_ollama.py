@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, Lease, ModelSettings, Placement, Resident
+from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, Placement, Resident
 from gpuqueue.errors import (
     BackendUnavailable,
     CallerFault,
@@ -29,6 +28,7 @@ from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, Ollam
 from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, OllamaSimulator, expected_answer, expected_embedding
+from gpuqueue.testing import RecordedAttempt
 
 GEMMA = ModelSettings("gemma4:e4b", 4_500_000_000, {"num_ctx": 4096, "temperature": 0.7})
 NOMIC = ModelSettings("nomic-embed-text", 500_000_000, {"shift": False})
@@ -38,53 +38,15 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encodin
 END = b"0\r\n\r\n"
 
 
-class Context:
+class Context(RecordedAttempt):
     """An attempt's context, as a worker would give it."""
 
     def __init__(self, arguments: Mapping[str, Any], deadline_s: float | None = None, device: str = "gpu0") -> None:
-        self.lease = Lease(
-            job_id=1,
-            lease=1,
-            queue="ai-realtime",
-            task="ollama.generate",
-            attempt=1,
-            max_attempts=3,
-            arguments=arguments,
-            timeout_s=None,
-            started_at=datetime(2026, 3, 2, tzinfo=UTC),
-            placement=Placement(device, 4_500_000_000),
-        )
+        super().__init__(arguments, task="ollama.generate", queue="ai-realtime", placement=Placement(device, 4_500_000_000))
         self.deadline_s = deadline_s
-        self.interruption: str | None = None
-        self.emitted: list[str] = []
-        self._lock = threading.Lock()
-        self._stops: list[Callable[[], None]] = []
 
-    def check(self) -> None:
-        if self.interruption:
-            raise AttemptInterrupted(self.interruption)
-
-    def emit(self, text: str) -> None:
-        self.emitted.append(text)
-
-    @contextmanager
-    def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
-        with self._lock:
-            self._stops.append(stop)
-            came_already = self.interruption is not None
-        if came_already:
-            stop()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._stops.remove(stop)
-
-    def interrupt(self, reason: str = "cancelled") -> None:
-        with self._lock:
-            self.interruption = reason
-            for stop in self._stops:
-                stop()
+    def interrupt(self, why: Any = "cancelled") -> None:
+        super().interrupt(why)
 
 
 class Server:

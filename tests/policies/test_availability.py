@@ -11,9 +11,8 @@ from gpuqueue.domain import Hold
 from gpuqueue.errors import BackendUnavailable, RunnerCrashed
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails
 from gpuqueue.policies.availability import REFUSAL, Availability
+from gpuqueue.testing.views import BATCH, MAIL, NOW, OLLAMA, REALTIME, backend, lease, view
 from gpuqueue.verdicts import Discard, Snooze
-
-from .views import BATCH, MAIL, NOW, OLLAMA, REALTIME, backend, lease, view
 
 AWAY = backend(available=False, error="nothing listens", retry_at=NOW + timedelta(seconds=5))
 

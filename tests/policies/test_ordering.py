@@ -6,8 +6,7 @@ from datetime import timedelta
 
 from gpuqueue.hookspecs import OrderCandidatesDetails
 from gpuqueue.policies.ordering import Ordering
-
-from .views import NOW, job, view
+from gpuqueue.testing.views import NOW, job, view
 
 
 def test_priority_comes_first_then_the_due_time_then_the_id_over_all_queues():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from gpuqueue.domain import State
 from gpuqueue.hookspecs import RetentionDetails
 from gpuqueue.policies.retention import Retention
-
-from .views import NOW
+from gpuqueue.testing.views import NOW
 
 
 def test_jobs_are_kept_as_long_as_configured():

@@ -8,9 +8,8 @@ from gpuqueue import backoff
 from gpuqueue.errors import CallerFault, RunnerCrashed
 from gpuqueue.hookspecs import AttemptFailedDetails
 from gpuqueue.policies.retries import Retries
+from gpuqueue.testing.views import BATCH, NOW, lease
 from gpuqueue.verdicts import Discard, Retry, RetryRules
-
-from .views import BATCH, NOW, lease
 
 
 def failed(error, *, attempt=1, max_attempts=3, chance=0.0, **rules):

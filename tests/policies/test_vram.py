@@ -9,8 +9,7 @@ import pytest
 from gpuqueue.domain import Demand, DeviceView, Placement
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails
 from gpuqueue.policies.vram import VRAM
-
-from .views import BATCH, GB, GPU0, job, reservation, view
+from gpuqueue.testing.views import BATCH, GB, GPU0, job, reservation, view
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")
 NOMIC = Demand(500_000_000, "nomic-embed-text")

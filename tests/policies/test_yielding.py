@@ -9,8 +9,7 @@ import pytest
 from gpuqueue.domain import Hold, QueueView
 from gpuqueue.hookspecs import QueueHoldDetails
 from gpuqueue.policies.yielding import Yielding
-
-from .views import BATCH, REALTIME, view
+from gpuqueue.testing.views import BATCH, REALTIME, view
 
 
 def hold(realtime: QueueView, *held: Hold) -> Hold | None:

@@ -178,6 +178,13 @@ def test_a_busy_card_reads_hotter_than_an_idle_one(card: SimulatedCard) -> None:
     assert busy.power_w > idle.power_w
 
 
+def test_a_card_may_be_made_as_hot_as_a_test_needs(card: SimulatedCard) -> None:
+    card.temperature_c = 91
+    with card.computing("a"):
+        assert card.reading().temperature_c == 91
+    assert card.reading().temperature_c == 91
+
+
 def test_a_reading_is_whole(card: SimulatedCard) -> None:
     card.allocate("a", 300)
     reading = card.reading()

@@ -876,6 +876,8 @@ def test_the_card_can_be_read_and_changed_over_http(bench: Bench) -> None:
     assert changed["processes"][0] == {"pid": 4001, "name": "ollama", "used_bytes": 4_500_000_000}
     assert bench.post("/simulator/card", give_bytes=1000, lost=False).json()["used_bytes"] == bench.card.used_bytes
     assert bench.client.get("/simulator/card").json()["lost"] is False
+    assert bench.post("/simulator/card", temperature_c=90).json()["temperature_c"] == 90
+    assert bench.post("/simulator/card", temperature_c=None).json()["temperature_c"] == 41
 
 
 def test_faults_can_be_added_listed_and_cleared_over_http(bench: Bench) -> None:

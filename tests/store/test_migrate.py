@@ -67,9 +67,7 @@ def old_file(path: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "jobs.db"
     old_file(path, "0001", monkeypatch)
     with sqlite3.connect(path) as connection:

@@ -16,7 +16,7 @@ from gpuqueue.domain import QueueSettings
 from gpuqueue.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.store import Store
 from gpuqueue.store.engine import explain
-from tests.conftest import wait_until
+from tests.conftest import forks, wait_until
 from tests.store.rows import Rows
 
 PATIENCE_S = 30.0
@@ -202,6 +202,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     assert rows.one("SELECT max(id) FROM jobs") == 400
 
 
+@forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, rows: Rows) -> None:
     mine = rows.enqueue()

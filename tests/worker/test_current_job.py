@@ -270,3 +270,16 @@ def test_the_policies_are_not_asked_about_what_a_task_has_decided(make_queue, st
     gq = make_queue(plugins=[Strict()])
     job, _ = run_once(gq, start_worker, until, Retry("1h"), max_attempts=2)
     assert (job.state, asked) == ("retryable", [])
+
+
+def test_a_check_past_the_deadline_ends_the_attempt_as_timed_out_before_the_worker_says_so(gq, start_worker, monkeypatch):
+    monkeypatch.setattr("gpuqueue.worker.attempts.Attempts.stop_overdue", lambda attempts: [])
+
+    @gq.task(name="late", timeout="50ms")
+    def late() -> None:
+        while True:
+            current_job().check()
+
+    start_worker(gq)
+    with pytest.raises(JobFailed, match="ran longer than its timeout of 50 ms"):
+        late.enqueue().result(timeout_s=20)

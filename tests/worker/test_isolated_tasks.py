@@ -165,7 +165,7 @@ def test_verdicts_come_from_there(isolated, gq, start_worker, until, kind, outco
 
 @pytest.mark.parametrize("how", ["sleep", "ignore", "allocate", "hold the interpreter", "start another"])
 def test_at_its_deadline_it_is_ended_whatever_it_does_and_the_job_says_why(isolated, gq, start_worker, until, tmp_path, how):
-    limit = "10s" if how == "allocate" else "2s"  # taking so much memory takes a while
+    limit = "20s" if how == "allocate" else "2s"  # a busy system takes a while to give so much memory
     hang, where = isolated(functions.hang, timeout=limit), isolated(functions.where)
     start_worker(gq)
     job = hang.enqueue(file=str(tmp_path / "who"), how=how)
@@ -253,6 +253,15 @@ def test_a_process_runs_several_jobs_one_after_another_until_it_grows(isolated, 
     pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (10, 10, 10, 200_000_000, 10)]
     assert pids[0] == pids[1] == pids[2] == pids[3]
     assert pids[4] != pids[3]
+
+
+def test_that_a_process_grows_is_seen_however_large_its_worker_is(isolated, gq, start_worker):
+    ballast = bytearray(b"\1") * 400_000_000
+    remember = isolated(functions.remember)
+    start_worker(gq, threads=1)
+    pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (200_000_000, 10)]
+    assert len(ballast) == 400_000_000
+    assert pids[0] != pids[1]
 
 
 def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):

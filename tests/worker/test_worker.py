@@ -45,6 +45,34 @@ def test_threads_run_jobs_side_by_side(gq, start_worker):
         job.result(timeout_s=20)
 
 
+def test_the_first_decision_knows_what_the_card_says(ai):
+    temperatures = []
+
+    class Watch:
+        @hookimpl
+        def queue_hold(self, details):
+            reading = details.view.devices["gpu0"].reading
+            temperatures.append(reading and reading.temperature_c)
+
+    ai.card.temperature_c = 77
+    gq = ai.make_queue(ai.toml, plugins=[Watch()])
+    Worker(gq, burst=True).run()
+    assert set(temperatures) == {77}
+
+
+def test_what_a_worker_noted_of_a_hold_is_in_the_view_of_all(make_queue):
+    toml = '[queues.night]\npause = ["00:00-12:00", "12:00-00:00"]\n[queues.mail]\n'
+    gq = make_queue(toml)
+    assert gq.view().queues["night"].noted_reasons == ()
+    Worker(gq, burst=True).run()
+    gq.pause("mail")
+    Worker(make_queue(toml), burst=True).run()
+    assert {name: item.noted_reasons for name, item in gq.view().queues.items()} == {"night": ("window",), "mail": ("paused",)}
+    gq.resume("mail")
+    Worker(gq, burst=True).run()
+    assert gq.view().queues["mail"].noted_reasons == ()
+
+
 def test_a_queues_concurrency_holds_over_all_workers(make_queue, start_worker, make_gate):
     gates = [make_gate() for _ in range(4)]
     settings = "[queues.narrow]\nconcurrency = 2\n[queues.wide]\n"

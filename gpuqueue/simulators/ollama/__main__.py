@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control-port", type=_port, default=0, help="port of the control endpoints (any free one)")
     parser.add_argument("--speed", type=_above_zero, default=1.0, help="how many times faster than a real card (1)")
     parser.add_argument("--vram", type=_size, default=_size("8GiB"), help="the card's memory, e.g. 8GB or 8GiB (8GiB)")
+    parser.add_argument("--temperature", type=_count, help="the card's temperature in °C (as warm as its work makes it)")
     parser.add_argument("--max-loaded", type=_count, default=DEFAULT_MAX_LOADED, help=f"models at once ({DEFAULT_MAX_LOADED})")
     parser.add_argument("--max-queue", type=_count, default=DEFAULT_MAX_QUEUE, help=f"waiting requests ({DEFAULT_MAX_QUEUE})")
     parser.add_argument("--seed", type=int, default=0, help="seed of loading times and memory delays (0)")
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card = SimulatedCard(total_bytes=given.vram, speed=given.speed, seed=given.seed)
     except ValueError as wrong:
         parser.error(f"--vram is too small: {wrong}")
+    card.temperature_c = given.temperature
     simulator = OllamaSimulator(
         card,
         host=given.host,

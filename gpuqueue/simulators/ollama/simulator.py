@@ -234,11 +234,14 @@ class OllamaSimulator:
         }
 
     def _change_card(self, body: Mapping[str, object]) -> None:
-        unknown = set(body) - {"take_bytes", "give_bytes", "lost"}
+        unknown = set(body) - {"take_bytes", "give_bytes", "lost", "temperature_c"}
         if unknown:
-            raise _WrongControl(f"unknown {', '.join(sorted(unknown))}; there are: take_bytes, give_bytes, lost")
+            raise _WrongControl(f"unknown {', '.join(sorted(unknown))}; there are: take_bytes, give_bytes, lost, temperature_c")
         if "lost" in body:
             self.card.lost = body["lost"] is True
+        if "temperature_c" in body:
+            temperature = _number(body, "temperature_c")
+            self.card.temperature_c = None if temperature is None else int(temperature)
         take, give = _number(body, "take_bytes"), _number(body, "give_bytes")
         if take is not None:
             self.card.take(int(take))

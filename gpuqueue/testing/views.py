@@ -1,4 +1,8 @@
-"""Owns a small view for the policies' tests, and the parts to change in it."""
+"""Owns made-up views for tests of policies, and the parts to change in them; asks no database and no clock.
+
+`view()` is the scenario of `gpuqueue init`, idle: three queues, a card of 5 GB, an Ollama. Give it other queues, devices or
+backends, made with the functions here or with `dataclasses.replace`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,28 @@ from gpuqueue.domain import (
     ModelSettings,
     QueueSettings,
     QueueView,
+    Reading,
     Reservation,
     State,
     View,
 )
+
+__all__ = [
+    "BATCH",
+    "GB",
+    "GPU0",
+    "MAIL",
+    "MODELS",
+    "NOW",
+    "OLLAMA",
+    "REALTIME",
+    "backend",
+    "device",
+    "job",
+    "lease",
+    "reservation",
+    "view",
+]
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 GB = 10**9
@@ -35,12 +57,13 @@ GPU0 = DeviceSettings("gpu0", budget_bytes=5 * GB)
 
 
 def backend(**changes: Any) -> Backend:
+    """Make a backend that was just asked and answers; for one that is away: `backend(available=False, error="…")`."""
     there = Backend("ollama", "http://127.0.0.1:11434", True, 0, None, None, NOW, "")
     return replace(there, **changes)
 
 
 def view(*queues: QueueView, devices: tuple[DeviceView, ...] = (DeviceView(GPU0),), ollama: Backend | None = None) -> View:
-    """A view of the given queues; those of the scenario, idle, where none are given."""
+    """Make a view of the given queues; of those of the scenario, idle, where none are given."""
     found = queues or (QueueView(REALTIME), QueueView(BATCH), QueueView(MAIL))
     return View(
         now=NOW,
@@ -51,7 +74,13 @@ def view(*queues: QueueView, devices: tuple[DeviceView, ...] = (DeviceView(GPU0)
     )
 
 
+def device(settings: DeviceSettings = GPU0, *reservations: Reservation, **reading: Any) -> DeviceView:
+    """Make a device that was just read; give `total_bytes`, `free_bytes`, `temperature_c`, … of the reading."""
+    return DeviceView(settings, Reading(NOW, **reading), reservations=reservations)
+
+
 def job(id: int = 1, **changes: Any) -> Job:
+    """Make a job that waits in `ai-batch` for its first attempt."""
     made = Job(
         id=id,
         queue="ai-batch",
@@ -83,6 +112,7 @@ def job(id: int = 1, **changes: Any) -> Job:
 
 
 def lease(**changes: Any) -> Lease:
+    """Make the lease of a first attempt of three."""
     made = Lease(
         job_id=1,
         lease=1,
@@ -98,4 +128,5 @@ def lease(**changes: Any) -> Lease:
 
 
 def reservation(job_id: int = 7, *, model: str = "gemma4:e4b", bytes: int = 4_500_000_000, running: bool = True) -> Reservation:
+    """Make what a job has reserved on `gpu0`; not `running` means that its memory is being given back."""
     return Reservation(job_id, 1, "ai-batch", model, "gpu0", bytes, running, "w")

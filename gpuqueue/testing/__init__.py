@@ -1,0 +1,17 @@
+"""Owns what tests of applications and of plugins are made of; nothing outside of tests imports it.
+
+- `gpuqueue.testing.pytest_plugin`: fixtures; load them with `-p gpuqueue.testing.pytest_plugin` in pytest's `addopts`, or with
+  `pytest_plugins = ["gpuqueue.testing.pytest_plugin"]` in the `conftest.py` at the top.
+- `gpuqueue.testing.policies` and `gpuqueue.testing.executors`: classes of tests that every policy and executor must pass, to
+  be subclassed with one's own.
+- `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
+- Here: `run_until_idle`, `wait_until` and `RecordedAttempt`, which need no pytest.
+"""
+
+from __future__ import annotations
+
+from gpuqueue.testing.attempts import RecordedAttempt
+from gpuqueue.testing.idle import JobsStuck, run_until_idle
+from gpuqueue.testing.waiting import wait_until
+
+__all__ = ["JobsStuck", "RecordedAttempt", "run_until_idle", "wait_until"]

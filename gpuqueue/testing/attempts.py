@@ -1,0 +1,135 @@
+"""Owns an attempt in a test's hands: what an executor sees of a worker, without one, recording all that it is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from gpuqueue.current_job import running
+from gpuqueue.domain import Lease, Placement
+from gpuqueue.executors import AsyncExecutor, Executor, is_async
+from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.output import Output
+
+__all__ = ["Bench", "RecordedAttempt"]
+
+Ended = tuple[Any, BaseException | None]  # what an executor returned, or what it raised
+
+
+class _Record:
+    """Stands where a worker has its output, and keeps it."""
+
+    def __init__(self) -> None:
+        self.emitted: list[str] = []
+        self.logged: list[str] = []
+        self.progressed: list[tuple[float, str]] = []
+
+    def emit(self, _lease: Lease, text: str) -> None:
+        self.emitted.append(text)
+
+    def log(self, _lease: Lease, _at_us: int, message: str) -> None:
+        self.logged.append(message)
+
+    def progress(self, _lease: Lease, fraction: float, note: str) -> None:
+        self.progressed.append((fraction, note))
+
+
+class RecordedAttempt(Attempt):
+    """The context of one attempt, to be given to an executor's `run` or `arun`; it is the worker's own, with another output.
+
+    `interrupt("cancelled")`, or "timed_out", "stopping", "lease_lost", asks the attempt to stop, from any thread. `emitted`,
+    `logged` and `progressed` are what it has said; `begun` is set as soon as it asks or says anything.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        task: str = "task",
+        queue: str = "default",
+        attempt: int = 1,
+        max_attempts: int = 3,
+        timeout_s: float | None = None,
+        model: str = "",
+        placement: Placement | None = None,
+    ) -> None:
+        self._record = _Record()
+        self.begun = threading.Event()
+        lease = Lease(
+            job_id=1,
+            lease=attempt,
+            queue=queue,
+            task=task,
+            attempt=attempt,
+            max_attempts=max_attempts,
+            arguments=arguments,
+            timeout_s=timeout_s,
+            started_at=datetime.now(UTC),
+            model=model,
+            placement=placement,
+        )
+        super().__init__(lease, cast(Output, self._record))
+
+    @property
+    def emitted(self) -> list[str]:
+        return self._record.emitted
+
+    @property
+    def logged(self) -> list[str]:
+        return self._record.logged
+
+    @property
+    def progressed(self) -> list[tuple[float, str]]:
+        return self._record.progressed
+
+    def check(self) -> None:
+        self.begun.set()
+        super().check()
+
+    def progress(self, fraction: float, note: str) -> None:
+        super().progress(fraction, note)
+        self.begun.set()
+
+    def log(self, message: str) -> None:
+        super().log(message)
+        self.begun.set()
+
+    @contextmanager
+    def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        with super().interrupted_by(stop):
+            self.begun.set()
+            yield
+
+
+class Bench:
+    """Runs attempts as a worker does: plain ones in a thread each, asynchronous ones together on one event loop."""
+
+    def __init__(self) -> None:
+        self._event_loop = EventLoop()
+
+    def start(self, executor: Executor | AsyncExecutor, attempt: Attempt) -> Future[Ended]:
+        """Start an attempt; the future's result is (what it returned, None) or (None, what it raised)."""
+        if is_async(executor):
+            return self._event_loop.start(attempt, executor)
+        plain = cast(Executor, executor)
+        future: Future[Ended] = Future()
+
+        def run() -> None:
+            try:
+                with running(attempt):
+                    ended: Ended = (plain.run(attempt), None)
+            except BaseException as error:  # an interruption is none of Exception
+                ended = (None, error)
+            future.set_result(ended)
+
+        threading.Thread(target=run, name="gpuqueue-bench", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """End the event loop; what still runs on it is cancelled."""
+        self._event_loop.close(wait_s=5.0)

@@ -1,0 +1,26 @@
+"""Owns waiting in tests: until a condition is true, as long as only a broken test would; changes no clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["DEADLINE_S", "wait_until"]
+
+DEADLINE_S = 20.0  # far beyond what a busy machine needs: only a broken test waits so long
+Found = TypeVar("Found")
+
+
+def wait_until(condition: Callable[[], Found], what: str = "", timeout_s: float = DEADLINE_S) -> Found:
+    """Look until the condition is true and return what it returned.
+
+    Raises: AssertionError saying `what` never came to be.
+    """
+    give_up_s = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < give_up_s, f"it never came to this: {what or 'the condition'}"
+        pause.wait(0.01)
+    return found

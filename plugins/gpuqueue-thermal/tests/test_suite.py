@@ -1,0 +1,13 @@
+"""What every policy must do, done by this one."""
+
+from gpuqueue_thermal import Thermal
+
+from gpuqueue.testing.policies import PolicySuite
+
+
+class TestThermal(PolicySuite):
+    name = "thermal"
+    toml = "[thermal]\nlimit = 80"
+
+    def make_plugin(self) -> object:
+        return Thermal()

@@ -1,0 +1,92 @@
+"""The public names: each says what it is, and its methods say what they take and return."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import gpuqueue
+from gpuqueue.declarations import QueueOptions
+from gpuqueue.domain import QueueSettings
+from gpuqueue.model_tasks import ChatRequest, EmbedRequest, GenerateRequest, OllamaTasks
+from gpuqueue.models import CHAT, EMBED, GENERATE, Verb
+
+# What comes back from the database as JSON has no type that could be known.
+RETURN_ANY = {"JobHandle.result", "JobHandle.aresult"}
+NAMES = {**{name: getattr(gpuqueue, name) for name in gpuqueue.__all__}, "OllamaTasks": OllamaTasks}
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions behind the public names: {name as in the source: function}."""
+    for name, value in NAMES.items():
+        members = vars(value).items() if isinstance(value, type | ModuleType) else [("", value)]
+        for member, found in members:
+            function = getattr(found, "__func__", found)  # of a class method
+            if isinstance(found, property):
+                function = found.fget
+            elif isinstance(found, cached_property):
+                function = found.func
+            is_own = getattr(function, "__module__", "").startswith("gpuqueue")
+            if inspect.isfunction(function) and is_own and (not member.startswith("_") or member in ("__init__", "__call__")):
+                yield f"{name}.{member}".rstrip("."), function
+
+
+FUNCTIONS = dict(functions())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_public_name_says_what_it_is(name: str) -> None:
+    value = NAMES[name]
+    inherited = value.__mro__[1].__doc__ if isinstance(value, type) else None
+    assert value.__doc__ and value.__doc__ != inherited
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_a_public_function_says_what_it_takes_and_returns(name: str) -> None:
+    function = FUNCTIONS[name]
+    stated = typing.get_overloads(function) or [function]
+    for signature in map(inspect.signature, stated):
+        parameters = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
+        assert [parameter.name for parameter in parameters if parameter.annotation is parameter.empty] == []
+        assert signature.return_annotation is not signature.empty
+        assert (signature.return_annotation == "Any") == (name in RETURN_ANY)
+
+
+def test_the_functions_are_all_found() -> None:
+    assert FUNCTIONS.keys() >= {
+        "current_job",
+        "backoff.exponential",
+        "GPUQueue.from_config",
+        "GPUQueue.store",
+        "GPUQueue.task",
+        "GPUQueue.aenqueue",
+        "JobHandle.state",
+        "JobHandle.result",
+        "JobHandle.astream",
+        "Task.__call__",
+        "Task.using",
+        "Worker.__init__",
+        "OllamaTasks.agenerate",
+    }
+
+
+def test_a_queue_may_be_made_with_every_setting_that_there_is() -> None:
+    assert QueueOptions.__annotations__.keys() | {"name"} == inspect.signature(QueueSettings).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("verb", "request_type"),
+    [(GENERATE, GenerateRequest), (CHAT, ChatRequest), (EMBED, EmbedRequest)],
+    ids=["generate", "chat", "embed"],
+)
+def test_a_request_may_have_every_field_that_its_verb_takes(verb: Verb, request_type: type) -> None:
+    method = inspect.signature(getattr(OllamaTasks, verb.name.removeprefix("ollama.")))
+    named = method.parameters.keys() - {"self", "queue", "job", "request"}
+    assert named == verb.required
+    assert request_type.__annotations__.keys() == verb.allowed - verb.required
