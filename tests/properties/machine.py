@@ -30,7 +30,7 @@ from gpuqueue.store.claims import COROUTINE, THREAD, Room
 from gpuqueue.store.outcomes import Outcome, abandoned_by, reservations
 from gpuqueue.units import from_us, to_us
 from gpuqueue.worker.attempt import Attempt
-from tests.crash import history
+from tests import history
 from tests.properties import model as told
 from tests.properties.endings import ENDINGS
 from tests.properties.model import FINISHED, MAX_CRASHES, SECOND, WAITING, Model
@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         self.old_clean_ups: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.digest = ""
-        self.store.add_follower("history")
+        self.store.add_follower(history.FOLLOWER)
         self.accept()
         self.starts_worker(None)
         self.enqueues(jobs, "many", None)
@@ -473,7 +473,7 @@ class Machine(RuleBasedStateMachine):
 
     def compare_events(self) -> None:
         events = []
-        while found := self.store.take_events("history"):
+        while found := self.store.take_events(history.FOLLOWER):
             events += found
         self.events += events
         expected, self.model.events = self.model.events, []
@@ -512,7 +512,8 @@ class Machine(RuleBasedStateMachine):
             self.rescues(dead, last, "none")
         self.collects_abandoned(last)
         for _ in range(300):
-            never = [job for job in self.model.jobs.values() if job["sized"] and job["bytes"] > self.model.largest]
+            unplaceable = (job for job in self.model.jobs.values() if job["sized"] and job["bytes"] > self.model.largest)
+            never = [job for job in unplaceable if job["state"] not in FINISHED]
             if all(job["state"] in FINISHED or job in never for job in self.model.jobs.values()) and not last.clean_ups:
                 break
             self.tick(600 * SECOND)
@@ -534,7 +535,17 @@ class Machine(RuleBasedStateMachine):
         assert {queue: holds for queue, holds in self.gq.holds().items() if holds and holds[0].reason != "window"} == {}
         for job in self.model.jobs.values():
             self.looks_closely(job["id"])
-        history.check(self.events, self.store, retried=self.model.retries)
+        settings = self.workshop.settings
+        with self.store.reading() as connection:
+            history.check(
+                self.events,
+                connection,
+                queues=settings.queues.values(),
+                devices=settings.devices,
+                completed=[job["id"] for job in self.model.jobs.values() if job["state"] == "completed"],
+                unfinished=[job["id"] for job in never],
+                retried=self.model.retries,
+            )
 
     # --- what rules have in common ---
 
