@@ -24,8 +24,8 @@ from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
-from tests.conftest import forks
 from tests import history
+from tests.conftest import forks
 from tests.store.rows import BOOM, CARD, NOW_US, Rows, at, room_for
 
 pytestmark = forks

@@ -80,7 +80,7 @@ class Site:
         self.history = History(self.gq)
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *, threads: int = 4, alone: bool = False) -> subprocess.Popen[bytes]:
+    def start(self, *, threads: int = 4) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is registered, or has died of its first job already."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "app.py", str(threads)], cwd=self.folder, stderr=log, stdout=log)
