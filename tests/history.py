@@ -22,9 +22,11 @@ MOVES = ("attempt_started", "attempt_finished", "job_finished", "job_promoted")
 class History:
     """Follows a queue's file from now on, whichever processes work on it."""
 
-    def __init__(self, gq: GPUQueue) -> None:
+    def __init__(self, gq: GPUQueue, *, is_kept: bool = False) -> None:
+        """`is_kept` says that somebody else followed from before the first job, and all events are still there."""
         self._gq = gq
-        gq.store.add_follower(FOLLOWER)
+        if not is_kept:
+            gq.store.add_follower(FOLLOWER)
 
     def events(self) -> list[Event]:
         with self._gq.store.snapshot() as connection:
@@ -48,7 +50,7 @@ def events_of(connection: sqlite3.Connection) -> list[Event]:
     """All that the follower was not told yet, which is all there was since it began to follow if nobody takes its events."""
     rows = connection.execute(
         "SELECT id, at, name, job_id, queue, data FROM events "
-        "WHERE id > (SELECT last_event_id FROM followers WHERE name = ?) ORDER BY id",
+        "WHERE id > coalesce((SELECT last_event_id FROM followers WHERE name = ?), 0) ORDER BY id",
         (FOLLOWER,),
     )
     return [to_event(row) for row in rows]

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gpuqueue import demo
+from gpuqueue import GPUQueue, State, demo
 from gpuqueue.config import Config
 from gpuqueue.demo.evidence import Evidence, Outage, checklist, holds, percentile, summary
 from gpuqueue.demo.recorder import BATCH, REALTIME, Replay
@@ -21,6 +21,7 @@ from gpuqueue.demo.stage import evening_zone, scaled
 from gpuqueue.domain import Event
 from gpuqueue.errors import UsageError
 from gpuqueue.initial_config import initial_toml
+from tests.history import History
 
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 ANSWER = "AI service temporarily unavailable"
@@ -99,6 +100,8 @@ def test_the_scenario_holds_and_is_told_as_json(tmp_path: Path) -> None:
     assert found["outage"]["batch_snoozed"] >= 1
     assert found["outage"]["recovered"] is True
     assert {file.name for file in tmp_path.iterdir()} >= {"gpuqueue.toml", "gpuqueue.db", "worker.log", "rfa"}
+    with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as gq:
+        History(gq, is_kept=True).check(completed=[job.id for job in gq.jobs(state=State.COMPLETED)])
 
 
 def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
