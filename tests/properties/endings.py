@@ -13,7 +13,7 @@ from gpuqueue.errors import BackendUnavailable, CallerFault
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.units import from_us
 from gpuqueue.worker.attempt import Interruption
-from tests.properties.model import SECOND, Ended, Job
+from tests.properties.model_jobs import SECOND, Ended, Job
 
 BACKOFF_S = {"work": 30, "awork": 30, "picky": 20, "compute": 10}  # fixed, without jitter
 REQUEST_BACKOFF_S = 5  # of requests to a model: it doubles, and chance takes a fifth of it at most
@@ -124,6 +124,8 @@ ENDINGS: dict[str, Ending] = {
     # The next two end as a worker asks them to: a person cancelled the job, or its time is over; the worker stops.
     "is stopped": Ending(_timed_out, error=lambda now: AttemptInterrupted("timed_out"), interruption="timed_out"),
     "is given back": Ending(
-        lambda job, queue, now: postponed("released", now), error=lambda now: AttemptInterrupted("stopping"), interruption="stopping"
+        lambda job, queue, now: postponed("released", now),
+        error=lambda now: AttemptInterrupted("stopping"),
+        interruption="stopping",
     ),
 }  # fmt: skip

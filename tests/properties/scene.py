@@ -22,7 +22,7 @@ from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.output import Output
 from tests.properties.endings import BACKOFF_S
-from tests.properties.model import LEASE_S, SAFE_PART, SECOND, Ended, Job
+from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
 
 START = 1_700_000_000_000_000 - 1_700_000_000_000_000 % (86_400 * SECOND) + 8 * 3600 * SECOND  # eight o'clock, UTC
 GB = 10**9
@@ -31,7 +31,10 @@ SIZES = {GEMMA: 45 * GB // 10, NOMIC: GB // 2}
 
 CARDS: dict[str, list[dict[str, Any]]] = {
     "one card, one job at a time": [{"device": 0, "budget": "5GB"}],
-    "two cards, one shared by jobs": [{"device": 0, "budget": "5GB", "slots": 3, "max_models": 2}, {"device": 1, "budget": "3GB"}],
+    "two cards, one shared by jobs": [
+        {"device": 0, "budget": "5GB", "slots": 3, "max_models": 2},
+        {"device": 1, "budget": "3GB"},
+    ],
 }
 QUEUES: dict[str, dict[str, Any]] = {
     "mail": {},
