@@ -84,8 +84,12 @@ class Clients(Play):
     def time_passes(self, seconds: int) -> None:
         self.tick(seconds * SECOND)
 
-    @step(state=st.sampled_from(FINISHED), age_s=st.sampled_from([0, 60]), limit=st.sampled_from([1, 3, 1000]))
-    def prune(self, state: str, age_s: int, limit: int) -> None:
+    @step(age_s=st.sampled_from([0, 60]), limit=st.sampled_from([1, 3, 1000]))
+    def prune(self, age_s: int, limit: int) -> None:
+        for state in FINISHED:
+            self.prunes(state, age_s, limit)
+
+    def prunes(self, state: str, age_s: int, limit: int) -> None:
         before = self.clock.now - age_s * SECOND
         prunable = self.model.prunable(state, before)
         count = self.store.prune(State(state), before_us=before, limit=limit)

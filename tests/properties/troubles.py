@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
+from tests.properties.model_jobs import MAX_CRASHES
 from tests.properties.play import ANY_END, PICK, Play, choose, step
 
 EXECUTED = ["all", "none", "every second", "not known"]  # of a dead worker's jobs, by what its death left to read
@@ -39,6 +40,15 @@ class Troubles(Play):
             self.finishes([*dead.ended, *(self.judged(attempt, how) for attempt in dead.running)])
             for item in dead.clean_ups:
                 self.releases(item)
+
+    @precondition(lambda self: self.workers)
+    @step(times=st.integers(2, MAX_CRASHES + 1), executed=st.sampled_from(EXECUTED))
+    def jobs_kill_one_worker_after_another(self, times: int, executed: str) -> None:
+        for _ in range(times):
+            self.starts_worker(None)
+            dead = self.workers.pop()
+            self.works(dead, [], 0)
+            self.rescues(dead, self.workers[0], executed)
 
     @precondition(lambda self: self.workers and self.dead)
     @step(pick=PICK, by=PICK, executed=st.sampled_from(EXECUTED))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
 from gpuqueue.domain import Placement
 from tests.properties.endings import ENDINGS
+from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
-from tests.properties.scene import GB, ON_DEVICES, PLAIN
+from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker
+
+RESERVED = st.sampled_from([0, GB // 2, GB, 3 * GB, 5 * GB, 6 * GB])
 
 
 class Workers(Play):
@@ -57,14 +62,28 @@ class Workers(Play):
         self.claims_for_devices(worker)
 
     @precondition(lambda self: self.workers)
-    @step(pick=PICK, other=PICK, device=PICK, reserved=st.sampled_from([0, GB // 2, GB, 3 * GB, 5 * GB, 6 * GB]))
+    @step(pick=PICK, other=PICK, device=PICK, reserved=RESERVED)
     def claim_what_was_proposed_wrongly(self, pick: int, other: int, device: int, reserved: int) -> None:
         """A claim whose proposal is old or wrong: everything that must hold is asked again."""
-        worker = choose(self.workers, pick)
-        waiting = [job["id"] for job in self.model.jobs.values() if job["queue"] in ON_DEVICES]
-        if not waiting:
-            return
-        job_id = choose(waiting, other)
+        on_devices = [job["id"] for job in self.model.jobs.values() if job["queue"] in ON_DEVICES]
+        if on_devices:
+            self.proposes(choose(self.workers, pick), choose(on_devices, other), device, reserved)
+
+    @precondition(lambda self: any(attempt.lease.placement for worker in self.workers for attempt in worker.running))
+    @step(pick=PICK, jobs=st.lists(COMPUTING_JOBS, min_size=1, max_size=2), how=ANY_END, reserved=RESERVED)
+    def claim_a_device_before_its_clean_up(self, pick: int, jobs: list[Any], how: str, reserved: int) -> None:
+        """An attempt has ended and its memory is still coming back, when a claim asks for the same device."""
+        placed = [(worker, attempt) for worker in self.workers for attempt in worker.running if attempt.lease.placement]
+        worker, attempt = choose(placed, pick)
+        device = [item.name for item in self.workshop.settings.devices].index(attempt.lease.placement.device)
+        self.ends(worker, attempt, how)
+        self.enqueues(jobs, "using", None)
+        for job_id in [
+            job["id"] for job in self.model.jobs.values() if job["state"] == "available" and job["queue"] in ON_DEVICES
+        ]:
+            self.proposes(worker, job_id, device, reserved)
+
+    def proposes(self, worker: PlayedWorker, job_id: int, device: int, reserved: int) -> None:
         settings = choose(self.workshop.settings.devices, device)
         lease = self.store.claim_placed(
             job_id,
