@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from gpuqueue import StateError, UnknownJob
-from gpuqueue.domain import State
+from gpuqueue import StateError
 from tests.properties.model_jobs import FINISHED, SECOND, WAITING
 from tests.properties.offers import COMPUTING_JOBS, JOBS, PLAIN_JOBS, REQUESTS, WAYS
 from tests.properties.play import PICK, Play, step
@@ -88,19 +87,3 @@ class Clients(Play):
     def prune(self, age_s: int, limit: int) -> None:
         for state in FINISHED:
             self.prunes(state, age_s, limit)
-
-    def prunes(self, state: str, age_s: int, limit: int) -> None:
-        before = self.clock.now - age_s * SECOND
-        prunable = self.model.prunable(state, before)
-        count = self.store.prune(State(state), before_us=before, limit=limit)
-        assert count == min(limit, len(prunable))
-        with self.store.reading() as connection:
-            kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
-        gone = [job for job in prunable if job["id"] not in kept]
-        assert len(gone) == count
-        # Which of those that finished at one moment go first is not said.
-        assert [job["finished"] for job in gone] == [job["finished"] for job in prunable[:count]]
-        for job in gone:
-            del self.model.jobs[job["id"]]
-            with pytest.raises(UnknownJob):
-                self.gq.job(job["id"])

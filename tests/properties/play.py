@@ -8,13 +8,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from gpuqueue.domain import Event, Lease
+from gpuqueue import UnknownJob
+from gpuqueue.domain import Event, Lease, State
 from gpuqueue.errors import BackendUnavailable
 from gpuqueue.settings import settings_digest
 from gpuqueue.store.claims import COROUTINE, THREAD, Room
@@ -295,6 +297,22 @@ class Play(RuleBasedStateMachine):
         self.old_clean_ups += dead.clean_ups
         if dead in self.dead:
             self.dead.remove(dead)
+
+    def prunes(self, state: str, age_s: int, limit: int) -> None:
+        before = self.clock.now - age_s * SECOND
+        prunable = self.model.prunable(state, before)
+        count = self.store.prune(State(state), before_us=before, limit=limit)
+        assert count == min(limit, len(prunable))
+        with self.store.reading() as connection:
+            kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
+        gone = [job for job in prunable if job["id"] not in kept]
+        assert len(gone) == count
+        # Which of those that finished at one moment go first is not said.
+        assert [job["finished"] for job in gone] == [job["finished"] for job in prunable[:count]]
+        for job in gone:
+            del self.model.jobs[job["id"]]
+            with pytest.raises(UnknownJob):
+                self.gq.job(job["id"])
 
     def works(self, worker: PlayedWorker, how: list[str], leaves: int) -> None:
         """A worker does a whole round: it extends, ends some attempts, cleans up all but some, decides and claims."""

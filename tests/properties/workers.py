@@ -70,9 +70,9 @@ class Workers(Play):
             self.proposes(choose(self.workers, pick), choose(on_devices, other), device, reserved)
 
     @precondition(lambda self: any(attempt.lease.placement for worker in self.workers for attempt in worker.running))
-    @step(pick=PICK, jobs=st.lists(COMPUTING_JOBS, min_size=1, max_size=2), how=ANY_END, reserved=RESERVED)
-    def claim_a_device_before_its_clean_up(self, pick: int, jobs: list[Any], how: str, reserved: int) -> None:
-        """An attempt has ended and its memory is still coming back, when a claim asks for the same device."""
+    @step(pick=PICK, jobs=st.lists(COMPUTING_JOBS, min_size=1, max_size=2), how=ANY_END, reserved=RESERVED, prunes=st.booleans())
+    def memory_is_still_coming_back(self, pick: int, jobs: list[Any], how: str, reserved: int, prunes: bool) -> None:
+        """An attempt on a device has ended and is not cleaned up, when its job is pruned and a claim asks for the device."""
         placed = [(worker, attempt) for worker in self.workers for attempt in worker.running if attempt.lease.placement]
         worker, attempt = choose(placed, pick)
         device = [item.name for item in self.workshop.settings.devices].index(attempt.lease.placement.device)
