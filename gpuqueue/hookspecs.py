@@ -110,7 +110,10 @@ class ChoosePreemptionsDetails:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailedDetails:
-    """A failed attempt; `error` is what the task or the executor raised, `rules` what the task says of its failures."""
+    """A failed attempt; `error` is what the task or the executor raised, `rules` what the task says of its failures.
+
+    `backend` is the one that it used, `backends` are all that its queue may use.
+    """
 
     lease: Lease
     queue: QueueSettings
@@ -119,6 +122,7 @@ class AttemptFailedDetails:
     backend: BackendSettings | None
     rules: RetryRules = DEFAULT_RULES
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    backends: Sequence[BackendSettings] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from gpuqueue import (
 from gpuqueue.errors import CallerFault, ConfigurationError
 from gpuqueue.verdicts import Discard, Retry
 from tests.conftest import forks
+from tests.history import History
 
 
 @pytest.fixture
@@ -594,6 +595,7 @@ def test_first_use_from_many_threads_opens_the_file_once(gq):
 @forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_queue_object_works_on_after_a_fork(gq, add):
+    history = History(gq)
     first = add.enqueue(a=1)
     process = multiprocessing.get_context("fork").Process(target=lambda: add.enqueue(a=2))
     process.start()
@@ -602,6 +604,7 @@ def test_a_queue_object_works_on_after_a_fork(gq, add):
     third = add.enqueue(a=3)
     assert [job.record.arguments["a"] for job in gq.jobs()] == [3, 2, 1]
     assert (first.id, third.id) == (1, 3)
+    history.check(unfinished=[1, 2, 3])
 
 
 def test_a_closed_queue_object_opens_again_when_used(gq, add):
@@ -620,6 +623,7 @@ def test_a_task_of_a_script_is_found_by_a_worker_that_imports_its_module(tmp_pat
         "if __name__ == '__main__':\n"
         "    print(greet.enqueue(name='ana').id)\n"
     )
+    history = History(make_queue())
     for command in ([sys.executable, "shop.py"], [sys.executable, "-m", "shop"]):
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -629,6 +633,7 @@ def test_a_task_of_a_script_is_found_by_a_worker_that_imports_its_module(tmp_pat
         start_worker(shop.gq)
         assert [shop.gq.job(number).result(timeout_s=20) for number in range(1, int(ran.stdout) + 1)] == ["hello ana"] * 2
         assert shop.gq.job(1).task == "shop.greet"
+        history.check(completed=[1, 2])
     finally:
         shop.gq.close()
         sys.modules.pop("shop")

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gpuqueue import demo
+from gpuqueue import GPUQueue, State, demo
 from gpuqueue.cli import main
 from gpuqueue.config import Config
 from gpuqueue.demo.evidence import Evidence, Outage, checklist, holds, percentile, summary
@@ -23,6 +23,7 @@ from gpuqueue.domain import Event
 from gpuqueue.errors import UsageError
 from gpuqueue.initial_config import initial_toml
 from tests.cli.keys import compare, documented
+from tests.history import History
 
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 ANSWER = "AI service temporarily unavailable"
@@ -101,6 +102,8 @@ def test_the_scenario_holds_and_is_told_as_json(tmp_path: Path) -> None:
     assert found["outage"]["batch_snoozed"] >= 1
     assert found["outage"]["recovered"] is True
     assert {file.name for file in tmp_path.iterdir()} >= {"gpuqueue.toml", "gpuqueue.db", "worker.log", "rfa"}
+    with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as gq:
+        History(gq, is_kept=True).check(completed=[job.id for job in gq.jobs(state=State.COMPLETED)])
 
 
 def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:

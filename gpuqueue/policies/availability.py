@@ -12,6 +12,7 @@ from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
 from gpuqueue.moments import clock
 from gpuqueue.verdicts import Discard, Snooze
 
+ANOTHER_S = 0.2
 REFUSAL = "AI service temporarily unavailable"
 
 
@@ -45,6 +46,8 @@ class Availability:
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:
         if not isinstance(details.error, BackendUnavailable):
             return None
+        if len(details.backends) > 1:
+            return Snooze(ANOTHER_S)  # by then the one that is away is known to be, and another is asked
         if details.queue.when_unavailable == "reject":
             return Discard(REFUSAL, code="unavailable")
         return Snooze(details.queue.retry_every_s, waiting_for=details.error.backend)

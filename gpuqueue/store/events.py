@@ -26,6 +26,10 @@ _TRIGGERS = {
     "WHEN OLD.state = 'running' THEN 'attempt_finished' ELSE 'job_promoted' END, "
     "NEW.id, NEW.queue, json_object('state', NEW.state, 'before', OLD.state, 'attempt', NEW.attempt, 'lease', NEW.lease, "
     "'worker', NEW.worker_id, 'device', NEW.device, 'reserved_bytes', NEW.reserved_bytes)); END",
+    "jobs_released": "AFTER UPDATE OF device ON jobs WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN "
+    "INSERT INTO events (at, name, job_id, queue, data) "
+    f"VALUES ({_NOW_US}, 'device_released', NEW.id, NEW.queue, json_object('device', OLD.device, 'reserved_bytes', "
+    "OLD.reserved_bytes, 'lease', NEW.lease)); END",
     "jobs_progressed": "AFTER UPDATE OF progress, progress_note ON jobs WHEN NEW.progress IS NOT NULL BEGIN "
     "INSERT INTO events (at, name, job_id, queue, data) "
     f"VALUES ({_NOW_US}, 'job_progressed', NEW.id, NEW.queue, "

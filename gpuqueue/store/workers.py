@@ -100,12 +100,12 @@ def pause(connection: sqlite3.Connection, queue: str, pause: Pause) -> None:
 
 
 def resume(connection: sqlite3.Connection, queue: str, *, by: str, now_us: int) -> bool:
-    """Lift a manual pause; returns whether there was one."""
+    """Lift a manual pause; returns whether there was one that had not ended by itself."""
     was_paused = (
         connection.execute(
             "UPDATE queues SET paused_at = NULL, paused_until = NULL, paused_by = NULL, pause_reason = NULL "
-            "WHERE name = ? AND paused_at IS NOT NULL",
-            (queue,),
+            "WHERE name = ? AND paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)",
+            (queue, now_us),
         ).rowcount
         == 1
     )

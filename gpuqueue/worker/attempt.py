@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
 from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, ModelSettings, PartialOutput, QueueSettings, State
+from gpuqueue.endpoints import of_queue
 from gpuqueue.errors import AttemptTimedOut, ExecutionError, PayloadError
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.hookspecs import AttemptFailedDetails
@@ -112,6 +113,7 @@ class Judge:
         backend_of: Callable[[Lease], BackendSettings | None],
         rules_of: Callable[[str], RetryRules],
         models: Mapping[str, ModelSettings],
+        backends: Sequence[BackendSettings],
         now: Callable[[], datetime],
         max_payload_bytes: int,
     ) -> None:
@@ -120,6 +122,7 @@ class Judge:
         self._backend_of = backend_of
         self._rules_of = rules_of
         self._models = models
+        self._backends = backends
         self._now = now
         self._max_payload_bytes = max_payload_bytes
 
@@ -185,6 +188,7 @@ class Judge:
             self._backend_of(lease),
             self._rules_of(lease.task),
             self._models,
+            of_queue(self._settings_of(lease.queue).backend, self._backends),
         )
         answer: Verdict | None = self._plugins.first("attempt_failed", details)
         return answer

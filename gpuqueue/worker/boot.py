@@ -141,6 +141,7 @@ def boot(
         backend_of=backends.of,
         rules_of=rules_of,
         models=settings.models,
+        backends=settings.backends,
         now=gq.now,
         max_payload_bytes=gq.config.max_payload_bytes,
     )

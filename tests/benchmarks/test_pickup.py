@@ -17,6 +17,7 @@ import pytest
 
 from gpuqueue import GPUQueue
 from tests.benchmarks.floor import Floor
+from tests.history import check_rows
 
 pytestmark = pytest.mark.benchmark
 SAMPLES = 300
@@ -98,6 +99,8 @@ def test_an_idle_worker_starts_a_job_at_once_and_costs_nothing(tmp_path: Path) -
             idle = (cpu_s(worker.pid) - before_s) / IDLE_S
         finally:
             worker.terminate()
+    with gq.store.snapshot() as connection:
+        check_rows(connection)
     ours_p99, raw_p99 = quantiles(delays, n=100)[98], quantiles(raw, n=100)[98]
     print(
         f"\nenqueue to start: median {median(delays):.3f} ms, p99 {ours_p99:.2f} ms; "

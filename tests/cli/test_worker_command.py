@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue
+from tests.history import History
 
 Run = Callable[..., Any]
 
@@ -90,6 +91,8 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
         "    threading.Event().wait()\n",
         encoding="utf-8",
     )
+    with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
+        History(gq)
     assert run("submit", "mail", "--app", "slow_shop:gq", "--task", "slow_shop.stay").status == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "gpuqueue", "worker", "--app", "slow_shop:gq", "--queue", "mail"],
@@ -110,3 +113,4 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
     assert process.returncode == 0
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
         assert (str(gq.job(1).state), gq.job(1).attempt) == ("available", 0)
+        History(gq, is_kept=True).check(unfinished=[1])

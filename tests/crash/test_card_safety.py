@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gpuqueue.initial_config import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
 from tests.conftest import wait_until as until
+from tests.history import History
 
 BUDGET_BYTES = 5_000_000_000
 PATIENCE_S = 60.0
@@ -36,6 +37,11 @@ def gq(tmp_path: Path, ollama: OllamaSimulator) -> Iterator[GPUQueue]:
     (tmp_path / "gpuqueue.toml").write_text(f'{text}\n[worker]\nlease = "1500ms"\nthreads = 2\nmax_crashes = 10\n')
     with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as queue:
         yield queue
+
+
+@pytest.fixture
+def history(gq: GPUQueue) -> History:
+    return History(gq)
 
 
 @contextmanager
@@ -72,8 +78,9 @@ def all_answered(gq: GPUQueue, prompts: dict[int, str]) -> None:
         assert gq.job(job_id).result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", prompt, num_predict=60)
 
 
-def the_card_was_safe(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+def the_card_was_safe(gq: GPUQueue, ollama: OllamaSimulator, history: History, completed: Iterable[int]) -> None:
     until(lambda: not any(device.reservations for device in gq.view().devices.values()), "every reservation is given back")
+    history.check(completed=completed)
     report = ollama.card.report()
     assert report["overlaps"] == 0
     assert report["peak_bytes"] <= BUDGET_BYTES
@@ -112,13 +119,16 @@ def can_write(gq: GPUQueue) -> bool:
         return True
 
 
-def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator, history: History) -> None:
     with workers(gq, ollama, 4):
-        all_answered(gq, enqueue(gq, 16))
-        the_card_was_safe(gq, ollama)
+        prompts = enqueue(gq, 16)
+        all_answered(gq, prompts)
+        the_card_was_safe(gq, ollama, history, prompts)
 
 
-def test_a_worker_killed_while_it_generates_leaves_no_job_no_memory_and_no_overlap(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+def test_a_worker_killed_while_it_generates_leaves_no_job_no_memory_and_no_overlap(
+    gq: GPUQueue, ollama: OllamaSimulator, history: History
+) -> None:
     with workers(gq, ollama, 3) as processes:
         prompts = enqueue(gq, 12)
         for _ in range(2):
@@ -129,10 +139,10 @@ def test_a_worker_killed_while_it_generates_leaves_no_job_no_memory_and_no_overl
                 process.kill()
                 process.wait()
         all_answered(gq, prompts)
-        the_card_was_safe(gq, ollama)
+        the_card_was_safe(gq, ollama, history, prompts)
 
 
-def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ollama: OllamaSimulator, history: History) -> None:
     with workers(gq, ollama, 2) as processes:
         prompts = enqueue(gq, 8)
         job, victim = until(lambda: stopped_while_it_runs_a_job(gq, processes), "a worker is stopped while it runs a job")
@@ -144,10 +154,10 @@ def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ol
         until(lambda: len(gq.workers()) == 2, "the stopped worker works again")
         later = enqueue(gq, 4)
         all_answered(gq, {**prompts, **later})
-        the_card_was_safe(gq, ollama)
+        the_card_was_safe(gq, ollama, history, {**prompts, **later})
 
 
-def test_batch_goes_on_when_the_worker_of_a_realtime_job_dies(gq: GPUQueue, ollama: OllamaSimulator) -> None:
+def test_batch_goes_on_when_the_worker_of_a_realtime_job_dies(gq: GPUQueue, ollama: OllamaSimulator, history: History) -> None:
     with workers(gq, ollama, 2) as processes:
         job = gq.ollama.generate("gemma4:e4b", prompt="for a person", queue="ai-realtime", options={"num_predict": 2000})
         until(lambda: job.refresh().state is State.RUNNING, "the person's job runs")
@@ -156,4 +166,5 @@ def test_batch_goes_on_when_the_worker_of_a_realtime_job_dies(gq: GPUQueue, olla
         victim.kill()
         job.cancel()
         assert batch.result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", "batch", num_predict=20)
-        the_card_was_safe(gq, ollama)
+        until(lambda: job.refresh().finished_at, "the person's job is cancelled, or was too quick")
+        the_card_was_safe(gq, ollama, history, [batch.id])

@@ -24,9 +24,9 @@ from gpuqueue.store.jobs import NewJob, new_job
 from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
+from tests import history
 from tests.conftest import forks
-from tests.crash import history
-from tests.store.rows import BOOM, NOW_US, Rows, at, room_for
+from tests.store.rows import BOOM, CARD, NOW_US, Rows, at, room_for
 
 pytestmark = forks
 
@@ -78,6 +78,7 @@ class Scene:
 AVAILABLE, DUE, EXPIRING, DISCARDED, CANCELLED, RUNNING, ASKED, CLEANING, PLACED, SIZED, UNSIZED, LARGE_JOB, SNOOZED, OLD = range(
     1, 15
 )
+WIDE = DeviceSettings("gpu1", budget_bytes=9 * 10**9, slots=9, max_models=9)
 
 
 def prepare(path: Path) -> None:
@@ -88,7 +89,6 @@ def prepare(path: Path) -> None:
     rows.queue("work")
     rows.queue("ai", gpu=True)
     rows.queue("setup")
-    wide = DeviceSettings("gpu1", budget_bytes=9 * 10**9, slots=9, max_models=9)
     for job_id in range(1, OLD + 1):
         gpu = job_id in (CLEANING, PLACED, SIZED, UNSIZED)
         options: dict[str, Any] = {"max_attempts": 3}
@@ -116,8 +116,8 @@ def prepare(path: Path) -> None:
             rows.store.report([Report(OLD, lease.lease, "text")])
             rows.complete(lease, LARGE, s=1)
     rows.store.cancel(ASKED, now_us=at(1))
-    rows.complete(rows.placed(CLEANING, device=wide), s=1)
-    rows.placed(PLACED, device=wide)
+    rows.complete(rows.placed(CLEANING, device=WIDE), s=1)
+    rows.placed(PLACED, device=WIDE)
     rows.enqueue("work", priority=-9)
     with store.reading() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -290,7 +290,8 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
     """Rescue what the dead worker held, clean up, run everything that is left, and check the whole history."""
     with opened(path) as scene:
         store, rows = scene.store, scene.rows
-        history.check_rows(store)
+        with store.snapshot() as connection:
+            history.check_rows(connection)
         with store.reading() as connection:
             gone = abandoned_by(connection)
         for dead in ("w", "other", *gone):
@@ -314,12 +315,10 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
         expired = rows.one("SELECT count(*) FROM jobs WHERE state = 'discarded' AND finished_at = ?", at(s))
         assert done + expired == waiting, "a job was lost"
         assert rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
-        history.check_rows(store)
-        if followed:
-            events = []
-            while found := store.take_events("history"):
-                events += found
-            history.check(events, store, retried={DISCARDED})
+        with store.snapshot() as connection:
+            history.check_rows(connection)
+            if followed:
+                history.check(history.events_of(connection), connection, devices=[CARD, WIDE], retried={DISCARDED: 1})
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue import Config, Event, GPUQueue
+from gpuqueue import Config, GPUQueue
 from gpuqueue.store.outcomes import reservations
 from tests.conftest import wait_until
-from tests.crash import history
+from tests.history import History
 
 PATIENCE_S = 40.0
 WORKERS = 4
@@ -72,7 +72,7 @@ class Race:
         self.gq = GPUQueue(config=Config.load(None, **settings))
         self.gq.task(name="app.compute", queue="gpu")(lambda gb=5: gb)
         self.gq.task(name="app.note", queue="batch")(lambda: None)
-        self.gq.store.add_follower("history")
+        self.history = History(self.gq)
         with (folder / "log").open("wb") as log:
             self.processes = [
                 subprocess.Popen([sys.executable, "app.py"], cwd=folder, stderr=log, stdout=log) for _ in range(WORKERS)
@@ -84,12 +84,6 @@ class Race:
             return len(self.gq.workers()) == WORKERS
 
         wait_until(look, "all work", PATIENCE_S)
-
-    def events(self) -> list[Event]:
-        found: list[Event] = []
-        while events := self.gq.store.take_events("history"):
-            found += events
-        return found
 
     def witnessed(self) -> list[str]:
         return (self.folder / "witness").read_text().splitlines()
@@ -116,7 +110,7 @@ def test_two_jobs_are_never_on_one_device_at_once(race: Race) -> None:
     for job in jobs:
         job.result(timeout_s=PATIENCE_S)
     assert race.witnessed() == ["+ 5", "- 5"] * 60
-    history.check(race.events(), race.gq.store, completed=[job.id for job in jobs], one_at_a_time_on=["gpu0"])
+    race.history.check(completed=[job.id for job in jobs])
     workers = {job.refresh().record.worker_id for job in jobs}
     assert len(workers) > 1, "more than one worker took part in the race"
 
@@ -139,7 +133,7 @@ def test_what_is_reserved_never_exceeds_the_budget(race: Race) -> None:
         largest = max(largest, together)
     assert together == 0
     assert largest <= 5
-    history.check(race.events(), race.gq.store, completed=[job.id for job in jobs])
+    race.history.check(completed=[job.id for job in jobs])
 
 
 def test_no_job_of_a_queue_starts_after_its_pause_has_returned(race: Race) -> None:
@@ -159,8 +153,7 @@ def test_no_job_of_a_queue_starts_after_its_pause_has_returned(race: Race) -> No
     for job in jobs:
         job.result(timeout_s=PATIENCE_S)
     paused = False
-    events = race.events()
-    for event in events:  # in the order of their commits
+    for event in race.history.events():  # in the order of their commits
         paused = event.name == "queue_paused" or (paused and event.name != "queue_resumed")
         assert not (paused and event.name == "attempt_started"), f"{event} came after the pause was committed"
-    history.check(events, race.gq.store, completed=[job.id for job in jobs])
+    race.history.check(completed=[job.id for job in jobs])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue import Config, Event, GPUQueue, JobFailed, State
+from gpuqueue import Config, GPUQueue, JobFailed, State
 from gpuqueue.store import queries
 from tests.conftest import wait_until
-from tests.crash import history
+from tests.history import History
 
 PATIENCE_S = 90.0  # the machine may be busy with other work: only a broken test waits so long
 APP = """
@@ -77,10 +77,10 @@ class Site:
         for name, queue in (("note", "work"), ("note_narrow", "narrow"), ("poison", "work"), ("block", "work")):
             self.gq.task(name=f"app.{name}", queue=queue)(_signature_of(name))
         self.gq.queue("narrow", concurrency=2)
-        self.gq.store.add_follower("history")
+        self.history = History(self.gq)
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *, threads: int = 4, alone: bool = False) -> subprocess.Popen[bytes]:
+    def start(self, *, threads: int = 4) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is registered, or has died of its first job already."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([sys.executable, "app.py", str(threads)], cwd=self.folder, stderr=log, stdout=log)
@@ -126,12 +126,6 @@ class Site:
             os.close(descriptor)
         self.gq.close()
 
-    def events(self) -> list[Event]:
-        found: list[Event] = []
-        while events := self.gq.store.take_events("history"):
-            found += events
-        return found
-
     def outcomes(self, job_id: int) -> list[str]:
         with self.gq.store.reading() as connection:
             return [line["outcome"] for line in queries.timeline(connection, job_id)]
@@ -174,7 +168,7 @@ def test_when_a_worker_is_killed_amid_many_jobs_another_completes_them_all(make_
     ran = Counter(map(int, site.lines("ran")))
     assert set(ran) == set(range(1500)), "every job ran at least once"
     site.until(lambda: len(site.gq.workers()) == 1, "the dead worker is gone")
-    history.check(site.events(), site.gq.store, completed=[job.id for job in jobs], concurrency={"narrow": 2})
+    site.history.check(completed=[job.id for job in jobs])
     assert site.gq.counts()["work"] == {"completed": sum(1 for job in jobs if job.queue == "work")}
 
 
@@ -195,7 +189,7 @@ def test_a_job_that_kills_three_workers_is_discarded_and_the_others_survive(make
     assert {job.record.crashes for job in harmless} == {0}
     assert site.outcomes(poisonous.id) == ["crashed"] * 3
     assert len(set(site.lines("poisoned"))) == 3
-    history.check(site.events(), site.gq.store, completed=[job.id for job in harmless])
+    site.history.check(completed=[job.id for job in harmless])
 
 
 def test_jobs_that_were_claimed_and_not_begun_lose_nothing_by_their_workers_death(make_site: Callable[..., Site]) -> None:
@@ -219,7 +213,7 @@ def test_jobs_that_were_claimed_and_not_begun_lose_nothing_by_their_workers_deat
     assert blocking.record.crashes == 1
     assert {job.record.crashes for job in behind} == {0}
     assert site.outcomes(blocking.id) == ["crashed"]
-    history.check(site.events(), site.gq.store, completed=[blocking.id, *(job.id for job in behind)])
+    site.history.check(completed=[blocking.id, *(job.id for job in behind)])
 
 
 def test_a_worker_stopped_for_longer_than_its_lease_finishes_nothing_late(make_site: Callable[..., Site]) -> None:
@@ -242,7 +236,7 @@ def test_a_worker_stopped_for_longer_than_its_lease_finishes_nothing_late(make_s
     site.until(lambda: sorted(worker.pid for worker in site.gq.workers()) == sorted([stopped.pid, other.pid]), "both work")
     assert site.gq.enqueue("app.note", {"number": 7}).result(timeout_s=PATIENCE_S) == 7
     assert job.refresh().record == before
-    history.check(site.events(), site.gq.store, completed=[job.id])
+    site.history.check(completed=[job.id])
 
 
 def test_sigterm_gives_running_jobs_back_unspent_after_the_grace(make_site: Callable[..., Site]) -> None:
@@ -261,7 +255,7 @@ def test_sigterm_gives_running_jobs_back_unspent_after_the_grace(make_site: Call
     second = site.start()
     assert job.result(timeout_s=PATIENCE_S) == second.pid
     assert job.refresh().record.attempt == 1
-    history.check(site.events(), site.gq.store, completed=[job.id])
+    site.history.check(completed=[job.id])
 
 
 def test_a_second_sigterm_does_not_wait_for_the_grace(make_site: Callable[..., Site]) -> None:
@@ -282,6 +276,7 @@ def test_a_second_sigterm_does_not_wait_for_the_grace(make_site: Callable[..., S
     assert worker.wait(PATIENCE_S) == 0
     assert time.monotonic() - began_s < PATIENCE_S
     assert (job.refresh().state, job.attempt) == (State.AVAILABLE, 0)
+    site.history.check(unfinished=[job.id, waiting.id])
 
 
 def test_sigterm_lets_a_job_end_that_ends_within_the_grace(make_site: Callable[..., Site]) -> None:
@@ -295,3 +290,4 @@ def test_sigterm_lets_a_job_end_that_ends_within_the_grace(make_site: Callable[.
     assert job.result(timeout_s=PATIENCE_S) == worker.pid
     assert worker.wait(PATIENCE_S) == 0
     assert site.outcomes(job.id) == []
+    site.history.check(completed=[job.id])

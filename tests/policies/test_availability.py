@@ -11,7 +11,7 @@ from gpuqueue.domain import Hold
 from gpuqueue.errors import BackendUnavailable, RunnerCrashed
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails
 from gpuqueue.moments import clock
-from gpuqueue.policies.availability import REFUSAL, Availability
+from gpuqueue.policies.availability import ANOTHER_S, REFUSAL, Availability
 from gpuqueue.testing.views import BATCH, MAIL, NOW, OLLAMA, REALTIME, backend, lease, view
 from gpuqueue.verdicts import Discard, Snooze
 
@@ -49,6 +49,13 @@ def test_a_job_that_met_an_absent_backend_is_postponed_or_refused():
     error = BackendUnavailable("nothing listens", backend="ollama")
     assert failed(replace(BATCH, retry_every_s=60), error) == Snooze("1m", waiting_for="ollama")
     assert failed(REALTIME, error) == Discard(REFUSAL, code="unavailable")
+
+
+def test_a_job_that_met_one_absent_backend_of_several_goes_to_another():
+    details = AttemptFailedDetails(
+        lease(), REALTIME, BackendUnavailable("gone", backend="desk"), NOW, OLLAMA, backends=(OLLAMA, OLLAMA)
+    )
+    assert Availability().attempt_failed(details) == Snooze(ANOTHER_S)
 
 
 def test_other_failures_are_left_to_other_policies():

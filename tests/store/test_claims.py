@@ -67,6 +67,16 @@ def test_a_paused_queue_starts_nothing_until_the_pause_ends(rows: Rows) -> None:
     assert len(rows.claim(s=10)) == 1
 
 
+def test_a_pause_that_has_ended_by_itself_is_not_resumed(rows: Rows) -> None:
+    rows.queue("work")
+    now = from_us(NOW_US)
+    rows.store.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
+    assert not rows.store.resume("work", by="me", now_us=at(10))
+    assert rows.one("SELECT count(*) FROM events WHERE name = 'queue_resumed'") == 0
+    rows.store.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
+    assert rows.store.resume("work", by="me", now_us=at(9.999999))
+
+
 def test_a_held_queue_starts_nothing(rows: Rows) -> None:
     rows.enqueue()
     assert rows.claim(held=["work"]) == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 
 from gpuqueue.domain import Hold, Pause, Reading
 from gpuqueue.store import Store
 from gpuqueue.units import from_us
-from tests.store.rows import BOOM, Rows, at
+from tests.store.rows import BOOM, GB, Rows, at
 
 
 def names(rows: Rows, follower: str = "f", limit: int = 200) -> list[str]:
@@ -55,6 +56,39 @@ def test_a_follower_is_told_of_every_transition_from_its_registration_on(rows: R
         "reserved_bytes": 0,
     }  # fmt: skip
     assert names(rows) == []
+
+
+def test_a_follower_is_told_when_a_device_is_given_back(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 2, "m")
+    lease = rows.placed(job_id)
+    rows.complete(lease)
+    assert names(rows) == ["job_enqueued", "attempt_started", "job_finished"], "its memory is still coming back"
+    assert rows.store.release_device(job_id, lease.lease)
+    (told,) = rows.store.take_events("f")
+    assert (told.name, told.job_id, told.queue) == ("device_released", job_id, "ai")
+    assert told.data == {"device": "gpu0", "reserved_bytes": 2 * GB, "lease": lease.lease}
+    rows.complete(rows.placed(rows.enqueue_sized("ai", 2)))
+    (orphan,) = rows.rescue()
+    rows.store.release_device(orphan.job_id, orphan.lease)
+    assert names(rows)[-1] == "device_released", "also when a rescuer cleans up"
+
+
+def test_a_new_follower_replaces_the_triggers_of_an_older_version(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    connection = sqlite3.connect(rows.store.path)
+    with connection:
+        connection.execute("DROP TRIGGER jobs_released")
+        connection.execute("DROP TRIGGER jobs_enqueued")
+        connection.execute("CREATE TRIGGER jobs_enqueued AFTER INSERT ON jobs BEGIN SELECT 1; END")
+    connection.close()
+    rows.store.add_follower("f")
+    rows.queue("ai", gpu=True)
+    lease = rows.placed(rows.enqueue_sized("ai", 2))
+    rows.complete(lease)
+    rows.store.release_device(lease.job_id, lease.lease)
+    assert names(rows) == ["job_enqueued", "attempt_started", "job_finished", "device_released"]
 
 
 def test_each_follower_reads_at_its_own_pace(rows: Rows) -> None:

@@ -348,3 +348,14 @@ def test_a_job_that_never_existed_is_unknown(store: Store) -> None:
         store.get_job(7)
     with pytest.raises(UnknownJob, match="no job 7"):
         store.get_ending(7)
+
+
+def test_a_job_that_fits_no_device_comes_before_nobody(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    rows.enqueue_sized("ai", 9, priority=1)
+    rows.enqueue_sized("ai", 1)
+    rows.enqueue("ai")
+    last = rows.enqueue_sized("ai", 1)
+    with rows.store.reading() as connection:
+        ahead = queries.work_ahead(connection, "ai", rows.job(last), largest_bytes=5 * 10**9)
+    assert sum(work.count for work in ahead) == 2

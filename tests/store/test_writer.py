@@ -17,6 +17,7 @@ from gpuqueue.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.store import Store
 from gpuqueue.store.engine import explain
 from tests.conftest import forks, wait_until
+from tests.history import FOLLOWER, check, events_of
 from tests.store.rows import Rows
 
 PATIENCE_S = 30.0
@@ -185,6 +186,7 @@ def test_a_snapshot_belongs_to_one_moment(store: Store, rows: Rows) -> None:
 
 def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows) -> None:
     rows.queue("work")
+    store.add_follower(FOLLOWER)
     code = (
         "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.jobs import new_job\n"
         "store = Store(Path(sys.argv[1]), write_timeout_s=60)\n"
@@ -200,11 +202,14 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     assert [process.wait(PATIENCE_S * 2) for process in processes] == [0, 0]
     assert rows.one("SELECT count(*) FROM jobs") == 400
     assert rows.one("SELECT max(id) FROM jobs") == 400
+    with store.snapshot() as connection:
+        check(events_of(connection), connection, unfinished=range(1, 401))
 
 
 @forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, rows: Rows) -> None:
+    store.add_follower(FOLLOWER)
     mine = rows.enqueue()
     pid = os.fork()
     if pid == 0:
@@ -226,6 +231,8 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
     other.close()
     assert rows.enqueue() == 42
     assert rows.one("SELECT count(*) FROM jobs") == 42
+    with store.snapshot() as connection:
+        check(events_of(connection), connection, unfinished=range(1, 43))
 
 
 @pytest.mark.parametrize(

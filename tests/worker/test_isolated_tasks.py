@@ -15,6 +15,7 @@ from gpuqueue import GPUQueue, JobCancelled, JobFailed, UsageError
 from gpuqueue.executors.processes import IDLE_S
 from gpuqueue.store.queries import timeline
 from tests.executors import isolated_functions as functions
+from tests.history import History
 
 GPU = '[gpu]\nbudget = "5GB"\ndevice = 1\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
@@ -204,6 +205,7 @@ def test_a_shutdown_gives_the_job_back_unspent_and_leaves_no_process(isolated, g
 
 def test_no_process_outlives_a_worker_that_was_killed(tmp_path, until, make_queue):
     gq = make_queue()
+    history = History(gq)
     for how in ("sleep", "hold the interpreter", "start another"):
         file = tmp_path / how.replace(" ", "-")
         gq.task(name="hang", isolate=True)(functions.hang).enqueue(file=str(file), how=how)
@@ -222,11 +224,13 @@ def test_no_process_outlives_a_worker_that_was_killed(tmp_path, until, make_queu
         worker.wait()
     # The grandchild of the third is not in the worker's group: it ends with the child that started it.
     until(lambda: not any(lives(pid) for pid in pids), "the end of all")
+    history.check(unfinished=[1, 2, 3])
 
 
 def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, until, make_queue):
     gq = make_queue()
-    gq.task(name="hang", isolate=True)(functions.hang).enqueue(file=str(tmp_path / "who"), how="sleep")
+    history = History(gq)
+    job = gq.task(name="hang", isolate=True)(functions.hang).enqueue(file=str(tmp_path / "who"), how="sleep")
     code = (
         "import sys; from gpuqueue import Config, GPUQueue, Worker; from tests.executors import isolated_functions\n"
         "gq = GPUQueue(config=Config.default(sys.argv[1], environ={'GPUQUEUE_WORKER_LEASE': '1500ms'}))\n"
@@ -242,6 +246,7 @@ def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, un
     finally:
         worker.kill()
         worker.wait()
+    history.check(unfinished=[job.id])
 
 
 # --- the processes ---

@@ -17,6 +17,7 @@ from gpuqueue import ConfigurationError, GPUQueue, JobCancelled, JobFailed, Unkn
 from gpuqueue.domain import State
 from gpuqueue.store.queries import timeline
 from gpuqueue.verdicts import Retry
+from tests.history import History
 
 
 @contextmanager
@@ -424,6 +425,7 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
     @gq.task(name="work")
     def work() -> None: ...
 
+    history = History(gq)
     process = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path)
     try:
         job = work.enqueue()
@@ -435,6 +437,7 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
         process.kill()
         process.wait()
     assert (job.refresh().state, job.attempt, job.record.crashes) == ("available", 0, 0)
+    history.check(unfinished=[job.id])
 
 
 def test_a_worker_is_started_once(gq, start_worker):

@@ -1,0 +1,239 @@
+"""Owns the model: what the queue promises, told with plain dictionaries of jobs; here claims and the end of attempts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tests.properties.model_holds import ModelHolds
+from tests.properties.model_jobs import (
+    CLASS_BYTES,
+    MAX_CRASHES,
+    Ended,
+    Job,
+    rank,
+)
+
+
+class Model(ModelHolds):
+    """All that a queue promises."""
+
+    def claim(self, worker: str, room: Mapping[str, int]) -> list[int]:
+        """Claim jobs without a device; returns their ids in the order of the claim."""
+        found = self.workers.get(worker, {})
+        if not found.get("plain") or not self.may_claim(worker) or not any(room.values()):
+            return []
+        self.move_due()
+        left = {}
+        for queue in found["plain"]:
+            if self.admits(queue, found["held"]):
+                left[queue] = self._room_in(queue)
+        free, stuck, taken = dict(room), set(), []
+        for job in sorted((job for queue in left for job in self._jobs("available", queue=queue)), key=rank):
+            queue, kind = job["queue"], self.kind_of(job["task"])
+            if queue in stuck or left[queue] <= 0 or not any(free.values()):
+                continue
+            if free.get(kind, 0) <= 0:
+                stuck.add(queue)
+                continue
+            free[kind] -= 1
+            left[queue] -= 1
+            taken.append(job)
+        for job in taken:
+            self._start(job, worker)
+        return [job["id"] for job in taken]
+
+    def _room_in(self, queue: str) -> int:
+        limit = self.queues[queue].concurrency
+        return 10**6 if limit is None else limit - len(self._jobs("running", queue=queue))
+
+    def claim_for_devices(self, worker: str) -> list[int]:
+        """Claim the jobs that get a device now: of each class of demand the first, in the order of all queues together."""
+        due = self.next_due()
+        if due is not None and due <= self.now:
+            self.move_due()
+        if not self.may_claim(worker) or not any(queue.gpu and self._serves(worker, name) for name, queue in self.queues.items()):
+            return []
+        self.decide(worker)
+        for name, queue in self.queues.items():
+            if queue.gpu and self._serves(worker, name):
+                self._size(name)
+        room = max(device.budget_bytes - self._reserved(name) for name, device in self.devices.items())
+        heads: dict[tuple[Any, ...], Job] = {}
+        for queue_name in self.workers[worker]["gpu"]:
+            for job in sorted(self._jobs("available", queue=queue_name), key=rank):
+                if job["sized"] and job["bytes"] <= self.largest and job["device"] is None:
+                    heads.setdefault((queue_name, job["model"], job["bytes"] // CLASS_BYTES), job)
+        taken = []
+        for job in sorted((job for job in heads.values() if job["bytes"] <= room), key=rank):
+            device, _reason = self.place(job, job["bytes"], job["model"])
+            if device is not None and self.claim_placed(worker, job["id"], device, job["bytes"]):
+                taken.append(job["id"])
+                self.decide(worker)
+        return taken
+
+    def claim_placed(self, worker: str, job_id: int, device: str, reserved: int) -> bool:
+        """Claim one job for a device, whoever proposed it; everything that must hold is asked again."""
+        self.move_due()
+        job = self.jobs[job_id]
+        if job["state"] != "available" or job["device"] is not None:
+            return False
+        if not self.admits(job["queue"], self.workers[worker].get("held", ())) or self._room_in(job["queue"]) <= 0:
+            return False
+        settings, there = self.devices[device], self.on(device)
+        models = {other["model"] for other in [*there, job]} - {""}
+        if len(there) >= settings.slots or len(models) > settings.max_models:
+            return False
+        if self._reserved(device) + reserved > settings.budget_bytes:
+            return False
+        self._start(job, worker, device, reserved)
+        return True
+
+    def place(self, job: Job, size: int, model: str) -> tuple[str | None, str]:
+        """Where a job gets its memory, or why nowhere."""
+        waits = []
+        for name, settings in self.devices.items():
+            there = self.on(name)
+            models = {other["model"] for other in there} - {"", model}
+            if size > settings.budget_bytes:
+                waits.append("never_fits")
+            elif len(there) >= settings.slots:
+                waits.append("device_busy" if any(other["state"] == "running" for other in there) else "clean_up")
+            elif model and len(models) + 1 > settings.max_models:
+                waits.append("max_models")
+            elif size > settings.budget_bytes - self._reserved(name):
+                waits.append("vram")
+            else:
+                return name, ""
+        return None, next((wait for wait in waits if wait != "never_fits"), "never_fits")
+
+    def on(self, device: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job["device"] == device]
+
+    def _reserved(self, device: str) -> int:
+        return sum(job["reserved"] for job in self.on(device))
+
+    def _size(self, queue: str) -> None:
+        for job in self._jobs("available", queue=queue):
+            if not job["sized"] and job["model"] == "":
+                job["bytes"], job["model"] = self.demand_of(job)
+                job["sized"] = True
+
+    def _start(self, job: Job, worker: str, device: str | None = None, reserved: int = 0) -> None:
+        job.update(lease=job["lease"] + 1, attempt=job["attempt"] + 1, worker=worker, started=self.now)
+        job.update(device=device, reserved=reserved, progress=None, note="")
+        self._move(job, "running")
+
+    def holds_lease(self, job_id: int, lease: int) -> bool:
+        job = self.jobs.get(job_id)
+        return job is not None and job["lease"] == lease and job["state"] == "running"
+
+    def finish(self, job_id: int, lease: int, ended: Ended) -> bool:
+        """Write how an attempt ended; returns False, and changes nothing, when the lease was lost."""
+        if not self.holds_lease(job_id, lease):
+            return False
+        job = self.jobs[job_id]
+        if ended["kind"] == "completed":
+            job["result"] = ended["result"]
+            self._finish(job, "completed", None)
+        elif ended["kind"] == "ended" or job["cancel"]:
+            state, code = (ended["state"], ended["code"]) if ended["kind"] == "ended" else ("cancelled", "cancelled")
+            job["outcomes"].append(state)
+            self._finish(job, state, code)
+        else:
+            job["outcomes"].append(ended["outcome"])
+            job["attempt"] -= 0 if ended["spent"] else 1
+            job["code"] = ended["code"] or job["code"]
+            job["waiting_for"] = ended["waiting_for"]
+            if ended["outcome"] != "released":
+                job["due"] = ended["due"]
+            backend = self.backends.get(ended["waiting_for"] or "")
+            if backend is not None and backend["back_at"] is not None and backend["back_at"] >= job["started"]:
+                job["due"] = job["enqueued"]  # what it would wait for has come back while it ran
+                self._move(job, "available")
+            else:
+                self._move(job, "available" if ended["due"] <= self.now else "retryable")
+        return True
+
+    def release(self, job_id: int, lease: int) -> bool:
+        """Free the device after the clean-up; returns False when the lease was lost or the job still runs."""
+        job = self.jobs.get(job_id)
+        if job is None or job["lease"] != lease or job["device"] is None or job["state"] == "running":
+            return False
+        self.events.append(
+            ("device_released", job_id, job["queue"], {"device": job["device"], "reserved_bytes": job["reserved"]})
+        )
+        job.update(device=None, reserved=0)
+        if not job["sized"]:
+            job["model"] = ""
+        return True
+
+    def rescue(self, dead: str, by: str, executing: Collection[int] | None) -> list[Job]:
+        """Take back what a dead worker held; returns the jobs whose device the rescuer must clean up."""
+        self.workers.pop(dead, None)
+        for job in self._jobs("running"):
+            if job["worker"] != dead:
+                continue
+            crashed = executing is None or job["id"] in executing
+            job["outcomes"].append("crashed" if crashed else "released")
+            job["crashes"] += int(crashed)
+            job["attempt"] -= 1
+            job["lease"] += 1
+            code = "crashed" if crashed else job["code"]
+            if job["cancel"]:
+                self._finish(job, "cancelled", code)
+            elif job["crashes"] >= MAX_CRASHES:
+                self._finish(job, "discarded", "crashed")
+            else:
+                job["code"] = code
+                self._move(job, "available")
+            self.events.append(("lease_rescued", job["id"], job["queue"], {"worker": dead, "crashes": job["crashes"]}))
+        orphans = [job for job in self.jobs.values() if job["device"] is not None and job["worker"] == dead]
+        for job in orphans:
+            job["worker"] = by
+        return orphans
+
+    def abandoned_by(self) -> set[str]:
+        """Workers without a row that still hold something."""
+        holding = {job["worker"] for job in self.jobs.values() if job["state"] == "running" or job["device"] is not None}
+        return holding - set(self.workers)
+
+    def report(self, job_id: int, lease: int, *, text: str, line: str, progress: tuple[float, str] | None) -> None:
+        if not self.holds_lease(job_id, lease):
+            return
+        job = self.jobs[job_id]
+        if text:
+            job["output"].append((lease, text))
+        if line:
+            job["lines"].append((lease, line))
+        if progress is not None:
+            job["progress"], job["note"] = progress
+            data = {"progress": progress[0], "note": progress[1], "attempt": job["attempt"], "lease": lease}
+            self.events.append(("job_progressed", job_id, job["queue"], data))
+
+    def reasons(self, job_id: int) -> set[str]:
+        """Every reason why an unfinished job does not start now."""
+        job = self.jobs[job_id]
+        queue = job["queue"]
+        found = set(self.holds_of(queue))
+        found |= {job["state"]} & {"scheduled", "retryable"}
+        if not self.is_served(queue):
+            found.add("no_worker")
+        if self._room_in(queue) <= 0:
+            found.add("concurrency")
+        if job["device"] is not None:
+            found.add("clean_up")
+        elif self.queues[queue].gpu and job["state"] == "available":
+            size, model = (job["bytes"], job["model"]) if job["sized"] else self.demand_of(job)
+            device, reason = self.place(job, size, model)
+            found |= set() if device else {reason}
+        if job["state"] == "available" and any(rank(other) < rank(job) for other in self._startable(queue)):
+            found.add("behind")
+        return found
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {queue: {} for queue in self.queues}
+        for (queue, state), count in Counter((job["queue"], job["state"]) for job in self.jobs.values()).items():
+            found[queue][state] = count
+        return found

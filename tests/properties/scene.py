@@ -1,0 +1,191 @@
+"""Owns what the machine plays with: a queue object on a clock of its own, its queues, cards and tasks, and simulated workers.
+
+A simulated worker has a real dispatcher, judge and output, and no thread: whoever plays it says what it does next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gpuqueue import Config, GPUQueue, backoff, hookimpl
+from gpuqueue.domain import Demand, Lease
+from gpuqueue.store import Store
+from gpuqueue.store.claims import COROUTINE, THREAD
+from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.worker.attempt import Attempt, Judge
+from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.dispatcher import Dispatcher
+from gpuqueue.worker.output import Output
+from tests.properties.endings import BACKOFF_S
+from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
+
+START = 1_700_000_000_000_000 - 1_700_000_000_000_000 % (86_400 * SECOND) + 8 * 3600 * SECOND  # eight o'clock, UTC
+GB = 10**9
+GEMMA, NOMIC, UNKNOWN = "gemma4:e4b", "nomic-embed-text", "nobody-knows"
+SIZES = {GEMMA: 45 * GB // 10, NOMIC: GB // 2}
+
+CARDS: dict[str, list[dict[str, Any]]] = {
+    "one card, one job at a time": [{"device": 0, "budget": "5GB"}],
+    "two cards, one shared by jobs": [
+        {"device": 0, "budget": "5GB", "slots": 3, "max_models": 2},
+        {"device": 1, "budget": "3GB"},
+    ],
+}
+QUEUES: dict[str, dict[str, Any]] = {
+    "mail": {},
+    "narrow": {"concurrency": 2, "max_attempts": 2, "priority": 1},
+    "office": {"pause": ["09:00-18:00"], "yields_to": ["narrow"]},
+    "remote": {"backend": "ollama", "when_unavailable": "retry", "retry_every": "60s"},
+    "ai": {"gpu": True, "concurrency": 1, "when_unavailable": "reject"},
+    "batch": {"gpu": True, "yields_to": ["ai"], "when_unavailable": "retry", "retry_every": "60s", "timeout": "100s"},
+    "train": {"gpu": True, "backend": "none", "concurrency": 3, "yields_to": ["mail"]},
+    "idle": {"yields_to": ["office", "batch"]},
+}
+PLAIN = ("mail", "narrow", "office", "remote", "idle")
+ON_DEVICES = ("ai", "batch", "train")
+
+
+class Clock:
+    """The time of everything that is played."""
+
+    now = START
+
+
+class ClockedQueue(GPUQueue):
+    """A queue object that reads the clock of the play, and whose file need not survive the machine."""
+
+    clock: Clock
+
+    def now_us(self) -> int:
+        return self.clock.now
+
+    def open_store(self, *, patient: bool = False) -> Store:
+        return Store(self.database, synchronous="off", patient=patient)
+
+
+class Sizes:
+    """A computing job says itself what it needs."""
+
+    @hookimpl
+    def job_demand(self, details: Any) -> Demand | None:
+        job = details.job
+        return Demand(int(job.arguments["gb"] * GB), job.arguments["model"]) if job.task == "compute" else None
+
+
+def demand_of(job: Job, largest: int) -> tuple[int, str]:
+    """What a job needs of a device, in bytes and model: what it says itself, its model's configured size, or all there is."""
+    arguments = job["arguments"]
+    if job["task"] == "compute":
+        return int(arguments["gb"] * GB), arguments["model"]
+    return SIZES.get(arguments["model"], largest), arguments["model"]
+
+
+def kind_of(task: str) -> str:
+    return COROUTINE if task == "awork" else THREAD
+
+
+@cache
+def _new_file() -> bytes:
+    """The file of a queue without jobs, made once: making it takes a second."""
+    with TemporaryDirectory() as folder:
+        Store(Path(folder) / "new.db").close()
+        return (Path(folder) / "new.db").read_bytes()
+
+
+def open_queue(folder: Path, cards: str, clock: Clock) -> ClockedQueue:
+    """Open a new queue object on a new file, which is at the same place each time."""
+    path = folder / "jobs.db"
+    for end in ("-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    path.write_bytes(_new_file())
+    config = Config.load(
+        None,
+        environ={},
+        database=str(path),
+        gpu=CARDS[cards],
+        queues=QUEUES,
+        models={name: {"vram": size} for name, size in SIZES.items()},
+        ollama={"url": "http://127.0.0.1:9", "probe_every": "5s"},
+    )
+    gq = ClockedQueue(config=config, plugins=[Sizes()], discover_plugins=False)
+    gq.clock = clock
+    waits = {task: backoff.fixed(wait_s, jitter=0) for task, wait_s in BACKOFF_S.items()}
+
+    @gq.task(name="work", queue="mail", backoff=waits["work"])
+    def work(n: int) -> int:
+        return n
+
+    @gq.task(name="awork", queue="mail", backoff=waits["awork"], max_attempts=2)
+    async def awork(n: int) -> int:
+        return n
+
+    @gq.task(
+        name="picky", queue="narrow", retry_on=(OSError, KeyError), discard_on=KeyError, max_attempts=3, backoff=waits["picky"]
+    )
+    def picky(n: int) -> int:
+        return n
+
+    @gq.task(name="compute", queue="train", backoff=waits["compute"])
+    def compute(gb: float, model: str) -> None: ...
+
+    return gq
+
+
+@dataclass
+class PlayedWorker:
+    """A worker process without threads: what it has claimed, what has ended and is not written yet, what it must clean up."""
+
+    name: str
+    extended_at: int
+    dispatcher: Dispatcher | None = None
+    running: list[Attempt] = field(default_factory=list)
+    ended: list[tuple[Any, Ended]] = field(default_factory=list)
+    clean_ups: list[tuple[int, int]] = field(default_factory=list)  # (job, lease)
+
+
+class Workshop:
+    """Makes workers, and has what they share."""
+
+    def __init__(self, gq: ClockedQueue, clock: Clock) -> None:
+        self.settings = gq.own_settings()
+        self._gq = gq
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self.output = Output(gq.store)
+        self.backends = Backends(gq.store, self.settings, now=gq.now)
+
+        def rules_of(task: str) -> RetryRules:
+            return gq.tasks[task].rules if task in gq.tasks else DEFAULT_RULES
+
+        self.judge = Judge(
+            gq.plugins,
+            settings_of=lambda queue: self.settings.queues[queue],
+            backend_of=self.backends.of,
+            rules_of=rules_of,
+            now=gq.now,
+            max_payload_bytes=gq.config.max_payload_bytes,
+        )
+
+    def name(self) -> str:
+        return f"w{next(self._numbers)}"
+
+    def worker(self, name: str, queues: tuple[str, ...] | None) -> PlayedWorker:
+        worker = PlayedWorker(name, self._clock.now)
+        worker.dispatcher = Dispatcher(
+            self._gq.store,
+            self._gq.plugins,
+            self.settings,
+            worker_id=name,
+            serves=lambda queue: queues is None or queue in queues,
+            may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
+            now=self._gq.now,
+        )
+        return worker
+
+    def attempt(self, lease: Lease) -> Attempt:
+        return Attempt(lease, self.output)
