@@ -61,6 +61,7 @@ QUEUE_KEYS = (
     "timeout",
     "priority",
     "backend",
+    "fallback",
 )
 WORKER_KEYS = ("threads", "async_jobs", "lease", "grace", "max_crashes")
 RETENTION_KEYS = tuple(state.value for state in FINISHED)
@@ -315,6 +316,7 @@ def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str]
         timeout_s=table.duration("timeout", None, positive=True),
         priority=table.integer("priority", None),
         backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND, backends),
+        fallback=table.texts("fallback", example='["gemma3:1b"]'),
     )
 
 

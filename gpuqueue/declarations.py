@@ -41,6 +41,7 @@ class QueueOptions(TypedDict, total=False):
     timeout_s: float | None
     priority: int | None
     backend: str
+    fallback: tuple[str, ...]
 
 
 class Declarations:

@@ -76,6 +76,7 @@ class Job:
     progress_note: str = ""
     wanted_bytes: int | None = None  # device memory that it asked for itself
     wanted_device: str | None = None  # the device, or the label of devices, that it asked for
+    fallback: tuple[str, ...] = ()  # models to take, in this order, when its own is missing or fits no device
     preemptions: int = 0  # how often it made room for another queue's job
     output_tokens: int = 0  # of its running or latest attempt on a device
 
@@ -220,6 +221,7 @@ class QueueSettings:
     timeout_s: float | None = None
     priority: int | None = None
     backend: str = ""  # the backend its jobs need; "" is none
+    fallback: tuple[str, ...] = ()  # models for jobs whose own is missing or fits no device, unless a job names others
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,7 @@ class Enqueuer:
             complete.tags,
             complete.vram_bytes,
             complete.device,
+            complete.fallback,
         )
 
     def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:

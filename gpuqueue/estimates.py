@@ -21,6 +21,7 @@ PROMPT_RATE = "prompt_tokens_per_s"  # of a model
 OUTPUT_RATE = "output_tokens_per_s"  # of a model
 OUTPUT = "output_tokens"  # of a queue's task with a model
 RUN = "run_s"  # of the same, once it is loaded
+SPILLED = "spilled"  # bytes of a model with its memory-sizing options that were not on the device
 
 Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
 

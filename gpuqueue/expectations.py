@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from gpuqueue.domain import Expectation, Hold, Job, QueueView, Reservation, State, Surroundings, View
 from gpuqueue.estimates import LOAD, get, left_s, model_key, run_s
 from gpuqueue.models import full_name
-from gpuqueue.policies.vram import settings_of
+from gpuqueue.policies.model_health import settings_of
 
 # What ends when other jobs do; any other reason without an end of its own may last for ever.
 WORKED_OFF = frozenset({"yielding", "device_busy", "clean_up", "concurrency", "behind", "max_models", "vram"})

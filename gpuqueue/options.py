@@ -20,6 +20,7 @@ class Options(TypedDict, total=False):
     `delay`, `timeout`, `expires_in`: "90s", "5m", seconds or a timedelta. `at`: an aware datetime. `priority`: higher runs
     first. `timeout` limits an attempt. `expires_in`: a job that still waits then is discarded. `vram`: the device memory that
     it needs, "2GB", in place of what is configured or was learned. `device`: the name or label of the device that it runs on.
+    `fallback`: models to take, in this order, when the job's own is missing or fits no device.
     `tags`: texts to find it by.
     """
 
@@ -32,6 +33,7 @@ class Options(TypedDict, total=False):
     expires_in: Duration | None
     vram: str | int | None
     device: str | None
+    fallback: Iterable[str]
     tags: Iterable[str]
 
 
@@ -54,6 +56,7 @@ class JobOptions:
     expires_in_s: float | None = None
     vram_bytes: int | None = None
     device: str | None = None
+    fallback: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     connection: Any = None
 
@@ -83,7 +86,8 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         expires_in_s=_duration(asked, "expires_in"),
         vram_bytes=_size(asked, "vram"),
         device=_text(asked, "device"),
-        tags=_tags(asked.get("tags", ())),
+        fallback=_texts("fallback", asked.get("fallback", ())),
+        tags=_texts("tags", asked.get("tags", ())),
         connection=given.get("connection"),
     )
 
@@ -125,8 +129,8 @@ def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int
     return value
 
 
-def _tags(tags: Any) -> tuple[str, ...]:
-    found = tuple(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) else (None,)
-    if not all(isinstance(tag, str) for tag in found):
-        raise UsageError(f"tags must be a list of texts, not {tags!r}")
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise UsageError(f"{name} must be a list of texts, not {given!r}")
     return found

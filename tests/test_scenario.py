@@ -11,7 +11,7 @@ import time_machine
 
 from gpuqueue import ConfigurationError, JobCancelled, JobFailed, ServiceUnavailable, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
-from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_embedding
+from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_answer, expected_embedding
 from gpuqueue.verdicts import Retry
 
 GEMMA = "gemma4:e4b"
@@ -263,6 +263,17 @@ def test_batch_waits_unspent_while_the_service_is_away_and_goes_on_when_it_is_ba
     assert (running.attempt, waiting.attempt) == (1, 1)
     assert reasons(ai.gq, "ai-batch") == []
     check_card(ai)
+
+
+def test_a_job_whose_model_is_not_there_runs_on_the_next_of_its_fallback(ai, start_worker, until):
+    start_worker(ai.gq)
+    until(lambda: ai.gq.view().backends["ollama"].models, "the models are listed")
+    options = {"num_predict": 5, "num_ctx": 99}
+    asked = {"queue": "ai-batch", "options": options, "job": {"fallback": ["gone", GEMMA]}}
+    answer = ai.gq.ollama.generate("absent", prompt="x", **asked).result(timeout_s=20)
+    assert (answer["model"], answer["text"]) == (GEMMA, expected_answer(GEMMA, "x", num_predict=5))
+    with pytest.raises(JobFailed, match="ollama pull absent"):
+        ai.gq.ollama.generate("absent", prompt="x", queue="ai-batch").result(timeout_s=20)
 
 
 # --- nothing leaves batch held ---

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from gpuqueue.cli.rendering import iso
 from gpuqueue.domain import Backend, DeviceView, Expectation, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
 from gpuqueue.estimates import left_s
+from gpuqueue.policies.model_health import ModelHealth
 from gpuqueue.store.integrity import Finding
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "explanation_shape",
     "finding_shape",
     "job_shape",
+    "model_shape",
     "shown_url",
     "status_shape",
 ]
@@ -143,6 +145,10 @@ def worker_shape(worker: WorkerInfo) -> dict[str, Any]:
         "started_at": iso(worker.started_at),
         "expires_at": iso(worker.expires_at),
     }
+
+
+def model_shape(name: str, found: ModelHealth) -> dict[str, Any]:
+    return {"name": name, "health": found.state, "needed_bytes": found.needed_bytes, "detail": found.detail}
 
 
 def device_shape(device: DeviceView, view: View) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import click
 
 from gpuqueue.cli.rendering import in_terminal, iso, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import device_shape, shown_url, status_shape
+from gpuqueue.cli.shapes import device_shape, model_shape, shown_url, status_shape
 from gpuqueue.decisions import known_holds
 from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, State, View
 from gpuqueue.errors import UsageError
 from gpuqueue.estimates import left_s
 from gpuqueue.moments import clock, since, until
+from gpuqueue.policies.model_health import ModelHealth, health
 from gpuqueue.queue import GPUQueue
 from gpuqueue.units import format_duration, format_size
 
@@ -203,7 +204,9 @@ def gpu(session: Session, as_json: bool) -> None:
         residents: [{model, size_bytes, vram_bytes}],
         reservations: [{job_id, queue, model, reserved_bytes, running,
           worker, expected_rest_s (null: not known)}],
-        read_here (else a worker published the reading)}].
+        read_here (else a worker published the reading)}],
+      models: [{name, health ("unknown", "missing", "too_large", "spills"
+        or "fits"), needed_bytes, detail}].
     Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
     """
     gq = session.existing_queue()
@@ -224,9 +227,25 @@ def gpu(session: Session, as_json: bool) -> None:
             if over:
                 click.echo(click.style(f"    {name}: {over}", fg="red"))
     if as_json:
-        print_json({"at": iso(view.now), "database": str(gq.database), "devices": shapes})
+        models = [model_shape(name, found) for name, found in _models(view).items()]
+        print_json({"at": iso(view.now), "database": str(gq.database), "devices": shapes, "models": models})
     elif not shapes:
         click.echo('no card is configured: add [gpu] with budget = "5GB" to the configuration, or make one with `gpuqueue init`')
+    else:
+        _show_models(view)
+
+
+def _models(view: View) -> dict[str, ModelHealth]:
+    """The health of each model that is configured, or that a queue falls back to, for the first queue that uses models."""
+    queues = [item.settings for item in view.queues.values() if item.settings.gpu]
+    names = dict.fromkeys([*view.models, *(name for queue in queues for name in queue.fallback)])
+    return {name: health(name, queues[0], view) for name in names} if queues else {}
+
+
+def _show_models(view: View) -> None:
+    for found in _models(view).values():
+        colour = {"fits": "green", "unknown": None}.get(found.state, "red")
+        say(f"  {click.style(found.state.replace('_', ' '), fg=colour)}: {found.detail}")
 
 
 def _over_budget(device: DeviceView) -> str:

@@ -51,9 +51,10 @@ class OllamaExecutor(ABC):
         Returns: the verb's result. Raises: AttemptInterrupted, or an ExecutionError that classes the failure.
         """
 
-    def body(self, arguments: Mapping[str, Any], placement: Placement | None) -> dict[str, Any]:
+    def body(self, arguments: Mapping[str, Any], placement: Placement | None, model: str = "") -> dict[str, Any]:
         """Make the request of a job's arguments and its model's configured options.
 
+        `model` is the one that it was given, which may be another than it asked for; that one's size is not the job's to choose.
         Raises: CallerFault for an argument that the verb does not have, or another value of a configured memory option.
         """
         verb = self.verb
@@ -66,6 +67,11 @@ class OllamaExecutor(ABC):
                 raise CallerFault(f"{verb.name} has no argument {key!r}{near}. Arguments: {', '.join(sorted(verb.allowed))}")
         for key in sorted(verb.required - given.keys()):
             raise CallerFault(f"{verb.name} needs the argument {key!r}")
+        if model and full_name(model) != full_name(str(given["model"])):
+            asked = given.get("options")
+            if isinstance(asked, Mapping):
+                given["options"] = {key: value for key, value in asked.items() if key not in MEMORY_OPTIONS}
+            given["model"] = model
         options = self._options(str(given["model"]), given)
         # Ollama takes this one beside the options, not among them.
         if "shift" in options:
@@ -126,9 +132,10 @@ class _Streaming(OllamaExecutor):
     """
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
-        body = self.body(context.lease.arguments, context.lease.placement)
+        body = self.body(context.lease.arguments, context.lease.placement, context.lease.model)
         answer = _Answer()
-        before = context.partial if self._may_continue(body) else None
+        is_its_own = full_name(str(body["model"])) == full_name(str(context.lease.arguments["model"]))
+        before = context.partial if is_its_own and self._may_continue(body) else None
         if before is not None and (rest := self.continued(body, before)) is not None:
             answer.begin_with(before)
             context.continue_output()
@@ -266,7 +273,7 @@ class Embed(OllamaExecutor):
     path = "/api/embed"
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
-        body = self.body(context.lease.arguments, context.lease.placement)
+        body = self.body(context.lease.arguments, context.lease.placement, context.lease.model)
         found = self._client.answer(self.path, body, context)
         return {
             "embeddings": found.get("embeddings") or [],

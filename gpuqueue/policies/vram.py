@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpuqueue.domain import Demand, DeviceView, ModelSettings, Placement, QueueSettings, Resident, View, Wait
+from gpuqueue.domain import Demand, DeviceView, Placement, QueueSettings, Resident, View, Wait
 from gpuqueue.endpoints import of_queue, on_device
-from gpuqueue.estimates import SHOWN, VRAM, get, model_key
 from gpuqueue.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.models import VERBS, full_name
 from gpuqueue.policies.availability import away
+from gpuqueue.policies.model_health import health, known_bytes
 from gpuqueue.units import counted, format_duration, format_size
 
 FRESH_S = 10.0  # a reading that is older says nothing about what is free now
@@ -19,7 +19,8 @@ class Memory:
     """Sizes jobs and places them.
 
     A job needs, in this order: what it asked for itself, what its model was seen to take, what is configured, what the model's
-    description lets expect; and when nothing is known the largest budget, so that it runs alone.
+    description lets expect; and when nothing is known the largest budget, so that it runs alone. A model that is missing or
+    fits no device gives way to the first of the job's `fallback` that does not.
     """
 
     @hookimpl
@@ -27,6 +28,9 @@ class Memory:
         job, view = details.job, details.view
         model = str(job.arguments.get("model", "")) if job.task in VERBS else ""
         whole_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
+        if model and not health(model, details.queue, view).is_usable:
+            others = [other for other in job.fallback or details.queue.fallback if health(other, details.queue, view).is_usable]
+            model = next(iter(others), model)
         size = job.wanted_bytes or known_bytes(model, view) or whole_bytes
         return Demand(size, model)
 
@@ -44,20 +48,6 @@ class Memory:
             waits.append(wait)
         waits = [wait for wait in waits if wait.reason != "never_fits"] or waits[:1]
         return Wait(waits[0].reason, "; ".join(dict.fromkeys(wait.detail for wait in waits)), waits[0].until)
-
-
-def known_bytes(model: str, view: View) -> int | None:
-    """Return what a model takes on a device, None when nothing is known of it."""
-    if not model:
-        return None
-    settings = settings_of(model, view)
-    key = model_key(model, settings.options if settings else None)
-    observed, shown = get(view.estimates, VRAM, key), get(view.estimates, SHOWN, key)
-    if observed is not None:
-        return int(observed)
-    if settings is not None:
-        return settings.vram_bytes
-    return None if shown is None else int(shown)
 
 
 def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
@@ -96,10 +86,6 @@ def _absent(device: DeviceView, demand: Demand, queue: QueueSettings, view: View
     """Say that the Ollama of this device is away, where another one of the queue is there."""
     backend = on_device(queue.backend, device.settings.name, view.backends.values()) if demand.model else None
     return None if backend is None or backend.available else Wait("unavailable", away(backend, view))
-
-
-def settings_of(model: str, view: View) -> ModelSettings | None:
-    return next((item for item in view.models.values() if full_name(item.name) == full_name(model)), None)
 
 
 def _names(device: DeviceView) -> tuple[str, ...]:

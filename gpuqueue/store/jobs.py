@@ -31,7 +31,7 @@ ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'ru
 
 _INSERTED = (
     "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
-    "arguments", "tags", "wanted_bytes", "wanted_device",
+    "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
 )  # fmt: skip
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
 # Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
@@ -66,10 +66,13 @@ def new_job(
     tags: tuple[str, ...] = (),
     wanted_bytes: int | None = None,
     wanted_device: str | None = None,
+    fallback: tuple[str, ...] = (),
 ) -> NewJob:
     """Word a job's insertion; times in microseconds, arguments as JSON text."""
     is_inline = len(arguments) <= INLINE_BYTES
-    asks_more = timeout_s is not None or expires_at_us is not None or tags or wanted_bytes is not None or wanted_device
+    asks_more = (
+        timeout_s is not None or expires_at_us is not None or tags or wanted_bytes is not None or wanted_device or fallback
+    )
     if is_inline and scheduled_at_us <= now_us and not asks_more:
         row: tuple[Any, ...] = (queue, task, priority, now_us, scheduled_at_us, max_attempts, arguments)
         return NewJob(INSERT_PLAIN_JOB, row, None)
@@ -87,6 +90,7 @@ def new_job(
         json.dumps(tags) if tags else None,
         wanted_bytes,
         wanted_device,
+        json.dumps(fallback) if fallback else None,
     )
     return NewJob(INSERT_JOB, row, None if is_inline else arguments)
 
@@ -258,11 +262,12 @@ def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
     connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
 
 
-def forget_demands_of(connection: sqlite3.Connection, model: str) -> None:
-    """The same for the available jobs of a model, after its size became known."""
+def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None:
+    """The same for the available jobs of a model, after its size became known; or of all, after the models there changed."""
+    which = "demand_model != ''" if model is None else "demand_model = ?"
     connection.execute(
-        f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND demand_model = ?",
-        (model,),
+        f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND {which}",
+        () if model is None else (model,),
     )
 
 

@@ -62,7 +62,7 @@ JOB_COLUMNS = (
     "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
     "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
     "cancel_requested, arguments, tags, error, progress, progress_note, "
-    "wanted_bytes, wanted_device, preemptions, output_tokens"
+    "wanted_bytes, wanted_device, fallback, preemptions, output_tokens"
 )
 
 
@@ -72,7 +72,7 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
         cancel_requested, arguments, tags, error, progress, progress_note,
-        wanted_bytes, wanted_device, preemptions, output_tokens,
+        wanted_bytes, wanted_device, fallback, preemptions, output_tokens,
     ) = row  # fmt: skip
     return Job(
         id=id_,
@@ -104,6 +104,7 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
         progress_note=progress_note or "",
         wanted_bytes=wanted_bytes,
         wanted_device=wanted_device,
+        fallback=tuple(json.loads(fallback)) if fallback else (),
         preemptions=preemptions,
         output_tokens=output_tokens,
     )

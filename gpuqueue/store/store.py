@@ -308,8 +308,8 @@ class Store:
         """Let a waiting job be sized again."""
         self.write(lambda connection: jobs.forget_demand(connection, job_id))
 
-    def forget_demands_of(self, model: str) -> None:
-        """Let the waiting jobs of a model be sized again."""
+    def forget_demands_of(self, model: str | None) -> None:
+        """Let the waiting jobs of a model, or of all, be sized again."""
         self.write(lambda connection: jobs.forget_demands_of(connection, model))
         self.bell.ring_workers()
 

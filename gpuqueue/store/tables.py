@@ -53,6 +53,7 @@ jobs = Table(
     # What the job asks of a device, in place of what the policies would find.
     Column("wanted_bytes", Integer),
     Column("wanted_device", Text),
+    Column("fallback", Text),  # JSON: models to take in place of its own
     # Preemption: whether the attempt on a device can make room, and the lease that was asked to.
     Column("preemptible", Integer, nullable=False, server_default="0"),
     Column("preempt_lease", Integer),

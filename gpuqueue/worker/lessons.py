@@ -42,6 +42,8 @@ class Lessons:
         prompt_tokens, output_tokens = (int(answer.get(name) or 0) for name in ("prompt_tokens", "output_tokens"))
         if load_s > LOADED_S:
             self.learn(estimates.LOAD, model_key(lease.model, memory_options), load_s)
+        if "spilled_bytes" in answer:
+            self.learn(estimates.SPILLED, model_key(lease.model, memory_options), float(answer["spilled_bytes"]))
         if prompt_tokens and prompt_s:
             self.learn(estimates.PROMPT_RATE, model, prompt_tokens / prompt_s)
         if output_tokens and generate_s:

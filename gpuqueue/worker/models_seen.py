@@ -15,7 +15,7 @@ from gpuqueue.estimates import SHOWN, Lesson, model_key
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes
 from gpuqueue.models import full_name
-from gpuqueue.policies.vram import known_bytes, settings_of
+from gpuqueue.policies.model_health import known_bytes, settings_of
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
 from gpuqueue.store.claims import classes
@@ -50,6 +50,7 @@ class ModelsSeen:
             found = OllamaClient(backend).models(timeout_s=QUERY_S)
             if found != noted.get(backend.name):
                 self._store.note_models(backend.name, found)
+                self._store.forget_demands_of(None)  # a job's own model may be there now, or gone
                 self._asked.clear()
 
     def look_at_loaded(self) -> None:

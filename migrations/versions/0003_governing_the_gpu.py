@@ -15,6 +15,7 @@ depends_on = None
 def upgrade():
     op.add_column("jobs", sa.Column("wanted_bytes", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("wanted_device", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("fallback", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("preemptible", sa.Integer(), server_default="0", nullable=False))
     op.add_column("jobs", sa.Column("preempt_lease", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("preemptions", sa.Integer(), server_default="0", nullable=False))
@@ -45,5 +46,5 @@ def downgrade():
     op.drop_column("queues", "rate_at")
     op.drop_column("queues", "rate_level")
     op.drop_column("attempts", "numbers")
-    for column in ("output_tokens", "preemptions", "preempt_lease", "preemptible", "wanted_device", "wanted_bytes"):
+    for column in ("output_tokens", "preemptions", "preempt_lease", "preemptible", "fallback", "wanted_device", "wanted_bytes"):
         op.drop_column("jobs", column)

@@ -174,7 +174,9 @@ revision = gq.ollama.generate(
 )
 assert_type(revision, JobHandle)
 gq.ollama.chat("gemma4:e4b", messages=[{"role": "user", "content": "Hello"}], queue="ai-realtime", job={"priority": 3})
-gq.ollama.embed("nomic-embed-text", input=["one", "two"], queue="ai-batch", dimensions=256, job={"timeout": "5m"})
+gq.ollama.embed(
+    "nomic-embed-text", input=["one", "two"], queue="ai-batch", dimensions=256, job={"timeout": "5m", "fallback": ["all-minilm"]}
+)
 
 # --- jobs ---
 
