@@ -48,7 +48,7 @@ class Declarations:
     """`queues` are those with settings; it is replaced, never changed, when one is added."""
 
     def __init__(self, queues: Mapping[str, QueueSettings]) -> None:
-        self.queues = dict(queues)
+        self._set_queues(dict(queues))
         self.tasks: dict[str, Task[..., Any]] = {}
         self._task_queues = {DEFAULT_QUEUE}
 
@@ -64,8 +64,13 @@ class Declarations:
             if other not in queues:
                 raise UnknownQueue(other, queues)
         yielding_order(queues)
-        self.queues = queues
+        self._set_queues(queues)
         return made
+
+    def _set_queues(self, queues: dict[str, QueueSettings]) -> None:
+        self.queues = queues
+        # Looked at for every job that is enqueued.
+        self.rejecting = frozenset(name for name, item in queues.items() if item.when_unavailable == "reject")
 
     def add_task(self, task: Task[..., Any]) -> None:
         """Add a task, whose queue exists from now on. Raises: UsageError when another function has its name."""

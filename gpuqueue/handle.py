@@ -36,7 +36,7 @@ class JobHandle:
 
     __slots__ = ("_gq", "_record", "_unsure_since_us", "id")
 
-    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None, *, unsure_since_us: int | None = None) -> None:
+    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None, unsure_since_us: int | None = None) -> None:
         self.id = job_id
         self._gq = gq
         self._record = record

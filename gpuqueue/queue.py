@@ -16,7 +16,7 @@ from gpuqueue.config import Config, database_path
 from gpuqueue.decisions import explain, known_holds, limited
 from gpuqueue.declarations import Declarations, QueueOptions
 from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
-from gpuqueue.enqueueing import Enqueuer, Request, Stored
+from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
@@ -156,36 +156,29 @@ class GPUQueue:
         Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
         Raises: as `enqueue`, naming the position of the wrong one.
         """
-        return [self._handle(stored) for stored in self._enqueuer.enqueue_many(jobs, connection)]
+        return [JobHandle(self, job_id, None, unsure) for job_id, unsure in self._enqueuer.enqueue_many(jobs, connection)]
 
     async def aenqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
         """The async twin of `enqueue_many`."""
-        return [self._handle(stored) for stored in await self._enqueuer.aenqueue_many(jobs, connection)]
+        stored = await self._enqueuer.aenqueue_many(jobs, connection)
+        return [JobHandle(self, job_id, None, unsure) for job_id, unsure in stored]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
-        handle = self._handle(self._enqueuer.enqueue(task, arguments, options))
-        if self._may_refuse(options):
-            self._refuse_if_held(handle.id, options)
-        return handle
+        job_id, unsure_since_us = self._enqueuer.enqueue(task, arguments, options)
+        if unsure_since_us is None and options.queue in self._declared.rejecting:
+            self._refuse_if_held(job_id, options.queue)
+        return JobHandle(self, job_id, None, unsure_since_us)
 
     async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
         """The async twin of `submit`."""
-        handle = self._handle(await self._enqueuer.aenqueue(task, arguments, options))
-        if self._may_refuse(options):
-            await in_thread(self._refuse_if_held, handle.id, options)
-        return handle
+        job_id, unsure_since_us = await self._enqueuer.aenqueue(task, arguments, options)
+        if unsure_since_us is None and options.queue in self._declared.rejecting:
+            await in_thread(self._refuse_if_held, job_id, options.queue)
+        return JobHandle(self, job_id, None, unsure_since_us)
 
-    def _handle(self, stored: Stored) -> JobHandle:
-        return JobHandle(self, stored.job_id, unsure_since_us=stored.unsure_since_us)
-
-    def _may_refuse(self, options: JobOptions) -> bool:
-        settings = self._declared.queues.get(options.queue or DEFAULT_QUEUE)
-        return options.connection is None and settings is not None and settings.when_unavailable == "reject"
-
-    def _refuse_if_held(self, job_id: int, options: JobOptions) -> None:
+    def _refuse_if_held(self, job_id: int, queue: str) -> None:
         """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
-        queue = options.queue or DEFAULT_QUEUE
         with self.store.reading() as connection:
             away = any(not row.available for row in queries.backends(connection).values())
         if not away:
