@@ -26,12 +26,12 @@ from gpuqueue.errors import (
     UsageError,
 )
 from gpuqueue.handle import JobHandle
-from gpuqueue.hookspecs import hookimpl
 from gpuqueue.queue import GPUQueue
 from gpuqueue.tasks import Task
 from gpuqueue.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
+    from gpuqueue.hookspecs import hookimpl
     from gpuqueue.worker import Worker
 
 __version__ = "0.1.0"
@@ -79,9 +79,13 @@ __all__ = [
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
     def __getattr__(name):
-        # A web process that only enqueues loads no worker.
+        # A web process that only enqueues loads no worker and no hooks.
         if name == "Worker":
             from gpuqueue.worker import Worker
 
             return Worker
+        if name == "hookimpl":
+            from gpuqueue.hookspecs import hookimpl
+
+            return hookimpl
         raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")

@@ -23,7 +23,6 @@ from gpuqueue.domain import (
     View,
     Wait,
 )
-from gpuqueue.errors import ConfigurationError
 from gpuqueue.expectations import expect
 from gpuqueue.hookspecs import (
     ChoosePreemptionsDetails,
@@ -38,6 +37,7 @@ from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.rates import level
 from gpuqueue.store import queries
 from gpuqueue.view import serves
+from gpuqueue.yielding import yielding_order
 
 NAMED_JOBS = 5
 logger = logging.getLogger("gpuqueue.plugins")
@@ -105,23 +105,6 @@ def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
             if queue in holds and serves(worker, queue):
                 holds[queue] += tuple(hold for hold in published if hold.plugin not in here and hold not in holds[queue])
     return holds
-
-
-def yielding_order(queues: Mapping[str, QueueSettings]) -> list[QueueSettings]:
-    """Order queues so that each comes after those it yields to. Raises: ConfigurationError for a cycle."""
-    ordered: dict[str, QueueSettings] = {}
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise ConfigurationError(f"queues yield to each other in a circle: {' → '.join((*path[path.index(name) :], name))}")
-        if name in queues and name not in ordered:
-            for other in queues[name].yields_to:
-                visit(other, (*path, name))
-            ordered[name] = queues[name]
-
-    for name in queues:
-        visit(name, ())
-    return list(ordered.values())
 
 
 def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:

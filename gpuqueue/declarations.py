@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict, get_args
 
-from gpuqueue.decisions import yielding_order
 from gpuqueue.domain import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
 from gpuqueue.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
 from gpuqueue.options import DEFAULT_QUEUE
 from gpuqueue.tasks import Task
 from gpuqueue.windows import parse_window, parse_zone
+from gpuqueue.yielding import yielding_order
 
 _CHOICES = {
     "when_unavailable": get_args(WhenUnavailable),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gpuqueue.moments import clock, until
 from gpuqueue.units import format_duration
@@ -90,8 +90,7 @@ class JobErrorRecord:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """A line that a job logged; `lease` grows from attempt to attempt."""
 
     seq: int
@@ -153,8 +152,7 @@ class Hold:
     plugin: str = field(default="", compare=False)  # which said so; filled in by whoever asked it
 
 
-@dataclass(frozen=True, slots=True)
-class PartialOutput:
+class PartialOutput(NamedTuple):
     """What an attempt that made room had written; `lease` is the one under which that output began."""
 
     lease: int
@@ -162,8 +160,7 @@ class PartialOutput:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Preemption:
+class Preemption(NamedTuple):
     """An attempt that is to stop, at once or not before a moment; `for_job` is the job that it makes room for, if any."""
 
     job_id: int
@@ -189,8 +186,7 @@ class WindowRule:
     rate: Rate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Tighter limits for a queue now, and why; None leaves what is configured."""
 
     concurrency: int | None = None
@@ -425,16 +421,14 @@ class View:
     placement: PlacementMode = "pack"
 
 
-@dataclass(frozen=True, slots=True)
-class Cancellation:
+class Cancellation(NamedTuple):
     """What became of a queue's jobs when all were cancelled: those that waited, and those that ran."""
 
     cancelled_count: int
     asked_to_stop_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class CleanUp:
+class CleanUp(NamedTuple):
     """What a clean-up found; `verified` False means that the memory may still be taken (`detail` says why)."""
 
     verified: bool
@@ -466,8 +460,7 @@ class Work:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunningJob:
+class RunningJob(NamedTuple):
     """A job that runs, as seen from one that waits."""
 
     id: int
@@ -475,8 +468,7 @@ class RunningJob:
     started_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What stands beside a waiting job: the available jobs that come before it, and some running ones of its queue."""
 
     ahead: tuple[Work, ...] = ()
@@ -491,8 +483,7 @@ def _whole(length: timedelta) -> float:
     return float(max(1, round(length.total_seconds())))
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
+class Expectation(NamedTuple):
     """What to expect of a job, from what jobs like it took before; None is not known, or nothing was learned yet.
 
     `position` is its place among the available jobs of its queue, from 1.

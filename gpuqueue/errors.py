@@ -118,6 +118,9 @@ class JobExpired(JobError):
     """The job still waited when its `expires_in` had passed."""
 
 
+REFUSAL = "AI service temporarily unavailable"
+
+
 class ServiceUnavailable(JobError):
     """The backend is away and the job's queue rejects work meanwhile."""
 

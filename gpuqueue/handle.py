@@ -10,8 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gpuqueue.domain import FINISHED, WAITING, Explanation, Job, JobErrorRecord, LogLine, State
-from gpuqueue.errors import JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
-from gpuqueue.policies.availability import REFUSAL
+from gpuqueue.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
 from gpuqueue.store import queries
 from gpuqueue.store.bell import POLL_S, Listener
 from gpuqueue.twins import in_thread, twin

@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
-from gpuqueue.decisions import explain, known_holds, limited
 from gpuqueue.declarations import Declarations, QueueOptions
 from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
-from gpuqueue.errors import UnknownQueue, UsageError
+from gpuqueue.errors import REFUSAL, UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
 from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
-from gpuqueue.policies.availability import REFUSAL
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
 from gpuqueue.store import Store, queries
 from gpuqueue.tasks import Signature, Task, TaskSettings
 from gpuqueue.twins import in_thread, twin
 from gpuqueue.units import Duration, from_us, parse_duration
-from gpuqueue.view import largest_budget, live_workers, read_view, serves, surroundings
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -52,6 +47,10 @@ class GPUQueue:
         plugins: Iterable[object] | Mapping[str, object] = (),
         discover_plugins: bool = True,
     ) -> None:
+        # A web process's start is short: what is needed later is loaded later.
+        from gpuqueue.plugin_manager import Plugins
+        from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
+
         self.config = config if config is not None else Config.default(database)
         self.plugins = Plugins(
             default_policies(),
@@ -183,7 +182,7 @@ class GPUQueue:
             away = any(not row.available for row in queries.backends(connection).values())
         if not away:
             return
-        if any(hold.refuse for hold in known_holds(self.view(), self.plugins).get(queue, ())):
+        if any(hold.refuse for hold in self.holds().get(queue, ())):
             self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
 
     # --- finding and controlling ---
@@ -244,39 +243,33 @@ class GPUQueue:
 
     def holds(self) -> dict[str, list[Hold]]:
         """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
-        return {name: list(holds) for name, holds in known_holds(self.view(), self.plugins).items()}
+        from gpuqueue import looking
+
+        return {name: list(holds) for name, holds in looking.holds_of(self.view(), self.plugins).items()}
 
     def explain(self, job_id: int) -> Explanation:
         """Say why a job is where it is, with every reason. Raises: UnknownJob."""
-        view = self.view()
-        with self.store.snapshot() as connection:
-            job = queries.get_job(connection, job_id)
-            beside = surroundings(connection, job, view)
-        return explain(job, view, self.plugins, beside, worker_command=self.worker_command(job.queue))
+        from gpuqueue import looking
+
+        return looking.explain_job(self.store, job_id, self.view(), self.plugins, worker_command=self.worker_command(""))
 
     def expected_ends(self) -> dict[str, datetime]:
         """Say when what waits in each queue is expected to be done: {queue: datetime}; those not known are left out."""
-        view = self.view()
-        largest_bytes = largest_budget(self.agreed_settings())
-        ends = {}
-        with self.store.snapshot() as connection:
-            for name in view.queues:
-                last = queries.last_waiting(connection, name, largest_bytes=largest_bytes)
-                if last is not None:
-                    beside = surroundings(connection, last, view)
-                    expected = explain(last, view, self.plugins, beside, worker_command="").expected
-                    if expected is not None and expected.finish_at is not None:
-                        ends[name] = expected.finish_at
-        return ends
+        from gpuqueue import looking
+
+        return looking.expected_ends(self.store, self.agreed_settings(), self.view(), self.plugins)
 
     def workers(self) -> list[WorkerInfo]:
         """List the workers that live."""
-        with self.store.reading() as connection:
-            return live_workers(connection, now_us=self.now_us())
+        from gpuqueue import looking
+
+        return looking.workers(self.store, now_us=self.now_us())
 
     def view(self) -> View:
         """Read the snapshot that decisions are made from."""
-        return limited(read_view(self.store, self.agreed_settings(), self.now()), self.plugins)
+        from gpuqueue import looking
+
+        return looking.see(self.store, self.agreed_settings(), self.plugins, self.now())
 
     # --- the async twins of all that blocks ---
 
@@ -339,7 +332,9 @@ class GPUQueue:
 
     def is_served(self, queue: str) -> bool:
         """Say whether a live worker serves the queue."""
-        return any(serves(worker, queue) for worker in self.workers())
+        from gpuqueue import looking
+
+        return looking.is_served(queue, self.workers())
 
     def worker_command(self, queue: str) -> str:
         """Word the command that starts a worker for this queue."""

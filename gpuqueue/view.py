@@ -10,12 +10,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpuqueue.domain import WAITING, Backend, DeviceView, Job, QueueSettings, QueueView, Surroundings, View, WorkerInfo
-from gpuqueue.policies.preemption import yielded_to
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, estimates, queries
 from gpuqueue.store.life import proven_dead
 from gpuqueue.store.outcomes import reservations
 from gpuqueue.units import to_us
+from gpuqueue.yielding import yielded_to
 
 STALE_S = 30.0  # after the moment at which a backend that is away was to be asked again
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue.decisions import decide_demand, decide_holds, explain, order, place, yielding_order
+from gpuqueue.decisions import decide_demand, decide_holds, explain, order, place
 from gpuqueue.domain import (
     Demand,
     DeviceView,
@@ -28,6 +28,7 @@ from gpuqueue.hookspecs import hookimpl
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+from gpuqueue.yielding import yielding_order
 
 
 def plugins(*others: object) -> Plugins:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpuqueue.policies.availability import REFUSAL
+from gpuqueue.errors import REFUSAL
 from gpuqueue.units import format_duration, format_size
 
 ANSWER_LIMIT_S = 2.0  # how long a person may wait to hear that the service is away

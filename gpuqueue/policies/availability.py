@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from gpuqueue.domain import Backend, Hold, View
 from gpuqueue.endpoints import of_queue
-from gpuqueue.errors import BackendUnavailable
+from gpuqueue.errors import REFUSAL, BackendUnavailable
 from gpuqueue.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
 from gpuqueue.moments import clock
 from gpuqueue.verdicts import Discard, Snooze
 
 ANOTHER_S = 0.2
-REFUSAL = "AI service temporarily unavailable"
 
 
 def away(backend: Backend, view: View) -> str:

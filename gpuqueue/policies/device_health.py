@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gpuqueue.domain import Hold
+from gpuqueue.errors import REFUSAL
 from gpuqueue.hookspecs import QueueHoldDetails, hookimpl
-from gpuqueue.policies.availability import REFUSAL
 
 
 class DeviceHealth:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from gpuqueue.domain import DeviceView, Preemption, QueueSettings, Reservation, View
 from gpuqueue.estimates import left_s
 from gpuqueue.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
+from gpuqueue.yielding import yielded_to
 
 
 class Preempting:
@@ -68,14 +69,3 @@ def _may_end_at(item: Reservation, queue: str, view: View) -> datetime | None:
     if rest_s is not None and rest_s <= settings.nearly_done_s:
         return None
     return (item.started_at or view.now) + timedelta(seconds=settings.min_run_s)
-
-
-def yielded_to(settings: QueueSettings, view: View) -> set[str]:
-    """The queues that this one yields to, directly or through another."""
-    found: set[str] = set()
-    names: Iterable[str] = settings.yields_to
-    while names:
-        new = [name for name in names if name not in found]
-        found.update(new)
-        names = [other for name in new if name in view.queues for other in view.queues[name].settings.yields_to]
-    return found

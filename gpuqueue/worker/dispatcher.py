@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from gpuqueue.decisions import decide_demand, decide_holds, limited, order, place, preemptions
 from gpuqueue.devices import CachedDevice
 from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, QueueView, View
+from gpuqueue.errors import REFUSAL
 from gpuqueue.hookspecs import WaitingJob
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
-from gpuqueue.policies.availability import REFUSAL
-from gpuqueue.policies.preemption import yielded_to
 from gpuqueue.policies.vram import devices_for
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
@@ -26,6 +25,7 @@ from gpuqueue.store.outcomes import Outcome
 from gpuqueue.units import from_us, to_us
 from gpuqueue.view import build, largest_budget
 from gpuqueue.windows import parse_window, parse_zone
+from gpuqueue.yielding import yielded_to
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
         *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates"),
-        *("settings", "estimates", "endpoints"),
+        *("settings", "estimates", "endpoints", "yielding"),
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts
@@ -27,7 +27,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4 deciding
     ("view", "expectations", "decisions"),
     # 5 client
-    ("twins", "options", "tasks", "declarations", "callers_transaction", "enqueueing", "model_tasks", "handle", "queue"),
+    (
+        "twins",
+        "options",
+        "tasks",
+        "declarations",
+        "callers_transaction",
+        "enqueueing",
+        "model_tasks",
+        "looking",
+        "handle",
+        "queue",
+    ),
     # 6 running
     ("worker",),
     # 7 edges

@@ -10,8 +10,9 @@ import pytest
 from gpuqueue.domain import Demand, DeviceView, Estimate, Preemption, QueueView
 from gpuqueue.estimates import OUTPUT_RATE, model_key
 from gpuqueue.hookspecs import ChoosePreemptionsDetails, WaitingJob
-from gpuqueue.policies.preemption import Preempting, yielded_to
+from gpuqueue.policies.preemption import Preempting
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+from gpuqueue.yielding import yielded_to
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")
 RUNNING = replace(
