@@ -44,6 +44,7 @@ ROOT_KEYS = (
     "database",
     "synchronous",
     "max_payload",
+    "placement",
     "gpu",
     "ollama",
     "models",
@@ -51,7 +52,6 @@ ROOT_KEYS = (
     "worker",
     "retention",
     "plugins",
-    "placement",
 )
 ENVIRONMENT_KEYS = ("database", "synchronous", "max_payload", "placement")
 ENVIRONMENT_SECTIONS: Mapping[str, tuple[str, ...]] = {

@@ -182,7 +182,9 @@ class GPUQueue:
             away = any(not row.available for row in queries.backends(connection).values())
         if not away:
             return
-        if any(hold.refuse for hold in self.holds().get(queue, ())):
+        # A worker leaves a job alone whose time has not come: its backend may be back by then.
+        waits = self.store.get_job(job_id).state is State.AVAILABLE
+        if waits and any(hold.refuse for hold in self.holds().get(queue, ())):
             self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
 
     # --- finding and controlling ---

@@ -218,6 +218,7 @@ def test_a_job_is_refused_as_it_is_stored_when_the_service_is_known_to_be_away(a
     with pytest.raises(ServiceUnavailable, match=REFUSED):
         asyncio.run(ai.gq.ollama.agenerate(GEMMA, prompt="x", queue="ai-realtime")).result()
     assert ai.batch().refresh().state == "available", "batch waits for it"
+    assert ai.realtime(job={"delay": "5m"}).refresh().state == "scheduled", "by then it may be back"
     with time_machine.travel(ai.gq.now() + timedelta(minutes=10)):
         assert ai.realtime().refresh().state == "available", "nobody has asked for long; it may be back"
         assert reasons(ai.gq, "ai-realtime") == []

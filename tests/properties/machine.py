@@ -36,12 +36,13 @@ class Machine(Clients, Workers, Troubles):
         assert [handle.id for handle in handles] == sorted(model.jobs, reverse=True)
         for handle in handles:
             found, expected = as_told(handle.record), model.jobs[handle.id]
-            assert found == {key: expected[key] for key in found}, f"job {handle.id}"
+            wrong = {key: (value, expected[key]) for key, value in found.items() if value != expected[key]}
+            assert not wrong, f"job {handle.id}, as the store and as the model says: {wrong}"
         assert self.gq.counts() == model.counts()
         holds = {
             queue: {hold.reason: hold.until and to_us(hold.until) for hold in found} for queue, found in self.gq.holds().items()
         }
-        assert holds == model.holds()
+        assert holds == model.holds(), f"held as the store and as the model says: {holds}, {model.holds()}"
         self.compare_events()
         with self.store.reading() as connection:
             assert set(abandoned_by(connection)) == model.abandoned_by()
@@ -69,7 +70,10 @@ class Machine(Clients, Workers, Troubles):
         explanation = handle.explain()
         assert str(explanation).startswith(f"job {job_id}: ")
         reasons = [hold.reason for hold in explanation.reasons]
-        assert sorted(reasons) == sorted(self.model.reasons(job_id) if job["state"] in WAITING else ())
+        expected = sorted(self.model.reasons(job_id) if job["state"] in WAITING else ())
+        assert sorted(reasons) == expected, (
+            f"job {job_id} waits as the store and as the model says: {sorted(reasons)}, {expected}"
+        )
         with self.store.reading() as connection:
             assert [line["outcome"] for line in queries.timeline(connection, job_id)] == job["outcomes"]
             assert [(lease, text) for _seq, lease, text in queries.chunks_after(connection, job_id, 0)] == job["output"]

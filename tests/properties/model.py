@@ -93,8 +93,8 @@ class Model(ModelHolds):
     def place(self, job: Job, size: int, model: str) -> tuple[str | None, str]:
         """Where a job gets its memory, or why nowhere."""
         waits = []
-        for name, settings in self.devices.items():
-            there = self.on(name)
+        for name in sorted(self.devices, key=lambda name: -self._reserved(name)):
+            settings, there = self.devices[name], self.on(name)
             models = {other["model"] for other in there} - {"", model}
             if size > settings.budget_bytes:
                 waits.append("never_fits")
