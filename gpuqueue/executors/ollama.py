@@ -19,6 +19,7 @@ from gpuqueue.hookspecs import hookimpl
 from gpuqueue.models import CHAT, EMBED, GENERATE, Verb, full_name
 from gpuqueue.units import format_size
 
+SPILL_QUERY_S = 10.0  # where the answer decides whether the job goes on
 KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up
 
 # A difference in one of these makes Ollama load the model again, with another size.
@@ -105,17 +106,17 @@ class OllamaExecutor(ABC):
         settings = self._models.get(full_name(model))
         if settings is None or settings.on_spill == "accept":
             return
-        spilled_bytes = self._spilled(model).get("spilled_bytes", 0)
+        spilled_bytes = self._spilled(model, timeout_s=SPILL_QUERY_S).get("spilled_bytes", 0)
         if spilled_bytes:
             raise Spilled(
                 f"{format_size(spilled_bytes)} of {model} did not fit the card and would run on the CPU, which is much slower "
                 f"(on_spill = {settings.on_spill!r}); see gpuqueue gpu"
             )
 
-    def _spilled(self, model: str) -> dict[str, int]:
+    def _spilled(self, model: str, timeout_s: float = 1.0) -> dict[str, int]:
         # Only a figure beside the answer: a failure to get it must not cost the answer.
         with suppress(ExecutionError):
-            for resident in self._client.residents(timeout_s=1.0):
+            for resident in self._client.residents(timeout_s=timeout_s):
                 if full_name(resident.model) == full_name(model):
                     return {"spilled_bytes": max(0, resident.size_bytes - resident.vram_bytes)}
         return {}

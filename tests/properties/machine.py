@@ -71,9 +71,7 @@ class Machine(Clients, Workers, Troubles):
         assert str(explanation).startswith(f"job {job_id}: ")
         reasons = [hold.reason for hold in explanation.reasons]
         expected = sorted(self.model.reasons(job_id) if job["state"] in WAITING else ())
-        assert sorted(reasons) == expected, (
-            f"job {job_id} waits as the store and as the model says: {sorted(reasons)}, {expected}"
-        )
+        assert sorted(reasons) == expected, f"job {job_id} waits, as the store and the model say: {sorted(reasons)}, {expected}"
         with self.store.reading() as connection:
             assert [line["outcome"] for line in queries.timeline(connection, job_id)] == job["outcomes"]
             assert [(lease, text) for _seq, lease, text in queries.chunks_after(connection, job_id, 0)] == job["output"]
