@@ -190,7 +190,9 @@ class GPUQueue:
             away = any(not row.available for row in queries.backends(connection).values())
         if not away:
             return
-        if any(hold.refuse for hold in known_holds(self.view(), self.plugins).get(queue, ())):
+        # A worker leaves a job alone whose time has not come: its backend may be back by then.
+        waits = self.store.get_job(job_id).state is State.AVAILABLE
+        if waits and any(hold.refuse for hold in known_holds(self.view(), self.plugins).get(queue, ())):
             self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
 
     # --- finding and controlling ---
