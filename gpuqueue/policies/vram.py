@@ -94,8 +94,11 @@ def _no_device(details: PlaceJobDetails) -> Wait:
 
 def _absent(device: DeviceView, demand: Demand, queue: QueueSettings, view: View) -> Wait | None:
     """Say that the Ollama of this device is away, where another one of the queue is there."""
-    backend = on_device(queue.backend, device.settings.name, view.backends.values()) if demand.model else None
-    return None if backend is None or backend.available else Wait("unavailable", away(backend, view))
+    backends = of_queue(queue.backend, view.backends.values()) if demand.model else []
+    backend = on_device(queue.backend, device.settings.name, backends)
+    if backend is None or backend.available or not any(item.available for item in backends):
+        return None  # its queue is held while all are away
+    return Wait("unavailable", away(backend, view))
 
 
 def settings_of(model: str, view: View) -> ModelSettings | None:
