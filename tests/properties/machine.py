@@ -18,7 +18,7 @@ from gpuqueue.store.outcomes import abandoned_by, reservations
 from gpuqueue.units import to_us
 from tests import history
 from tests.properties.clients import Clients
-from tests.properties.model_jobs import FINISHED, SECOND, WAITING, by_job
+from tests.properties.model_jobs import FINISHED, SECOND, by_job
 from tests.properties.play import PICK, choose, step
 from tests.properties.troubles import Troubles
 from tests.properties.workers import Workers
@@ -36,12 +36,13 @@ class Machine(Clients, Workers, Troubles):
         assert [handle.id for handle in handles] == sorted(model.jobs, reverse=True)
         for handle in handles:
             found, expected = as_told(handle.record), model.jobs[handle.id]
-            assert found == {key: expected[key] for key in found}, f"job {handle.id}"
+            wrong = {key: (value, expected[key]) for key, value in found.items() if value != expected[key]}
+            assert not wrong, f"job {handle.id}, as the store and as the model says: {wrong}"
         assert self.gq.counts() == model.counts()
         holds = {
             queue: {hold.reason: hold.until and to_us(hold.until) for hold in found} for queue, found in self.gq.holds().items()
         }
-        assert holds == model.holds()
+        assert holds == model.holds(), f"held as the store and as the model says: {holds}, {model.holds()}"
         self.compare_events()
         with self.store.reading() as connection:
             assert set(abandoned_by(connection)) == model.abandoned_by()
@@ -68,8 +69,8 @@ class Machine(Clients, Workers, Troubles):
         job, handle = self.model.jobs[job_id], self.gq.job(job_id)
         explanation = handle.explain()
         assert str(explanation).startswith(f"job {job_id}: ")
-        reasons = [hold.reason for hold in explanation.reasons]
-        assert sorted(reasons) == sorted(self.model.reasons(job_id) if job["state"] in WAITING else ())
+        reasons, expected = sorted(hold.reason for hold in explanation.reasons), sorted(self.model.reasons(job_id))
+        assert reasons == expected, f"job {job_id} waits, as the store and as the model says: {reasons}, {expected}"
         with self.store.reading() as connection:
             assert [line["outcome"] for line in queries.timeline(connection, job_id)] == job["outcomes"]
             assert [(lease, text) for _seq, lease, text in queries.chunks_after(connection, job_id, 0)] == job["output"]

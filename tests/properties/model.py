@@ -9,6 +9,7 @@ from typing import Any
 from tests.properties.model_holds import ModelHolds
 from tests.properties.model_jobs import (
     CLASS_BYTES,
+    FINISHED,
     MAX_CRASHES,
     Ended,
     Job,
@@ -93,8 +94,8 @@ class Model(ModelHolds):
     def place(self, job: Job, size: int, model: str) -> tuple[str | None, str]:
         """Where a job gets its memory, or why nowhere."""
         waits = []
-        for name, settings in self.devices.items():
-            there = self.on(name)
+        for name in sorted(self.devices, key=lambda name: -self._reserved(name)):
+            settings, there = self.devices[name], self.on(name)
             models = {other["model"] for other in there} - {"", model}
             if size > settings.budget_bytes:
                 waits.append("never_fits")
@@ -213,9 +214,13 @@ class Model(ModelHolds):
             self.events.append(("job_progressed", job_id, job["queue"], data))
 
     def reasons(self, job_id: int) -> set[str]:
-        """Every reason why an unfinished job does not start now."""
+        """Every reason why a job does not start now, or does not go on."""
         job = self.jobs[job_id]
         queue = job["queue"]
+        if job["state"] == "running":
+            return set() if self.is_alive(job["worker"]) else {"worker_gone"}
+        if job["state"] in FINISHED:
+            return set()
         found = set(self.holds_of(queue))
         found |= {job["state"]} & {"scheduled", "retryable"}
         if not self.is_served(queue):

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import timedelta
 
 from gpuqueue.units import from_us, to_us
-from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Job, ModelJobs
+from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, STALE_S, Job, ModelJobs
 
 
 class ModelHolds(ModelJobs):
@@ -40,12 +40,16 @@ class ModelHolds(ModelJobs):
             until = self._window_until()
             if until is not None:
                 found["window"] = until
-        backend = self.backends.get(settings.backend)
-        if backend is not None and not backend["available"]:
-            found["unavailable"] = backend["retry_at"]
+        if self._is_away(settings.backend):
+            found["unavailable"] = None  # nobody knows when it is back
         if any(self._has_work(other) for other in settings.yields_to):
             found["yielding"] = None
         return found
+
+    def _is_away(self, name: str) -> bool:
+        """Whether a backend is taken to be away: no longer once it was to be asked again, and nobody has for long."""
+        backend = self.backends.get(name)
+        return backend is not None and not backend["available"] and self.now <= backend["retry_at"] + STALE_S * SECOND
 
     def _has_work(self, queue: str) -> bool:
         """Work is what runs, and what only waits for the device."""
@@ -64,10 +68,10 @@ class ModelHolds(ModelJobs):
         return to_us(day + timedelta(hours=18)) if is_open else None
 
     def is_served(self, queue: str) -> bool:
-        return any(
-            worker["expires"] > self.now and (worker["queues"] is None or queue in worker["queues"])
-            for worker in self.workers.values()
-        )
+        return any(self.is_alive(worker) and self._serves(worker, queue) for worker in self.workers)
+
+    def is_alive(self, worker: str) -> bool:
+        return worker in self.workers and self.workers[worker]["expires"] > self.now
 
     def backend_lost(self, name: str) -> None:
         backend = self.backends[name]
@@ -127,9 +131,18 @@ class ModelHolds(ModelJobs):
         mine = [queue for queue in self.queues if queue not in found["held"] and self._serves(worker, queue)]
         found["plain"] = [queue for queue in mine if not self.queues[queue].gpu]
         found["gpu"] = [queue for queue in mine if self.queues[queue].gpu]
-        for queue, reasons_of in holds.items():
-            if "unavailable" in reasons_of and self.queues[queue].when_unavailable == "reject":
+        for queue in holds:
+            if self._refuses(queue):
                 self.refuse(queue)
+
+    def _refuses(self, queue: str) -> bool:
+        return self.queues[queue].when_unavailable == "reject" and "unavailable" in self.holds_of(queue)
+
+    def refuse_at_once(self, job_id: int) -> None:
+        """A job that was stored by itself is not kept for a worker that would only refuse it."""
+        job = self.jobs[job_id]
+        if job["state"] == "available" and self._refuses(job["queue"]):
+            self._finish(job, "discarded", "unavailable")
 
     def _serves(self, worker: str, queue: str) -> bool:
         queues = self.workers[worker]["queues"]

@@ -20,6 +20,7 @@ SECOND = 1_000_000
 CLASS_BYTES = 64 * 2**20
 MAX_CRASHES = 3
 LEASE_S = 30
+STALE_S = 30  # after which a backend that nobody asks any more may be back
 SAFE_PART = 0.8  # of the lease; a worker that could not extend it by then claims nothing
 
 

@@ -170,6 +170,8 @@ class Play(RuleBasedStateMachine):
             ids = self.store_jobs(jobs, way, connection)
         for job_id, (task, arguments, queue, options) in zip(ids, jobs, strict=True):
             self.told_of(job_id, task, arguments, queue, options)
+            if way in ("using", "by name"):
+                self.model.refuse_at_once(job_id)
 
     def starts_worker(self, queues: tuple[str, ...] | None) -> None:
         worker = self.workshop.worker(self.workshop.name(), queues)

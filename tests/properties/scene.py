@@ -167,6 +167,8 @@ class Workshop:
             settings_of=lambda queue: self.settings.queues[queue],
             backend_of=self.backends.of,
             rules_of=rules_of,
+            models=self.settings.models,
+            backends=self.settings.backends,
             now=gq.now,
             max_payload_bytes=gq.config.max_payload_bytes,
         )
@@ -180,9 +182,11 @@ class Workshop:
             self._gq.store,
             self._gq.plugins,
             self.settings,
+            {},
             worker_id=name,
             serves=lambda queue: queues is None or queue in queues,
             may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
+            is_preemptible=lambda task: False,
             now=self._gq.now,
         )
         return worker
