@@ -11,7 +11,7 @@ from gpuqueue.domain import Placement
 from tests.properties.endings import ENDINGS
 from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
-from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker
+from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker, is_preemptible
 
 RESERVED = st.sampled_from([0, GB // 2, GB, 3 * GB, 5 * GB, 6 * GB])
 
@@ -92,6 +92,7 @@ class Workers(Play):
             queue=self.workshop.settings.queues[self.model.jobs[job_id]["queue"]],
             device=settings,
             gate=self.gate_of(worker),
+            preemptible=is_preemptible(self.model.jobs[job_id]["task"]),
             now_us=self.clock.now,
         )
         claimed = self.model.claim_placed(worker.name, job_id, settings.name, reserved)
