@@ -32,27 +32,29 @@ class Preemptions(Play):
         pick=PICK,
         background=st.lists(st.tuples(COMPUTING_JOBS, st.sampled_from(["batch", "train", "steady"])), min_size=1, max_size=4),
         first=st.lists(COMPUTING_JOBS | REQUESTS, min_size=1, max_size=2),
+        times=st.sampled_from([1, 1, 2]),
         seconds=st.sampled_from([0, 1, 3, 3]),
         how=st.sampled_from(["nobody looks", *STOPS, "dies"]),
         executed=st.sampled_from(["all", "none"]),
     )
-    def a_person_comes_while_others_compute(
-        self, pick: int, background: list[Any], first: list[Any], seconds: int, how: str, executed: str
+    def persons_come_while_others_compute(
+        self, pick: int, background: list[Any], first: list[Any], times: int, seconds: int, how: str, executed: str
     ) -> None:
-        """Work of queues that yield gets the devices while `ai` is paused; then a job of `ai` comes."""
+        """Work of queues that yield gets the devices while `ai` is paused; then a job of `ai` comes, and perhaps another."""
         worker = choose(self.workers, pick)
-        self.gq.pause("ai", by="me")
-        self.model.pause("ai", None)
         self.enqueues([(task, arguments, queue, {}) for (task, arguments, _, _), queue in background], "using", None)
-        self.works(worker, ["returns"] * len(worker.running), 0)
-        self.tick(seconds * SECOND)
-        assert self.gq.resume("ai", by="me") is self.model.resume("ai")
-        self.enqueues([(task, arguments, "ai", {}) for task, arguments, _, _ in first], "using", None)
-        self.claims_for_devices(worker)
+        for _ in range(times):
+            self.gq.pause("ai", by="me")
+            self.model.pause("ai", None)
+            self.works(worker, ["returns"] * len(worker.running), 0)
+            self.tick(seconds * SECOND)
+            assert self.gq.resume("ai", by="me") is self.model.resume("ai")
+            self.enqueues([(task, arguments, "ai", {}) for task, arguments, _, _ in first], "using", None)
+            self.claims_for_devices(worker)
+            if how not in ("nobody looks", "dies"):
+                for other in self.asked():
+                    self.stops_what_is_asked(other, how)
         if how == "dies":
             self.workers.remove(worker)
             self.starts_worker(None)
             self.rescues(worker, self.workers[-1], executed)
-        elif how != "nobody looks":
-            for other in self.asked():
-                self.stops_what_is_asked(other, how)

@@ -50,9 +50,16 @@ QUEUES: dict[str, dict[str, Any]] = {
         "when_unavailable": "retry",
         "retry_every": "60s",
         "timeout": "100s",
-        "max_preemptions": 2,
+        "max_preemptions": 1,
     },
-    "train": {"gpu": True, "backend": "none", "concurrency": 3, "yields_to": ["mail", "ai"], "min_run": "0s"},
+    "train": {
+        "gpu": True,
+        "backend": "none",
+        "concurrency": 3,
+        "yields_to": ["mail", "ai"],
+        "min_run": "0s",
+        "max_preemptions": 1,
+    },
     "steady": {"gpu": True, "backend": "none", "yields_to": ["train"], "yield_mode": "drain"},
     "idle": {"yields_to": ["office", "batch"]},
 }
