@@ -84,9 +84,15 @@ class Model(ModelRoom):
 
     def _size(self, queue: str) -> None:
         for job in self._jobs("available", queue=queue):
-            if not job["sized"] and job["model"] == "":
-                job["bytes"], job["model"] = self.demand_of(job)
-                job["sized"] = True
+            self.size_one(job)
+
+    def size_one(self, job: Job) -> bool:
+        """Ask what a waiting job needs, where that is not known."""
+        if job["state"] != "available" or job["sized"] or job["model"]:
+            return False
+        job["bytes"], job["model"] = self.demand_of(job)
+        job["sized"] = True
+        return True
 
     def _start(self, job: Job, worker: str, device: str | None = None, reserved: int = 0) -> None:
         job.update(lease=job["lease"] + 1, attempt=job["attempt"] + 1, worker=worker, started=self.now)

@@ -249,7 +249,8 @@ class Play(RuleBasedStateMachine):
             self.model.read_device(name)
 
     def begins(self, worker: PlayedWorker, leases: Sequence[Lease], expected: list[int]) -> None:
-        assert [lease.job_id for lease in leases] == expected, "the jobs that were claimed, in their order"
+        claimed = [lease.job_id for lease in leases]
+        assert claimed == expected, f"claimed in this order, as the store and as the model says: {claimed}, {expected}"
         for lease in leases:
             job = self.model.jobs[lease.job_id]
             assert (lease.lease, lease.attempt, lease.max_attempts) == (job["lease"], job["attempt"], job["max_attempts"])

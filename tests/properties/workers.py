@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from gpuqueue.domain import Placement
+from gpuqueue.domain import Demand, Placement
 from tests.properties.endings import ENDINGS
 from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
@@ -85,6 +85,9 @@ class Workers(Play):
 
     def proposes(self, worker: PlayedWorker, job_id: int, device: int, reserved: int) -> None:
         settings = choose(self.workshop.settings.devices, device)
+        job = self.model.jobs[job_id]
+        if self.model.size_one(job):  # no worker proposes a job whose demand it does not know
+            self.store.set_demands([(job_id, Demand(job["bytes"], job["model"]))], largest_bytes=self.model.largest)
         lease = self.store.claim_placed(
             job_id,
             Placement(settings.name, reserved),
