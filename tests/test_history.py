@@ -53,6 +53,9 @@ class Story:
     def postponed(self, job_id: int, **changes: Any) -> Story:
         return self.move("attempt_finished", job_id, "retryable", **changes)
 
+    def preempted(self, job_id: int) -> Story:
+        return self.move("attempt_finished", job_id, "available", attempt=self.jobs[job_id]["attempt"] - 1)
+
     def promoted(self, job_id: int, **changes: Any) -> Story:
         return self.move("job_promoted", job_id, "available", **changes)
 
@@ -89,6 +92,10 @@ GOOD = {
         told().stored(1).move("job_finished", 1, "discarded").promoted(1).started(1).completed(1), {"retried": {1: 1}},
     ),
     "a dead worker's job runs elsewhere": (told().stored(1).started(1).rescued(1).started(1, worker="v").completed(1), {}),
+    "a job makes room and runs again in its place": (
+        two("ai").started(1, "gpu1", 3).preempted(1).released(1).started(2, "gpu1", 3).completed(2).released(2)
+        .started(1, "gpu1", 3).completed(1).released(1), {"completed": [1, 2]},
+    ),
     "one after the other in a narrow queue": (two("narrow").started(1).completed(1).started(2).completed(2), {}),
     "two share a device": (
         two("ai").started(1, "gpu0", 3).started(2, "gpu0", 2).completed(1).released(1).completed(2).released(2), {},

@@ -9,6 +9,7 @@ import pytest
 from gpuqueue import current_job
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
 from gpuqueue.store.queries import timeline
+from tests.history import History
 
 GEMMA = "gemma4:e4b"
 AT_ONCE = 'min_run = "0s"\n'
@@ -45,6 +46,10 @@ def attempts(gq, job):
 def written(job):
     """Wait until the job has written something."""
     return next(iter(job.stream(timeout_s=20)))
+
+
+def reserved(gq):
+    return [item for device in gq.view().devices.values() for item in device.reservations]
 
 
 def check_card(ai, loads=1):
@@ -207,8 +212,9 @@ def test_a_function_makes_room_when_it_says_that_it_can(make_queue, start_worker
     assert attempts(gq, job) == [(1, "preempted")]
 
 
-def test_another_workers_attempt_makes_room_too(ai, make_gq, make_queue, start_worker):
+def test_another_workers_attempt_makes_room_too(ai, make_gq, make_queue, start_worker, until):
     gq = make_gq()
+    history = History(gq)
     batch_worker = start_worker(gq, queues=["ai-batch"])
     start_worker(make_gq(), queues=["ai-realtime"])
     job = batch(gq)
@@ -218,3 +224,5 @@ def test_another_workers_attempt_makes_room_too(ai, make_gq, make_queue, start_w
     assert attempts(gq, job) == [(1, "preempted")]
     assert batch_worker.id
     check_card(ai)
+    until(lambda: not reserved(gq), "the card is given back")
+    history.check(completed=[job.id for job in gq.jobs()])

@@ -224,6 +224,15 @@ def test_a_job_is_refused_as_it_is_stored_when_the_service_is_known_to_be_away(a
         assert reasons(ai.gq, "ai-realtime") == []
 
 
+def test_a_job_whose_time_has_not_come_is_not_refused_because_the_service_is_away_now(ai, start_worker, until):
+    ai.ollama.go_away()
+    worker = start_worker(ai.gq)
+    until(lambda: reasons(ai.gq, "ai-realtime") == ["unavailable"])
+    worker.stop()
+    later = ai.gq.ollama.generate(GEMMA, prompt="x", queue="ai-realtime", job={"delay": "10m"})
+    assert later.refresh().state == "scheduled"
+
+
 def test_a_thousand_waiting_realtime_jobs_are_refused_together(ai, start_worker, until):
     ai.ollama.go_away()
     many = ("ollama.generate", {"model": GEMMA, "prompt": "x"})

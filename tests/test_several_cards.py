@@ -121,6 +121,19 @@ def test_while_one_ollama_is_away_the_other_card_works_for_both(two: Two, start_
     bound.result(timeout_s=30)
 
 
+@pytest.mark.parametrize("two", ["spread"], indirect=True)
+def test_where_one_ollama_is_away_the_job_on_the_other_card_makes_room(two: Two, start_worker) -> None:
+    two.gq.queue("low", gpu=True, backend="ollama", yields_to=("ai",), min_run_s=0, nearly_done_s=0)
+    two.desk.go_away()
+    start_worker(two.gq)
+    until(lambda: not two.gq.view().backends["desk"].available, "the breaker opens")
+    low = two.generate("low", tokens=1000, queue="low")
+    next(iter(low.stream(timeout_s=20)))
+    two.generate("high").result(timeout_s=20)
+    assert low.refresh().record.preemptions == 1, "the empty card is of no use, so the other one is cleared"
+    low.cancel()
+
+
 def test_a_job_for_one_card_does_not_stop_a_job_on_the_other(two: Two, start_worker) -> None:
     two.gq.queue("low", gpu=True, backend="ollama", yields_to=("ai",), min_run_s=0, nearly_done_s=0)
     low = two.gq.ollama.generate(

@@ -42,7 +42,7 @@ class Memory:
             return _no_device(details)
         waits = []
         for device in devices:
-            wait = _absent(device, demand, queue, view) or _wait(device, demand, view)
+            wait = _absent(device, demand.model, queue, view) or _wait(device, demand, view)
             if wait is None:
                 return Placement(device.settings.name, demand.vram_bytes)
             waits.append(wait)
@@ -71,6 +71,12 @@ def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View
     return sorted(found, key=order)
 
 
+def may_have(device: DeviceView, model: str, queue: QueueSettings, view: View) -> bool:
+    """Say whether nothing but its other jobs can keep a device from this one: it can be read, and its Ollama is there."""
+    is_lost = device.reading is not None and device.reading.lost is not None
+    return not is_lost and _absent(device, model, queue, view) is None
+
+
 def _no_device(details: PlaceJobDetails) -> Wait:
     view, wanted = details.view, details.job.wanted_device
     if not view.devices:
@@ -82,9 +88,9 @@ def _no_device(details: PlaceJobDetails) -> Wait:
     return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
 
 
-def _absent(device: DeviceView, demand: Demand, queue: QueueSettings, view: View) -> Wait | None:
+def _absent(device: DeviceView, model: str, queue: QueueSettings, view: View) -> Wait | None:
     """Say that the Ollama of this device is away, where another one of the queue is there."""
-    backends = of_queue(queue.backend, view.backends.values()) if demand.model else []
+    backends = of_queue(queue.backend, view.backends.values()) if model else []
     backend = on_device(queue.backend, device.settings.name, backends)
     if backend is None or backend.available or not any(item.available for item in backends):
         return None  # its queue is held while all are away

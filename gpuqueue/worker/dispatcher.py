@@ -16,7 +16,7 @@ from gpuqueue.errors import REFUSAL
 from gpuqueue.hookspecs import WaitingJob
 from gpuqueue.plugin_manager import PluginFailed, Plugins
 from gpuqueue.policies import default_policies
-from gpuqueue.policies.vram import devices_for
+from gpuqueue.policies.vram import devices_for, may_have
 from gpuqueue.policies.windows import next_edge
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, claims, queries
@@ -175,7 +175,9 @@ class Dispatcher:
         if not running:
             return
         jobs = self._candidates(view, queues, room_bytes=largest_budget(self._settings)) if queues else []
-        waiting = [WaitingJob(job, Demand(job.demand_bytes, job.model), _devices(job, view)) for job in jobs]
+        if jobs:
+            view = self._with_readings(view)
+        waiting = [WaitingJob(job, Demand(job.demand_bytes, job.model), _there(job, view)) for job in jobs]
         try:
             chosen = preemptions(waiting, view, self._plugins)
         except PluginFailed as error:
@@ -264,6 +266,12 @@ class Dispatcher:
         except PluginFailed as error:
             logger.error("no job is started on a device: %s", error)
             return []
+
+
+def _there(job: Job, view: View) -> tuple[str, ...]:
+    """The devices on which room would let the job start: nobody makes any where it could not run."""
+    queue = view.queues[job.queue].settings
+    return tuple(name for name in _devices(job, view) if may_have(view.devices[name], job.model, queue, view))
 
 
 def _devices(job: Job, view: View) -> tuple[str, ...]:

@@ -241,5 +241,13 @@ def test_of_several_cards_each_says_why_it_has_no_room():
     assert place_in(two_cards(desk, tower)) == Placement("gpu1", 4_500_000_000)
 
 
+def test_an_ollama_that_is_away_is_named_only_where_another_is_there_because_else_the_queue_is_held():
+    desk = backend(name="desk", device="gpu0", available=False, error="nothing listens")
+    tower = backend(name="tower", device="gpu1", available=False, error="nothing listens")
+    seen = two_cards(desk, tower, first=(reservation(7),), second=(reservation(8), reservation(9)))
+    assert place_in(seen).reason == "device_busy"
+    assert "is away" not in place_in(seen).detail
+
+
 def place_in(seen):
     return Memory().place_job(PlaceJobDetails(job(), Demand(4_500_000_000, "gemma4:e4b"), BATCH, seen))

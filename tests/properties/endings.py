@@ -15,7 +15,7 @@ from gpuqueue.units import from_us
 from gpuqueue.worker.attempt import Interruption
 from tests.properties.model_jobs import SECOND, Ended, Job
 
-BACKOFF_S = {"work": 30, "awork": 30, "picky": 20, "compute": 10}  # fixed, without jitter
+BACKOFF_S = {"work": 30, "awork": 30, "picky": 20, "compute": 10, "firm": 10}  # fixed, without jitter
 REQUEST_BACKOFF_S = 5  # of requests to a model: it doubles, and chance takes a fifth of it at most
 LARGE = "x" * 1500
 
@@ -129,3 +129,9 @@ ENDINGS: dict[str, Ending] = {
         interruption="stopping",
     ),
 }  # fmt: skip
+# Only an attempt that was asked ends like this.
+MAKES_ROOM = Ending(
+    lambda job, queue, now: postponed("preempted", now),
+    error=lambda now: AttemptInterrupted("preempted"),
+    interruption="preempted",
+)

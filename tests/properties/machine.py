@@ -1,7 +1,9 @@
 """Owns the state machine: its rules play clients, workers, backends and time against the real store and the model at once.
 
 After each step everything that can be observed is compared with the model. At the end of each run everything comes to
-rest: the backend is back, one worker serves all, time passes, and every job must end, once, and nothing stay held.
+rest: backend and devices are back, one worker serves all, and time passes. Then the promise of the whole must hold:
+whatever the order of arrivals, losses, preemptions, crashes and recoveries, every job ends, none twice, no queue stays
+held without a true reason, reservations return to zero.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from gpuqueue.store.outcomes import abandoned_by, reservations
 from gpuqueue.units import to_us
 from tests import history
 from tests.properties.clients import Clients
-from tests.properties.model_jobs import FINISHED, SECOND, WAITING, by_job
+from tests.properties.model_jobs import FINISHED, SECOND, by_job
 from tests.properties.play import PICK, choose, step
+from tests.properties.preemptions import Preemptions
 from tests.properties.troubles import Troubles
 from tests.properties.workers import Workers
 
 
-class Machine(Clients, Workers, Troubles):
+class Machine(Clients, Workers, Preemptions, Troubles):
     """All rules together."""
 
     @invariant()
@@ -46,12 +49,16 @@ class Machine(Clients, Workers, Troubles):
         self.compare_events()
         with self.store.reading() as connection:
             assert set(abandoned_by(connection)) == model.abandoned_by()
-            taken = {item.job_id: (item.device, item.reserved_bytes, item.running) for item in reservations(connection)}
+            found_taken = reservations(connection)
+        taken = {item.job_id: (item.device, item.reserved_bytes, item.running, item.preemptible) for item in found_taken}
         assert taken == {
-            job["id"]: (job["device"], job["reserved"], job["state"] == "running")
+            job["id"]: (job["device"], job["reserved"], job["state"] == "running", job["preemptible"])
             for job in model.jobs.values()
             if job["device"] is not None
         }
+        asked = {item.job_id for item in found_taken if item.running and item.preempt_requested}
+        expected_asked = {job["id"] for job in model.jobs.values() if job["state"] == "running" and job["asked"] == job["lease"]}
+        assert asked == expected_asked, f"asked to make room, as the store and as the model says: {asked}, {expected_asked}"
         self.is_healthy = True
 
     @step(pick=PICK)
@@ -69,11 +76,11 @@ class Machine(Clients, Workers, Troubles):
         job, handle = self.model.jobs[job_id], self.gq.job(job_id)
         explanation = handle.explain()
         assert str(explanation).startswith(f"job {job_id}: ")
-        reasons = [hold.reason for hold in explanation.reasons]
-        if job["state"] == "running" and reasons == ["worker_gone"]:
-            reasons = []  # the model does not tell whose worker is gone
-        expected = sorted(self.model.reasons(job_id) if job["state"] in WAITING else ())
-        assert sorted(reasons) == expected, f"job {job_id} waits, as the store and the model say: {sorted(reasons)}, {expected}"
+        reasons = {hold.reason for hold in explanation.reasons}
+        if job["state"] == "running" and reasons == {"worker_gone"}:
+            reasons = set()  # the model does not tell whose worker is gone
+        expected = self.model.reasons(job_id)
+        assert reasons == expected, f"job {job_id} waits, as the store and the model say: {reasons}, {expected}"
         with self.store.reading() as connection:
             assert [line["outcome"] for line in queries.timeline(connection, job_id)] == job["outcomes"]
             assert [(lease, text) for _seq, lease, text in queries.chunks_after(connection, job_id, 0)] == job["output"]
@@ -114,12 +121,17 @@ class Machine(Clients, Workers, Troubles):
             self.gq.close()
 
     def come_to_rest(self) -> None:
-        """Whatever happened: with the backend back, one worker that serves all, and time, every job ends and nothing is held."""
+        """Whatever the order of arrivals, losses, preemptions, crashes and recoveries: every job ends, none twice, no queue
+        stays held without a true reason, reservations return to zero.
+        """
         self.workers, self.dead = [], [*self.dead, *self.workers]
         for queue in self.model.queues:
             self.gq.resume(queue, by="me")
             self.model.resume(queue)
         self.backend_answers(worked=True)
+        for name in self.workshop.cards:
+            self.device_is(name, is_lost=False)
+        self.reads_devices()
         self.starts_worker(None)
         (last,) = self.workers
         for dead in list(self.dead):
@@ -135,6 +147,9 @@ class Machine(Clients, Workers, Troubles):
             self.decides(last)
             self.exchanges(last, 8, 8)
             self.claims_for_devices(last)
+            self.tick(3 * SECOND)
+            self.claims_for_devices(last)  # now it may ask for room
+            self.stops_what_is_asked(last, "makes room")
             for attempt in list(last.running):
                 self.ends(last, attempt, "returns")
             for item in last.clean_ups:
@@ -145,10 +160,19 @@ class Machine(Clients, Workers, Troubles):
             job["id"]: job["state"] for job in self.model.jobs.values() if job["state"] not in FINISHED and job not in never
         }
         assert not waiting, f"jobs that never end: {waiting}"
+        for job in never:
+            assert "never_fits" in {hold.reason for hold in self.gq.job(job["id"]).explain().reasons}, "it is said of such a job"
+            assert self.gq.job(job["id"]).cancel()
+            self.model.cancel(job["id"])
+        self.agree()
+        assert all(job["state"] in FINISHED for job in self.model.jobs.values()), "every job ends"
         for job_id, count in self.model.finishes.items():
             assert count <= 1 + self.model.retries[job_id], f"job {job_id} finished {count} times"
         assert not any(device.reservations for device in self.gq.view().devices.values()), "a device stays reserved"
-        assert {queue: holds for queue, holds in self.gq.holds().items() if holds and holds[0].reason != "window"} == {}
+        window = self.model.window_until()
+        for queue, holds in self.gq.holds().items():
+            true = {"window"} if window is not None and self.model.queues[queue].pause else set()
+            assert {hold.reason for hold in holds} == true, f"queue {queue} stays held without a true reason: {holds}"
         for job in self.model.jobs.values():
             self.looks_closely(job["id"])
         settings = self.workshop.settings
@@ -159,7 +183,6 @@ class Machine(Clients, Workers, Troubles):
                 queues=settings.queues.values(),
                 devices=settings.devices,
                 completed=[job["id"] for job in self.model.jobs.values() if job["state"] == "completed"],
-                unfinished=[job["id"] for job in never],
                 retried=self.model.retries,
             )
 
@@ -173,6 +196,7 @@ def as_told(job: Job) -> dict[str, Any]:
     found = {
         "id": job.id, "queue": job.queue, "task": job.task, "state": str(job.state), "priority": job.priority,
         "attempt": job.attempt, "max_attempts": job.max_attempts, "lease": job.lease, "crashes": job.crashes,
+        "preemptions": job.preemptions,
         "enqueued": us(job.enqueued_at), "due": us(job.scheduled_at), "started": us(job.started_at),
         "finished": us(job.finished_at), "expires": us(job.expires_at), "timeout_s": job.timeout_s, "worker": job.worker_id,
         "model": job.model, "bytes": job.demand_bytes, "device": job.device, "reserved": job.reserved_bytes,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from tests.properties.model_holds import ModelHolds
 from tests.properties.model_jobs import (
-    CLASS_BYTES,
+    FINISHED,
     MAX_CRASHES,
     Ended,
     Job,
     rank,
 )
+from tests.properties.model_room import ModelRoom
 
 
-class Model(ModelHolds):
+class Model(ModelRoom):
     """All that a queue promises."""
 
     def claim(self, worker: str, room: Mapping[str, int]) -> list[int]:
@@ -44,10 +43,6 @@ class Model(ModelHolds):
             self._start(job, worker)
         return [job["id"] for job in taken]
 
-    def _room_in(self, queue: str) -> int:
-        limit = self.queues[queue].concurrency
-        return 10**6 if limit is None else limit - len(self._jobs("running", queue=queue))
-
     def claim_for_devices(self, worker: str) -> list[int]:
         """Claim the jobs that get a device now: of each class of demand the first, in the order of all queues together."""
         due = self.next_due()
@@ -60,17 +55,13 @@ class Model(ModelHolds):
             if queue.gpu and self._serves(worker, name):
                 self._size(name)
         room = max(device.budget_bytes - self._reserved(name) for name, device in self.devices.items())
-        heads: dict[tuple[Any, ...], Job] = {}
-        for queue_name in self.workers[worker]["gpu"]:
-            for job in sorted(self._jobs("available", queue=queue_name), key=rank):
-                if job["sized"] and job["bytes"] <= self.largest and job["device"] is None:
-                    heads.setdefault((queue_name, job["model"], job["bytes"] // CLASS_BYTES), job)
         taken = []
-        for job in sorted((job for job in heads.values() if job["bytes"] <= room), key=rank):
-            device, _reason = self.place(job, job["bytes"], job["model"])
+        for job in self._heads(self.workers[worker]["gpu"], room):
+            device, _reason = self.place(job, job["bytes"], job["model"], self.lost)
             if device is not None and self.claim_placed(worker, job["id"], device, job["bytes"]):
                 taken.append(job["id"])
                 self.decide(worker)
+        self._ask_for_room(worker)
         return taken
 
     def claim_placed(self, worker: str, job_id: int, device: str, reserved: int) -> bool:
@@ -88,37 +79,20 @@ class Model(ModelHolds):
         if self._reserved(device) + reserved > settings.budget_bytes:
             return False
         self._start(job, worker, device, reserved)
+        job["preemptible"] = self.is_preemptible(job["task"])
         return True
-
-    def place(self, job: Job, size: int, model: str) -> tuple[str | None, str]:
-        """Where a job gets its memory, or why nowhere."""
-        waits = []
-        for name in sorted(self.devices, key=lambda name: -self._reserved(name)):
-            settings, there = self.devices[name], self.on(name)
-            models = {other["model"] for other in there} - {"", model}
-            if size > settings.budget_bytes:
-                waits.append("never_fits")
-            elif len(there) >= settings.slots:
-                waits.append("device_busy" if any(other["state"] == "running" for other in there) else "clean_up")
-            elif model and len(models) + 1 > settings.max_models:
-                waits.append("max_models")
-            elif size > settings.budget_bytes - self._reserved(name):
-                waits.append("vram")
-            else:
-                return name, ""
-        return None, next((wait for wait in waits if wait != "never_fits"), "never_fits")
-
-    def on(self, device: str) -> list[Job]:
-        return [job for job in self.jobs.values() if job["device"] == device]
-
-    def _reserved(self, device: str) -> int:
-        return sum(job["reserved"] for job in self.on(device))
 
     def _size(self, queue: str) -> None:
         for job in self._jobs("available", queue=queue):
-            if not job["sized"] and job["model"] == "":
-                job["bytes"], job["model"] = self.demand_of(job)
-                job["sized"] = True
+            self.size_one(job)
+
+    def size_one(self, job: Job) -> bool:
+        """Ask what a waiting job needs, where that is not known."""
+        if job["state"] != "available" or job["sized"] or job["model"]:
+            return False
+        job["bytes"], job["model"] = self.demand_of(job)
+        job["sized"] = True
+        return True
 
     def _start(self, job: Job, worker: str, device: str | None = None, reserved: int = 0) -> None:
         job.update(lease=job["lease"] + 1, attempt=job["attempt"] + 1, worker=worker, started=self.now)
@@ -146,7 +120,8 @@ class Model(ModelHolds):
             job["attempt"] -= 0 if ended["spent"] else 1
             job["code"] = ended["code"] or job["code"]
             job["waiting_for"] = ended["waiting_for"]
-            if ended["outcome"] != "released":
+            job["preemptions"] += int(ended["outcome"] == "preempted")
+            if ended["outcome"] not in ("released", "preempted"):
                 job["due"] = ended["due"]
             backend = self.backends.get(ended["waiting_for"] or "")
             if backend is not None and backend["back_at"] is not None and backend["back_at"] >= job["started"]:
@@ -213,9 +188,13 @@ class Model(ModelHolds):
             self.events.append(("job_progressed", job_id, job["queue"], data))
 
     def reasons(self, job_id: int) -> set[str]:
-        """Every reason why an unfinished job does not start now."""
+        """Every reason why a job does not start now, or does not go on."""
         job = self.jobs[job_id]
         queue = job["queue"]
+        if job["state"] == "running":
+            return set() if self.is_alive(job["worker"]) else {"worker_gone"}
+        if job["state"] in FINISHED:
+            return set()
         found = set(self.holds_of(queue))
         found |= {job["state"]} & {"scheduled", "retryable"}
         if not self.is_served(queue):
@@ -226,7 +205,7 @@ class Model(ModelHolds):
             found.add("clean_up")
         elif self.queues[queue].gpu and job["state"] == "available":
             size, model = (job["bytes"], job["model"]) if job["sized"] else self.demand_of(job)
-            device, reason = self.place(job, size, model)
+            device, reason = self.place(job, size, model, self.seen_lost)
             found |= set() if device else {reason}
         if job["state"] == "available" and any(rank(other) < rank(job) for other in self._startable(queue)):
             found.add("behind")

@@ -37,11 +37,13 @@ class ModelHolds(ModelJobs):
         if self.is_paused(queue):
             found["paused"] = self.pauses[queue]
         if settings.pause:
-            until = self._window_until()
+            until = self.window_until()
             if until is not None:
                 found["window"] = until
         if self._is_away(settings.backend):
             found["unavailable"] = None  # nobody knows when it is back
+        if settings.gpu and self.seen_lost == set(self.devices):
+            found["device_lost"] = None
         if any(self._has_work(other) for other in settings.yields_to):
             found["yielding"] = None
         return found
@@ -60,7 +62,7 @@ class ModelHolds(ModelJobs):
     def _startable(self, queue: str) -> list[Job]:
         return [job for job in self._jobs("available", queue=queue) if not (job["sized"] and job["bytes"] > self.largest)]
 
-    def _window_until(self) -> int | None:
+    def window_until(self) -> int | None:
         """The one window there is: from nine to six, UTC."""
         now = from_us(self.now)
         day = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -68,10 +70,10 @@ class ModelHolds(ModelJobs):
         return to_us(day + timedelta(hours=18)) if is_open else None
 
     def is_served(self, queue: str) -> bool:
-        return any(
-            worker["expires"] > self.now and (worker["queues"] is None or queue in worker["queues"])
-            for worker in self.workers.values()
-        )
+        return any(self.is_alive(worker) and self._serves(worker, queue) for worker in self.workers)
+
+    def is_alive(self, worker: str) -> bool:
+        return worker in self.workers and self.workers[worker]["expires"] > self.now
 
     def backend_lost(self, name: str) -> None:
         backend = self.backends[name]
@@ -97,6 +99,13 @@ class ModelHolds(ModelJobs):
                     job["due"] = job["enqueued"]
                     self._move(job, "available")
         return was_away
+
+    def read_device(self, name: str) -> None:
+        """A worker tells whether a device can be read."""
+        is_lost = name in self.lost
+        if is_lost is not (name in self.seen_lost):
+            self.events.append(("device_lost" if is_lost else "device_recovered", None, None, {"device": name}))
+        self.seen_lost = self.seen_lost - {name} | ({name} if is_lost else set())
 
     def register(self, worker: str, queues: tuple[str, ...] | None) -> None:
         self.workers[worker] = {"queues": queues, "expires": self.now + LEASE_S * SECOND, "extended": self.now, "told": None}
@@ -136,12 +145,15 @@ class ModelHolds(ModelJobs):
                 self.refuse(queue)
 
     def _refuses(self, queue: str) -> bool:
-        return self.queues[queue].when_unavailable == "reject" and "unavailable" in self.holds_of(queue)
+        return self.queues[queue].when_unavailable == "reject" and bool(
+            {"unavailable", "device_lost"} & set(self.holds_of(queue))
+        )
 
     def refuse_at_once(self, job_id: int) -> None:
         """A job that was stored by itself is not kept for a worker that would only refuse it."""
         job = self.jobs[job_id]
-        if job["state"] == "available" and self._refuses(job["queue"]):
+        is_away = any(not backend["available"] for backend in self.backends.values())
+        if is_away and job["state"] == "available" and self._refuses(job["queue"]):
             self._finish(job, "discarded", "unavailable")
 
     def _serves(self, worker: str, queue: str) -> bool:

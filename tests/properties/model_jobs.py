@@ -34,15 +34,19 @@ class ModelJobs:
         devices: Sequence[DeviceSettings],
         backends: Sequence[BackendSettings],
         *,
+        placement: str,
         demand_of: Callable[[Job], tuple[int, str]],
         kind_of: Callable[[str], str],
+        is_preemptible: Callable[[str], bool],
     ) -> None:
         self.now = now
         self.queues = queues
         self.devices = {device.name: device for device in devices}
         self.largest = max((device.budget_bytes for device in devices), default=0)
+        self.placement = placement
         self.demand_of = demand_of
         self.kind_of = kind_of
+        self.is_preemptible = is_preemptible
         self.jobs: dict[int, Job] = {}
         self.newest = 0
         self.pauses: dict[str, int | None] = {}
@@ -51,6 +55,8 @@ class ModelJobs:
             item.name: {"available": True, "failures": 0, "retry_at": None, "back_at": None, "settings": item}
             for item in backends
         }
+        self.lost: set[str] = set()  # the devices that cannot be read
+        self.seen_lost: set[str] = set()  # those of which a worker has told it
         self.noted: dict[str, list[str]] = {}  # the reasons of holds that were last told of
         self.events: list[tuple[Any, ...]] = []
         self.finishes: Counter[int] = Counter()
@@ -62,7 +68,8 @@ class ModelJobs:
         self.jobs[job_id] = job = {
             "id": job_id, "attempt": 0, "lease": 0, "crashes": 0, "enqueued": self.now, "started": None, "finished": None,
             "worker": None, "model": "", "bytes": 0, "sized": False, "device": None, "reserved": 0, "waiting_for": None,
-            "cancel": False, "code": None, "progress": None, "note": "", "lines": [], "output": [], "outcomes": [],
+            "preemptible": False, "preemptions": 0, "asked": None, "cancel": False,
+            "code": None, "progress": None, "note": "", "lines": [], "output": [], "outcomes": [],
             "result": None, "state": "available" if given["due"] <= self.now else "scheduled", **given,
         }  # fmt: skip
         self.events.append(("job_enqueued", job_id, job["queue"], {"state": job["state"]}))

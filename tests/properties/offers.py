@@ -25,7 +25,7 @@ PLAIN_JOBS = st.tuples(
     OPTIONS,
 )
 COMPUTING_JOBS = st.tuples(
-    st.just("compute"),
+    st.sampled_from(["compute", "compute", "firm"]),
     st.fixed_dictionaries({"gb": st.sampled_from([0.5, 1, 1.003, 1.2, 2, 3, 5, 9]), "model": st.sampled_from(["", "m", "n"])}),
     st.sampled_from([None, *ON_DEVICES]),
     OPTIONS,

@@ -19,16 +19,17 @@ from gpuqueue import UnknownJob
 from gpuqueue.domain import Event, Lease, State
 from gpuqueue.errors import BackendUnavailable
 from gpuqueue.settings import settings_digest
+from gpuqueue.store import queries
 from gpuqueue.store.claims import COROUTINE, THREAD, Room
 from gpuqueue.store.outcomes import Outcome
 from gpuqueue.units import from_us, to_us
 from gpuqueue.worker.attempt import Attempt
 from tests import history
-from tests.properties.endings import ENDINGS
+from tests.properties.endings import ENDINGS, MAKES_ROOM
 from tests.properties.model import Model
 from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, SECOND
 from tests.properties.offers import JOBS
-from tests.properties.scene import CARDS, Clock, PlayedWorker, Workshop, demand_of, kind_of, open_queue
+from tests.properties.scene import CARDS, Clock, PlayedWorker, Workshop, demand_of, is_preemptible, kind_of, open_queue
 
 PICK = st.integers(0, 997)
 ANY_END = st.just("returns") | st.sampled_from(sorted(ENDINGS))  # to complete is the end that must be fenced first of all
@@ -75,7 +76,9 @@ class Play(RuleBasedStateMachine):
             settings.devices,
             settings.backends,
             demand_of=lambda job: demand_of(job, largest),
+            placement=settings.placement,
             kind_of=kind_of,
+            is_preemptible=is_preemptible,
         )
         self.workshop = Workshop(self.gq, self.clock)
         self.workers: list[PlayedWorker] = []
@@ -142,7 +145,7 @@ class Play(RuleBasedStateMachine):
     def told_of(self, job_id: int, task: str, arguments: Any, queue: str | None, options: Mapping[str, Any]) -> None:
         """Tell the model of a stored job: what is asked for goes before the task's, and that before the queue's."""
         by_task: dict[str, Any] = {"work": {}, "awork": {"max_attempts": 2}, "picky": {"max_attempts": 3}}.get(task, {})
-        queue = queue or {"picky": "narrow", "compute": "train"}.get(task, "mail")
+        queue = queue or {"picky": "narrow", "compute": "train", "firm": "train"}.get(task, "mail")
         settings = self.model.queues[queue]
         attempts = 3 if task == "ollama.generate" else 1
         now, due = self.clock.now, self.clock.now
@@ -225,8 +228,29 @@ class Play(RuleBasedStateMachine):
         leases = worker.dispatcher.claim_for_devices()
         self.begins(worker, leases, self.model.claim_for_devices(worker.name))
 
+    def stops_what_is_asked(self, worker: PlayedWorker, how: str) -> None:
+        """A worker looks at what it must stop; `how` is how an attempt ends that is to make room."""
+        with self.store.reading() as connection:
+            wanted = queries.stop_requests(connection, worker.name)
+        expected = sorted(self.model.stop_requests(worker.name))
+        assert sorted(wanted) == expected, f"to be stopped, as the store and as the model says: {sorted(wanted)}, {expected}"
+        by_lease = {(attempt.lease.job_id, attempt.lease.lease): attempt for attempt in worker.running}
+        for job_id, lease, is_cancelled in wanted:
+            if (job_id, lease) in by_lease:
+                self.ends(worker, by_lease[job_id, lease], "is stopped" if is_cancelled else how)
+
+    def device_is(self, name: str, *, is_lost: bool) -> None:
+        self.workshop.cards[name].is_lost = is_lost
+        self.model.lost = self.model.lost - {name} | ({name} if is_lost else set())
+
+    def reads_devices(self) -> None:
+        for name, card in self.workshop.cards.items():
+            self.store.publish_reading(name, reading=card.read(), residents=None, now_us=self.clock.now)
+            self.model.read_device(name)
+
     def begins(self, worker: PlayedWorker, leases: Sequence[Lease], expected: list[int]) -> None:
-        assert [lease.job_id for lease in leases] == expected, "the jobs that were claimed, in their order"
+        claimed = [lease.job_id for lease in leases]
+        assert claimed == expected, f"claimed in this order, as the store and as the model says: {claimed}, {expected}"
         for lease in leases:
             job = self.model.jobs[lease.job_id]
             assert (lease.lease, lease.attempt, lease.max_attempts) == (job["lease"], job["attempt"], job["max_attempts"])
@@ -235,7 +259,7 @@ class Play(RuleBasedStateMachine):
 
     def judged(self, attempt: Attempt, how: str) -> tuple[Outcome, Any]:
         """The outcome that a worker makes of what the task did, and the one that is documented."""
-        ending = ENDINGS[how]
+        ending = MAKES_ROOM if how == "makes room" else ENDINGS[how]
         lease = attempt.lease
         job = self.model.jobs.get(lease.job_id)
         before = {"attempt": lease.attempt, "max_attempts": lease.max_attempts, "task": lease.task, "cancel": False}
@@ -324,6 +348,7 @@ class Play(RuleBasedStateMachine):
                 self.ends(worker, worker.running[0], ending)
         while len(worker.clean_ups) > leaves:
             self.releases(worker.clean_ups.pop(0))
+        self.reads_devices()
         self.decides(worker)
         self.exchanges(worker, 3, 2)
         self.claims_for_devices(worker)

@@ -6,14 +6,17 @@ A simulated worker has a real dispatcher, judge and output, and no thread: whoev
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpuqueue import Config, GPUQueue, backoff, hookimpl
-from gpuqueue.domain import Demand, Lease
+from gpuqueue.devices import CachedDevice
+from gpuqueue.domain import Demand, Lease, PlacementMode, Reading
 from gpuqueue.store import Store
 from gpuqueue.store.claims import COROUTINE, THREAD
 from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
@@ -29,25 +32,41 @@ GB = 10**9
 GEMMA, NOMIC, UNKNOWN = "gemma4:e4b", "nomic-embed-text", "nobody-knows"
 SIZES = {GEMMA: 45 * GB // 10, NOMIC: GB // 2}
 
-CARDS: dict[str, list[dict[str, Any]]] = {
-    "one card, one job at a time": [{"device": 0, "budget": "5GB"}],
-    "two cards, one shared by jobs": [
-        {"device": 0, "budget": "5GB", "slots": 3, "max_models": 2},
-        {"device": 1, "budget": "3GB"},
-    ],
+TWO_CARDS = [{"device": 0, "budget": "5GB", "slots": 3, "max_models": 2}, {"device": 1, "budget": "3GB"}]
+CARDS: dict[str, tuple[PlacementMode, list[dict[str, Any]]]] = {
+    "one card, one job at a time": ("pack", [{"device": 0, "budget": "5GB"}]),
+    "two cards, one shared by jobs": ("pack", TWO_CARDS),
+    "two cards, the emptier one first": ("spread", TWO_CARDS),
 }
 QUEUES: dict[str, dict[str, Any]] = {
     "mail": {},
     "narrow": {"concurrency": 2, "max_attempts": 2, "priority": 1},
     "office": {"pause": ["09:00-18:00"], "yields_to": ["narrow"]},
     "remote": {"backend": "ollama", "when_unavailable": "retry", "retry_every": "60s"},
-    "ai": {"gpu": True, "concurrency": 1, "when_unavailable": "reject"},
-    "batch": {"gpu": True, "yields_to": ["ai"], "when_unavailable": "retry", "retry_every": "60s", "timeout": "100s"},
-    "train": {"gpu": True, "backend": "none", "concurrency": 3, "yields_to": ["mail"]},
+    "ai": {"gpu": True, "concurrency": 2, "when_unavailable": "reject"},
+    "batch": {
+        "gpu": True,
+        "yields_to": ["ai"],
+        "when_unavailable": "retry",
+        "retry_every": "60s",
+        "timeout": "100s",
+        "max_preemptions": 1,
+    },
+    "train": {
+        "gpu": True,
+        "backend": "none",
+        "concurrency": 3,
+        "yields_to": ["mail", "ai"],
+        "min_run": "0s",
+        "max_preemptions": 1,
+    },
+    "steady": {"gpu": True, "backend": "none", "yields_to": ["train"], "yield_mode": "drain"},
     "idle": {"yields_to": ["office", "batch"]},
 }
 PLAIN = ("mail", "narrow", "office", "remote", "idle")
-ON_DEVICES = ("ai", "batch", "train")
+ON_DEVICES = ("ai", "batch", "train", "steady")
+COMPUTING = ("compute", "firm")  # tasks whose jobs say themselves what they need; the second cannot be asked to make room
+PREEMPTIBLE = ("compute", "ollama.generate")
 
 
 class Clock:
@@ -74,19 +93,34 @@ class Sizes:
     @hookimpl
     def job_demand(self, details: Any) -> Demand | None:
         job = details.job
-        return Demand(int(job.arguments["gb"] * GB), job.arguments["model"]) if job.task == "compute" else None
+        return Demand(int(job.arguments["gb"] * GB), job.arguments["model"]) if job.task in COMPUTING else None
 
 
 def demand_of(job: Job, largest: int) -> tuple[int, str]:
     """What a job needs of a device, in bytes and model: what it says itself, its model's configured size, or all there is."""
     arguments = job["arguments"]
-    if job["task"] == "compute":
+    if job["task"] in COMPUTING:
         return int(arguments["gb"] * GB), arguments["model"]
     return SIZES.get(arguments["model"], largest), arguments["model"]
 
 
 def kind_of(task: str) -> str:
     return COROUTINE if task == "awork" else THREAD
+
+
+def is_preemptible(task: str) -> bool:
+    return task in PREEMPTIBLE
+
+
+class Card:
+    """A card that tells only whether it is there."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self.is_lost = False
+
+    def read(self) -> Reading:
+        return Reading(self._now(), lost="it fell off the bus" if self.is_lost else None)
 
 
 @cache
@@ -107,7 +141,8 @@ def open_queue(folder: Path, cards: str, clock: Clock) -> ClockedQueue:
         None,
         environ={},
         database=str(path),
-        gpu=CARDS[cards],
+        placement=CARDS[cards][0],
+        gpu=CARDS[cards][1],
         queues=QUEUES,
         models={name: {"vram": size} for name, size in SIZES.items()},
         ollama={"url": "http://127.0.0.1:9", "probe_every": "5s"},
@@ -130,8 +165,11 @@ def open_queue(folder: Path, cards: str, clock: Clock) -> ClockedQueue:
     def picky(n: int) -> int:
         return n
 
-    @gq.task(name="compute", queue="train", backoff=waits["compute"])
+    @gq.task(name="compute", queue="train", backoff=waits["compute"], preemptible=True)
     def compute(gb: float, model: str) -> None: ...
+
+    @gq.task(name="firm", queue="train", backoff=waits["firm"])
+    def firm(gb: float, model: str) -> None: ...
 
     return gq
 
@@ -157,6 +195,7 @@ class Workshop:
         self._clock = clock
         self._numbers = itertools.count(1)
         self.output = Output(gq.store)
+        self.cards = {device.name: Card(gq.now) for device in self.settings.devices}
         self.backends = Backends(gq.store, self.settings, now=gq.now)
 
         def rules_of(task: str) -> RetryRules:
@@ -182,11 +221,11 @@ class Workshop:
             self._gq.store,
             self._gq.plugins,
             self.settings,
-            {},
+            {name: CachedDevice(card) for name, card in self.cards.items()},
             worker_id=name,
             serves=lambda queue: queues is None or queue in queues,
             may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
-            is_preemptible=lambda task: False,
+            is_preemptible=is_preemptible,
             now=self._gq.now,
         )
         return worker

@@ -82,6 +82,13 @@ class Troubles(Play):
         else:
             self.backend_answers(worked=how == "works")
 
+    @step(pick=PICK, is_lost=st.booleans(), is_seen=st.booleans())
+    def a_device_is_lost_or_back(self, pick: int, is_lost: bool, is_seen: bool) -> None:
+        name = choose(sorted(self.workshop.cards), pick)
+        self.device_is(name, is_lost=is_lost)
+        if is_seen:
+            self.reads_devices()
+
     @step()
     def accept_another_configuration(self) -> None:
         self.accept()

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from gpuqueue.domain import Placement
+from gpuqueue.domain import Demand, Placement
 from tests.properties.endings import ENDINGS
 from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
-from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker
+from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker, is_preemptible
 
 RESERVED = st.sampled_from([0, GB // 2, GB, 3 * GB, 5 * GB, 6 * GB])
 
@@ -85,6 +85,9 @@ class Workers(Play):
 
     def proposes(self, worker: PlayedWorker, job_id: int, device: int, reserved: int) -> None:
         settings = choose(self.workshop.settings.devices, device)
+        job = self.model.jobs[job_id]
+        if self.model.size_one(job):  # no worker proposes a job whose demand it does not know
+            self.store.set_demands([(job_id, Demand(job["bytes"], job["model"]))], largest_bytes=self.model.largest)
         lease = self.store.claim_placed(
             job_id,
             Placement(settings.name, reserved),
@@ -92,6 +95,7 @@ class Workers(Play):
             queue=self.workshop.settings.queues[self.model.jobs[job_id]["queue"]],
             device=settings,
             gate=self.gate_of(worker),
+            preemptible=is_preemptible(self.model.jobs[job_id]["task"]),
             now_us=self.clock.now,
         )
         claimed = self.model.claim_placed(worker.name, job_id, settings.name, reserved)

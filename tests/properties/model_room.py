@@ -1,0 +1,116 @@
+"""Owns who gets the model's devices: where a job finds room, and which running attempts are asked to make some."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from tests.properties.model_holds import ModelHolds
+from tests.properties.model_jobs import CLASS_BYTES, SECOND, Job, rank
+
+
+class ModelRoom(ModelHolds):
+    """Room on devices."""
+
+    def _room_in(self, queue: str) -> int:
+        limit = self.queues[queue].concurrency
+        return 10**6 if limit is None else limit - len(self._jobs("running", queue=queue))
+
+    def _heads(self, queues: Iterable[str], room: int) -> list[Job]:
+        """Of each queue and class of demand the first job, if it fits into the room."""
+        heads: dict[tuple[Any, ...], Job] = {}
+        for queue in queues:
+            for job in sorted(self._jobs("available", queue=queue), key=rank):
+                if job["sized"] and job["bytes"] <= self.largest and job["device"] is None:
+                    heads.setdefault((queue, job["model"], job["bytes"] // CLASS_BYTES), job)
+        return sorted((job for job in heads.values() if job["bytes"] <= room), key=rank)
+
+    def place(self, job: Job, size: int, model: str, lost: Collection[str]) -> tuple[str | None, str]:
+        """Where a job gets its memory, or why nowhere."""
+        waits = []
+        for name in self._in_order():
+            settings, there = self.devices[name], self.on(name)
+            models = {other["model"] for other in there} - {"", model}
+            if size > settings.budget_bytes:
+                waits.append("never_fits")
+            elif name in lost:
+                waits.append("device_lost")
+            elif len(there) >= settings.slots:
+                waits.append("device_busy" if any(other["state"] == "running" for other in there) else "clean_up")
+            elif model and len(models) + 1 > settings.max_models:
+                waits.append("max_models")
+            elif size > settings.budget_bytes - self._reserved(name):
+                waits.append("vram")
+            else:
+                return name, ""
+        return None, next((wait for wait in waits if wait != "never_fits"), "never_fits")
+
+    def _in_order(self) -> list[str]:
+        """The devices as they are tried: the fullest first, or the emptiest."""
+        sign = -1 if self.placement == "pack" else 1
+        return sorted(self.devices, key=lambda name: sign * self._reserved(name))
+
+    def on(self, device: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job["device"] == device]
+
+    def _reserved(self, device: str) -> int:
+        return sum(job["reserved"] for job in self.on(device))
+
+    def _ask_for_room(self, worker: str) -> None:
+        """Ask attempts to stop for the jobs of this worker's queues that only wait for their device."""
+        may_start = [queue for queue in self.workers[worker]["gpu"] if self._room_in(queue) > 0]
+        asked: list[Job] = []
+        for job in self._heads(may_start, self.largest):
+            for device in self._in_order():
+                victims = None if device in self.lost else self._victims(job, device)
+                if victims is not None:
+                    asked += victims
+                    break
+        for victim in asked:
+            victim["asked"] = victim["lease"]
+
+    def _victims(self, job: Job, device: str) -> list[Job] | None:
+        """Which attempts are asked so that the job fits the device; None when there is no way."""
+        there = self.on(device)
+        if any(other["state"] != "running" for other in there):
+            return []  # what is cleaned up makes room by itself
+        stay, victims = list(there), []
+        for other in sorted(there, key=lambda other: -other["started"]):  # the one that lost least first
+            if self._fits(job, device, stay):
+                break
+            if self._may_make_room(other, job["queue"]):
+                stay.remove(other)
+                if other["asked"] != other["lease"] and self.now >= other["started"] + self._min_run(other):
+                    victims.append(other)
+        return victims if self._fits(job, device, stay) else None
+
+    def _fits(self, job: Job, device: str, there: Collection[Job]) -> bool:
+        settings = self.devices[device]
+        models = {other["model"] for other in [*there, job]} - {""}
+        taken = sum(other["reserved"] for other in there)
+        return (
+            len(there) < settings.slots and len(models) <= settings.max_models and taken + job["bytes"] <= settings.budget_bytes
+        )
+
+    def _may_make_room(self, job: Job, queue: str) -> bool:
+        """An attempt makes room for queues that its own yields to, unless it drains or has done so often enough."""
+        settings = self.queues[job["queue"]]
+        if settings.yield_mode != "preempt" or not job["preemptible"] or queue not in self._yielded_to(job["queue"]):
+            return False
+        return bool(job["preemptions"] < settings.max_preemptions)
+
+    def _min_run(self, job: Job) -> int:
+        return int(self.queues[job["queue"]].min_run_s * SECOND)
+
+    def _yielded_to(self, queue: str) -> set[str]:
+        """The queues that come before this one, directly or through another."""
+        first = set(self.queues[queue].yields_to)
+        return first.union(*(self._yielded_to(other) for other in first))
+
+    def stop_requests(self, worker: str) -> list[tuple[int, int, bool]]:
+        """What a worker runs and must stop, and whether because a person cancelled it."""
+        return [
+            (job["id"], job["lease"], job["cancel"])
+            for job in self._jobs("running")
+            if job["worker"] == worker and (job["cancel"] or job["asked"] == job["lease"])
+        ]
