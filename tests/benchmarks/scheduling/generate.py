@@ -28,14 +28,14 @@ def burst(drawn: random.Random, at_s: float, count: int) -> list[Arrival]:
 
 
 def batch(drawn: random.Random, work_s: float, models: list[str], shortest_s: float, longest_s: float) -> list[Arrival]:
-    """Jobs of so much work in all, in lots of which the first is the largest."""
+    """Jobs of so much work in all, for each document one with each model, in lots of which the first is the largest."""
     jobs: list[Arrival] = []
     while sum(job.work_s for job in jobs) < work_s:
-        model = drawn.choice(models)
+        model = models[len(jobs) % len(models)]
         tokens = int(drawn.uniform(shortest_s, longest_s) * MODELS[model].tokens_per_s)
         jobs.append(Arrival(0.0, BATCH, model, drawn.randint(300, 1500), tokens))
     size = len(jobs) / LOTS
-    lots = [max(0, int(((place - 0.15 * size) / size))) for place in range(len(jobs))]
+    lots = [max(0, int((place - 0.15 * size) / size)) for place in range(len(jobs))]
     return [
         Arrival(lot * LENGTH_S / LOTS, job.queue, job.model, job.prompt_tokens, job.output_tokens)
         for lot, job in zip(lots, jobs, strict=True)
@@ -48,7 +48,9 @@ def one_model() -> dict[str, object]:
     for number in range(5):
         people += burst(drawn, 780 + 200 * number + drawn.uniform(0, 100), drawn.randint(3, 6))
     jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA], 9.0, 25.0)
-    return trace("One model. A person asks now and then, later several times in a row, over a batch backlog.", 120.0, people, jobs)
+    return trace(
+        "One model. A person asks now and then, later several times in a row, over a batch backlog.", 120.0, people, jobs
+    )
 
 
 def two_models() -> dict[str, object]:
@@ -58,8 +60,8 @@ def two_models() -> dict[str, object]:
         people += burst(drawn, 120 + 340 * number + drawn.uniform(0, 120), drawn.randint(2, 5))
     jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA, QWEN], 20.0, 55.0)
     return trace(
-        "Two models that do not fit the budget together. A person uses one of them; the batch backlog needs both, in any order.",
-        300.0,
+        "Two models that do not fit the budget together. A person uses one; each document of the batch backlog needs both.",
+        120.0,
         people,
         jobs,
     )

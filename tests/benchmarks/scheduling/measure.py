@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -177,7 +177,7 @@ def overtaken_s(run: Run, trace: Trace) -> float:
     return longest_s
 
 
-def typical_load_s(runs: Sequence[Run]) -> float:
+def typical_load_s(runs: Iterable[Run]) -> float:
     """Say how long a load usually took in these runs, in the card's seconds."""
     loads = [item.end_s - item.start_s for run in runs for item in run.intervals if item.kind == LOAD]
     return median(loads) if loads else 0.0

@@ -37,8 +37,9 @@ def picture(runs: Mapping[str, Mapping[str, Run]], traces: Mapping[str, Trace], 
         y += FOOT
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" aria-labelledby="title desc">\n'
-        f'<title id="title">What the card did under each scheme</title>\n<desc id="desc">One lane for each scheme, time in minutes '
-        f"of the card to the right, simulated at {speed:g} times its speed. Colours: {'; '.join(KINDS.values())}.</desc>\n"
+        '<title id="title">What the card did under each scheme</title>\n'
+        '<desc id="desc">One lane for each scheme, time in minutes of the card to the right, '
+        f"simulated at {speed:g} times its speed. Colours: {'; '.join(KINDS.values())}.</desc>\n"
         f"<style>{STYLE}</style>"
     )
     return "\n".join([head, *_legend(), *parts, "</svg>\n"])

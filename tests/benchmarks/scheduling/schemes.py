@@ -46,7 +46,8 @@ class Scheme:
             'database = "sqlite:///gpuqueue.db"',
             f'[gpu]\nbudget = {BUDGET_BYTES}\nmargin = "3GB"\nmax_models = 1\nkeep_warm = "{"24h" if self.warm else "0s"}"',
             f'affinity = "{duration(trace.affinity_s if self.affinity else 0.0, speed)}"',
-            f'[ollama]\nurl = "{url}"\nrelease = "{duration(RELEASE_S, speed)}"\nprobe_every = "{duration(PROBE_EVERY_S, speed)}"',
+            f'[ollama]\nurl = "{url}"\nrelease = "{duration(RELEASE_S, speed)}"',
+            f'probe_every = "{duration(PROBE_EVERY_S, speed)}"',
         ]
         for model in trace.models:
             size = MODELS[model].bytes + CONTEXT_BYTES

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,6 +63,7 @@ def record(scheme: Scheme, trace: Trace, *, speed: float) -> Recording:
             with _client(ollama) as client:
                 for model in trace.models:  # read from the disk once, as for the others
                     client.load(model)
+                    _until(lambda: card.used_bytes == card.reserved_bytes)
                 began_s = time.monotonic()
                 clock = _Clock(began_s, speed)
                 if scheme.runner == "direct":
@@ -95,6 +96,11 @@ def job_number(served: Served) -> int | None:
     except (KeyError, TypeError, IndexError):
         return None
     return int(word.removeprefix("job")) if word.removeprefix("job").isdigit() else None
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(LOOK_EVERY_S)
 
 
 class _Clock:
@@ -130,6 +136,7 @@ def _by_worker(
     worker = leaving.enter_context(_worker(file, log, ollama))
     first = scheme.queue or REALTIME
     try:
+        _until(lambda: gq.view().queues[first].served or worker.poll() is not None)
         for model in trace.models:  # read from the disk once; and the worker learns how fast the model is
             for _ in range(2):
                 _enqueue(gq, first, model, [{"role": "user", "content": "warm up"}], 55).result(timeout_s=60)
@@ -185,8 +192,6 @@ class _Client:
     def load(self, model: str) -> None:
         self._post({"model": model, "messages": [{"role": "user", "content": "warm up"}], "options": self._options(1)})
         self.unload(model)
-        while self._http.get("/api/ps").json()["models"]:
-            time.sleep(LOOK_EVERY_S)
 
     def answer(self, job: Job) -> None:
         number, arrival = job
@@ -245,8 +250,7 @@ def _original(client: _Client, card: SimulatedCard, jobs: Sequence[Job], clock: 
             with one_at_a_time:
                 client.answer(job)
                 client.unload(job[1].model)
-                while card.used_bytes > card.reserved_bytes:
-                    time.sleep(LOOK_EVERY_S)
+                _until(lambda: card.used_bytes == card.reserved_bytes)
             with turn:
                 active.discard(job[0])
                 turn.notify_all()
