@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,25 +29,26 @@ class Check:
 def tables(trace: str, about: str, rows: Mapping[str, Figures]) -> str:
     """Write both tables of a trace: what people felt, and what the card did."""
     count = next(iter(rows.values()))["realtime_count"]
-    lines = [f"{trace}: {about}", "", f"{'in the card’s seconds':27}{'wait':>16}{'first token':>18}{'excess wait':>18}"]
-    lines.append(f"{f'{count} realtime jobs':27}" + f"{'p50':>7}{'p95':>6}{'p99':>6}" * 1 + f"{'p50':>6}{'p95':>6}{'p99':>6}" * 2)
+    lines = [*textwrap.wrap(f"{trace}: {about}", 80), ""]
+    lines.append(f"{f'{count} realtime jobs, in':26}{'wait':>18}{'first token':>18}{'excess wait':>18}")
+    lines.append(f"{'seconds of the card':26}" + f"{'p50':>6}{'p95':>6}{'p99':>6}" * 3)
     for name, found in rows.items():
-        three = [*found["wait_s"].values(), *found["first_token_s"].values(), *found.get("excess_wait_s", {}).values()]
-        lines.append(f"{SCHEMES[name].title:27}" + " " + "".join(f"{_short(value):>6}" for value in three))
-    lines += ["", f"{'':27}{'batch':>7}{'model':>6}{'in use':>7}{'useful':>7}{'wasted':>7}{'peak':>6}{'over':>6}{'over-':>6}"]
-    lines.append(f"{'':27}{'done s':>7}{'loads':>6}{'':>14}{'tokens':>7}{'GB':>6}{'budg.':>6}{'laps':>6}")
+        three = [value for key in ("wait_s", "first_token_s", "excess_wait_s") for value in found.get(key, {}).values()]
+        lines.append(f"{SCHEMES[name].title:26}" + "".join(f"{_short(value):>6}" for value in three))
+    lines += ["", f"{'':26}{'batch':>6}{'model':>6}{'in':>7}{'useful':>7}{'wasted':>8}{'peak':>6}{'over':>7}{'over-':>6}"]
+    lines.append(f"{'':26}{'done':>6}{'loads':>6}{'use':>7}{'':>7}{'tokens':>8}{'GB':>6}{'budget':>7}{'laps':>6}")
     for name, found in rows.items():
-        done = "" if found["makespan_s"] is None else f"{found['makespan_s']:.0f}"
+        done = "–" if found["makespan_s"] is None else f"{found['makespan_s']:.0f}"
         lines.append(
-            f"{SCHEMES[name].title:27}{done:>7}{found['loads']:>6}"
-            f"{found['decoding_fraction']:>7.1%}{found['useful_fraction']:>7.1%}{found['wasted_tokens']:>7}"
-            f"{found['peak_bytes'] / 1e9:>6.1f}{found['over_budget_bytes'] / 1e9:>6.1f}{found['overlaps']:>6}"
+            f"{SCHEMES[name].title:26}{done:>6}{found['loads']:>6}"
+            f"{found['decoding_fraction']:>7.1%}{found['useful_fraction']:>7.1%}{found['wasted_tokens']:>8}"
+            f"{found['peak_bytes'] / 1e9:>6.1f}{found['over_budget_bytes'] / 1e9:>7.1f}{found['overlaps']:>6}"
         )
     return "\n".join(lines)
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 
 from gpuqueue.config import Config
+from gpuqueue.handle import JobHandle
 from gpuqueue.queue import GPUQueue
 from gpuqueue.simulators.card import Computation, Release, SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, Served
@@ -90,12 +92,9 @@ def messages(number: int, arrival: Arrival) -> list[dict[str, str]]:
 
 def job_number(served: Served) -> int | None:
     """Say which job a request belonged to; None when to none."""
-    body = served.body
-    try:
-        word = str(body["messages"][0]["content"]).split()[0]  # type: ignore[index]
-    except (KeyError, TypeError, IndexError):
-        return None
-    return int(word.removeprefix("job")) if word.removeprefix("job").isdigit() else None
+    said = served.body.get("messages") if isinstance(served.body, dict) else None
+    found = re.match(r"job(\d+) ", str(said[0]["content"])) if said else None
+    return int(found[1]) if found else None
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -155,7 +154,7 @@ def _by_worker(
     return began_s
 
 
-def _enqueue(gq: GPUQueue, queue: str, model: str, said: list[dict[str, str]], tokens: int):  # type: ignore[no-untyped-def]
+def _enqueue(gq: GPUQueue, queue: str, model: str, said: list[dict[str, str]], tokens: int) -> JobHandle:
     return gq.ollama.chat(model, messages=said, queue=queue, options={"num_predict": tokens})
 
 

@@ -96,5 +96,5 @@ def parsed(name: str, found: dict[str, object]) -> Trace:
             raise ValueError(f"{name}.json: {arrival} stands behind a later one")
         if min(arrival.prompt_tokens, arrival.output_tokens) < 1 or arrival.prompt_tokens + arrival.output_tokens > NUM_CTX:
             raise ValueError(f"{name}.json: {arrival} does not fit into {NUM_CTX} tokens")
-    numbers = [float(str(found[key])) for key in ("length_s", "affinity_s")]
-    return Trace(name, str(found["about"]), *numbers, arrivals)
+    length_s, affinity_s = (float(str(found[key])) for key in ("length_s", "affinity_s"))
+    return Trace(name, str(found["about"]), length_s, affinity_s, arrivals)
