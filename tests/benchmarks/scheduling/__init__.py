@@ -6,5 +6,7 @@ look like 0.9 s at a speed of 15, so the figures of every scheme that has a work
 of 2 cores spoils them. All durations of the configuration are divided by the speed, but for `keep_warm`, which is sent to Ollama
 and is in its time.
 
-The time to the first token is taken at the card: streaming gathers pieces for 50 real milliseconds, which would be a second.
+Two models that answer at once do so at full speed each on the simulated card, which a real one could not give them: what is
+said of clients that call Ollama directly is better than it would be. The time to the first token is taken at the card:
+streaming gathers pieces for 50 real milliseconds, which would be a second.
 """

@@ -47,7 +47,7 @@ def one_model() -> dict[str, object]:
     people = [realtime(drawn, 60 + 170 * number + drawn.uniform(0, 110)) for number in range(4)]
     for number in range(5):
         people += burst(drawn, 780 + 200 * number + drawn.uniform(0, 100), drawn.randint(3, 6))
-    jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA], 9.0, 25.0)
+    jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA], 6.0, 14.0)
     return trace(
         "One model. A person asks now and then, later several times in a row, over a batch backlog.", 120.0, people, jobs
     )
@@ -61,7 +61,7 @@ def two_models() -> dict[str, object]:
     jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA, QWEN], 20.0, 55.0)
     return trace(
         "Two models that do not fit the budget together. A person uses one; each document of the batch backlog needs both.",
-        120.0,
+        180.0,
         people,
         jobs,
     )

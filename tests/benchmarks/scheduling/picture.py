@@ -14,7 +14,7 @@ LANE, GAP, HEAD, FOOT = 20, 8, 46, 34
 SMALLEST = 0.6  # in the picture's units: what is shorter would not be seen
 KINDS = {"realtime": "realtime answers", "batch": "batch answers", "load": "a model is loaded, or its memory comes back"}
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#3d444d}.h{font-weight:600}.r{fill:#e8590c}.b{fill:#74a9d8}.l{fill:#8b8f98}"
+    "text{font:12px system-ui,sans-serif;fill:#3d444d}.h{font-weight:600}.r{fill:#e8590c}.b{fill:#74a9d8}.l{fill:#7048e8}"
     ".o{fill:#8884;}.g{stroke:#8888;stroke-width:.5}"
     "@media(prefers-color-scheme:dark){text{fill:#d1d7e0}.b{fill:#3f7cb0}.r{fill:#ff8c42}}"
 )

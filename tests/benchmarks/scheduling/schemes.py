@@ -9,7 +9,7 @@ from tests.benchmarks.scheduling.traces import BATCH, MODELS, NUM_CTX, REALTIME,
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000  # what the configured num_ctx takes beside a model's size
-# In the card's seconds; the policies' own defaults are 2 s and 3 s.
+# In the card’s seconds. The queue settings' defaults, 2 s and 3 s, let a person wait longer for less waste.
 MIN_RUN_S = 1.0
 NEARLY_DONE_S = 1.0
 RELEASE_S, PROBE_EVERY_S = 15.0, 5.0
