@@ -18,7 +18,7 @@ from gpuqueue.models import full_name
 from gpuqueue.units import format_duration, format_size
 
 POLL_S = 0.02  # the first pause between two looks; each is longer than the one before
-LONGEST_POLL_S = 0.25
+LONGEST_POLL_S = 0.1  # somebody may be waiting for the memory
 TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory comes back, at most a quarter of that memory
 CONTEXT_BYTES = 2**30  # the most that a runner takes beside what its backend lists
 NOISE_BYTES = 16 * 2**20  # a smaller rise of free memory is not a model's
@@ -270,7 +270,7 @@ class Residents:
             if left_s <= 0:
                 return False
             self._sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+            pause_s = min(pause_s * 1.2, LONGEST_POLL_S)
         return True
 
     def _query_s(self, place: _Place) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "GpuIsLost",
     "OutOfMemory",
     "ReadableCard",
+    "Release",
     "SimulatedCard",
 ]
 
@@ -70,11 +71,24 @@ class CardReading:
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """One finished use of the card. Times are seconds on the card's clock (`time.monotonic` unless another was given)."""
+    """One finished use of the card. Times are seconds on the card's clock (`time.monotonic` unless another was given).
+
+    A part (`prompt`, `decode`) lies inside the computation that it belongs to (`generate`) and is listed before it.
+    """
 
     owner: str
     request: str
     kind: str
+    started_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Memory that its owner has freed; it is back at `ended_s`, on the card's clock."""
+
+    owner: str
+    freed_bytes: int
     started_s: float
     ended_s: float
 
@@ -130,6 +144,7 @@ class SimulatedCard:
         self.temperature_c: int | None = None  # None: as warm as its work makes it
         self.release_delay_s = release_delay_s
         self._compute_log: deque[Computation] = deque(maxlen=_LOG_LENGTH)
+        self._release_log: deque[Release] = deque(maxlen=_LOG_LENGTH)
         self._clock = clock
         self._random = random.Random(seed)
         self._lock = threading.RLock()
@@ -175,7 +190,9 @@ class SimulatedCard:
             if held is None:
                 return 0.0
             delay = self.real_seconds(self._random.uniform(*self.release_delay_s) if delay_s is None else delay_s)
-            self._returning.append((self._clock() + delay, held.used_bytes))
+            now = self._clock()
+            self._returning.append((now + delay, held.used_bytes))
+            self._release_log.append(Release(owner, held.used_bytes, now, now + delay))
             self._unloads += 1
             return delay
 
@@ -296,6 +313,16 @@ class SimulatedCard:
                     self._busy_s += ended - self._busy_since
                 self._compute_log.append(Computation(owner, of, kind, started, ended))
 
+    @contextmanager
+    def part(self, owner: str, *, request: str, kind: str) -> Iterator[None]:
+        """Record that the block is one part of a computation that is going on: it is only logged."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._compute_log.append(Computation(owner, request, kind, started, self._clock()))
+
     def note_spill(self) -> None:
         """Count a load that did not fit and left layers to the CPU."""
         with self._lock:
@@ -324,6 +351,12 @@ class SimulatedCard:
         """The computations that are over, in the order in which they ended; at most the last 100,000."""
         with self._lock:
             return tuple(self._compute_log)
+
+    @property
+    def release_log(self) -> tuple[Release, ...]:
+        """What was freed, in that order, also what is still coming back; at most the last 100,000."""
+        with self._lock:
+            return tuple(self._release_log)
 
     @property
     def computing_now(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from gpuqueue.simulators.card import CardProcess, GpuIsLost, OutOfMemory, ReadableCard, SimulatedCard
+from gpuqueue.simulators.card import CardProcess, GpuIsLost, OutOfMemory, ReadableCard, Release, SimulatedCard
 
 
 class Clock:
@@ -160,6 +160,31 @@ def test_the_record_has_every_computation_and_the_time_the_card_was_busy(card: S
         "spills": 1,
         "busy_s": 7.0,
     }
+
+
+def test_parts_of_a_computation_are_listed_beside_it_and_counted_once(card: SimulatedCard, clock: Clock) -> None:
+    with card.computing("a", request="job 1", kind="generate"):
+        with card.part("a", request="job 1", kind="prompt"):
+            clock.now_s += 1
+        with pytest.raises(ZeroDivisionError), card.part("a", request="job 1", kind="decode"):
+            clock.now_s += 2
+            raise ZeroDivisionError
+
+    assert [(entry.kind, entry.started_s, entry.ended_s) for entry in card.compute_log] == [
+        ("prompt", 1000.0, 1001.0),
+        ("decode", 1001.0, 1003.0),
+        ("generate", 1000.0, 1003.0),
+    ]
+    assert (card.report()["busy_s"], card.overlap_count) == (3.0, 0)
+
+
+def test_the_record_says_what_was_freed_and_when_it_was_back(card: SimulatedCard, clock: Clock) -> None:
+    card.allocate("a", 300)
+    clock.now_s += 5
+    card.free("a")
+    card.free("nobody")
+
+    assert card.release_log == (Release("a", 300, 1005.0, 1006.0),)
 
 
 def test_the_busy_time_grows_while_something_computes(card: SimulatedCard, clock: Clock) -> None:

@@ -614,7 +614,7 @@ def test_a_client_that_leaves_while_it_waits_for_its_turn_is_never_computed(benc
             pass
         until(lambda: any(served.client_left for served in bench.ollama.served))
     until(lambda: bench.card.computing_now == ())
-    assert [entry.kind for entry in bench.card.compute_log] == ["load", "generate"]
+    assert [entry.kind for entry in bench.card.compute_log] == ["load", "prompt", "decode", "generate"]
 
 
 # Faults
@@ -925,6 +925,31 @@ def test_what_was_served_is_remembered(bench: Bench) -> None:
     assert (first.method, first.path, first.status, first.client_left) == ("POST", "/api/generate", 404, False)
     assert first.body == {"model": "nope", "prompt": "Revise this"}
     assert (second.path, second.body, second.status) == ("/api/ps", None, 200)
+    assert (second.request, second.output_tokens) == ("", 0)
+
+
+def test_what_was_served_is_found_again_in_the_cards_record(bench: Bench) -> None:
+    bench.load("other")
+    answer = bench.answer("other", options={"num_predict": 7})
+    until(lambda: len(bench.ollama.served) == 2)
+    served = bench.ollama.served[1]
+    parts = {entry.kind: entry for entry in bench.card.compute_log if entry.request == served.request}
+
+    assert served.output_tokens == answer["eval_count"] == 7
+    assert list(parts) == ["prompt", "decode", "generate"]
+    assert parts["generate"].started_s <= parts["prompt"].started_s < parts["prompt"].ended_s <= parts["decode"].started_s
+    assert parts["decode"].ended_s - parts["decode"].started_s >= 7 / 60.0 / FAST
+
+
+def test_tokens_said_to_a_client_that_left_are_counted(slow: Bench) -> None:
+    slow.card.speed = FAST
+    slow.load("other")
+    slow.card.speed = 10
+    with slow.open("/api/generate", {"model": "other", "prompt": "x"}) as connection:
+        connection.recv(1)
+    until(lambda: len(slow.ollama.served) == 2)
+    assert 1 <= slow.ollama.served[1].output_tokens < 10
+    assert slow.ollama.served[1].client_left
 
 
 # HTTP

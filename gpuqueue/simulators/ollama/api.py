@@ -304,9 +304,10 @@ class Api:
         if self._faults.take(("busy",), spec.name):
             raise ServerBusy(BUSY)
         keep_alive = fields.get("keep_alive")
+        exchange.request = f"{exchange.path}#{next(self._numbers)}"
         return Call(
             exchange=exchange,
-            request=f"{exchange.path}#{next(self._numbers)}",
+            request=exchange.request,
             spec=spec,
             options=runner_options(spec, options, shift=fields.get("shift", True) is True),
             keep_alive_s=keep_alive if isinstance(keep_alive, float) else None,

@@ -96,7 +96,7 @@ class Speaker:
         spoken = _Spoken(exchange, answer)
         try:
             with self._computing(call, resident, "generate"):
-                prompt_ns, eval_ns = self._speak_tokens(exchange, resident, answer, fault, spoken)
+                prompt_ns, eval_ns = self._speak_tokens(exchange, call, resident, answer, fault, spoken)
         except RunnerFailed as failure:
             send_failure(exchange, failure, stream=answer.stream)
             return
@@ -146,26 +146,29 @@ class Speaker:
         raise RunnerFailed(RUNNER_CRASHED)
 
     def _speak_tokens(
-        self, exchange: Exchange, resident: Resident, answer: Answer, fault: Fault | None, spoken: _Spoken
+        self, exchange: Exchange, call: Call, resident: Resident, answer: Answer, fault: Fault | None, spoken: _Spoken
     ) -> tuple[int, int]:
         self._meet_early(exchange, resident, fault)
         began_ns = time.monotonic_ns()
-        exchange.pause(self._prefill_s(resident, answer.prompt_token_count))
+        with self._card.part(resident.owner, request=call.request, kind="prompt"):
+            exchange.pause(self._prefill_s(resident, answer.prompt_token_count))
         token_s = self._card.real_seconds(resident.slowdown / resident.spec.tokens_per_s)
         first_ns = time.monotonic_ns()
         steps = [(token, True) for token in answer.thinking] + [(token, False) for token in answer.tokens]
         stops_after = min(fault.after_tokens, len(steps)) if fault else -1
         due_s = time.monotonic()
-        for place, (token, thinking) in enumerate(steps):
-            if place == stops_after:
+        with self._card.part(resident.owner, request=call.request, kind="decode"):
+            for place, (token, thinking) in enumerate(steps):
+                if place == stops_after:
+                    self._stop_midway(exchange, resident, fault)
+                due_s += token_s
+                exchange.pause(due_s - time.monotonic())
+                if self._card.lost or resident.dead:
+                    self._crash(resident)
+                exchange.output_token_count += 1
+                spoken.say(token, thinking=thinking)
+            if stops_after == len(steps):
                 self._stop_midway(exchange, resident, fault)
-            due_s += token_s
-            exchange.pause(due_s - time.monotonic())
-            if self._card.lost or resident.dead:
-                self._crash(resident)
-            spoken.say(token, thinking=thinking)
-        if stops_after == len(steps):
-            self._stop_midway(exchange, resident, fault)
         return first_ns - began_ns, time.monotonic_ns() - first_ns
 
     def _stop_midway(self, exchange: Exchange, resident: Resident, fault: Fault | None) -> None:

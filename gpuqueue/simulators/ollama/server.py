@@ -26,7 +26,10 @@ class _Malformed(Exception):
 
 
 class Exchange:
-    """One request and its answer. `gone` is set as soon as the client has left or the server has gone away."""
+    """One request and its answer. `gone` is set as soon as the client has left or the server has gone away.
+
+    request: what the card's record calls it, "" while it needs no model. output_token_count: tokens said so far.
+    """
 
     def __init__(self, connection: socket.socket, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         self.method = method
@@ -35,6 +38,8 @@ class Exchange:
         self.body = body
         self.gone = threading.Event()
         self.status = 0
+        self.request = ""
+        self.output_token_count = 0
         self.keep_connection = headers.get("connection", "").lower() != "close"
         self._connection = connection
         self._streaming = False

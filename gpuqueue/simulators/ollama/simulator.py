@@ -28,6 +28,7 @@ class Served:
 
     body: the JSON that came, None when it was none. status: 0 when the client left before an answer.
     client_left: the client (or the server, in an outage) was gone before the exchange was over.
+    request: what the card's record calls it, "" when it needed no model. output_tokens: how many were said, thinking included.
     """
 
     method: str
@@ -35,6 +36,8 @@ class Served:
     body: object
     status: int
     client_left: bool
+    request: str = ""
+    output_tokens: int = 0
 
 
 class _WrongControl(Exception):
@@ -181,7 +184,15 @@ class OllamaSimulator:
             self._api.handle(exchange)
         finally:
             self._served.append(
-                Served(exchange.method, exchange.path, _json_or_none(exchange.body), exchange.status, exchange.gone.is_set())
+                Served(
+                    exchange.method,
+                    exchange.path,
+                    _json_or_none(exchange.body),
+                    exchange.status,
+                    exchange.gone.is_set(),
+                    exchange.request,
+                    exchange.output_token_count,
+                )
             )
 
     def _handle_control(self, exchange: Exchange) -> None:
