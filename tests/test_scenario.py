@@ -43,6 +43,14 @@ def check_card(ai):
 # --- who runs when ---
 
 
+def test_jobs_of_the_loaded_model_go_first_so_that_each_model_is_loaded_once(ai, start_worker):
+    jobs = [job for _ in range(4) for job in (ai.batch(), ai.embed())]
+    start_worker(ai.gq)
+    for job in jobs:
+        job.result(timeout_s=20)
+    assert check_card(ai)["loads"] == 2
+
+
 def test_realtime_goes_before_batch_and_never_beside_it(ai, start_worker, until):
     batch = [ai.batch(f"revision {number}", tokens=100) for number in range(3)]
     start_worker(ai.gq)
