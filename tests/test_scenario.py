@@ -90,6 +90,7 @@ def test_a_model_stays_for_the_next_job_that_needs_it_and_is_gone_after_the_last
 
 
 def test_an_embedding_evicts_the_model_and_waits_its_turn(ai, start_worker, until):
+    ai.gq = ai.make_queue(ai.toml.replace("max_models", 'affinity = "0s"\nmax_models'))  # else both of the loaded model go first
     first, embedding, last = ai.batch(), ai.embed(), ai.batch()
     start_worker(ai.gq)
     assert embedding.result(timeout_s=20)["embeddings"] == [expected_embedding(NOMIC_EMBED_TEXT, "text")]
