@@ -24,7 +24,7 @@ class Ordering:
             served_s = 0.0 if device.model_since is None else (view.now - device.model_since).total_seconds()
             if served_s < device.settings.affinity_s:
                 # A reservation's model counts too: what is loaded becomes known only with the first clean-up after its load.
-                loaded = [item.model for item in (*device.residents, *device.reservations)]
+                loaded = {item.model for item in device.residents} | {item.model for item in device.reservations}
                 preferred |= {full_name(model) for model in loaded if model}
         return sorted(
             details.candidates,
