@@ -45,6 +45,14 @@ def check_card(ai):
 # --- who runs when ---
 
 
+def test_jobs_of_the_loaded_model_go_first_so_that_each_model_is_loaded_once(ai, start_worker):
+    jobs = [job for _ in range(4) for job in (ai.batch(), ai.embed())]
+    start_worker(ai.gq)
+    for job in jobs:
+        job.result(timeout_s=20)
+    assert check_card(ai)["loads"] == 2
+
+
 def test_realtime_goes_before_batch_and_never_beside_it(ai, start_worker, until):
     batch = [ai.batch(f"revision {number}", tokens=100) for number in range(3)]
     start_worker(ai.gq)
@@ -84,6 +92,7 @@ def test_a_model_stays_for_the_next_job_that_needs_it_and_is_gone_after_the_last
 
 
 def test_an_embedding_evicts_the_model_and_waits_its_turn(ai, start_worker, until):
+    ai.gq = ai.make_queue(ai.toml.replace("max_models", 'affinity = "0s"\nmax_models'))  # else both of the loaded model go first
     first, embedding, last = ai.batch(), ai.embed(), ai.batch()
     start_worker(ai.gq)
     assert embedding.result(timeout_s=20)["embeddings"] == [expected_embedding(NOMIC_EMBED_TEXT, "text")]

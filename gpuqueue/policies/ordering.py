@@ -23,7 +23,9 @@ class Ordering:
         for device in view.devices.values():
             served_s = 0.0 if device.model_since is None else (view.now - device.model_since).total_seconds()
             if served_s < device.settings.affinity_s:
-                preferred |= {full_name(item.model) for item in device.residents}
+                # A reservation's model counts too: what is loaded becomes known only with the first clean-up after its load.
+                loaded = {item.model for item in device.residents} | {item.model for item in device.reservations}
+                preferred |= {full_name(model) for model in loaded if model}
         return sorted(
             details.candidates,
             key=lambda job: (-job.priority, full_name(job.model) not in preferred, job.scheduled_at, job.id),

@@ -122,7 +122,7 @@ def recording() -> Recording:
         released=(Release("gemma4:e4b#1", 1, 95.0, 96.0), Release("gemma4:e4b#2", 1, 104.0, 105.0)),
         peak_bytes=5_000_000_007,
         overlap_count=0,
-        spill_count=0,
+        other_cores=0.5,
     )
 
 
@@ -151,22 +151,22 @@ def test_the_figures_of_a_run_come_from_the_cards_record() -> None:
 
 def test_the_excess_is_taken_job_by_job() -> None:
     run = read_recording(recording(), SMALL, speed=2.0)
-    alone = Run((), {0: replace(run.jobs[1], read_s=1.5, first_token_s=2.0)}, 0, 0, 0)
+    alone = Run((), {0: replace(run.jobs[1], read_s=1.5, first_token_s=2.0)}, 0, 0)
     found: Any = figures(run, SMALL, alone)
 
     assert found["excess_wait_s"]["p50"] == pytest.approx(2.0 - 0.5)
     assert found["excess_first_token_s"]["p50"] == pytest.approx(2.2 + 1 / 55 - 1.0)
 
 
-def test_being_passed_over_is_counted_from_a_jobs_turn_without_the_realtime_work() -> None:
+def test_being_passed_over_is_counted_from_the_first_that_goes_before_without_the_realtime_work() -> None:
     trace = replace(SMALL, arrivals=tuple(Arrival(0.0, BATCH, GEMMA, 1, 1) for _ in range(4)))
     began = {0: 0.0, 1: 100.0, 2: 10.0, 3: 60.0}
     jobs = {number: JobTimes(0.0, at_s, at_s, at_s, at_s, 1, 1) for number, at_s in began.items()}
     people = Interval(20.0, 30.0, "decode", GEMMA, 9, REALTIME)
 
-    assert overtaken_s(Run((people,), jobs, 0, 0, 0), trace) == 50.0
+    assert overtaken_s(Run((people,), jobs, 0, 0), trace) == 40.0
     in_order = {number: replace(job, turned_to_s=float(number)) for number, job in jobs.items()}
-    assert overtaken_s(Run((), in_order, 0, 0, 0), trace) == 0.0
+    assert overtaken_s(Run((), in_order, 0, 0), trace) == 0.0
 
 
 def made_up(**changes: object) -> dict[str, object]:
@@ -174,7 +174,14 @@ def made_up(**changes: object) -> dict[str, object]:
     return {
         **dict.fromkeys(("wait_s", "first_token_s", "excess_wait_s"), three),
         **{"realtime_count": 5, "makespan_s": 100.0, "loads": 4, "decoding_fraction": 0.9, "useful_fraction": 0.9},
-        **{"wasted_tokens": 0, "peak_bytes": 4_000_000_000, "over_budget_bytes": 0, "overlaps": 0, "overtaken_s": 0.0},
+        **{
+            "wasted_tokens": 0,
+            "peak_bytes": 4_000_000_000,
+            "over_budget_bytes": 0,
+            "overlaps": 0,
+            "overtaken_s": 0.0,
+            "other_cores": 0.5,
+        },
         **changes,
     }
 
@@ -221,6 +228,7 @@ def test_the_tables_fit_a_terminal_and_name_every_scheme() -> None:
     printed = tables("small", "Two jobs.", {name: made_up() for name in SCHEMES})
     assert max(map(len, printed.splitlines())) <= 80
     assert all(printed.count(scheme.title) >= 2 for scheme in SCHEMES.values())
+    assert "Other work took 0.5 to 0.5 of this machine's cores" in printed
 
 
 def test_the_picture_is_well_formed_and_has_a_lane_for_every_scheme() -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from gpuqueue.domain import DeviceView, Resident
 from gpuqueue.hookspecs import OrderCandidatesDetails
 from gpuqueue.policies.ordering import Ordering
-from gpuqueue.testing.views import GPU0, NOW, job, view
+from gpuqueue.testing.views import GPU0, NOW, job, reservation, view
 
 
 def test_priority_comes_first_then_the_due_time_then_the_id_over_all_queues():
@@ -37,6 +37,15 @@ def test_of_equal_priority_the_jobs_of_the_loaded_model_come_first():
     assert ordered(gemma, nomic) == [2, 1]
     assert ordered(replace(gemma, priority=1), nomic) == [1, 2]
     assert ordered(gemma, nomic, device=replace(LOADED, residents=())) == [1, 2]
+
+
+def test_the_model_of_a_running_job_counts_as_loaded_before_any_clean_up_has_seen_it():
+    gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
+    running = reservation(7, model="nomic-embed-text")
+    assert ordered(gemma, nomic, device=replace(LOADED, residents=(), reservations=(running,))) == [2, 1]
+    without_model = replace(nomic, model="")
+    plain = replace(running, model="")
+    assert ordered(gemma, without_model, device=replace(LOADED, residents=(), reservations=(plain,))) == [1, 2]
 
 
 def test_a_model_that_was_served_long_enough_gives_way_to_the_job_whose_turn_has_come():

@@ -61,7 +61,7 @@ def two_models() -> dict[str, object]:
     jobs = batch(drawn, LOAD * LENGTH_S - sum(item.work_s for item in people), [GEMMA, QWEN], 20.0, 55.0)
     return trace(
         "Two models that do not fit the budget together. A person uses one; each document of the batch backlog needs both.",
-        180.0,
+        120.0,
         people,
         jobs,
     )

@@ -54,7 +54,7 @@ class Run:
     jobs: dict[int, JobTimes]
     peak_bytes: int
     overlap_count: int
-    spill_count: int
+    other_cores: float | None = None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -99,7 +99,7 @@ def read_recording(recording: Recording, trace: Trace, *, speed: float) -> Run:
         number: _job(trace, number, [item for item in intervals if item.job == number], counts[number], tokens[number])
         for number in counts
     }
-    return Run(tuple(intervals), jobs, recording.peak_bytes, recording.overlap_count, recording.spill_count)
+    return Run(tuple(intervals), jobs, recording.peak_bytes, recording.overlap_count, recording.other_cores)
 
 
 def _job(trace: Trace, number: int, mine: Sequence[Interval], request_count: int, output_tokens: int) -> JobTimes:
@@ -141,7 +141,7 @@ def figures(run: Run, trace: Trace, baseline: Run | None) -> dict[str, object]:
         "peak_bytes": run.peak_bytes,
         "over_budget_bytes": max(0, run.peak_bytes - BUDGET_BYTES),
         "overlaps": run.overlap_count,
-        "spills": run.spill_count,
+        "other_cores": run.other_cores,
         "preemptions": sum(run.jobs[number].request_count - 1 for number in of[BATCH]),
         "overtaken_s": overtaken_s(run, trace),
     }
@@ -154,24 +154,23 @@ def figures(run: Run, trace: Trace, baseline: Run | None) -> dict[str, object]:
 
 
 def overtaken_s(run: Run, trace: Trace) -> float:
-    """Say how long the unluckiest batch job was passed over once its turn had come, the realtime work in between left out.
+    """Say for how long jobs behind the unluckiest batch job went before it, the realtime work in between left out.
 
-    Its turn has come when all that stand before it have begun; it was passed over until the last one that stands behind it
-    and began before it had begun.
+    From the beginning of the first that stands behind it, after its own turn had come (all before it have begun), to the
+    beginning of the last.
     """
     began = {number: job.turned_to_s for number, job in run.jobs.items() if trace.arrivals[number].queue == BATCH}
-    longest_s = 0.0
-    turn_s = 0.0
+    longest_s = turn_s = 0.0
     for number in sorted(began):
         turn_s = max(turn_s, trace.arrivals[number].at_s)
         passing = [at_s for other, at_s in began.items() if other > number and turn_s < at_s < began[number]]
         if passing:
             people_s = sum(
-                min(item.end_s, max(passing)) - item.start_s
+                item.end_s - item.start_s
                 for item in run.intervals
-                if item.queue == REALTIME and turn_s <= item.start_s < max(passing)
+                if item.queue == REALTIME and min(passing) <= item.start_s < max(passing)
             )
-            longest_s = max(longest_s, max(passing) - turn_s - people_s)
+            longest_s = max(longest_s, max(passing) - min(passing) - people_s)
         turn_s = max(turn_s, began[number])
     return longest_s
 

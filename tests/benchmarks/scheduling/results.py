@@ -44,6 +44,9 @@ def tables(trace: str, about: str, rows: Mapping[str, Figures]) -> str:
             f"{found['decoding_fraction']:>7.1%}{found['useful_fraction']:>7.1%}{found['wasted_tokens']:>8}"
             f"{found['peak_bytes'] / 1e9:>6.1f}{found['over_budget_bytes'] / 1e9:>7.1f}{found['overlaps']:>6}"
         )
+    others = [found["other_cores"] for found in rows.values() if found["other_cores"] is not None]
+    if others:
+        lines += ["", f"Other work took {min(others):.1f} to {max(others):.1f} of this machine's cores meanwhile."]
     return "\n".join(lines)
 
 

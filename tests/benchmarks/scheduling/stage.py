@@ -35,7 +35,11 @@ Job = tuple[int, Arrival]
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What the simulators recorded of one run, as they have it; `began_s` is the trace's beginning on the card's clock."""
+    """What the simulators recorded of one run, as they have it.
+
+    began_s: the trace's beginning on the card's clock. other_cores: how much of this machine other work took meanwhile, in
+    cores; None where that cannot be told.
+    """
 
     began_s: float
     served: tuple[Served, ...]
@@ -43,7 +47,7 @@ class Recording:
     released: tuple[Release, ...]
     peak_bytes: int
     overlap_count: int
-    spill_count: int
+    other_cores: float | None = None
 
 
 class RunFailed(Exception):
@@ -54,6 +58,7 @@ def record(scheme: Scheme, trace: Trace, *, speed: float) -> Recording:
     """Run a trace under a scheme until its last job is done. Raises: RunFailed."""
     played = trace if scheme.has_batch else trace.only(REALTIME)
     jobs = list(enumerate(played.arrivals))
+    machine = _Machine()
     with ExitStack() as leaving:
         folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="gpuqueue-scheduling-")))
         card = SimulatedCard(speed=speed, seed=1)
@@ -72,16 +77,11 @@ def record(scheme: Scheme, trace: Trace, *, speed: float) -> Recording:
                     _direct(client, jobs, clock)
                 else:
                     _original(client, card, jobs, clock)
-        report = card.report()
-        return Recording(
-            began_s,
-            ollama.served,
-            card.compute_log,
-            card.release_log,
-            int(report["peak_bytes"]),
-            int(report["overlaps"]),
-            int(report["spills"]),
-        )
+        log, released, report = card.compute_log, card.release_log, card.report()
+    # The worker has ended by now, so what it took counts as this run's own.
+    return Recording(
+        began_s, ollama.served, log, released, int(report["peak_bytes"]), int(report["overlaps"]), machine.other_cores()
+    )
 
 
 def messages(number: int, arrival: Arrival) -> list[dict[str, str]]:
@@ -100,6 +100,27 @@ def job_number(served: Served) -> int | None:
 def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(LOOK_EVERY_S)
+
+
+class _Machine:
+    """How busy the machine is beside this run."""
+
+    def __init__(self) -> None:
+        self._began_s, self._before = time.monotonic(), self._others_s()
+
+    def other_cores(self) -> float | None:
+        now = self._others_s()
+        return None if now is None or self._before is None else max(0.0, now - self._before) / (time.monotonic() - self._began_s)
+
+    def _others_s(self) -> float | None:
+        try:
+            fields = Path("/proc/stat").read_text().split()
+        except OSError:
+            return None
+        user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[1:9])
+        mine = os.times()
+        busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return busy_s - mine.user - mine.system - mine.children_user - mine.children_system
 
 
 class _Clock:
