@@ -53,6 +53,10 @@ UNSIZED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
 )
+PLACED = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL "
+    "AND demand_model = ? AND demand_bytes = ? AND demand_class > 0"
+)
 RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device IS NOT NULL AND device = ?"
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
@@ -231,7 +235,7 @@ def _rank(row: tuple[Any, ...]) -> tuple[int, int, int]:
 
 def claim_placed(
     connection: sqlite3.Connection,
-    job_id: int,
+    candidate: Job,
     placement: Placement,
     *,
     worker_id: str,
@@ -243,14 +247,12 @@ def claim_placed(
 ) -> Lease | None:
     """Claim one job for a device, reserving the memory; `preemptible` says whether its attempt can be asked to make room.
 
-    Eligible: still available, within its queue's pause, yielding and concurrency, and within the device's slots, models
-    and budget, counting every reservation whose clean-up is not verified.
+    Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
+    concurrency, and within the device's slots, models and budget, counting every reservation whose clean-up is not verified.
     Returns: the lease, or None when any of this no longer holds.
     """
     move_due(connection, now_us=now_us)
-    row = connection.execute(
-        f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL", (job_id,)
-    ).fetchone()
+    row = connection.execute(PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
     if row is None or not gate.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
         return None
     job = to_job(connection, row)
@@ -266,10 +268,10 @@ def claim_placed(
     ):
         return None
     _spend_rate(connection, queue, 1, now_us=now_us)
-    connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), job_id))
+    connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id))
     connection.execute(SERVE_MODEL, (device.name, job.model, now_us))
     return Lease(
-        job_id=job_id,
+        job_id=job.id,
         lease=job.lease + 1,
         queue=job.queue,
         task=job.task,

@@ -257,7 +257,7 @@ class Store:
 
     def claim_placed(
         self,
-        job_id: int,
+        candidate: Job,
         placement: Placement,
         *,
         worker_id: str,
@@ -271,7 +271,7 @@ class Store:
         return self.write(
             lambda connection: claims.claim_placed(
                 connection,
-                job_id,
+                candidate,
                 placement,
                 worker_id=worker_id,
                 queue=queue,

@@ -143,7 +143,7 @@ class Dispatcher:
             if not isinstance(answer, Placement):
                 continue
             lease = self._store.claim_placed(
-                job.id,
+                job,
                 answer,
                 worker_id=self._worker_id,
                 queue=view.queues[job.queue].settings,

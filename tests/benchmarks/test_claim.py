@@ -97,7 +97,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
             with store.snapshot() as connection:
                 (job,) = claims.candidates(connection, "gpu", room_bytes=DEVICE.budget_bytes)
             lease = store.claim_placed(
-                job.id,
+                job,
                 Placement("gpu0", job.demand_bytes),
                 worker_id="w",
                 queue=GPU,

@@ -89,7 +89,7 @@ class Workers(Play):
         if self.model.size_one(job):  # no worker proposes a job whose demand it does not know
             self.store.set_demands([(job_id, Demand(job["bytes"], job["model"]))], largest_bytes=self.model.largest)
         lease = self.store.claim_placed(
-            job_id,
+            self.store.get_job(job_id),
             Placement(settings.name, reserved),
             worker_id=worker.name,
             queue=self.workshop.settings.queues[self.model.jobs[job_id]["queue"]],

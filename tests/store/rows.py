@@ -75,11 +75,11 @@ class Rows:
 
     def place(
         self, job_id: int, gb: float | None = None, *, s: float = 0, device: DeviceSettings = CARD, held: Sequence[str] = (),
-        worker: str | None = None,
+        worker: str | None = None, seen: Job | None = None,
     ) -> Lease | None:  # fmt: skip
-        job = self.job(job_id)
+        job = seen or self.job(job_id)
         return self.store.claim_placed(
-            job_id,
+            job,
             Placement(device.name, job.demand_bytes if gb is None else int(gb * GB)),
             worker_id=worker or self.worker,
             queue=self.queues[job.queue],

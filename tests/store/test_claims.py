@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue.domain import DeviceSettings, Pause, State
+from gpuqueue.domain import Demand, DeviceSettings, Pause, State
 from gpuqueue.store.outcomes import Completed
 from gpuqueue.units import from_us
 from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
@@ -245,6 +245,21 @@ def test_a_job_that_was_cancelled_or_expired_meanwhile_is_not_placed(rows: Rows)
     assert rows.place(cancelled) is None
     assert rows.place(expired, s=5) is None
     assert rows.state(expired) is State.DISCARDED
+
+
+def test_a_job_whose_demand_became_unknown_or_another_meanwhile_is_not_placed(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 1, "m")
+    placed = rows.job(job_id)
+    rows.store.forget_demands_of(None)
+    assert rows.place(job_id, seen=placed) is None
+    assert rows.place(job_id) is None, "nobody knows what it needs"
+    for demand in (Demand(2 * GB, "m"), Demand(GB, "n")):
+        rows.store.set_demands([(job_id, demand)], largest_bytes=5 * GB)
+        assert rows.place(job_id, seen=placed) is None
+    rows.store.set_demands([(job_id, Demand(GB, "m"))], largest_bytes=5 * GB)
+    lease = rows.place(job_id, seen=placed)
+    assert lease is not None and lease.model == "m"
 
 
 def test_a_plain_claim_never_takes_a_job_that_holds_a_device(rows: Rows) -> None:
