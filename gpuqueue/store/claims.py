@@ -53,7 +53,7 @@ UNSIZED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
 )
-PLACED = (
+AS_PLACED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL "
     "AND demand_model = ? AND demand_bytes = ? AND demand_class > 0"
 )
@@ -252,7 +252,7 @@ def claim_placed(
     Returns: the lease, or None when any of this no longer holds.
     """
     move_due(connection, now_us=now_us)
-    row = connection.execute(PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
+    row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
     if row is None or not gate.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
         return None
     job = to_job(connection, row)

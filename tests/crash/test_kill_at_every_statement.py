@@ -26,7 +26,7 @@ from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
 from tests import history
 from tests.conftest import forks
-from tests.store.rows import BOOM, CARD, NOW_US, Rows, at, room_for
+from tests.store.rows import BOOM, CARD, GB, NOW_US, Rows, at, room_for
 
 pytestmark = forks
 
@@ -307,6 +307,7 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
             done += 1
         with store.reading() as connection:
             placeable = [row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'available' AND queue = 'ai'")]
+        store.set_demands([(job_id, Demand(GB, "")) for job_id in placeable], largest_bytes=CARD.budget_bytes)
         for job_id in placeable:
             lease = rows.placed(job_id, gb=1, s=s, worker="survivor")
             assert rows.complete(lease, s=s)

@@ -25,6 +25,7 @@ STATEMENTS = {
     claims.NEXT_CLASS: "jobs_claim",
     claims.CLASS_HEAD: "jobs_claim",
     claims.UNSIZED: "jobs_claim",
+    claims.AS_PLACED: "key",
     claims.RESERVED: "jobs_reserved",
     jobs.RETRY: "key",
     jobs.CANCEL: "key",
