@@ -77,8 +77,6 @@ class Machine(Clients, Workers, Preemptions, Troubles):
         explanation = handle.explain()
         assert str(explanation).startswith(f"job {job_id}: ")
         reasons = {hold.reason for hold in explanation.reasons}
-        if job["state"] == "running" and reasons == {"worker_gone"}:
-            reasons = set()  # the model does not tell whose worker is gone
         expected = self.model.reasons(job_id)
         assert reasons == expected, f"job {job_id} waits, as the store and the model say: {reasons}, {expected}"
         with self.store.reading() as connection:
