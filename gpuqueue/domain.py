@@ -399,7 +399,7 @@ class DeviceView:
     reading: Reading | None = None
     residents: tuple[Resident, ...] = ()
     reservations: tuple[Reservation, ...] = ()
-    model: str = ""  # that its jobs need at present
+    model: str = ""  # the last that was loaded, and when a job for it was claimed
     model_since: datetime | None = None
 
     @property

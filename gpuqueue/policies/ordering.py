@@ -12,8 +12,8 @@ from gpuqueue.models import full_name
 class Ordering:
     """Priority descending; then jobs whose model a device has loaded; then scheduled_at and id; over all queues.
 
-    A model that a device has served for longer than its `affinity_s` is no longer preferred, so that a job for another one
-    waits at most so long after its turn has come.
+    A device on which no model was loaded for longer than its `affinity_s` prefers none of its models any more, so that a job
+    for another one waits at most so long after its turn has come.
     """
 
     @hookimpl

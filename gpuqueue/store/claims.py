@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gpuqueue.domain import DeviceSettings, Job, Lease, Placement, QueueSettings
+from gpuqueue.models import full_name
 from gpuqueue.rates import level
 from gpuqueue.store.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
 from gpuqueue.store.rows import JOB_COLUMNS, load_arguments, to_job
@@ -33,9 +34,9 @@ TAKE_DEVICE = (
     "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
     "progress = NULL, progress_note = NULL, device = ?, reserved_bytes = ?, preemptible = ?, output_tokens = 0 WHERE id = ?"
 )
-SERVE_MODEL = (
+LOAD_MODEL = (
     "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
-    "SET model = excluded.model, model_since = excluded.model_since WHERE model IS NOT excluded.model"
+    "SET model = excluded.model, model_since = excluded.model_since"
 )
 RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
 IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
@@ -259,7 +260,7 @@ def claim_placed(
     if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
         return None
     reserved = connection.execute(RESERVED, (device.name,)).fetchall()
-    models = {model for _, _, model in reserved if model} | ({job.model} if job.model else set())
+    models = {full_name(model) for model in (job.model, *(item[2] for item in reserved)) if model}
     if (
         len(reserved) >= device.slots
         or len(models) > device.max_models
@@ -269,7 +270,8 @@ def claim_placed(
         return None
     _spend_rate(connection, queue, 1, now_us=now_us)
     connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id))
-    connection.execute(SERVE_MODEL, (device.name, job.model, now_us))
+    if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
+        connection.execute(LOAD_MODEL, (device.name, job.model, now_us))
     return Lease(
         job_id=job.id,
         lease=job.lease + 1,
@@ -283,3 +285,10 @@ def claim_placed(
         model=job.model,
         placement=placement,
     )
+
+
+def _loaded(connection: sqlite3.Connection, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
+    """Name the models that are on a device: those of its reservations, and those that were seen there."""
+    row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
+    seen = json.loads(row[0]) if row is not None and row[0] else ()
+    return {full_name(model) for _, _, model in reserved if model} | {full_name(item["model"]) for item in seen}

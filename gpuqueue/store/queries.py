@@ -266,7 +266,7 @@ def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What a device was last seen to be, and the model that its jobs need."""
+    """What a device was last seen to be, and the last model that was loaded for a job."""
 
     reading: Reading | None = None
     residents: tuple[Resident, ...] = ()

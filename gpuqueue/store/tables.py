@@ -186,7 +186,7 @@ devices = Table(
     Column("name", Text, primary_key=True),
     Column("reading", Text),  # JSON, the last reading and its time
     Column("residents", Text),  # JSON, the models loaded as last seen
-    Column("model", Text),  # that its jobs need at present, and since when
+    Column("model", Text),  # the last that was not there when a job for it was claimed, and when that was
     Column("model_since", Integer),
 )
 

@@ -78,6 +78,8 @@ class Model(ModelRoom):
             return False
         if self._reserved(device) + reserved > settings.budget_bytes:
             return False
+        if job["model"] not in {other["model"] for other in there} | {""}:
+            self.loaded[device] = self.now
         self._start(job, worker, device, reserved)
         job["preemptible"] = self.is_preemptible(job["task"])
         return True

@@ -57,6 +57,7 @@ class ModelJobs:
         }
         self.lost: set[str] = set()  # the devices that cannot be read
         self.seen_lost: set[str] = set()  # those of which a worker has told it
+        self.loaded: dict[str, int] = {}  # when a model was last loaded on each device
         self.noted: dict[str, list[str]] = {}  # the reasons of holds that were last told of
         self.events: list[tuple[Any, ...]] = []
         self.finishes: Counter[int] = Counter()

@@ -17,13 +17,26 @@ class ModelRoom(ModelHolds):
         return 10**6 if limit is None else limit - len(self._jobs("running", queue=queue))
 
     def _heads(self, queues: Iterable[str], room: int) -> list[Job]:
-        """Of each queue and class of demand the first job, if it fits into the room."""
+        """Of each queue and class of demand the first job, if it fits into the room; of equal priority a loaded model's first."""
         heads: dict[tuple[Any, ...], Job] = {}
         for queue in queues:
             for job in sorted(self._jobs("available", queue=queue), key=rank):
                 if job["sized"] and job["bytes"] <= self.largest and job["device"] is None:
                     heads.setdefault((queue, job["model"], job["bytes"] // CLASS_BYTES), job)
-        return sorted((job for job in heads.values() if job["bytes"] <= room), key=rank)
+        preferred = self._preferred()
+        return sorted(
+            (job for job in heads.values() if job["bytes"] <= room),
+            key=lambda job: (-job["priority"], job["model"] not in preferred, rank(job)),
+        )
+
+    def _preferred(self) -> set[str]:
+        """The models of devices that loaded one not long ago."""
+        return {
+            job["model"]
+            for name, settings in self.devices.items()
+            for job in self.on(name)
+            if job["model"] and self.now - self.loaded[name] < settings.affinity_s * SECOND
+        }
 
     def place(self, job: Job, size: int, model: str, lost: Collection[str]) -> tuple[str | None, str]:
         """Where a job gets its memory, or why nowhere."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from gpuqueue.domain import Demand, DeviceSettings, Pause, State
+from gpuqueue.domain import Demand, DeviceSettings, Pause, Resident, State
 from gpuqueue.store.outcomes import Completed
+from gpuqueue.store.queries import device_sightings
 from gpuqueue.units import from_us
 from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
 
@@ -219,6 +220,31 @@ def test_slots_models_and_budget_of_a_device_are_kept(
     rows.queue("ai", gpu=True)
     ids = [rows.enqueue_sized("ai", size, model) for model, size in zip(models, sizes, strict=True)]
     assert sum(rows.place(job_id, device=device) is not None for job_id in ids) == fit
+
+
+def test_a_device_tells_when_a_model_was_last_loaded(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    wide = DeviceSettings("gpu0", 9 * GB, slots=9, max_models=2)
+
+    held = []
+
+    def claimed(model: str, s: float) -> tuple[str, datetime | None]:
+        held.append(rows.placed(rows.enqueue_sized("ai", 1, model), device=wide, s=s))
+        with rows.store.reading() as connection:
+            found = device_sightings(connection)["gpu0"]
+        return found.model, found.model_since
+
+    assert claimed("m", s=1) == ("m", from_us(at(1)))
+    assert claimed("M:latest", s=2) == ("m", from_us(at(1))), "it is there"
+    assert claimed("n", s=3) == ("n", from_us(at(3)))
+    assert claimed("", s=4) == ("n", from_us(at(3)))
+    assert claimed("m", s=5) == ("n", from_us(at(3)))
+    for lease in held:
+        rows.complete(lease)
+        rows.store.release_device(lease.job_id, lease.lease)
+    rows.store.publish_reading("gpu0", reading=None, residents=(Resident("m:latest", GB, GB),), now_us=at(6))
+    assert claimed("m", s=7) == ("n", from_us(at(3))), "it was seen there"
+    assert claimed("k", s=8) == ("k", from_us(at(8)))
 
 
 def test_a_placement_is_checked_again_under_the_lock(rows: Rows) -> None:
