@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from datetime import datetime
 
-from gpuqueue.domain import Event, Record, State
+from gpuqueue.domain import FINISHED, Event, Record, State
 from gpuqueue.errors import UsageError
 from gpuqueue.store import Store, queries
+from gpuqueue.units import from_us, to_us
 
 
 class Follower:
@@ -31,7 +33,16 @@ class Follower:
         with self._store.reading() as connection:
             found = queries.events_after(connection, self.name, limit=limit)
         if found is None:
-            raise UsageError(f"the follower {self.name!r} is not registered any more; make it anew with follow()")
+            raise self._forgotten()
+        return found
+
+    @property
+    def position(self) -> int:
+        """The last event that it passed, 0 for none. Raises: UsageError when it was forgotten."""
+        with self._store.reading() as connection:
+            found = queries.follower_position(connection, self.name)
+        if found is None:
+            raise self._forgotten()
         return found
 
     def advance(self, event_id: int) -> None:
@@ -41,6 +52,9 @@ class Follower:
     def forget(self) -> None:
         """End the following; with the last follower, events are no longer written for everything."""
         self._store.remove_follower(self.name)
+
+    def _forgotten(self) -> UsageError:
+        return UsageError(f"the follower {self.name!r} is not registered any more; make it anew with follow()")
 
 
 class Reader:
@@ -62,16 +76,36 @@ class Reader:
         """Count the jobs: {queue: {state: number}}, leaving out zeros."""
         return queries.counts(self._connection)
 
-    def ids(self, queue: str, state: State | str, *, limit: int | None = None, newest_first: bool = False) -> list[int]:
-        """Return the ids of a queue's jobs in one state, in the order of the queue.
+    def ids(self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False) -> list[int]:
+        """Return the ids of a queue's jobs in a state, or in several that have one order, in the order of the queue.
 
-        Available ones as they will run, running ones by their start, scheduled and retryable ones by their due time, finished
-        ones by their finish; `newest_first` turns the order around. Raises: UsageError for a state that does not exist.
+        Available ones as they will run, running ones by their start, scheduled and retryable ones by their due time, completed,
+        cancelled and discarded ones by their finish; `newest_first` turns the order around.
+        Raises: UsageError for a state that does not exist, and for several without an order in common.
         """
-        if state not in list(State):
-            raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
-        return queries.ordered_ids(self._connection, queue, State(state), limit=limit, newest_first=newest_first)
+        found = _states(states)
+        return queries.ordered_ids(self._connection, queue, found, limit=limit, newest_first=newest_first)
+
+    def finished_by_minute(self, queue: str, *states: State | str, since: datetime) -> dict[datetime, int]:
+        """Count the jobs of a queue that finished in each minute since a moment, of those that are kept: {minute: number}."""
+        found = queries.finished_by_minute(self._connection, queue, _states(states), since_us=to_us(since))
+        return {from_us(minute * 60_000_000): count for minute, count in found.items()}
 
     def records(self, ids: Iterable[int]) -> dict[int, Record]:
         """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
         return queries.records(self._connection, ids)
+
+
+_TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, FINISHED)
+
+
+def _states(given: tuple[State | str, ...]) -> list[State]:
+    for state in given:
+        if state not in list(State):
+            raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+    found = [State(state) for state in given]
+    if not any(found and set(found) <= group for group in _TOGETHER):
+        raise UsageError(
+            f"jobs that are {' or '.join(found) or 'in no state'} have no order in common; ask for one after the other"
+        )
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from gpuqueue import Discard, JobFailed, UsageError, current_job
@@ -31,6 +33,7 @@ def test_a_follower_reads_everything_from_its_beginning_until_it_passes_it(make_
     assert not again.is_new
     assert again.read() == follower.read()
     again.advance(told[0].id)
+    assert follower.position == told[0].id
     assert told[0] not in follower.read()
     again.advance(1)
     assert told[0] not in follower.read(), "a cursor never goes back"
@@ -96,9 +99,14 @@ def test_a_reader_has_the_ids_in_the_order_of_the_queue_and_all_of_each_job(make
         assert reader.ids("default", "scheduled") == [sooner.id, later.id]
         assert reader.ids("default", "completed", newest_first=True, limit=1) == [jobs[1].id]
         found = reader.records([*(job.id for job in jobs), 999])
+        assert reader.ids("default", "completed", "discarded", "cancelled") == [job.id for job in jobs]
+        minutes = reader.finished_by_minute("default", "completed", since=gq.now() - timedelta(hours=1))
         with pytest.raises(UsageError, match="there is no state 'done'"):
             reader.ids("default", "done")
+        with pytest.raises(UsageError, match="available or running have no order in common"):
+            reader.ids("default", "available", "running")
+    assert sum(minutes.values()) == 2 and all(moment.second == moment.microsecond == 0 for moment in minutes)
     assert sorted(found) == [job.id for job in jobs]
-    assert found[jobs[0].id].result == '{"n": 0}'
+    assert found[jobs[0].id].result == '{"n":0}'
     assert [line.message for line in found[jobs[0].id].logs] == ["at 0"]
     assert found[jobs[2].id].result is None and found[jobs[2].id].job.error.message == "not this one"

@@ -416,8 +416,8 @@ _ORDERS = {
     State.RUNNING: ("started_at", "id"),
     State.SCHEDULED: ("scheduled_at", "id"),
     State.RETRYABLE: ("scheduled_at", "id"),
+    **{state: ("finished_at", "id") for state in FINISHED},
 }
-_BY_FINISH = ("finished_at", "id")
 RECORDS_AT_ONCE = 500
 
 
@@ -426,20 +426,40 @@ def events_after(connection: sqlite3.Connection, follower: str, *, limit: int) -
     return events.after(connection, follower, limit=limit)
 
 
+def follower_position(connection: sqlite3.Connection, follower: str) -> int | None:
+    row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
+    return None if row is None else int(row[0])
+
+
 def last_event_id(connection: sqlite3.Connection) -> int:
     (found,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     return int(found)
 
 
 def ordered_ids(
-    connection: sqlite3.Connection, queue: str, state: State, *, limit: int | None = None, newest_first: bool = False
+    connection: sqlite3.Connection, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
 ) -> list[int]:
-    """Return the ids of a queue's jobs in one state, in the order in which they run, started, are due or finished."""
-    columns = _ORDERS.get(state, _BY_FINISH)
+    """Return the ids of a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
+    wanted = sorted(states)
+    columns = _ORDERS[wanted[0]]
     if newest_first:
         columns = tuple(name.removesuffix(" DESC") if name.endswith(" DESC") else f"{name} DESC" for name in columns)
-    statement = f"SELECT id FROM jobs WHERE state = '{state}' AND queue = ? ORDER BY {', '.join(columns)} LIMIT ?"
+    finished = "AND finished_at IS NOT NULL " if wanted[0] in FINISHED else ""
+    named = ", ".join(f"'{state}'" for state in wanted)
+    which = f"state = {named}" if len(wanted) == 1 else f"state IN ({named})"
+    statement = f"SELECT id FROM jobs WHERE {which} AND queue = ? {finished}ORDER BY {', '.join(columns)} LIMIT ?"
     return [id_ for (id_,) in connection.execute(statement, (queue, -1 if limit is None else limit))]
+
+
+def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:
+    """Count the jobs of a queue that finished in each minute, of those that are kept: {minutes since 1970: number}."""
+    named = ", ".join(f"'{state}'" for state in states)
+    rows = connection.execute(
+        f"SELECT finished_at / 60000000, count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ? AND queue = ? "
+        f"AND state IN ({named}) GROUP BY 1",
+        (since_us, queue),
+    )
+    return dict(rows.fetchall())
 
 
 def records(connection: sqlite3.Connection, ids: Iterable[int]) -> dict[int, Record]:
