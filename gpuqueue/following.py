@@ -96,7 +96,7 @@ class Reader:
         return queries.records(self._connection, ids)
 
 
-_TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, FINISHED)
+_TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, set(FINISHED))
 
 
 def _states(given: tuple[State | str, ...]) -> list[State]:
