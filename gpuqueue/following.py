@@ -76,9 +76,7 @@ class Reader:
         """Count the jobs: {queue: {state: number}}, leaving out zeros."""
         return queries.counts(self._connection)
 
-    def entries(
-        self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False
-    ) -> list[Entry]:
+    def entries(self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False) -> list[Entry]:
         """Return a queue's jobs in a state, or in several that have one order, in the order of the queue: cheap for thousands.
 
         Available ones as they will run, running ones by their start, scheduled and retryable ones by their due time, completed,

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gpuqueue import State
-from gpuqueue.plugins import Event, Job, Record
+from gpuqueue import Entry, Event, Job, Record, State
 
 MAX_EVENTS = 10_000
 VERSION = "gpuqueue:1"
 LARGEST_PRIORITY = 2**21 - 1
 MINUTES = 24 * 60  # of metrics
+DELAYED = (State.SCHEDULED, State.RETRYABLE)
 FAILED = (State.DISCARDED, State.CANCELLED)
-
-Value = Mapping[str, str] | Sequence[str] | Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +104,10 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _delay_ms(job: Job) -> int:
-    return max(0, milliseconds(job.scheduled_at) - milliseconds(job.enqueued_at)) if is_delayed(job) else 0
+    return max(0, milliseconds(job.scheduled_at) - milliseconds(job.enqueued_at)) if job.state in DELAYED else 0
 
 
-def is_delayed(job: Job) -> bool:
-    return job.state in (State.SCHEDULED, State.RETRYABLE)
-
-
-def _priority(job: Job) -> int:
+def _priority(job: Job | Entry) -> int:
     """Here a higher priority runs first and 0 is usual; there a lower one does, and 0 runs before all."""
     return min(-job.priority, LARGEST_PRIORITY) if job.priority < 0 else 0
 
@@ -135,19 +129,25 @@ def result_of(record: Record | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueueRows:
-    """What the keys of a queue are made of; ids and jobs in the store's order."""
+    """What the keys of a queue are made of; jobs in the queue's order. `counts` are of all jobs, also of those left out."""
 
-    waiting: Sequence[Job]
-    running: Sequence[int]
-    delayed: Sequence[Job]
-    completed: Sequence[Job]
-    failed: Sequence[Job]
+    waiting: Sequence[Entry]
+    running: Sequence[Entry]
+    delayed: Sequence[Entry]
+    completed: Sequence[Entry]
+    failed: Sequence[Entry]
     is_held: bool
     concurrency: int | None
     counts: Mapping[str, int]
     completed_by_minute: Mapping[datetime, int]
     failed_by_minute: Mapping[datetime, int]
-    now: datetime
+
+    @property
+    def ids(self) -> set[int]:
+        """The jobs that are shown."""
+        return {
+            entry.id for entries in (self.waiting, self.running, self.delayed, self.completed, self.failed) for entry in entries
+        }
 
 
 def queue_keys(rows: QueueRows) -> dict[str, Key]:
@@ -157,17 +157,15 @@ def queue_keys(rows: QueueRows) -> dict[str, Key]:
         meta["paused"] = "1"  # there is no "not paused": readers ask whether the field exists
     if rows.concurrency is not None:
         meta["concurrency"] = str(rows.concurrency)
-    first = [job for job in rows.waiting if job.priority >= 0]
-    later = [job for job in rows.waiting if job.priority < 0]
+    first = [entry for entry in rows.waiting if entry.priority >= 0]
+    later = [entry for entry in rows.waiting if entry.priority < 0]
     counts = rows.counts
     failed_count = sum(counts.get(state, 0) for state in FAILED)
     return {
         "meta": Key("hash", meta),
-        "wait": Key("list", [str(job.id) for job in reversed(first)]),  # the tail runs next
-        "active": Key("list", [str(id_) for id_ in reversed(rows.running)]),
-        "prioritized": Key(
-            "zset", {str(job.id): float(_priority(job) * 2**32 + number) for number, job in enumerate(later)}
-        ),
+        "wait": Key("list", [str(entry.id) for entry in reversed(first)]),  # the tail runs next
+        "active": Key("list", [str(entry.id) for entry in reversed(rows.running)]),
+        "prioritized": Key("zset", _prioritized(later)),
         "delayed": Key("zset", _delayed(rows.delayed)),
         "completed": Key("zset", _finished(rows.completed)),
         "failed": Key("zset", _finished(rows.failed)),
@@ -176,19 +174,23 @@ def queue_keys(rows: QueueRows) -> dict[str, Key]:
     }
 
 
-def _delayed(jobs: Iterable[Job]) -> dict[str, float]:
+def _prioritized(entries: Iterable[Entry]) -> dict[str, float]:
+    return {str(entry.id): float(_priority(entry) * 2**32 + number) for number, entry in enumerate(entries)}
+
+
+def _delayed(entries: Iterable[Entry]) -> dict[str, float]:
     found: dict[str, float] = {}
     last_ms, rank = -1, 0
-    for job in jobs:
-        due_ms = milliseconds(job.scheduled_at)
+    for entry in entries:
+        due_ms = milliseconds(entry.scheduled_at)
         rank = rank + 1 if due_ms == last_ms else 0
         last_ms = due_ms
-        found[str(job.id)] = float(due_ms * 4096 + min(rank, 4095))
+        found[str(entry.id)] = float(due_ms * 4096 + min(rank, 4095))
     return found
 
 
-def _finished(jobs: Iterable[Job]) -> dict[str, float]:
-    return {str(job.id): float(milliseconds(job.finished_at)) for job in jobs if job.finished_at is not None}
+def _finished(entries: Iterable[Entry]) -> dict[str, float]:
+    return {str(entry.id): float(milliseconds(entry.finished_at)) for entry in entries if entry.finished_at is not None}
 
 
 def _metrics(name: str, count: int, by_minute: Mapping[datetime, int]) -> dict[str, Key]:
