@@ -46,14 +46,6 @@ class Source:
             failed_by_minute=reader.finished_by_minute(name, *FAILED, since=since),
         )
 
-    def left_out(self, reader: Reader, name: str, number: int) -> set[int]:
-        """The finished jobs of a queue that are not shown any more, of those that the last `number` to finish pushed out."""
-        found: set[int] = set()
-        for states, kept in (((State.COMPLETED,), self._kept.completed), (FAILED, self._kept.failed)):
-            newest = reader.entries(name, *states, newest_first=True, limit=kept + number)
-            found |= {entry.id for entry in newest[kept:]}
-        return found
-
     def everything(self, reader: Reader, prefix: str) -> Iterator[tuple[str, Key]]:
         """Every key there is to be: (key, what it holds), a queue after the other."""
         holds, counts = self.holds(), reader.counts()
