@@ -164,7 +164,7 @@ class Mirroring:
         with self._gq.read() as reader:
             cursor, queues = reader.last_event_id, reader.queues()
             count = self.target.rebuild(
-                self._source.everything(reader, self._settings.prefix),
+                self._source.everything(reader, self._settings.prefix, self._source.held()),
                 cursor=cursor,
                 queues=queues,
                 term=self._term,
@@ -177,12 +177,12 @@ class Mirroring:
 
     def _refresh_queues(self) -> None:
         """Write the keys of queues that are held or not since the last look, or are new or gone; and the metrics each minute."""
-        holds = self._source.holds()
+        held = self._source.held()
         minute = int(time.time() // 60)
-        changed = {name for name, found in holds.items() if self._held.get(name) is not bool(found)}
-        gone = self._shown.keys() - holds.keys()
+        changed = {name for name, is_held in held.items() if self._held.get(name) is not is_held}
+        gone = self._shown.keys() - held.keys()
         if minute != self._metrics_minute:
-            changed |= holds.keys()
+            changed |= held.keys()
         if not changed and not gone:
             return
         with self._gq.read() as reader:
@@ -201,7 +201,7 @@ class Mirroring:
                 return 0  # what is not written yet would look like a difference
             queues = reader.queues()
             self.target.mend_streams(queues)
-            found = differences(reader, self._source, self.target)
+            found = differences(reader, self._source, self.target, self._held)
             count = 0
             while part := list(islice(found, WRITTEN_AT_ONCE)):
                 changes = Changes(
@@ -238,10 +238,10 @@ class Mirroring:
     def _project(self, reader: Reader, names: set[str], touched: dict[int, Record]) -> _Changes:
         """Say what the keys of queues are to be, and those of the jobs that were touched, came, or left."""
         changes = _Changes()
-        counts, holds = reader.counts(), self._source.holds()
+        counts, held = reader.counts(), self._source.held()
         records = dict(touched)
         for name in names & set(reader.queues()):
-            is_held = bool(holds.get(name))
+            is_held = held.get(name, False)
             rows = self._source.queue(reader, name, is_held=is_held, counts=counts.get(name, {}))
             changes.keys.update(self._named(name, queue_keys(rows)))
             before, now = self._shown_before(name), rows.ids

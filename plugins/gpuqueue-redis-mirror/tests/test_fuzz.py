@@ -198,7 +198,8 @@ def test_it_ends_as_a_fresh_one(seed, make_gpuqueue, redis_server, make_redis_se
         if has_others:
             play.writer.mend()
         with gq.read() as reader:
-            left = list(compare.differences(reader, Source(gq, Kept(3, 2)), play.writer.target))
+            source = Source(gq, Kept(3, 2))
+            left = list(compare.differences(reader, source, play.writer.target, source.held()))
         assert left == []
         fresh = make_redis_server()
         other = Play(gq, fresh, seed)

@@ -65,9 +65,10 @@ def start():
 def found(gq, server, kept=(1000, 5000)):
     """The differences between the mirror and the queue."""
     target = Target(server.url_with_password, "bull", service.identity(gq))
+    source = Source(gq, Kept(*kept))
     try:
         with gq.read() as reader:
-            return [f"{item.name}: {item.what}" for item in compare.differences(reader, Source(gq, Kept(*kept)), target)]
+            return [f"{item.name}: {item.what}" for item in compare.differences(reader, source, target, source.held())]
     except redis.RedisError as error:
         return [str(error)]
     finally:
