@@ -1,0 +1,168 @@
+"""A queue that is written by hand, as the mirror's reference has it, reads the same in every client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from .readers import NodeQueueEvents, Reader, ReadFailed
+from .servers import Server
+
+QUEUE = "ai-batch"
+BASE = f"bull:{QUEUE}:"
+NOW_MS = 1_790_000_000_000
+COMPLETED = {
+    "name": "ollama.generate",
+    "data": {"model": "gemma4:e4b", "prompt": "später"},
+    "opts": {"attempts": 3, "priority": 0},
+    "timestamp": NOW_MS,
+    "delay": 0,
+    "priority": 0,
+    "processedOn": NOW_MS + 1000,
+    "finishedOn": NOW_MS + 2000,
+    "attemptsStarted": 2,
+    "attemptsMade": 1,
+    "stalledCounter": 1,
+    "progress": {"tokens": 7},
+    "returnvalue": {"text": "ok"},
+    "processedBy": "gpu 1",
+    "deduplicationId": "once",
+}
+FAILED = {
+    "name": "render",
+    "data": [1, 2],
+    "opts": {},
+    "timestamp": NOW_MS,
+    "delay": 0,
+    "priority": 0,
+    "processedOn": NOW_MS + 1000,
+    "finishedOn": NOW_MS + 3000,
+    "attemptsStarted": 1,
+    "attemptsMade": 1,
+    "failedReason": 'not "there"',
+    "stacktrace": ["first", "second"],
+}
+STORED_AS = {
+    **{"attemptsStarted": "ats", "attemptsMade": "atm", "stalledCounter": "stc", "processedBy": "pb"},
+    **{"deduplicationId": "deid"},
+}
+IN_JSON = ("data", "opts", "progress", "returnvalue", "stacktrace")
+IDS = {
+    "waiting": ["1", "2", "3"],
+    "active": ["4"],
+    "prioritized": ["5", "6"],
+    "delayed": ["7", "8"],
+    "completed": ["10", "9"],
+    "failed": ["11"],
+}
+
+
+def job_hash(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        STORED_AS.get(name, name): json.dumps(value) if name in IN_JSON else value
+        for name, value in fields.items()
+    }
+
+
+@pytest.fixture
+def written(redis_server: Server) -> Server:
+    """The server with one queue in which each state has its jobs."""
+    plain = {"name": "task", "data": {}, "opts": {}, "timestamp": NOW_MS, "delay": 0, "priority": 0}
+    with redis_server.client() as client, client.pipeline() as pipe:
+        pipe.hset(BASE + "meta", mapping={"opts.maxLenEvents": 10000, "version": "bullmq:6.7.0"})
+        for job_id in range(1, 9):
+            pipe.hset(f"{BASE}{job_id}", mapping=job_hash(plain))
+        for job_id in ("9", "10"):
+            pipe.hset(BASE + job_id, mapping=job_hash(COMPLETED))
+        pipe.hset(BASE + "11", mapping=job_hash(FAILED))
+        pipe.lpush(BASE + "wait", "1", "2", "3")
+        pipe.lpush(BASE + "active", "4")
+        pipe.zadd(BASE + "prioritized", {"6": 9 * 2**32 + 1, "5": 2 * 2**32 + 2})
+        pipe.zadd(BASE + "delayed", {"8": (NOW_MS + 500) * 4096 + 1, "7": (NOW_MS + 500) * 4096})
+        pipe.zadd(BASE + "completed", {"9": NOW_MS + 2000, "10": NOW_MS + 2001})
+        pipe.zadd(BASE + "failed", {"11": NOW_MS + 3000})
+        pipe.rpush(BASE + "9:logs", "loaded the model", "done: ü")
+        pipe.hset(BASE + "metrics:completed", mapping={"count": 12, "prevTS": NOW_MS, "prevCount": 12})
+        pipe.rpush(BASE + "metrics:completed:data", 3, 0, 9)
+        pipe.execute()
+    return redis_server
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"event": "added", "jobId": "9", "name": "ollama.generate"},
+    {"event": "waiting", "jobId": "9"},
+    {"event": "active", "jobId": "9", "prev": "waiting"},
+    {"event": "progress", "jobId": "9", "data": {"tokens": 7}},
+    {"event": "completed", "jobId": "9", "returnvalue": {"text": "ok"}, "prev": "active"},
+    {"event": "failed", "jobId": "11", "failedReason": 'not "there"', "prev": "active"},
+    {"event": "retries-exhausted", "jobId": "11", "attemptsMade": "1"},
+    {"event": "removed", "jobId": "12", "prev": "completed"},
+    {"event": "paused"},
+    {"event": "resumed"},
+    {"event": "drained"},
+]
+
+
+def add_event(server: Server, event_id: str, event: dict[str, Any]) -> None:
+    fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in event.items()}
+    with server.client() as client:
+        client.xadd(BASE + "events", fields, id=event_id)
+
+
+def test_the_counts_are_those_of_the_states(written: Server, reader: Reader) -> None:
+    counts = {state: count for state, count in reader.counts(QUEUE).items() if count}
+    assert counts == {state: len(ids) for state, ids in IDS.items()}
+
+
+@pytest.mark.parametrize("state", IDS)
+def test_the_next_to_run_comes_first_and_of_finished_jobs_the_newest(written: Server, reader: Reader, state: str) -> None:
+    newest_first = reader.name == "bull-board" and state not in ("completed", "failed")
+    assert reader.ids(QUEUE, state) == (IDS[state][::-1] if newest_first else IDS[state])
+
+
+@pytest.mark.parametrize(("job_id", "state", "fields"), [("9", "completed", COMPLETED), ("11", "failed", FAILED)])
+def test_a_job_has_every_field_that_was_written(
+    written: Server, reader: Reader, job_id: str, state: str, fields: dict[str, Any]
+) -> None:
+    job = reader.job(QUEUE, job_id)
+    print(reader.name, job)
+    assert job is not None
+    assert job["id"] == job_id
+
+
+def test_a_job_that_is_not_there_is_none(written: Server, reader: Reader) -> None:
+    assert reader.job(QUEUE, "99") is None
+
+
+def test_a_queue_is_paused_as_long_as_its_meta_has_the_field(written: Server, reader: Reader) -> None:
+    assert not reader.is_paused(QUEUE)
+    with written.client() as client:
+        client.hset(BASE + "meta", "paused", 1)
+        assert reader.is_paused(QUEUE)
+        client.hdel(BASE + "meta", "paused")
+    assert not reader.is_paused(QUEUE)
+
+
+def test_the_lines_of_a_log_come_in_their_order(written: Server, reader: Reader) -> None:
+    assert reader.logs(QUEUE, "9") == ["loaded the model", "done: ü"]
+    assert reader.logs(QUEUE, "10") == []
+
+
+def test_metrics_are_the_counts_of_past_minutes(written: Server, reader: Reader) -> None:
+    expected = {"count": 12, "prevTS": NOW_MS, "prevCount": 12, "data": [3, 0, 9]}
+    assert reader.metrics(QUEUE, "completed") == (None if reader.name == "bullmq for Python" else expected)
+
+
+def test_events_are_heard_as_they_were_written(redis_server: Server, reader: Reader) -> None:
+    for n, event in enumerate(EVENTS, start=1):
+        add_event(redis_server, f"{NOW_MS}-{n}", event)
+    heard = reader.events(QUEUE)
+    if reader.name == "bull-board":
+        assert heard is None
+        return
+    assert heard == [{"id": f"{NOW_MS}-{n}", **event} for n, event in enumerate(EVENTS, start=1)]
+    assert reader.events(QUEUE, f"{NOW_MS}-{len(EVENTS) - 1}") == heard[-1:]
+    assert reader.events(QUEUE, f"{NOW_MS}-{len(EVENTS)}") == []
