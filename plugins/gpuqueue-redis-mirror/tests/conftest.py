@@ -91,7 +91,7 @@ def every_reader(make_reader: Callable[[str, str], Reader], redis_server: Server
 
 @pytest.fixture
 def listen(redis_server: Server) -> Iterator[Callable[..., NodeQueueEvents]]:
-    """`listen(queue, package=…, start=…)` starts a listener on `redis_server`; ended at the end. It skips where there is no Node."""
+    """`listen(queue, package=…, start=…)` starts a listener on `redis_server`, ended at the end; without Node it skips."""
     listeners: list[NodeQueueEvents] = []
 
     def start(queue: str, **options: str) -> NodeQueueEvents:

@@ -17,7 +17,9 @@ __all__ = ["SCRIPTS", "NodeMissing", "installed_packages", "node_binary"]
 
 SCRIPTS = Path(__file__).parent / "node"
 # What npm says where it cannot get through, as against a package that is wrong.
-UNREACHABLE = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT|E50\d")
+UNREACHABLE = re.compile(
+    r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT|E50\d"
+)
 
 
 class NodeMissing(Exception):

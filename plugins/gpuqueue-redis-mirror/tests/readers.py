@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import bullmq
 import httpx
@@ -224,9 +224,9 @@ class NodeBullMQ:
 
 
 class BullBoard:
-    """The dashboard bull-board over HTTP, with BullMQ 6 behind it; it shows no events and lists every state newest first."""
+    """The dashboard bull-board over HTTP, with BullMQ 6 behind it; it shows no events and lists the last to run first."""
 
-    FIELDS = {"attempts": "attemptsMade", "returnValue": "returnvalue"}
+    FIELDS: ClassVar = {"attempts": "attemptsMade", "returnValue": "returnvalue"}
 
     def __init__(self, url: str, process: NodeProcess) -> None:
         self.name = "bull-board"
@@ -250,8 +250,9 @@ class BullBoard:
         found = self._get(queue, f"/api/queues/{queue}/{job_id}")
         if found is None:
             return None
-        known = {field: value for field, value in found["job"].items() if value is not None}
-        return {**{self.FIELDS.get(field, field): value for field, value in known.items()}, "state": found["status"]}
+        known = {self.FIELDS.get(field, field): value for field, value in found["job"].items() if value is not None}
+        # The dashboard shows the last failure first.
+        return {**known, "stacktrace": known["stacktrace"][::-1], "state": found["status"]}
 
     def is_paused(self, queue: str) -> bool:
         return self._listing(queue)["isPaused"]

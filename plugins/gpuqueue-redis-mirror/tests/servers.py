@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gpuqueue.testing.waiting import wait_until
 
@@ -175,7 +177,7 @@ class Server:
 def _answers(port: int, pid: int) -> bool:
     """Whether this very process answers: two that start at once may have chosen one port, and only one has it."""
     try:
-        with redis.Redis(host=HOST, port=port) as client:
+        with redis.Redis(host=HOST, port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.info("server")["process_id"] == pid)
     except redis.RedisError:
         return False

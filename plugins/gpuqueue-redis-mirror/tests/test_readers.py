@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
+
+from gpuqueue.testing.waiting import wait_until
 
 from .readers import NodeQueueEvents, Reader, ReadFailed
 from .servers import Server
@@ -61,10 +65,7 @@ IDS = {
 
 
 def job_hash(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        STORED_AS.get(name, name): json.dumps(value) if name in IN_JSON else value
-        for name, value in fields.items()
-    }
+    return {STORED_AS.get(name, name): json.dumps(value) if name in IN_JSON else value for name, value in fields.items()}
 
 
 @pytest.fixture
@@ -123,14 +124,21 @@ def test_the_next_to_run_comes_first_and_of_finished_jobs_the_newest(written: Se
     assert reader.ids(QUEUE, state) == (IDS[state][::-1] if newest_first else IDS[state])
 
 
+# What a client does not show of a job.
+UNKNOWN = {"bullmq for Python": {"processedBy", "deduplicationId"}, "bull-board": {"priority", "attemptsStarted"}}
+
+
 @pytest.mark.parametrize(("job_id", "state", "fields"), [("9", "completed", COMPLETED), ("11", "failed", FAILED)])
 def test_a_job_has_every_field_that_was_written(
     written: Server, reader: Reader, job_id: str, state: str, fields: dict[str, Any]
 ) -> None:
     job = reader.job(QUEUE, job_id)
-    print(reader.name, job)
     assert job is not None
-    assert job["id"] == job_id
+    assert (job["id"], job["state"]) == (job_id, state)
+    assert fields["opts"].items() <= job.pop("opts").items()
+    shown = {name: value for name, value in fields.items() if name != "opts"}
+    assert {name: job[name] for name in shown if name in job} == {name: shown[name] for name in shown if name in job}
+    assert {name for name in shown if name not in job} <= UNKNOWN.get(reader.name, set())
 
 
 def test_a_job_that_is_not_there_is_none(written: Server, reader: Reader) -> None:
@@ -166,3 +174,115 @@ def test_events_are_heard_as_they_were_written(redis_server: Server, reader: Rea
     assert heard == [{"id": f"{NOW_MS}-{n}", **event} for n, event in enumerate(EVENTS, start=1)]
     assert reader.events(QUEUE, f"{NOW_MS}-{len(EVENTS) - 1}") == heard[-1:]
     assert reader.events(QUEUE, f"{NOW_MS}-{len(EVENTS)}") == []
+
+
+def test_a_paused_queue_keeps_its_waiting_jobs(written: Server, reader: Reader) -> None:
+    with written.client() as client:
+        client.hset(BASE + "meta", "paused", 1)
+    assert reader.counts(QUEUE)["waiting"] == 3
+    assert sorted(reader.ids(QUEUE, "waiting")) == IDS["waiting"]
+
+
+def test_workers_are_seen_by_the_names_of_their_connections(redis_server: Server, reader: Reader) -> None:
+    encoded = base64.b64encode(QUEUE.encode()).decode()
+    shown_to = QUEUE if reader.name == "bullmq for Python" else encoded
+    assert reader.workers(QUEUE) == []
+    names = [f"bull:{shown_to}:w:gpu-1", f"bull:{shown_to}:w:cpu-1", f"bull:{shown_to}x:w:other"]
+    clients = [redis_server.client(client_name=name) for name in names]
+    for client in clients:
+        client.ping()
+    assert reader.workers(QUEUE) == ["cpu-1", "gpu-1"]
+    for client in clients:
+        client.close()
+
+
+def test_an_empty_server_reads_as_an_empty_queue_and_stays_empty(redis_server: Server, every_reader: list[Reader]) -> None:
+    for reader in every_reader:
+        assert set(reader.counts(QUEUE).values()) == {0}
+        assert reader.ids(QUEUE, "waiting") == []
+        assert not reader.is_paused(QUEUE)
+        assert reader.logs(QUEUE, "1") == []
+        assert reader.events(QUEUE) in ([], None)
+    with redis_server.client() as client:
+        assert client.keys("*") == []
+
+
+def test_a_job_whose_data_is_not_json_spoils_the_whole_page(written: Server, reader: Reader) -> None:
+    with written.client() as client:
+        client.hset(BASE + "2", "data", "{not json")
+    with pytest.raises(ReadFailed):
+        reader.ids(QUEUE, "waiting")
+    assert reader.counts(QUEUE)["waiting"] == 3
+
+
+def test_a_server_that_is_away_is_a_failed_read_and_the_reader_reads_again_when_it_is_back(
+    written: Server, reader: Reader
+) -> None:
+    assert reader.counts(QUEUE)["waiting"] == 3
+    written.stop()
+    with pytest.raises(ReadFailed):
+        reader.counts(QUEUE)
+    written.start()
+    assert wait_until(lambda: reads(reader)) == {"waiting": 0}
+
+
+def reads(reader: Reader) -> dict[str, int] | None:
+    try:
+        return {"waiting": reader.counts(QUEUE)["waiting"]}
+    except ReadFailed:
+        return None
+
+
+READ_ONLY = (
+    *("-@all", "+@read", "+@transaction", "+@connection", "-client|kill", "-client|pause", "-client|unpause"),
+    *("-client|unblock", "-client|no-evict", "-client|reply", "+eval", "+evalsha", "+script|load", "+script|exists", "+info"),
+)
+
+
+@pytest.mark.parametrize("kind", ["python", "node-5", "node-6", "bull-board"])
+def test_a_user_who_may_only_read_is_enough(written: Server, make_reader: Callable[[str, str], Reader], kind: str) -> None:
+    with written.client() as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~bull:*", *READ_ONLY)
+        add_event(written, f"{NOW_MS}-1", EVENTS[0])
+    url = written.url.replace("redis://", "redis://reader:secret@")
+    reader = make_reader(kind, url)
+    assert reader.ids(QUEUE, "completed") == IDS["completed"]
+    assert reader.counts(QUEUE)["failed"] == 1
+    assert reader.job(QUEUE, "9")
+    assert reader.logs(QUEUE, "9")
+    assert reader.workers(QUEUE) == []
+    assert reader.metrics(QUEUE, "failed") in (None, {"count": 0, "prevTS": 0, "prevCount": 0, "data": []})
+    assert reader.events(QUEUE) in (None, [{"id": f"{NOW_MS}-1", **EVENTS[0]}])
+    with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.hdel(BASE + "meta", "version")
+
+
+@pytest.mark.parametrize("package", ["bullmq-5", "bullmq"])
+def test_a_listener_hears_each_event_and_outlives_a_restart(
+    redis_server: Server, listen: Callable[..., NodeQueueEvents], package: str
+) -> None:
+    add_event(redis_server, f"{NOW_MS}-1", EVENTS[0])
+    listener = listen(QUEUE, package=package)
+    assert listener.wait_until_heard("added", jobId="9")["id"] == f"{NOW_MS}-1"
+    redis_server.restart(keep_data=True)
+    add_event(redis_server, f"{NOW_MS}-2", EVENTS[4])
+    assert listener.wait_until_heard("completed")["returnvalue"] == {"text": "ok"}
+    assert [heard["event"] for heard in listener.heard] == ["added", "completed"]
+    assert listener.died_of is None
+
+
+@pytest.mark.parametrize("package", ["bullmq-5", "bullmq"])
+def test_a_completed_event_without_a_return_value_kills_a_listener(
+    redis_server: Server, listen: Callable[..., NodeQueueEvents], package: str
+) -> None:
+    listener = listen(QUEUE, package=package)
+    add_event(redis_server, f"{NOW_MS}-1", {"event": "completed", "jobId": "9", "prev": "active"})
+    assert "JSON" in listener.wait_until_dead()
+    assert listener.heard == []
+
+
+def test_an_id_without_its_hash_is_counted_and_not_listed(written: Server, reader: Reader) -> None:
+    with written.client() as client:
+        client.delete(BASE + "10")
+    assert reader.counts(QUEUE)["completed"] == 2
+    assert reader.ids(QUEUE, "completed") == ["9"]
