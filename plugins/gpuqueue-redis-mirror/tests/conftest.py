@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from .listener import NodeQueueEvents
 from .node_packages import NodeMissing
 from .node_process import NodeProcess
-from .readers import BullBoard, NodeBullMQ, NodeQueueEvents, PythonBullMQ, Reader
+from .readers import BullBoard, NodeBullMQ, PythonBullMQ, Reader
 from .servers import Server
 
 READERS = ("python", "node-5", "node-6", "bull-board")

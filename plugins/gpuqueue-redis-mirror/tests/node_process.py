@@ -28,9 +28,7 @@ class NodeProcess:
         self._said = threading.Condition()
         self._silent = False  # it has said its last line
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 – closed with the process
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         self._listener = threading.Thread(target=self._listen, name=f"node {script}", daemon=True)
         self._listener.start()
 

@@ -19,11 +19,11 @@ from gpuqueue.testing.waiting import DEADLINE_S
 
 from .node_process import NodeProcess
 
-__all__ = ["BullBoard", "NodeBullMQ", "NodeQueueEvents", "PythonBullMQ", "ReadFailed", "Reader"]
+__all__ = ["START", "BullBoard", "NodeBullMQ", "PythonBullMQ", "ReadFailed", "Reader"]
 
 Read = TypeVar("Read")
 NEWEST_FIRST = ("completed", "failed")
-START = "0-0"
+START = "0-0"  # before every event
 
 
 class ReadFailed(Exception):
@@ -111,7 +111,9 @@ class PythonBullMQ:
         await client.aclose()
         if not last or _number(last[0][0]) <= _number(start):
             return []
-        consumer = _Recording(queue, {"connection": self._client(), "autorun": False, "lastEventId": start})
+        options = {"connection": self._client(), "autorun": False, "lastEventId": start}
+        # It closes only once a read has come to its end, and after the last event no read has anything to come back with.
+        consumer = _Recording(queue, {**options, "blockingTimeout": 50})
         running = asyncio.create_task(consumer.run())
         try:
             await asyncio.wait_for(consumer.heard_of(last[0][0]), DEADLINE_S)
@@ -234,17 +236,17 @@ class BullBoard:
         self._http = httpx.Client(timeout=DEADLINE_S, trust_env=False)
 
     def counts(self, queue: str) -> dict[str, int]:
-        return self._listing(queue)["counts"]
+        return self._queue(queue)["counts"]
 
     def ids(self, queue: str, state: str) -> list[str]:
-        listing = self._listing(queue, status=state, jobsPerPage=100)
-        pages = range(2, listing["pagination"]["pageCount"] + 1)
-        jobs = [*listing["jobs"], *(job for page in pages for job in self.page(queue, state, page, per_page=100))]
+        shown = self._queue(queue, activeQueue=queue, status=state, jobsPerPage=100)
+        pages = range(2, shown["pagination"]["pageCount"] + 1)
+        jobs = [*shown["jobs"], *(job for page in pages for job in self.page(queue, state, page, per_page=100))]
         return [job["id"] for job in jobs]
 
     def page(self, queue: str, state: str, page: int, *, per_page: int = 10) -> list[dict[str, Any]]:
         """The jobs of one page, as the dashboard's list shows them; the first page is 1."""
-        return self._listing(queue, status=state, page=page, jobsPerPage=per_page)["jobs"]
+        return self._queue(queue, activeQueue=queue, status=state, page=page, jobsPerPage=per_page)["jobs"]
 
     def job(self, queue: str, job_id: str) -> dict[str, Any] | None:
         found = self._get(queue, f"/api/queues/{queue}/{job_id}")
@@ -255,7 +257,7 @@ class BullBoard:
         return {**known, "stacktrace": known["stacktrace"][::-1], "state": found["status"]}
 
     def is_paused(self, queue: str) -> bool:
-        return self._listing(queue)["isPaused"]
+        return self._queue(queue)["isPaused"]
 
     def logs(self, queue: str, job_id: str) -> list[str]:
         return self._get(queue, f"/api/queues/{queue}/{job_id}/logs")
@@ -275,9 +277,10 @@ class BullBoard:
         self._http.close()
         self._node.close()
 
-    def _listing(self, queue: str, **options: Any) -> dict[str, Any]:
-        (listing,) = self._get(queue, "/api/queues", activeQueue=queue, **options)["queues"]
-        return listing
+    def _queue(self, queue: str, **options: Any) -> dict[str, Any]:
+        """The queue as the dashboard lists it, with jobs where it is told to be the one in view."""
+        (shown,) = self._get(queue, "/api/queues", **options)["queues"]
+        return shown
 
     def _get(self, queue: str, path: str, **options: Any) -> Any:
         port = self._node._ask("board", queue=queue)
@@ -287,55 +290,3 @@ class BullBoard:
         if answer.is_error:
             raise ReadFailed(f"bull-board answered {answer.status_code}: {answer.text}")
         return answer.json()
-
-
-class NodeQueueEvents:
-    """An application's listener: a `QueueEvents` of BullMQ for Node in a process of its own, which ends when its consumer dies.
-
-    It hears what comes after the event with the id `start`: everything, when not told.
-    """
-
-    def __init__(self, url: str, queue: str, *, package: str = "bullmq", start: str = START) -> None:
-        self._process = NodeProcess("events.mjs", package, url, queue, start)
-        if not self._process.wait_for(lambda: {"ready": True} in self._process.lines):
-            errors = self._process.errors
-            self.close()
-            raise ReadFailed(f"the listener did not begin: {errors}")
-
-    @property
-    def heard(self) -> list[dict[str, Any]]:
-        """The events so far, each with its `id`, its `event` and its fields."""
-        return [line["heard"] for line in self._process.lines if "heard" in line]
-
-    @property
-    def errors(self) -> list[str]:
-        """The errors that its listeners would have been told of, and lived through."""
-        return [line["error"] for line in self._process.lines if "error" in line]
-
-    @property
-    def died_of(self) -> str | None:
-        """What ended the consumer, or None while it lives."""
-        return next((line["died"] for line in self._process.lines if "died" in line), None)
-
-    def wait_until_heard(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Wait for the first such event, with at least these fields.
-
-        Raises: ReadFailed when the consumer dies before, or none comes in time.
-        """
-
-        def found() -> list[dict[str, Any]]:
-            wanted = {"event": event, **fields}
-            return [heard for heard in self.heard if wanted.items() <= heard.items()]
-
-        if not self._process.wait_for(lambda: bool(found())):
-            raise ReadFailed(f"{event} was not heard; heard {self.heard}, died of {self.died_of}, errors {self.errors}")
-        return found()[0]
-
-    def wait_until_dead(self) -> str:
-        """Wait until the consumer has died and say what of."""
-        if not self._process.wait_for(lambda: self.died_of is not None):
-            raise ReadFailed(f"the consumer still lives; heard {self.heard}")
-        return str(self.died_of)
-
-    def close(self) -> None:
-        self._process.close()

@@ -160,7 +160,6 @@ class Server:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
             )
         wait_until(lambda: not self.running or _answers(port, process.pid), "the server answers")
         return self.running

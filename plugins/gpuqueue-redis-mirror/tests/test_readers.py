@@ -12,7 +12,8 @@ import redis
 
 from gpuqueue.testing.waiting import wait_until
 
-from .readers import NodeQueueEvents, Reader, ReadFailed
+from .listener import NodeQueueEvents
+from .readers import Reader, ReadFailed
 from .servers import Server
 
 QUEUE = "ai-batch"
