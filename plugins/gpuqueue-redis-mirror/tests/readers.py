@@ -144,7 +144,7 @@ class PythonBullMQ:
             raise ReadFailed(f"{type(error).__name__}: {error}") from error
 
 
-class _Recording(bullmq.QueueEvents):  # type: ignore[misc]
+class _Recording(bullmq.QueueEvents):
     """A consumer that keeps what its listeners would hear."""
 
     def __init__(self, *arguments: Any) -> None:
