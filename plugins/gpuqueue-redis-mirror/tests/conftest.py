@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from gpuqueue_redis_mirror import Mirror
+
+from gpuqueue import Discard, Worker, current_job
 
 from .listener import NodeQueueEvents
 from .node_packages import NodeMissing
 from .node_process import NodeProcess
 from .readers import BullBoard, NodeBullMQ, PythonBullMQ, Reader
+from .scene import section
 from .servers import Server
 
 READERS = ("python", "node-5", "node-6", "bull-board")
@@ -105,3 +110,50 @@ def listen(redis_server: Server) -> Iterator[Callable[..., NodeQueueEvents]]:
     yield start
     for listener in listeners:
         listener.close()
+
+
+@pytest.fixture
+def make(make_gpuqueue, redis_server):
+    """`make(more)` is a queue object with the mirror, and tasks of every kind."""
+
+    def make(more=""):
+        gq = make_gpuqueue(section(redis_server.url_with_password, more), plugins={"mirror": Mirror()}, discover_plugins=False)
+
+        @gq.task(name="work", queue="mail", max_attempts=2)
+        def work(n, fails=False):
+            job = current_job()
+            job.log(f"at {n}")
+            job.progress(0.5, note="half")
+            if fails:
+                raise Discard("not this one")
+            return {"n": n}
+
+        @gq.task(name="wait", queue="slow")
+        def wait():
+            assert make.gate.wait(30)
+
+        gq.work, gq.wait = work, wait
+        return gq
+
+    make.gate = threading.Event()
+    yield make
+    make.gate.set()
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(gq):
+        started.append(Worker(gq))
+        return started[-1].start()
+
+    yield start
+    for worker in started:
+        worker.stop(grace_s=0)
+
+
+@pytest.fixture
+def client(redis_server):
+    with redis_server.client() as client:
+        yield client
