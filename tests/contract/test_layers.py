@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3 policies
     ("policies",),
     # 4 deciding
-    ("view", "expectations", "decisions"),
+    ("view", "expectations", "decisions", "disagreements"),
     # 5 client
     (
         "twins",
