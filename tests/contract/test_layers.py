@@ -19,7 +19,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts
-    ("executors/__init__", "devices/__init__", "current_job", "hookspecs", "installed_plugins", "plugin_manager", "plugins"),
+    (
+        *("executors/__init__", "devices/__init__"),
+        *("current_job", "hookspecs", "installed_plugins", "logs", "plugin_manager", "plugins"),
+    ),
     # 2 parts
     ("store", "devices", "executors"),
     # 3 policies
