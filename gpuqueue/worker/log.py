@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuqueue.domain import Hold, Lease, Preemption, State
 from gpuqueue.logs import iso, tell
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Rescued
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.units import counted, format_duration, format_size, from_us
 from gpuqueue.worker.lessons import LOADED_S
 
@@ -87,9 +87,14 @@ class WorkerLog:
                 message = f"{_job(lease)} completed in {took} {_lease(lease)}"
                 self._say(level, "job_completed", message, lease, attempt=lease.attempt, run_s=round(run_s, 6))
             return
-        fields: dict[str, Any] = {"attempt": lease.attempt, "run_s": round(run_s, 6)}
         error = outcome.error
         why = f": {error.message}" if error else ""
+        fields: dict[str, Any] = {"attempt": lease.attempt, "run_s": round(run_s, 6)}
+        if isinstance(outcome, Postponed) and outcome.outcome in ("preempted", "released"):
+            message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
+            self._say(INFO, f"job_{outcome.outcome}", message, lease, **fields)
+            return
+        fields |= {"code": None, "error": None}
         if error is not None:
             fields |= {"code": error.code, "error": error.message, "traceback": error.traceback or None}
         if isinstance(outcome, Ended):
@@ -97,13 +102,10 @@ class WorkerLog:
             message = f"{_job(lease)} is {outcome.state}{why} {_lease(lease)}"
             self._say(level, f"job_{outcome.state}", message, lease, **fields)
             return
-        message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
-        if outcome.outcome in ("preempted", "released"):
-            self._say(INFO, f"job_{outcome.outcome}", message, lease, **fields)
-            return
-        fields = {"code": None, "error": None, **fields, "due_at": iso(from_us(outcome.at_us))}
+        fields["due_at"] = iso(from_us(outcome.at_us))
         if outcome.outcome == "snoozed":
             fields["waiting_for"] = outcome.waiting_for
+        message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
         self._say(WARNING, f"job_{outcome.outcome}", message, lease, **fields)
 
     def _loaded(self, lease: Lease, value: Any) -> None:
