@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING
 from gpuqueue import backoff
 from gpuqueue.config import Config
 from gpuqueue.current_job import CurrentJob, current_job
-from gpuqueue.domain import Cancellation, Event, Explanation, Hold, Job, LogLine, Rate, State, WindowRule, WorkerInfo
+from gpuqueue.domain import (
+    Cancellation,
+    Event,
+    Explanation,
+    Hold,
+    Job,
+    LogLine,
+    Rate,
+    Record,
+    ServiceInfo,
+    State,
+    WindowRule,
+    WorkerInfo,
+)
 from gpuqueue.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -31,6 +44,7 @@ from gpuqueue.tasks import Task
 from gpuqueue.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
+    from gpuqueue.following import Follower, Reader
     from gpuqueue.hookspecs import hookimpl
     from gpuqueue.worker import Worker
 
@@ -43,6 +57,7 @@ __all__ = [
     "Discard",
     "Event",
     "Explanation",
+    "Follower",
     "GPUQueue",
     "GPUQueueError",
     "Hold",
@@ -55,7 +70,10 @@ __all__ = [
     "LogLine",
     "PayloadError",
     "Rate",
+    "Reader",
+    "Record",
     "Retry",
+    "ServiceInfo",
     "ServiceUnavailable",
     "Snooze",
     "State",
@@ -80,12 +98,15 @@ if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every 
 
     def __getattr__(name):
         # A web process that only enqueues loads no worker and no hooks.
-        if name == "Worker":
-            from gpuqueue.worker import Worker
+        if name not in _LOADED_LATER:
+            raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")
+        import importlib
 
-            return Worker
-        if name == "hookimpl":
-            from gpuqueue.hookspecs import hookimpl
+        return getattr(importlib.import_module(_LOADED_LATER[name]), name)
 
-            return hookimpl
-        raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")
+    _LOADED_LATER = {
+        "Follower": "gpuqueue.following",
+        "Reader": "gpuqueue.following",
+        "Worker": "gpuqueue.worker",
+        "hookimpl": "gpuqueue.hookspecs",
+    }

@@ -100,6 +100,15 @@ class LogLine(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """A job with what a row of it does not hold: its result (JSON text, None without one) and its log lines."""
+
+    job: Job
+    result: str | None = None
+    logs: tuple[LogLine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to run one attempt; `lease` fences every later write for it."""
 
@@ -319,6 +328,22 @@ class Backend:
     error: str
     models: Mapping[str, int] | None = None  # those on its disk, with their bytes there; None is not known
     device: str = ""  # as in its settings
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """Work that one worker of all does beside its jobs; `worker_id` None: nobody does it now.
+
+    `term` grows with each worker that takes it over. `status` is what it last said of itself, at `noted_at`.
+    """
+
+    name: str
+    worker_id: str | None
+    term: int
+    since: datetime | None
+    expires_at: datetime | None
+    status: Mapping[str, Any]
+    noted_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ party's answer comes before the defaults'; answer None to pass.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from gpuqueue.devices import Device
     from gpuqueue.executors import Executor
+    from gpuqueue.queue import GPUQueue
 
 PROJECT = "gpuqueue"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -178,6 +180,30 @@ class ConfigureDetails:
     table: Table
 
 
+@dataclass(frozen=True, slots=True)
+class RegisterServicesDetails:
+    """The queue object of the worker that starts."""
+
+    gq: GPUQueue
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceContext:
+    """What a service works with. It returns soon after `stopping` is set: the worker stops, or another one took it over.
+
+    `term` is a number that grows with each worker that takes the service over, to fence what a late one writes elsewhere.
+    `note({…})` publishes JSON that says how it is, for `GPUQueue.services()` in every process.
+    """
+
+    gq: GPUQueue
+    stopping: threading.Event
+    term: int
+    note: Callable[[Mapping[str, Any]], None]
+
+
+Service = Callable[[ServiceContext], None]
+
+
 class Decisions:
     """Answered from the view, without side effects; one that raises holds its queue with that as the reason."""
 
@@ -304,6 +330,13 @@ class Registrations:
     @hookspec
     def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device] | None:
         """Add kinds of devices: {device name: device}; `details` has "devices" and "backends", as configured."""
+
+    @hookspec
+    def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service] | None:
+        """Add what one worker of all does beside its jobs, in a thread of its own: {name: function}.
+
+        A service that raises is started again after some seconds; another worker takes it over when its own stops or dies.
+        """
 
     @hookspec
     def register_commands(self, details: click.Group) -> None:

@@ -6,25 +6,29 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.declarations import Declarations, QueueOptions
-from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, State, View, WorkerInfo
+from gpuqueue.domain import Cancellation, Explanation, Hold, Pause, QueueSettings, ServiceInfo, State, View, WorkerInfo
 from gpuqueue.enqueueing import Enqueuer, Request
 from gpuqueue.errors import REFUSAL, UnknownQueue, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.model_tasks import OllamaTasks
 from gpuqueue.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.settings import SharedSettings, settings_from_shared, shared_settings
-from gpuqueue.store import Store, queries
+from gpuqueue.store import Store, queries, services
 from gpuqueue.tasks import Signature, Task, TaskSettings
 from gpuqueue.twins import in_thread, twin
 from gpuqueue.units import Duration, from_us, parse_duration
+
+if TYPE_CHECKING:
+    from gpuqueue.following import Follower, Reader
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -273,6 +277,25 @@ class GPUQueue:
 
         return looking.see(self.store, self.agreed_settings(), self.plugins, self.now())
 
+    def services(self) -> list[ServiceInfo]:
+        """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
+        with self.store.reading() as connection:
+            return services.services(connection, now_us=self.now_us())
+
+    def follow(self, name: str) -> Follower:
+        """Return a reader of all events from now on, or from where the one of this name stands."""
+        from gpuqueue.following import Follower
+
+        return Follower(self.store, name)
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Read many jobs as they are at one moment: `with gq.read() as reader`."""
+        from gpuqueue.following import Reader
+
+        with self.store.snapshot() as connection:
+            yield Reader(connection)
+
     # --- the async twins of all that blocks ---
 
     ajob = twin(job)
@@ -286,6 +309,7 @@ class GPUQueue:
     aexplain = twin(explain)
     aexpected_ends = twin(expected_ends)
     aworkers = twin(workers)
+    aservices = twin(services)
 
     # --- what it knows ---
 

@@ -34,6 +34,10 @@ _TRIGGERS = {
     "INSERT INTO events (at, name, job_id, queue, data) "
     f"VALUES ({_NOW_US}, 'job_progressed', NEW.id, NEW.queue, "
     "json_object('progress', NEW.progress, 'note', NEW.progress_note, 'attempt', NEW.attempt, 'lease', NEW.lease)); END",
+    "jobs_removed": "AFTER DELETE ON jobs BEGIN INSERT INTO events (at, name, job_id, queue, data) "
+    f"VALUES ({_NOW_US}, 'job_removed', OLD.id, OLD.queue, json_object('state', OLD.state)); END",
+    "logs_written": "AFTER INSERT ON logs BEGIN INSERT INTO events (at, name, job_id, data) "
+    "VALUES (NEW.at, 'job_logged', NEW.job_id, json_object('seq', NEW.seq, 'lease', NEW.lease)); END",
 }
 
 
@@ -53,16 +57,17 @@ def record(
     )
 
 
-def add_follower(connection: sqlite3.Connection, name: str) -> None:
-    """Register a reader of all events from now on, and install the triggers with the first."""
-    connection.execute(
+def add_follower(connection: sqlite3.Connection, name: str) -> bool:
+    """Register a reader of all events from now on, and install the triggers with the first; returns whether it is new."""
+    is_new = connection.execute(
         "INSERT OR IGNORE INTO followers (name, last_event_id) SELECT ?, coalesce(max(id), 0) FROM events", (name,)
-    )
+    ).rowcount
     for trigger, body in _TRIGGERS.items():
         found = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", (trigger,)).fetchone()
         if found is None or not found[0].endswith(body):  # of another version of gpuqueue
             connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
             connection.execute(f"CREATE TRIGGER {trigger} {body}")
+    return is_new == 1
 
 
 def remove_follower(connection: sqlite3.Connection, name: str) -> None:
@@ -73,24 +78,38 @@ def remove_follower(connection: sqlite3.Connection, name: str) -> None:
             connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
 
 
-def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event]:
-    """Return the follower's next events, which no other worker gets again."""
+def after(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event] | None:
+    """Return the events that a follower has not passed yet; None when it is not, or no longer, registered."""
     row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
     if row is None:
-        return []
-    events = [
-        to_event(found)
-        for found in connection.execute(
-            "SELECT id, at, name, job_id, queue, data FROM events WHERE id > ? ORDER BY id LIMIT ?", (row[0], limit)
-        )
-    ]
+        return None
+    statement = "SELECT id, at, name, job_id, queue, data FROM events WHERE id > ? ORDER BY id LIMIT ?"
+    return [to_event(found) for found in connection.execute(statement, (row[0], limit))]
+
+
+def advance(connection: sqlite3.Connection, follower: str, event_id: int) -> None:
+    """Let a follower pass the events up to this one; it never goes back."""
+    connection.execute("UPDATE followers SET last_event_id = max(last_event_id, ?) WHERE name = ?", (event_id, follower))
+
+
+def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event]:
+    """Return the follower's next events, which no other worker gets again."""
+    events = after(connection, follower, limit=limit) or []
     if events:
-        connection.execute("UPDATE followers SET last_event_id = ? WHERE name = ?", (events[-1].id, follower))
+        advance(connection, follower, events[-1].id)
     return events
 
 
-def prune(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
-    """Delete old events that every follower has read, never the newest, whose id is not given again; returns how many."""
+def prune(connection: sqlite3.Connection, *, before_us: int, forget_before_us: int = 0, limit: int) -> int:
+    """Delete old events that every follower has read, never the newest, whose id is not given again; returns how many.
+
+    A follower that left an event from before `forget_before_us` unread is forgotten: nothing is kept for ever for one that
+    does not come back.
+    """
+    (oldest,) = connection.execute("SELECT max(id) FROM events WHERE at < ?", (forget_before_us,)).fetchone()
+    if oldest is not None:
+        for (name,) in connection.execute("SELECT name FROM followers WHERE last_event_id < ?", (oldest,)).fetchall():
+            remove_follower(connection, name)
     return connection.execute(
         "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? AND id < (SELECT max(id) FROM events) "
         "AND id <= coalesce((SELECT min(last_event_id) FROM followers), id) ORDER BY at LIMIT ?)",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 VERSION_TABLE = "gpuqueue_version"
-HEAD = "0003"  # the newest migration; a test compares it with the folder
+HEAD = "0004"  # the newest migration; a test compares it with the folder
 UPGRADE_TIMEOUT_S = 60.0
 
 

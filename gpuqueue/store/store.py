@@ -32,7 +32,7 @@ from gpuqueue.domain import (
     State,
 )
 from gpuqueue.estimates import Lesson
-from gpuqueue.store import claims, engine, estimates, events, jobs, many, migrate, outcomes, queries, workers
+from gpuqueue.store import claims, engine, estimates, events, jobs, many, migrate, outcomes, queries, services, workers
 from gpuqueue.store.bell import Bell, runtime_dir
 from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
@@ -423,9 +423,9 @@ class Store:
 
     # --- events and upkeep ---
 
-    def add_follower(self, name: str) -> None:
-        """Register a reader of all events from now on."""
-        self.write(lambda connection: events.add_follower(connection, name))
+    def add_follower(self, name: str) -> bool:
+        """Register a reader of all events from now on; returns whether it is new."""
+        return self.write(lambda connection: events.add_follower(connection, name))
 
     def remove_follower(self, name: str) -> None:
         """Forget a reader of events."""
@@ -435,9 +435,38 @@ class Store:
         """Return the follower's next events, once."""
         return self.write(lambda connection: events.take(connection, follower, limit=limit))
 
-    def prune_events(self, *, before_us: int, limit: int = 5000) -> int:
-        """Delete old events that every follower has read; returns how many."""
-        return self.write(lambda connection: events.prune(connection, before_us=before_us, limit=limit))
+    def advance_follower(self, name: str, event_id: int) -> None:
+        """Let a follower pass the events up to this one."""
+        self.write(lambda connection: events.advance(connection, name, event_id))
+
+    def prune_events(self, *, before_us: int, forget_before_us: int = 0, limit: int = 5000) -> int:
+        """Delete old events that every follower has read, and forget followers that never come back; returns how many."""
+        return self.write(
+            lambda connection: events.prune(connection, before_us=before_us, forget_before_us=forget_before_us, limit=limit)
+        )
+
+    # --- services ---
+
+    def take_service(self, name: str, worker_id: str, *, expires_at_us: int, now_us: int) -> int | None:
+        """Begin what only one worker does; returns the new term, None while another worker does it."""
+        with self.reading() as connection:
+            if services.is_held(connection, name, by_other_than=worker_id, now_us=now_us):
+                return None
+        return self.write(
+            lambda connection: services.take(connection, name, worker_id, expires_at_us=expires_at_us, now_us=now_us)
+        )
+
+    def extend_service(self, name: str, term: int, *, expires_at_us: int) -> bool:
+        """Go on with a service; returns False when another worker took it over."""
+        return self.write(lambda connection: services.extend(connection, name, term, expires_at_us=expires_at_us))
+
+    def release_service(self, name: str, term: int) -> None:
+        """Leave a service to other workers."""
+        self.write(lambda connection: services.release(connection, name, term))
+
+    def note_service(self, name: str, term: int, status: Mapping[str, Any], *, now_us: int) -> bool:
+        """Write what a service says of itself; returns False when another worker took it over."""
+        return self.write(lambda connection: services.note(connection, name, term, status, now_us=now_us))
 
     def checkpoint(self) -> None:
         """Copy what it can of the write-ahead log into the file, without making anybody wait."""

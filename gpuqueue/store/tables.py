@@ -224,6 +224,19 @@ followers = Table(
     Column("last_event_id", Integer, nullable=False),
 )
 
+# Work that one worker of all does beside its jobs; the row is its lease, `term` grows with each that takes it.
+services = Table(
+    "services",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("worker_id", Text),
+    Column("term", Integer, nullable=False),
+    Column("since", Integer),
+    Column("expires_at", Integer),
+    Column("status", Text),  # JSON, as the service last said of itself
+    Column("noted_at", Integer),
+)
+
 # One row: the settings of queues, devices, models and backends that all workers share.
 configuration = Table(
     "configuration",

@@ -42,6 +42,7 @@ from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.models_seen import ModelsSeen
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.services import Services, collect_services
 from gpuqueue.worker.threads import Threads
 
 AnyExecutor = Executor | AsyncExecutor
@@ -66,9 +67,11 @@ class Parts:
     coroutines: Coroutines
     device_jobs: DeviceJobs
     maintenance: Maintenance
+    services: Services
 
     def start(self) -> None:
-        for part in (self.heartbeat, self.output, self.threads, self.coroutines, self.device_jobs, self.maintenance):
+        parts = (self.heartbeat, self.output, self.threads, self.coroutines, self.device_jobs, self.maintenance, self.services)
+        for part in parts:
             part.start()
 
     @property
@@ -106,6 +109,7 @@ def boot(
     devices = _open_devices(settings, plugins)
     children = Children()
     executors = _collect_executors(gq, settings, plugins, children)
+    services = collect_services(gq, plugins)
 
     def settings_of(queue: str) -> QueueSettings:
         return settings.queues.get(queue) or QueueSettings(queue)
@@ -229,6 +233,7 @@ def boot(
         coroutines=coroutines,
         device_jobs=device_jobs,
         maintenance=maintenance,
+        services=Services(store, gq, services, worker_id=worker_id, now_us=gq.now_us),
     )
 
 

@@ -30,6 +30,7 @@ CHECKPOINT_BYTES = 1_000_000
 LARGE_WAL_BYTES = 256_000_000
 READING_EVERY_S = 2.0
 EVENTS_KEPT_S = 7 * 86400.0
+FOLLOWERS_KEPT_S = 30 * 86400.0  # a follower that has not read an event for so long is not waited for any more
 FOLLOWER = "hooks"
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -198,7 +199,9 @@ class Maintenance:
             if kept_s is not None:
                 while self._store.prune(state, before_us=now_us - int(kept_s * 1e6)) and not self._stop.is_set():
                     pass
-        self._store.prune_events(before_us=now_us - int(EVENTS_KEPT_S * 1e6))
+        self._store.prune_events(
+            before_us=now_us - int(EVENTS_KEPT_S * 1e6), forget_before_us=now_us - int(FOLLOWERS_KEPT_S * 1e6)
+        )
 
     def checkpoint(self) -> None:
         """Keep the write-ahead log small, so that no producer has to do it."""

@@ -239,6 +239,7 @@ class Worker:
         parts.children.close()
         parts.coroutines.stop()
         self._tend(parts)
+        parts.services.stop()
         parts.heartbeat.stop()
         parts.output.stop()
         try:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "enqueueing",
         "model_tasks",
         "looking",
+        "following",
         "handle",
         "queue",
     ),

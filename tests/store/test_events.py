@@ -6,7 +6,7 @@ import sqlite3
 import threading
 
 from gpuqueue.domain import Hold, Pause, Reading
-from gpuqueue.store import Store
+from gpuqueue.store import Store, events
 from gpuqueue.units import from_us
 from tests.store.rows import BOOM, GB, Rows, at
 
@@ -197,3 +197,18 @@ def test_a_backend_that_answers_probes_and_fails_jobs_is_asked_ever_more_rarely(
     assert not rows.store.backend_answered("o", worked=True, now_us=at(900))
     rows.store.backend_lost("o", error="x", probe_every_s=1, longest_s=6, now_us=at(901))
     assert rows.one("SELECT retry_at FROM backends") == at(902)
+
+
+def test_a_follower_that_never_comes_back_is_forgotten_and_nothing_is_kept_for_it(rows: Rows) -> None:
+    rows.store.add_follower("gone")
+    rows.store.add_follower("here")
+    rows.enqueue(s=1)
+    rows.enqueue(s=50)
+    with rows.store.reading() as connection:
+        (first, _second) = events.after(connection, "here", limit=9) or []
+    rows.store.advance_follower("here", first.id)
+    rows.store.prune_events(before_us=at(100), forget_before_us=at(1))
+    assert rows.one("SELECT count(*) FROM followers") == 2
+    assert rows.store.prune_events(before_us=at(100), forget_before_us=at(10)) == 1
+    assert rows.store.take_events("gone") == []
+    assert [event.at for event in rows.store.take_events("here")] == [from_us(at(50))], "it read in time"

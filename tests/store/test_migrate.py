@@ -89,7 +89,8 @@ def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(tmp_path:
     store.add_follower("mirror")  # as a worker does when it starts
     rows.queue("work")
     rows.store.report([Report(1, rows.claim_one().lease, "", [(at(1), "line")], (0.5, "half"))])
-    assert [event.name for event in store.take_events("mirror")] == ["worker_started", "attempt_started", "job_progressed"]
+    told = [event.name for event in store.take_events("mirror")]
+    assert told == ["worker_started", "attempt_started", "job_logged", "job_progressed"]
     store.close()
     Store(tmp_path / "new.db").close()
     assert shape(path) == shape(tmp_path / "new.db")

@@ -1,0 +1,135 @@
+"""Owns the services that plugins add: each runs in one worker of all, in a thread of its own, while its lease holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gpuqueue.errors import StoreError
+from gpuqueue.hookspecs import RegisterServicesDetails, Service, ServiceContext
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.queue import GPUQueue
+from gpuqueue.store import Store
+
+EVERY_S = 1.0  # a service that nobody has is taken over within about this time
+SERVICE_LEASE_S = 10.0
+AGAIN_S = 5.0  # after a service raised
+STOP_S = 5.0  # what a service may take to end
+logger = logging.getLogger("gpuqueue.worker")
+
+
+def collect_services(gq: GPUQueue, plugins: Plugins) -> dict[str, Service]:
+    """Ask the plugins for their services; of two with one name, the plugin's that was registered last counts."""
+    found: dict[str, Service] = {}
+    for _, answer in plugins.each("register_services", RegisterServicesDetails(gq)):
+        found = {**answer, **found}
+    return found
+
+
+class Services:
+    """This worker's part in the services."""
+
+    def __init__(
+        self, store: Store, gq: GPUQueue, services: Mapping[str, Service], *, worker_id: str, now_us: Callable[[], int]
+    ) -> None:
+        self._hosts = [_Host(store, gq, name, service, worker_id, now_us) for name, service in services.items()]
+
+    def start(self) -> None:
+        for host in self._hosts:
+            host.start()
+
+    def stop(self) -> None:
+        """Ask all to end, and leave them to other workers; one that does not end in time is left behind."""
+        for host in self._hosts:
+            host.request_stop()
+        give_up_s = time.monotonic() + STOP_S
+        for host in self._hosts:
+            host.wait(give_up_s - time.monotonic())
+
+
+class _Host:
+    """One service in this worker: one thread waits for its lease and keeps it, another runs it meanwhile."""
+
+    def __init__(
+        self, store: Store, gq: GPUQueue, name: str, service: Service, worker_id: str, now_us: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._gq = gq
+        self._name = name
+        self._service = service
+        self._worker_id = worker_id
+        self._now_us = now_us
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"gpuqueue-service-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._thread.join(max(timeout_s, 0.1))
+        if self._thread.is_alive():
+            logger.warning("the service %s does not stop and is left behind", self._name)
+
+    def _expiry_us(self) -> int:
+        return self._now_us() + int(SERVICE_LEASE_S * 1e6)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                term = self._store.take_service(
+                    self._name, self._worker_id, expires_at_us=self._expiry_us(), now_us=self._now_us()
+                )
+                if term is not None:
+                    self._serve(term)
+            except StoreError as error:
+                logger.warning("the service %s: %s; trying again", self._name, error)
+            self._stop.wait(EVERY_S)
+
+    def _serve(self, term: int) -> None:
+        """Run the service until the worker stops or the lease is lost, again after each failure."""
+        stopping = threading.Event()
+
+        def note(status: Mapping[str, Any]) -> None:
+            self._store.note_service(self._name, term, status, now_us=self._now_us())
+
+        context = ServiceContext(self._gq, stopping, term, note)
+        runner = threading.Thread(target=self._go_on, args=(context,), name=f"gpuqueue-{self._name}", daemon=True)
+        runner.start()
+        extended_at_s = time.monotonic()
+        while not self._stop.wait(SERVICE_LEASE_S / 4):
+            try:
+                held = self._store.extend_service(self._name, term, expires_at_us=self._expiry_us())
+            except StoreError as error:
+                logger.warning("the lease of the service %s could not be extended: %s", self._name, error)
+                held = time.monotonic() - extended_at_s < SERVICE_LEASE_S / 2
+            else:
+                extended_at_s = time.monotonic()
+            if not held:
+                logger.warning("another worker took over the service %s", self._name)
+                break
+        stopping.set()
+        runner.join(STOP_S)
+        if self._stop.is_set():
+            self._store.release_service(self._name, term)
+
+    def _go_on(self, context: ServiceContext) -> None:
+        while not context.stopping.is_set():
+            try:
+                self._service(context)
+                return
+            except Exception as error:
+                logger.exception("the service %s failed and is started again in %g s", self._name, AGAIN_S)
+                self._note_failure(context, error)
+            context.stopping.wait(AGAIN_S)
+
+    def _note_failure(self, context: ServiceContext, error: Exception) -> None:
+        try:
+            context.note({"error": f"{type(error).__name__}: {error}"})
+        except StoreError as failed:
+            logger.warning("the service %s: %s", self._name, failed)
