@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from gpuqueue.decisions import explain, known_holds, limited
 from gpuqueue.domain import DeviceView, Hold, Job, QueueSettings, QueueView, RunningJob, State, Surroundings, View
@@ -16,8 +16,9 @@ from gpuqueue.estimates import left_s, run_s
 from gpuqueue.models import full_name
 from gpuqueue.policies.windows import held_until, next_edge, parse_window
 from gpuqueue.queue import GPUQueue
-from gpuqueue.store import current, queries
+from gpuqueue.store import current, queries, services
 from gpuqueue.store.current import RunningAttempt
+from gpuqueue.units import to_us
 from gpuqueue.view import build, largest_budget
 from gpuqueue.windows import parse_zone
 
@@ -107,8 +108,9 @@ class ServiceFigures:
 
     name: str
     worker_id: str | None
-    lag_s: float | None
+    lag_s: float | None  # how far it is behind, as it said itself at `noted_at`
     error: str | None
+    noted_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ class Figuring:
                 if counts.get(name, {}).get(State.AVAILABLE)
             }
             due = {name: _due(connection, name, counts.get(name, {})) for name in view.queues}
+            doing = _services(connection, now)
         view = limited(view, gq.plugins)
         holds = known_holds(view, gq.plugins)
         jobs = [self._job(item, view) for attempts in running.values() for item in attempts]
@@ -175,7 +178,7 @@ class Figuring:
             more_running=max(0, sum(queue.running_count for queue in view.queues.values()) - read_count),
             devices=tuple(_device(device) for device in view.devices.values()),
             edges=tuple(_edges(view, gq)),
-            services=services(gq),
+            services=doing,
         )
 
     def _expect_same_file(self) -> None:
@@ -215,7 +218,8 @@ class Figuring:
         # The oldest that stays is the last one from before the time over which the rate is taken.
         while len(seen) > 2 and (now - seen[1][0]).total_seconds() >= RATE_S:
             seen.popleft()
-        (began_at, before), passed_s = seen[0], (now - seen[0][0]).total_seconds()
+        began_at, before = seen[0]
+        passed_s = (now - began_at).total_seconds()
         return None if passed_s < SHORTEST_S else max(0.0, (item.output_tokens - before) / passed_s)
 
     def _forget_all_but(self, jobs: Iterable[JobFigures]) -> None:
@@ -352,12 +356,12 @@ def _edges_of(queue: QueueSettings, now: datetime) -> Iterable[Edge]:
             yield Edge(queue.name, at, "limits end" if held_until(window, zone, now) else "limits begin")
 
 
-def services(gq: GPUQueue) -> tuple[ServiceFigures, ...]:
-    """The services of the database, such as a mirror, with how far each says that it lags behind."""
-    found: Iterable[Any] = getattr(gq, "services", tuple)()
+def _services(connection: sqlite3.Connection, now: datetime) -> tuple[ServiceFigures, ...]:
     return tuple(
-        ServiceFigures(item.name, item.worker_id, _number(item.status.get("lag_s")), _text(item.status.get("error")))
-        for item in found
+        ServiceFigures(
+            item.name, item.worker_id, _number(item.status.get("lag_s")), _text(item.status.get("error")), item.noted_at
+        )
+        for item in services.services(connection, now_us=to_us(now))
     )
 
 

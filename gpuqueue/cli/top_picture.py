@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple, TypeVar
 
 from rich.text import Text
@@ -114,7 +115,7 @@ class _Page:
         while len(cards) > 2 and 1 + 2 + min(queues, 3) + min(jobs, 3) + len(cards) > height:
             cards[-2:] = []
         if len(cards) // 2 < len(figures.devices):
-            extras.insert(0, Text(f"+ {len(figures.devices) - len(cards) // 2} more cards", "dim"))
+            extras.insert(0, Text(f"+ {counted(len(figures.devices) - len(cards) // 2, 'more card')}", "dim"))
         room = max(2, height - 1 - 2 - gaps - len(cards) - len(extras))
         for_queues = min(queues, max(room // 2, room - max(1, jobs)))
         for_jobs = room - for_queues
@@ -157,7 +158,8 @@ class _Page:
 
     def _queues(self, rows: int) -> list[Text]:
         queues = self._figures.queues
-        name_width = max(5, min(max((len(queue.name) for queue in queues), default=0), max(8, self._width * 3 // 10)))
+        most = max(8, self._width * 3 // 10 if self._is_narrow else self._width // 5)
+        name_width = max(5, min(max((len(queue.name) for queue in queues), default=0), most))
         columns: list[tuple[str, int, Callable[[QueueFigures], int]]] = [
             ("wait", 5, lambda queue: queue.waiting_count),
             ("run", 4, lambda queue: queue.running_count),
@@ -295,19 +297,16 @@ class _Page:
         promised = min(width, round(width * (device.resident_bytes + device.promised_bytes) / total))
         others = width - min(width, round(width * (device.others_bytes or 0) / total))
         budget = round(width * device.budget_bytes / total)
-        bar = Text()
-        for place in range(width):
+        signs = self._signs
+
+        def sign(place: int) -> tuple[str, str]:
             if place == budget:
-                bar.append(self._signs.budget, "yellow")
-            elif place < resident:
-                bar.append(self._signs.full, "cyan")
-            elif place < promised:
-                bar.append(self._signs.promised, "cyan")
-            elif place >= others:
-                bar.append(self._signs.others, "yellow")
-            else:
-                bar.append(self._signs.empty, "dim")
-        return bar
+                return signs.budget, "yellow"
+            if place < promised:
+                return signs.full if place < resident else signs.promised, "cyan"
+            return (signs.others, "yellow") if place >= others else (signs.empty, "dim")
+
+        return Text.assemble(*((sign * len(list(run)), style) for (sign, style), run in groupby(map(sign, range(width)))))
 
     def _condition(self, device: DeviceFigures) -> Text:
         parts: list[str | tuple[str, str]] = []
@@ -337,12 +336,12 @@ class _Page:
     def _extras(self) -> list[Text]:
         figures = self._figures
         lines = [
-            Text(service_sentence(service), "red" if service.error or service.worker_id is None else "")
+            Text(service_sentence(service, figures.now), "red" if service.error or service.worker_id is None else "")
             for service in figures.services
         ]
         if figures.edges:
-            more = f" + {len(figures.edges) - 1} more windows" if len(figures.edges) > 1 else ""
+            more = f" + {counted(len(figures.edges) - 1, 'more window')}" if len(figures.edges) > 1 else ""
             lines.insert(0, Text.assemble(edge_sentence(figures.edges[0], figures.now), (more, "dim")))
         if len(lines) > MOST_EXTRAS:
-            lines[MOST_EXTRAS - 1 :] = [Text(f"+ {len(lines) - MOST_EXTRAS + 1} more services", "dim")]
+            lines[MOST_EXTRAS - 1 :] = [Text(f"+ {counted(len(lines) - MOST_EXTRAS + 1, 'more service')}", "dim")]
         return lines

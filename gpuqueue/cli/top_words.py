@@ -8,10 +8,11 @@ from rich.cells import cell_len, set_cell_size
 
 from gpuqueue.cli.top_figures import Edge, JobFigures, QueueFigures, ServiceFigures
 from gpuqueue.domain import Hold
-from gpuqueue.moments import clock, until
+from gpuqueue.moments import clock, since, until
 from gpuqueue.units import format_duration
 
 CUT = "…"
+OLD_S = 30.0  # what a service said longer ago is shown as old
 CHANGES = {
     "pause begins": "pauses at",
     "pause ends": "is paused until",
@@ -101,7 +102,7 @@ def _short_clock(moment: datetime, now: datetime) -> str:
 
 def _short_reason(hold: Hold) -> str:
     detail = one_line(hold.detail).removeprefix("paused ")  # as the state says already
-    return detail if hold.reason in ("paused", "scheduled") else f"{hold.reason.replace('_', ' ')}, {detail}"
+    return f"yields, {detail}" if hold.reason == "yielding" else detail
 
 
 def queue_sentence(queue: QueueFigures, now: datetime) -> str:
@@ -138,11 +139,13 @@ def edge_sentence(edge: Edge, now: datetime) -> str:
     return f"{edge.queue} {CHANGES[edge.change]} {clock(edge.at, now=now)} ({left} from now)"
 
 
-def service_sentence(service: ServiceFigures) -> str:
+def service_sentence(service: ServiceFigures, now: datetime) -> str:
     """Say how a service does."""
-    if service.error:
-        return f"{service.name}: {one_line(service.error)}"
     if service.worker_id is None:
         return f"{service.name}: no worker runs it"
+    if service.error:
+        return f"{service.name}: {one_line(service.error)}"
     lag = "runs" if service.lag_s is None else f"{format_duration(service.lag_s)} behind"
-    return f"{service.name}: {lag}, on {service.worker_id}"
+    is_old = service.noted_at is not None and (now - service.noted_at).total_seconds() > OLD_S
+    old = f" (as it said {since(service.noted_at, now=now)})" if service.noted_at is not None and is_old else ""
+    return f"{service.name}: {lag}{old}, on {service.worker_id}"

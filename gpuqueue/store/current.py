@@ -23,9 +23,7 @@ FIRST_WAITING = (
     "SELECT priority, scheduled_at, id FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
     "AND demand_class = ? ORDER BY priority DESC, scheduled_at, id LIMIT 1"
 )
-NEXT_DUE = (
-    "SELECT scheduled_at FROM jobs WHERE state IN ('scheduled', 'retryable') AND queue = ? ORDER BY scheduled_at LIMIT 1"
-)
+NEXT_DUE = "SELECT scheduled_at FROM jobs WHERE state IN ('scheduled', 'retryable') AND queue = ? ORDER BY scheduled_at LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True)
