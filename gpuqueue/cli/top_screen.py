@@ -130,7 +130,7 @@ class Screen:
         if not (sys.stdout.encoding or "").lower().startswith("utf") and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         display = Display(Console(highlight=False))
-        with Keyboard(leave=display.leave, enter=display.enter) as keyboard, _warnings_to(self._say_failed):
+        with Keyboard(leave=display.leave, enter=display.enter) as keyboard, warnings_to(self._say_failed):
             try:
                 display.enter()
                 self._loop(display, keyboard)
@@ -348,7 +348,7 @@ def _moved(keys: Sequence[Key], chosen: Key, steps: int) -> Key:
 
 
 @contextmanager
-def _warnings_to(say: Callable[[str], None]) -> Iterator[None]:
+def warnings_to(say: Callable[[str], None]) -> Iterator[None]:
     """Let the library's warnings come to the screen, instead of writing over it."""
     logger = logging.getLogger("gpuqueue")
     before = list(logger.handlers)

@@ -58,7 +58,7 @@ def number(count: int) -> str:
     for unit, sign in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= unit:
             amount = count / unit
-            return f"{amount:.1f}{sign}" if amount < 100 else f"{int(amount)}{sign}"
+            return f"{amount:.1f}{sign}" if amount < 99.95 else f"{int(amount)}{sign}"
     return str(count)
 
 

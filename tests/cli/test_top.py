@@ -116,7 +116,9 @@ def test_a_model_that_writes_shows_its_rate_and_what_is_left(
     ask(5).result(timeout_s=20)
     handle = ask(200_000)
     terminal = top()
-    terminal.wait_for(lambda text: re.search(rf"{handle.id} ai-realtime +generate gemma4:e4b +\d+\.\d +\d+s +~\d", text), "a rate")
+    terminal.wait_for(
+        lambda text: re.search(rf"{handle.id} ai-realtime +generate gemma4:e4b +\d+\.\d +\d+s +~\d", text), "a rate"
+    )
     assert "gemma4:e4b" in terminal.line("°C")
     assert "4.5 GB of 5 GB reserved" in terminal.line("gpu0 ")
     handle.cancel()
@@ -223,9 +225,7 @@ def test_p_leaves_the_pause_of_another_as_it_is(gq: GPUQueue, worker: Worker, to
     assert gq.view().queues["ai-realtime"].paused == before
 
 
-def test_p_in_the_list_of_jobs_pauses_the_queue_of_the_chosen_one(
-    gq: GPUQueue, worker: Worker, top: Open, until: Any
-) -> None:
+def test_p_in_the_list_of_jobs_pauses_the_queue_of_the_chosen_one(gq: GPUQueue, worker: Worker, top: Open, until: Any) -> None:
     running(gq, until)
     terminal = top()
     terminal.press("\tp")
@@ -253,9 +253,7 @@ def test_c_cancels_only_after_y(gq: GPUQueue, worker: Worker, top: Open, until: 
     terminal.wait("no job runs or waits")
 
 
-def test_a_job_that_ended_meanwhile_is_not_taken_for_another(
-    gq: GPUQueue, worker: Worker, top: Open, until: Any
-) -> None:
+def test_a_job_that_ended_meanwhile_is_not_taken_for_another(gq: GPUQueue, worker: Worker, top: Open, until: Any) -> None:
     first, second = running(gq, until), running(gq, until)
     terminal = top()
     terminal.press("\tc")
