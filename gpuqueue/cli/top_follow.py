@@ -9,7 +9,7 @@ from rich.cells import chop_cells
 from rich.text import Text
 
 from gpuqueue.cli.rendering import STATE_COLORS, folded
-from gpuqueue.cli.top_picture import framed
+from gpuqueue.cli.top_picture import framed, told
 from gpuqueue.cli.top_words import fitted, length, one_line, percent
 from gpuqueue.domain import FINISHED, WAITING, Job, LogLine
 from gpuqueue.queue import GPUQueue
@@ -75,7 +75,8 @@ class Following:
     def picture(self, message: Text | None, *, width: int, height: int, now: datetime) -> list[Text]:
         """Draw it: the job's state, what it logged, and the end of what it wrote."""
         head = [*self._head(width, now), Text()] if height > 6 else self._head(width, now)[:1]
-        room = max(0, height - len(head) - 1)
+        foot = [Text(KEYS, "dim")] if message is None else told(message, width, 3 if height > 6 else 1)
+        room = max(0, height - len(head) - len(foot))
         has_output = self._length > 0
         log_room = min(len(self._log), room if not has_output else max(1, room // 3)) if self._log else 0
         body = [Text(line, "yellow") for reason in self._reasons for line in folded(one_line(reason), width, hang=4).split("\n")]
@@ -89,7 +90,7 @@ class Following:
             body += self._log_part(room, width, self._above)
         if not body:
             body = [Text("it has written and logged nothing", "dim")]
-        return framed([*head, *body], [message or Text(KEYS, "dim")], width=width, height=height)
+        return framed([*head, *body], foot, width=width, height=height)
 
     def _head(self, width: int, now: datetime) -> list[Text]:
         job = self.job

@@ -30,6 +30,7 @@ from gpuqueue.units import counted, format_size
 
 NARROW = 60  # columns; below, less is shown of each row
 WIDE = 100
+LOW = 12  # lines; below, nothing is told of what is chosen
 STALE_S = 10.0  # a reading that is older is shown as old
 MOST_EXTRAS = 4  # lines of windows and services
 STATE_STYLES = {"running": "cyan", "held": "yellow", "paused": "magenta", "no worker": "bold red", "idle": "dim", "waiting": ""}
@@ -63,7 +64,7 @@ class Choice:
     job: int = 0
 
     def settle(self, figures: Figures) -> None:
-        """Choose something that is there, in place of what is gone; of another job only where none was chosen by hand."""
+        """Choose the first that is there, in place of what is gone."""
         names = [queue.name for queue in figures.queues]
         if self.queue not in names:
             self.queue = names[0] if names else ""
@@ -77,16 +78,25 @@ def picture(
 ) -> list[Text]:
     """Draw it as `height` lines of `width` columns; what has no room is counted."""
     page = _Page(figures, choice, width, signs or Signs())
-    foot = [*page.detail(2 if width >= NARROW else 3), message or Text(KEYS if width >= len(KEYS) else FEW_KEYS, "dim")]
-    if height < 12:
-        foot = foot[-1:]
+    keys = Text(KEYS if width >= len(KEYS) else FEW_KEYS, "dim")
+    most = 1 + (0 if height < LOW else 2 if width >= NARROW else 3)
+    said = [keys] if message is None else told(message, width, most)
+    foot = [*page.detail(most - 1)[: most - len(said)], *said]
     return framed(page.body(max(0, height - len(foot))), foot, width=width, height=height)
+
+
+def told(message: Text, width: int, most: int) -> list[Text]:
+    """Fold a message into at most so many lines."""
+    lines = folded(message.plain, width).split("\n")
+    if len(lines) > most:
+        lines[most - 1 :] = [" ".join(lines[most - 1 :])]
+    return [Text(line, message.style) for line in lines]
 
 
 def framed(body: Sequence[Text], foot: Sequence[Text], *, width: int, height: int) -> list[Text]:
     """Put the foot at the bottom, and cut everything to the size."""
     room = max(0, height - len(foot))
-    lines = [*body[:room], *(Text() for _ in range(room - len(body))), *foot][:height]
+    lines = [line.copy() for line in [*body[:room], *(Text() for _ in range(room - len(body))), *foot][:height]]
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
         line.truncate(width, overflow="ellipsis")
@@ -139,10 +149,10 @@ class _Page:
             sentence = next((queue_sentence(item, figures.now) for item in figures.queues if item.name == choice.queue), "")
         else:
             sentence = next((job_sentence(item, figures.now) for item in figures.jobs if item.id == choice.job), "")
-        lines = folded(one_line(sentence), self._width).split("\n")
-        if len(lines) > most:
-            lines = [*lines[: most - 1], " ".join(line.strip() for line in lines[most - 1 :])]
-        return [Text(line) for line in [*lines, *[""] * (most - len(lines))]]
+        if most <= 0:
+            return []
+        lines = told(Text(one_line(sentence)), self._width, most)
+        return [*lines, *(Text() for _ in range(most - len(lines)))]
 
     # --- parts ---
 
@@ -314,7 +324,8 @@ class _Page:
             parts.append(f"{device.temperature_c} °C")
         if device.utilisation_percent is not None:
             parts.append(f"{device.utilisation_percent} % busy")
-        parts += [one_line(model) for model in device.models] or ["no model loaded"]
+        models = ", ".join(map(one_line, device.models))
+        parts.append(f"{models} {format_size(device.resident_bytes)}" if models else "no model loaded")
         parts += [f"job {job_id} gives its memory back" for job_id in device.cleaning]
         if device.read_at is None:
             parts.append("not read yet")

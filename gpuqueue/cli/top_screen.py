@@ -146,7 +146,7 @@ class Screen:
             self._draw(display)
             self._cost_s = time.monotonic() - began_s
             while not self._is_due():
-                key = keyboard.wait(LOOK_S if self._following is None else LOOK_AT_JOB_S)
+                key = keyboard.wait(min(self._interval_s, LOOK_S) if self._following is None else LOOK_AT_JOB_S)
                 if key in (RESIZED, RESUMED, "redraw"):
                     display.forget()
                 elif key is not None:
@@ -161,10 +161,10 @@ class Screen:
 
     def _is_due(self) -> bool:
         passed_s = time.monotonic() - self._read_at_s
-        if self._following is not None:
-            return passed_s >= LOOK_AT_JOB_S and (passed_s >= self._interval_s or self._is_changed())
         if passed_s < COST * self._cost_s:
             return False
+        if self._following is not None:
+            return passed_s >= LOOK_AT_JOB_S and (passed_s >= self._interval_s or self._is_changed())
         return passed_s >= self._interval_s or (passed_s >= self._interval_s / 2 and self._is_changed())
 
     def _is_changed(self) -> bool:

@@ -24,7 +24,7 @@ CHANGES = {
 def one_line(text: str) -> str:
     """Make of any text one line without signs that would move the cursor or change colours."""
     if text.isascii() and text.isprintable() and "  " not in text:
-        return text
+        return text.strip()
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
@@ -113,7 +113,7 @@ def queue_sentence(queue: QueueFigures, now: datetime) -> str:
 
 def job_sentence(job: JobFigures, now: datetime) -> str:
     """Say all that is known of a job."""
-    parts = [f"job {job.id} of {job.queue}: {f'{job.task} {job.model}'.rstrip()}"]
+    parts = [f"job {job.id} of {job.queue}: {one_line(f'{job.task} {job.model}')}"]
     if not job.is_running:
         reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in job.waits_for)
         return f"{parts[0]} is next" + (f"; {reasons}" if reasons else ", and starts in a moment")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.text import Text
 
 from gpuqueue.cli import top_words
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, Figures, JobFigures, QueueFigures, ServiceFigures
@@ -111,7 +112,7 @@ def test_the_usual_terminal_shows_everything() -> None:
     assert re.search(r"▸ ai-batch +12 +- +- +- held until \d\d:\d\d: 09:00-18:00 Asia/Bangkok", text)
     assert re.search(r" 7 mail +send · Ben +██··· +50% +12s +~90s", text)
     assert "gpu0 " in text and "5 GB of 5 GB reserved · others 1 GB" in text
-    assert "62 °C · 97 % busy · gemma4:e4b · read 1 s ago" in text
+    assert "62 °C · 97 % busy · gemma4:e4b 4 GB · read 1 s ago" in text
     assert re.search(r"ai-batch is paused until .* \(3h from now\)", text)
     assert "mirror: 1.5 s behind, on w1" in text
     assert lines[-1].startswith("Tab list")
@@ -122,6 +123,22 @@ def test_the_chosen_row_is_told_in_full_at_the_bottom() -> None:
     assert lines[-3].startswith("ai-batch: held; paused 09:00-18:00 Asia/Bangkok until ")
     assert lines[-3].endswith("(3h from now)")
     assert drawn(figures(), focus="jobs")[-3] == "job 7 of mail: shop.jobs.send, Ben, attempt 1 of 3, done in about 1m 30s"
+
+
+def test_a_long_message_takes_the_place_of_what_is_chosen() -> None:
+    found = figures()
+    choice = Choice()
+    choice.settle(found)
+    message = Text("ai-batch is paused, running jobs go on. Undo: r, or gpuqueue resume ai-batch", "green")
+    for _ in range(2):  # the message is not cut by being drawn
+        lines = [line.plain for line in picture(found, choice, message, width=40, height=20)]
+    assert lines[-2:] == ["ai-batch is paused, running jobs go on.", "Undo: r, or gpuqueue resume ai-batch"]
+    assert lines[-4].startswith("ai-batch: held")
+    assert len(lines) == 20
+    lines = [line.plain for line in picture(found, choice, message, width=80, height=24)]
+    assert lines[-1] == message.plain
+    (last,) = (line.plain for line in picture(found, choice, message, width=20, height=8)[-1:])
+    assert last == "ai-batch is paused,…"
 
 
 def test_without_a_worker_the_head_says_so_in_red() -> None:
