@@ -44,8 +44,7 @@ def top(session: Session, interval_s: float | None, count: int | None, as_json: 
     Keys: at, database, workers (ids of those that live),
       queues: [{name, state (running, waiting, held, paused, no worker or
         idle), waiting, running, completed, discarded, cancelled,
-        reasons (why it, or its first job, does not start):
-          [{reason, detail, until}]}],
+        reasons (why it starts nothing): [{reason, detail, until}]}],
       jobs (that run, and the first that waits in each queue): [{id, queue,
         task, model, running, reasons: [{reason, detail, until}], attempt,
         max_attempts, started_at, worker, device, stopping (null, cancelled
@@ -54,8 +53,9 @@ def top(session: Session, interval_s: float | None, count: int | None, as_json: 
         known)}],
       more_running (jobs beyond 100 of a queue),
       devices: [{name, card, budget_bytes, total_bytes, used_bytes,
-        reserved_bytes, resident_bytes, others_bytes, temperature_c,
-        utilisation_percent, read_at, lost, models}],
+        reserved_bytes, resident_bytes, others_bytes, models (loaded when
+        last seen), models_in_use, temperature_c, utilisation_percent,
+        read_at, lost}],
       windows (the next edge of each): [{queue, at, change}],
       services: [{name, worker (null: nobody runs it), lag_s, error,
         noted_at}].

@@ -34,7 +34,7 @@ Change = Literal["pause begins", "pause ends", "limits begin", "limits end"]
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """One queue; `holds` are all reasons why it, or its first job, does not start now, the first one first."""
+    """One queue; `holds` are all reasons why it starts nothing now: its own, or while nothing runs those of its first job."""
 
     name: str
     state: QueueState
@@ -85,7 +85,8 @@ class DeviceFigures:
     resident_bytes: int
     promised_bytes: int
     others_bytes: int | None
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # loaded, as a worker last saw it, which is not while a job runs
+    models_in_use: tuple[str, ...]  # of jobs that run
     cleaning: tuple[int, ...]  # jobs that have ended and give their memory back
     temperature_c: int | None
     utilisation_percent: int | None
@@ -274,7 +275,7 @@ def _queue(
         state = "no worker"
         waits_for = (Hold("no_worker", "no worker serves it"),)
     elif queue.running_count:
-        state = "running"
+        state, waits_for = "running", ()
     elif head is not None:
         state = "waiting"
     elif due is not None:
@@ -325,6 +326,7 @@ def _device(device: DeviceView) -> DeviceFigures:
         promised_bytes=promised,
         others_bytes=None if used is None else max(0, used - resident - promised),
         models=tuple(item.model for item in device.residents),
+        models_in_use=tuple(dict.fromkeys(item.model for item in device.reservations if item.running and item.model)),
         cleaning=tuple(item.job_id for item in device.reservations if not item.running),
         temperature_c=reading.temperature_c if reading else None,
         utilisation_percent=reading.utilisation_percent if reading else None,

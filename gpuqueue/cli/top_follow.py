@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from datetime import datetime
 
-from rich.cells import chop_cells
+from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 from gpuqueue.cli.rendering import STATE_COLORS, folded
@@ -15,9 +16,9 @@ from gpuqueue.domain import FINISHED, WAITING, Job, LogLine
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 
-KEPT_CHARACTERS = 200_000  # of the output
+KEPT_CHARACTERS = 200_000  # of the output, twice as many at most
 KEPT_LINES = 2000  # of the log
-FOLDED_CHARACTERS = 2000  # of a paragraph that are folded as one
+CUT = "… (what is older is left out)\n"
 KEYS = "j k scroll  c cancel  q back"
 
 
@@ -28,9 +29,9 @@ class Following:
         self._gq = gq
         self.job_id = job_id
         self._chunk = self._line = self._lease = 0
-        self._paragraphs: deque[str] = deque([""])
-        self._length = 0
-        self._is_cut = self._begins_anew = False
+        self._text = ""
+        self._begins_anew = False
+        self._fold: _Fold | None = None
         self._log: deque[LogLine] = deque(maxlen=KEPT_LINES)
         self._reasons: list[str] = []
         self._above = 0  # lines between the last one and the lowest that is shown
@@ -46,8 +47,7 @@ class Following:
         for seq, lease, text in chunks:
             self._chunk = seq
             if self._lease and lease != self._lease:
-                self._paragraphs, self._length, self._is_cut = deque([""]), 0, False
-                self._begins_anew = True
+                self._text, self._fold, self._begins_anew = "", None, True
             self._lease = lease
             self._append(text)
         for line in lines:
@@ -56,17 +56,11 @@ class Following:
         self._reasons = self._gq.explain(self.job_id).lines() if self.job.state in WAITING else []
 
     def _append(self, text: str) -> None:
-        first, *others = text.replace("\r\n", "\n").split("\n")
-        self._paragraphs[-1] += first
-        self._paragraphs.extend(others)
-        self._length += len(text)
-        while self._length > KEPT_CHARACTERS and len(self._paragraphs) > 1:
-            self._length -= len(self._paragraphs.popleft()) + 1
-            self._is_cut = True
-        if self._length > KEPT_CHARACTERS:
-            self._paragraphs[-1] = self._paragraphs[-1][-KEPT_CHARACTERS // 2 :]
-            self._length = len(self._paragraphs[-1])
-            self._is_cut = True
+        self._text += text
+        if len(self._text) > 2 * KEPT_CHARACTERS:
+            self._text, self._fold = CUT + self._text[-KEPT_CHARACTERS:], None
+        elif self._fold is not None:
+            self._fold.add(text)
 
     def scroll(self, lines: int) -> None:
         """Show what is so many lines earlier, or later when it is negative."""
@@ -77,7 +71,7 @@ class Following:
         head = [*self._head(width, now), Text()] if height > 6 else self._head(width, now)[:1]
         foot = [Text(KEYS, "dim")] if message is None else told(message, width, 3 if height > 6 else 1)
         room = max(0, height - len(head) - len(foot))
-        has_output = self._length > 0
+        has_output = bool(self._text)
         log_room = min(len(self._log), room if not has_output else max(1, room // 3)) if self._log else 0
         body = [Text(line, "yellow") for reason in self._reasons for line in folded(one_line(reason), width, hang=4).split("\n")]
         body = body[:room]
@@ -122,25 +116,37 @@ class Following:
         return [Text(fitted(f"{line.at.astimezone():%H:%M:%S}  {one_line(line.message)}", width), "dim") for line in lines]
 
     def _output_part(self, room: int, width: int) -> list[Text]:
-        """Fold as many paragraphs from the end as are needed."""
-        lines: list[str] = []
-        for paragraph in reversed(self._paragraphs):
-            lines[:0] = _folded(paragraph, width)
-            if len(lines) >= room + self._above:
-                break
-        else:
-            self._above = min(self._above, max(0, len(lines) - room))
-            if self._is_cut:
-                lines.insert(0, "… (what is older is left out)")
+        if self._fold is None or self._fold.width != width:
+            self._fold = _Fold(width)
+            self._fold.add(self._text)
+        lines = self._fold.lines
+        self._above = min(self._above, max(0, len(lines) - room))
         last = len(lines) - self._above
         return [Text(line) for line in lines[max(0, last - room) : last]] if room > 0 else []
 
 
-def _folded(paragraph: str, width: int) -> list[str]:
-    """Fold a paragraph between words, and words that are too long anywhere; its spaces stay."""
-    lines: list[str] = []
-    for begin in range(0, max(1, len(paragraph)), FOLDED_CHARACTERS):
-        text = "".join(sign if sign.isprintable() else " " for sign in paragraph[begin : begin + FOLDED_CHARACTERS].expandtabs(4))
-        for line in folded(text, width).split("\n"):
-            lines += chop_cells(line, width) or [""]
-    return lines
+class _Fold:
+    """A text folded between words as it grows: only its last line changes."""
+
+    def __init__(self, width: int) -> None:
+        self.width = max(2, width)  # the widest sign takes two columns
+        self.lines = [""]
+
+    def add(self, text: str) -> None:
+        """Take what comes next; signs that would move the cursor become spaces."""
+        for place, part in enumerate(text.split("\n")):
+            if place:
+                self.lines.append("")
+            self._lengthen("".join(sign if sign.isprintable() else " " for sign in part.replace("\t", "    ")))
+
+    def _lengthen(self, part: str) -> None:
+        line = ""
+        for word in re.findall(r"\s+|\S+", self.lines.pop() + part):
+            if not word.isspace() and line.strip() and cell_len(line + word) > self.width:
+                self.lines.append(line)
+                line = ""
+            line += word
+            if cell_len(line) > self.width and not word.isspace():
+                *full, line = chop_cells(line, self.width)
+                self.lines += full
+        self.lines.append(line)

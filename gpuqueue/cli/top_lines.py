@@ -9,7 +9,7 @@ from typing import Any
 from gpuqueue.cli.rendering import iso
 from gpuqueue.cli.shapes import hold_shape
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, JobFigures
-from gpuqueue.cli.top_words import edge_sentence, job_sentence, one_line, percent, queue_sentence, service_sentence
+from gpuqueue.cli.top_words import edge_sentence, job_sentence, models_words, one_line, percent, queue_sentence, service_sentence
 from gpuqueue.moments import since
 from gpuqueue.units import counted, format_duration, format_size
 
@@ -52,7 +52,7 @@ def _job_line(job: JobFigures, figures: Figures) -> str:
 
 def _device_line(device: DeviceFigures, figures: Figures) -> str:
     parts = [f"{format_size(device.reserved_bytes)} of {format_size(device.budget_bytes)} budget reserved"]
-    parts.append(", ".join(f"{one_line(model)} loaded" for model in device.models) or "no model loaded")
+    parts.append(models_words(device))
     if device.others_bytes is not None:
         parts.append(f"others hold {format_size(device.others_bytes)}")
     if device.temperature_c is not None:
@@ -87,8 +87,7 @@ def shape(figures: Figures) -> dict[str, Any]:
         "more_running": figures.more_running,
         "devices": [
             {
-                **{name: value for name, value in asdict(device).items() if name not in ("models", "cleaning", "promised_bytes")},
-                "models": list(device.models),
+                **{name: value for name, value in asdict(device).items() if name not in ("promised_bytes", "cleaning")},
                 "read_at": iso(device.read_at),
             }
             for device in figures.devices

@@ -17,6 +17,7 @@ from gpuqueue.cli.top_words import (
     fitted,
     job_sentence,
     length,
+    models_words,
     number,
     one_line,
     percent,
@@ -31,6 +32,7 @@ from gpuqueue.units import counted, format_size
 NARROW = 60  # columns; below, less is shown of each row
 WIDE = 100
 LOW = 12  # lines; below, nothing is told of what is chosen
+BAR = 40  # columns that a card's bar takes at most
 STALE_S = 10.0  # a reading that is older is shown as old
 MOST_EXTRAS = 4  # lines of windows and services
 STATE_STYLES = {"running": "cyan", "held": "yellow", "paused": "magenta", "no worker": "bold red", "idle": "dim", "waiting": ""}
@@ -287,14 +289,12 @@ class _Page:
                 Text.assemble((f"{one_line(device.name)} ", "bold"), (f"LOST: {one_line(device.lost)}", "bold red")),
                 Text(f"  {format_size(device.reserved_bytes)} of {format_size(device.budget_bytes)} reserved{age}"),
             ]
-        width = max(6, min(40, self._width - (24 if self._is_narrow else 46)))
-        if self._is_narrow:
-            reserved = f"{format_size(device.reserved_bytes)} of {format_size(device.budget_bytes)}"
-        else:
-            reserved = f"{format_size(device.reserved_bytes)} of {format_size(device.budget_bytes)} reserved"
-        if device.others_bytes and not self._is_narrow:
-            reserved += f" · others {format_size(device.others_bytes)}"
+        reserved = f"{format_size(device.reserved_bytes)} of {format_size(device.budget_bytes)}"
+        if not self._is_narrow:
+            others = f" · others {format_size(device.others_bytes)}" if device.others_bytes else ""
+            reserved = f"{reserved} reserved{others}"
         name = fitted(device.name, min(10, len(device.name)))
+        width = max(6, min(BAR, self._width - len(name) - len(reserved) - 2))
         return [
             Text.assemble((f"{name} ", "bold"), self._memory(device, width), f" {reserved}"),
             Text.assemble("  ", self._condition(device)),
@@ -324,8 +324,7 @@ class _Page:
             parts.append(f"{device.temperature_c} °C")
         if device.utilisation_percent is not None:
             parts.append(f"{device.utilisation_percent} % busy")
-        models = ", ".join(map(one_line, device.models))
-        parts.append(f"{models} {format_size(device.resident_bytes)}" if models else "no model loaded")
+        parts.append(models_words(device))
         parts += [f"job {job_id} gives its memory back" for job_id in device.cleaning]
         if device.read_at is None:
             parts.append("not read yet")

@@ -6,8 +6,9 @@ from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
 
-from gpuqueue.cli.top_figures import Edge, JobFigures, QueueFigures, ServiceFigures
+from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
 from gpuqueue.domain import Hold
+from gpuqueue.models import full_name
 from gpuqueue.moments import clock, since, until
 from gpuqueue.units import format_duration
 
@@ -131,6 +132,16 @@ def job_sentence(job: JobFigures, now: datetime) -> str:
     if job.worker_id:
         parts.append(f"worker {job.worker_id}")
     return ", ".join(parts)
+
+
+def models_words(device: DeviceFigures) -> str:
+    """Name the models of jobs that run, and those that are loaded besides."""
+    used = {full_name(model) for model in device.models_in_use}
+    idle = [one_line(model) for model in device.models if full_name(model) not in used]
+    words = [f"{one_line(model)} in use" for model in device.models_in_use]
+    if idle:
+        words.append(f"{', '.join(idle)} loaded")
+    return ", ".join(words) or "no model loaded"
 
 
 def edge_sentence(edge: Edge, now: datetime) -> str:

@@ -51,16 +51,27 @@ def running_attempts(connection: sqlite3.Connection, queue: str, *, limit: int) 
     """Return running jobs of a queue, at most `limit`, in no promised order."""
     return [
         RunningAttempt(
-            *row[:7],
-            None if row[7] is None else from_us(row[7]),
-            *row[8:11],
-            row[11] or "",
-            row[12],
-            bool(row[13]),
-            bool(row[14]),
+            id=id_,
+            queue=queue,
+            task=task,
+            model=model,
+            lease=lease,
+            attempt=attempt,
+            max_attempts=max_attempts,
+            started_at=None if started_at is None else from_us(started_at),
+            worker_id=worker_id,
+            device=device,
+            progress=progress,
+            progress_note=note or "",
+            output_tokens=output_tokens,
+            cancel_requested=bool(cancelled),
+            preempt_requested=bool(preempted),
         )
-        for row in connection.execute(RUNNING, (queue, limit))
-    ]
+        for (
+            id_, queue, task, model, lease, attempt, max_attempts, started_at, worker_id, device,
+            progress, note, output_tokens, cancelled, preempted,
+        ) in connection.execute(RUNNING, (queue, limit))
+    ]  # fmt: skip
 
 
 def first_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:

@@ -119,7 +119,7 @@ def test_a_model_that_writes_shows_its_rate_and_what_is_left(
     terminal.wait_for(
         lambda text: re.search(rf"{handle.id} ai-realtime +generate gemma4:e4b +\d+\.\d +\d+s +~\d", text), "a rate"
     )
-    assert "gemma4:e4b" in terminal.line("°C")
+    assert "gemma4:e4b in use" in terminal.line("°C")
     assert "4.5 GB of 5 GB reserved" in terminal.line("gpu0 ")
     handle.cancel()
 
@@ -138,7 +138,8 @@ def test_the_next_job_of_a_queue_says_what_it_waits_for(gq: GPUQueue, worker: Wo
     terminal = top()
     terminal.wait_for(lambda text: re.search(rf"{second.id} ai-realtime +generate gemma4:e4b +next: concurrency", text), "it")
     terminal.press("\tj")
-    terminal.wait(f"job {second.id} of ai-realtime: ollama.generate gemma4:e4b is next; 1 of 1 jobs of ai-realtime run")
+    told = f"job {second.id} of ai-realtime: ollama.generate gemma4:e4b is next; 1 of 1 jobs of ai-realtime run (job {first.id})"
+    terminal.wait_for(lambda text: told in " ".join(text.split()), "why it waits")
     first.cancel()
 
 
@@ -295,7 +296,7 @@ def test_a_followed_answer_comes_as_it_is_written_until_the_job_ends(gq: GPUQueu
     until(lambda: handle.refresh().record.output_tokens)
     terminal = top()
     terminal.press("jf")  # the queue's running job
-    first = terminal.wait("tokens", "Answer")
+    first = terminal.wait("running, attempt 1 of 3", " tokens", "holds")
     terminal.wait_for(lambda text: text != first, "more of it")
     terminal.press("c")
     terminal.wait(f"Cancel job {handle.id} of ai-realtime (generate gemma4:e4b)? y/n")

@@ -30,6 +30,7 @@ CARD = DeviceFigures(
     promised_bytes=GB,
     others_bytes=GB,
     models=("gemma4:e4b",),
+    models_in_use=(),
     cleaning=(),
     temperature_c=62,
     utilisation_percent=97,
@@ -112,7 +113,7 @@ def test_the_usual_terminal_shows_everything() -> None:
     assert re.search(r"▸ ai-batch +12 +- +- +- held until \d\d:\d\d: 09:00-18:00 Asia/Bangkok", text)
     assert re.search(r" 7 mail +send · Ben +██··· +50% +12s +~90s", text)
     assert "gpu0 " in text and "5 GB of 5 GB reserved · others 1 GB" in text
-    assert "62 °C · 97 % busy · gemma4:e4b 4 GB · read 1 s ago" in text
+    assert "62 °C · 97 % busy · gemma4:e4b loaded · read 1 s ago" in text
     assert re.search(r"ai-batch is paused until .* \(3h from now\)", text)
     assert "mirror: 1.5 s behind, on w1" in text
     assert lines[-1].startswith("Tab list")
@@ -197,6 +198,21 @@ def test_old_readings_and_lost_cards_stand_out() -> None:
     text = "\n".join(drawn(found))
     assert "read 3m ago" in text
     assert "gpu1 LOST: gone" in text
+
+
+@pytest.mark.parametrize(
+    ("loaded", "used", "words"),
+    [
+        ((), (), "no model loaded"),
+        (("a:latest", "b"), ("a",), "a in use, b loaded"),
+        ((), ("a", "b"), "a in use, b in use"),
+        (("a", "b"), (), "a, b loaded"),
+    ],
+)
+def test_a_card_names_the_models_in_use_and_those_that_are_loaded_besides(
+    loaded: tuple[str, ...], used: tuple[str, ...], words: str
+) -> None:
+    assert top_words.models_words(replace(CARD, models=loaded, models_in_use=used)) == words
 
 
 def test_a_service_that_nobody_runs_or_that_failed_says_so() -> None:
