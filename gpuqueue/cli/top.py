@@ -21,7 +21,7 @@ INTERVAL_S = 1.0
     "interval_s",
     type=click.FloatRange(0.1, 86_400),
     metavar="SECONDS",
-    help=f"How often to look; default {INTERVAL_S:g}.",
+    help=f"How often to look; default {INTERVAL_S:g}. The screen is drawn anew at a change, too.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Print lines so often and end, at a terminal too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line; its keys are listed above.")

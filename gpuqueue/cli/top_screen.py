@@ -29,6 +29,7 @@ from gpuqueue.queue import GPUQueue
 
 LOOK_S = 0.25  # how often it asks whether anything was changed, which costs microseconds
 LOOK_AT_JOB_S = 0.1
+CHANGED_S = 0.5  # how soon after one reading a change makes another
 COST = 10  # reading and drawing may take one part in so many of the time
 MESSAGE_S = 20.0  # how long a message stays
 Key = TypeVar("Key")
@@ -165,7 +166,7 @@ class Screen:
             return False
         if self._following is not None:
             return passed_s >= LOOK_AT_JOB_S and (passed_s >= self._interval_s or self._is_changed())
-        return passed_s >= self._interval_s or (passed_s >= self._interval_s / 2 and self._is_changed())
+        return passed_s >= self._interval_s or (passed_s >= min(CHANGED_S, self._interval_s / 2) and self._is_changed())
 
     def _is_changed(self) -> bool:
         return self._gq.store.data_version() != self._version
