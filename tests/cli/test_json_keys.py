@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.cli.database import db
+from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.keys import Shape, compare, documented
@@ -22,10 +23,23 @@ Run = Callable[..., Any]
 SENT = ["submit", "ai-realtime", "--model", "gemma4:e4b", "--prompt", "hello"]
 
 
+class Mirror:
+    """A service that says how far it is behind."""
+
+    @hookimpl
+    def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service]:
+        def mirror(context: ServiceContext) -> None:
+            context.note({"lag_s": 1.5})
+            context.stopping.wait()
+
+        return {"mirror": mirror}
+
+
 @pytest.fixture
 def filled(folder: Path, simulator: OllamaSimulator, until: Any, gate: Any) -> Iterator[GPUQueue]:
     """Jobs with everything that a job can have, a worker that runs one of them on a card, and a paused queue."""
-    with simulated_nvml(simulator.card), GPUQueue.from_config("gpuqueue.toml") as gq:
+    with simulated_nvml(simulator.card), GPUQueue.from_config("gpuqueue.toml", plugins=[Mirror()]) as gq:
+        gq.queue("nightly", pause=["09:00-18:00"])
 
         @gq.task(name="fail", queue="mail", max_attempts=1)
         def fail() -> None:
@@ -41,6 +55,7 @@ def filled(folder: Path, simulator: OllamaSimulator, until: Any, gate: Any) -> I
         with Worker(gq, queues=["mail", "ai-realtime"]) as worker:
             until(lambda: gq.job(1).state == "discarded")
             until(lambda: gq.view().devices["gpu0"].reading)
+            until(lambda: any(service.status for service in gq.services()))
             yield gq
             gate.open()
             worker.stop(grace_s=0)
@@ -63,6 +78,7 @@ CASES: dict[tuple[str, str], list[list[Any]]] = {
     ("jobs", ""): [["jobs"], ["jobs", "--limit", 1]],
     ("job", ""): [["job", 1], ["job", 2]],
     ("explain", ""): [["explain", 3]],
+    ("top", ""): [["top"]],
     ("doctor", ""): [["doctor"]],
     ("plugins", ""): [["plugins"]],
     ("pause", ""): [["pause", "mail"]],
