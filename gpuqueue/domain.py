@@ -99,6 +99,15 @@ class LogLine(NamedTuple):
     message: str
 
 
+class Entry(NamedTuple):
+    """Where a job stands in its queue."""
+
+    id: int
+    priority: int
+    scheduled_at: datetime
+    finished_at: datetime | None
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A job with what a row of it does not hold: its result (JSON text, None without one) and its log lines."""

@@ -340,7 +340,11 @@ class Registrations:
 
     @hookspec
     def register_commands(self, details: click.Group) -> None:
-        """Add commands to the command line's group."""
+        """Add commands to the command line's group.
+
+        With `@click.pass_obj` a command gets the session, whose `existing_queue()` is the queue object, and `queue.plugin(name)`
+        the plugin with what it read of its section.
+        """
 
 
 SPECIFICATIONS = (Decisions, Actions, Events, Registrations)

@@ -18,6 +18,7 @@ from gpuqueue.domain import (
     FINISHED,
     Backend,
     DeviceProcess,
+    Entry,
     Event,
     Hold,
     Job,
@@ -444,10 +445,10 @@ def last_event_id(connection: sqlite3.Connection) -> int:
     return int(found)
 
 
-def ordered_ids(
+def entries(
     connection: sqlite3.Connection, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
-) -> list[int]:
-    """Return the ids of a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
+) -> list[Entry]:
+    """Return a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
     wanted = sorted(states)
     columns = _ORDERS[wanted[0]]
     if newest_first:
@@ -455,8 +456,15 @@ def ordered_ids(
     finished = "AND finished_at IS NOT NULL " if wanted[0] in FINISHED else ""
     named = ", ".join(f"'{state}'" for state in wanted)
     which = f"state = {named}" if len(wanted) == 1 else f"state IN ({named})"
-    statement = f"SELECT id FROM jobs WHERE {which} AND queue = ? {finished}ORDER BY {', '.join(columns)} LIMIT ?"
-    return [id_ for (id_,) in connection.execute(statement, (queue, -1 if limit is None else limit))]
+    rows = connection.execute(
+        f"SELECT id, priority, scheduled_at, finished_at FROM jobs WHERE {which} AND queue = ? {finished}"
+        f"ORDER BY {', '.join(columns)} LIMIT ?",
+        (queue, -1 if limit is None else limit),
+    )
+    return [
+        Entry(id_, priority, from_us(scheduled_at), None if finished_at is None else from_us(finished_at))
+        for id_, priority, scheduled_at, finished_at in rows
+    ]
 
 
 def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:

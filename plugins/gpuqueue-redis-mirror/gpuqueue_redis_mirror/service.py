@@ -1,0 +1,286 @@
+"""Owns the mirroring itself: following the queue's events, writing what they touch, and building anew where that is not enough.
+
+The queue never waits for it: it runs in a thread of its own, in one worker, and reads the queue as anybody may.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from itertools import islice
+from urllib.parse import urlsplit
+
+import redis
+
+from gpuqueue import Event, GPUQueue
+from gpuqueue.plugins import ServiceContext
+from gpuqueue_redis_mirror.compare import differences
+from gpuqueue_redis_mirror.layout import ROOM, Key, entries, job_keys, milliseconds, queue_keys
+from gpuqueue_redis_mirror.settings import Settings
+from gpuqueue_redis_mirror.source import Kept, Source
+from gpuqueue_redis_mirror.target import Changes, Occupied, State, Superseded, Target
+from gpuqueue_redis_mirror.workers import WorkerConnections, client_names
+
+FOLLOWER = "mirror"
+POLL_S = 0.1
+LOOK_S = 1.0  # between two looks at what no event tells: holds, workers, the target's own key
+NOTE_S = 5.0
+CHECK_S = 60.0  # between two comparisons of everything
+MENDED_AT_ONCE = 1_000
+BATCH = 2_000  # events
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+# What changes the keys of a queue; the rest changes only the job's own.
+MOVES = {"job_enqueued", "job_promoted", "attempt_started", "attempt_finished", "job_finished", "job_removed", "lease_rescued"}
+HOLDS = {"queue_held", "queue_released", "queue_paused", "queue_resumed"}
+logger = logging.getLogger("gpuqueue.mirror")
+
+
+def shown(url: str) -> str:
+    """A URL without its password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def run(settings: Settings, context: ServiceContext) -> None:
+    """Mirror until the worker stops, whatever becomes of the target."""
+    target = Target(settings.url, settings.prefix, identity(context.gq))
+    workers = WorkerConnections(settings.url)
+    mirroring = Mirroring(context.gq, target, workers, settings, term=context.term)
+    pause_s, told = FIRST_PAUSE_S, ""
+    try:
+        while not context.stopping.is_set():
+            try:
+                mirroring.follow(context)
+                pause_s, told = FIRST_PAUSE_S, ""
+            except (redis.RedisError, OSError, Occupied, Superseded) as error:
+                workers.close()
+                said = str(error) or type(error).__name__
+                if said != told:
+                    logger.warning("the mirror at %s waits: %s", shown(settings.url), said)
+                    told = said
+                context.note({**mirroring.status(), "state": "waiting", "error": said})
+                context.stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    finally:
+        workers.close()
+        target.close()
+
+
+def identity(gq: GPUQueue) -> str:
+    """Name a database file apart from all others, also from one that takes its place."""
+    return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
+
+
+class Mirroring:
+    """One worker's writing of the mirror, in one term."""
+
+    def __init__(self, gq: GPUQueue, target: Target, workers: WorkerConnections, settings: Settings, *, term: int) -> None:
+        self._gq = gq
+        self._target = target
+        self._workers = workers
+        self._settings = settings
+        self._source = Source(gq, Kept(settings.keep_completed, settings.keep_failed))
+        self._term = term
+        self._follower = gq.follow(FOLLOWER)
+        self._is_new = self._follower.is_new
+        self._held: dict[str, bool] = {}
+        self._metrics_minute = 0
+        self._noted_s = self._checked_s = float("-inf")
+
+    # --- the loop ---
+
+    def follow(self, context: ServiceContext) -> None:
+        """Write what happens until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
+        self._target.begin(self._term)
+        self._noted_s = self._checked_s = look_at_s = float("-inf")
+        while True:
+            is_last = context.stopping.is_set()
+            if time.monotonic() >= look_at_s:
+                self.look()
+                look_at_s = time.monotonic() + LOOK_S
+            written = self.write_batch()
+            self._note(context)
+            if is_last:
+                return
+            if written:
+                continue
+            if time.monotonic() - self._checked_s >= CHECK_S:
+                self._checked_s = time.monotonic()
+                self.mend()
+            context.stopping.wait(POLL_S)
+
+    def look(self) -> None:
+        """See to what no event tells."""
+        state = self._target.state()
+        why = self._why_rebuild(state)
+        if why:
+            logger.info("the mirror is built anew: %s", why)
+            self.rebuild(replace=state is not None and state.asked == "replace")
+        self._refresh_queues()
+        with self._gq.read() as reader:
+            queues = reader.queues()
+        self._workers.show(client_names(self._settings.prefix, self._gq.workers(), queues))
+
+    def _why_rebuild(self, state: State | None) -> str:
+        if state is None:
+            return "nothing stands there"
+        if self._is_new:
+            return "what happened before is not known"
+        if state.asked:
+            return "a person asked for it"
+        if state.cursor is None:
+            return "it is not whole"
+        if state.database != self._target.database:
+            return f"it is that of {state.database or 'nobody'}"
+        if state.cursor < self._follower.position:
+            return "it is older than what was written: the server lost something"
+        return ""
+
+    def rebuild(self, *, replace: bool = False) -> int:
+        """Put everything there anew; returns how many keys that are. Raises: Occupied; Superseded; redis.RedisError."""
+        with self._gq.read() as reader:
+            cursor, queues = reader.last_event_id, reader.queues()
+            count = self._target.rebuild(
+                self._source.everything(reader, self._settings.prefix),
+                cursor=cursor,
+                queues=queues,
+                term=self._term,
+                replace=replace,
+            )
+        self._held = {}
+        self._follower.advance(cursor)
+        self._is_new = False
+        return count
+
+    def _refresh_queues(self) -> None:
+        """Write the keys of queues that are held or not since the last look, or are new or gone; and the metrics each minute."""
+        holds = {name: bool(found) for name, found in self._source.holds().items()}
+        minute = int(time.time() // 60)
+        changed = {name for name, is_held in holds.items() if self._held.get(name) is not is_held}
+        gone = self._held.keys() - holds.keys()
+        if minute != self._metrics_minute:
+            changed |= holds.keys()
+        if changed or gone:
+            self._write_queues(changed, gone)
+        self._held, self._metrics_minute = holds, minute
+
+    def _write_queues(self, names: set[str], gone: set[str]) -> None:
+        changes = Changes()
+        with self._gq.read() as reader:
+            counts, queues = reader.counts(), reader.queues()
+            holds = self._source.holds()
+            for name in names & set(queues):
+                rows = self._source.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
+                changes.keys.update(self._named(name, queue_keys(rows)))
+        for name in gone:
+            changes.gone.update(self._target.names([name]))
+        self._target.apply(changes, cursor=self._follower.position, queues=queues, term=self._term)
+
+    def mend(self) -> int:
+        """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
+        with self._gq.read() as reader:
+            if reader.last_event_id != self._follower.position:
+                return 0  # what is not written yet would look like a difference
+            queues = reader.queues()
+            self._target.mend_streams(queues)
+            found = differences(reader, self._source, self._target)
+            count = 0
+            while part := list(islice(found, MENDED_AT_ONCE)):
+                changes = Changes(
+                    keys={item.name: item.expected for item in part if item.expected is not None},
+                    gone={item.name for item in part if item.expected is None},
+                )
+                self._target.apply(changes, cursor=self._follower.position, queues=queues, term=self._term)
+                count += len(part)
+        if count:
+            logger.warning("the mirror had %d keys that were not as the queue says, and are again", count)
+        return count
+
+    # --- a batch ---
+
+    def write_batch(self) -> int:
+        """Write what the next events touched, then pass them; returns how many they were."""
+        events = self._follower.read(limit=BATCH)
+        if not events:
+            return 0
+        changes = Changes()
+        moved = {event.queue for event in events if event.queue and event.name in MOVES | HOLDS}
+        with self._gq.read() as reader:
+            records = reader.records({event.job_id for event in events if event.job_id is not None})
+            counts, queues = reader.counts(), reader.queues()
+            holds = self._source.holds()
+            shown_ids: dict[str, set[int]] = {}
+            for name in moved & set(queues):
+                rows = self._source.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
+                changes.keys.update(self._named(name, queue_keys(rows)))
+                shown_ids[name] = rows.ids
+                finished = sum(event.queue == name and event.name == "job_finished" for event in events)
+                for id_ in self._source.left_out(reader, name, finished):
+                    changes.gone.update(self._body_names(name, id_))
+                if not rows.waiting and any(event.queue == name and event.name == "attempt_started" for event in events):
+                    last = [event for event in events if event.queue == name][-1]
+                    self._hear(changes, name, last, [{"event": "drained"}], first=ROOM - 1)
+        for id_ in {event.job_id for event in events if event.job_id is not None}:
+            record = records.get(id_)
+            if record is None:
+                continue
+            name = record.job.queue
+            if name in shown_ids and id_ not in shown_ids[name]:
+                changes.gone.update(self._body_names(name, id_))
+            else:
+                changes.keys.update(self._named(name, job_keys(record)))
+        for event in events:
+            record = records.get(event.job_id) if event.job_id is not None else None
+            name = event.queue or (record.job.queue if record is not None else "")
+            if event.name == "job_removed" and event.job_id is not None:
+                changes.gone.update(self._body_names(name, event.job_id))
+            if name in queues:
+                self._hear(changes, name, event, entries(event, record))
+        changes.gone -= changes.keys.keys()
+        self._order(changes)
+        self._target.apply(changes, cursor=events[-1].id, queues=queues, term=self._term)
+        self._follower.advance(events[-1].id)
+        return len(events)
+
+    def _named(self, queue: str, keys: dict[str, Key]) -> dict[str, Key]:
+        return {f"{self._settings.prefix}:{queue}:{suffix}": key for suffix, key in keys.items()}
+
+    def _body_names(self, queue: str, id_: int) -> Sequence[str]:
+        base = f"{self._settings.prefix}:{queue}:{id_}"
+        return base, f"{base}:logs"
+
+    def _hear(self, changes: Changes, queue: str, event: Event, told: list[dict[str, str]], *, first: int = 0) -> None:
+        stream = changes.events.setdefault(f"{self._settings.prefix}:{queue}:events", [])
+        for number, fields in enumerate(told, first):
+            stream.append((milliseconds(event.at), event.id * ROOM + number, fields))
+
+    @staticmethod
+    def _order(changes: Changes) -> None:
+        for stream, told in list(changes.events.items()):
+            if not told:
+                del changes.events[stream]
+            told.sort(key=lambda entry: entry[1])
+
+    # --- what it says of itself ---
+
+    def status(self) -> dict[str, object]:
+        """What anybody may know of the mirror: where it is, and how far behind the queue."""
+        unread = self._follower.read(limit=1)
+        with self._gq.read() as reader:
+            behind = max(0, reader.last_event_id - self._follower.position)
+        lag_s = (self._gq.now() - unread[0].at).total_seconds() if unread else 0.0
+        return {
+            "state": "following",
+            "url": shown(self._settings.url),
+            "prefix": self._settings.prefix,
+            "behind": behind,
+            "lag_s": round(max(0.0, lag_s), 3),
+            "error": None,
+        }
+
+    def _note(self, context: ServiceContext) -> None:
+        if time.monotonic() - self._noted_s >= NOTE_S:
+            self._noted_s = time.monotonic()
+            context.note(self.status())
