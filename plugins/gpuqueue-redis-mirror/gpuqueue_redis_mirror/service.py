@@ -64,13 +64,13 @@ def run(settings: Settings, context: ServiceContext) -> None:
                 context.stopping.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     finally:
-        workers.close()
-        target.close()
+        mirroring.close()
 
 
 def identity(gq: GPUQueue) -> str:
     """Name a database file apart from all others, also from one that takes its place."""
-    return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
+    with gq.read():  # which makes the file where there is none
+        return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
 
 
 class Mirroring:
@@ -78,13 +78,13 @@ class Mirroring:
 
     def __init__(self, gq: GPUQueue, target: Target, workers: WorkerConnections, settings: Settings, *, term: int) -> None:
         self._gq = gq
-        self._target = target
+        self.target = target
         self._workers = workers
         self._settings = settings
         self._source = Source(gq, Kept(settings.keep_completed, settings.keep_failed))
         self._term = term
-        self._follower = gq.follow(FOLLOWER)
-        self._is_new = self._follower.is_new
+        self.follower = gq.follow(FOLLOWER)
+        self._is_new = self.follower.is_new
         self._held: dict[str, bool] = {}
         self._metrics_minute = 0
         self._noted_s = self._checked_s = float("-inf")
@@ -93,7 +93,7 @@ class Mirroring:
 
     def follow(self, context: ServiceContext) -> None:
         """Write what happens until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
-        self._target.begin(self._term)
+        self.begin()
         self._noted_s = self._checked_s = look_at_s = float("-inf")
         while True:
             is_last = context.stopping.is_set()
@@ -111,9 +111,17 @@ class Mirroring:
                 self.mend()
             context.stopping.wait(POLL_S)
 
+    def begin(self) -> None:
+        """Keep writers of earlier terms out. Raises: as `follow`."""
+        self.target.begin(self._term)
+
+    def close(self) -> None:
+        self._workers.close()
+        self.target.close()
+
     def look(self) -> None:
         """See to what no event tells."""
-        state = self._target.state()
+        state = self.target.state()
         why = self._why_rebuild(state)
         if why:
             logger.info("the mirror is built anew: %s", why)
@@ -132,9 +140,9 @@ class Mirroring:
             return "a person asked for it"
         if state.cursor is None:
             return "it is not whole"
-        if state.database != self._target.database:
+        if state.database != self.target.database:
             return f"it is that of {state.database or 'nobody'}"
-        if state.cursor < self._follower.position:
+        if state.cursor < self.follower.position:
             return "it is older than what was written: the server lost something"
         return ""
 
@@ -142,7 +150,7 @@ class Mirroring:
         """Put everything there anew; returns how many keys that are. Raises: Occupied; Superseded; redis.RedisError."""
         with self._gq.read() as reader:
             cursor, queues = reader.last_event_id, reader.queues()
-            count = self._target.rebuild(
+            count = self.target.rebuild(
                 self._source.everything(reader, self._settings.prefix),
                 cursor=cursor,
                 queues=queues,
@@ -150,7 +158,7 @@ class Mirroring:
                 replace=replace,
             )
         self._held = {}
-        self._follower.advance(cursor)
+        self.follower.advance(cursor)
         self._is_new = False
         return count
 
@@ -175,24 +183,24 @@ class Mirroring:
                 rows = self._source.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
                 changes.keys.update(self._named(name, queue_keys(rows)))
         for name in gone:
-            changes.gone.update(self._target.names([name]))
-        self._target.apply(changes, cursor=self._follower.position, queues=queues, term=self._term)
+            changes.gone.update(self.target.names([name]))
+        self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
 
     def mend(self) -> int:
         """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
         with self._gq.read() as reader:
-            if reader.last_event_id != self._follower.position:
+            if reader.last_event_id != self.follower.position:
                 return 0  # what is not written yet would look like a difference
             queues = reader.queues()
-            self._target.mend_streams(queues)
-            found = differences(reader, self._source, self._target)
+            self.target.mend_streams(queues)
+            found = differences(reader, self._source, self.target)
             count = 0
             while part := list(islice(found, MENDED_AT_ONCE)):
                 changes = Changes(
                     keys={item.name: item.expected for item in part if item.expected is not None},
                     gone={item.name for item in part if item.expected is None},
                 )
-                self._target.apply(changes, cursor=self._follower.position, queues=queues, term=self._term)
+                self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
                 count += len(part)
         if count:
             logger.warning("the mirror had %d keys that were not as the queue says, and are again", count)
@@ -202,7 +210,7 @@ class Mirroring:
 
     def write_batch(self) -> int:
         """Write what the next events touched, then pass them; returns how many they were."""
-        events = self._follower.read(limit=BATCH)
+        events = self.follower.read(limit=BATCH)
         if not events:
             return 0
         changes = Changes()
@@ -240,8 +248,8 @@ class Mirroring:
                 self._hear(changes, name, event, entries(event, record))
         changes.gone -= changes.keys.keys()
         self._order(changes)
-        self._target.apply(changes, cursor=events[-1].id, queues=queues, term=self._term)
-        self._follower.advance(events[-1].id)
+        self.target.apply(changes, cursor=events[-1].id, queues=queues, term=self._term)
+        self.follower.advance(events[-1].id)
         return len(events)
 
     def _named(self, queue: str, keys: dict[str, Key]) -> dict[str, Key]:
@@ -267,9 +275,9 @@ class Mirroring:
 
     def status(self) -> dict[str, object]:
         """What anybody may know of the mirror: where it is, and how far behind the queue."""
-        unread = self._follower.read(limit=1)
+        unread = self.follower.read(limit=1)
         with self._gq.read() as reader:
-            behind = max(0, reader.last_event_id - self._follower.position)
+            behind = max(0, reader.last_event_id - self.follower.position)
         lag_s = (self._gq.now() - unread[0].at).total_seconds() if unread else 0.0
         return {
             "state": "following",

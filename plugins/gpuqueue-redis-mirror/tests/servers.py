@@ -151,7 +151,14 @@ class Server:
             client.execute_command(*words)
 
     def _come_up(self, port: int) -> bool:
-        options = {"port": port, "bind": HOST, "dir": self.folder, "save": "", "appendonly": "no", "enable-debug-command": "local"}
+        options = {
+            "port": port,
+            "bind": HOST,
+            "dir": self.folder,
+            "save": "",
+            "appendonly": "no",
+            "enable-debug-command": "local",
+        }
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [server_binary(), *(word for name, value in options.items() for word in (f"--{name}", str(value)))],
