@@ -20,9 +20,7 @@ _WAITED_S = (
     "CASE WHEN NEW.state = 'running' THEN max(0, NEW.started_at - max(NEW.enqueued_at, NEW.scheduled_at, "
     "coalesce((SELECT max(finished_at) FROM attempts WHERE job_id = NEW.id), 0))) / 1e6 END"
 )
-_RAN_S = (
-    f"CASE WHEN OLD.state = 'running' THEN max(0, coalesce(NEW.finished_at, {_NOW_US}) - OLD.started_at) / 1e6 END"
-)
+_RAN_S = f"CASE WHEN OLD.state = 'running' THEN max(0, coalesce(NEW.finished_at, {_NOW_US}) - OLD.started_at) / 1e6 END"
 _MODEL_LOADING = (
     "BEGIN INSERT INTO events (at, name, data) VALUES (NEW.model_since, 'model_loading', "
     "json_object('device', NEW.name, 'model', NEW.model)); END"

@@ -33,7 +33,7 @@ def read_address(table: Table) -> Address | None:
     host, colon, port = text.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isascii() or not port.isdecimal() or (":" in host and not is_bracketed):
-        raise setting.error(f"this is an address and a port; write {EXAMPLE}, with IPv6 listen = \"[::1]:9464\"")
+        raise setting.error(f'this is an address and a port; write {EXAMPLE}, with IPv6 listen = "[::1]:9464"')
     if int(port) > HIGHEST_PORT:
         raise setting.error(f"a port is at most {HIGHEST_PORT}; write {EXAMPLE}")
     if not host.strip("[]"):

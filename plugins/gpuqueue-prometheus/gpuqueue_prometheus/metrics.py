@@ -69,7 +69,7 @@ VRAM_RESERVED = Spec(
     "gpuqueue_vram_reserved_bytes", "gauge", ("device",), "Memory reserved for jobs until it is verified to be back."
 )
 VRAM_OWN = Spec(
-    "gpuqueue_vram_own_bytes", "gauge", ("device",), "Memory that is gpuqueue's: what is reserved, or what its models take if more."
+    "gpuqueue_vram_own_bytes", "gauge", ("device",), "gpuqueue's part: what is reserved, or what loaded models take where more."
 )
 MODEL_VRAM = Spec(
     "gpuqueue_model_vram_bytes", "gauge", ("device", "model"), "Memory of each loaded model, as last seen between two jobs."
@@ -84,9 +84,7 @@ FOLLOWER_LAG = Spec(
     'How old the oldest event is that a follower has not handled, 0 for none; follower="mirror" is the Redis mirror\'s lag.',
 )
 ENQUEUED = Spec("gpuqueue_enqueued_total", "counter", ("queue",), "Jobs stored.")
-FINISHED = Spec(
-    "gpuqueue_finished_total", "counter", ("queue", "outcome"), "Jobs finished: completed, cancelled, or discarded."
-)
+FINISHED = Spec("gpuqueue_finished_total", "counter", ("queue", "outcome"), "Jobs finished: completed, cancelled, or discarded.")
 PREEMPTIONS = Spec("gpuqueue_preemptions_total", "counter", ("queue",), "Attempts stopped to make room; no attempt was spent.")
 RESCUES = Spec("gpuqueue_rescues_total", "counter", ("queue",), "Jobs taken back from workers that died.")
 MODEL_LOADS = Spec(

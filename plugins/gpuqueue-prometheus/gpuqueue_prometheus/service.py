@@ -1,4 +1,4 @@
-"""Owns the service: it listens, counts and looks until its worker stops or another takes it over; decides nothing of the queue."""
+"""Owns the service: it listens, counts and looks until its worker stops or another takes over; decides nothing of the queue."""
 
 from __future__ import annotations
 
