@@ -1,41 +1,18 @@
-"""Owns the verdict on the queue's health: what is unhealthy, what is only degraded, and why; mends nothing.
-
-Unhealthy is what needs a person, or a restart: work that waits will not be done by waiting. Degraded is what gpuqueue copes
-with meanwhile, as it was configured to. A queue that is paused, or held by a window or by another queue, is well.
-"""
+"""Owns the verdict on the queue's health, and noticing over time what no moment tells; mends nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpuqueue import GPUQueue, GPUQueueError
-from gpuqueue.plugins import Hold, State, View
+from gpuqueue.plugins import State
+from gpuqueue_prometheus.findings import Problem, Status, backends_wrong, devices_wrong, queues_wrong, services_wrong
 
-AWAY_S = 300.0  # a backend may restart; after this somebody should look
 STUCK_S = 60.0
 LOOK_EVERY_S = 5.0
 NAMED_AT_MOST = 20
-
-
-class Status(StrEnum):
-    """How it is, the better first."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    UNHEALTHY = "unhealthy"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong; `subject` is what with, "queue ai-batch"."""
-
-    status: Status
-    subject: str
-    detail: str
 
 
 class Health:
@@ -83,13 +60,11 @@ class Health:
             return
         if not view.workers:
             yield Problem(Status.UNHEALTHY, "workers", "no worker lives")
-        yield from _queues(view, counts, holds)
+        yield from queues_wrong(view, counts, holds)
         yield from self._stuck()
-        yield from _devices(view, holds)
-        yield from _backends(view, holds)
-        for service in services:
-            if service.worker_id is not None and service.status.get("error"):
-                yield Problem(Status.DEGRADED, f"service {service.name}", str(service.status["error"]))
+        yield from devices_wrong(view, holds)
+        yield from backends_wrong(view, holds)
+        yield from services_wrong(services)
 
     def _stuck(self) -> Iterator[Problem]:
         for queue, (since_s, job_id, _) in sorted(self._idle.items()):
@@ -116,38 +91,6 @@ class Health:
                 record = None if first is None else reader.records([first.id]).get(first.id)
             if record is not None and not self._gq.explain(record.job.id).reasons:
                 yield name, record.job.id, record.job.lease
-
-
-def _queues(view: View, counts: Mapping[str, Mapping[str, int]], holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
-    for name, queue in view.queues.items():
-        waiting = counts.get(name, {}).get(State.AVAILABLE, 0)
-        if waiting and not queue.served:
-            many = f"{waiting} job waits" if waiting == 1 else f"{waiting} jobs wait"
-            yield Problem(Status.UNHEALTHY, f"queue {name}", f"no live worker serves it, and {many}")
-        for hold in holds.get(name, ()):
-            if hold.reason == "plugin_failed":
-                yield Problem(Status.UNHEALTHY, f"queue {name}", hold.detail)
-
-
-def _devices(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
-    status = Status.UNHEALTHY if _is_held(holds, "device_lost") else Status.DEGRADED
-    for name, device in view.devices.items():
-        if device.reading is not None and device.reading.lost is not None:
-            yield Problem(status, f"device {name}", f"it cannot be read: {device.reading.lost}")
-
-
-def _backends(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
-    for backend in view.backends.values():
-        if backend.available:
-            continue
-        away_s = 0.0 if backend.since is None else (view.now - backend.since).total_seconds()
-        is_long = away_s >= AWAY_S and _is_held(holds, "unavailable")
-        detail = f"it is away for {away_s:.0f} s: {backend.error}"
-        yield Problem(Status.UNHEALTHY if is_long else Status.DEGRADED, f"backend {backend.name}", detail)
-
-
-def _is_held(holds: Mapping[str, Sequence[Hold]], reason: str) -> bool:
-    return any(hold.reason == reason for found in holds.values() for hold in found)
 
 
 def as_json(status: Status, problems: Sequence[Problem]) -> dict[str, Any]:

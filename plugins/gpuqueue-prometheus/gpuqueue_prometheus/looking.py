@@ -29,7 +29,7 @@ def gauges(gq: GPUQueue) -> Iterator[Sample]:
         for reason in sorted({hold.reason for hold in holds}):
             yield Sample(metrics.QUEUE_HELD, (name, reason), 1)
     for device in view.devices.values():
-        yield from _device(device, view.now)
+        yield from device_gauges(device, view.now)
     for backend in view.backends.values():
         yield Sample(metrics.BACKEND_UP, (backend.name,), backend.available)
     for service in gq.services():
@@ -42,7 +42,8 @@ def gauges(gq: GPUQueue) -> Iterator[Sample]:
         yield Sample(metrics.FOLLOWER_LAG, (name,), lag_s)
 
 
-def _device(device: DeviceView, now: datetime) -> Iterator[Sample]:
+def device_gauges(device: DeviceView, now: datetime) -> Iterator[Sample]:
+    """Tell of one device what is known at `now`."""
     name = device.settings.name
     yield Sample(metrics.VRAM_BUDGET, (name,), device.settings.budget_bytes)
     yield Sample(metrics.VRAM_RESERVED, (name,), device.reserved_bytes)

@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,15 +65,12 @@ class Served:
 
 
 def status_of(gq: GPUQueue, worker: Worker | None = None) -> Mapping[str, Any]:
-    """What the service last said of itself, under this worker or any."""
-    return next(
-        (
-            service.status
-            for service in gq.services()
-            if service.name == "prometheus" and (worker is None or service.worker_id == worker.id)
-        ),
-        {},
-    )
+    """What the service has said of itself since a worker, this one or any, took it over."""
+    for service in gq.services():
+        is_of = worker is None or service.worker_id == worker.id
+        if service.name == "prometheus" and is_of and service.noted_at and service.since and service.noted_at >= service.since:
+            return service.status
+    return {}
 
 
 @pytest.fixture
@@ -96,14 +94,30 @@ def start_worker() -> Iterator[Callable[..., Worker]]:
 
 
 @pytest.fixture
-def serve(make_gpuqueue: Any, start_worker: Callable[..., Worker]) -> Callable[..., Served]:
-    """`serve(toml="", *, gq=None, plugins={}, **worker_options)` starts a worker with the plugin and waits until it listens."""
+def make_gq(make_gpuqueue: Any) -> Callable[..., GPUQueue]:
+    """`make_gq(toml="", *, plugins={})` makes a queue object with the plugin, which listens on any free port."""
 
-    def start(toml: str = "", *, gq: GPUQueue | None = None, plugins: Mapping[str, object] = {}, **options: Any) -> Served:
-        made = gq or make_gpuqueue(LISTEN + toml, plugins={"prometheus": Prometheus(), **plugins})
-        worker = start_worker(made, **options)
-        url = wait_until(lambda: status_of(made, worker).get("metrics"), "it listens")
-        return Served(made, url.removesuffix("/metrics"), worker)
+    def make(toml: str = "", *, plugins: Mapping[str, object] = MappingProxyType({})) -> GPUQueue:
+        made: GPUQueue = make_gpuqueue(LISTEN + toml, plugins={"prometheus": Prometheus(), **plugins})
+        return made
+
+    return make
+
+
+@pytest.fixture
+def gq(make_gq: Callable[..., GPUQueue]) -> GPUQueue:
+    """A queue object with the queues `mail` and `work`."""
+    return make_gq("[queues.mail]\n[queues.work]\n")
+
+
+@pytest.fixture
+def serve(start_worker: Callable[..., Worker]) -> Callable[..., Served]:
+    """`serve(gq, **worker_options)` starts a worker, which must know its tasks by now, and waits until it listens."""
+
+    def start(gq: GPUQueue, **options: Any) -> Served:
+        worker = start_worker(gq, **options)
+        url = wait_until(lambda: status_of(gq, worker).get("metrics"), "it listens")
+        return Served(gq, url.removesuffix("/metrics"), worker)
 
     return start
 

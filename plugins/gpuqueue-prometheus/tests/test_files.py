@@ -133,8 +133,22 @@ def test_promtool_finds_the_rules_well():
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
-def test_promtool_finds_the_metrics_well(serve):
-    page = serve("[queues.mail]\n").get("/metrics")
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
+    scenes = (PLUGIN / "tests" / "alerts_test.yml").read_text()
+    (tmp_path / "scenes.yml").write_text(scenes.replace("ALERTS]", f"{files(gpuqueue_prometheus) / 'alerts.yml'}]"))
+    ran = subprocess.run([str(PROMTOOL), "test", "rules", str(tmp_path / "scenes.yml")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_each_alert_has_a_scene_in_which_it_fires():
+    scenes = yaml.safe_load((PLUGIN / "tests" / "alerts_test.yml").read_text())["tests"]
+    fired = {told["alertname"] for scene in scenes for told in scene["alert_rule_test"] if told.get("exp_alerts")}
+    assert fired == {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
+def test_promtool_finds_the_metrics_well(serve, gq):
+    page = serve(gq).get("/metrics")
     ran = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page.text, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 

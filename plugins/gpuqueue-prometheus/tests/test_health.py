@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
-from gpuqueue_prometheus.health import LOOK_EVERY_S, STUCK_S, Health, Status
+from gpuqueue_prometheus.findings import Problem, Status, backends_wrong, devices_wrong
+from gpuqueue_prometheus.health import LOOK_EVERY_S, STUCK_S, Health
 
 from gpuqueue import GPUQueue, StoreError, hookimpl
+from gpuqueue.plugins import DeviceSettings, Hold
 from gpuqueue.testing import wait_until
+from gpuqueue.testing.views import GB, NOW, backend, device, view
 
 QUEUES = "[queues.mail]\n[queues.work]\n"
 
@@ -25,46 +29,64 @@ def told(served):
     return page.status, page.json["status"], found
 
 
-def test_it_is_well_while_a_worker_lives_and_nothing_is_wrong(serve):
-    served = serve(QUEUES)
+def test_it_is_well_while_a_worker_lives_and_nothing_is_wrong(serve, gq):
+    served = serve(gq)
     assert told(served) == (200, "ok", {})
 
 
-def test_a_queue_that_is_paused_is_well(serve):
-    served = serve(QUEUES)
-    served.gq.pause("mail", reason="on purpose")
-    served.gq.task(name="note", queue="mail")(lambda: None).enqueue()
+def test_a_queue_that_is_paused_is_well(serve, gq):
+    served = serve(gq)
+    gq.pause("mail", reason="on purpose")
+    gq.task(name="note", queue="mail")(lambda: None).enqueue()
     assert told(served) == (200, "ok", {})
 
 
-def test_jobs_that_no_live_worker_serves_are_unhealthy(serve):
-    served = serve(QUEUES, queues=["work"])
+def test_jobs_that_no_live_worker_serves_are_unhealthy(serve, gq):
+    served = serve(gq, queues=["work"])
     assert told(served)[0] == 200, "no job waits there"
-    served.gq.task(name="note", queue="mail")(lambda: None).enqueue()
+    gq.task(name="note", queue="mail")(lambda: None).enqueue()
     assert told(served) == (503, "unhealthy", {"queue mail": ("unhealthy", "no live worker serves it, and 1 job waits")})
 
 
-def test_a_backend_that_is_away_degrades_and_is_unhealthy_only_when_it_stays_away(serve, ai_toml, ollama_server, monkeypatch):
-    served = serve(ai_toml)
+def test_a_backend_that_is_away_degrades_until_it_is_back(serve, make_gq, ai_toml, ollama_server):
+    served = serve(make_gq(ai_toml))
     ollama_server.go_away()
     wait_until(lambda: told(served)[1] == "degraded", "a worker notices")
     status, _, problems = told(served)
-    level, detail = problems["backend ollama"]
-    assert (status, level) == (200, "degraded") and detail.startswith("it is away for ")
-    monkeypatch.setattr("gpuqueue_prometheus.health.AWAY_S", 0.0)
-    assert told(served)[0] == 503
+    assert status == 200 and problems.keys() == {"backend ollama"}
     ollama_server.come_back()
     wait_until(lambda: told(served) == (200, "ok", {}), "it is back")
 
 
-def test_a_lost_device_is_unhealthy_when_no_other_is_left(serve, ai_toml, simulated_card):
-    served = serve(ai_toml)
+def test_a_lost_device_is_unhealthy(serve, make_gq, ai_toml, simulated_card):
+    served = serve(make_gq(ai_toml))
     simulated_card.lost = True
     wait_until(lambda: told(served)[0] == 503, "a worker notices")
     level, detail = told(served)[2]["device gpu0"]
     assert level == "unhealthy" and detail.startswith("it cannot be read: ")
     simulated_card.lost = False
-    wait_until(lambda: told(served) == (200, "ok", {}), "it is back")
+
+
+def test_a_backend_is_unhealthy_after_five_minutes_in_which_a_queue_has_no_other():
+    held = {"ai-batch": [Hold("unavailable", "ollama is away")]}
+
+    def found(away_s, holds):
+        gone = backend(available=False, error="refused", since=NOW - timedelta(seconds=away_s))
+        return list(backends_wrong(view(ollama=gone), holds))
+
+    assert found(299, held) == [Problem(Status.DEGRADED, "backend ollama", "it is away for 299 s: refused")]
+    assert found(300, held) == [Problem(Status.UNHEALTHY, "backend ollama", "it is away for 300 s: refused")]
+    assert [problem.status for problem in found(3000, {"ai-batch": []})] == [Status.DEGRADED], "another one does its work"
+    assert list(backends_wrong(view(), held)) == []
+
+
+def test_a_lost_device_only_degrades_while_another_is_left():
+    lost = device(lost="it fell off the bus")
+    others = view(devices=(lost, device(DeviceSettings("gpu1", budget_bytes=GB))))
+    said = "it cannot be read: it fell off the bus"
+    assert list(devices_wrong(others, {"ai-batch": []})) == [Problem(Status.DEGRADED, "device gpu0", said)]
+    held = {"ai-batch": [Hold("device_lost", "no device can be read")]}
+    assert list(devices_wrong(view(devices=(lost,)), held)) == [Problem(Status.UNHEALTHY, "device gpu0", said)]
 
 
 class Failing:
@@ -84,15 +106,15 @@ class Broken:
             raise OSError("no answer")
 
 
-def test_a_service_that_says_that_it_fails_degrades(serve):
-    served = serve(plugins={"failing": Failing()})
+def test_a_service_that_says_that_it_fails_degrades(serve, make_gq):
+    served = serve(make_gq(plugins={"failing": Failing()}))
     wait_until(lambda: told(served) == (200, "degraded", {"service copy": ("degraded", "no route")}), "it said so")
     assert served.value("gpuqueue_service_up", "copy") == 0
     assert served.value("gpuqueue_service_up", "prometheus") == 1
 
 
-def test_a_queue_that_a_broken_plugin_holds_is_unhealthy(serve):
-    served = serve(QUEUES, plugins={"broken": Broken()})
+def test_a_queue_that_a_broken_plugin_holds_is_unhealthy(serve, make_gq):
+    served = serve(make_gq(QUEUES, plugins={"broken": Broken()}))
     status, overall, problems = told(served)
     assert (status, overall) == (503, "unhealthy")
     assert "no answer" in problems["queue mail"][1] and problems.keys() == {"queue mail"}
@@ -119,18 +141,24 @@ IDLE = """
 import sys
 from gpuqueue import GPUQueue, Worker
 gq = GPUQueue.from_config(sys.argv[1], discover_plugins=False)
-worker = Worker(gq, queues=["mail"]).start()
-print("ready", flush=True)
-sys.stdin.read()
-worker.stop()
+@gq.task(name="read", queue="work")
+def read():
+    print("ready", flush=True)
+    sys.stdin.read()
+with Worker(gq):
+    if sys.argv[2] == "busy":
+        gq.enqueue("read")
+    else:
+        print("ready", flush=True)
+    sys.stdin.read()
 """
 
 
-@pytest.fixture
-def stopped_worker(make_gpuqueue, tmp_path):
-    """A queue object, and a worker that serves `mail`, lives by all signs, and does nothing."""
+@pytest.fixture(params=["idle"])
+def stopped_worker(make_gpuqueue, tmp_path, request):
+    """A queue object, and a worker that lives by all signs, and does nothing; a busy one runs a job."""
     gq = make_gpuqueue(QUEUES)
-    command = [sys.executable, "-c", IDLE, str(tmp_path / "gpuqueue.toml")]
+    command = [sys.executable, "-c", IDLE, str(tmp_path / "gpuqueue.toml"), request.param]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
         wait_until(lambda: gq.is_served("mail"), "it serves")
@@ -176,6 +204,17 @@ def test_a_queue_that_is_held_or_whose_first_job_changes_is_not_stuck(stopped_wo
     time.now_s += STUCK_S
     health.look()
     assert health.report() == (Status.OK, []), "another job is the first now"
+
+
+@pytest.mark.parametrize("stopped_worker", ["busy"], indirect=True)
+def test_a_queue_beside_a_busy_worker_is_not_stuck_because_there_may_be_no_room(stopped_worker, time):
+    gq = stopped_worker
+    health = Health(gq, nothing, clock=time)
+    gq.task(name="note", queue="mail")(lambda: None).enqueue()
+    health.look()
+    time.now_s += 2 * STUCK_S
+    health.look()
+    assert health.report() == (Status.OK, [])
 
 
 def test_a_database_that_cannot_be_written_is_unhealthy(make_gpuqueue, start_worker):

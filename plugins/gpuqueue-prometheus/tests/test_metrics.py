@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
-from gpuqueue_prometheus.metrics import METRICS
+from gpuqueue_prometheus.counting import Counting
+from gpuqueue_prometheus.looking import device_gauges
+from gpuqueue_prometheus.metrics import ENQUEUED, METRICS
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuqueue import Discard, JobCancelled, JobFailed, Snooze
+from gpuqueue.plugins import Resident
 from gpuqueue.testing import wait_until
+from gpuqueue.testing.views import NOW, device
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text"
@@ -21,20 +29,21 @@ GB = 10**9
 
 
 @pytest.fixture
-def served(serve):
-    """A worker with the queues `mail` and `work`."""
-    return serve("[queues.mail]\n[queues.work]\n")
+def note(gq):
+    """A task of the queue `mail`."""
+    return gq.task(name="note", queue="mail")(lambda: None)
 
 
-def test_jobs_are_counted_by_queue_and_state(served):
+def test_jobs_are_counted_by_queue_and_state(serve, gq):
     idle = threading.Event()
     started = threading.Event()
 
-    @served.gq.task(name="wait", queue="work")
+    @gq.task(name="wait", queue="work")
     def wait() -> None:
         started.set()
         idle.wait(20)
 
+    served = serve(gq)
     wait.enqueue()
     wait.using(delay="1h").enqueue()
     wait.using(queue="mail", delay="1h").enqueue()
@@ -48,7 +57,8 @@ def test_jobs_are_counted_by_queue_and_state(served):
     assert found["gpuqueue_queue_served", ("mail",)] == 1
 
 
-def test_a_queue_begins_with_zeros_so_that_its_first_failure_is_an_increase(served):
+def test_a_queue_begins_with_zeros_so_that_its_first_failure_is_an_increase(serve, gq):
+    served = serve(gq)
     found = served.samples()
     for name in ("enqueued", "preemptions", "rescues"):
         assert found[f"gpuqueue_{name}_total", ("mail",)] == 0
@@ -56,12 +66,13 @@ def test_a_queue_begins_with_zeros_so_that_its_first_failure_is_an_increase(serv
     assert found["gpuqueue_wait_seconds_count", ("mail",)] == 0
 
 
-def test_what_finishes_is_counted_by_outcome(served):
-    @served.gq.task(name="end", queue="work")
+def test_what_finishes_is_counted_by_outcome(serve, gq):
+    @gq.task(name="end", queue="work")
     def end(how: str) -> None:
         if how == "fails":
             raise Discard("no")
 
+    served = serve(gq)
     end.enqueue(how="well").result(timeout_s=20)
     with pytest.raises(JobFailed):
         end.enqueue(how="fails").result(timeout_s=20)
@@ -76,15 +87,16 @@ def test_what_finishes_is_counted_by_outcome(served):
     assert found["gpuqueue_run_seconds_count", ("work", "end")] == 1, "of completed attempts only"
 
 
-def test_each_start_adds_its_wait_and_each_completion_its_run(served):
+def test_each_start_adds_its_wait_and_each_completion_its_run(serve, gq):
     began = []
 
-    @served.gq.task(name="twice", queue="work", max_attempts=2)
+    @gq.task(name="twice", queue="work", max_attempts=2)
     def twice() -> None:
         began.append(1)
         if len(began) == 1:
             raise Snooze("50ms")
 
+    served = serve(gq)
     job = twice.enqueue()
     job.result(timeout_s=20)
     found = served.samples()
@@ -97,65 +109,98 @@ def test_each_start_adds_its_wait_and_each_completion_its_run(served):
     assert buckets == sorted(buckets) and buckets[-2:] == [2, 2]
 
 
-def test_a_hold_is_told_with_its_reason_until_it_ends(served):
-    served.gq.pause("mail", reason="maintenance")
+def test_a_hold_is_told_with_its_reason_until_it_ends(serve, gq):
+    served = serve(gq)
+    gq.pause("mail", reason="maintenance")
     assert served.value("gpuqueue_queue_held", "mail", "paused") == 1
-    served.gq.resume("mail")
+    gq.resume("mail")
     assert served.value("gpuqueue_queue_held", "mail", "paused") is None
 
 
-def test_the_next_worker_counts_on_from_zero_with_what_nobody_had_counted(served, serve):
-    @served.gq.task(name="note", queue="mail")
-    def note() -> None:
-        pass
-
+def test_the_next_worker_counts_on_from_zero_with_what_nobody_had_counted(serve, gq, note):
+    served = serve(gq)
     note.enqueue().result(timeout_s=20)
     assert served.value("gpuqueue_finished_total", "completed", "mail") == 1
     served.worker.stop()
     note.enqueue()
     note.enqueue()
-    again = serve(gq=served.gq)
+    again = serve(gq)
     assert again.value("gpuqueue_enqueued_total", "mail") == 2
     wait_until(lambda: again.value("gpuqueue_finished_total", "completed", "mail") == 2, "they ran, and were counted")
 
 
-def test_a_follower_that_was_forgotten_begins_anew(served):
-    served.gq.follow("prometheus").forget()
+def test_a_follower_that_was_forgotten_begins_anew(serve, gq, note):
+    served = serve(gq)
+    gq.follow("prometheus").forget()
     served.samples()
-    served.gq.enqueue_many([])
-
-    @served.gq.task(name="note", queue="mail")
-    def note() -> None:
-        pass
-
     note.enqueue()
     assert served.value("gpuqueue_enqueued_total", "mail") == 1
 
 
-def test_a_follower_that_is_behind_tells_its_lag(served):
-    mirror = served.gq.follow("mirror")
+def test_events_that_cannot_be_passed_are_not_counted_twice(gq, note):
+    counting = Counting(gq)
+    note.enqueue()
+    with closing(sqlite3.connect(gq.database)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE UPDATE ON followers BEGIN SELECT RAISE(ABORT, 'not now'); END")
+        counting.catch_up()
+        note.enqueue()
+        counting.catch_up()
+        connection.execute("DROP TRIGGER no")
+    note.enqueue()
+    samples, _ = counting.counted(["mail"])
+    assert {sample.value for sample in samples if sample.spec is ENQUEUED and sample.labels == ("mail",)} == {3}
+    with gq.read() as reader:
+        assert reader.followers() == {"prometheus": None}
+
+
+def test_a_backlog_is_counted_whole(gq, note):
+    counting = Counting(gq)
+    gq.enqueue_many([(note, {})] * 6000)
+    samples, _ = counting.counted([])
+    assert not [sample for sample in samples if sample.value == 6000], "a scrape does not wait for all of it"
+    assert not counting.catch_up()
+    samples, _ = counting.counted([])
+    assert [sample.value for sample in samples if sample.spec is ENQUEUED] == [6000]
+
+
+def test_an_old_reading_of_a_card_tells_nothing_of_now():
+    card = replace(device(total_bytes=8 * GB, free_bytes=3 * GB), residents=(Resident("m", 2 * GB, 2 * GB),))
+
+    def found(age_s):
+        return {sample.spec.name: sample.value for sample in device_gauges(card, NOW + timedelta(seconds=age_s))}
+
+    fresh = found(59)
+    assert (fresh["gpuqueue_vram_used_bytes"], fresh["gpuqueue_device_up"]) == (5 * GB, 1)
+    assert fresh["gpuqueue_vram_own_bytes"] == 2 * GB
+    assert fresh.keys() - found(61).keys() == {"gpuqueue_vram_used_bytes", "gpuqueue_vram_total_bytes", "gpuqueue_device_up"}
+
+
+def test_a_follower_that_is_behind_tells_its_lag(serve, gq):
+    served = serve(gq)
+    mirror = gq.follow("mirror")
     assert served.value("gpuqueue_follower_lag_seconds", "mirror") == 0
-    served.gq.pause("mail")
+    gq.pause("mail")
     wait_until(lambda: served.value("gpuqueue_follower_lag_seconds", "mirror") > 0.05, "time passes")
     mirror.advance(mirror.read()[-1].id)
     assert served.value("gpuqueue_follower_lag_seconds", "mirror") == 0
 
 
 KILLED = """
-import os, sys
+import sys, time
 from gpuqueue import GPUQueue, Worker
-gq = GPUQueue.from_config(sys.argv[1], discover_plugins=False)
+from gpuqueue_prometheus import Prometheus
+gq = GPUQueue.from_config(sys.argv[1], discover_plugins=False, plugins={"prometheus": Prometheus()})
 @gq.task(name="die", queue="work")
 def die() -> None:
     print("began", flush=True)
-    import time; time.sleep(60)
+    time.sleep(60)
 Worker(gq, queues=["work"]).run()
 """
 
 
-def test_a_job_of_a_worker_that_was_killed_is_counted_as_rescued(serve, tmp_path):
-    served = serve("[queues.mail]\n[queues.work]\n", queues=["mail"])
-    served.gq.task(name="die", queue="work")(lambda: None).enqueue()
+def test_a_job_of_a_worker_that_was_killed_is_counted_as_rescued(serve, gq, tmp_path):
+    served = serve(gq, queues=["mail"])
+    gq.task(name="die", queue="work")(lambda: None).enqueue()
     config = tmp_path / "gpuqueue.toml"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(config)], stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None and victim.stdout.readline() == "began\n"
@@ -164,14 +209,15 @@ def test_a_job_of_a_worker_that_was_killed_is_counted_as_rescued(serve, tmp_path
     assert served.value("gpuqueue_queue_served", "work") == 0
 
 
-def test_the_card_its_models_and_their_tokens_are_told(serve, ai_toml, simulated_card):
-    served = serve(ai_toml)
+def test_the_card_its_models_and_their_tokens_are_told(serve, make_gq, ai_toml, simulated_card):
+    served = serve(make_gq(ai_toml))
     embedded = served.gq.ollama.embed(NOMIC, input="a few words", queue="ai-batch").result(timeout_s=20)
     person = served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5})
     answer = person.result(timeout_s=20)
     found = served.samples()
     assert found["gpuqueue_model_loads_total", ("gpu0", GEMMA)] == 1
     assert found["gpuqueue_model_loads_total", ("gpu0", NOMIC)] == 1
+    assert simulated_card.load_count == 2
     tokens = {labels: value for (name, labels), value in found.items() if name == "gpuqueue_tokens_total"}
     assert tokens == {
         ("output", GEMMA): answer["output_tokens"],
@@ -185,8 +231,8 @@ def test_the_card_its_models_and_their_tokens_are_told(serve, ai_toml, simulated
     assert found["gpuqueue_run_seconds_count", ("ai-realtime", "ollama.generate")] == 1
 
 
-def test_memory_is_told_as_used_reserved_and_own(serve, ai_toml, simulated_card):
-    served = serve(ai_toml)
+def test_memory_is_told_as_used_reserved_and_own(serve, make_gq, ai_toml, simulated_card):
+    served = serve(make_gq(ai_toml))
     simulated_card.take(GB)
     job = served.gq.ollama.generate(GEMMA, prompt="later", queue="ai-batch", options={"num_predict": 2000})
     next(iter(job.stream(timeout_s=20)))
@@ -199,16 +245,16 @@ def test_memory_is_told_as_used_reserved_and_own(serve, ai_toml, simulated_card)
     simulated_card.give(GB)
 
 
-def test_a_model_that_stays_loaded_is_the_queues_own_without_a_reservation(serve, ai_toml):
-    served = serve(ai_toml.replace('margin = "3GB"\n', 'margin = "3GB"\nkeep_warm = "1h"\n'))
+def test_a_model_that_stays_loaded_is_the_queues_own_without_a_reservation(serve, make_gq, ai_toml):
+    served = serve(make_gq(ai_toml.replace('margin = "3GB"\n', 'margin = "3GB"\nkeep_warm = "1h"\n')))
     served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
     wait_until(lambda: served.value("gpuqueue_vram_reserved_bytes", "gpu0") == 0, "its clean-up is done")
     found = served.samples()
     assert found["gpuqueue_vram_own_bytes", ("gpu0",)] == found["gpuqueue_model_vram_bytes", ("gpu0", GEMMA)] > 4 * GB
 
 
-def test_an_attempt_that_makes_room_is_counted_as_a_preemption(serve, ai_toml):
-    served = serve(ai_toml)
+def test_an_attempt_that_makes_room_is_counted_as_a_preemption(serve, make_gq, ai_toml, simulated_card):
+    served = serve(make_gq(ai_toml))
     batch = served.gq.ollama.generate(GEMMA, prompt="later", queue="ai-batch", options={"num_predict": 400})
     next(iter(batch.stream(timeout_s=20)))
     served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
@@ -218,10 +264,11 @@ def test_an_attempt_that_makes_room_is_counted_as_a_preemption(serve, ai_toml):
     assert found["gpuqueue_preemptions_total", ("ai-realtime",)] == 0
     assert found["gpuqueue_wait_seconds_count", ("ai-batch",)] == 2
     assert found["gpuqueue_finished_total", ("completed", "ai-batch")] == 1
+    assert found["gpuqueue_model_loads_total", ("gpu0", GEMMA)] == simulated_card.load_count
 
 
-def test_a_backend_that_is_away_and_a_lost_device_are_told(serve, ai_toml, ollama_server, simulated_card):
-    served = serve(ai_toml)
+def test_a_backend_that_is_away_and_a_lost_device_are_told(serve, make_gq, ai_toml, ollama_server, simulated_card):
+    served = serve(make_gq(ai_toml))
     ollama_server.go_away()
     wait_until(lambda: served.value("gpuqueue_backend_up", "ollama") == 0, "a worker notices")
     assert served.value("gpuqueue_queue_held", "ai-batch", "unavailable") == 1
@@ -240,8 +287,8 @@ def exposed(served, accept, parse):
     }
 
 
-def test_both_formats_hold_every_metric_that_there_is_and_only_their_labels(serve, ai_toml):
-    served = serve(ai_toml)
+def test_both_formats_hold_every_metric_that_there_is_and_only_their_labels(serve, make_gq, ai_toml):
+    served = serve(make_gq(ai_toml))
     served.gq.pause("ai-batch")
     served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
     text, plain = exposed(served, "", text_string_to_metric_families)
@@ -257,11 +304,8 @@ def test_both_formats_hold_every_metric_that_there_is_and_only_their_labels(serv
             assert labels <= {*spec.labels, "le"}
 
 
-def test_no_label_is_an_id(served):
-    @served.gq.task(name="note", queue="mail")
-    def note() -> None:
-        pass
-
+def test_no_label_is_an_id(serve, gq, note):
+    served = serve(gq)
     for _ in range(3):
         note.enqueue().result(timeout_s=20)
     series = served.samples().keys()

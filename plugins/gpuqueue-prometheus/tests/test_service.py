@@ -13,8 +13,9 @@ from gpuqueue.testing import wait_until
 
 def test_without_an_address_it_opens_no_port_and_follows_nothing(make_gpuqueue, start_worker):
     gq = make_gpuqueue("[prometheus]\n", plugins={"prometheus": Prometheus()})
+    note = gq.task(name="note", queue="mail")(lambda: None)
     start_worker(gq)
-    gq.task(name="note", queue="mail")(lambda: None).enqueue().result(timeout_s=20)
+    note.enqueue().result(timeout_s=20)
     assert gq.services() == []
     with gq.read() as reader:
         assert reader.followers() == {}
@@ -50,7 +51,7 @@ def test_one_worker_serves_and_another_takes_over_on_the_same_address(make_gpuqu
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     toml = f'[prometheus]\nlisten = "127.0.0.1:{port}"\n'
-    first = serve(gq=make_gpuqueue(toml, plugins={"prometheus": Prometheus()}))
+    first = serve(make_gpuqueue(toml, plugins={"prometheus": Prometheus()}))
     other = make_gpuqueue(toml, plugins={"prometheus": Prometheus()})
     standby = start_worker(other)
     assert first.value("gpuqueue_workers") == 2
@@ -65,16 +66,16 @@ def test_one_worker_serves_and_another_takes_over_on_the_same_address(make_gpuqu
     assert wait_until(answers, "it takes over") == 1
 
 
-def test_a_worker_that_stops_leaves_the_port(serve):
-    served = serve()
+def test_a_worker_that_stops_leaves_the_port(serve, gq):
+    served = serve(gq)
     assert served.get("/metrics").status == 200
     served.worker.stop()
     with pytest.raises(ConnectionRefusedError):
         served.get("/metrics")
 
 
-def test_other_paths_name_those_that_there_are(serve):
-    served = serve()
+def test_other_paths_name_those_that_there_are(serve, gq):
+    served = serve(gq)
     page = served.get("/")
     assert (page.status, page.text) == (404, "There is /metrics, and there is /healthz.\n")
     assert served.get("/metrics?name=x").status == 200
@@ -103,13 +104,13 @@ def test_a_wrong_setting_is_refused(make_gpuqueue, setting, wrong):
 
 def test_the_variable_sets_the_address_too(make_gpuqueue, monkeypatch, serve):
     monkeypatch.setenv("GPUQUEUE_PROMETHEUS_LISTEN", "127.0.0.1:0")
-    served = serve(gq=make_gpuqueue("", plugins={"prometheus": Prometheus()}))
+    served = serve(make_gpuqueue("", plugins={"prometheus": Prometheus()}))
     assert served.get("/healthz").status == 200
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 def test_it_listens_on_ipv6(make_gpuqueue, serve):
-    served = serve(gq=make_gpuqueue('[prometheus]\nlisten = "[::1]:0"\n', plugins={"prometheus": Prometheus()}))
+    served = serve(make_gpuqueue('[prometheus]\nlisten = "[::1]:0"\n', plugins={"prometheus": Prometheus()}))
     assert served.url.startswith("http://[::1]:")
     assert served.get("/healthz").status == 200
 
