@@ -68,6 +68,10 @@ class Reader:
         """The newest event that has happened by this moment, 0 for none."""
         return queries.last_event_id(self._connection)
 
+    def followers(self) -> dict[str, datetime | None]:
+        """Return when the first event happened that each follower has not passed: {name: moment}, None where it passed all."""
+        return queries.followers(self._connection)
+
     def queues(self) -> list[str]:
         """Return the names of the queues, sorted."""
         return sorted(queries.queue_names(self._connection))

@@ -70,6 +70,18 @@ def test_what_a_row_does_not_tell_is_told_too(make_queue, start_worker):
     assert [(event.job_id, event.queue, event.data) for event in removed] == [(job.id, "default", {"state": "completed"})]
 
 
+def test_a_reader_tells_how_far_behind_each_follower_is(make_queue):
+    gq = make_queue()
+    follower, other = gq.follow("copy"), gq.follow("other")
+    gq.pause("default", by="me")
+    gq.resume("default", by="me")
+    paused, resumed = follower.read()
+    follower.advance(paused.id)
+    other.advance(resumed.id)
+    with gq.read() as reader:
+        assert reader.followers() == {"copy": resumed.at, "other": None}
+
+
 def test_a_follower_that_was_forgotten_says_so_and_can_be_made_anew(make_queue):
     gq = make_queue()
     follower = gq.follow("copy")

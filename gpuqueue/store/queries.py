@@ -432,6 +432,14 @@ def follower_position(connection: sqlite3.Connection, follower: str) -> int | No
     return None if row is None else int(row[0])
 
 
+def followers(connection: sqlite3.Connection) -> dict[str, datetime | None]:
+    """Return when the first event happened that each follower has not passed: {name: moment or None}."""
+    rows = connection.execute(
+        "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers ORDER BY name"
+    )
+    return {name: None if at is None else from_us(at) for name, at in rows}
+
+
 def last_event_id(connection: sqlite3.Connection) -> int:
     (found,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     return int(found)
