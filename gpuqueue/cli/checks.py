@@ -246,6 +246,20 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
                 )
 
 
+def services(gq: GPUQueue) -> Iterator[Check]:
+    """Say how each service of a plugin is, such as a mirror."""
+    for service in gq.services():
+        error = service.status.get("error")
+        if service.worker_id is None:
+            yield Check(WARN, service.name, "no worker runs it", "start a worker with the plugin and its configuration")
+        elif error:
+            yield Check(PROBLEM, service.name, str(error), "it is tried again by itself; mend what the error names")
+        else:
+            yield Check(
+                OK, service.name, f"worker {service.worker_id} runs it: {service.status.get('state', 'no more is known')}"
+            )
+
+
 def agreement(gq: GPUQueue) -> Iterator[Check]:
     """Look where the driver, Ollama and the queue disagree, as `gpuqueue gpu` does."""
     from gpuqueue.cli.cards_now import look

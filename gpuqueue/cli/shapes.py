@@ -19,6 +19,7 @@ from gpuqueue.domain import (
     Pause,
     Reading,
     Resident,
+    ServiceInfo,
     State,
     View,
     WorkerInfo,
@@ -36,6 +37,7 @@ __all__ = [
     "job_shape",
     "model_shape",
     "resident_shape",
+    "service_shape",
     "shown_url",
     "status_shape",
 ]
@@ -141,6 +143,16 @@ def status_shape(
         "workers": [worker_shape(worker) for worker in view.workers],
         "devices": [device_shape(device, view) for device in view.devices.values()],
         "backends": [backend_shape(backend) for backend in view.backends.values()],
+    }
+
+
+def service_shape(service: ServiceInfo) -> dict[str, Any]:
+    return {
+        "name": service.name,
+        "worker": service.worker_id,
+        "since": iso(service.since),
+        "noted_at": iso(service.noted_at),
+        "says": dict(service.status),
     }
 
 

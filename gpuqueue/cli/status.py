@@ -9,9 +9,9 @@ import click
 
 from gpuqueue.cli.rendering import heading, in_terminal, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import shown_url, status_shape
+from gpuqueue.cli.shapes import service_shape, shown_url, status_shape
 from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, State, View
+from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, ServiceInfo, State, View
 from gpuqueue.errors import UsageError
 from gpuqueue.estimates import left_s
 from gpuqueue.moments import clock, since, until
@@ -44,7 +44,9 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
         reservations: [{job_id, queue, model, reserved_bytes, running,
           worker, expected_rest_s (null: not known)}]}],
       backends: [{name, url, available (null: not asked yet), checked_at,
-        away_since, retry_at, error}].
+        away_since, retry_at, error}],
+      services: [{name, worker (null: nobody runs it), since, noted_at,
+        says (of itself, as its plugin documents)}].
     Datetimes are ISO 8601 in UTC, sizes are bytes.
     """
     gq = session.existing_queue()
@@ -65,7 +67,8 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     view, counts = gq.view(), gq.counts()
     holds = known_holds(view, gq.plugins)
     if as_json:
-        print_json(status_shape(view, database=str(gq.database), counts=counts, holds=holds, expected_ends=gq.expected_ends()))
+        shape = status_shape(view, database=str(gq.database), counts=counts, holds=holds, expected_ends=gq.expected_ends())
+        print_json({**shape, "services": [service_shape(item) for item in gq.services()]})
         return
     click.echo(f"database: {gq.database}")
     _show_queues(counts, sorted(view.queues))
@@ -85,6 +88,21 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
         click.echo(heading("Backends"))
         for backend in view.backends.values():
             say(f"  {backend.name} at {shown_url(backend.url)}: {_availability(backend, view)}")
+    services = gq.services()
+    if services:
+        click.echo(heading("Services"))
+    for service in services:
+        runs = f"by {service.worker_id}" if service.worker_id else click.style("by no worker", fg="yellow")
+        noted = f" ({since(service.noted_at, now=view.now)})" if service.noted_at else ""
+        say(f"  {service.name}, {runs}: {_worded_status(service)}{noted}")
+
+
+def _worded_status(service: ServiceInfo) -> str:
+    error = service.status.get("error")
+    if error:
+        return click.style(str(error), fg="red")
+    known = [f"{key} {value}" for key, value in service.status.items() if isinstance(value, str | int | float) and key != "state"]
+    return ", ".join([str(service.status.get("state", "runs")), *known])
 
 
 def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def compare(shape: Shape, value: Any, path: str = "") -> None:
                 assert not undocumented or key in FREE, f"{path}.{key} has keys that the help does not name"
 
 
-FREE = ("arguments", "result")  # whatever the application puts there
+FREE = ("arguments", "result", "says")  # whatever the application or a plugin puts there
 
 
 def _has_objects(value: list[Any]) -> bool:

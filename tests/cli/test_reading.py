@@ -28,7 +28,7 @@ def test_status_of_a_fresh_configuration_names_the_database_and_every_queue(conf
 
 def test_status_as_json_has_its_documented_keys(configured: Path, run: Run) -> None:
     found = json.loads(run("status", "--json").out)
-    assert list(found) == ["at", "database", "queues", "workers", "devices", "backends"]
+    assert list(found) == ["at", "database", "queues", "workers", "devices", "backends", "services"]
     assert ISO_UTC.fullmatch(found["at"])
     held = next(queue for queue in found["queues"] if queue["name"] == "held")
     assert held["holds"][0]["reason"] == "window"

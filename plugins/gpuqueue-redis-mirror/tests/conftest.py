@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from gpuqueue_redis_mirror import Mirror
+from mirror_scene.listener import NodeQueueEvents
+from mirror_scene.node_packages import NodeMissing
+from mirror_scene.node_process import NodeProcess
+from mirror_scene.readers import READERS, BullBoard, NodeBullMQ, PythonBullMQ, Reader
+from mirror_scene.scene import section
+from mirror_scene.servers import Server
 
 from gpuqueue import Discard, Worker, current_job
-
-from .listener import NodeQueueEvents
-from .node_packages import NodeMissing
-from .node_process import NodeProcess
-from .readers import BullBoard, NodeBullMQ, PythonBullMQ, Reader
-from .scene import section
-from .servers import Server
-
-READERS = ("python", "node-5", "node-6", "bull-board")
 
 
 @pytest.fixture

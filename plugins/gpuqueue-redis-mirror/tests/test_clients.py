@@ -8,11 +8,10 @@ import pytest
 import redis
 from gpuqueue_redis_mirror.commands import reader_line
 from gpuqueue_redis_mirror.layout import milliseconds
+from mirror_scene.readers import READERS
+from mirror_scene.scene import level
 
 from gpuqueue.testing.waiting import wait_until
-
-from .conftest import READERS
-from .scene import level
 
 SHOWN_TO_NOBODY = {"bull-board": {"priority", "attemptsStarted"}}
 

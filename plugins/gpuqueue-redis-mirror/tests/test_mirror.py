@@ -7,11 +7,10 @@ from datetime import timedelta
 
 import pytest
 from gpuqueue_redis_mirror import Mirror, service
+from mirror_scene.scene import QUEUES, level
 
 from gpuqueue import ConfigurationError
 from gpuqueue.testing.waiting import wait_until
-
-from .scene import QUEUES, level
 
 
 def test_it_shows_every_state(make, start, redis_server, client):

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import redis
+from mirror_scene.listener import NodeQueueEvents
+from mirror_scene.readers import BullBoard, Reader, ReadFailed
+from mirror_scene.servers import Server
 
 from gpuqueue.testing.waiting import wait_until
-
-from .listener import NodeQueueEvents
-from .readers import BullBoard, Reader, ReadFailed
-from .servers import Server
 
 QUEUE = "ai-batch"
 BASE = f"bull:{QUEUE}:"

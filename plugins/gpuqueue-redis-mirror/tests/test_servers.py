@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import redis
+from mirror_scene.servers import Server
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-
-from .servers import Server
 
 
 def connect(url: str, timeout_s: float = 20.0) -> redis.Redis:

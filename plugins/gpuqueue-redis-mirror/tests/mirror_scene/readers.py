@@ -16,12 +16,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gpuqueue.testing.waiting import DEADLINE_S
+from mirror_scene.node_process import NodeProcess
 
-from .node_process import NodeProcess
-
-__all__ = ["START", "BullBoard", "NodeBullMQ", "PythonBullMQ", "ReadFailed", "Reader"]
+__all__ = ["READERS", "START", "BullBoard", "NodeBullMQ", "PythonBullMQ", "ReadFailed", "Reader"]
 
 Read = TypeVar("Read")
+READERS = ("python", "node-5", "node-6", "bull-board")
 NEWEST_FIRST = ("completed", "failed")
 START = "0-0"  # before every event
 

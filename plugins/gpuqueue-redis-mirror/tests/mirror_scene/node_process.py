@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuqueue.testing.waiting import DEADLINE_S
-
-from .node_packages import SCRIPTS, installed_packages, node_binary
+from mirror_scene.node_packages import SCRIPTS, installed_packages, node_binary
 
 __all__ = ["NodeProcess"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .node_process import NodeProcess
-from .readers import START, ReadFailed
+from mirror_scene.node_process import NodeProcess
+from mirror_scene.readers import START, ReadFailed
 
 __all__ = ["NodeQueueEvents"]
 
