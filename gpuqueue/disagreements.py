@@ -105,7 +105,7 @@ def card_lost(card: CardSight, _view: View) -> Iterator[Disagreement]:
 
 def reading_old(card: CardSight, view: View) -> Iterator[Disagreement]:
     reading = card.device.reading
-    if reading is not None and not card.read_here and reading.total_bytes is not None and reading.age_s(view.now) > FRESH_S:
+    if reading is not None and reading.total_bytes is not None and reading.age_s(view.now) > FRESH_S:
         yield Disagreement(
             "reading_old",
             f"{card.name} cannot be read from here, and a worker last read it {_age(reading, view)} ago: nothing above says what "

@@ -87,9 +87,10 @@ BUSY = card(
         card(reservation(running=False)),
         card(reading=None, published=None, read_here=False, asked_here=False),
         card(reading=Reading(NOW), published=Reading(NOW), read_here=False),
+        card(reading=Reading(LONG_AGO), published=Reading(LONG_AGO), read_here=False),
         card(running(model="", bytes=4 * GB), reading=reading(4 * GB, processes=(DeviceProcess(9, 4 * GB, "python"),))),
     ],
-    ids=["idle", "busy", "cleaning up", "never seen", "on another host", "a job without a model"],
+    ids=["idle", "busy", "cleaning up", "never seen", "on another host", "there long ago", "a job without a model"],
 )
 def test_nothing_disagrees_about_a_card_that_does_what_is_asked(quiet: CardSight) -> None:
     assert seen(quiet, ollama=OllamaSight(backend(), ())) == []
@@ -198,8 +199,10 @@ def test_memory_that_a_loaded_model_would_leave_counts_as_free_and_an_old_readin
 
 def test_while_a_model_loads_or_leaves_nobody_can_tell_what_is_free() -> None:
     full = reading(8 * GB, processes=(RUNNER,))
-    for reservations in ((reservation(running=False),), (running(since=NOW),)):
-        assert "budget_not_free" not in codes(seen(card(*reservations, reading=full, owners={4001: "ollama"})))
+    leaving, loading = reservation(running=False), running(since=NOW)
+    for item, residents in ((leaving, ()), (leaving, (GEMMA,)), (loading, ())):
+        assert "budget_not_free" not in codes(seen(card(item, residents=residents, reading=full, owners={4001: "ollama"})))
+    assert "budget_not_free" in codes(seen(card(loading, residents=(GEMMA,), reading=full, owners={4001: "ollama"})))
 
 
 # --- models ---
@@ -253,6 +256,8 @@ def test_a_job_whose_model_is_not_loaded_yet_is_told_from_one_that_lost_it() -> 
     assert "job 7 of ai-batch has reserved 4.5 GB of gpu0 for gemma4:e4b 5m ago" in lost.detail
     assert "gpuqueue cancel 7" in lost.advice
     assert seen(replace(old, reserved_before=())) == [], "it began while it was looked at"
+    ended = replace(old, device=replace(old.device, reservations=(reservation(running=False),)))
+    assert seen(ended) == [], "it ended while it was looked at, and its model is gone"
     assert seen(replace(old, asked_here=False)) == [], "what a worker saw may be older than the job"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -60,10 +61,14 @@ def test_an_event_is_an_object_with_its_keys_and_then_its_own_fields() -> None:
     }
 
 
-def test_a_time_is_utc_with_milliseconds() -> None:
+def test_a_time_is_utc_with_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     made = record()
     made.created = datetime(2026, 3, 2, 12, 0, 0, 4_000, UTC).timestamp()
-    assert formatted(made)["at"] == "2026-03-02T12:00:00.004Z"
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Bangkok")
+        time.tzset()
+        assert formatted(made)["at"] == "2026-03-02T12:00:00.004Z"
+    time.tzset()
 
 
 def test_a_line_that_is_no_event_has_all_the_keys_and_the_worker_that_is_named_for_it() -> None:
@@ -74,6 +79,7 @@ def test_a_line_that_is_no_event_has_all_the_keys_and_the_worker_that_is_named_f
         "worker": "w",
     }
     assert formatted(record(worker="other"), worker=lambda: "w")["worker"] == "other"
+    assert formatted(record(worker=None), worker=lambda: "w")["worker"] == "w"
     assert formatted(record(), worker=lambda: "")["worker"] is None
 
 

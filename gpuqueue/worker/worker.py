@@ -125,9 +125,9 @@ class Worker:
                 on_file_gone=self._file_gone,
             )
             self.id = parts.id
+            parts.log.started(self._queues, str(parts.store.path))
             parts.start()
             self._booted.set()
-            parts.log.started(self._queues, str(parts.store.path))
             try:
                 self._loop(parts)
             finally:

@@ -140,9 +140,7 @@ def reserve(gq: GPUQueue) -> None:
 
 def load(url: str) -> None:
     """Load a model as another program does, which no job has reserved."""
-    httpx.post(
-        f"{url}/api/embed", json={"model": "nomic-embed-text", "input": "x", "keep_alive": -1}, timeout=20
-    ).raise_for_status()
+    httpx.post(f"{url}/api/generate", json={"model": "gemma4:e4b", "keep_alive": -1}, timeout=20).raise_for_status()
 
 
 def test_the_lines_of_a_followed_submission(filled: GPUQueue, run: Run, keys: Any) -> None:

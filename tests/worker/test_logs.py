@@ -266,27 +266,22 @@ def test_jobs_that_are_refused_are_counted(ai: AI, start_worker: Any, told: Told
     assert tried <= 1
 
 
-def test_a_card_that_is_lost_and_comes_back_is_told_once_each(ai: AI, start_worker: Any, told: Told, until: Until) -> None:
+def test_a_card_that_is_lost_during_a_job_tells_that_once_and_which_memory_is_kept_until_it_is_back(
+    ai: AI, start_worker: Any, told: Told, until: Until
+) -> None:
     start_worker(ai.gq)
-    ai.card.lost = True
-    (lost,) = until(lambda: told.named("device_lost"), "the loss")
-    assert (lost["device"], lost["level"]) == ("gpu0", "ERROR")
-    ai.card.lost = False
-    until(lambda: told.named("device_recovered", device="gpu0"), "its return")
-    assert len(told.named("device_lost")) == 1
-
-
-def test_memory_that_does_not_come_back_is_told_with_the_reason(ai: AI, start_worker: Any, told: Told, until: Until) -> None:
-    worker = start_worker(ai.gq)
     job = ai.batch()
     next(iter(job.stream(timeout_s=20)))
     ai.card.lost = True
     (kept, *_) = until(lambda: told.named("memory_kept", job=job.id), "the clean-up")
     assert kept["device"] == "gpu0"
     assert "cannot be read" in kept["detail"]
+    (lost,) = until(lambda: told.named("device_lost"), "the loss")
+    assert (lost["device"], lost["level"]) == ("gpu0", "ERROR")
     ai.card.lost = False
-    until(lambda: told.named("memory_released", job=job.id), "its end")
-    worker.stop(grace_s=0)
+    until(lambda: told.named("device_recovered", device="gpu0"), "its return")
+    until(lambda: told.named("memory_released", job=job.id), "the end of the clean-up")
+    assert len(told.named("device_lost")) == 1
 
 
 def test_a_snoozed_job_tells_until_when(gq: GPUQueue, start_worker: Any, told: Told, until: Until) -> None:

@@ -208,3 +208,27 @@ def test_it_ends_as_a_fresh_one(seed, make_gpuqueue, redis_server, make_redis_se
         other.close()
     finally:
         play.close()
+
+
+def test_a_listener_of_node_lives_through_all_of_it(make_gpuqueue, redis_server, listen):
+    gq = make_gpuqueue("[queues.mail]\n[queues.slow]\n")
+    listener = listen("mail")
+    play = Play(gq, redis_server, seed=1)
+    try:
+        for _ in range(3 * STEPS):
+            group = play.random.choice([*6 * [OF_QUEUE], *6 * [OF_MIRROR], OF_SERVER, OF_OTHERS])
+            with suppress(*TROUBLES):
+                getattr(play, play.random.choice(group))()
+        assert listener.died_of is None
+        play.writer.begin()
+        play.writer.look()
+        gq.resume("mail")
+        job = play.work.enqueue(how="works")
+        play.run()
+        while play.writer.write_batch():
+            pass
+        heard = listener.wait_until_heard("completed", jobId=str(job.id))
+        assert heard["returnvalue"] in ({"how": "works"}, '{"how":"works"}')
+        assert listener.died_of is None
+    finally:
+        play.close()
