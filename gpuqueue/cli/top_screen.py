@@ -148,9 +148,9 @@ class Screen:
             self._cost_s = time.monotonic() - began_s
             while not self._is_due():
                 key = keyboard.wait(min(self._interval_s, LOOK_S) if self._following is None else LOOK_AT_JOB_S)
-                if key in (RESIZED, RESUMED, "redraw"):
+                if key == "redraw":
                     display.forget()
-                elif key is not None:
+                elif key not in (None, RESIZED, RESUMED):
                     if not self._press(key):
                         return
                     if self._asked is not None:
