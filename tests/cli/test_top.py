@@ -203,6 +203,14 @@ def test_another_size_is_drawn_at_once(gq: GPUQueue, folder: Path) -> None:
         terminal.wait("Tab list", "state")
 
 
+def test_a_terminal_without_unicode_is_no_hindrance(gq: GPUQueue, worker: Worker, top: Open, until: Any) -> None:
+    running(gq, until, note="日本 °")
+    text = top(environ={"PYTHONIOENCODING": "ascii"}).wait("62%")
+    assert text.isascii()
+    assert re.search(r"^> ai-batch ", text, flags=re.M)
+    assert "###.." in text
+
+
 # --- keys ---
 
 
