@@ -9,6 +9,7 @@ from gpuqueue.config import Config
 from gpuqueue.current_job import CurrentJob, current_job
 from gpuqueue.domain import (
     Cancellation,
+    Entry,
     Event,
     Explanation,
     Hold,
@@ -55,6 +56,7 @@ __all__ = [
     "ConfigurationError",
     "CurrentJob",
     "Discard",
+    "Entry",
     "Event",
     "Explanation",
     "Follower",

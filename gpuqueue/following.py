@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
 
-from gpuqueue.domain import FINISHED, Event, Record, State
+from gpuqueue.domain import FINISHED, Entry, Event, Record, State
 from gpuqueue.errors import UsageError
 from gpuqueue.store import Store, queries
 from gpuqueue.units import from_us, to_us
@@ -68,6 +68,10 @@ class Reader:
         """The newest event that has happened by this moment, 0 for none."""
         return queries.last_event_id(self._connection)
 
+    def followers(self) -> dict[str, datetime | None]:
+        """Return when the first event happened that each follower has not passed: {name: moment}, None where it passed all."""
+        return queries.followers(self._connection)
+
     def queues(self) -> list[str]:
         """Return the names of the queues, sorted."""
         return sorted(queries.queue_names(self._connection))
@@ -76,15 +80,15 @@ class Reader:
         """Count the jobs: {queue: {state: number}}, leaving out zeros."""
         return queries.counts(self._connection)
 
-    def ids(self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False) -> list[int]:
-        """Return the ids of a queue's jobs in a state, or in several that have one order, in the order of the queue.
+    def entries(self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False) -> list[Entry]:
+        """Return a queue's jobs in a state, or in several that have one order, in the order of the queue: cheap for thousands.
 
         Available ones as they will run, running ones by their start, scheduled and retryable ones by their due time, completed,
         cancelled and discarded ones by their finish; `newest_first` turns the order around.
         Raises: UsageError for a state that does not exist, and for several without an order in common.
         """
         found = _states(states)
-        return queries.ordered_ids(self._connection, queue, found, limit=limit, newest_first=newest_first)
+        return queries.entries(self._connection, queue, found, limit=limit, newest_first=newest_first)
 
     def finished_by_minute(self, queue: str, *states: State | str, since: datetime) -> dict[datetime, int]:
         """Count the jobs of a queue that finished in each minute since a moment, of those that are kept: {minute: number}."""

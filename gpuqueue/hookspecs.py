@@ -265,7 +265,7 @@ class Events:
 
     @hookspec
     def attempt_started(self, details: Event) -> None:
-        """A worker claimed a job; `data` has attempt, worker and device."""
+        """A worker claimed a job; `data` has attempt, worker, device, and waited_s since it could first have begun."""
 
     @hookspec
     def job_progressed(self, details: Event) -> None:
@@ -273,11 +273,11 @@ class Events:
 
     @hookspec
     def attempt_finished(self, details: Event) -> None:
-        """An attempt ended without finishing its job; `data` has the state it went to."""
+        """An attempt ended without finishing its job; `data` has the state it went to, ran_s, and whether it was preempted."""
 
     @hookspec
     def job_finished(self, details: Event) -> None:
-        """A job completed, was cancelled or was discarded; `data` has the state."""
+        """A job completed, was cancelled or was discarded; `data` has the state, and ran_s (None when it did not run)."""
 
     @hookspec
     def lease_rescued(self, details: Event) -> None:
@@ -340,7 +340,11 @@ class Registrations:
 
     @hookspec
     def register_commands(self, details: click.Group) -> None:
-        """Add commands to the command line's group."""
+        """Add commands to the command line's group.
+
+        With `@click.pass_obj` a command gets the session, whose `existing_queue()` is the queue object, and `queue.plugin(name)`
+        the plugin with what it read of its section.
+        """
 
 
 SPECIFICATIONS = (Decisions, Actions, Events, Registrations)

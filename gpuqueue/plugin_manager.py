@@ -176,6 +176,16 @@ class Plugins:
             if list(inspect.signature(function).parameters) not in (["details"], []):
                 raise ConfigurationError(f"{wrong}: its {hook}{inspect.signature(function)} must take one argument, details")
 
+    def plugin(self, name: str) -> object:
+        """Return a registered plugin. Raises: UsageError when there is none of this name, or it is blocked."""
+        found = self._manager.get_plugin(name)
+        if found is None:
+            names = [known for known, _ in self._registered()]
+            blocked = "; [plugins] block names it" if name in self.blocked else did_you_mean(name, names)
+            raise UsageError(f"there is no plugin {name!r}{blocked}. Plugins: {', '.join(sorted(names))}")
+        plugin: object = found
+        return plugin
+
     def names(self) -> list[tuple[str, list[str]]]:
         """Return every plugin with the hooks that it answers: [(plugin, [hook])]."""
         return [(name, self._hooks_of(plugin)) for name, plugin in self._registered()]

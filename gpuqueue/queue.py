@@ -296,6 +296,10 @@ class GPUQueue:
         with self.store.snapshot() as connection:
             yield Reader(connection)
 
+    def plugin(self, name: str) -> object:
+        """Return a registered plugin, as it read its configuration: for its own commands. Raises: UsageError."""
+        return self.plugins.plugin(name)
+
     # --- the async twins of all that blocks ---
 
     ajob = twin(job)

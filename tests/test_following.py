@@ -9,6 +9,10 @@ import pytest
 from gpuqueue import Discard, JobFailed, UsageError, current_job
 
 
+def ids(entries):
+    return [entry.id for entry in entries]
+
+
 def names(follower):
     return [event.name for event in follower.read()]
 
@@ -66,6 +70,18 @@ def test_what_a_row_does_not_tell_is_told_too(make_queue, start_worker):
     assert [(event.job_id, event.queue, event.data) for event in removed] == [(job.id, "default", {"state": "completed"})]
 
 
+def test_a_reader_tells_how_far_behind_each_follower_is(make_queue):
+    gq = make_queue()
+    follower, other = gq.follow("copy"), gq.follow("other")
+    gq.pause("default", by="me")
+    gq.resume("default", by="me")
+    paused, resumed = follower.read()
+    follower.advance(paused.id)
+    other.advance(resumed.id)
+    with gq.read() as reader:
+        assert reader.followers() == {"copy": resumed.at, "other": None}
+
+
 def test_a_follower_that_was_forgotten_says_so_and_can_be_made_anew(make_queue):
     gq = make_queue()
     follower = gq.follow("copy")
@@ -95,16 +111,16 @@ def test_a_reader_has_the_ids_in_the_order_of_the_queue_and_all_of_each_job(make
     with gq.read() as reader:
         assert reader.queues() == ["default"]
         assert reader.counts() == gq.counts()
-        assert reader.ids("default", "available") == [high.id, low.id]
-        assert reader.ids("default", "scheduled") == [sooner.id, later.id]
-        assert reader.ids("default", "completed", newest_first=True, limit=1) == [jobs[1].id]
+        assert ids(reader.entries("default", "available")) == [high.id, low.id]
+        assert ids(reader.entries("default", "scheduled")) == [sooner.id, later.id]
+        assert ids(reader.entries("default", "completed", newest_first=True, limit=1)) == [jobs[1].id]
         found = reader.records([*(job.id for job in jobs), 999])
-        assert reader.ids("default", "completed", "discarded", "cancelled") == [job.id for job in jobs]
+        assert ids(reader.entries("default", "completed", "discarded", "cancelled")) == [job.id for job in jobs]
         minutes = reader.finished_by_minute("default", "completed", since=gq.now() - timedelta(hours=1))
         with pytest.raises(UsageError, match="there is no state 'done'"):
-            reader.ids("default", "done")
+            reader.entries("default", "done")
         with pytest.raises(UsageError, match="available or running have no order in common"):
-            reader.ids("default", "available", "running")
+            reader.entries("default", "available", "running")
     assert sum(minutes.values()) == 2 and all(moment.second == moment.microsecond == 0 for moment in minutes)
     assert sorted(found) == [job.id for job in jobs]
     assert found[jobs[0].id].result == '{"n":0}'

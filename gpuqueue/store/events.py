@@ -15,6 +15,16 @@ from gpuqueue.domain import Event
 from gpuqueue.units import from_us
 
 _NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+# An attempt waits from when it could first have begun: its time had come, and the attempt before it had ended.
+_WAITED_S = (
+    "CASE WHEN NEW.state = 'running' THEN max(0, NEW.started_at - max(NEW.enqueued_at, NEW.scheduled_at, "
+    "coalesce((SELECT max(finished_at) FROM attempts WHERE job_id = NEW.id), 0))) / 1e6 END"
+)
+_RAN_S = f"CASE WHEN OLD.state = 'running' THEN max(0, coalesce(NEW.finished_at, {_NOW_US}) - OLD.started_at) / 1e6 END"
+_MODEL_LOADING = (
+    "BEGIN INSERT INTO events (at, name, data) VALUES (NEW.model_since, 'model_loading', "
+    "json_object('device', NEW.name, 'model', NEW.model)); END"
+)
 _TRIGGERS = {
     "jobs_enqueued": "AFTER INSERT ON jobs BEGIN INSERT INTO events (at, name, job_id, queue, data) "
     "VALUES (NEW.enqueued_at, 'job_enqueued', NEW.id, NEW.queue, json_object('state', NEW.state, 'task', NEW.task)); END",
@@ -25,7 +35,9 @@ _TRIGGERS = {
     "WHEN NEW.state IN ('completed', 'cancelled', 'discarded') THEN 'job_finished' "
     "WHEN OLD.state = 'running' THEN 'attempt_finished' ELSE 'job_promoted' END, "
     "NEW.id, NEW.queue, json_object('state', NEW.state, 'before', OLD.state, 'attempt', NEW.attempt, 'lease', NEW.lease, "
-    "'worker', NEW.worker_id, 'device', NEW.device, 'reserved_bytes', NEW.reserved_bytes)); END",
+    "'worker', NEW.worker_id, 'device', NEW.device, 'reserved_bytes', NEW.reserved_bytes, 'task', NEW.task, "
+    "'preempted', json(CASE WHEN NEW.preemptions > OLD.preemptions THEN 'true' ELSE 'false' END), "
+    f"'waited_s', {_WAITED_S}, 'ran_s', {_RAN_S})); END",
     "jobs_released": "AFTER UPDATE OF device ON jobs WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN "
     "INSERT INTO events (at, name, job_id, queue, data) "
     f"VALUES ({_NOW_US}, 'device_released', NEW.id, NEW.queue, json_object('device', OLD.device, 'reserved_bytes', "
@@ -38,6 +50,8 @@ _TRIGGERS = {
     f"VALUES ({_NOW_US}, 'job_removed', OLD.id, OLD.queue, json_object('state', OLD.state)); END",
     "logs_written": "AFTER INSERT ON logs BEGIN INSERT INTO events (at, name, job_id, data) "
     "VALUES (NEW.at, 'job_logged', NEW.job_id, json_object('seq', NEW.seq, 'lease', NEW.lease)); END",
+    "devices_first_loading": f"AFTER INSERT ON devices WHEN NEW.model_since IS NOT NULL {_MODEL_LOADING}",
+    "devices_loading": f"AFTER UPDATE OF model_since ON devices {_MODEL_LOADING}",
 }
 
 

@@ -18,6 +18,7 @@ from gpuqueue.domain import (
     FINISHED,
     Backend,
     DeviceProcess,
+    Entry,
     Event,
     Hold,
     Job,
@@ -431,15 +432,23 @@ def follower_position(connection: sqlite3.Connection, follower: str) -> int | No
     return None if row is None else int(row[0])
 
 
+def followers(connection: sqlite3.Connection) -> dict[str, datetime | None]:
+    """Return when the first event happened that each follower has not passed: {name: moment or None}."""
+    rows = connection.execute(
+        "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers ORDER BY name"
+    )
+    return {name: None if at is None else from_us(at) for name, at in rows}
+
+
 def last_event_id(connection: sqlite3.Connection) -> int:
     (found,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     return int(found)
 
 
-def ordered_ids(
+def entries(
     connection: sqlite3.Connection, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
-) -> list[int]:
-    """Return the ids of a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
+) -> list[Entry]:
+    """Return a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
     wanted = sorted(states)
     columns = _ORDERS[wanted[0]]
     if newest_first:
@@ -447,8 +456,15 @@ def ordered_ids(
     finished = "AND finished_at IS NOT NULL " if wanted[0] in FINISHED else ""
     named = ", ".join(f"'{state}'" for state in wanted)
     which = f"state = {named}" if len(wanted) == 1 else f"state IN ({named})"
-    statement = f"SELECT id FROM jobs WHERE {which} AND queue = ? {finished}ORDER BY {', '.join(columns)} LIMIT ?"
-    return [id_ for (id_,) in connection.execute(statement, (queue, -1 if limit is None else limit))]
+    rows = connection.execute(
+        f"SELECT id, priority, scheduled_at, finished_at FROM jobs WHERE {which} AND queue = ? {finished}"
+        f"ORDER BY {', '.join(columns)} LIMIT ?",
+        (queue, -1 if limit is None else limit),
+    )
+    return [
+        Entry(id_, priority, from_us(scheduled_at), None if finished_at is None else from_us(finished_at))
+        for id_, priority, scheduled_at, finished_at in rows
+    ]
 
 
 def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:

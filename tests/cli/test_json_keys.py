@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 
 from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.cli.database import db
 from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
-from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.keys import Shape, compare, documented
@@ -38,7 +38,7 @@ class Mirror:
 @pytest.fixture
 def filled(folder: Path, simulator: OllamaSimulator, until: Any, gate: Any) -> Iterator[GPUQueue]:
     """Jobs with everything that a job can have, a worker that runs one of them on a card, and a paused queue."""
-    with simulated_nvml(SimulatedCard()), GPUQueue.from_config("gpuqueue.toml", plugins=[Mirror()]) as gq:
+    with simulated_nvml(simulator.card), GPUQueue.from_config("gpuqueue.toml", plugins=[Mirror()]) as gq:
         gq.queue("nightly", pause=["09:00-18:00"])
 
         @gq.task(name="fail", queue="mail", max_attempts=1)
@@ -112,13 +112,16 @@ NEVER_HERE = {
 
 
 @pytest.mark.parametrize(("command", "when"), CASES, ids=[" ".join(case).strip() for case in CASES])
-def test_the_keys_are_those_of_the_help(filled: GPUQueue, run: Run, keys: Any, until: Any, command: str, when: str) -> None:
+def test_the_keys_are_those_of_the_help(
+    filled: GPUQueue, simulator: OllamaSimulator, run: Run, keys: Any, until: Any, command: str, when: str
+) -> None:
     job = filled.ollama.generate("gemma4:e4b", prompt="x", queue="ai-realtime", options={"num_predict": 1})
     job.result(timeout_s=20)
     filled.ollama.generate("gemma4:e4b", prompt="x", queue="held")
     if command in ("status", "gpu"):
         until(lambda: not filled.view().devices["gpu0"].reservations)  # its clean-up has told what is loaded
         reserve(filled)
+        load(simulator.url)
     shape = keys(command, when)
     for argv in CASES[command, when]:
         compare(shape, json.loads(run(*argv, "--json").out))
@@ -133,6 +136,13 @@ def reserve(gq: GPUQueue) -> None:
         )
     )
     gq.store.write(lambda connection: connection.execute("UPDATE jobs SET device = 'gpu0', reserved_bytes = 5 WHERE id = 1"))
+
+
+def load(url: str) -> None:
+    """Load a model as another program does, which no job has reserved."""
+    httpx.post(
+        f"{url}/api/embed", json={"model": "nomic-embed-text", "input": "x", "keep_alive": -1}, timeout=20
+    ).raise_for_status()
 
 
 def test_the_lines_of_a_followed_submission(filled: GPUQueue, run: Run, keys: Any) -> None:

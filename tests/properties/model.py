@@ -80,6 +80,7 @@ class Model(ModelRoom):
             return False
         if job["model"] not in {other["model"] for other in there} | {""}:
             self.loaded[device] = self.now
+            self.events.append(("model_loading", None, None, {"device": device, "model": job["model"]}))
         self._start(job, worker, device, reserved)
         job["preemptible"] = self.is_preemptible(job["task"])
         return True

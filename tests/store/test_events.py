@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 
-from gpuqueue.domain import Hold, Pause, Reading
+from gpuqueue.domain import Hold, Pause, Reading, Resident
 from gpuqueue.store import Store, events
 from gpuqueue.units import from_us
 from tests.store.rows import BOOM, GB, Rows, at
@@ -53,9 +53,45 @@ def test_a_follower_is_told_of_every_transition_from_its_registration_on(rows: R
     assert (started.at, started.queue) == (from_us(at(0)), "work")
     assert started.data == {
         "state": "running", "before": "available", "attempt": 1, "lease": 1, "worker": "w", "device": None,
-        "reserved_bytes": 0,
+        "reserved_bytes": 0, "task": "app.task", "preempted": False, "waited_s": 0.0, "ran_s": None,
     }  # fmt: skip
     assert names(rows) == []
+
+
+def test_a_follower_is_told_how_long_each_attempt_waited_and_ran(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    rows.enqueue(due_s=5, max_attempts=3)
+    rows.store.move_due(now_us=at(6))
+    rows.postpone(rows.claim_one(s=7.5), "preempted", spent=False, due_s=8, s=8)
+    rows.postpone(rows.claim_one(s=10), due_s=20, s=14)
+    rows.store.move_due(now_us=at(21))
+    lease = rows.claim_one(s=23)
+    rows.complete(lease, s=23.5)
+    told = [
+        (event.name, event.data["waited_s"], event.data["ran_s"], event.data["preempted"])
+        for event in rows.store.take_events("f")
+        if "waited_s" in event.data
+    ]
+    waits = [(waited_s, ran_s, preempted) for name, waited_s, ran_s, preempted in told if name == "attempt_started"]
+    assert waits == [(2.5, None, False), (2.0, None, False), (3.0, None, False)], "from its time, and from when it was given back"
+    assert told[-1] == ("job_finished", None, 0.5, False)
+    ends = [(ran_s is not None, preempted) for name, _, ran_s, preempted in told if name == "attempt_finished"]
+    assert ends == [(True, True), (True, False)]
+    assert all(ran_s is None for name, _, ran_s, _ in told if name == "job_promoted")
+
+
+def test_a_follower_is_told_when_a_model_that_is_not_loaded_is_needed(rows: Rows) -> None:
+    rows.store.add_follower("f")
+    rows.queue("ai", gpu=True)
+    for model in ("m", "m", "n"):
+        lease = rows.placed(rows.enqueue_sized("ai", 2, model), s=3)
+        rows.complete(lease, s=4)
+        rows.store.release_device(lease.job_id, lease.lease)
+        residents = (Resident(model, 2 * GB, 2 * GB),)
+        rows.store.publish_reading("gpu0", reading=None, residents=residents, now_us=at(5))
+    told = [event for event in rows.store.take_events("f") if event.name == "model_loading"]
+    assert [event.data for event in told] == [{"device": "gpu0", "model": "m"}, {"device": "gpu0", "model": "n"}]
+    assert {event.at for event in told} == {from_us(at(3))}
 
 
 def test_a_follower_is_told_when_a_device_is_given_back(rows: Rows) -> None:
@@ -64,7 +100,7 @@ def test_a_follower_is_told_when_a_device_is_given_back(rows: Rows) -> None:
     job_id = rows.enqueue_sized("ai", 2, "m")
     lease = rows.placed(job_id)
     rows.complete(lease)
-    assert names(rows) == ["job_enqueued", "attempt_started", "job_finished"], "its memory is still coming back"
+    assert names(rows) == ["job_enqueued", "attempt_started", "model_loading", "job_finished"], "its memory is still coming back"
     assert rows.store.release_device(job_id, lease.lease)
     (told,) = rows.store.take_events("f")
     assert (told.name, told.job_id, told.queue) == ("device_released", job_id, "ai")

@@ -1,0 +1,74 @@
+"""Owns what counts as wrong at one moment, and how bad each is; asks nobody and remembers nothing.
+
+Unhealthy is what needs a person, or a restart: work that waits will not be done by waiting. Degraded is what gpuqueue copes
+with meanwhile, as it was configured to. A queue that is paused, or held by a window or by another queue, is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gpuqueue.plugins import Hold, ServiceInfo, State, View
+
+AWAY_S = 300.0  # a backend may restart; after this somebody should look
+
+
+class Status(StrEnum):
+    """How it is, the better first."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong; `subject` is what with, "queue ai-batch"."""
+
+    status: Status
+    subject: str
+    detail: str
+
+
+def queues_wrong(view: View, counts: Mapping[str, Mapping[str, int]], holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
+    """Find queues that nobody serves, and those that a plugin's failure holds."""
+    for name, queue in view.queues.items():
+        waiting = counts.get(name, {}).get(State.AVAILABLE, 0)
+        if waiting and not queue.served:
+            many = f"{waiting} job waits" if waiting == 1 else f"{waiting} jobs wait"
+            yield Problem(Status.UNHEALTHY, f"queue {name}", f"no live worker serves it, and {many}")
+        for hold in holds.get(name, ()):
+            if hold.reason == "plugin_failed":
+                yield Problem(Status.UNHEALTHY, f"queue {name}", hold.detail)
+
+
+def devices_wrong(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
+    """Find devices that cannot be read."""
+    status = Status.UNHEALTHY if _is_held(holds, "device_lost") else Status.DEGRADED
+    for name, device in view.devices.items():
+        if device.reading is not None and device.reading.lost is not None:
+            yield Problem(status, f"device {name}", f"it cannot be read: {device.reading.lost}")
+
+
+def backends_wrong(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
+    """Find backends that are away; for a while that is nothing that gpuqueue does not cope with."""
+    for backend in view.backends.values():
+        if backend.available:
+            continue
+        away_s = 0.0 if backend.since is None else (view.now - backend.since).total_seconds()
+        is_long = away_s >= AWAY_S and _is_held(holds, "unavailable")
+        detail = f"it is away for {away_s:.0f} s: {backend.error}"
+        yield Problem(Status.UNHEALTHY if is_long else Status.DEGRADED, f"backend {backend.name}", detail)
+
+
+def services_wrong(services: Iterable[ServiceInfo]) -> Iterator[Problem]:
+    """Find services that a worker runs and that say that they fail."""
+    for service in services:
+        if service.worker_id is not None and service.status.get("error"):
+            yield Problem(Status.DEGRADED, f"service {service.name}", str(service.status["error"]))
+
+
+def _is_held(holds: Mapping[str, Sequence[Hold]], reason: str) -> bool:
+    return any(hold.reason == reason for found in holds.values() for hold in found)

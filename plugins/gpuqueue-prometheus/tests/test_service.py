@@ -1,0 +1,119 @@
+"""The service: where it listens, what happens when it cannot, who takes it over, and what a wrong setting is told."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from gpuqueue_prometheus import Prometheus
+
+from gpuqueue import ConfigurationError
+from gpuqueue.testing import wait_until
+
+
+def test_without_an_address_it_opens_no_port_and_follows_nothing(make_gpuqueue, start_worker):
+    gq = make_gpuqueue("[prometheus]\n", plugins={"prometheus": Prometheus()})
+    note = gq.task(name="note", queue="mail")(lambda: None)
+    start_worker(gq)
+    note.enqueue().result(timeout_s=20)
+    assert gq.services() == []
+    with gq.read() as reader:
+        assert reader.followers() == {}
+
+
+def test_a_port_that_is_taken_is_told_and_had_once_it_is_free(make_gpuqueue, start_worker, said):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        gq = make_gpuqueue(f'[prometheus]\nlisten = "127.0.0.1:{port}"\n', plugins={"prometheus": Prometheus()})
+        start_worker(gq)
+        told = wait_until(lambda: said(gq).get("error"), "it says so")
+        assert told.startswith(f"cannot listen on 127.0.0.1:{port}: ")
+        assert "another program has the port: end it, or choose another in [prometheus] listen" in told
+    wait_until(lambda: said(gq).get("metrics") == f"http://127.0.0.1:{port}/metrics", "it has the port")
+    assert said(gq)["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "advice"),
+    [
+        ("192.0.2.1:0", "choose an address of this machine in [prometheus] listen"),
+        ("no.such.host.invalid:0", "choose an address of this machine in [prometheus] listen"),
+    ],
+)
+def test_an_address_of_another_machine_is_told(make_gpuqueue, start_worker, said, listen, advice):
+    gq = make_gpuqueue(f'[prometheus]\nlisten = "{listen}"\n', plugins={"prometheus": Prometheus()})
+    start_worker(gq)
+    told = wait_until(lambda: said(gq).get("error"), "it says so")
+    assert told.startswith(f"cannot listen on {listen}: ") and advice in told
+
+
+def test_one_worker_serves_and_another_takes_over_on_the_same_address(make_gpuqueue, serve, start_worker, said):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    toml = f'[prometheus]\nlisten = "127.0.0.1:{port}"\n'
+    first = serve(make_gpuqueue(toml, plugins={"prometheus": Prometheus()}))
+    other = make_gpuqueue(toml, plugins={"prometheus": Prometheus()})
+    standby = start_worker(other)
+    assert first.value("gpuqueue_workers") == 2
+    first.worker.stop()
+
+    def answers():
+        try:
+            return said(other, standby) and first.value("gpuqueue_workers")
+        except ConnectionRefusedError:
+            return None
+
+    assert wait_until(answers, "it takes over") == 1
+
+
+def test_a_worker_that_stops_leaves_the_port(serve, gq):
+    served = serve(gq)
+    assert served.get("/metrics").status == 200
+    served.worker.stop()
+    with pytest.raises(ConnectionRefusedError):
+        served.get("/metrics")
+
+
+def test_other_paths_name_those_that_there_are(serve, gq):
+    served = serve(gq)
+    page = served.get("/")
+    assert (page.status, page.text) == (404, "There is /metrics, and there is /healthz.\n")
+    assert served.get("/metrics?name=x").status == 200
+    head = served.get("/metrics", method="HEAD")
+    assert (head.status, head.text) == (200, "")
+    assert served.get("/metrics", method="POST").status == 501
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [
+        ('listn = "127.0.0.1:9464"', r"prometheus.listn: there is no setting 'listn' here \(did you mean 'listen'\?\)"),
+        ("listen = 9464", r'prometheus.listen = 9464: this is a text; write listen = "127.0.0.1:9464"'),
+        ('listen = "9464"', r'this is an address and a port; write listen = "127.0.0.1:9464"'),
+        ('listen = "127.0.0.1"', r"this is an address and a port"),
+        ('listen = "127.0.0.1:http"', r"this is an address and a port"),
+        ('listen = "::1:9464"', r'with IPv6 listen = "\[::1\]:9464"'),
+        ('listen = ":9464"', r'the address is missing; write .*, or listen = "0.0.0.0:9464" for every network'),
+        ('listen = "127.0.0.1:70000"', r"a port is at most 65535"),
+    ],
+)
+def test_a_wrong_setting_is_refused(make_gpuqueue, setting, wrong):
+    with pytest.raises(ConfigurationError, match=wrong):
+        make_gpuqueue(f"[prometheus]\n{setting}\n", plugins={"prometheus": Prometheus()})
+
+
+def test_the_variable_sets_the_address_too(make_gpuqueue, monkeypatch, serve):
+    monkeypatch.setenv("GPUQUEUE_PROMETHEUS_LISTEN", "127.0.0.1:0")
+    served = serve(make_gpuqueue("", plugins={"prometheus": Prometheus()}))
+    assert served.get("/healthz").status == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_it_listens_on_ipv6(make_gpuqueue, serve):
+    served = serve(make_gpuqueue('[prometheus]\nlisten = "[::1]:0"\n', plugins={"prometheus": Prometheus()}))
+    assert served.url.startswith("http://[::1]:")
+    assert served.get("/healthz").status == 200
+
+
+def test_it_is_found_where_it_is_installed(make_gpuqueue):
+    assert ("prometheus", ["configure", "register_services"]) in make_gpuqueue(discover_plugins=True).plugins.names()

@@ -1,0 +1,46 @@
+"""Owns the plugin `mirror`: its section, its service in a worker, and its commands; the queue itself does not know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import click
+
+from gpuqueue import ConfigurationError, hookimpl
+from gpuqueue.plugins import ConfigureDetails, RegisterServicesDetails, Service
+from gpuqueue_redis_mirror.settings import Settings, read_settings
+
+__all__ = ["Mirror"]
+
+
+class Mirror:
+    """Mirrors the queues into Redis or Valkey under BullMQ's layout; does nothing without `[mirror] url`."""
+
+    def __init__(self) -> None:
+        self._settings: Settings | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The section. Raises: ConfigurationError where there is none."""
+        if self._settings is None:
+            raise ConfigurationError('no mirror is configured: add [mirror] with url = "redis://localhost:6379/0"')
+        return self._settings
+
+    @hookimpl
+    def configure(self, details: ConfigureDetails) -> None:
+        self._settings = read_settings(details.table)
+
+    @hookimpl
+    def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service] | None:
+        if self._settings is None:
+            return None
+        from gpuqueue_redis_mirror import service
+
+        return {"mirror": partial(service.run, self._settings)}
+
+    @hookimpl
+    def register_commands(self, details: click.Group) -> None:
+        from gpuqueue_redis_mirror.commands import mirror
+
+        details.add_command(mirror)

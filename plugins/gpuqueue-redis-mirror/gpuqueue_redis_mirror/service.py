@@ -1,0 +1,318 @@
+"""Owns the mirroring itself: following the queue's events, writing what they touch, and building anew where that is not enough.
+
+The queue never waits for it: it runs in a thread of its own, in one worker, and reads the queue as anybody may.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from urllib.parse import urlsplit
+
+import redis
+
+from gpuqueue import Event, GPUQueue, Reader, Record
+from gpuqueue.plugins import ServiceContext
+from gpuqueue_redis_mirror.compare import differences
+from gpuqueue_redis_mirror.layout import ROOM, Key, entries, job_keys, milliseconds, queue_keys
+from gpuqueue_redis_mirror.settings import Settings
+from gpuqueue_redis_mirror.source import Kept, Source
+from gpuqueue_redis_mirror.target import Changes, Occupied, State, Superseded, Target
+from gpuqueue_redis_mirror.workers import WorkerConnections, client_names
+
+FOLLOWER = "mirror"
+POLL_S = 0.1
+LOOK_S = 1.0  # between two looks at what no event tells: holds, workers, the target's own key
+NOTE_S = 5.0
+CHECK_S = 60.0  # between two comparisons of everything
+WRITTEN_AT_ONCE = 1_000
+BATCH = 2_000  # events
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+# What changes the keys of a queue; the rest changes only the job's own.
+MOVES = {"job_enqueued", "job_promoted", "attempt_started", "attempt_finished", "job_finished", "job_removed", "lease_rescued"}
+logger = logging.getLogger("gpuqueue.mirror")
+
+
+def shown(url: str) -> str:
+    """A URL without its password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def run(settings: Settings, context: ServiceContext) -> None:
+    """Mirror until the worker stops, whatever becomes of the target."""
+    target = Target(settings.url, settings.prefix, identity(context.gq))
+    workers = WorkerConnections(settings.url)
+    mirroring = Mirroring(context.gq, target, workers, settings, term=context.term)
+    pause_s, told = FIRST_PAUSE_S, ""
+    try:
+        while not context.stopping.is_set():
+            try:
+                mirroring.follow(context)
+                pause_s, told = FIRST_PAUSE_S, ""
+            except (redis.RedisError, OSError, Occupied, Superseded) as error:
+                workers.close()
+                said = str(error) or type(error).__name__
+                if said != told:
+                    logger.warning("the mirror at %s waits: %s", shown(settings.url), said)
+                    told = said
+                context.note({**mirroring.status(), "state": "waiting", "error": said})
+                context.stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    finally:
+        mirroring.close()
+
+
+def identity(gq: GPUQueue) -> str:
+    """Name a database file apart from all others, also from one that takes its place."""
+    with gq.read():  # which makes the file where there is none
+        return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
+
+
+@dataclass(slots=True)
+class _Changes(Changes):
+    """What is written in one go, and what the mirror shows then: {queue: …}."""
+
+    bodies: dict[str, Key] = field(default_factory=dict)
+    shown: dict[str, set[int]] = field(default_factory=dict)
+    held: dict[str, bool] = field(default_factory=dict)
+    waited: dict[str, bool] = field(default_factory=dict)
+
+
+class Mirroring:
+    """One worker's writing of the mirror, in one term."""
+
+    def __init__(self, gq: GPUQueue, target: Target, workers: WorkerConnections, settings: Settings, *, term: int) -> None:
+        self._gq = gq
+        self.target = target
+        self._workers = workers
+        self._settings = settings
+        self._source = Source(gq, Kept(settings.keep_completed, settings.keep_failed))
+        self._term = term
+        self.follower = gq.follow(FOLLOWER)
+        self._is_new = self.follower.is_new
+        self._held: dict[str, bool] = {}
+        self._shown: dict[str, set[int]] = {}
+        self._waited: dict[str, bool] = {}
+        self._metrics_minute = 0
+        self._noted_s = self._checked_s = float("-inf")
+
+    # --- the loop ---
+
+    def follow(self, context: ServiceContext) -> None:
+        """Write what happens until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
+        self.begin()
+        self._shown = {}
+        self._noted_s = self._checked_s = look_at_s = float("-inf")
+        while True:
+            is_last = context.stopping.is_set()
+            if time.monotonic() >= look_at_s:
+                self.look()
+                look_at_s = time.monotonic() + LOOK_S
+            written = self.write_batch()
+            self._note(context)
+            if is_last:
+                return
+            if written:
+                continue
+            if time.monotonic() - self._checked_s >= CHECK_S:
+                self._checked_s = time.monotonic()
+                self.mend()
+            context.stopping.wait(POLL_S)
+
+    def begin(self) -> None:
+        """Keep writers of earlier terms out. Raises: as `follow`."""
+        self.target.begin(self._term)
+
+    def close(self) -> None:
+        self._workers.close()
+        self.target.close()
+
+    def look(self) -> None:
+        """See to what no event tells."""
+        state = self.target.state()
+        why = self._why_rebuild(state)
+        if why:
+            logger.info("the mirror is built anew: %s", why)
+            self.rebuild(replace=state is not None and state.asked == "replace")
+        self._refresh_queues()
+        with self._gq.read() as reader:
+            queues = reader.queues()
+        self._workers.show(client_names(self._settings.prefix, self._gq.workers(), queues))
+
+    def _why_rebuild(self, state: State | None) -> str:
+        if state is None:
+            return "nothing stands there"
+        if self._is_new:
+            return "what happened before is not known"
+        if state.asked:
+            return "a person asked for it"
+        if state.cursor is None:
+            return "it is not whole"
+        if state.database != self.target.database:
+            return f"it is that of {state.database or 'nobody'}"
+        if state.cursor < self.follower.position:
+            return "it is older than what was written: the server lost something"
+        return ""
+
+    def rebuild(self, *, replace: bool = False) -> int:
+        """Put everything there anew; returns how many keys that are. Raises: Occupied; Superseded; redis.RedisError."""
+        with self._gq.read() as reader:
+            cursor, queues = reader.last_event_id, reader.queues()
+            count = self.target.rebuild(
+                self._source.everything(reader, self._settings.prefix, self._source.held()),
+                cursor=cursor,
+                queues=queues,
+                term=self._term,
+                replace=replace,
+            )
+        self._shown = {}
+        self.follower.advance(cursor)
+        self._is_new = False
+        return count
+
+    def _refresh_queues(self) -> None:
+        """Write the keys of queues that are held or not since the last look, or are new or gone; and the metrics each minute."""
+        held = self._source.held()
+        minute = int(time.time() // 60)
+        changed = {name for name, is_held in held.items() if self._held.get(name) is not is_held}
+        gone = self._shown.keys() - held.keys()
+        if minute != self._metrics_minute:
+            changed |= held.keys()
+        if not changed and not gone:
+            return
+        with self._gq.read() as reader:
+            changes = self._project(reader, changed, {})
+            for name in gone:
+                changes.gone.update(self.target.names([name]))
+            self._write(changes, cursor=self.follower.position, queues=reader.queues())
+        for name in gone:
+            self._shown.pop(name, None)
+        self._metrics_minute = minute
+
+    def mend(self) -> int:
+        """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
+        with self._gq.read() as reader:
+            if reader.last_event_id != self.follower.position:
+                return 0  # what is not written yet would look like a difference
+            queues = reader.queues()
+            self.target.mend_streams(queues)
+            found = differences(reader, self._source, self.target, self._held)
+            count = 0
+            while part := list(islice(found, WRITTEN_AT_ONCE)):
+                changes = Changes(
+                    keys={item.name: item.expected for item in part if item.expected is not None},
+                    gone={item.name for item in part if item.expected is None},
+                )
+                self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
+                count += len(part)
+        if count:
+            logger.warning("the mirror had %d keys that were not as the queue says, and are again", count)
+        return count
+
+    # --- a batch ---
+
+    def write_batch(self) -> int:
+        """Write what the next events touched, then pass them; returns how many they were."""
+        events = self.follower.read(limit=BATCH)
+        if not events:
+            return 0
+        touched = {event.job_id for event in events if event.job_id is not None}
+        with self._gq.read() as reader:
+            records = reader.records(touched)
+            queues = reader.queues()
+            changes = self._project(reader, {event.queue for event in events if event.name in MOVES and event.queue}, records)
+            for event in events:
+                record = records.get(event.job_id) if event.job_id is not None else None
+                name = event.queue or (record.job.queue if record is not None else "")
+                if name in queues:
+                    self._hear(changes, name, event, entries(event, record))
+        self._write(changes, cursor=events[-1].id, queues=queues)
+        self.follower.advance(events[-1].id)
+        return len(events)
+
+    def _project(self, reader: Reader, names: set[str], touched: dict[int, Record]) -> _Changes:
+        """Say what the keys of queues are to be, and those of the jobs that were touched, came, or left."""
+        changes = _Changes()
+        counts, held = reader.counts(), self._source.held()
+        records = dict(touched)
+        for name in names & set(reader.queues()):
+            is_held = held.get(name, False)
+            rows = self._source.queue(reader, name, is_held=is_held, counts=counts.get(name, {}))
+            changes.keys.update(self._named(name, queue_keys(rows)))
+            before, now = self._shown_before(name), rows.ids
+            # A finished job comes back when another one leaves, and a job is listed before its own event was read.
+            records |= reader.records(now - before - touched.keys())
+            for id_ in before - now:
+                changes.gone.update(self._body_names(name, id_))
+            changes.shown[name], changes.held[name] = now, is_held
+            if self._held.get(name, is_held) is not is_held:
+                told = {"event": "paused" if is_held else "resumed"}
+                changes.events.setdefault(self._stream(name), []).append((milliseconds(self._gq.now()), None, told))
+            if not rows.waiting and self._waited.get(name):
+                told = {"event": "drained"}
+                changes.events.setdefault(self._stream(name), []).append((milliseconds(self._gq.now()), None, told))
+            changes.waited[name] = bool(rows.waiting)
+        for id_, record in records.items():
+            name = record.job.queue
+            shown_ids = changes.shown.get(name)
+            if shown_ids is None or id_ in shown_ids:
+                changes.bodies.update(self._named(name, job_keys(record)))
+        return changes
+
+    def _write(self, changes: _Changes, *, cursor: int, queues: Sequence[str]) -> None:
+        """Write the bodies first: no job is listed before it can be read."""
+        bodies = iter(changes.bodies.items())
+        while part := dict(islice(bodies, WRITTEN_AT_ONCE)):
+            self.target.put(part, term=self._term)
+        self.target.apply(changes, cursor=cursor, queues=queues, term=self._term)
+        self._shown |= changes.shown
+        self._held |= changes.held
+        self._waited |= changes.waited
+
+    def _shown_before(self, queue: str) -> set[int]:
+        """The jobs of a queue that the mirror lists; another worker may have written them."""
+        if queue not in self._shown:
+            self._shown[queue] = self.target.listed(queue)
+        return self._shown[queue]
+
+    def _named(self, queue: str, keys: dict[str, Key]) -> dict[str, Key]:
+        return {f"{self._settings.prefix}:{queue}:{suffix}": key for suffix, key in keys.items()}
+
+    def _body_names(self, queue: str, id_: int) -> Sequence[str]:
+        base = f"{self._settings.prefix}:{queue}:{id_}"
+        return base, f"{base}:logs"
+
+    def _stream(self, queue: str) -> str:
+        return f"{self._settings.prefix}:{queue}:events"
+
+    def _hear(self, changes: Changes, queue: str, event: Event, told: list[dict[str, str]]) -> None:
+        for number, fields in enumerate(told):
+            entry = (milliseconds(event.at), event.id * ROOM + number, fields)
+            changes.events.setdefault(self._stream(queue), []).append(entry)
+
+    # --- what it says of itself ---
+
+    def status(self) -> dict[str, object]:
+        """What anybody may know of the mirror: where it is, and how far behind the queue."""
+        unread = self.follower.read(limit=1)
+        with self._gq.read() as reader:
+            behind = max(0, reader.last_event_id - self.follower.position)
+        lag_s = (self._gq.now() - unread[0].at).total_seconds() if unread else 0.0
+        return {
+            "state": "following",
+            "url": shown(self._settings.url),
+            "prefix": self._settings.prefix,
+            "behind": behind,
+            "lag_s": round(max(0.0, lag_s), 3),
+            "error": None,
+        }
+
+    def _note(self, context: ServiceContext) -> None:
+        if time.monotonic() - self._noted_s >= NOTE_S:
+            self._noted_s = time.monotonic()
+            context.note(self.status())

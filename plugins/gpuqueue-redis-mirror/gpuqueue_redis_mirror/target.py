@@ -1,0 +1,306 @@
+"""Owns what is written to Redis or Valkey, and the mirror's own key there, which fences late writers; reads no queue.
+
+The mirror's own keys begin with `gpuqueue-mirror:`, so that no pattern of BullMQ's finds them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import redis
+
+from gpuqueue_redis_mirror.layout import MAX_EVENTS, Key
+
+OWN = "gpuqueue-mirror"
+SWAP_LIMIT = 50_000  # keys that one swap replaces; more are written in place, so that no reader waits long
+AT_ONCE = 1_000
+LISTS = ("wait", "active", "prioritized", "delayed", "completed", "failed")
+TIMEOUT_S = 5.0
+FUTURE_S = 3600.0
+BUSY_S = 30.0  # a mirror that was written so lately has a writer
+
+
+class Superseded(Exception):
+    """Another worker of a later term writes this mirror."""
+
+
+class Occupied(Exception):
+    """The keys are somebody else's, and are not overwritten."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the mirror's own key says of what stands in the target."""
+
+    term: int = 0
+    cursor: int | None = None  # the last event that is in it; None: it is not whole
+    database: str = ""
+    queues: tuple[str, ...] = ()
+    written_s: float = 0.0
+    rebuilt_s: float = 0.0
+    asked: str = ""  # "rebuild" or "replace", by a person
+
+
+@dataclass(slots=True)
+class Changes:
+    """One batch: whole keys, keys that go, and what listeners hear: {stream: [(milliseconds, number or None, fields)]}."""
+
+    keys: dict[str, Key] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    events: dict[str, list[tuple[int, int | None, dict[str, str]]]] = field(default_factory=dict)
+
+
+class Target:
+    """A Redis or Valkey database, and the prefix under which the queues stand."""
+
+    def __init__(self, url: str, prefix: str, database: str) -> None:
+        self.prefix = prefix
+        self.database = database  # whose mirror this is
+        self.client: Any = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            encoding_errors="surrogateescape",
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            client_name="gpuqueue-mirror",
+            retry=None,
+        )
+        self._own = f"{OWN}:{prefix}"
+        self._last_ms: dict[str, int] = {}
+
+    def close(self) -> None:
+        self.client.close()
+
+    # --- the mirror's own key ---
+
+    def state(self) -> State | None:
+        """What stands there; None when nothing of this mirror does."""
+        return _state(self.client.hgetall(self._own))
+
+    def ask(self, what: str) -> None:
+        """Ask whoever writes the mirror for a rebuild."""
+        self.client.hset(self._own, "asked", what)
+
+    def begin(self, term: int) -> None:
+        """Let no worker of an earlier term write any more. Raises: Superseded; redis.RedisError."""
+        state = self.state()
+        if state is not None and self._is_mine(state):
+            self._transact(term, lambda pipe: pipe.hset(self._own, mapping={"term": term, "written_s": repr(time.time())}))
+
+    def _is_mine(self, state: State) -> bool:
+        return state.database in ("", self.database)
+
+    def _transact(self, term: int, fill: Callable[[Any], object], *, takes_over: bool = False) -> None:
+        """Write in one transaction, unless a worker of a later term has written.
+
+        Raises: Superseded; Occupied, unless it takes over what is another queue's; redis.RedisError.
+        """
+        while True:
+            with self.client.pipeline(transaction=True) as pipe:
+                pipe.watch(self._own)
+                state = _state(pipe.hgetall(self._own))  # a watching pipeline answers at once
+                if state is not None and not self._is_mine(state) and not takes_over:
+                    raise self._occupied(state)
+                if state is not None and self._is_mine(state) and state.term > term:
+                    raise Superseded(f"a worker of term {state.term} writes it; this one is of term {term}")
+                pipe.multi()
+                fill(pipe)
+                try:
+                    answers = pipe.execute(raise_on_error=False)
+                except redis.WatchError:
+                    continue  # a person asked for something meanwhile, or a later term began
+            for answer in answers:
+                # What was told before is refused: stream ids only grow.
+                if isinstance(answer, redis.ResponseError) and "XADD" not in str(answer):
+                    raise answer
+            return
+
+    # --- writing ---
+
+    def apply(self, changes: Changes, *, cursor: int, queues: Sequence[str], term: int) -> None:
+        """Write one batch, whole or not at all. Raises: Superseded; redis.RedisError."""
+        mapping = {"cursor": cursor, "term": term, "queues": "\n".join(queues), "written_s": repr(time.time())}
+        newest = {stream: self._newest_ms(stream) for stream in changes.events}
+
+        def fill(pipe: Any) -> None:
+            self._write(pipe, changes, newest)
+            pipe.hset(self._own, mapping=mapping)
+
+        self._transact(term, fill)
+
+    def put(self, keys: Mapping[str, Key], *, term: int) -> None:
+        """Write keys that no list names yet. Raises: as `apply`."""
+        self._transact(term, lambda pipe: self._write(pipe, Changes(keys=dict(keys)), {}))
+
+    def _write(self, pipe: Any, changes: Changes, newest: Mapping[str, int]) -> None:
+        if changes.gone:
+            pipe.unlink(*changes.gone)
+        for name, key in changes.keys.items():
+            pipe.unlink(name)
+            put(pipe, name, key)
+        for stream, entries in changes.events.items():
+            last_ms = newest[stream]
+            for at_ms, number, fields in entries:
+                # What no event of the queue tells has no number: it takes a millisecond of its own.
+                last_ms = max(last_ms, at_ms) if number is not None else max(last_ms + 1, at_ms)
+                pipe.xadd(stream, fields, id=f"{last_ms}-{number or 0}", maxlen=MAX_EVENTS, approximate=True)
+            self._last_ms[stream] = last_ms
+
+    def _newest_ms(self, stream: str) -> int:
+        if stream not in self._last_ms:
+            newest: Any = self.client.xrevrange(stream, count=1)
+            self._last_ms[stream] = int(newest[0][0].partition("-")[0]) if newest else 0
+        return self._last_ms[stream]
+
+    def rebuild(
+        self, keys: Iterable[tuple[str, Key]], *, cursor: int, queues: Sequence[str], term: int, replace: bool = False
+    ) -> int:
+        """Put everything there anew and take away what does not belong; returns how many keys there are.
+
+        Up to SWAP_LIMIT keys are staged and swapped in one transaction, so that no reader sees a part.
+        Raises: Occupied; Superseded; redis.RedisError.
+        """
+        before = self.state()
+        self._refuse_others(before, queues, replace=replace)
+        self._last_ms.clear()
+        staging = f"{OWN}:staging:"
+        for name in self.client.scan_iter(match=f"{staging}*", count=1000):
+            self.client.unlink(name)
+        staged: set[str] = set()
+        in_place: set[str] = set()
+        pending = iter(keys)
+        while part := dict(islice(pending, AT_ONCE)):
+            direct = len(staged) >= SWAP_LIMIT
+            changes = Changes(keys=part if direct else {staging + name: key for name, key in part.items()})
+            self._transact(term, partial(self._write_part, changes, direct), takes_over=True)
+            (in_place if direct else staged).update(part)
+        owned = {*queues, *(before.queues if before is not None else ())}
+        strays = [name for name in self.names(owned) if name not in staged and name not in in_place]
+        now = repr(time.time())
+        mapping = {"cursor": cursor, "term": term, "database": self.database, "queues": "\n".join(queues)}
+
+        def swap(pipe: Any) -> None:
+            for start in range(0, len(strays), AT_ONCE):
+                pipe.unlink(*strays[start : start + AT_ONCE])
+            for name in staged:
+                pipe.rename(staging + name, name)
+            pipe.hset(self._own, mapping={**mapping, "written_s": now, "rebuilt_s": now})
+            pipe.hdel(self._own, "asked")
+
+        self.mend_streams(queues)
+        self._transact(term, swap, takes_over=True)
+        return len(staged) + len(in_place)
+
+    def _write_part(self, changes: Changes, direct: bool, pipe: Any) -> None:
+        if direct:
+            pipe.hdel(self._own, "cursor")  # from here on it is not whole
+        self._write(pipe, changes, {})
+
+    def mend_streams(self, queues: Iterable[str]) -> None:
+        """Take away what stands in place of a stream of events, and a stream whose newest entry is of the future."""
+        for queue in queues:
+            stream = f"{self.prefix}:{queue}:events"
+            kind = str(self.client.type(stream))
+            if kind == "stream" and self._newest_ms(stream) <= (time.time() + FUTURE_S) * 1000:
+                continue
+            if kind != "none":
+                self.client.unlink(stream)
+                self._last_ms.pop(stream, None)
+
+    def _occupied(self, state: State) -> Occupied:
+        return Occupied(
+            f"the queues of {state.database} are mirrored there under {self.prefix!r}; give [mirror] another prefix or url"
+        )
+
+    def _refuse_others(self, state: State | None, queues: Sequence[str], *, replace: bool) -> None:
+        if replace:
+            return
+        if state is not None and not self._is_mine(state) and time.time() - state.written_s < BUSY_S:
+            raise self._occupied(state)
+        if state is None or not state.database:
+            for queue in queues:
+                version = self.client.hget(f"{self.prefix}:{queue}:meta", "version")
+                if version and not str(version).startswith("gpuqueue"):
+                    raise Occupied(
+                        f"{self.prefix}:{queue} is a queue of {version}, whose jobs a mirror would replace; give [mirror] "
+                        "another prefix or url, or run `gpuqueue mirror rebuild --replace` to delete them"
+                    )
+
+    # --- reading back, to compare ---
+
+    def names(self, queues: Iterable[str]) -> Iterator[str]:
+        """The keys that stand under queues, but for their events."""
+        for queue in sorted(queues):
+            base = f"{self.prefix}:{queue}:"
+            for name in self.client.scan_iter(match=f"{_escaped(base)}*", count=1000):
+                if name != f"{base}events":
+                    yield name
+
+    def listed(self, queue: str) -> set[int]:
+        """The jobs that stand in the lists of a queue; what somebody else wrote there is left to the next comparison."""
+        lists = {f"{self.prefix}:{queue}:{suffix}" for suffix in LISTS}
+        found = self.read(sorted(lists))
+        return {int(id_) for key in found.values() if key.kind in ("list", "zset") for id_ in key.value if id_.isdecimal()}
+
+    def read(self, names: Sequence[str]) -> dict[str, Key]:
+        """What stands under keys; those that do not exist are left out."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.type(name)
+            kinds = pipe.execute()
+            there = [(name, str(kind)) for name, kind in zip(names, kinds, strict=True) if str(kind) != "none"]
+            for name, kind in there:
+                if kind == "hash":
+                    pipe.hgetall(name)
+                elif kind == "list":
+                    pipe.lrange(name, 0, -1)
+                elif kind == "zset":
+                    pipe.zrange(name, 0, -1, withscores=True)
+                else:
+                    pipe.exists(name)
+            values = pipe.execute()
+        found = {}
+        for (name, kind), value in zip(there, values, strict=True):
+            found[name] = Key(kind, dict(value) if kind == "zset" else value)
+        return found
+
+
+def put(pipe: Any, name: str, key: Key) -> None:
+    """Write a key that does not exist."""
+    if not key:
+        return
+    if key.kind == "hash":
+        pipe.hset(name, mapping=key.value)
+        return
+    items = list(key.value.items()) if key.kind == "zset" else list(key.value)
+    for start in range(0, len(items), AT_ONCE):
+        part = items[start : start + AT_ONCE]
+        if key.kind == "zset":
+            pipe.zadd(name, dict(part))
+        else:
+            pipe.rpush(name, *part)
+
+
+def _state(fields: Mapping[str, str]) -> State | None:
+    if not fields:
+        return None
+    cursor = fields.get("cursor")
+    return State(
+        term=int(fields.get("term", 0)),
+        cursor=None if cursor is None else int(cursor),
+        database=fields.get("database", ""),
+        queues=tuple(filter(None, fields.get("queues", "").split("\n"))),
+        written_s=float(fields.get("written_s", 0.0)),
+        rebuilt_s=float(fields.get("rebuilt_s", 0.0)),
+        asked=fields.get("asked", ""),
+    )
+
+
+def _escaped(text: str) -> str:
+    """A text that a pattern of Redis takes as it is."""
+    return "".join(f"\\{character}" if character in "*?[]^-\\" else character for character in text)

@@ -1,0 +1,62 @@
+"""Owns the idle connections by which readers of BullMQ see the workers: they list the clients of the server by name."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+
+import redis
+
+from gpuqueue import WorkerInfo
+from gpuqueue_redis_mirror.target import TIMEOUT_S
+
+
+def client_names(prefix: str, workers: Iterable[WorkerInfo], queues: Iterable[str]) -> set[str]:
+    """The names that connections must have: for each live worker and queue one as Node's clients look for, one as Python's do."""
+    names = set()
+    every = list(queues)
+    for worker in workers:
+        name = re.sub(r"[^!-~]", "_", worker.id)
+        for queue in every if worker.queues is None else worker.queues:
+            names.add(f"{prefix}:{base64.b64encode(queue.encode()).decode()}:w:{name}")
+            names.add(f"{prefix}:{re.sub(r'[^!-~]', '_', queue)}:w:{name}")
+    return names
+
+
+class WorkerConnections:
+    """One idle connection for each name."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._open: dict[str, redis.Redis] = {}
+
+    def show(self, names: set[str]) -> None:
+        """Open what is missing and close what is too much. Raises: redis.RedisError."""
+        for name in self._open.keys() - names:
+            self._close(name)
+        for name in sorted(names):
+            client = self._open.get(name)
+            if client is None:
+                client = self._open[name] = redis.Redis.from_url(
+                    self._url,
+                    client_name=name,
+                    single_connection_client=True,
+                    socket_timeout=TIMEOUT_S,
+                    socket_connect_timeout=TIMEOUT_S,
+                    retry=None,
+                )
+            try:
+                client.ping()
+            except redis.RedisError:
+                self._close(name)
+                raise
+
+    def close(self) -> None:
+        for name in list(self._open):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        with suppress(redis.RedisError, OSError):
+            self._open.pop(name).close()
