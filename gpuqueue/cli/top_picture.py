@@ -98,7 +98,7 @@ def told(message: Text, width: int, most: int) -> list[Text]:
 def framed(body: Sequence[Text], foot: Sequence[Text], *, width: int, height: int) -> list[Text]:
     """Put the foot at the bottom, and cut everything to the size."""
     room = max(0, height - len(foot))
-    lines = [line.copy() for line in [*body[:room], *(Text() for _ in range(room - len(body))), *foot][:height]]
+    lines = [*body[:room], *(Text() for _ in range(room - len(body))), *foot][:height]
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
         line.truncate(width, overflow="ellipsis")

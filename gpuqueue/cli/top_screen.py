@@ -30,7 +30,7 @@ from gpuqueue.queue import GPUQueue
 LOOK_S = 0.25  # how often it asks whether anything was changed, which costs microseconds
 LOOK_AT_JOB_S = 0.1
 CHANGED_S = 0.5  # how soon after one reading a change makes another
-COST = 10  # reading and drawing may take one part in so many of the time
+COST = 10  # reading may take one part in so many of the time
 MESSAGE_S = 20.0  # how long a message stays
 Key = TypeVar("Key")
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
@@ -141,16 +141,14 @@ class Screen:
 
     def _loop(self, display: Display, keyboard: Keyboard) -> None:
         while True:
-            began_s = time.monotonic()
             if self._is_due():
                 self._read()
             self._draw(display)
-            self._cost_s = time.monotonic() - began_s
             while not self._is_due():
                 key = keyboard.wait(min(self._interval_s, LOOK_S) if self._following is None else LOOK_AT_JOB_S)
-                if key in (RESIZED, RESUMED, "redraw"):
+                if key == "redraw":
                     display.forget()
-                elif key is not None:
+                elif key not in (None, RESIZED, RESUMED):
                     if not self._press(key):
                         return
                     if self._asked is not None:
@@ -185,6 +183,7 @@ class Screen:
         except UnknownJob as error:  # it was pruned while it was followed
             self._following = None
             self._say_failed(str(error))
+        self._cost_s = time.monotonic() - self._read_at_s
         if self._message is not None and self._read_at_s > self._message_ends_s:
             self._message = None
 

@@ -158,6 +158,10 @@ class Terminal:
         """Press keys, all at once."""
         os.write(self._controlling, keys.encode())
 
+    def disturb(self, text: str) -> None:
+        """Write to the screen as another program would."""
+        os.write(self._terminal, text.encode())
+
     def resize(self, columns: int, lines: int) -> None:
         """Change the window's size; the program is told."""
         with self._lock:

@@ -195,10 +195,20 @@ def test_what_has_no_room_is_counted_and_can_be_reached(gq: GPUQueue, top: Open)
 def test_another_size_is_drawn_at_once(gq: GPUQueue, folder: Path) -> None:
     with Terminal([*TOP[:-1], "3600"], folder) as terminal:
         terminal.wait("Tab list", "state")
+        terminal.resize(80, 20)
+        terminal.wait("Tab list", "state")
         terminal.resize(40, 20)
         terminal.wait("p pause r resume", "state", without="Tab list")
         terminal.resize(100, 30)
         terminal.wait("Tab list", "state")
+
+
+def test_a_terminal_without_unicode_is_no_hindrance(gq: GPUQueue, worker: Worker, top: Open, until: Any) -> None:
+    running(gq, until, note="日本 °")
+    text = top(environ={"PYTHONIOENCODING": "ascii"}).wait("62%")
+    assert text.isascii()
+    assert re.search(r"^> ai-batch ", text, flags=re.M)
+    assert "###.." in text
 
 
 # --- keys ---
@@ -338,6 +348,14 @@ def test_the_help_says_what_the_keys_do(gq: GPUQueue, top: Open) -> None:
     terminal.press("x")
     terminal.wait("Tab list")
     assert terminal.process.poll() is None
+
+
+def test_ctrl_l_draws_over_what_another_program_wrote(gq: GPUQueue, top: Open) -> None:
+    terminal = top()
+    terminal.disturb("\x1b[3;5HA message of the kernel")
+    terminal.wait("A message of the kernel")
+    terminal.press("\x0c")
+    terminal.wait("state", without="kernel")
 
 
 # --- its end ---
