@@ -17,6 +17,7 @@ from gpuqueue.domain import (
     FINISHED,
     BackendSettings,
     DeviceSettings,
+    LogFormat,
     ModelSettings,
     OnSpill,
     Overrun,
@@ -63,7 +64,7 @@ QUEUE_KEYS = (
     "backend",
     "fallback",
 )
-WORKER_KEYS = ("threads", "async_jobs", "lease", "grace", "max_crashes")
+WORKER_KEYS = ("threads", "async_jobs", "lease", "grace", "max_crashes", "log_format")
 RETENTION_KEYS = tuple(state.value for state in FINISHED)
 PLUGINS_KEYS = ("block",)
 
@@ -86,6 +87,7 @@ class WorkerSettings:
     lease_s: float = 30.0
     grace_s: float = 30.0  # how long a shutdown lets attempts finish
     max_crashes: int = 3  # workers that one job may take down before it is discarded
+    log_format: LogFormat = "text"  # of `gpuqueue worker`, on stderr
 
 
 def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
@@ -181,6 +183,7 @@ def read_worker(table: Table) -> WorkerSettings:
         lease_s=table.duration("lease", default.lease_s, positive=True),
         grace_s=table.duration("grace", default.grace_s),
         max_crashes=table.integer("max_crashes", default.max_crashes, minimum=1),
+        log_format=cast(LogFormat, table.choice("log_format", default.log_format, get_args(LogFormat))),
     )
 
 

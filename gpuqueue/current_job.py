@@ -124,6 +124,12 @@ def current_job() -> CurrentJob:
         ) from None
 
 
+def current_lease() -> Lease | None:
+    """Return the lease of the job that runs the calling task, None outside of one."""
+    context = _context.get(None)
+    return None if context is None or not context.lease.job_id else context.lease
+
+
 class running:
     """Makes a context's job the current one inside the block."""
 

@@ -40,6 +40,7 @@ Overrun = Literal["finish", "preempt", "dont_start"]  # what becomes of a job th
 YieldMode = Literal["preempt", "drain"]  # whether running jobs make room for those that their queue yields to
 OnSpill = Literal["accept", "wait", "fail"]  # what becomes of a job whose model did not wholly fit the device
 PlacementMode = Literal["pack", "spread"]  # which of several devices gets a job: the fullest that has room, or the emptiest
+LogFormat = Literal["text", "json"]  # how a worker's log is written
 Resume = Literal["restart", "continue"]  # what becomes of the output of an attempt that made room
 
 

@@ -143,6 +143,7 @@ def test_every_other_setting_is_read(write: Write) -> None:
             lease = "10s"
             grace = "1m"
             max_crashes = 5
+            log_format = "json"
             [retention]
             completed = "1d"
             discarded = "forever"
@@ -169,7 +170,7 @@ def test_every_other_setting_is_read(write: Write) -> None:
             probe_every_s=1.0,
         ),
     )
-    assert config.worker == WorkerSettings(threads=2, lease_s=10.0, grace_s=60.0, max_crashes=5)
+    assert config.worker == WorkerSettings(threads=2, lease_s=10.0, grace_s=60.0, max_crashes=5, log_format="json")
     assert config.retention == {State.COMPLETED: DAY_S, State.CANCELLED: 7 * DAY_S, State.DISCARDED: None}
     assert config.plugins_blocked == ("windows", "yielding")
     assert config.queues["default"] == QueueSettings("default", max_attempts=7, timeout_s=90.0, priority=-3)

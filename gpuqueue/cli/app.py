@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gpuqueue import __version__
-from gpuqueue.cli import completion, control, database, doctor, initialise, jobs, logs, plugins, status, submit, worker
+from gpuqueue.cli import completion, control, database, doctor, gpu, initialise, jobs, logs, plugins, status, submit, top, worker
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import Session
 from gpuqueue.errors import GPUQueueError, StoreError, UsageError
@@ -138,6 +138,7 @@ COMMANDS: tuple[click.Command, ...] = (
     worker.worker,
     submit.submit,
     status.status,
+    top.top,
     jobs.list_jobs,
     jobs.show_job,
     logs.logs,
@@ -146,7 +147,7 @@ COMMANDS: tuple[click.Command, ...] = (
     control.resume,
     control.cancel,
     control.retry,
-    status.gpu,
+    gpu.gpu,
     doctor.doctor,
     plugins.plugins,
     database.db,

@@ -33,6 +33,7 @@ LARGE_WAL_BYTES = 256 * 10**6
 LITTLE_SPACE_BYTES = 500 * 10**6
 CLOCK_SLACK = timedelta(seconds=5)
 PROBE_S = 2.0
+SAID_ELSEWHERE = ("card_lost", "budget_above_card", "model_loading")  # by the check of the card, or over in a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +244,15 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
                     f"{kept}: it ended, its memory is not verified to be back",
                     "see the worker's log if it stays",
                 )
+
+
+def agreement(gq: GPUQueue) -> Iterator[Check]:
+    """Look where the driver, Ollama and the queue disagree, as `gpuqueue gpu` does."""
+    from gpuqueue.cli.cards_now import look
+
+    seen = look(gq)
+    found = [item for item in seen.disagreements() if item.what not in SAID_ELSEWHERE]
+    for item in found:
+        yield Check(WARN, item.what.replace("_", " "), item.detail, item.advice)
+    if seen.cards and not found:
+        yield Check(OK, "agreement", "the driver, Ollama and the queue say nothing that disagrees")

@@ -69,6 +69,6 @@ def _examine(session: Session) -> list[Check]:
         return found
     try:
         gq = session.queue()
-        return [*found, *checks.database_use(gq), *checks.work(gq, session)]
+        return [*found, *checks.database_use(gq), *checks.work(gq, session), *checks.agreement(gq)]
     except GPUQueueError as error:
         return [*found, Check(PROBLEM, "database", str(error))]

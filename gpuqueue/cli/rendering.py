@@ -23,6 +23,7 @@ from gpuqueue.units import parse_duration
 __all__ = [
     "error_line",
     "folded",
+    "heading",
     "in_terminal",
     "iso",
     "note",
@@ -101,6 +102,11 @@ def state_style(state: str) -> str:
     """Colour a state's name; without a terminal click takes the colour out again."""
     color = STATE_COLORS.get(state)
     return click.style(state, fg=color) if color else state
+
+
+def heading(text: str) -> str:
+    """Word the heading of a part, with an empty line before it."""
+    return "\n" + click.style(text, bold=True)
 
 
 def folded(text: str, width: int, *, hang: int = 0) -> str:

@@ -9,7 +9,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpuqueue.cli.rendering import iso
-from gpuqueue.domain import Backend, DeviceView, Expectation, Explanation, Hold, Job, Pause, Reading, State, View, WorkerInfo
+from gpuqueue.domain import (
+    Backend,
+    DeviceView,
+    Expectation,
+    Explanation,
+    Hold,
+    Job,
+    Pause,
+    Reading,
+    Resident,
+    State,
+    View,
+    WorkerInfo,
+)
 from gpuqueue.estimates import left_s
 from gpuqueue.policies.model_health import ModelHealth
 from gpuqueue.store.integrity import Finding
@@ -22,6 +35,7 @@ __all__ = [
     "finding_shape",
     "job_shape",
     "model_shape",
+    "resident_shape",
     "shown_url",
     "status_shape",
 ]
@@ -163,9 +177,7 @@ def device_shape(device: DeviceView, view: View) -> dict[str, Any]:
         "keep_warm_s": settings.keep_warm_s,
         "reserved_bytes": device.reserved_bytes,
         "reading": reading_shape(reading),
-        "residents": [
-            {"model": item.model, "size_bytes": item.size_bytes, "vram_bytes": item.vram_bytes} for item in device.residents
-        ],
+        "residents": [resident_shape(item) for item in device.residents],
         "reservations": [
             {
                 "job_id": item.job_id,
@@ -179,6 +191,10 @@ def device_shape(device: DeviceView, view: View) -> dict[str, Any]:
             for item in device.reservations
         ],
     }
+
+
+def resident_shape(resident: Resident) -> dict[str, Any]:
+    return {"model": resident.model, "size_bytes": resident.size_bytes, "vram_bytes": resident.vram_bytes}
 
 
 def reading_shape(reading: Reading | None) -> dict[str, Any] | None:

@@ -1,22 +1,20 @@
-"""Owns the commands `status` and `gpu`: what is going on now, and what the card says; changes nothing."""
+"""Owns the command `status`: what is going on now; changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 
 import click
 
-from gpuqueue.cli.rendering import in_terminal, iso, print_json, print_table, say, terminal_width
+from gpuqueue.cli.rendering import heading, in_terminal, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import device_shape, model_shape, shown_url, status_shape
+from gpuqueue.cli.shapes import shown_url, status_shape
 from gpuqueue.decisions import known_holds
 from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, State, View
 from gpuqueue.errors import UsageError
 from gpuqueue.estimates import left_s
 from gpuqueue.moments import clock, since, until
-from gpuqueue.policies.model_health import ModelHealth, health
 from gpuqueue.queue import GPUQueue
 from gpuqueue.units import format_duration, format_size
 
@@ -73,24 +71,20 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     _show_queues(counts, sorted(view.queues))
     _show_holds(session, view, counts, holds)
     _show_expected(gq.expected_ends(), view)
-    click.echo(_heading("Workers"))
+    click.echo(heading("Workers"))
     for worker in view.workers:
         serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
         say(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
     if not view.workers:
         click.echo(f"  none. Start one: {session.worker_command('')}")
     if view.devices:
-        click.echo(_heading("Card"))
+        click.echo(heading("Card"))
         for device in view.devices.values():
-            show_device(device, view)
+            _show_device(device, view)
     if view.backends:
-        click.echo(_heading("Backends"))
+        click.echo(heading("Backends"))
         for backend in view.backends.values():
             say(f"  {backend.name} at {shown_url(backend.url)}: {_availability(backend, view)}")
-
-
-def _heading(text: str) -> str:
-    return "\n" + click.style(text, bold=True)
 
 
 def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
@@ -121,7 +115,7 @@ def _show_holds(
             lines.append(f"  {name}: no worker serves it, {waiting_count} waiting")
             lines.append(f"    → {session.worker_command(name)}")
     if lines:
-        click.echo(_heading("Held"))
+        click.echo(heading("Held"))
         for line in lines:
             if "→" in line:
                 click.echo(line)
@@ -131,13 +125,13 @@ def _show_holds(
 
 def _show_expected(ends: Mapping[str, datetime], view: View) -> None:
     if ends:
-        click.echo(_heading("Expected"))
+        click.echo(heading("Expected"))
     for name, moment in ends.items():
         left = format_duration(max(1, round((moment - view.now).total_seconds())))
         say(f"  {name}: what waits now is done at {clock(moment, now=view.now)} ({left} from now)")
 
 
-def show_device(device: DeviceView, view: View) -> None:
+def _show_device(device: DeviceView, view: View) -> None:
     """Print one card: its memory, what is loaded and who has reserved."""
     settings, reading = device.settings, device.reading
     say(
@@ -167,12 +161,11 @@ def show_device(device: DeviceView, view: View) -> None:
     for item in device.reservations:
         what = "runs" if item.running else "has ended; its memory is being given back"
         model = f" with {item.model}" if item.model else ""
-        say(
-            f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved{_rest(item, view)}"
-        )
+        say(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved{rest(item, view)}")
 
 
-def _rest(item: Reservation, view: View) -> str:
+def rest(item: Reservation, view: View) -> str:
+    """Word how much longer a running job is expected to take: `, done in about 5s`, or nothing."""
     rest_s = left_s(view.estimates, item, view.now) if item.running else None
     return "" if rest_s is None else f", done in about {format_duration(max(1, round(rest_s)))}"
 
@@ -185,72 +178,3 @@ def _availability(backend: Backend, view: View) -> str:
     away = f" for {format_duration((view.now - backend.since).total_seconds())}" if backend.since else ""
     again = f"; asked again at {clock(backend.retry_at, now=view.now)}" if backend.retry_at else ""
     return click.style(f"away{away}", fg="red") + f": {backend.error}{again}"
-
-
-@click.command(short_help="Show the cards: memory, reservations, loaded models.")
-@json_option
-@pass_session
-def gpu(session: Session, as_json: bool) -> None:
-    """Show the cards: budget, reservations, loaded models, and memory as the driver says it.
-
-    Where this machine has the card it is read now; else the figures are those that a worker last published.
-
-    \b
-    Keys: at, database,
-      devices: [{name, budget_bytes, margin_bytes, max_models, slots,
-        keep_warm_s, reserved_bytes,
-        reading: {at, card, total_bytes, free_bytes, utilisation_percent,
-          temperature_c, power_w, lost} or null,
-        residents: [{model, size_bytes, vram_bytes}],
-        reservations: [{job_id, queue, model, reserved_bytes, running,
-          worker, expected_rest_s (null: not known)}],
-        read_here (else a worker published the reading)}],
-      models: [{name, health ("unknown", "missing", "too_large", "spills"
-        or "fits"), needed_bytes, detail}].
-    Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
-    """
-    gq = session.existing_queue()
-    view = gq.view()
-    from gpuqueue.devices.nvml import NvmlDevice, open_device
-
-    shapes = []
-    for name, device in view.devices.items():
-        here = open_device(device.settings, gq.agreed_settings().backends)
-        is_here = isinstance(here, NvmlDevice)
-        shown = replace(device, reading=here.read()) if is_here else device
-        if isinstance(here, NvmlDevice):
-            here.close()
-        shapes.append({**device_shape(shown, view), "read_here": is_here})
-        if not as_json:
-            show_device(shown, replace(view, now=gq.now()))
-            over = _over_budget(shown)
-            if over:
-                click.echo(click.style(f"    {name}: {over}", fg="red"))
-    if as_json:
-        models = [model_shape(name, found) for name, found in _models(view).items()]
-        print_json({"at": iso(view.now), "database": str(gq.database), "devices": shapes, "models": models})
-    elif not shapes:
-        click.echo('no card is configured: add [gpu] with budget = "5GB" to the configuration, or make one with `gpuqueue init`')
-    else:
-        _show_models(view)
-
-
-def _models(view: View) -> dict[str, ModelHealth]:
-    """The health of each model that is configured, or that a queue falls back to, for the first queue that uses models."""
-    queues = [item.settings for item in view.queues.values() if item.settings.gpu]
-    names = dict.fromkeys([*view.models, *(name for queue in queues for name in queue.fallback)])
-    return {name: health(name, queues[0], view) for name in names} if queues else {}
-
-
-def _show_models(view: View) -> None:
-    for found in _models(view).values():
-        colour = {"fits": "green", "unknown": None}.get(found.state, "red")
-        say(f"  {click.style(found.state.replace('_', ' '), fg=colour)}: {found.detail}")
-
-
-def _over_budget(device: DeviceView) -> str:
-    total = device.reading.total_bytes if device.reading else None
-    settings = device.settings
-    if total is None or settings.budget_bytes + settings.margin_bytes <= total:
-        return ""
-    return f"budget + margin are more than the card's {format_size(total)}; lower [gpu] budget or margin"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import get_args
 
 import click
 
 from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.session import Session, app_option, pass_session
+from gpuqueue.domain import LogFormat
+from gpuqueue.logs import ATTRIBUTE, JSONFormatter, configure_logging
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -30,6 +33,11 @@ LEVELS = ("debug", "info", "warning", "error")
     "--accept-config", is_flag=True, help="Make this configuration the shared one, although a running worker has another."
 )
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What goes to stderr.")
+@click.option(
+    "--log-format",
+    type=click.Choice(get_args(LogFormat)),
+    help="Lines for people, or one JSON object a line. Default: [worker] log_format, else text.",
+)
 @pass_session
 def worker(
     session: Session,
@@ -39,13 +47,21 @@ def worker(
     burst: bool,
     accept_config: bool,
     log_level: str,
+    log_format: LogFormat | None,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C.
 
     The first Ctrl-C lets running jobs end within the grace ([worker] grace), the second gives them back at once. With --app the
     application's queue object brings its own configuration, database and tasks.
+
+    The log on stderr has one line for each event, with its job and lease. As JSON each line is an object with at, level, logger,
+    event, worker, job, lease, queue, task, message and traceback, null where there is none, and then the event's own fields.
+    Lines of other loggers are written likewise, unless the application has given the root logger handlers of its own.
     """
     from gpuqueue.worker import Worker
+
+    gq = session.queue(app)
+    log_format = log_format or gq.config.worker.log_format
 
     class TalkingWorker(Worker):
         """Says on a signal what it does about it."""
@@ -53,23 +69,27 @@ def worker(
         def request_stop(self) -> None:
             again = self._stop_requested.is_set()
             super().request_stop()
+            words = "giving running jobs back" if again else "stopping; once more gives running jobs back at once"
+            if log_format == "json":
+                words = _stopping(words, self.id, at_once=again)
             # Written straight: a signal's handler could meet a buffered stream in the middle of a line.
-            words = b"giving running jobs back\n" if again else b"stopping; once more gives running jobs back at once\n"
-            os.write(2, words)
+            os.write(2, f"{words}\n".encode())
 
-    gq = session.queue(app)
-    _log_to_stderr(log_level)
-    gq.queue_names()  # opens the database: what is wrong with it is said before anything else
-    served = ", ".join(queues) if queues else f"all queues ({', '.join(sorted(gq.queue_names()))})"
-    print(f"database: {gq.database}\nqueues: {served}", file=sys.stderr, flush=True)
-    TalkingWorker(gq, queues=queues or None, threads=threads, burst=burst, accept_config=accept_config).run()
+    running = TalkingWorker(gq, queues=queues or None, threads=threads, burst=burst, accept_config=accept_config)
+    logging.getLogger("gpuqueue").handlers.clear()  # warnings have their line in the log
+    restore = configure_logging(log_format, level=log_level, worker=lambda: running.id)
+    try:
+        gq.queue_names()  # opens the database: what is wrong with it is said before anything else
+        if log_format == "text":
+            served = ", ".join(queues) if queues else f"all queues ({', '.join(sorted(gq.queue_names()))})"
+            print(f"database: {gq.database}\nqueues: {served}", file=sys.stderr, flush=True)
+        running.run()
+    finally:
+        restore()
 
 
-def _log_to_stderr(level: str) -> None:
-    logger = logging.getLogger("gpuqueue")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for other in list(logger.handlers):
-        logger.removeHandler(other)
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
+def _stopping(words: str, worker_id: str, *, at_once: bool) -> str:
+    """Make the line of a log in JSON that says what a signal began."""
+    record = logging.LogRecord("gpuqueue.worker", logging.INFO, __file__, 0, words, None, None)
+    setattr(record, ATTRIBUTE, {"event": "worker_stopping", "worker": worker_id, "at_once": at_once})
+    return JSONFormatter().format(record)

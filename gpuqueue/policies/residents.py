@@ -5,6 +5,7 @@ Never decides when a job may start, and loads nothing itself.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gpuqueue.errors import BackendUnavailable, ExecutionError, OutOfMemory, Run
 from gpuqueue.executors import AttemptInterrupted
 from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
 from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails, hookimpl
+from gpuqueue.logs import tell
 from gpuqueue.models import full_name
 from gpuqueue.units import format_duration, format_size
 
@@ -22,6 +24,7 @@ LONGEST_POLL_S = 0.1  # somebody may be waiting for the memory
 TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory comes back, at most a quarter of that memory
 CONTEXT_BYTES = 2**30  # the most that a runner takes beside what its backend lists
 NOISE_BYTES = 16 * 2**20  # a smaller rise of free memory is not a model's
+logger = logging.getLogger("gpuqueue.worker")
 
 
 class _Stopped(Exception):
@@ -87,9 +90,11 @@ class Residents:
         too_many = len(others) + bool(wanted) > device.max_models
         if others and (too_many or _bytes(others) + needed_bytes > device.budget_bytes):
             try:
+                began_s = self._clock()
                 self._evict(place, others, needed_bytes=0 if mine else needed_bytes)
             except _Stopped:
                 raise AttemptInterrupted from None
+            _tell_evicted(lease, others, device, self._clock() - began_s)
         if not mine:
             self._note_free(details)
 
@@ -297,6 +302,24 @@ def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int |
     taken_bytes = free_before - free_now
     # A greater difference is not the model's: another program came or went meanwhile.
     return max(listed_bytes, taken_bytes) if taken_bytes <= listed_bytes + CONTEXT_BYTES else listed_bytes
+
+
+def _tell_evicted(lease: Lease, others: Sequence[Resident], device: DeviceSettings, evict_s: float) -> None:
+    models = [resident.model for resident in others]
+    job = f"job {lease.job_id} of {lease.queue}"
+    tell(
+        logger,
+        logging.INFO,
+        "model_evicted",
+        f"{', '.join(models)} left {device.name} in {format_duration(evict_s)} for {job} (lease {lease.lease})",
+        job=lease.job_id,
+        lease=lease.lease,
+        queue=lease.queue,
+        task=lease.task,
+        models=models,
+        device=device.name,
+        evict_s=round(evict_s, 6),
+    )
 
 
 def _bytes(residents: Sequence[Resident]) -> int:

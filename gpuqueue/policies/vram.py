@@ -77,6 +77,20 @@ def may_have(device: DeviceView, model: str, queue: QueueSettings, view: View) -
     return not is_lost and _absent(device, model, queue, view) is None
 
 
+def available(device: DeviceView, model: str) -> int | None:
+    """Return the memory that a job for a model would find on a device, from its last reading; None when that does not say.
+
+    Counts what the models that nobody uses hold, and leaves out what other jobs have reserved and not taken yet. Negative
+    when they could not take it.
+    """
+    if device.reading is None or device.reading.free_bytes is None:
+        return None
+    in_use = {full_name(item.model) for item in device.reservations if item.model}
+    evictable = [item for item in device.residents if full_name(item.model) not in {*in_use, full_name(model)}]
+    taken_bytes = _bytes([item for item in device.residents if full_name(item.model) in in_use])
+    return device.reading.free_bytes + _bytes(evictable) - max(0, device.reserved_bytes - taken_bytes)
+
+
 def _no_device(details: PlaceJobDetails) -> Wait:
     view, wanted = details.view, details.job.wanted_device
     if not view.devices:
@@ -136,16 +150,11 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
 def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | None:
     """Say that other programs hold the memory that the job needs, whatever the budget allows."""
     reading = device.reading
-    if not demand.vram_bytes or reading is None or reading.free_bytes is None or reading.age_s(view.now) > FRESH_S:
+    available_bytes = available(device, demand.model)
+    if not demand.vram_bytes or reading is None or available_bytes is None or reading.age_s(view.now) > FRESH_S:
         return None
-    in_use = {full_name(item.model) for item in device.reservations if item.model}
     mine = [item for item in device.residents if demand.model and full_name(item.model) == full_name(demand.model)]
-    evictable = [item for item in device.residents if item not in mine and full_name(item.model) not in in_use]
-    # What other jobs have reserved and not taken yet is theirs.
-    taken_bytes = _bytes([item for item in device.residents if full_name(item.model) in in_use])
-    promised_bytes = max(0, device.reserved_bytes - taken_bytes)
     needed_bytes = max(0, demand.vram_bytes - _bytes(mine)) + device.settings.min_free_bytes
-    available_bytes = reading.free_bytes + _bytes(evictable) - promised_bytes
     if available_bytes >= needed_bytes:
         return None
     return Wait(

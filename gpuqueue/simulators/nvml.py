@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]  # ships no types
@@ -137,6 +137,17 @@ class _Nvml:
             return _UNINITIALIZED
         text.value = DRIVER_VERSION.encode()
         return _SUCCESS
+
+    def process_name(self, pid: Any, text: Any, _length: object) -> int:
+        if not self._initialised:
+            return _UNINITIALIZED
+        for card in self._cards:
+            with suppress(GpuIsLost):
+                for process in card.reading().processes:
+                    if process.pid == _number(pid):
+                        text.value = process.name.encode()
+                        return _SUCCESS
+        return _NOT_FOUND
 
     def count(self, count: Any) -> int:
         if not self._initialised:
@@ -272,6 +283,7 @@ FUNCTIONS: dict[str, str] = {
     "nvmlShutdown": "shutdown",
     "nvmlErrorString": "error_string",
     "nvmlSystemGetDriverVersion": "driver_version",
+    "nvmlSystemGetProcessName": "process_name",
     "nvmlDeviceGetCount_v2": "count",
     "nvmlDeviceGetHandleByIndex_v2": "handle_by_index",
     "nvmlDeviceGetHandleByUUID": "handle_by_uuid",

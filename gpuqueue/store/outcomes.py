@@ -34,7 +34,7 @@ RESERVATIONS = (
     "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
     "FROM jobs WHERE device IS NOT NULL"
 )
-RUNNING_OF = "SELECT id, lease, queue, attempt, started_at, device FROM jobs WHERE state = 'running' AND worker_id = ?"
+RUNNING_OF = "SELECT id, lease, queue, task, attempt FROM jobs WHERE state = 'running' AND worker_id = ?"
 
 
 class Completed(NamedTuple):
@@ -67,6 +67,24 @@ class Postponed(NamedTuple):
 
 
 Outcome = Completed | Ended | Postponed
+
+
+class Rescued(NamedTuple):
+    """A job that a dead worker ran, as it is now; `lease` is its new lease number."""
+
+    job_id: int
+    lease: int
+    queue: str
+    task: str
+    state: State
+    crashes: int
+
+
+class Rescue(NamedTuple):
+    """What a dead worker left: the jobs that it ran, and the device reservations that the rescuer must clean up."""
+
+    jobs: tuple[Rescued, ...]
+    orphans: tuple[Reservation, ...]
 
 
 def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_us: int) -> list[Lease]:
@@ -262,16 +280,16 @@ def rescue(
     proof: str,
     max_crashes: int,
     now_us: int,
-) -> list[Reservation]:
+) -> Rescue:
     """Take back everything a dead worker held, under new lease numbers.
 
     Running jobs become available, their attempts unspent. `executing` are the jobs that it executed when it died (None:
     not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
-    Returns: the device reservations that the rescuer must now clean up.
     """
     connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,))
     discarded: Counter[tuple[str, str]] = Counter()
-    for job_id, lease, queue, attempt, _started_at, _device in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
+    jobs = []
+    for job_id, lease, queue, task, attempt in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
         crashed = executing is None or job_id in executing
         error = JobErrorRecord("crashed", f"worker {dead_worker} died ({proof})") if crashed else None
         crashes, cancel = connection.execute(
@@ -299,11 +317,12 @@ def rescue(
             queue=queue,
             data={"worker": dead_worker, "by": by_worker, "proof": proof, "crashes": crashes},
         )
+        jobs.append(Rescued(job_id, lease + 1, queue, task, state, crashes))
     count_finished(connection, dict(discarded))
     orphans = [item for item in reservations(connection) if item.worker_id == dead_worker]
     for item in orphans:
         # An attempt that had finished but was not cleaned up keeps its lease number so far: fence its clean-up too.
         connection.execute("UPDATE jobs SET worker_id = ?, lease = lease + 1 WHERE id = ?", (by_worker, item.job_id))
-    return [
-        item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in {o.job_id for o in orphans}
-    ]
+    taken = {item.job_id for item in orphans}
+    mine = tuple(item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in taken)
+    return Rescue(tuple(jobs), mine)

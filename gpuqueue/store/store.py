@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from gpuqueue.domain import (
     Placement,
     QueueSettings,
     Reading,
-    Reservation,
     Resident,
     State,
 )
@@ -36,7 +36,7 @@ from gpuqueue.store import claims, engine, estimates, events, jobs, many, migrat
 from gpuqueue.store.bell import Bell, runtime_dir
 from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Report
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Report, Rescue
 from gpuqueue.store.writer import Result, Work, Writer
 
 WRITE_TIMEOUT_S = 10.0
@@ -360,9 +360,9 @@ class Store:
         proof: str,
         max_crashes: int,
         now_us: int,
-    ) -> list[Reservation]:
-        """Take back what a dead worker held; returns the device reservations that the rescuer must clean up."""
-        orphans = self.write(
+    ) -> Rescue:
+        """Take back what a dead worker held."""
+        found = self.write(
             lambda connection: outcomes.rescue(
                 connection,
                 dead_worker,
@@ -374,7 +374,7 @@ class Store:
             )
         )
         self.bell.ring_workers()
-        return orphans
+        return found
 
     def note_holds(self, holds: Mapping[str, tuple[Hold, ...]], *, now_us: int) -> None:
         """Record which queues began or ceased to be held."""
@@ -384,14 +384,15 @@ class Store:
         """Write what a worker's own plugins hold, for processes that do not have them."""
         self.write(lambda connection: workers.publish_holds(connection, worker_id, holds))
 
-    def backend_lost(self, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> None:
-        """Open a backend's breaker."""
-        self.write(
+    def backend_lost(self, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> datetime | None:
+        """Open a backend's breaker; returns when it is asked again where that is news, None when it was open already."""
+        retry_at = self.write(
             lambda connection: workers.backend_lost(
                 connection, name, error=error, probe_every_s=probe_every_s, longest_s=longest_s, now_us=now_us
             )
         )
         self.bell.ring_workers()
+        return retry_at
 
     def backend_answered(self, name: str, *, worked: bool, now_us: int) -> bool:
         """Close a backend's breaker and, when it was open, wake what waited for it; returns whether it was open."""
@@ -413,9 +414,9 @@ class Store:
 
     def publish_reading(
         self, device: str, *, reading: Reading | None, residents: tuple[Resident, ...] | None, now_us: int
-    ) -> None:
-        """Write what a device was seen to be."""
-        self.write(lambda connection: workers.publish_reading(connection, device, reading, residents, now_us=now_us))
+    ) -> str | None:
+        """Write what a device was seen to be; returns the event that this made known: device_lost, device_recovered or none."""
+        return self.write(lambda connection: workers.publish_reading(connection, device, reading, residents, now_us=now_us))
 
     def learn(self, lessons: Sequence[Lesson], *, now_us: int) -> None:
         """Fold observations of jobs into the estimates."""

@@ -130,8 +130,8 @@ def note_holds(connection: sqlite3.Connection, holds: Mapping[str, tuple[Hold, .
 
 def backend_lost(
     connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int
-) -> datetime:
-    """Open a backend's breaker, or keep it open; returns when it is asked again.
+) -> datetime | None:
+    """Open a backend's breaker, or keep it open; returns when it is asked again where it was closed, else None.
 
     The wait doubles with each outage since the last success, from probe_every_s to longest_s, so that a backend that
     answers probes and fails jobs is not hammered.
@@ -146,8 +146,9 @@ def backend_lost(
         "failures = excluded.failures, retry_at = excluded.retry_at, checked_at = excluded.checked_at, error = excluded.error",
         (name, failures, now_us, now_us + wait_us, now_us, error),
     )
-    if was_available:
-        record(connection, "backend_lost", at_us=now_us, data={"backend": name, "error": error})
+    if not was_available:
+        return None
+    record(connection, "backend_lost", at_us=now_us, data={"backend": name, "error": error})
     return from_us(now_us + wait_us)
 
 
@@ -175,8 +176,12 @@ def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, 
 
 def publish_reading(
     connection: sqlite3.Connection, device: str, reading: Reading | None, residents: tuple[Resident, ...] | None, *, now_us: int
-) -> None:
-    """Write what a device was seen to be; None leaves what was there. A change to or from lost becomes an event."""
+) -> str | None:
+    """Write what a device was seen to be; None leaves what was there. A change to or from lost becomes an event.
+
+    Returns: the name of that event, None without one.
+    """
+    name: str | None = None
     row = connection.execute("SELECT reading, residents FROM devices WHERE name = ?", (device,)).fetchone()
     old_reading, old_residents = (None, None) if row is None else row
     if reading is not None:
@@ -192,3 +197,4 @@ def publish_reading(
         "ON CONFLICT (name) DO UPDATE SET reading = excluded.reading, residents = excluded.residents",
         (device, old_reading, old_residents),
     )
+    return name

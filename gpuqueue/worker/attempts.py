@@ -18,11 +18,12 @@ from gpuqueue.domain import JobErrorRecord, Lease
 from gpuqueue.errors import StoreError
 from gpuqueue.executors import AsyncExecutor, Executor, is_async
 from gpuqueue.store import Store, queries
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.store.outcomes import Completed, Outcome, Postponed
 from gpuqueue.units import to_us
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.output import Output
 
 ABANDON_S = 2.0
@@ -52,6 +53,7 @@ class Attempts:
         *,
         worker_id: str,
         now: Callable[[], datetime],
+        log: WorkerLog,
     ) -> None:
         self._store = store
         self._executor_of = executor_of
@@ -61,6 +63,7 @@ class Attempts:
         self._lessons = lessons
         self._worker_id = worker_id
         self._now = now
+        self._log = log
         self._running: dict[tuple[int, int], Attempt] = {}
         self._stopping: Interruption | None = None
 
@@ -96,6 +99,7 @@ class Attempts:
         self._running[lease.job_id, lease.lease] = attempt
         if self._stopping is not None:
             attempt.interrupt(self._stopping)
+        self._log.attempt_started(lease)
         return attempt
 
     def end(self, attempt: Attempt, value: Any, error: BaseException | None) -> Ending | None:
@@ -106,9 +110,10 @@ class Attempts:
         lease = attempt.lease
         self._running.pop((lease.job_id, lease.lease), None)
         self._output.flush(lease)
+        run_s = time.monotonic() - attempt.began_s
         if isinstance(outcome, Completed) and lease.placement is None:
-            self._lessons.of_run(lease, time.monotonic() - attempt.began_s)
-        _tell(outcome)
+            self._lessons.of_run(lease, run_s)
+        self._log.ended(outcome, run_s, value)
         return Ending(outcome, value, error)
 
     @property
@@ -169,9 +174,8 @@ class Attempts:
             logger.warning("%s; trying again", error)
             return False
         self._running.pop((lease.job_id, lease.lease), None)
-        logger.warning(
-            "job %d: %s does not stop (%s) and is given up, while it goes on", lease.job_id, lease.task, attempt.interruption
-        )
+        self._log.abandoned(lease, attempt.interruption or "")
+        self._log.ended(outcome, time.monotonic() - attempt.began_s)
         return True
 
     def _written(self, outcome: Outcome) -> None:
@@ -182,19 +186,7 @@ class Attempts:
             f"worker {self._worker_id} does not know the task {lease.task!r}; "
             "start one with --app MODULE:QUEUE_OBJECT, whose module defines it or imports the one that does"
         )
-        logger.error("job %d: %s", lease.job_id, message)
         at = self._now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
-        return Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))
-
-
-def _tell(outcome: Outcome) -> None:
-    """Log how an attempt ended; of jobs without a device only what went wrong, there may be thousands a second."""
-    lease = outcome.lease
-    if isinstance(outcome, Completed):
-        if lease.placement is not None:
-            logger.info("job %d of %s completed", lease.job_id, lease.queue)
-    elif isinstance(outcome, Ended):
-        logger.warning("job %d of %s is %s: %s", lease.job_id, lease.queue, outcome.state, outcome.error.message)
-    else:
-        why = f": {outcome.error.message}" if outcome.error else ""
-        logger.warning("job %d of %s goes back (%s)%s", lease.job_id, lease.queue, outcome.outcome, why)
+        outcome = Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))
+        self._log.ended(outcome, 0.0)
+        return outcome

@@ -12,6 +12,7 @@ from gpuqueue.errors import BackendUnavailable, StoreError
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
 from gpuqueue.units import to_us
+from gpuqueue.worker.log import WorkerLog
 
 LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
 logger = logging.getLogger("gpuqueue.worker")
@@ -20,10 +21,11 @@ logger = logging.getLogger("gpuqueue.worker")
 class Backends:
     """The configured backends of one worker."""
 
-    def __init__(self, store: Store, settings: SharedSettings, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, settings: SharedSettings, *, now: Callable[[], datetime], log: WorkerLog) -> None:
         self._store = store
         self._settings = settings
         self._now = now
+        self._log = log
 
     def of(self, lease: Lease) -> BackendSettings | None:
         """Return the backend that an attempt needs, where its queue's jobs need one."""
@@ -47,7 +49,7 @@ class Backends:
             except BackendUnavailable as error:
                 self.failed(error)
             else:
-                self._store.backend_answered(backend.name, worked=False, now_us=to_us(self._now()))
+                self._answered(backend, worked=False)
 
     def failed(self, error: BaseException) -> None:
         """Open a backend's breaker when this error of an attempt or probe says that it is away."""
@@ -59,13 +61,15 @@ class Backends:
             for queue in self._settings.queues.values()
             if backend in of_queue(queue.backend, self._settings.backends)
         ]
-        self._store.backend_lost(
+        retry_at = self._store.backend_lost(
             backend.name,
             error=str(error),
             probe_every_s=backend.probe_every_s,
             longest_s=min(retries, default=LONGEST_WAIT_S),
             now_us=to_us(self._now()),
         )
+        if retry_at is not None:
+            self._log.backend_lost(backend.name, str(error), retry_at)
 
     def heard(self, error: BaseException) -> None:
         """The same for a thread that has more to do: when the store cannot be written now, the next probe tells it."""
@@ -79,7 +83,11 @@ class Backends:
         with self._store.reading() as connection:
             row = queries.backends(connection).get(backend.name)
         if row is not None and row.failures:
-            self._store.backend_answered(backend.name, worked=True, now_us=to_us(self._now()))
+            self._answered(backend, worked=True)
+
+    def _answered(self, backend: BackendSettings, *, worked: bool) -> None:
+        if self._store.backend_answered(backend.name, worked=worked, now_us=to_us(self._now())):
+            self._log.backend_recovered(backend.name)
 
     def _named(self, name: str) -> BackendSettings | None:
         return next((backend for backend in self._settings.backends if backend.name == name), None)

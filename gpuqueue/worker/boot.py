@@ -39,6 +39,7 @@ from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.heartbeat import Heartbeat
 from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.maintenance import Maintenance
 from gpuqueue.worker.models_seen import ModelsSeen
 from gpuqueue.worker.output import Output
@@ -53,6 +54,7 @@ class Parts:
     """One life of a worker; begun by `start`."""
 
     id: str
+    log: WorkerLog
     store: Store
     life: Life
     listener: Listener
@@ -105,6 +107,7 @@ def boot(
     if unknown:
         raise UnknownQueue(sorted(unknown)[0], gq.queue_names())
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    log = WorkerLog(worker_id)
     plugins = _worker_plugins(gq)
     devices = _open_devices(settings, plugins)
     children = Children()
@@ -134,8 +137,8 @@ def boot(
         now_us=gq.now_us(),
     ):
         _agree(gq, store, accept_config=accept_config)  # another worker that started at the same time has other settings
-    heartbeat = Heartbeat(store, worker_id, lease_s=lease_s, now_us=gq.now_us, on_lost=on_lease_lost)
-    backends = Backends(store, settings, now=gq.now)
+    heartbeat = Heartbeat(store, worker_id, lease_s=lease_s, now_us=gq.now_us, on_lost=on_lease_lost, log=log)
+    backends = Backends(store, settings, now=gq.now, log=log)
     output = Output(store)
     lessons = Lessons(store, now_us=gq.now_us)
     event_loop = EventLoop()
@@ -154,7 +157,7 @@ def boot(
         backend = backends.of(lease) if lease.task in VERBS else None
         return executors.get(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
 
-    attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now)
+    attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now, log=log)
     dispatcher = Dispatcher(
         store,
         plugins,
@@ -165,8 +168,9 @@ def boot(
         may_claim=lambda: heartbeat.is_fresh,
         is_preemptible=lambda task: bool(getattr(executors.get(task), "preemptible", False)),
         now=gq.now,
+        log=log,
     )
-    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if task in asynchronous else THREAD)
+    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if task in asynchronous else THREAD, log=log)
     device_jobs = DeviceJobs(
         store,
         plugins,
@@ -180,6 +184,7 @@ def boot(
         backends=backends,
         lessons=lessons,
         now_us=gq.now_us,
+        log=log,
     )
     maintenance = Maintenance(
         store,
@@ -196,6 +201,7 @@ def boot(
         max_crashes=gq.config.worker.max_crashes,
         retention=gq.config.retention,
         now=gq.now,
+        log=log,
     )
 
     def run_plain(lease: Lease) -> Outcome | None:
@@ -219,6 +225,7 @@ def boot(
     exchange.add_runner(COROUTINE, coroutines)
     return Parts(
         id=worker_id,
+        log=log,
         store=store,
         life=life,
         listener=listener,

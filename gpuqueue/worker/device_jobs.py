@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.attempts import Ending
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.log import WorkerLog
 
 CLEAN_UP_AGAIN_S = 1.0
 GROWTH = 1.15  # of an estimate that turned out to be too low
@@ -51,6 +53,7 @@ class DeviceJobs:
         backends: Backends,
         lessons: Lessons,
         now_us: Callable[[], int],
+        log: WorkerLog,
     ) -> None:
         self._store = store
         self._plugins = plugins
@@ -64,6 +67,7 @@ class DeviceJobs:
         self._now_us = now_us
         self._backends = backends
         self._lessons = lessons
+        self._log = log
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
@@ -104,9 +108,9 @@ class DeviceJobs:
                 self._attempt(lease)
             except StoreError as error:
                 # The row keeps its lease and reservation: whoever comes after this worker, which stops, takes them back.
-                logger.error("job %d: %s", lease.job_id, error)
-            except Exception:
-                logger.exception("job %d: the attempt's own machinery failed", lease.job_id)
+                self._log.broken(lease, error)
+            except Exception as error:
+                self._log.broken(lease, error, traceback.format_exc())
             finally:
                 if not self.stopping.is_set():  # else the life file may be closed already
                     self._life.executes(slot, 0)
@@ -129,9 +133,7 @@ class DeviceJobs:
                 self._written(self._lessons.tell)
                 self._written(lambda: self._store.forget_demand(lease.job_id))
             if self._written(lambda: self._store.finish([ended.outcome], now_us=self._now_us())):
-                logger.warning(
-                    "job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt
-                )
+                self._log.late(lease)
                 return  # the rescuer cleans up
             if isinstance(ended.outcome, Completed):
                 self._learn(lease, ended.value, time.monotonic() - began_s)
@@ -189,10 +191,10 @@ class DeviceJobs:
                 self._lessons.learn(VRAM, self._model_key(lease), found.observed_bytes)
             self._publish(device.name, found)
             if found.verified:
-                logger.debug("job %d: %s after %.2f s", lease.job_id, found.detail, found.waited_s)
+                self._log.memory_released(lease, device.name, found.detail, found.waited_s)
                 self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
                 return True
-            logger.warning("job %d: the memory of %s is kept reserved: %s", lease.job_id, device.name, found.detail)
+            self._log.memory_kept(lease, device.name, found.detail)
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
                 return False
 
@@ -228,9 +230,10 @@ class DeviceJobs:
 
     def _publish(self, device: str, found: CleanUp) -> None:
         reading = self._devices[device].read_now()
-        self._written(
+        event = self._written(
             lambda: self._store.publish_reading(device, reading=reading, residents=found.residents, now_us=self._now_us())
         )
+        self._log.device_changed(event, device, reading.lost)
 
 
 def lease_of(reservation: Reservation) -> Lease:

@@ -25,6 +25,7 @@ from gpuqueue.store.outcomes import Outcome
 from gpuqueue.units import from_us, to_us
 from gpuqueue.view import build, largest_budget
 from gpuqueue.windows import parse_window, parse_zone
+from gpuqueue.worker.log import WorkerLog
 from gpuqueue.yielding import yielded_to
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
@@ -48,6 +49,7 @@ class Dispatcher:
         may_claim: Callable[[], bool],
         is_preemptible: Callable[[str], bool],
         now: Callable[[], datetime],
+        log: WorkerLog,
     ) -> None:
         self._store = store
         self._plugins = plugins
@@ -59,6 +61,7 @@ class Dispatcher:
         self._is_preemptible = is_preemptible
         self._preempt_at: datetime | None = None  # when an attempt may be asked to make room that may not yet
         self.now = now
+        self._log = log
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
         self._holds: dict[str, tuple[Hold, ...]] = {}
@@ -97,15 +100,17 @@ class Dispatcher:
             self._publish(holds)
             for name, reasons in holds.items():
                 if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
-                    while self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
-                        pass  # some hundred jobs at a time
+                    while refused := self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
+                        self._log.refused(name, len(refused))  # some hundred jobs at a time
             return view
 
     def _tell(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
         for name, reasons in holds.items():
             if _reasons({name: reasons}) != _reasons({name: self._holds.get(name, ())}):
-                words = "; ".join(hold.detail for hold in reasons)
-                logger.info("queue %s %s", name, f"is held: {words}" if words else "may start jobs")
+                if reasons:
+                    self._log.queue_held(name, reasons)
+                else:
+                    self._log.queue_released(name)
 
     def _publish(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
         """Tell processes that lack this worker's own plugins what those hold, at most every PUBLISH_EVERY_S."""
@@ -187,7 +192,7 @@ class Dispatcher:
             if item.not_before is not None:
                 self._preempt_at = min(self._preempt_at or item.not_before, item.not_before)
             elif self._store.request_preemption(item.job_id, item.lease):
-                logger.info("job %d is asked to stop%s", item.job_id, f" for job {item.for_job}" if item.for_job else "")
+                self._log.preemption_requested(item)
 
     def next_model(self, device: str) -> str | None:
         """Say which model the next job for a device needs, None when none waits or it needs none."""

@@ -19,6 +19,7 @@ from gpuqueue.store.claims import Room
 from gpuqueue.store.outcomes import Outcome, Postponed
 from gpuqueue.units import to_us
 from gpuqueue.worker.dispatcher import Dispatcher
+from gpuqueue.worker.log import WorkerLog
 
 EXCHANGE_S = 0.01
 logger = logging.getLogger("gpuqueue.worker")
@@ -41,9 +42,10 @@ class Runner(Protocol):
 class Exchange:
     """`kind_of` says which kind of runner a task needs."""
 
-    def __init__(self, dispatcher: Dispatcher, *, kind_of: Callable[[str], str]) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, kind_of: Callable[[str], str], log: WorkerLog) -> None:
         self._dispatcher = dispatcher
         self._kind_of = kind_of
+        self._log = log
         self._ended: deque[Outcome] = deque()
         self._unwritten_count = 0
         self._lock = threading.Lock()
@@ -106,7 +108,7 @@ class Exchange:
                 self._unwritten_count -= len(ended)
                 self._claiming.subtract(free)
         for lease in late:
-            logger.warning("job %d: attempt %d ended after its lease was lost; nothing was changed", lease.job_id, lease.attempt)
+            self._log.late(lease)
         return len(leases)
 
     def _reserve_room(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gpuqueue.errors import StoreError
 from gpuqueue.store import Store
+from gpuqueue.worker.log import WorkerLog
 
 SAFE_PART = 0.8  # of the lease; an attempt that could not be extended by then is stopped
 logger = logging.getLogger("gpuqueue.worker")
@@ -18,13 +19,21 @@ class Heartbeat:
     """Extends the lease at a third of its length, in a thread of its own. `on_lost` is called once, when the lease is lost."""
 
     def __init__(
-        self, store: Store, worker_id: str, *, lease_s: float, now_us: Callable[[], int], on_lost: Callable[[], None]
+        self,
+        store: Store,
+        worker_id: str,
+        *,
+        lease_s: float,
+        now_us: Callable[[], int],
+        on_lost: Callable[[], None],
+        log: WorkerLog,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._now_us = now_us
         self._on_lost = on_lost
+        self._log = log
         self._stop = threading.Event()
         self.lost = False
         self._extended_at_s = time.monotonic()
@@ -53,9 +62,7 @@ class Heartbeat:
                 if held:
                     self._extended_at_s = time.monotonic()
             if not held:
-                logger.error(
-                    "worker %s lost its lease: its jobs were given to others, or will be; it stops them", self._worker_id
-                )
+                self._log.lost()
                 self.lost = True
                 self._on_lost()
                 return

@@ -22,6 +22,7 @@ from gpuqueue.units import format_size, to_us
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
 from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.models_seen import ModelsSeen
 
 EVERY_S = 1.0
@@ -55,6 +56,7 @@ class Maintenance:
         max_crashes: int,
         retention: Mapping[State, float | None],
         now: Callable[[], datetime],
+        log: WorkerLog,
     ) -> None:
         self._store = store
         self._plugins = plugins
@@ -71,6 +73,7 @@ class Maintenance:
         self._max_crashes = max_crashes
         self._retention = retention
         self._now = now
+        self._log = log
         self._stop = threading.Event()
         self._pruned_at_s = time.monotonic()
         self._read_at_s = float("-inf")
@@ -157,11 +160,11 @@ class Maintenance:
                 self._take_back(worker_id, frozenset(), "it stopped before a clean-up was verified", now_us)
 
     def _take_back(self, worker_id: str, executed: frozenset[int] | None, proof: str, now_us: int) -> None:
-        orphans = self._store.rescue(
+        found = self._store.rescue(
             worker_id, by_worker=self._worker_id, executing=executed, proof=proof, max_crashes=self._max_crashes, now_us=now_us
         )
-        logger.warning("took over what worker %s left: %s", worker_id, proof)
-        for reservation in orphans:
+        self._log.rescued(worker_id, proof, found.jobs)
+        for reservation in found.orphans:
             # A clean-up may wait for the dead worker's request to end on the backend.
             threading.Thread(
                 target=self._device_jobs.clean_up, args=(lease_of(reservation),), kwargs={"orphaned": True}, daemon=True
@@ -173,7 +176,9 @@ class Maintenance:
             return
         self._read_at_s = time.monotonic()
         for name, device in self._devices.items():
-            self._store.publish_reading(name, reading=device.read(), residents=None, now_us=to_us(self._now()))
+            reading = device.read()
+            event = self._store.publish_reading(name, reading=reading, residents=None, now_us=to_us(self._now()))
+            self._log.device_changed(event, name, reading.lost)
 
     def deliver_events(self) -> None:
         """Tell the plugins what happened."""

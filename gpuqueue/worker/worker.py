@@ -127,7 +127,7 @@ class Worker:
             self.id = parts.id
             parts.start()
             self._booted.set()
-            logger.info("worker %s serves %s of %s", parts.id, ", ".join(self._queues or ("all queues",)), parts.store.path)
+            parts.log.started(self._queues, str(parts.store.path))
             try:
                 self._loop(parts)
             finally:
@@ -253,7 +253,7 @@ class Worker:
         parts.listener.close()
         parts.life.close()
         parts.store.close()
-        logger.info("worker %s has stopped", parts.id)
+        parts.log.stopped()
 
     def _tend(self, parts: Parts) -> None:
         """Write what ended, and stop what must stop."""

@@ -102,6 +102,7 @@ class _Reader:
             assert shape is not None
             assert self._take(r"\]"), self._text[:60]
             shape.is_list = True
+            shape.may_be_null = self._take("or null") is not None
             return shape
         if self._text.startswith("as `"):
             return self._reference()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 
 from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.cli.database import db
-from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.keys import Shape, compare, documented
@@ -22,10 +23,23 @@ Run = Callable[..., Any]
 SENT = ["submit", "ai-realtime", "--model", "gemma4:e4b", "--prompt", "hello"]
 
 
+class Mirror:
+    """A service that says how far it is behind."""
+
+    @hookimpl
+    def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service]:
+        def mirror(context: ServiceContext) -> None:
+            context.note({"lag_s": 1.5})
+            context.stopping.wait()
+
+        return {"mirror": mirror}
+
+
 @pytest.fixture
 def filled(folder: Path, simulator: OllamaSimulator, until: Any, gate: Any) -> Iterator[GPUQueue]:
     """Jobs with everything that a job can have, a worker that runs one of them on a card, and a paused queue."""
-    with simulated_nvml(SimulatedCard()), GPUQueue.from_config("gpuqueue.toml") as gq:
+    with simulated_nvml(simulator.card), GPUQueue.from_config("gpuqueue.toml", plugins=[Mirror()]) as gq:
+        gq.queue("nightly", pause=["09:00-18:00"])
 
         @gq.task(name="fail", queue="mail", max_attempts=1)
         def fail() -> None:
@@ -41,6 +55,7 @@ def filled(folder: Path, simulator: OllamaSimulator, until: Any, gate: Any) -> I
         with Worker(gq, queues=["mail", "ai-realtime"]) as worker:
             until(lambda: gq.job(1).state == "discarded")
             until(lambda: gq.view().devices["gpu0"].reading)
+            until(lambda: any(service.status for service in gq.services()))
             yield gq
             gate.open()
             worker.stop(grace_s=0)
@@ -63,6 +78,7 @@ CASES: dict[tuple[str, str], list[list[Any]]] = {
     ("jobs", ""): [["jobs"], ["jobs", "--limit", 1]],
     ("job", ""): [["job", 1], ["job", 2]],
     ("explain", ""): [["explain", 3]],
+    ("top", ""): [["top"]],
     ("doctor", ""): [["doctor"]],
     ("plugins", ""): [["plugins"]],
     ("pause", ""): [["pause", "mail"]],
@@ -96,13 +112,16 @@ NEVER_HERE = {
 
 
 @pytest.mark.parametrize(("command", "when"), CASES, ids=[" ".join(case).strip() for case in CASES])
-def test_the_keys_are_those_of_the_help(filled: GPUQueue, run: Run, keys: Any, until: Any, command: str, when: str) -> None:
+def test_the_keys_are_those_of_the_help(
+    filled: GPUQueue, simulator: OllamaSimulator, run: Run, keys: Any, until: Any, command: str, when: str
+) -> None:
     job = filled.ollama.generate("gemma4:e4b", prompt="x", queue="ai-realtime", options={"num_predict": 1})
     job.result(timeout_s=20)
     filled.ollama.generate("gemma4:e4b", prompt="x", queue="held")
     if command in ("status", "gpu"):
         until(lambda: not filled.view().devices["gpu0"].reservations)  # its clean-up has told what is loaded
         reserve(filled)
+        load(simulator.url)
     shape = keys(command, when)
     for argv in CASES[command, when]:
         compare(shape, json.loads(run(*argv, "--json").out))
@@ -117,6 +136,13 @@ def reserve(gq: GPUQueue) -> None:
         )
     )
     gq.store.write(lambda connection: connection.execute("UPDATE jobs SET device = 'gpu0', reserved_bytes = 5 WHERE id = 1"))
+
+
+def load(url: str) -> None:
+    """Load a model as another program does, which no job has reserved."""
+    httpx.post(
+        f"{url}/api/embed", json={"model": "nomic-embed-text", "input": "x", "keep_alive": -1}, timeout=20
+    ).raise_for_status()
 
 
 def test_the_lines_of_a_followed_submission(filled: GPUQueue, run: Run, keys: Any) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.simulators.card import SimulatedCard
-from gpuqueue.simulators.nvml import simulated_nvml
 
 Run = Callable[..., Any]
 ISO_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -121,14 +119,6 @@ def test_several_jobs_are_cancelled_and_retried(configured: Path, run: Run) -> N
     assert run("retry", 1).status == 0
     assert run("retry", 1).status == 2
     assert json.loads(run("job", 1, "--json").out)["state"] == "available"
-
-
-def test_the_card_is_read_here_where_nvml_has_it(configured: Path, run: Run) -> None:
-    with simulated_nvml(SimulatedCard()):
-        found = json.loads(run("gpu", "--json").out)
-        assert found["devices"][0]["read_here"] is True
-        assert found["devices"][0]["reading"]["total_bytes"] > 8 * 10**9
-        assert "free" in run("gpu").out
 
 
 def test_status_shows_a_worker_that_lives(configured: Path, run: Run) -> None:

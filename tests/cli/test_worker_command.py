@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,16 @@ def test_a_burst_runs_what_there_is_and_says_where(configured: Path, run: Run, a
     assert f"database: {configured / 'jobs.db'}" in ran.err
     assert "queues: mail" in ran.err
     assert "sent 1 to x" in run("job", 1).out
+
+
+def test_the_log_is_json_where_the_configuration_says_so_and_the_option_goes_before_it(configured: Path, run: Run) -> None:
+    with (configured / "gpuqueue.toml").open("a") as file:
+        file.write('[worker]\nlog_format = "json"\n')
+    ran = run("worker", "--burst", "--queue", "mail")
+    events = [json.loads(line)["event"] for line in ran.err.splitlines()]
+    assert (events[0], events[-1]) == ("worker_started", "worker_stopped")
+    assert "serves mail" in run("worker", "--burst", "--queue", "mail", "--log-format", "text").err
+    assert run("worker", "--log-format", "yaml").status == 2
 
 
 @pytest.mark.parametrize("attribute", ["other", "missing"])

@@ -18,6 +18,7 @@ from gpuqueue import hookspecs
 from gpuqueue.cli import main
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.initial_config import initial_toml
+from gpuqueue.logs import EVENTS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -47,6 +48,13 @@ def hooks() -> str:
         for name, hook in vars(group).items():
             if not name.startswith("_"):
                 lines.append(f"| `{name}` | {(hook.__doc__ or '').splitlines()[0]} |")
+    return "\n".join(lines)
+
+
+def events() -> str:
+    lines = ["| event | told when | its own fields |", "| --- | --- | --- |"]
+    for name, kind in EVENTS.items():
+        lines.append(f"| `{name}` | {kind.when} | {', '.join(f'`{field}`' for field in kind.fields)} |")
     return "\n".join(lines)
 
 
@@ -96,7 +104,13 @@ def configuration() -> str:
 
 def with_generated_parts(text: str) -> str:
     """Return the README with its generated parts made anew, each between its two markers."""
-    generated = {"commands": commands(), "configuration": configuration(), "hooks": hooks(), "modules": modules()}
+    generated = {
+        "commands": commands(),
+        "configuration": configuration(),
+        "events": events(),
+        "hooks": hooks(),
+        "modules": modules(),
+    }
     for name, part in generated.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

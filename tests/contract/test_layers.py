@@ -19,13 +19,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts
-    ("executors/__init__", "devices/__init__", "current_job", "hookspecs", "installed_plugins", "plugin_manager", "plugins"),
+    (
+        *("executors/__init__", "devices/__init__"),
+        *("current_job", "hookspecs", "installed_plugins", "logs", "plugin_manager", "plugins"),
+    ),
     # 2 parts
     ("store", "devices", "executors"),
     # 3 policies
     ("policies",),
     # 4 deciding
-    ("view", "expectations", "decisions"),
+    ("view", "expectations", "decisions", "disagreements"),
     # 5 client
     (
         "twins",

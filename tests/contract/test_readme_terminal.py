@@ -23,6 +23,7 @@ SHOWS = {
     "gpuqueue worker": ["serves all queues"],
     "gpuqueue submit ai-realtime": ["job 1", "Answer to"],
     "gpuqueue status": ["ai-batch", "Workers", "Card", "available"],
+    "gpuqueue top": ["1 worker", "queue ai-realtime: idle (1 completed)", "card gpu0: "],
     "gpuqueue pause": ["ai-batch is paused until"],
     "gpuqueue submit ai-batch": ["2\n"],
     "gpuqueue explain 2": ["maintenance until", "→ gpuqueue resume ai-batch"],

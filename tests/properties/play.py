@@ -309,9 +309,10 @@ class Play(RuleBasedStateMachine):
     def rescues(self, dead: PlayedWorker, by: PlayedWorker, executed: str) -> None:
         running = [attempt.lease.job_id for attempt in dead.running]
         executing = {"all": running, "none": [], "every second": running[::2], "not known": None}[executed]
-        found = self.store.rescue(
+        rescue = self.store.rescue(
             dead.name, by_worker=by.name, executing=executing, proof="a test", max_crashes=MAX_CRASHES, now_us=self.clock.now
         )
+        found = rescue.orphans
         orphans = {job["id"]: job for job in self.model.rescue(dead.name, by.name, executing)}
         assert sorted(item.job_id for item in found) == sorted(orphans)
         for item in found:

@@ -23,6 +23,7 @@ from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.worker.attempt import Attempt, Judge
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.dispatcher import Dispatcher
+from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.output import Output
 from tests.properties.endings import BACKOFF_S
 from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
@@ -196,7 +197,7 @@ class Workshop:
         self._numbers = itertools.count(1)
         self.output = Output(gq.store)
         self.cards = {device.name: Card(gq.now) for device in self.settings.devices}
-        self.backends = Backends(gq.store, self.settings, now=gq.now)
+        self.backends = Backends(gq.store, self.settings, now=gq.now, log=WorkerLog("w"))
 
         def rules_of(task: str) -> RetryRules:
             return gq.tasks[task].rules if task in gq.tasks else DEFAULT_RULES
@@ -227,6 +228,7 @@ class Workshop:
             may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
             is_preemptible=is_preemptible,
             now=self._gq.now,
+            log=WorkerLog(name),
         )
         return worker
 

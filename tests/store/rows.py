@@ -108,9 +108,10 @@ class Rows:
     def rescue(
         self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = None, s: float = 2, max_crashes: int = 3
     ) -> list[Any]:
-        return self.store.rescue(
+        found = self.store.rescue(
             dead, by_worker=by, executing=executing, proof="a test says so", max_crashes=max_crashes, now_us=at(s)
         )
+        return list(found.orphans)
 
     def job(self, job_id: int) -> Job:
         return self.store.get_job(job_id)

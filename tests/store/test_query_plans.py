@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain import Demand, State
-from gpuqueue.store import Store, claims, jobs, outcomes, queries
+from gpuqueue.store import Store, claims, current, jobs, outcomes, queries
 from gpuqueue.store.outcomes import Completed, Report
 from tests.store.rows import Rows, at, room_for
 
@@ -39,6 +39,9 @@ STATEMENTS = {
     queries.FIRST_AHEAD: "jobs_claim",
     queries.EARLIER_AHEAD: "jobs_claim",
     queries.LAST_WAITING: "jobs_claim",
+    current.RUNNING: "jobs_running",
+    current.FIRST_WAITING: "jobs_claim",
+    current.NEXT_DUE: "jobs_due",
 }
 
 
@@ -85,7 +88,7 @@ def test_a_hot_statement_uses_its_index(filled: Rows, statement: str, index: str
 def test_every_statement_that_the_modules_name_is_among_them() -> None:
     named = {
         value
-        for module in (claims, outcomes, queries, jobs)
+        for module in (claims, current, outcomes, queries, jobs)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and re.match(r"(SELECT|UPDATE|DELETE) ", value) and " jobs" in value
     }

@@ -19,8 +19,10 @@ from gpuqueue import (
     ConfigurationError,
     CurrentJob,
     Discard,
+    Entry,
     Event,
     Explanation,
+    Follower,
     GPUQueue,
     GPUQueueError,
     Hold,
@@ -33,7 +35,10 @@ from gpuqueue import (
     LogLine,
     PayloadError,
     Rate,
+    Reader,
+    Record,
     Retry,
+    ServiceInfo,
     ServiceUnavailable,
     Snooze,
     State,
@@ -244,8 +249,27 @@ def control() -> None:
     assert_type(gq.explain(3).reasons, tuple[Hold, ...])
     assert_type(gq.expected_ends(), dict[str, datetime])
     assert_type(gq.workers(), list[WorkerInfo])
+    assert_type(gq.services(), list[ServiceInfo])
+    assert_type(gq.plugin("windows"), object)
     assert_type(gq.tasks, Mapping[str, Task[..., Any]])
     gq.close()
+
+
+def copy() -> None:
+    follower = gq.follow("copy")
+    assert_type(follower, Follower)
+    assert_type(follower.is_new, bool)
+    events: list[Event] = follower.read(limit=100)
+    with gq.read() as reader:
+        assert_type(reader, Reader)
+        assert_type(reader.last_event_id, int)
+        entries = reader.entries("mail", State.COMPLETED, "discarded", limit=10, newest_first=True)
+        assert_type(entries, list[Entry])
+        assert_type(reader.records(entry.id for entry in entries), dict[int, Record])
+        assert_type(reader.finished_by_minute("mail", "completed", since=datetime.now(UTC)), dict[datetime, int])
+    follower.advance(events[-1].id)
+    assert_type(follower.position, int)
+    follower.forget()
 
 
 async def control_async() -> None:
@@ -267,6 +291,7 @@ async def control_async() -> None:
     assert_type(await gq.aexplain(3), Explanation)
     assert_type(await gq.aexpected_ends(), dict[str, datetime])
     assert_type(await gq.aworkers(), list[WorkerInfo])
+    assert_type(await gq.aservices(), list[ServiceInfo])
 
 
 # --- errors ---

@@ -159,7 +159,7 @@ def verify(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
     give_up_s = time.monotonic() + SETTLE_S
     while True:
         with gq.read() as reader:
-            found = list(islice(differences(reader, source, target), 1000))
+            found = list(islice(differences(reader, source, target, source.held()), 1000))
         if not found or time.monotonic() >= give_up_s:
             break
         time.sleep(0.2)

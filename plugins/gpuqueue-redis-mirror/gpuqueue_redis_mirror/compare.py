@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,10 +24,10 @@ class Difference:
     expected: Key | None  # None: there should be none
 
 
-def differences(reader: Reader, source: Source, target: Target) -> Iterator[Difference]:
-    """Compare every key. Raises: redis.RedisError."""
+def differences(reader: Reader, source: Source, target: Target, held: Mapping[str, bool]) -> Iterator[Difference]:
+    """Compare every key, where queues are held as `held` says. Raises: redis.RedisError."""
     expected: set[str] = set()
-    keys = source.everything(reader, target.prefix)
+    keys = source.everything(reader, target.prefix, held)
     while part := dict(islice(keys, AT_ONCE)):
         expected.update(part)
         found = target.read(list(part))

@@ -145,9 +145,8 @@ class QueueRows:
     @property
     def ids(self) -> set[int]:
         """The jobs that are shown."""
-        return {
-            entry.id for entries in (self.waiting, self.running, self.delayed, self.completed, self.failed) for entry in entries
-        }
+        every = (self.waiting, self.running, self.delayed, self.completed, self.failed)
+        return {entry.id for entries in every for entry in entries}
 
 
 def queue_keys(rows: QueueRows) -> dict[str, Key]:
@@ -242,8 +241,4 @@ def entries(event: Event, record: Record | None) -> list[dict[str, str]]:
             return [{"event": "removed", **job_id, "prev": "completed" if state == "completed" else "failed"}]
         case "lease_rescued":
             return [{"event": "stalled", **job_id}]
-        case "queue_held":
-            return [{"event": "paused"}]
-        case "queue_released":
-            return [{"event": "resumed"}]
     return []

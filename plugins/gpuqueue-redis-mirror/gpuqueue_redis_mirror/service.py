@@ -9,12 +9,13 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from urllib.parse import urlsplit
 
 import redis
 
-from gpuqueue import Event, GPUQueue
+from gpuqueue import Event, GPUQueue, Reader, Record
 from gpuqueue.plugins import ServiceContext
 from gpuqueue_redis_mirror.compare import differences
 from gpuqueue_redis_mirror.layout import ROOM, Key, entries, job_keys, milliseconds, queue_keys
@@ -28,12 +29,11 @@ POLL_S = 0.1
 LOOK_S = 1.0  # between two looks at what no event tells: holds, workers, the target's own key
 NOTE_S = 5.0
 CHECK_S = 60.0  # between two comparisons of everything
-MENDED_AT_ONCE = 1_000
+WRITTEN_AT_ONCE = 1_000
 BATCH = 2_000  # events
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 # What changes the keys of a queue; the rest changes only the job's own.
 MOVES = {"job_enqueued", "job_promoted", "attempt_started", "attempt_finished", "job_finished", "job_removed", "lease_rescued"}
-HOLDS = {"queue_held", "queue_released", "queue_paused", "queue_resumed"}
 logger = logging.getLogger("gpuqueue.mirror")
 
 
@@ -73,6 +73,16 @@ def identity(gq: GPUQueue) -> str:
         return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
 
 
+@dataclass(slots=True)
+class _Changes(Changes):
+    """What is written in one go, and what the mirror shows then: {queue: …}."""
+
+    bodies: dict[str, Key] = field(default_factory=dict)
+    shown: dict[str, set[int]] = field(default_factory=dict)
+    held: dict[str, bool] = field(default_factory=dict)
+    waited: dict[str, bool] = field(default_factory=dict)
+
+
 class Mirroring:
     """One worker's writing of the mirror, in one term."""
 
@@ -86,6 +96,8 @@ class Mirroring:
         self.follower = gq.follow(FOLLOWER)
         self._is_new = self.follower.is_new
         self._held: dict[str, bool] = {}
+        self._shown: dict[str, set[int]] = {}
+        self._waited: dict[str, bool] = {}
         self._metrics_minute = 0
         self._noted_s = self._checked_s = float("-inf")
 
@@ -94,6 +106,7 @@ class Mirroring:
     def follow(self, context: ServiceContext) -> None:
         """Write what happens until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
         self.begin()
+        self._shown = {}
         self._noted_s = self._checked_s = look_at_s = float("-inf")
         while True:
             is_last = context.stopping.is_set()
@@ -151,40 +164,35 @@ class Mirroring:
         with self._gq.read() as reader:
             cursor, queues = reader.last_event_id, reader.queues()
             count = self.target.rebuild(
-                self._source.everything(reader, self._settings.prefix),
+                self._source.everything(reader, self._settings.prefix, self._source.held()),
                 cursor=cursor,
                 queues=queues,
                 term=self._term,
                 replace=replace,
             )
-        self._held = {}
+        self._shown = {}
         self.follower.advance(cursor)
         self._is_new = False
         return count
 
     def _refresh_queues(self) -> None:
         """Write the keys of queues that are held or not since the last look, or are new or gone; and the metrics each minute."""
-        holds = {name: bool(found) for name, found in self._source.holds().items()}
+        held = self._source.held()
         minute = int(time.time() // 60)
-        changed = {name for name, is_held in holds.items() if self._held.get(name) is not is_held}
-        gone = self._held.keys() - holds.keys()
+        changed = {name for name, is_held in held.items() if self._held.get(name) is not is_held}
+        gone = self._shown.keys() - held.keys()
         if minute != self._metrics_minute:
-            changed |= holds.keys()
-        if changed or gone:
-            self._write_queues(changed, gone)
-        self._held, self._metrics_minute = holds, minute
-
-    def _write_queues(self, names: set[str], gone: set[str]) -> None:
-        changes = Changes()
+            changed |= held.keys()
+        if not changed and not gone:
+            return
         with self._gq.read() as reader:
-            counts, queues = reader.counts(), reader.queues()
-            holds = self._source.holds()
-            for name in names & set(queues):
-                rows = self._source.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
-                changes.keys.update(self._named(name, queue_keys(rows)))
+            changes = self._project(reader, changed, {})
+            for name in gone:
+                changes.gone.update(self.target.names([name]))
+            self._write(changes, cursor=self.follower.position, queues=reader.queues())
         for name in gone:
-            changes.gone.update(self.target.names([name]))
-        self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
+            self._shown.pop(name, None)
+        self._metrics_minute = minute
 
     def mend(self) -> int:
         """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
@@ -193,9 +201,9 @@ class Mirroring:
                 return 0  # what is not written yet would look like a difference
             queues = reader.queues()
             self.target.mend_streams(queues)
-            found = differences(reader, self._source, self.target)
+            found = differences(reader, self._source, self.target, self._held)
             count = 0
-            while part := list(islice(found, MENDED_AT_ONCE)):
+            while part := list(islice(found, WRITTEN_AT_ONCE)):
                 changes = Changes(
                     keys={item.name: item.expected for item in part if item.expected is not None},
                     gone={item.name for item in part if item.expected is None},
@@ -213,44 +221,64 @@ class Mirroring:
         events = self.follower.read(limit=BATCH)
         if not events:
             return 0
-        changes = Changes()
-        moved = {event.queue for event in events if event.queue and event.name in MOVES | HOLDS}
+        touched = {event.job_id for event in events if event.job_id is not None}
         with self._gq.read() as reader:
-            records = reader.records({event.job_id for event in events if event.job_id is not None})
-            counts, queues = reader.counts(), reader.queues()
-            holds = self._source.holds()
-            shown_ids: dict[str, set[int]] = {}
-            for name in moved & set(queues):
-                rows = self._source.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
-                changes.keys.update(self._named(name, queue_keys(rows)))
-                shown_ids[name] = rows.ids
-                finished = sum(event.queue == name and event.name == "job_finished" for event in events)
-                for id_ in self._source.left_out(reader, name, finished):
-                    changes.gone.update(self._body_names(name, id_))
-                if not rows.waiting and any(event.queue == name and event.name == "attempt_started" for event in events):
-                    last = [event for event in events if event.queue == name][-1]
-                    self._hear(changes, name, last, [{"event": "drained"}], first=ROOM - 1)
-        for id_ in {event.job_id for event in events if event.job_id is not None}:
-            record = records.get(id_)
-            if record is None:
-                continue
-            name = record.job.queue
-            if name in shown_ids and id_ not in shown_ids[name]:
-                changes.gone.update(self._body_names(name, id_))
-            else:
-                changes.keys.update(self._named(name, job_keys(record)))
-        for event in events:
-            record = records.get(event.job_id) if event.job_id is not None else None
-            name = event.queue or (record.job.queue if record is not None else "")
-            if event.name == "job_removed" and event.job_id is not None:
-                changes.gone.update(self._body_names(name, event.job_id))
-            if name in queues:
-                self._hear(changes, name, event, entries(event, record))
-        changes.gone -= changes.keys.keys()
-        self._order(changes)
-        self.target.apply(changes, cursor=events[-1].id, queues=queues, term=self._term)
+            records = reader.records(touched)
+            queues = reader.queues()
+            changes = self._project(reader, {event.queue for event in events if event.name in MOVES and event.queue}, records)
+            for event in events:
+                record = records.get(event.job_id) if event.job_id is not None else None
+                name = event.queue or (record.job.queue if record is not None else "")
+                if name in queues:
+                    self._hear(changes, name, event, entries(event, record))
+        self._write(changes, cursor=events[-1].id, queues=queues)
         self.follower.advance(events[-1].id)
         return len(events)
+
+    def _project(self, reader: Reader, names: set[str], touched: dict[int, Record]) -> _Changes:
+        """Say what the keys of queues are to be, and those of the jobs that were touched, came, or left."""
+        changes = _Changes()
+        counts, held = reader.counts(), self._source.held()
+        records = dict(touched)
+        for name in names & set(reader.queues()):
+            is_held = held.get(name, False)
+            rows = self._source.queue(reader, name, is_held=is_held, counts=counts.get(name, {}))
+            changes.keys.update(self._named(name, queue_keys(rows)))
+            before, now = self._shown_before(name), rows.ids
+            # A finished job comes back when another one leaves, and a job is listed before its own event was read.
+            records |= reader.records(now - before - touched.keys())
+            for id_ in before - now:
+                changes.gone.update(self._body_names(name, id_))
+            changes.shown[name], changes.held[name] = now, is_held
+            if self._held.get(name, is_held) is not is_held:
+                told = {"event": "paused" if is_held else "resumed"}
+                changes.events.setdefault(self._stream(name), []).append((milliseconds(self._gq.now()), None, told))
+            if not rows.waiting and self._waited.get(name):
+                told = {"event": "drained"}
+                changes.events.setdefault(self._stream(name), []).append((milliseconds(self._gq.now()), None, told))
+            changes.waited[name] = bool(rows.waiting)
+        for id_, record in records.items():
+            name = record.job.queue
+            shown_ids = changes.shown.get(name)
+            if shown_ids is None or id_ in shown_ids:
+                changes.bodies.update(self._named(name, job_keys(record)))
+        return changes
+
+    def _write(self, changes: _Changes, *, cursor: int, queues: Sequence[str]) -> None:
+        """Write the bodies first: no job is listed before it can be read."""
+        bodies = iter(changes.bodies.items())
+        while part := dict(islice(bodies, WRITTEN_AT_ONCE)):
+            self.target.put(part, term=self._term)
+        self.target.apply(changes, cursor=cursor, queues=queues, term=self._term)
+        self._shown |= changes.shown
+        self._held |= changes.held
+        self._waited |= changes.waited
+
+    def _shown_before(self, queue: str) -> set[int]:
+        """The jobs of a queue that the mirror lists; another worker may have written them."""
+        if queue not in self._shown:
+            self._shown[queue] = self.target.listed(queue)
+        return self._shown[queue]
 
     def _named(self, queue: str, keys: dict[str, Key]) -> dict[str, Key]:
         return {f"{self._settings.prefix}:{queue}:{suffix}": key for suffix, key in keys.items()}
@@ -259,17 +287,13 @@ class Mirroring:
         base = f"{self._settings.prefix}:{queue}:{id_}"
         return base, f"{base}:logs"
 
-    def _hear(self, changes: Changes, queue: str, event: Event, told: list[dict[str, str]], *, first: int = 0) -> None:
-        stream = changes.events.setdefault(f"{self._settings.prefix}:{queue}:events", [])
-        for number, fields in enumerate(told, first):
-            stream.append((milliseconds(event.at), event.id * ROOM + number, fields))
+    def _stream(self, queue: str) -> str:
+        return f"{self._settings.prefix}:{queue}:events"
 
-    @staticmethod
-    def _order(changes: Changes) -> None:
-        for stream, told in list(changes.events.items()):
-            if not told:
-                del changes.events[stream]
-            told.sort(key=lambda entry: entry[1])
+    def _hear(self, changes: Changes, queue: str, event: Event, told: list[dict[str, str]]) -> None:
+        for number, fields in enumerate(told):
+            entry = (milliseconds(event.at), event.id * ROOM + number, fields)
+            changes.events.setdefault(self._stream(queue), []).append(entry)
 
     # --- what it says of itself ---
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from gpuqueue import GPUQueue, Hold, Reader, State
+from gpuqueue import GPUQueue, Reader, State
 from gpuqueue_redis_mirror.layout import DELAYED, FAILED, MINUTES, Key, QueueRows, job_keys, queue_keys
 
 BODIES_AT_ONCE = 500
@@ -27,8 +27,9 @@ class Source:
         self._gq = gq
         self._kept = kept
 
-    def holds(self) -> Mapping[str, list[Hold]]:
-        return self._gq.holds()
+    def held(self) -> dict[str, bool]:
+        """Say of each queue whether it is held now."""
+        return {name: bool(holds) for name, holds in self._gq.holds().items()}
 
     def queue(self, reader: Reader, name: str, *, is_held: bool, counts: Mapping[str, int]) -> QueueRows:
         """Read what the keys of a queue are made of."""
@@ -46,19 +47,11 @@ class Source:
             failed_by_minute=reader.finished_by_minute(name, *FAILED, since=since),
         )
 
-    def left_out(self, reader: Reader, name: str, number: int) -> set[int]:
-        """The finished jobs of a queue that are not shown any more, of those that the last `number` to finish pushed out."""
-        found: set[int] = set()
-        for states, kept in (((State.COMPLETED,), self._kept.completed), (FAILED, self._kept.failed)):
-            newest = reader.entries(name, *states, newest_first=True, limit=kept + number)
-            found |= {entry.id for entry in newest[kept:]}
-        return found
-
-    def everything(self, reader: Reader, prefix: str) -> Iterator[tuple[str, Key]]:
+    def everything(self, reader: Reader, prefix: str, held: Mapping[str, bool]) -> Iterator[tuple[str, Key]]:
         """Every key there is to be: (key, what it holds), a queue after the other."""
-        holds, counts = self.holds(), reader.counts()
+        counts = reader.counts()
         for name in reader.queues():
-            rows = self.queue(reader, name, is_held=bool(holds.get(name)), counts=counts.get(name, {}))
+            rows = self.queue(reader, name, is_held=held.get(name, False), counts=counts.get(name, {}))
             for suffix, key in queue_keys(rows).items():
                 if key:
                     yield f"{prefix}:{name}:{suffix}", key

@@ -19,6 +19,7 @@ from gpuqueue_redis_mirror.layout import MAX_EVENTS, Key
 OWN = "gpuqueue-mirror"
 SWAP_LIMIT = 50_000  # keys that one swap replaces; more are written in place, so that no reader waits long
 AT_ONCE = 1_000
+LISTS = ("wait", "active", "prioritized", "delayed", "completed", "failed")
 TIMEOUT_S = 5.0
 FUTURE_S = 3600.0
 BUSY_S = 30.0  # a mirror that was written so lately has a writer
@@ -47,11 +48,11 @@ class State:
 
 @dataclass(slots=True)
 class Changes:
-    """One batch: whole keys, keys that go, and what listeners hear: {stream: [(milliseconds, number, fields)]}."""
+    """One batch: whole keys, keys that go, and what listeners hear: {stream: [(milliseconds, number or None, fields)]}."""
 
     keys: dict[str, Key] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
-    events: dict[str, list[tuple[int, int, dict[str, str]]]] = field(default_factory=dict)
+    events: dict[str, list[tuple[int, int | None, dict[str, str]]]] = field(default_factory=dict)
 
 
 class Target:
@@ -132,6 +133,10 @@ class Target:
 
         self._transact(term, fill)
 
+    def put(self, keys: Mapping[str, Key], *, term: int) -> None:
+        """Write keys that no list names yet. Raises: as `apply`."""
+        self._transact(term, lambda pipe: self._write(pipe, Changes(keys=dict(keys)), {}))
+
     def _write(self, pipe: Any, changes: Changes, newest: Mapping[str, int]) -> None:
         if changes.gone:
             pipe.unlink(*changes.gone)
@@ -141,8 +146,9 @@ class Target:
         for stream, entries in changes.events.items():
             last_ms = newest[stream]
             for at_ms, number, fields in entries:
-                last_ms = max(last_ms, at_ms)
-                pipe.xadd(stream, fields, id=f"{last_ms}-{number}", maxlen=MAX_EVENTS, approximate=True)
+                # What no event of the queue tells has no number: it takes a millisecond of its own.
+                last_ms = max(last_ms, at_ms) if number is not None else max(last_ms + 1, at_ms)
+                pipe.xadd(stream, fields, id=f"{last_ms}-{number or 0}", maxlen=MAX_EVENTS, approximate=True)
             self._last_ms[stream] = last_ms
 
     def _newest_ms(self, stream: str) -> int:
@@ -234,6 +240,12 @@ class Target:
             for name in self.client.scan_iter(match=f"{_escaped(base)}*", count=1000):
                 if name != f"{base}events":
                     yield name
+
+    def listed(self, queue: str) -> set[int]:
+        """The jobs that stand in the lists of a queue; what somebody else wrote there is left to the next comparison."""
+        lists = {f"{self.prefix}:{queue}:{suffix}" for suffix in LISTS}
+        found = self.read(sorted(lists))
+        return {int(id_) for key in found.values() if key.kind in ("list", "zset") for id_ in key.value if id_.isdecimal()}
 
     def read(self, names: Sequence[str]) -> dict[str, Key]:
         """What stands under keys; those that do not exist are left out."""

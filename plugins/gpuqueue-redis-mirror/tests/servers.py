@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gpuqueue.testing.waiting import wait_until
 
@@ -151,23 +153,15 @@ class Server:
             client.execute_command(*words)
 
     def _come_up(self, port: int) -> bool:
-        options = {
-            "port": port,
-            "bind": HOST,
-            "dir": self.folder,
-            "save": "",
-            "appendonly": "no",
-            "enable-debug-command": "local",
-        }
+        options = {"port": port, "bind": HOST, "dir": self.folder, "save": "", "appendonly": "no"}
         with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [server_binary(), *(word for name, value in options.items() for word in (f"--{name}", str(value)))],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
             )
-        wait_until(lambda: not self.running or _answers(port), "the server answers")
+        wait_until(lambda: not self.running or _answers(port, process.pid), "the server answers")
         return self.running
 
     def _end(self, how: signal.Signals) -> None:
@@ -179,10 +173,11 @@ class Server:
         self._process = None
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, pid: int) -> bool:
+    """Whether this very process answers: two that start at once may have chosen one port, and only one has it."""
     try:
-        with redis.Redis(host=HOST, port=port) as client:
-            return bool(client.ping())
+        with redis.Redis(host=HOST, port=port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+            return bool(client.info("server")["process_id"] == pid)
     except redis.RedisError:
         return False
 

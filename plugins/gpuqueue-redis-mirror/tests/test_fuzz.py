@@ -17,7 +17,7 @@ from gpuqueue_redis_mirror.workers import WorkerConnections
 from gpuqueue import Discard, Snooze, Worker, current_job
 
 SEEDS = range(40)
-STEPS = 30
+STEPS = 40
 QUEUES = ("mail", "slow")
 KEPT = {"keep_completed": 3, "keep_failed": 2}
 TROUBLES = (redis.RedisError, OSError, Superseded, Occupied)
@@ -107,9 +107,29 @@ class Play:
         finally:
             follower.advance = passed
 
-    def late_writer(self):
-        late = self.random.choice(self.writers)
-        late.write_batch()
+    def stopped_writer(self):
+        """The writer is stopped with a batch in its hands, and goes on when another one has taken over and written."""
+        stopped, held = self.writer, {}
+
+        def stop(changes, **rest):
+            held.update(changes=changes, **rest)
+            raise ConnectionError("it is stopped")
+
+        stopped.begin()
+        apply, stopped.target.apply = stopped.target.apply, stop
+        with suppress(ConnectionError):
+            stopped.write_batch()
+        stopped.target.apply = apply
+        self.new_writer()
+        self.writer.begin()
+        self.enqueue()
+        self.run()
+        self.writer.look()
+        while self.writer.write_batch():
+            pass
+        if held:
+            with pytest.raises(Superseded):
+                apply(held.pop("changes"), **held)
 
     def begin(self):
         self.writer.begin()
@@ -146,7 +166,7 @@ class Play:
 
 
 OF_QUEUE = ("enqueue", "enqueue", "run", "cancel_or_retry", "pause", "resume")
-OF_MIRROR = ("write", "write", "look", "replay", "new_writer", "late_writer", "begin")
+OF_MIRROR = ("write", "write", "look", "replay", "new_writer", "stopped_writer", "begin")
 OF_SERVER = ("flush", "restart")
 OF_OTHERS = ("delete", "write_foreign")
 
@@ -167,7 +187,8 @@ def test_it_ends_as_a_fresh_one(seed, make_gpuqueue, redis_server, make_redis_se
     play = Play(gq, redis_server, seed)
     try:
         for _ in range(STEPS):
-            group = play.random.choice([OF_QUEUE, OF_MIRROR, OF_MIRROR, OF_SERVER, *([OF_OTHERS] if has_others else [])])
+            groups = [*6 * [OF_QUEUE], *6 * [OF_MIRROR], OF_SERVER, *([OF_OTHERS] if has_others else [])]
+            group = play.random.choice(groups)
             with suppress(*TROUBLES):  # the service waits, and begins again
                 getattr(play, play.random.choice(group))()
         play.writer.begin()
@@ -177,7 +198,8 @@ def test_it_ends_as_a_fresh_one(seed, make_gpuqueue, redis_server, make_redis_se
         if has_others:
             play.writer.mend()
         with gq.read() as reader:
-            left = list(compare.differences(reader, Source(gq, Kept(3, 2)), play.writer.target))
+            source = Source(gq, Kept(3, 2))
+            left = list(compare.differences(reader, source, play.writer.target, source.held()))
         assert left == []
         fresh = make_redis_server()
         other = Play(gq, fresh, seed)

@@ -1,0 +1,95 @@
+"""Owns asking the cards and their Ollamas what is so now, beside what the workers last said of them; changes nothing.
+
+What cannot be asked from here is what a worker last saw.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpuqueue.devices.nvml import NvmlDevice, open_device
+from gpuqueue.devices.owners import kin_here, owner_of
+from gpuqueue.disagreements import CardSight, Disagreement, OllamaSight, disagreements
+from gpuqueue.domain import BackendSettings, DeviceSettings, Reading, Resident, View
+from gpuqueue.errors import ConfigurationError, ExecutionError
+from gpuqueue.executors.ollama_client import OllamaClient
+from gpuqueue.queue import GPUQueue
+
+ASK_S = 1.0  # for each Ollama
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was seen of every card and Ollama."""
+
+    view: View  # read after the cards and the Ollamas had been asked
+    cards: tuple[CardSight, ...]
+    ollamas: tuple[OllamaSight, ...]
+
+    def disagreements(self) -> list[Disagreement]:
+        return disagreements(self.cards, self.ollamas, self.view)
+
+
+def look(gq: GPUQueue) -> Sight:
+    """Ask every card that this machine has and every Ollama that can be reached from here."""
+    before = gq.view()
+    backends = gq.agreed_settings().backends
+    said = {backend.name: _ask(backend) for backend in backends}
+    readings = {name: _read(device.settings, backends) for name, device in before.devices.items()}
+    # A job that begins or ends meanwhile must not look like a disagreement: the rows are read on both sides of the questions.
+    view = gq.view()
+    workers = [worker.pid for worker in view.workers if worker.host == socket.gethostname()]
+    cards = []
+    for name, device in view.devices.items():
+        mine = on_card(name, backends, card_count=len(view.devices))
+        answers = [residents for backend in mine if (residents := said[backend.name][0]) is not None]
+        asked_here = bool(mine) and len(answers) == len(mine)
+        residents = tuple(resident for answer in answers for resident in answer) if asked_here else device.residents
+        reading = readings.get(name)
+        shown = device.reading if reading is None else reading
+        cards.append(
+            CardSight(
+                device=replace(device, reading=shown, residents=residents),
+                read_here=reading is not None,
+                published=device.reading,
+                asked_here=asked_here,
+                ollamas=tuple(backend.name for backend in mine),
+                reserved_before=before.devices[name].reservations if name in before.devices else (),
+                owners={
+                    process.pid: owner_of(
+                        process,
+                        workers=workers if reading is not None else (),
+                        has_ollama=bool(mine),
+                        kin_of=kin_here if reading is not None else lambda _process: (),
+                    )
+                    for process in (shown.processes if shown else None) or ()
+                },
+            )
+        )
+    ollamas = tuple(OllamaSight(view.backends[name], *answer) for name, answer in said.items() if name in view.backends)
+    return Sight(view, tuple(cards), ollamas)
+
+
+def on_card(name: str, backends: Sequence[BackendSettings], *, card_count: int) -> list[BackendSettings]:
+    """Return the Ollamas whose models are on a card; of several cards, one that is tied to none does not say where its are."""
+    return [item for item in backends if item.device == name or (not item.device and card_count == 1)]
+
+
+def _ask(backend: BackendSettings) -> tuple[tuple[Resident, ...] | None, str]:
+    try:
+        return OllamaClient(backend).residents(timeout_s=ASK_S), ""
+    except (ExecutionError, ConfigurationError) as error:
+        return None, str(error)
+
+
+def _read(settings: DeviceSettings, backends: Sequence[BackendSettings]) -> Reading | None:
+    """Read a card that is here; None where only a worker can."""
+    device = open_device(settings, [item for item in backends if item.device in ("", settings.name)])
+    if not isinstance(device, NvmlDevice):
+        return None
+    try:
+        return device.read()
+    finally:
+        device.close()

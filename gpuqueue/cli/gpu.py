@@ -1,0 +1,224 @@
+"""Owns the command `gpu`: what the driver, Ollama and the queue say of each card, side by side; judges nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpuqueue.cli.rendering import heading, iso, print_json, print_table, say
+from gpuqueue.cli.session import Session, json_option, pass_session
+from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape, shown_url
+from gpuqueue.cli.status import rest
+from gpuqueue.domain import Reading, Resident, View
+from gpuqueue.models import full_name
+from gpuqueue.moments import since
+from gpuqueue.policies.model_health import ModelHealth, health
+from gpuqueue.units import format_size
+
+if TYPE_CHECKING:
+    from gpuqueue.cli.cards_now import Sight
+    from gpuqueue.disagreements import CardSight, OllamaSight
+
+Row = tuple[str, str, str]
+WHOSE = {
+    "ollama": "Ollama's runner",
+    "gpuqueue": "a worker, or a job in a process of its own",
+    "other": "another program",
+    "unknown": "not known whose",
+}
+
+
+@click.command(short_help="Show the cards: driver, Ollama and queue side by side.")
+@json_option
+@pass_session
+def gpu(session: Session, as_json: bool) -> None:
+    """Show what the driver and Ollama say of each card beside what the queue has reserved, and where they disagree.
+
+    Where this machine has the card it is read now, and Ollama is asked now where it can be reached from here; else the figures
+    are those that a worker last saw, and it says so.
+
+    \b
+    Keys: at, database,
+      devices: [{name, budget_bytes, margin_bytes, max_models, slots,
+        keep_warm_s, reserved_bytes,
+        reading: {at, card, total_bytes, free_bytes, utilisation_percent,
+          temperature_c, power_w, lost} or null,
+        residents: [{model, size_bytes, vram_bytes}],
+        reservations: [{job_id, queue, model, reserved_bytes, running,
+          worker, expected_rest_s (null: not known)}],
+        read_here (else a worker published the reading),
+        processes (null: the driver does not list them): [{pid, name,
+          used_bytes, owner ("ollama", "gpuqueue", "other" or "unknown")}]
+          or null,
+        residents_from ("ollama": asked now, "worker": last seen by one)}],
+      backends: [{name, url, answers (here, now), error,
+        residents (of an Ollama that does not answer: none):
+          [{model, size_bytes, vram_bytes}]}],
+      models: [{name, health ("unknown", "missing", "too_large", "spills"
+        or "fits"), needed_bytes, detail}],
+      disagreements: [{what ("card_lost", "reading_old", "another_card",
+        "budget_above_card", "others_hold_memory", "budget_not_free",
+        "model_not_reserved", "model_loading", "model_not_loaded",
+        "model_spilled", "model_elsewhere", "model_larger",
+        "ollama_differs" or "settings_differ"), detail, advice}].
+    Datetimes are ISO 8601 in UTC, sizes are bytes, null is unknown.
+    """
+    gq = session.existing_queue()
+    from gpuqueue.cli.cards_now import look
+
+    seen = look(gq)
+    if as_json:
+        print_json({"at": iso(seen.view.now), "database": str(gq.database), **_shape(seen)})
+        return
+    if not seen.cards:
+        click.echo('no card is configured: add [gpu] with budget = "5GB" to the configuration, or make one with `gpuqueue init`')
+        return
+    for card in seen.cards:
+        _show_card(card, seen)
+    for ollama in seen.ollamas:
+        if not any(ollama.noted.name in card.ollamas for card in seen.cards):
+            loaded = ", ".join(_model(resident) for resident in ollama.residents or ()) or "nothing"
+            said = f"has {loaded} loaded" if ollama.residents is not None else f"does not answer here: {ollama.error}"
+            say(f"{ollama.noted.name} at {shown_url(ollama.noted.url)}, which is tied to no card, {said}")
+    models = _models(seen.view)
+    if models:
+        click.echo(heading("Models"))
+    for found in models.values():
+        colour = {"fits": "green", "unknown": None}.get(found.state, "red")
+        say(f"  {click.style(found.state.replace('_', ' '), fg=colour)}: {found.detail}")
+    _show_disagreements(seen)
+
+
+def _show_disagreements(seen: Sight) -> None:
+    found = seen.disagreements()
+    if not found:
+        say(f"\n{click.style('nothing disagrees', fg='green')}")
+        return
+    click.echo(heading("Disagreements"))
+    for item in found:
+        say(f"  {click.style(item.what.replace('_', ' '), fg='yellow')}: {item.detail}")
+        say(f"    → {item.advice}", hang=6)
+
+
+def _show_card(card: CardSight, seen: Sight) -> None:
+    reading = card.device.reading
+    said = f": {reading.name}" if reading is not None and reading.name else ""
+    say(click.style(f"{card.name}{said}", bold=True))
+    rows = [*_driver_rows(card, seen.view), *_ollama_rows(card, seen), *_queue_rows(card, seen.view)]
+    print_table({"source": "left", "memory": "right", "what it says": "prose"}, rows)
+
+
+def _driver_rows(card: CardSight, view: View) -> Iterator[Row]:
+    reading = card.device.reading
+    if reading is None:
+        yield "driver", "unknown", "the card is not here, and no worker has read it yet"
+        return
+    when = "now" if card.read_here else f"as a worker read it {since(reading.at, now=view.now)}"
+    if reading.lost is not None:
+        yield "driver", "LOST", f"{reading.lost} ({when})"
+        return
+    if reading.total_bytes is None or reading.free_bytes is None:
+        yield "driver", "unknown", f"no driver can read the card, here or where the worker runs; the budget is trusted ({when})"
+        return
+    used_bytes = reading.total_bytes - reading.free_bytes
+    yield "driver", format_size(used_bytes), f"used of {format_size(reading.total_bytes)}, {_figures(reading)} ({when})"
+    if reading.processes is None:
+        yield "", "", "the driver does not list processes"
+    for process in reading.processes or ():
+        size = "unknown" if process.used_bytes is None else format_size(process.used_bytes)
+        yield f"process {process.pid}", size, f"{process.name or 'no name'}: {WHOSE[card.owner(process)]}"
+
+
+def _figures(reading: Reading) -> str:
+    figures = [f"{format_size(reading.free_bytes or 0)} free"]
+    if reading.utilisation_percent is not None:
+        figures.append(f"{reading.utilisation_percent} % busy")
+    if reading.temperature_c is not None:
+        figures.append(f"{reading.temperature_c} °C")
+    if reading.power_w is not None:
+        figures.append(f"{reading.power_w:.0f} W")
+    return ", ".join(figures)
+
+
+def _ollama_rows(card: CardSight, seen: Sight) -> Iterator[Row]:
+    from gpuqueue.disagreements import kept_warm
+
+    source = ", ".join(card.ollamas) or "models"
+    if not card.ollamas and not card.device.residents:
+        return
+    when = "as it says now"
+    if not card.asked_here:
+        mine = [ollama for ollama in seen.ollamas if ollama.noted.name in card.ollamas and ollama.residents is None]
+        when = "; ".join(["as a worker last saw it", *(ollama.error for ollama in mine)])
+    for resident in card.device.residents:
+        warm = "kept warm" if kept_warm(card.device, resident) and not _is_reserved(card, resident) else ""
+        said = ", ".join(filter(None, [f"{resident.model} is loaded", _outside(resident), warm]))
+        yield source, format_size(resident.vram_bytes), f"{said} ({when})"
+    if not card.device.residents:
+        yield source, "0 B", f"nothing is loaded ({when})"
+
+
+def _is_reserved(card: CardSight, resident: Resident) -> bool:
+    return any(full_name(item.model) == full_name(resident.model) for item in card.device.reservations)
+
+
+def _outside(resident: Resident) -> str:
+    outside_bytes = resident.size_bytes - resident.vram_bytes
+    return f"{format_size(outside_bytes)} more of it outside the card" if outside_bytes > 0 else ""
+
+
+def _queue_rows(card: CardSight, view: View) -> Iterator[Row]:
+    settings = card.device.settings
+    said = f"reserved of a budget of {format_size(settings.budget_bytes)}, {format_size(settings.margin_bytes)} margin"
+    yield "queue", format_size(card.device.reserved_bytes), said
+    for item in card.device.reservations:
+        model = f" with {item.model}" if item.model else ""
+        what = f"runs{model}{rest(item, view)}" if item.running else f"has ended{model}; its memory is being given back"
+        yield f"job {item.job_id}", format_size(item.reserved_bytes), f"{item.queue}: {what}"
+
+
+def _model(resident: Resident) -> str:
+    return f"{resident.model} ({format_size(resident.vram_bytes)})"
+
+
+def _models(view: View) -> dict[str, ModelHealth]:
+    """The health of each model that is configured, or that a queue falls back to, for the first queue that uses models."""
+    queues = [item.settings for item in view.queues.values() if item.settings.gpu]
+    names = dict.fromkeys([*view.models, *(name for queue in queues for name in queue.fallback)])
+    return {name: health(name, queues[0], view) for name in names} if queues else {}
+
+
+def _shape(seen: Sight) -> dict[str, Any]:
+    return {
+        "devices": [_card_shape(card, seen.view) for card in seen.cards],
+        "backends": [_ollama_shape(ollama) for ollama in seen.ollamas],
+        "models": [model_shape(name, found) for name, found in _models(seen.view).items()],
+        "disagreements": [item._asdict() for item in seen.disagreements()],
+    }
+
+
+def _card_shape(card: CardSight, view: View) -> dict[str, Any]:
+    listed = None if card.device.reading is None else card.device.reading.processes
+    return {
+        **device_shape(card.device, view),
+        "read_here": card.read_here,
+        "processes": None
+        if listed is None
+        else [
+            {"pid": process.pid, "name": process.name, "used_bytes": process.used_bytes, "owner": card.owner(process)}
+            for process in listed
+        ],
+        "residents_from": "ollama" if card.asked_here else "worker",
+    }
+
+
+def _ollama_shape(ollama: OllamaSight) -> dict[str, Any]:
+    return {
+        "name": ollama.noted.name,
+        "url": shown_url(ollama.noted.url),
+        "answers": ollama.residents is not None,
+        "error": ollama.error or None,
+        "residents": [resident_shape(resident) for resident in ollama.residents or ()],
+    }

@@ -1,0 +1,162 @@
+"""Owns how short `top` words what it shows: numbers, times, states and texts that fit some columns; asks nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from rich.cells import cell_len, set_cell_size
+
+from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
+from gpuqueue.domain import Hold
+from gpuqueue.models import full_name
+from gpuqueue.moments import clock, since, until
+from gpuqueue.units import format_duration
+
+CUT = "…"
+OLD_S = 30.0  # what a service said longer ago is shown as old
+CHANGES = {
+    "pause begins": "pauses at",
+    "pause ends": "is paused until",
+    "limits begin": "has other limits from",
+    "limits end": "has other limits until",
+}
+
+
+def one_line(text: str) -> str:
+    """Make of any text one line without signs that would move the cursor or change colours."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def fitted(text: str, width: int, *, right: bool = False) -> str:
+    """Make a text exactly so many columns wide: cut with `…`, or filled up."""
+    if width <= 0:
+        return ""
+    text = one_line(text)
+    length = cell_len(text)
+    if length > width:
+        text = set_cell_size(text, width - 1) + CUT
+        length = width
+    padding = " " * (width - length)
+    return padding + text if right else text + padding
+
+
+def ending(text: str, width: int) -> str:
+    """Cut a path at its beginning."""
+    text = one_line(text)
+    while text and cell_len(text) > width:
+        text = CUT + text[2:] if text.startswith(CUT) else CUT + text[1:]
+        if text == CUT:
+            break
+    return text if cell_len(text) <= width else ""
+
+
+def number(count: int) -> str:
+    """Word a count in at most five columns, zero as `-`."""
+    if count < 100_000:
+        return str(count) if count else "-"
+    for unit, sign in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= unit:
+            amount = count / unit
+            return f"{amount:.1f}{sign}" if amount < 99.95 else f"{int(amount)}{sign}"
+    return str(count)
+
+
+def length(seconds: float) -> str:
+    """Word a time in at most five columns: `7s`, `3m07`, `5h02`, `12d`."""
+    whole = max(0, round(seconds))
+    if whole < 100:
+        return f"{whole}s"
+    if whole < 6000:
+        return f"{whole // 60}m{whole % 60:02d}"
+    minutes = whole // 60
+    return f"{minutes // 60}h{minutes % 60:02d}" if minutes < 6000 else f"{minutes // 1440}d"
+
+
+def percent(progress: float) -> int:
+    """Round down, so that only what is done is 100 %."""
+    return int(min(1.0, max(0.0, progress)) * 100 + 1e-9)
+
+
+def work(job: JobFigures) -> str:
+    """Name what a job does, in short: the last part of its task's name, and its model."""
+    return f"{job.task.rpartition('.')[2] or job.task} {job.model}".rstrip()
+
+
+def state_words(queue: QueueFigures, now: datetime) -> str:
+    """Word a queue's state with its first reason; what is most important comes first, because the end may be cut off."""
+    if not queue.holds or queue.state == "no worker":
+        return queue.state
+    hold = queue.holds[0]
+    end = "" if hold.until is None else f" until {_short_clock(hold.until, now)}"
+    return f"{queue.state}{end}{' ' if hold.reason == 'paused' else ': '}{_short_reason(hold)}"
+
+
+def _short_clock(moment: datetime, now: datetime) -> str:
+    """Write a moment as people know it, without the zone, which is this machine's."""
+    local, today = moment.astimezone(), now.astimezone()
+    if abs((moment - now).total_seconds()) < 600:
+        return f"{local:%H:%M:%S}"
+    return f"{local:%H:%M}" if local.date() == today.date() else f"{local:%a %H:%M}"
+
+
+def _short_reason(hold: Hold) -> str:
+    detail = one_line(hold.detail).removeprefix("paused ")  # as the state says already
+    return f"yields, {detail}" if hold.reason == "yielding" else detail
+
+
+def queue_sentence(queue: QueueFigures, now: datetime) -> str:
+    """Say all that is known of a queue's state."""
+    reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in queue.holds)
+    return f"{queue.name}: {queue.state}" + (f"; {reasons}" if reasons else "")
+
+
+def job_sentence(job: JobFigures, now: datetime) -> str:
+    """Say all that is known of a job."""
+    parts = [f"job {job.id} of {job.queue}: {one_line(f'{job.task} {job.model}')}"]
+    if not job.is_running:
+        reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in job.waits_for)
+        return f"{parts[0]} is next" + (f"; {reasons}" if reasons else ", and starts in a moment")
+    if job.stopping:
+        parts.append("is asked to stop" if job.stopping == "cancelled" else "is asked to make room")
+    if job.note:
+        parts.append(one_line(job.note))
+    parts.append(f"attempt {job.attempt} of {job.max_attempts}")
+    if job.output_tokens:
+        parts.append(f"{job.output_tokens} tokens")
+    if job.left_s is not None:
+        parts.append(f"done in about {format_duration(max(1, round(job.left_s)))}")
+    if job.device:
+        parts.append(f"on {job.device}")
+    if job.worker_id:
+        parts.append(f"worker {job.worker_id}")
+    return ", ".join(parts)
+
+
+def models_words(device: DeviceFigures) -> str:
+    """Name the models of jobs that run, and those that are loaded besides."""
+    used = {full_name(model) for model in device.models_in_use}
+    idle = [one_line(model) for model in device.models if full_name(model) not in used]
+    words = [f"{one_line(model)} in use" for model in device.models_in_use]
+    if idle:
+        words.append(f"{', '.join(idle)} loaded")
+    return ", ".join(words) or "no model loaded"
+
+
+def edge_sentence(edge: Edge, now: datetime) -> str:
+    """Say when a window changes what a queue may do."""
+    left = format_duration(max(0.0, (edge.at - now).total_seconds()))
+    return f"{edge.queue} {CHANGES[edge.change]} {clock(edge.at, now=now)} ({left} from now)"
+
+
+def service_sentence(service: ServiceFigures, now: datetime) -> str:
+    """Say how a service does."""
+    if service.worker_id is None:
+        return f"{service.name}: no worker runs it"
+    if service.error:
+        return f"{service.name}: {one_line(service.error)}"
+    lag = "runs" if service.lag_s is None else f"{format_duration(service.lag_s)} behind"
+    is_old = service.noted_at is not None and (now - service.noted_at).total_seconds() > OLD_S
+    old = f" (as it said {since(service.noted_at, now=now)})" if service.noted_at is not None and is_old else ""
+    return f"{service.name}: {lag}{old}, on {service.worker_id}"

@@ -1,0 +1,182 @@
+"""Owns what a worker logs of its events, one line for each: its words, its level and its fields; decides nothing.
+
+Of jobs without a device there may be thousands a second: their starts and completions are told at level debug.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from logging import DEBUG, ERROR, INFO, WARNING
+from typing import Any
+
+from gpuqueue.domain import Hold, Lease, Preemption, State
+from gpuqueue.logs import iso, tell
+from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, Rescued
+from gpuqueue.units import counted, format_duration, format_size, from_us
+from gpuqueue.worker.lessons import LOADED_S
+
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class WorkerLog:
+    """The log of one worker."""
+
+    def __init__(self, worker_id: str) -> None:
+        self._worker_id = worker_id
+
+    def _say(self, level: int, event: str, message: str, of: Lease | None = None, /, **fields: Any) -> None:
+        # A reservation that was taken over does not know its task.
+        of_lease = {} if of is None else {"job": of.job_id, "lease": of.lease, "queue": of.queue, "task": of.task or None}
+        tell(logger, level, event, message, worker=self._worker_id, **of_lease, **fields)
+
+    # --- the worker ---
+
+    def started(self, queues: Sequence[str] | None, database: str) -> None:
+        serves = ", ".join(queues) if queues else "all queues"
+        served = list(queues) if queues else None
+        message = f"worker {self._worker_id} serves {serves} of {database}"
+        self._say(INFO, "worker_started", message, queues=served, database=database)
+
+    def stopped(self) -> None:
+        self._say(INFO, "worker_stopped", f"worker {self._worker_id} has stopped")
+
+    def lost(self) -> None:
+        gone = "its jobs were given to others, or will be; it stops them"
+        self._say(ERROR, "worker_lost", f"worker {self._worker_id} lost its lease: {gone}")
+
+    def rescued(self, dead_worker: str, proof: str, jobs: Sequence[Rescued]) -> None:
+        """Say what a dead worker left, and of each job that it ran what becomes of it."""
+        message = f"took over what worker {dead_worker} left ({counted(len(jobs), 'running job')}): {proof}"
+        self._say(WARNING, "worker_rescued", message, dead_worker=dead_worker, proof=proof, jobs=len(jobs))
+        for job in jobs:
+            message = f"job {job.job_id} of {job.queue} was taken back and is {job.state} (lease {job.lease})"
+            of_job = {"job": job.job_id, "lease": job.lease, "queue": job.queue, "task": job.task}
+            fields = {"state": str(job.state), "crashes": job.crashes, "dead_worker": dead_worker}
+            self._say(WARNING, "job_rescued", message, **of_job, **fields)
+
+    # --- attempts ---
+
+    def attempt_started(self, lease: Lease) -> None:
+        level = DEBUG if lease.placement is None else INFO
+        if not logger.isEnabledFor(level):
+            return
+        where = "" if lease.placement is None else f" on {lease.placement.device}"
+        model = f" with {lease.model}" if lease.model else ""
+        self._say(
+            level,
+            "attempt_started",
+            f"{_job(lease)} begins attempt {lease.attempt} of {lease.max_attempts}{where}{model} {_lease(lease)}",
+            lease,
+            attempt=lease.attempt,
+            max_attempts=lease.max_attempts,
+            device=None if lease.placement is None else lease.placement.device,
+            model=lease.model or None,
+            reserved_bytes=None if lease.placement is None else lease.placement.reserved_bytes,
+        )
+
+    def ended(self, outcome: Outcome, run_s: float, value: Any = None) -> None:
+        """Say how an attempt ended, and before that how long its model took to load, where its answer has the figure."""
+        lease = outcome.lease
+        if isinstance(outcome, Completed):
+            level = DEBUG if lease.placement is None else INFO
+            if logger.isEnabledFor(level):
+                self._loaded(lease, value)
+                took = format_duration(run_s)
+                message = f"{_job(lease)} completed in {took} {_lease(lease)}"
+                self._say(level, "job_completed", message, lease, attempt=lease.attempt, run_s=round(run_s, 6))
+            return
+        error = outcome.error
+        why = f": {error.message}" if error else ""
+        fields: dict[str, Any] = {"attempt": lease.attempt, "run_s": round(run_s, 6)}
+        if isinstance(outcome, Postponed) and outcome.outcome in ("preempted", "released"):
+            message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
+            self._say(INFO, f"job_{outcome.outcome}", message, lease, **fields)
+            return
+        fields |= {"code": None, "error": None}
+        if error is not None:
+            fields |= {"code": error.code, "error": error.message, "traceback": error.traceback or None}
+        if isinstance(outcome, Ended):
+            level = INFO if outcome.state is State.CANCELLED else WARNING
+            message = f"{_job(lease)} is {outcome.state}{why} {_lease(lease)}"
+            self._say(level, f"job_{outcome.state}", message, lease, **fields)
+            return
+        fields["due_at"] = iso(from_us(outcome.at_us))
+        if outcome.outcome == "snoozed":
+            fields["waiting_for"] = outcome.waiting_for
+        message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
+        self._say(WARNING, f"job_{outcome.outcome}", message, lease, **fields)
+
+    def _loaded(self, lease: Lease, value: Any) -> None:
+        load_s = value.get("load_s") if lease.placement is not None and lease.model and isinstance(value, Mapping) else None
+        if isinstance(load_s, int | float) and load_s > LOADED_S and lease.placement is not None:
+            device = lease.placement.device
+            message = f"{lease.model} was loaded on {device} in {format_duration(load_s)} for {_job(lease)} {_lease(lease)}"
+            self._say(INFO, "model_loaded", message, lease, model=lease.model, device=device, load_s=round(load_s, 6))
+
+    def late(self, lease: Lease) -> None:
+        message = f"{_job(lease)}: attempt {lease.attempt} ended after its lease was lost; nothing was changed {_lease(lease)}"
+        self._say(WARNING, "attempt_late", message, lease, attempt=lease.attempt)
+
+    def abandoned(self, lease: Lease, why: str) -> None:
+        message = f"{_job(lease)}: {lease.task} does not stop ({why}) and is given up, while it goes on {_lease(lease)}"
+        self._say(WARNING, "attempt_abandoned", message, lease, attempt=lease.attempt, why=why)
+
+    def broken(self, lease: Lease, error: BaseException, trace: str | None = None) -> None:
+        """Say that an attempt could not be carried through; whoever comes after this worker takes its job back."""
+        message = f"{_job(lease)}: {error} {_lease(lease)}"
+        self._say(ERROR, "attempt_broken", message, lease, attempt=lease.attempt, error=str(error), traceback=trace)
+
+    def preemption_requested(self, asked: Preemption) -> None:
+        for_job = f" for job {asked.for_job}" if asked.for_job else ""
+        message = f"job {asked.job_id} is asked to stop{for_job} (lease {asked.lease})"
+        self._say(INFO, "preemption_requested", message, job=asked.job_id, lease=asked.lease, for_job=asked.for_job)
+
+    # --- queues ---
+
+    def queue_held(self, queue: str, reasons: Sequence[Hold]) -> None:
+        details = [hold.detail for hold in reasons]
+        message = f"queue {queue} is held: {'; '.join(details)}"
+        self._say(INFO, "queue_held", message, queue=queue, reasons=[hold.reason for hold in reasons], details=details)
+
+    def queue_released(self, queue: str) -> None:
+        self._say(INFO, "queue_released", f"queue {queue} may start jobs", queue=queue)
+
+    def refused(self, queue: str, count: int) -> None:
+        message = f"{counted(count, 'job')} of {queue} refused: the backend is away"
+        self._say(WARNING, "jobs_refused", message, queue=queue, count=count)
+
+    # --- backends, devices and their memory ---
+
+    def backend_lost(self, backend: str, error: str, retry_at: datetime) -> None:
+        fields = {"backend": backend, "error": error, "retry_at": iso(retry_at)}
+        self._say(WARNING, "backend_lost", f"backend {backend} is away: {error}", **fields)
+
+    def backend_recovered(self, backend: str) -> None:
+        self._say(INFO, "backend_recovered", f"backend {backend} is back", backend=backend)
+
+    def device_changed(self, event: str | None, device: str, error: str | None) -> None:
+        """Say that a device was lost or can be read again; `event` is what its reading made known, None is nothing new."""
+        if event == "device_lost":
+            self._say(ERROR, event, f"device {device} cannot be read: {error}", device=device, error=error)
+        elif event == "device_recovered":
+            self._say(INFO, event, f"device {device} can be read again", device=device)
+
+    def memory_released(self, lease: Lease, device: str, detail: str, clean_up_s: float) -> None:
+        message = f"{_job(lease)}: clean-up of {device} took {format_duration(clean_up_s)}: {detail} {_lease(lease)}"
+        fields = {"device": device, "model": lease.model or None, "clean_up_s": round(clean_up_s, 6), "detail": detail}
+        self._say(INFO, "memory_released", message, lease, **fields)
+
+    def memory_kept(self, lease: Lease, device: str, detail: str) -> None:
+        reserved = format_size(0 if lease.placement is None else lease.placement.reserved_bytes)
+        message = f"{_job(lease)}: {reserved} of {device} stay reserved: {detail} {_lease(lease)}"
+        self._say(WARNING, "memory_kept", message, lease, device=device, model=lease.model or None, detail=detail)
+
+
+def _job(lease: Lease) -> str:
+    return f"job {lease.job_id} of {lease.queue}"
+
+
+def _lease(lease: Lease) -> str:
+    return f"(lease {lease.lease})"
