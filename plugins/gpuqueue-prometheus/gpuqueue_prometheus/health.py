@@ -43,9 +43,10 @@ class Health:
         self._idle = idle
 
     def report(self) -> tuple[Status, list[Problem]]:
-        """Say how it is, with everything that is wrong, the worst first."""
-        problems = sorted(self._problems(), key=lambda problem: list(Status).index(problem.status), reverse=True)
-        return (problems[0].status if problems else Status.OK), problems
+        """Say how it is, which is as bad as the worst of what is wrong."""
+        problems = list(self._problems())
+        found = {problem.status for problem in problems}
+        return next((status for status in reversed(Status) if status in found), Status.OK), problems
 
     def _problems(self) -> Iterator[Problem]:
         try:

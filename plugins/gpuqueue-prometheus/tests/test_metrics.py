@@ -102,6 +102,7 @@ def test_each_start_adds_its_wait_and_each_completion_its_run(serve, gq):
     found = served.samples()
     assert found["gpuqueue_wait_seconds_count", ("work",)] == 2
     assert 0 < found["gpuqueue_wait_seconds_sum", ("work",)] < 20
+    assert found["gpuqueue_preemptions_total", ("work",)] == 0, "it postponed itself"
     record = job.refresh().record
     ran_s = (record.finished_at - record.started_at).total_seconds()
     assert found["gpuqueue_run_seconds_sum", ("work", "twice")] == pytest.approx(ran_s)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 from gpuqueue_prometheus import Prometheus
+from gpuqueue_prometheus.looking import gauges
+from gpuqueue_prometheus.metrics import SERVICE_UP
 
 from gpuqueue import ConfigurationError
 from gpuqueue.testing import wait_until
@@ -66,10 +69,11 @@ def test_one_worker_serves_and_another_takes_over_on_the_same_address(make_gpuqu
     assert wait_until(answers, "it takes over") == 1
 
 
-def test_a_worker_that_stops_leaves_the_port(serve, gq):
+def test_a_worker_that_stops_leaves_the_port_and_tells_of_no_service(serve, gq):
     served = serve(gq)
-    assert served.get("/metrics").status == 200
+    assert served.value("gpuqueue_service_up", "prometheus") == 1
     served.worker.stop()
+    assert SERVICE_UP not in {sample.spec for sample in gauges(gq)}
     with pytest.raises(ConnectionRefusedError):
         served.get("/metrics")
 
@@ -79,8 +83,11 @@ def test_other_paths_name_those_that_there_are(serve, gq):
     page = served.get("/")
     assert (page.status, page.text) == (404, "There is /metrics, and there is /healthz.\n")
     assert served.get("/metrics?name=x").status == 200
-    head = served.get("/metrics", method="HEAD")
-    assert (head.status, head.text) == (200, "")
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
+        head = b"".join(iter(lambda: client.recv(4096), b""))
+    assert head.startswith(b"HTTP/1.0 200 OK\r\n") and head.endswith(b"\r\n\r\n"), "nothing follows the headers"
     assert served.get("/metrics", method="POST").status == 501
 
 
