@@ -240,8 +240,7 @@ class Screen:
         return True
 
     def _press_following(self, following: Following, key: str) -> None:
-        page = 10
-        steps = {"up": 1, "k": 1, "down": -1, "j": -1, "page up": page, "page down": -page, "home": 10**6, "end": -(10**6)}
+        steps = {"up": 1, "k": 1, "down": -1, "j": -1, "page up": 10, "page down": -10, "home": 10**6, "end": -(10**6)}
         if key in ("q", "escape", "backspace"):
             self._following = None
             self._read_at_once()
