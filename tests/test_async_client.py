@@ -41,6 +41,7 @@ BLOCKING = {
         "explain",
         "expected_ends",
         "workers",
+        "services",
         "retry_failed",
         "cancel_all",
     ],

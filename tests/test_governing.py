@@ -105,7 +105,7 @@ def test_memory_that_another_program_takes_during_a_run_stops_no_worker(ai, star
     ai.card.take(2_000_000_000)
     waiting = ai.batch("next")
     until(lambda: "memory_taken" in str(waiting.explain()), "the next waits and says why")
-    assert "a program (pid 4000, 5 GB)" in str(waiting.explain())
+    assert "another program (pid 4000, 5 GB)" in str(waiting.explain())
     ai.card.give(5_000_000_000)
     waiting.result(timeout_s=30)
     assert len(ai.gq.workers()) == 1

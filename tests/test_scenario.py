@@ -196,7 +196,7 @@ def test_a_job_waits_for_memory_that_another_program_holds_and_names_it(ai, star
     start_worker(ai.gq)
     job = ai.batch()
     until(lambda: "memory_taken" in str(job.explain()), "the reason")
-    assert "a program (pid 4000, 6 GB)" in str(job.explain())
+    assert "another program (pid 4000, 6 GB)" in str(job.explain())
     assert "gpu0 has 2.39 GB for it, and it needs 4.77 GB" in str(job.explain())
     assert check_card(ai)["loads"] == 0
     ai.card.give(6_000_000_000)
