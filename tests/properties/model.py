@@ -68,7 +68,7 @@ class Model(ModelRoom):
         """Claim one job for a device, whoever proposed it; everything that must hold is asked again."""
         self.move_due()
         job = self.jobs[job_id]
-        if job["state"] != "available" or job["device"] is not None:
+        if job["state"] != "available" or job["device"] is not None or not job["sized"]:
             return False
         if not self.admits(job["queue"], self.workers[worker].get("held", ())) or self._room_in(job["queue"]) <= 0:
             return False
@@ -185,6 +185,7 @@ class Model(ModelRoom):
             job["output"].append((lease, text))
         if line:
             job["lines"].append((lease, line))
+            self.events.append(("job_logged", job_id, None, {"seq": len(job["lines"]), "lease": lease}))
         if progress is not None:
             job["progress"], job["note"] = progress
             data = {"progress": progress[0], "note": progress[1], "attempt": job["attempt"], "lease": lease}

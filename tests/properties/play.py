@@ -338,6 +338,7 @@ class Play(RuleBasedStateMachine):
         assert [job["finished"] for job in gone] == [job["finished"] for job in prunable[:count]]
         for job in gone:
             del self.model.jobs[job["id"]]
+            self.model.events.append(("job_removed", job["id"], job["queue"], {"state": state}))
             with pytest.raises(UnknownJob):
                 self.gq.job(job["id"])
 
