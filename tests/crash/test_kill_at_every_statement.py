@@ -275,7 +275,8 @@ def contents(path: Path) -> dict[str, list[Any]]:
             for table in (*metadata.tables, "sqlite_master")
             if table != "events"
         }
-        found["events"] = connection.execute("SELECT id, name, job_id, queue, json_remove(data, '$.ran_s') FROM events ORDER BY id").fetchall()
+        told = "SELECT id, name, job_id, queue, json_remove(data, '$.ran_s') FROM events ORDER BY id"
+        found["events"] = connection.execute(told).fetchall()
         return found
 
 
