@@ -29,6 +29,11 @@ POSTPONE = (
     "error = coalesce(?, error), waiting_for = ?, preemptions = preemptions + ? "
     "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
 )
+# What a job would wait for may have come back while the attempt still ran: nobody would wake it then.
+CAME_BACK = (
+    "SELECT enqueued_at FROM jobs WHERE id = ? AND lease = ? AND EXISTS (SELECT 1 FROM events WHERE at >= jobs.started_at "
+    "AND name = 'backend_recovered' AND json_extract(data, '$.backend') = ?)"
+)
 RESERVATIONS = (
     "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id, task, started_at, "
     "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
@@ -146,7 +151,12 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     # What was given back through no doing of its own keeps its place in the queue.
     at_us = None if outcome.outcome in ("released", "preempted") else outcome.at_us
     preempted = int(outcome.outcome == "preempted")
-    row = (str(state), at_us, 0 if outcome.spent else 1, error, outcome.waiting_for, preempted, lease.job_id, lease.lease)
+    waiting_for = outcome.waiting_for
+    if waiting_for is not None:
+        back = connection.execute(CAME_BACK, (lease.job_id, lease.lease, waiting_for)).fetchone()
+        if back is not None:
+            state, at_us, waiting_for = State.AVAILABLE, back[0], None
+    row = (str(state), at_us, 0 if outcome.spent else 1, error, waiting_for, preempted, lease.job_id, lease.lease)
     if connection.execute(POSTPONE, row).rowcount == 0:
         # A cancel that came while it ran ends what would otherwise go on.
         cancelled = JobErrorRecord("cancelled", "cancelled while it ran")

@@ -99,10 +99,15 @@ class Dispatcher:
             self._holds = holds
             self._publish(holds)
             for name, reasons in holds.items():
-                if any(hold.refuse for hold in reasons) and view.queues[name].waiting_count:
+                # Also what no device could ever take: its caller would wait in vain.
+                if any(hold.refuse for hold in reasons) and self._has_available(name):
                     while refused := self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
                         self._log.refused(name, len(refused))  # some hundred jobs at a time
             return view
+
+    def _has_available(self, queue: str) -> bool:
+        with self._store.reading() as connection:
+            return connection.execute(claims.IS_WAITING, (queue,)).fetchone() is not None
 
     def _tell(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
         for name, reasons in holds.items():

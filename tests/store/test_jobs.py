@@ -192,6 +192,21 @@ def test_the_return_of_a_backend_wakes_only_what_waited_for_it(rows: Rows) -> No
     assert rows.claim_one(s=5).attempt == 1
 
 
+def test_a_job_whose_backend_came_back_while_it_ran_waits_for_nothing(rows: Rows) -> None:
+    rows.queue("work")
+    first, second = rows.enqueue(s=1), rows.enqueue(s=1)
+    lease = rows.claim_one(s=5)
+    options = {"error": "refused", "probe_every_s": 1, "longest_s": 1}
+    rows.store.backend_lost("ollama", now_us=at(6), **options)
+    assert rows.store.backend_answered("ollama", worked=False, now_us=at(7))
+    other = rows.claim_one(s=8)
+    rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=300, s=9)
+    rows.postpone(other, "snoozed", spent=False, waiting_for="ollama", due_s=300, s=9)
+    job = rows.job(first)
+    assert (job.state, job.scheduled_at, job.waiting_for) == (State.AVAILABLE, from_us(at(1)), None)
+    assert (rows.state(second), rows.job(second).waiting_for) == (State.RETRYABLE, "ollama"), "it was back before this began"
+
+
 def test_a_job_never_runs_twice_by_being_due_and_cancelled(rows: Rows) -> None:
     job_id = rows.enqueue(due_s=1)
     rows.store.cancel(job_id, now_us=at(0))

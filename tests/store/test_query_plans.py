@@ -33,6 +33,7 @@ STATEMENTS = {
     outcomes.COMPLETE: "key",
     outcomes.FINISH: "key",
     outcomes.POSTPONE: "key",
+    outcomes.CAME_BACK: "key",
     outcomes.RESERVATIONS: "jobs_reserved",
     outcomes.RUNNING_OF: "jobs_running",
     queries.RESULT: "key",
