@@ -9,7 +9,7 @@ import redis
 from gpuqueue_redis_mirror.commands import reader_line
 from gpuqueue_redis_mirror.layout import milliseconds
 from mirror_scene.readers import READERS
-from mirror_scene.scene import level
+from mirror_scene.scene import heard, level
 
 from gpuqueue.testing.waiting import wait_until
 
@@ -103,21 +103,22 @@ def fields_of(record, gq):
 
 
 @pytest.mark.parametrize("kind", ["python", "node-5", "node-6"])
-def test_listeners_hear_a_jobs_life(make, start, redis_server, make_reader, kind):
+def test_listeners_hear_a_jobs_life(make, start, redis_server, client, make_reader, kind):
     gq = make()
     start(gq)
     level(gq, redis_server)
     done, failed = gq.work.enqueue(n=1), gq.work.enqueue(n=2, fails=True)
     done.result(timeout_s=20)
     wait_until(lambda: failed.refresh().state == "discarded")
-    level(gq, redis_server)
-    heard = make_reader(kind, redis_server.url).events("mail")
-    told = [event["event"] for event in heard if event.get("jobId") == str(done.id)]
+    heard(client, "mail", "completed")
+    heard(client, "mail", "failed")
+    events = make_reader(kind, redis_server.url).events("mail")
+    told = [event["event"] for event in events if event.get("jobId") == str(done.id)]
     assert told == ["added", "waiting", "active", "progress", "completed"]
-    (completed,) = (event for event in heard if event["event"] == "completed")
+    (completed,) = (event for event in events if event["event"] == "completed")
     value = completed["returnvalue"]
     assert (json.loads(value) if isinstance(value, str) else value) == {"n": 1}
-    (lost,) = (event for event in heard if event["event"] == "failed")
+    (lost,) = (event for event in events if event["event"] == "failed")
     assert (lost["jobId"], lost["failedReason"]) == (str(failed.id), "not this one")
 
 

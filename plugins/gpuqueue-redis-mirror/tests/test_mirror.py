@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from gpuqueue_redis_mirror import Mirror, service
-from mirror_scene.scene import QUEUES, level
+from mirror_scene.scene import QUEUES, heard, level
 
 from gpuqueue import ConfigurationError
 from gpuqueue.testing.waiting import wait_until
@@ -66,7 +66,7 @@ def test_listeners_hear_what_happened_to_a_job_in_its_order(make, start, redis_s
     level(gq, redis_server)
     job = gq.work.enqueue(n=1)
     job.result(timeout_s=20)
-    level(gq, redis_server)
+    heard(client, "mail", "completed")
     told = [fields for _, fields in client.xrange("bull:mail:events") if fields.get("jobId") == str(job.id)]
     names = [fields["event"] for fields in told]
     assert [name for name in names if name != "progress"] == ["added", "waiting", "active", "completed"]

@@ -40,3 +40,8 @@ def level(gq, server, kept=(1000, 5000)):
         wait_until(same, "the mirror is as the queue")
     except AssertionError:
         raise AssertionError(last[:5]) from None
+
+
+def heard(client, queue, event):
+    """Wait for an event in a queue's stream: the keys of a batch may be ahead of what listeners hear."""
+    wait_until(lambda: any(fields["event"] == event for _, fields in client.xrange(f"bull:{queue}:events")), f"{event} is told")
