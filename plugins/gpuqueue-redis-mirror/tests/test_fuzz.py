@@ -232,3 +232,39 @@ def test_a_listener_of_node_lives_through_all_of_it(make_gpuqueue, redis_server,
         assert listener.died_of is None
     finally:
         play.close()
+
+
+@pytest.fixture
+def play(make_gpuqueue, redis_server):
+    play = Play(make_gpuqueue("[queues.mail]\n[queues.slow]\n"), redis_server, seed=0)
+    play.writer.look()
+    yield play
+    play.close()
+
+
+def differences(play):
+    with play.gq.read() as reader:
+        source = Source(play.gq, Kept(3, 2))
+        return list(compare.differences(reader, source, play.writer.target, source.held()))
+
+
+def test_what_came_and_was_left_out_again_within_one_batch_leaves_nothing(play):
+    for _ in range(6):
+        play.work.enqueue(how="works")
+    play.run()
+    play.writer.write_batch()
+    play.writer.look()  # shows the queues that the worker brought
+    assert differences(play) == []
+
+
+def test_a_server_that_comes_back_with_what_it_had_saved_before_is_written_anew(play, redis_server):
+    with redis_server.client() as client:
+        client.save()
+    play.work.enqueue(how="works")
+    play.run()
+    play.writer.write_batch()
+    redis_server.kill()
+    redis_server.start()
+    assert differences(play) != []
+    play.writer.look()
+    assert differences(play) == []
