@@ -121,18 +121,17 @@ class Mirroring:
             self._note(context)
             if is_last and written < BATCH:
                 return
-            if written:
-                # The jobs come first: while they keep coming, a batch takes a tenth of the time, and half of it to catch up.
-                context.stopping.wait(took_s if written == BATCH else min(max(POLL_S, 9 * took_s), LONGEST_LAG_S))
-                continue
-            if time.monotonic() - self._checked_s >= CHECK_S:
+            if written < BATCH and time.monotonic() - self._checked_s >= CHECK_S:
                 self._checked_s = time.monotonic()
                 self.mend()
-            context.stopping.wait(POLL_S)
+            # The jobs come first: while they keep coming, a batch takes a tenth of the time, and half of it to catch up.
+            context.stopping.wait(took_s if written == BATCH else min(max(POLL_S, 9 * took_s), LONGEST_LAG_S))
 
     def begin(self) -> None:
-        """Keep writers of earlier terms out. Raises: as `follow`."""
-        self.target.begin(self._term)
+        """Keep writers of earlier terms out, and clear the way for events. Raises: as `follow`."""
+        with self._gq.read() as reader:
+            queues = reader.queues()
+        self.target.begin(self._term, queues)
 
     def close(self) -> None:
         self._workers.close()
@@ -203,8 +202,7 @@ class Mirroring:
     def mend(self) -> int:
         """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
         with self._gq.read() as reader:
-            if reader.last_event_id != self.follower.position:
-                return 0  # what is not written yet would look like a difference
+            is_level = reader.last_event_id == self.follower.position
             queues = reader.queues()
             self.target.mend_streams(queues)
             found = differences(reader, self._source, self.target, self._held)
@@ -216,7 +214,8 @@ class Mirroring:
                 )
                 self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
                 count += len(part)
-        if count:
+        self._shown = {}
+        if count and is_level:  # else it may only be what was not written yet
             logger.warning("the mirror had %d keys that were not as the queue says, and are again", count)
         return count
 

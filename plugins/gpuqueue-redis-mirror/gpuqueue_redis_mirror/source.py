@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 
 from gpuqueue import GPUQueue, Reader, State
 from gpuqueue_redis_mirror.layout import DELAYED, FAILED, MINUTES, Key, QueueRows, job_keys, queue_keys
@@ -48,18 +49,15 @@ class Source:
         )
 
     def everything(self, reader: Reader, prefix: str, held: Mapping[str, bool]) -> Iterator[tuple[str, Key]]:
-        """Every key there is to be: (key, what it holds), a queue after the other."""
+        """Every key there is to be: (key, what it holds), a queue after the other, its jobs before the lists that name them."""
         counts = reader.counts()
         for name in reader.queues():
             rows = self.queue(reader, name, is_held=held.get(name, False), counts=counts.get(name, {}))
-            for suffix, key in queue_keys(rows).items():
-                if key:
-                    yield f"{prefix}:{name}:{suffix}", key
-            for suffix, key in self.bodies(reader, rows.ids):
+            for suffix, key in chain(self._bodies(reader, rows.ids), queue_keys(rows).items()):
                 if key:
                     yield f"{prefix}:{name}:{suffix}", key
 
-    def bodies(self, reader: Reader, ids: Iterable[int]) -> Iterator[tuple[str, Key]]:
+    def _bodies(self, reader: Reader, ids: Iterable[int]) -> Iterator[tuple[str, Key]]:
         wanted = sorted(ids)
         for start in range(0, len(wanted), BODIES_AT_ONCE):
             for record in reader.records(wanted[start : start + BODIES_AT_ONCE]).values():

@@ -86,11 +86,16 @@ class Target:
         """Ask whoever writes the mirror for a rebuild."""
         self.client.hset(self._own, "asked", what)
 
-    def begin(self, term: int) -> None:
-        """Let no worker of an earlier term write any more. Raises: Superseded; redis.RedisError."""
+    def begin(self, term: int, queues: Iterable[str]) -> None:
+        """Let no worker of an earlier term write any more, and clear the way for events of these queues.
+
+        What is another queue's is left as it is. Raises: Superseded; redis.RedisError.
+        """
         state = self.state()
         if state is not None and self._is_mine(state):
             self._transact(term, lambda pipe: pipe.hset(self._own, mapping={"term": term, "written_s": repr(time.time())}))
+        if state is not None and state.database == self.database:
+            self.mend_streams(queues)
 
     def _is_mine(self, state: State) -> bool:
         return state.database in ("", self.database)
@@ -168,8 +173,8 @@ class Target:
         before = self.state()
         self._refuse_others(before, queues, replace=replace)
         self._last_ms.clear()
-        staging = f"{OWN}:staging:"
-        for name in self.client.scan_iter(match=f"{staging}*", count=1000):
+        staging = f"{self._own}:staging:"
+        for name in self.client.scan_iter(match=f"{_escaped(staging)}*", count=1000):
             self.client.unlink(name)
         staged: set[str] = set()
         in_place: set[str] = set()
@@ -235,11 +240,11 @@ class Target:
 
     def names(self, queues: Iterable[str]) -> Iterator[str]:
         """The keys that stand under queues, but for their events."""
-        for queue in sorted(queues):
-            base = f"{self.prefix}:{queue}:"
-            for name in self.client.scan_iter(match=f"{_escaped(base)}*", count=1000):
-                if name != f"{base}events":
-                    yield name
+        bases = tuple(f"{self.prefix}:{queue}:" for queue in queues)
+        streams = {f"{base}events" for base in bases}
+        for name in self.client.scan_iter(match=f"{_escaped(self.prefix)}:*", count=1000):
+            if name.startswith(bases) and name not in streams:
+                yield name
 
     def listed(self, queue: str) -> set[int]:
         """The jobs that stand in the lists of a queue; what somebody else wrote there is left to the next comparison."""

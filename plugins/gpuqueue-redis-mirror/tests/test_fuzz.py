@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 import redis
 from gpuqueue_redis_mirror import compare
+from gpuqueue_redis_mirror.layout import Key
 from gpuqueue_redis_mirror.service import Mirroring, identity
 from gpuqueue_redis_mirror.settings import Settings
 from gpuqueue_redis_mirror.source import Kept, Source
@@ -157,7 +158,7 @@ class Play:
                     lambda: client.hset(f"bull:{queue}:999999", "name", "stray"),
                     lambda: client.lpush(f"bull:{queue}:12:logs", "stray"),
                     lambda: client.zadd(f"bull:{queue}:completed", {"999999": 1}),
-                    lambda: client.hset("gpuqueue-mirror:staging:bull:x", "a", "b"),
+                    lambda: client.hset("gpuqueue-mirror:bull:staging:x", "a", "b"),
                 ],
                 2,
             ):
@@ -268,3 +269,35 @@ def test_a_server_that_comes_back_with_what_it_had_saved_before_is_written_anew(
     assert differences(play) != []
     play.writer.look()
     assert differences(play) == []
+
+
+def test_what_somebody_else_changed_is_put_right_also_while_events_keep_coming(play, redis_server):
+    play.work.enqueue(how="works")
+    play.writer.write_batch()
+    with redis_server.client() as client:
+        client.delete("bull:mail:meta")
+        client.lpush("bull:mail:99", "stray")
+        play.work.enqueue(how="works")  # not written yet
+        assert play.writer.mend() > 0
+        assert client.exists("bull:mail:meta") and not client.exists("bull:mail:99")
+    play.writer.write_batch()
+    assert differences(play) == []
+
+
+def test_two_mirrors_on_one_server_leave_each_other_alone(play, redis_server):
+    other = Target(redis_server.url, "other", "of another queue")
+
+    def keys(prefix, meanwhile=lambda: None):
+        for number in range(1500):
+            if number == 1200:
+                meanwhile()
+            yield f"{prefix}:mail:{number}", Key("hash", {"name": "work"})
+
+    def build_other():
+        other.rebuild(keys("other"), cursor=1, queues=["mail"], term=1)
+
+    assert play.writer.target.rebuild(keys("bull", build_other), cursor=1, queues=["mail"], term=9) == 1500
+    with redis_server.client() as client:
+        assert [len(client.keys(f"{prefix}:mail:*")) for prefix in ("bull", "other")] == [1500, 1500]
+        assert client.keys("gpuqueue-mirror:*:staging:*") == []
+    other.close()
