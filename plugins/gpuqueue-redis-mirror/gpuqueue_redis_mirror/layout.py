@@ -121,7 +121,10 @@ def progress(part: float, note: str) -> str:
 
 def result_of(record: Record | None) -> str:
     """A result as JSON, also where there is none: a client that hears of a completed job without one dies."""
-    return "null" if record is None or record.result is None else dumps(json.loads(record.result))
+    if record is None or record.result is None:
+        return "null"
+    may_have_nan = "NaN" in record.result or "Infinity" in record.result
+    return dumps(json.loads(record.result)) if may_have_nan else record.result
 
 
 # --- a queue ---

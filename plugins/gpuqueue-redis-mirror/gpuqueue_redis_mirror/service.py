@@ -176,6 +176,7 @@ class Mirroring:
                 replace=replace,
             )
         self._shown = {}
+        self._checked_s = time.monotonic()
         self.follower.advance(cursor)
         self._is_new = False
         return count
