@@ -26,8 +26,8 @@ FUTURE_S = 3600.0
 BUSY_S = 30.0  # a mirror that was written so lately has a writer
 Command = tuple[str | int, ...]  # the words of one command
 # Takes keys away and runs commands in one go behind the fence. Its first write asks for memory: a full server refuses all of it.
-# What was told before is refused, since a stream's ids only grow: that error names XADD. The commands come as one JSON text, which
-# costs the sender a tenth of what a word at a time does.
+# What was told before is refused, since a stream's ids only grow: that error names XADD. The commands come as one JSON text,
+# which costs the sender a tenth of what a word at a time does.
 FENCED = """
 local term, database, takes_over = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 local held = redis.call('HMGET', KEYS[1], 'term', 'database')
