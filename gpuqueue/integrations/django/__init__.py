@@ -1,0 +1,34 @@
+"""Owns gpuqueue's public names for Django, loaded at first use; needs no database and no settings to be imported.
+
+INSTALLED_APPS = ["gpuqueue.integrations.django"]
+TASKS = {"default": {"BACKEND": "gpuqueue.integrations.django.Backend"}}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.backend import Backend
+    from gpuqueue.integrations.django.gpu_task import GPUTask, task
+    from gpuqueue.integrations.django.queues import DjangoQueue, queue
+
+__all__ = ["Backend", "DjangoQueue", "GPUTask", "queue", "task"]
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name):
+        # Django imports this package while its apps are not ready, and a backend only when a task asks for it.
+        if name not in _LOADED_LATER:
+            raise AttributeError(f"module 'gpuqueue.integrations.django' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(f"{__name__}.{_LOADED_LATER[name]}"), name)
+
+    _LOADED_LATER = {
+        "Backend": "backend",
+        "DjangoQueue": "queues",
+        "GPUTask": "gpu_task",
+        "queue": "queues",
+        "task": "gpu_task",
+    }

@@ -1,0 +1,14 @@
+"""Owns the Django app: its label, and what is connected when Django is ready; reads no queue."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class GPUQueueConfig(AppConfig):
+    """The app `gpuqueue`."""
+
+    name = "gpuqueue.integrations.django"
+    label = "gpuqueue"
+    verbose_name = "gpuqueue"
+    default = True

@@ -1,0 +1,83 @@
+"""Owns the backend of Django's tasks: what is enqueued becomes a job, and a job is told as a result; runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils import timezone
+
+from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.integrations.django import queues, results
+from gpuqueue.integrations.django.gpu_task import GPUTask
+from gpuqueue.integrations.django.queues import DjangoQueue, options_of
+from gpuqueue.integrations.django.tasks_api import (
+    BaseTaskBackend,
+    InvalidTask,
+    TaskResultDoesNotExist,
+    normalize_json,
+    task_enqueued,
+)
+from gpuqueue.options import merged, read_options
+from gpuqueue.units import to_us
+
+__all__ = ["Backend"]
+
+
+class Backend(BaseTaskBackend):
+    """Keeps tasks as jobs of a gpuqueue.
+
+    OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
+    it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
+    mappings: `"queues": {"ai": {"gpu": True}}`.
+    """
+
+    task_class = GPUTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    @property
+    def gq(self) -> DjangoQueue:
+        """The queue object, which all threads share."""
+        return queues.queue_of(self.alias, self.options, frozenset(self.queues))
+
+    def validate_task(self, task: Any) -> None:
+        """Refuse what cannot be enqueued. Raises: InvalidTask."""
+        super().validate_task(task)
+        try:
+            read_options(options_of(task))
+        except UsageError as error:
+            raise InvalidTask(f"{task.module_path}: {error}") from None
+
+    def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
+        """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
+        self.validate_task(task)
+        arguments = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        asked = options_of(task)
+        if task.run_after is not None:
+            arguments["run_after"] = task.run_after.isoformat()
+            asked["at"] = task.run_after if timezone.is_aware(task.run_after) else timezone.make_aware(task.run_after)
+        gq = self.gq
+        made = gq.task_of(task)
+        options = read_options(
+            {**asked, "queue": task.queue_name, "priority": task.priority or None, "connection": gq.transaction()}
+        )
+        handle = gq.submit(made, arguments, merged(options, made.defaults))
+        result = results.new_result(handle.id, handle.enqueued_at, task, args, kwargs, self.alias)
+        task_enqueued.send_robust(type(self), task_result=result)
+        return result
+
+    def get_result(self, result_id: str) -> Any:
+        """Read a job's result. Raises: TaskResultDoesNotExist."""
+        gq = self.gq
+        named = results.read_result_id(result_id)
+        try:
+            if named is None:
+                raise UnknownJob(0)
+            job = gq.store.get_job(named[0])
+            if to_us(job.enqueued_at) != named[1]:
+                raise UnknownJob(named[0])
+        except UnknownJob:
+            raise TaskResultDoesNotExist(result_id) from None
+        return results.result_of(gq, job)

@@ -1,0 +1,175 @@
+"""Owns the queue object behind each entry of TASKS: which file, which configuration; runs and enqueues nothing itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import connections
+
+from gpuqueue.config import Config, database_path
+from gpuqueue.errors import ConfigurationError, UsageError
+from gpuqueue.integrations.django.gpu_task import JOB_OPTIONS
+from gpuqueue.integrations.django.running import runner
+from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
+from gpuqueue.options import read_options
+from gpuqueue.queue import GPUQueue
+from gpuqueue.tasks import Signature, Task
+from gpuqueue.verdicts import read_rules
+
+__all__ = ["DjangoQueue", "queue"]
+
+OWN_FILE = "gpuqueue.db"
+CONFIGURATION = "gpuqueue.toml"
+ARGUMENTS = Signature(frozenset(), frozenset({"args", "kwargs", "run_after", "model"}))
+
+
+class DjangoQueue(GPUQueue):
+    """The queue object of one entry of TASKS: Django's tasks, and all that a GPUQueue is.
+
+    `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue lives in, None for a file of its own.
+    """
+
+    def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str]) -> None:
+        super().__init__(config=config)
+        self.alias = alias
+        self.database_alias = database_alias
+        for name in names:
+            self._declared.add_queue_name(name)
+
+    def task_of(self, task: Any) -> Task[..., Any]:
+        """Return the task of this queue that runs a Django task; it is made at the first use. Raises: UsageError."""
+        path = task.module_path
+        known = self.tasks.get(path)
+        return known if known is not None else self.add_task(self._made(task, path))
+
+    def _made(self, task: Any, path: str) -> Task[..., Any]:
+        rules = read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
+        return Task(
+            self,
+            path,
+            runner(self.alias, path, task.func),
+            read_options({**options_of(task), "queue": task.queue_name}),
+            signature=ARGUMENTS,
+            rules=rules,
+            preemptible=bool(getattr(task, "preemptible", False)),
+        )
+
+    def transaction(self) -> Any:
+        """Return Django's connection when this thread is in a transaction on the queue's file, else None."""
+        if self.database_alias is None:
+            return None
+        connection = connections[self.database_alias]
+        is_open = connection.connection is not None
+        is_in_transaction = connection.in_atomic_block or (
+            not connection.autocommit if is_open else not connection.settings_dict["AUTOCOMMIT"]
+        )
+        return connection if is_in_transaction else None
+
+
+def options_of(task: Any) -> dict[str, Any]:
+    """Collect what a Django task asks for, named as gpuqueue names it."""
+    return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
+
+
+def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
+    """Return the queue object of an entry of TASKS; every thread of the process gets the same one.
+
+    Raises: ConfigurationError.
+    """
+    from gpuqueue.integrations.django.backend import Backend
+
+    backend = task_backends[alias]
+    if not isinstance(backend, Backend):
+        raise ConfigurationError(f"TASKS[{alias!r}] is a {type(backend).__name__}, which has no queue of gpuqueue's")
+    return backend.gq
+
+
+def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+    """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
+    key = (repr(sorted(options.items())), tuple(sorted(names)), *_files(options))
+    with _lock:
+        made = _made.get(alias)
+        if made is None or made[0] != key:
+            made = _made[alias] = (key, _queue(alias, options, names))
+        return made[1]
+
+
+def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+    where = f"TASKS[{alias!r}]['OPTIONS']"
+    given = dict(options)
+    database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
+    if database is not None and file is not None:
+        raise ConfigurationError(f"{where}: give 'database', an entry of DATABASES, or 'file', not both")
+    path = _configuration_file(configuration)
+    if database is not None:
+        given["database"] = str(file_of(database, where))
+    elif file is not None:
+        given["database"] = str(_base() / file)
+    elif path is None and not os.environ.get("GPUQUEUE_DATABASE"):
+        given["database"] = str(_base() / OWN_FILE)
+    try:
+        config = Config.load(path, **given)
+    except UsageError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    return DjangoQueue(alias, config, database or _alias_of(database_path(config.database)), names)
+
+
+def _base() -> Path:
+    return Path(getattr(settings, "BASE_DIR", None) or Path.cwd())
+
+
+def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
+    if given is not None:
+        return _base() / given
+    if named := os.environ.get("GPUQUEUE_CONFIG"):
+        return Path(named)
+    found = _base() / CONFIGURATION
+    return found if found.exists() else None
+
+
+def file_of(alias: str, where: str = "") -> Path:
+    """Return the file of an entry of DATABASES. Raises: ConfigurationError when it is no SQLite file."""
+    said = f"{where}: " if where else ""
+    if alias not in connections.settings:
+        raise ConfigurationError(
+            f"{said}there is no database {alias!r} in DATABASES; there are: {', '.join(connections.settings)}"
+        )
+    connection = connections[alias]
+    if connection.vendor != "sqlite":
+        raise ConfigurationError(
+            f"{said}the database {alias!r} is {connection.display_name}, and gpuqueue keeps its jobs in an SQLite file; leave "
+            "'database' out, and the queue has a file of its own"
+        )
+    if connection.is_in_memory_db():
+        raise ConfigurationError(
+            f"{said}the database {alias!r} is in memory, where no worker sees it. In tests use "
+            "'gpuqueue.integrations.django.EagerBackend', or give the test database a file: DATABASES[…]['TEST']['NAME']"
+        )
+    return Path(os.path.abspath(connection.settings_dict["NAME"]))
+
+
+def _alias_of(path: Path) -> str | None:
+    """Find the entry of DATABASES that is this file."""
+    for alias in connections.settings:
+        connection = connections[alias]
+        if connection.vendor == "sqlite" and not connection.is_in_memory_db():
+            other = Path(os.path.abspath(connection.settings_dict["NAME"]))
+            if other == path or (other.exists() and path.exists() and other.samefile(path)):
+                return str(alias)
+    return None
+
+
+def _files(options: Mapping[str, Any]) -> tuple[str, ...]:
+    # Django's test runner gives its databases other names while it runs.
+    alias = options.get("database")
+    named = str(connections[alias].settings_dict["NAME"]) if alias in connections.settings else ""
+    return named, os.environ.get("GPUQUEUE_DATABASE", ""), os.environ.get("GPUQUEUE_CONFIG", ""), str(_base())
+
+
+_lock = threading.Lock()
+_made: dict[str, tuple[Any, DjangoQueue]] = {}
