@@ -12,3 +12,8 @@ class GPUQueueConfig(AppConfig):
     label = "gpuqueue"
     verbose_name = "gpuqueue"
     default = True
+
+    def ready(self) -> None:
+        from gpuqueue.integrations.django import holding
+
+        holding.watch()
