@@ -1,1 +1,4 @@
-"""Owns the place of the web frameworks' integrations; imports none of them, each is loaded by who uses it."""
+"""Owns gpuqueue's places inside web frameworks, a module for each; the queue knows none of them.
+
+A framework is loaded by nobody but who imports the module of its name.
+"""
