@@ -6,7 +6,7 @@ import inspect
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,10 @@ def boot(
 
     def executor_of(lease: Lease) -> AnyExecutor | None:
         backend = backends.of(lease) if lease.task in VERBS else None
-        return executors.get(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
+        name = lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1)
+        if name not in executors and (found := gq.find_task(name)) is not None and found.function is not None:
+            executors[name] = _executor_of_task(found, gq, settings, children)
+        return executors.get(name)
 
     attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now, log=log)
     dispatcher = Dispatcher(
@@ -279,21 +282,24 @@ def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Cache
     return {name: CachedDevice(device) for name, device in devices.items()}
 
 
-def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> Mapping[str, AnyExecutor]:
+def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> dict[str, AnyExecutor]:
     executors: dict[str, AnyExecutor] = {}
     details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
     for _, answer in plugins.each("register_executors", details):
         executors = {**answer, **executors}
     for name, task in gq.tasks.items():
-        if task.function is None:
-            continue
-        if task.isolate:
-            executors[name] = _isolated(task, children, settings, lease_s=gq.config.worker.lease_s)
-        elif inspect.iscoroutinefunction(task.function):
-            executors[name] = CoroutineExecutor(task.function, preemptible=task.preemptible)
-        else:
-            executors[name] = CallableExecutor(task.function, preemptible=task.preemptible)
+        if task.function is not None:
+            executors[name] = _executor_of_task(task, gq, settings, children)
     return executors
+
+
+def _executor_of_task(task: Task[..., Any], gq: GPUQueue, settings: SharedSettings, children: Children) -> AnyExecutor:
+    assert task.function is not None
+    if task.isolate:
+        return _isolated(task, children, settings, lease_s=gq.config.worker.lease_s)
+    if inspect.iscoroutinefunction(task.function):
+        return CoroutineExecutor(task.function, preemptible=task.preemptible)
+    return CallableExecutor(task.function, preemptible=task.preemptible)
 
 
 def _isolated(task: Task[..., Any], children: Children, settings: SharedSettings, *, lease_s: float) -> Executor:

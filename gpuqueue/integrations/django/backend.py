@@ -18,6 +18,7 @@ from gpuqueue.integrations.django.tasks_api import (
     task_enqueued,
 )
 from gpuqueue.options import merged, read_options
+from gpuqueue.store import queries
 from gpuqueue.units import to_us
 
 __all__ = ["Backend"]
@@ -53,8 +54,10 @@ class Backend(BaseTaskBackend):
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
         self.validate_task(task)
-        arguments = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        arguments: dict[str, Any] = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
         asked = options_of(task)
+        if getattr(task, "model", None):
+            arguments["model"] = task.model
         if task.run_after is not None:
             arguments["run_after"] = task.run_after.isoformat()
             asked["at"] = task.run_after if timezone.is_aware(task.run_after) else timezone.make_aware(task.run_after)
@@ -72,12 +75,13 @@ class Backend(BaseTaskBackend):
         """Read a job's result. Raises: TaskResultDoesNotExist."""
         gq = self.gq
         named = results.read_result_id(result_id)
+        if named is None:
+            raise TaskResultDoesNotExist(result_id)
         try:
-            if named is None:
-                raise UnknownJob(0)
-            job = gq.store.get_job(named[0])
-            if to_us(job.enqueued_at) != named[1]:
-                raise UnknownJob(named[0])
+            with gq.rows() as connection:
+                job = queries.get_job(connection, named[0])
+                if to_us(job.enqueued_at) == named[1]:
+                    return results.result_of(gq, connection, job)
         except UnknownJob:
-            raise TaskResultDoesNotExist(result_id) from None
-        return results.result_of(gq, job)
+            pass
+        raise TaskResultDoesNotExist(result_id)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 from django.db import connections
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.integrations.django.gpu_task import JOB_OPTIONS
+from gpuqueue.integrations.django.model_demand import ModelDemand
+from gpuqueue.integrations.django.results import import_task
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
 from gpuqueue.options import read_options
@@ -25,6 +31,7 @@ __all__ = ["DjangoQueue", "queue"]
 
 OWN_FILE = "gpuqueue.db"
 CONFIGURATION = "gpuqueue.toml"
+logger = logging.getLogger("gpuqueue.django")
 ARGUMENTS = Signature(frozenset(), frozenset({"args", "kwargs", "run_after", "model"}))
 
 
@@ -35,7 +42,7 @@ class DjangoQueue(GPUQueue):
     """
 
     def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str]) -> None:
-        super().__init__(config=config)
+        super().__init__(config=config, plugins={"django": ModelDemand()})
         self.alias = alias
         self.database_alias = database_alias
         for name in names:
@@ -47,12 +54,22 @@ class DjangoQueue(GPUQueue):
         known = self.tasks.get(path)
         return known if known is not None else self.add_task(self._made(task, path))
 
+    def find_task(self, name: str) -> Task[..., Any] | None:
+        """Find a task, also one whose module nobody has imported here yet."""
+        known = self.tasks.get(name)
+        if known is None:
+            try:
+                known = self.task_of(import_task(name))
+            except (ImportError, SuspiciousOperation) as error:
+                logger.warning("the task %s cannot be imported: %s", name, error)
+        return known
+
     def _made(self, task: Any, path: str) -> Task[..., Any]:
         rules = read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
         return Task(
             self,
             path,
-            runner(self.alias, path, task.func),
+            runner(self, task.func),
             read_options({**options_of(task), "queue": task.queue_name}),
             signature=ARGUMENTS,
             rules=rules,
@@ -69,6 +86,17 @@ class DjangoQueue(GPUQueue):
             not connection.autocommit if is_open else not connection.settings_dict["AUTOCOMMIT"]
         )
         return connection if is_in_transaction else None
+
+    @contextmanager
+    def rows(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that reads the rows of one moment; inside a transaction of Django's, as that one sees them."""
+        inside = self.transaction()
+        if inside is None:
+            with self.store.snapshot() as connection:
+                yield connection
+        else:
+            inside.ensure_connection()
+            yield inside.connection
 
 
 def options_of(task: Any) -> dict[str, Any]:
