@@ -94,6 +94,7 @@ def boot(
     queues: tuple[str, ...] | None,
     threads: int,
     accept_config: bool,
+    may_begin: Callable[[], bool],
     on_lease_lost: Callable[[], None],
     on_file_gone: Callable[[str], None],
 ) -> Parts:
@@ -160,7 +161,9 @@ def boot(
             executors[name] = _executor_of_task(found, gq, settings, children)
         return executors.get(name)
 
-    attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now, log=log)
+    attempts = Attempts(
+        store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now, log=log, may_begin=may_begin
+    )
     dispatcher = Dispatcher(
         store,
         plugins,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.backend import Backend
+    from gpuqueue.integrations.django.eager import EagerBackend
     from gpuqueue.integrations.django.gpu_task import GPUTask, task
     from gpuqueue.integrations.django.queues import DjangoQueue, queue
 
-__all__ = ["Backend", "DjangoQueue", "GPUTask", "queue", "task"]
+__all__ = ["Backend", "DjangoQueue", "EagerBackend", "GPUTask", "queue", "task"]
 
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
@@ -28,6 +29,7 @@ if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every 
     _LOADED_LATER = {
         "Backend": "backend",
         "DjangoQueue": "queues",
+        "EagerBackend": "eager",
         "GPUTask": "gpu_task",
         "queue": "queues",
         "task": "gpu_task",

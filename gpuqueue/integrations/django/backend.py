@@ -8,8 +8,8 @@ from django.utils import timezone
 
 from gpuqueue.errors import UnknownJob, UsageError
 from gpuqueue.integrations.django import queues, results
-from gpuqueue.integrations.django.gpu_task import GPUTask
-from gpuqueue.integrations.django.queues import DjangoQueue, options_of
+from gpuqueue.integrations.django.gpu_task import GPUTask, declared, options_of
+from gpuqueue.integrations.django.queues import DjangoQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
     InvalidTask,
@@ -50,6 +50,7 @@ class Backend(BaseTaskBackend):
             read_options(options_of(task))
         except UsageError as error:
             raise InvalidTask(f"{task.module_path}: {error}") from None
+        declared.setdefault(self.alias, {}).setdefault(task.module_path, task)
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Store a job; in a transaction on the queue's own file it belongs to that transaction."""

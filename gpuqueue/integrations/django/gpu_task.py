@@ -12,6 +12,9 @@ from gpuqueue.units import Duration
 
 __all__ = ["GPUTask", "task"]
 
+# The tasks that were made in this process: {backend's alias: {path: task}}, each as its decorator made it.
+declared: dict[str, dict[str, Any]] = {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPUTask(Task):
@@ -45,6 +48,11 @@ class GPUTask(Task):
 OWN = tuple(field.name for field in fields(GPUTask) if field.name not in {known.name for known in fields(Task)})
 JOB_OPTIONS = ("vram", "device", "timeout", "max_attempts", "expires_in", "tags")  # named as `gpuqueue.options` names them
 CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
+
+
+def options_of(task: Any) -> dict[str, Any]:
+    """Collect what a Django task asks for, named as gpuqueue names it."""
+    return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
 
 
 def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_ALIAS, **options: Any) -> Any:

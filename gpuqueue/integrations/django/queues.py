@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
 from django.db import connections
+from django.utils.module_loading import autodiscover_modules
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.errors import ConfigurationError, UsageError
-from gpuqueue.integrations.django.gpu_task import JOB_OPTIONS
+from gpuqueue.integrations.django.gpu_task import declared, options_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task
 from gpuqueue.integrations.django.running import runner
@@ -60,9 +61,20 @@ class DjangoQueue(GPUQueue):
         if known is None:
             try:
                 known = self.task_of(import_task(name))
-            except (ImportError, SuspiciousOperation) as error:
-                logger.warning("the task %s cannot be imported: %s", name, error)
+            except Exception as error:  # whatever a module raises while it is imported
+                logger.warning("the task %s cannot be imported: %s: %s", name, type(error).__name__, error)
         return known
+
+    def discover(self) -> None:
+        """Import the `tasks.py` of every app, so that a worker knows their tasks from its start."""
+        autodiscover_modules("tasks")
+        for task in list(declared.get(self.alias, {}).values()):
+            self.task_of(task)
+
+    def worker_command(self, queue: str) -> str:
+        """Word the command that starts a worker for this queue."""
+        other = "" if self.alias == DEFAULT_ALIAS else f" --backend {shlex.quote(self.alias)}"
+        return f"python manage.py gpuqueue_worker{other}"
 
     def _made(self, task: Any, path: str) -> Task[..., Any]:
         rules = read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
@@ -97,11 +109,6 @@ class DjangoQueue(GPUQueue):
         else:
             inside.ensure_connection()
             yield inside.connection
-
-
-def options_of(task: Any) -> dict[str, Any]:
-    """Collect what a Django task asks for, named as gpuqueue names it."""
-    return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
 
 
 def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
