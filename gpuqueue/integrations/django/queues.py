@@ -46,6 +46,7 @@ class DjangoQueue(GPUQueue):
         super().__init__(config=config, plugins={"django": ModelDemand()})
         self.alias = alias
         self.database_alias = database_alias
+        self._missing: set[str] = set()  # tasks that cannot be imported here
         for name in names:
             self._declared.add_queue_name(name)
 
@@ -58,10 +59,11 @@ class DjangoQueue(GPUQueue):
     def find_task(self, name: str) -> Task[..., Any] | None:
         """Find a task, also one whose module nobody has imported here yet."""
         known = self.tasks.get(name)
-        if known is None:
+        if known is None and name not in self._missing:
             try:
                 known = self.task_of(import_task(name))
             except Exception as error:  # whatever a module raises while it is imported
+                self._missing.add(name)
                 logger.warning("the task %s cannot be imported: %s: %s", name, type(error).__name__, error)
         return known
 
