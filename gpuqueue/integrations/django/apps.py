@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.checks import register
+from django.db.models.signals import post_migrate
 
 
 class GPUQueueConfig(AppConfig):
@@ -14,6 +16,11 @@ class GPUQueueConfig(AppConfig):
     default = True
 
     def ready(self) -> None:
-        from gpuqueue.integrations.django import holding
+        from gpuqueue.integrations.django import checks, holding
 
         holding.watch()
+        register(checks.check)
+        if checks.has_tasks():
+            from gpuqueue.integrations.django.upgrading import after_migrate
+
+            post_migrate.connect(after_migrate, sender=self, dispatch_uid="gpuqueue")

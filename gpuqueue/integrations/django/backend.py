@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from gpuqueue.errors import UnknownJob, UsageError
 from gpuqueue.integrations.django import queues, results
+from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, declared, options_of
 from gpuqueue.integrations.django.queues import DjangoQueue
 from gpuqueue.integrations.django.tasks_api import (
@@ -42,6 +43,10 @@ class Backend(BaseTaskBackend):
     def gq(self) -> DjangoQueue:
         """The queue object, which all threads share."""
         return queues.queue_of(self.alias, self.options, frozenset(self.queues))
+
+    def check(self, **kwargs: Any) -> Any:
+        """Check the settings; most of it is the app's to do, once for all backends."""
+        return check_installed()
 
     def validate_task(self, task: Any) -> None:
         """Refuse what cannot be enqueued. Raises: InvalidTask."""

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core import mail
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
 from gpuqueue.config import Config, database_path
 from gpuqueue.errors import ConfigurationError, UsageError
+from gpuqueue.handle import JobHandle
 from gpuqueue.integrations.django.gpu_task import declared, options_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
-from gpuqueue.integrations.django.results import import_task
+from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
 from gpuqueue.options import read_options
@@ -126,6 +128,35 @@ def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
     return backend.gq
 
 
+def job_of(result: Any) -> JobHandle:
+    """Return the job behind a task's result, for its output, its place in the queue, or to cancel it. Raises: UnknownJob."""
+    named = read_result_id(result.id)
+    if named is None:
+        raise UsageError(f"{result.id!r} is no result of gpuqueue's; the backend {result.backend!r} keeps no job for it")
+    job_id, enqueued_us = named
+    return JobHandle(queue(result.backend), job_id, None, enqueued_us)
+
+
+def backends() -> list[Any]:
+    """Return the backends of TASKS that are gpuqueue's."""
+    from gpuqueue.integrations.django.backend import Backend
+
+    return [backend for backend in map(task_backends.__getitem__, task_backends.settings) if isinstance(backend, Backend)]
+
+
+def queues() -> list[DjangoQueue]:
+    """Return the queue objects of all entries of TASKS that are gpuqueue's. Raises: ConfigurationError."""
+    return [backend.gq for backend in backends() if not in_memory(backend.options.get("database"))]
+
+
+def in_memory(database_alias: str | None) -> bool:
+    """Say whether an entry of DATABASES is in memory, as in most tests."""
+    if database_alias is None or database_alias not in connections.settings:
+        return False
+    connection = connections[database_alias]
+    return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
+
+
 def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
     """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
     key = (repr(sorted(options.items())), tuple(sorted(names)), *_files(options))
@@ -146,9 +177,9 @@ def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> Dja
     if database is not None:
         given["database"] = str(file_of(database, where))
     elif file is not None:
-        given["database"] = str(_base() / file)
+        given["database"] = str(_of_tests(_base() / file))
     elif path is None and not os.environ.get("GPUQUEUE_DATABASE"):
-        given["database"] = str(_base() / OWN_FILE)
+        given["database"] = str(_of_tests(_base() / OWN_FILE))
     try:
         config = Config.load(path, **given)
     except UsageError as error:
@@ -158,6 +189,15 @@ def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> Dja
 
 def _base() -> Path:
     return Path(getattr(settings, "BASE_DIR", None) or Path.cwd())
+
+
+def _of_tests(file: Path) -> Path:
+    """Return another file beside it while Django's test runner works: what tests enqueue is not for the real workers."""
+    return file.with_name(f"test_{file.name}") if _is_testing() else file
+
+
+def _is_testing() -> bool:
+    return hasattr(mail, "outbox")
 
 
 def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
@@ -205,7 +245,7 @@ def _files(options: Mapping[str, Any]) -> tuple[str, ...]:
     # Django's test runner gives its databases other names while it runs.
     alias = options.get("database")
     named = str(connections[alias].settings_dict["NAME"]) if alias in connections.settings else ""
-    return named, os.environ.get("GPUQUEUE_DATABASE", ""), os.environ.get("GPUQUEUE_CONFIG", ""), str(_base())
+    return named, str(_is_testing()), os.environ.get("GPUQUEUE_DATABASE", ""), os.environ.get("GPUQUEUE_CONFIG", ""), str(_base())
 
 
 _lock = threading.Lock()

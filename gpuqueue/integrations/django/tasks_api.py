@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import django
 from django.core.exceptions import ImproperlyConfigured
+
+from gpuqueue.integrations.django.checks import INSTALL, NO_TASKS, has_tasks
 
 __all__ = [
     "DEFAULT_ALIAS",
@@ -28,12 +29,6 @@ __all__ = [
 ]
 
 DEFAULT_ALIAS = "default"
-MISSING = (
-    f"Django {django.get_version()} has no tasks of its own, and the backport is not installed: "
-    "pip install django-tasks, and add 'django_tasks' to INSTALLED_APPS"
-)
-# Found without importing it, which reads the settings.
-is_there = django.VERSION >= (6, 0) or importlib.util.find_spec("django_tasks") is not None
 
 if TYPE_CHECKING:
     BaseTaskBackend: Any
@@ -59,7 +54,7 @@ elif django.VERSION >= (6, 0):
     from django.tasks.exceptions import InvalidTask, InvalidTaskBackend, TaskResultDoesNotExist
     from django.tasks.signals import task_enqueued, task_finished, task_started
     from django.utils.json import normalize_json
-elif is_there:
+elif has_tasks():
     from django_tasks import task_backends
     from django_tasks.backends.base import BaseTaskBackend
     from django_tasks.backends.immediate import ImmediateBackend
@@ -70,4 +65,4 @@ elif is_there:
     from django_tasks.signals import task_enqueued, task_finished, task_started
     from django_tasks.utils import normalize_json
 else:
-    raise ImproperlyConfigured(MISSING)
+    raise ImproperlyConfigured(f"{NO_TASKS} {INSTALL}")
