@@ -6,14 +6,13 @@ from typing import Any
 
 from django.utils import timezone
 
-from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.errors import UnknownJob
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.checks import check_installed
-from gpuqueue.integrations.django.gpu_task import GPUTask, declared, options_of
+from gpuqueue.integrations.django.gpu_task import GPUTask, check_options, declared, options_of
 from gpuqueue.integrations.django.queues import DjangoQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
-    InvalidTask,
     TaskResultDoesNotExist,
     normalize_json,
     task_enqueued,
@@ -28,6 +27,7 @@ __all__ = ["Backend"]
 class Backend(BaseTaskBackend):
     """Keeps tasks as jobs of a gpuqueue.
 
+    QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any.
     OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
     it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
     mappings: `"queues": {"ai": {"gpu": True}}`.
@@ -39,10 +39,16 @@ class Backend(BaseTaskBackend):
     supports_get_result = True
     supports_priority = True
 
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        self._takes_configured_queues = "QUEUES" not in params
+
+        self._names = frozenset(self.queues)
+
     @property
     def gq(self) -> DjangoQueue:
         """The queue object, which all threads share."""
-        return queues.queue_of(self.alias, self.options, frozenset(self.queues))
+        return queues.queue_of(self.alias, self.options, self._names)
 
     def check(self, **kwargs: Any) -> Any:
         """Check the settings; most of it is the app's to do, once for all backends."""
@@ -50,11 +56,10 @@ class Backend(BaseTaskBackend):
 
     def validate_task(self, task: Any) -> None:
         """Refuse what cannot be enqueued. Raises: InvalidTask."""
+        if self._takes_configured_queues and task.queue_name not in self.queues:
+            self.queues |= set(self.gq.config.queues)
         super().validate_task(task)
-        try:
-            read_options(options_of(task))
-        except UsageError as error:
-            raise InvalidTask(f"{task.module_path}: {error}") from None
+        check_options(task)
         declared.setdefault(self.alias, {}).setdefault(task.module_path, task)
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:

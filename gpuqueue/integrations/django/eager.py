@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuqueue.errors import UsageError
-from gpuqueue.integrations.django.gpu_task import GPUTask, options_of
-from gpuqueue.integrations.django.tasks_api import ImmediateBackend, InvalidTask, TaskResultDoesNotExist
-from gpuqueue.options import read_options
+from gpuqueue.integrations.django.gpu_task import GPUTask, check_options
+from gpuqueue.integrations.django.tasks_api import ImmediateBackend, TaskResultDoesNotExist
 
 __all__ = ["EagerBackend"]
 
@@ -29,10 +27,7 @@ class EagerBackend(ImmediateBackend):
     def validate_task(self, task: Any) -> None:
         """Refuse what cannot be enqueued. Raises: InvalidTask."""
         super().validate_task(task)
-        try:
-            read_options(options_of(task))
-        except UsageError as error:
-            raise InvalidTask(f"{task.module_path}: {error}") from None
+        check_options(task)
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Run a task, and return its result."""

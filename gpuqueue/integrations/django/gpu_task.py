@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gpuqueue.backoff import Backoff
-from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, Task, task_backends
+from gpuqueue.errors import UsageError
+from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, InvalidTask, Task, task_backends
+from gpuqueue.options import read_options
 from gpuqueue.units import Duration
+from gpuqueue.verdicts import RetryRules, read_rules
 
 __all__ = ["GPUTask", "task"]
 
@@ -53,6 +56,20 @@ CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
 def options_of(task: Any) -> dict[str, Any]:
     """Collect what a Django task asks for, named as gpuqueue names it."""
     return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
+
+
+def rules_of(task: Any) -> RetryRules:
+    """Read how a Django task's failures are taken. Raises: UsageError naming the setting."""
+    return read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
+
+
+def check_options(task: Any) -> None:
+    """Raises: InvalidTask for what gpuqueue does not take."""
+    try:
+        read_options(options_of(task))
+        rules_of(task)
+    except UsageError as error:
+        raise InvalidTask(f"{task.module_path}: {error}") from None
 
 
 def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_ALIAS, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from django.utils.module_loading import autodiscover_modules
 from gpuqueue.config import Config, database_path
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.handle import JobHandle
-from gpuqueue.integrations.django.gpu_task import declared, options_of
+from gpuqueue.integrations.django.gpu_task import declared, options_of, rules_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
@@ -28,7 +28,6 @@ from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
 from gpuqueue.options import read_options
 from gpuqueue.queue import GPUQueue
 from gpuqueue.tasks import Signature, Task
-from gpuqueue.verdicts import read_rules
 
 __all__ = ["DjangoQueue", "queue"]
 
@@ -81,14 +80,13 @@ class DjangoQueue(GPUQueue):
         return f"python manage.py gpuqueue_worker{other}"
 
     def _made(self, task: Any, path: str) -> Task[..., Any]:
-        rules = read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
         return Task(
             self,
             path,
             runner(self, task.func),
             read_options({**options_of(task), "queue": task.queue_name}),
             signature=ARGUMENTS,
-            rules=rules,
+            rules=rules_of(task),
             preemptible=bool(getattr(task, "preemptible", False)),
         )
 

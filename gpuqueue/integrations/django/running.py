@@ -53,35 +53,50 @@ def _run(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
     close_old_connections()
     try:
         attempt = _Attempt(gq, arguments)
-        task_started.send_robust(attempt.sender, task_result=attempt.result)
+        _tell(task_started, attempt)
         try:
             value = attempt.checked(attempt.task.func(*attempt.args, **attempt.kwargs))
         except BaseException as error:
             if attempt.has_failed(error):
-                task_finished.send_robust(attempt.sender, task_result=attempt.result)
+                _tell(task_finished, attempt)  # from within the block that handles it, where receivers look for the error
             raise
-        task_finished.send_robust(attempt.sender, task_result=attempt.result)
+        _tell(task_finished, attempt)
         return value
     finally:
         close_old_connections()
 
 
 async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
-    close = sync_to_async(close_old_connections)
+    # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another.
+    close, tell = sync_to_async(close_old_connections), sync_to_async(_tell)
     await close()
     try:
         attempt = await in_thread(_Attempt, gq, arguments)
-        await task_started.asend_robust(attempt.sender, task_result=attempt.result)
+        await tell(task_started, attempt)
         try:
             value = attempt.checked(await attempt.task.func(*attempt.args, **attempt.kwargs))
         except BaseException as error:
             if attempt.has_failed(error):
-                await task_finished.asend_robust(attempt.sender, task_result=attempt.result)
+                await tell(task_finished, attempt, error)
             raise
-        await task_finished.asend_robust(attempt.sender, task_result=attempt.result)
+        await tell(task_finished, attempt)
         return value
     finally:
         await close()
+
+
+def _tell(signal: Any, attempt: _Attempt, error: BaseException | None = None) -> None:
+    """Send a signal; with an error as from the block that handles it, where receivers look for it."""
+    if error is None:
+        signal.send_robust(attempt.sender, task_result=attempt.result)
+        return
+    trace = error.__traceback__
+    try:
+        raise error
+    except BaseException:
+        signal.send_robust(attempt.sender, task_result=attempt.result)
+    finally:
+        error.__traceback__ = trace
 
 
 class _Attempt:
