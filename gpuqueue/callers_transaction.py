@@ -85,6 +85,8 @@ def _store_within_django(
 class _Statements:
     """A SQLAlchemy connection that takes the store's statements as SQLite's own would."""
 
+    _upgrade = "gpuqueue db upgrade"
+
     def __init__(self, connection: Any, database: Path) -> None:
         self._connection = connection
         dialect = self._dialect()
@@ -97,18 +99,18 @@ class _Statements:
                 "transaction only when both are one file"
             )
         if migrate.VERSION_TABLE not in {row[0] for row in self.execute("SELECT name FROM sqlite_master")}:
-            raise UsageError(f"{database} has no queue yet; create it before the transaction begins: gpuqueue db upgrade")
+            raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {self._upgrade}")
         version = self.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
         if version != migrate.HEAD:
             raise UsageError(
                 f"the queue in {database} has schema {version}, and {migrate.HEAD} is needed; upgrade it before the transaction "
-                "begins: gpuqueue db upgrade"
+                f"begins: {self._upgrade}"
             )
 
     def _dialect(self) -> str:
         if not callable(getattr(self._connection, "exec_driver_sql", None)):
             raise UsageError(
-                f"connection takes a SQLAlchemy Connection or Session, or Django's connection, not {self._connection!r}"
+                f"connection takes Django's connection, or a SQLAlchemy Connection or Session, not {self._connection!r}"
             )
         connection: Connection = self._connection
         return connection.dialect.name
@@ -119,6 +121,8 @@ class _Statements:
 
 class _DjangoStatements(_Statements):
     """The same for Django's connection, whose cursor wants `%s` in place of `?`."""
+
+    _upgrade = "manage.py migrate"
 
     def _dialect(self) -> str:
         return str(self._connection.vendor)
