@@ -255,9 +255,8 @@ def services(gq: GPUQueue) -> Iterator[Check]:
         elif error:
             yield Check(PROBLEM, service.name, str(error), "it is tried again by itself; mend what the error names")
         else:
-            yield Check(
-                OK, service.name, f"worker {service.worker_id} runs it: {service.status.get('state', 'no more is known')}"
-            )
+            state = service.status.get("state")
+            yield Check(OK, service.name, f"worker {service.worker_id} runs it" + (f": {state}" if state else ""))
 
 
 def agreement(gq: GPUQueue) -> Iterator[Check]:
