@@ -1,4 +1,1 @@
-"""Owns gpuqueue's places inside web frameworks, a module for each; the queue knows none of them.
-
-A framework is loaded by nobody but who imports the module of its name.
-"""
+"""Owns what makes gpuqueue at home in web frameworks; each module is loaded only by who asks for it."""
