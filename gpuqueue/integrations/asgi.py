@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from importlib import import_module
 from typing import Any
 
 from gpuqueue.handle import JobHandle
@@ -27,7 +26,8 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]
 async def send_events(job: JobHandle, scope: Scope, receive: Receive, send: Send, *, timeout_s: float | None = None) -> None:
     """Answer a request with the events of a job, for a browser's EventSource, until the job ends or the client leaves.
 
-    See `gpuqueue.integrations.sse`, also for `timeout_s`. No thread waits with it.
+    See `gpuqueue.integrations.sse`, also for `timeout_s`. No thread waits with it. A server that stops waits for its open
+    answers: start uvicorn with `--timeout-graceful-shutdown 3`.
     """
     after = last_event_id(scope)
     if sse.heard_the_end(after):
@@ -61,37 +61,26 @@ def lifespan(gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False, inner: L
     """Make the lifespan of an application that uses a queue; at its end the queue object is closed.
 
     `worker` True runs jobs in this process for as long as the application lives, one worker on each host however many
-    processes there are; a mapping are the options of `InProcessWorker`. `inner` is the application's own lifespan, which runs
-    within this one. The lifespan state gets `gpuqueue`, the queue object, beside that of `inner`.
+    processes there are; a mapping are the options of `InProcessWorker`. `inner` is the application's own lifespan: jobs run only
+    while what it sets up is there. The lifespan state gets `gpuqueue`, the queue object, beside that of `inner`.
 
     Of a mounted application no lifespan is ever run: give it to the application at the root. That of an included router is.
     """
 
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[Mapping[str, Any]]:
-        async with _worker(gq, worker):
-            if inner is None:
-                yield {"gpuqueue": gq}
-            else:
-                async with inner(app) as state:
-                    yield {**(state or {}), "gpuqueue": gq}
+        async with AsyncExitStack() as living:
+            living.push_async_callback(in_thread, gq.close)
+            state = None if inner is None else await living.enter_async_context(inner(app))
+            if worker is not False:
+                from gpuqueue.integrations.in_process import InProcessWorker
+
+                running = InProcessWorker(gq, **(worker if isinstance(worker, Mapping) else {}))
+                living.push_async_callback(in_thread, running.stop)
+                await in_thread(running.start)
+            yield {**(state or {}), "gpuqueue": gq}
 
     return run
-
-
-@asynccontextmanager
-async def _worker(gq: GPUQueue, options: bool | Mapping[str, Any]) -> AsyncIterator[None]:
-    running: Any = None
-    if options is not False:
-        made = import_module("gpuqueue.integrations.in_process").InProcessWorker
-        running = made(gq, **(options if isinstance(options, Mapping) else {}))
-        await in_thread(running.start)
-    try:
-        yield
-    finally:
-        if running is not None:
-            await in_thread(running.stop)
-        await in_thread(gq.close)
 
 
 class LifespanMiddleware:
@@ -113,15 +102,16 @@ class LifespanMiddleware:
         async def hear() -> Message:
             nonlocal heard
             heard = True
-            return await receive()
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await living.aclose()
+            return message
 
         async def say(message: Message) -> None:
             nonlocal answered
             answered = True
             if message["type"] == "lifespan.startup.complete":
                 scope.get("state", {}).update(await living.enter_async_context(self._lifespan(self._app)))
-            elif message["type"].startswith("lifespan.shutdown."):
-                await living.aclose()
             await send(message)
 
         async with AsyncExitStack() as living:
@@ -132,9 +122,9 @@ class LifespanMiddleware:
                     raise
             if not answered:  # it knows no lifespan
                 if not heard:
-                    await receive()
+                    await hear()
                 await say({"type": "lifespan.startup.complete"})
-                await receive()
+                await hear()
                 await say({"type": "lifespan.shutdown.complete"})
 
 

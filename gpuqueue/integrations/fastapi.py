@@ -37,7 +37,8 @@ async def current_queue(connection: HTTPConnection) -> GPUQueue:
 def event_response(job: JobHandle, connection: HTTPConnection, *, timeout_s: float | None = None) -> Response:
     """Answer a request with the events of a job, for a browser's EventSource: see `gpuqueue.integrations.sse`.
 
-    No thread waits with it, and it ends when the client leaves.
+    No thread waits with it, and it ends when the client leaves. A server that stops waits for its open answers: start uvicorn
+    with `--timeout-graceful-shutdown 3`.
     """
     after = connection.headers.get("last-event-id")
     if sse.heard_the_end(after):
