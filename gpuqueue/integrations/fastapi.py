@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import cast
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
-from gpuqueue.errors import UsageError
+from gpuqueue.errors import UnknownJob, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.asgi import lifespan
 from gpuqueue.queue import GPUQueue
 
-__all__ = ["current_queue", "event_response", "lifespan"]
+__all__ = ["current_queue", "event_response", "lifespan", "requested_job"]
 
 
 async def current_queue(connection: HTTPConnection) -> GPUQueue:
@@ -32,6 +33,17 @@ async def current_queue(connection: HTTPConnection) -> GPUQueue:
             "lifespan is never run, that of the application at the root is"
         )
     return cast(GPUQueue, gq)
+
+
+async def requested_job(job_id: int, connection: HTTPConnection) -> JobHandle:
+    """Find the job that a path with `{job_id}` names: `job: Annotated[JobHandle, Depends(requested_job)]`; answers 404 else.
+
+    Ids are numbers in a row: whether this visitor may see this job is for the application to say.
+    """
+    try:
+        return await (await current_queue(connection)).ajob(job_id)
+    except UnknownJob as error:
+        raise HTTPException(404, str(error)) from None
 
 
 def event_response(job: JobHandle, connection: HTTPConnection, *, timeout_s: float | None = None) -> Response:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,9 +29,16 @@ def serving(*module_and_arguments: str, folder: Path, environment: Mapping[str, 
     An argument PORT becomes a free port, for servers that cannot choose one themselves.
     """
     words = [_free_port() if word == "PORT" else word for word in module_and_arguments]
+    with serving_command([sys.executable, "-u", "-m", *words], folder=folder, environment=environment) as address:
+        yield address
+
+
+@contextmanager
+def serving_command(command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The same for a command."""
     inherited = {name: value for name, value in os.environ.items() if name not in (*foreign_variables(), "FLASK_APP")}
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", *words],
+        command,
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(folder), **(environment or {})},
         stdout=subprocess.PIPE,

@@ -61,8 +61,8 @@ def create_app():
 FASTAPI = """
 from typing import Annotated
 from fastapi import Depends, FastAPI, Request
-from gpuqueue import GPUQueue
-from gpuqueue.integrations.fastapi import current_queue, event_response, lifespan
+from gpuqueue import GPUQueue, JobHandle
+from gpuqueue.integrations.fastapi import current_queue, event_response, lifespan, requested_job
 
 app = FastAPI(lifespan=lifespan(GPUQueue.from_config("gpuqueue.toml")))
 mounted = FastAPI()
@@ -79,8 +79,8 @@ async def revise(gq: Queue, tokens: int):
 
 @app.get("/jobs/{job_id}/events")
 @mounted.get("/jobs/{job_id}/events")
-async def events(job_id: int, gq: Queue, request: Request):
-    return event_response(await gq.ajob(job_id), request)
+async def events(job: Annotated[JobHandle, Depends(requested_job)], request: Request):
+    return event_response(job, request)
 """
 
 STARLETTE = """
@@ -88,7 +88,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from gpuqueue import GPUQueue
-from gpuqueue.integrations.fastapi import current_queue, event_response, lifespan
+from gpuqueue.integrations.fastapi import current_queue, event_response, lifespan, requested_job
 
 
 async def revise(request):
@@ -99,8 +99,7 @@ async def revise(request):
 
 
 async def events(request):
-    gq = await current_queue(request)
-    return event_response(await gq.ajob(request.path_params["job_id"]), request)
+    return event_response(await requested_job(request.path_params["job_id"], request), request)
 
 
 app = Starlette(
@@ -236,3 +235,6 @@ def test_a_mounted_application_finds_the_queue_of_the_root(ai, tmp_path, start_w
         listening(f"{server}/mounted/jobs/{job.id}/events") as events,
     ):
         assert [event.name for event in events] == ["piece", "done"]
+        missing = httpx.get(f"{server}/jobs/77/events")
+        assert missing.status_code == 404
+        assert missing.json()["detail"].startswith("there is no job 77")
