@@ -20,7 +20,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
-Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
+AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 
 async def send_events(job: JobHandle, scope: Scope, receive: Receive, send: Send, *, timeout_s: float | None = None) -> None:
@@ -57,7 +58,7 @@ def last_event_id(scope: Scope) -> str | None:
     return None if value is None else value.decode("utf-8", "replace")
 
 
-def lifespan(gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False, inner: Lifespan | None = None) -> Lifespan:
+def lifespan(gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False, inner: AnyLifespan | None = None) -> Lifespan:
     """Make the lifespan of an application that uses a queue; at its end the queue object is closed.
 
     `worker` True runs jobs in this process for as long as the application lives, one worker on each host however many
