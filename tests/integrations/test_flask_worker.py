@@ -89,6 +89,16 @@ def test_an_isolated_task_whose_app_cannot_be_found_says_what_to_set(folder: Pat
 
 
 def test_a_worker_inside_gunicorn_runs_in_one_of_its_processes(folder: Path) -> None:
-    command = ("gunicorn", "shop:create_app(with_worker=True)", "--bind", "127.0.0.1:0", "--workers", "2", "--threads", "2")
+    command = (
+        "gunicorn",
+        "shop:create_app(with_worker=True)",
+        "--no-control-socket",
+        "--bind",
+        "127.0.0.1:0",
+        "--workers",
+        "2",
+        "--threads",
+        "2",
+    )
     with serving(*command, folder=folder) as server:
         assert len({httpx.get(f"{server}/pid", timeout=60).raise_for_status().text for _ in range(6)}) == 1

@@ -129,7 +129,7 @@ async def plain(scope, receive, send):
 app = LifespanMiddleware(plain, gq)
 """
 
-GUNICORN = ("gunicorn", "shop:create_app()", "--bind", "127.0.0.1:0", "--threads", "8")
+GUNICORN = ("gunicorn", "shop:create_app()", "--no-control-socket", "--bind", "127.0.0.1:0", "--threads", "8")
 UVICORN = ("uvicorn", "shop:app", "--host", "127.0.0.1", "--lifespan", "on", "--port")
 SERVERS = {
     "flask run": (FLASK, ("flask", "--app", "shop", "run", "--port", "0")),
