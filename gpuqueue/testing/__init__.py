@@ -5,13 +5,14 @@
 - `gpuqueue.testing.policies` and `gpuqueue.testing.executors`: classes of tests that every policy and executor must pass, to
   be subclassed with one's own.
 - `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
-- Here: `run_until_idle`, `wait_until` and `RecordedAttempt`, which need no pytest.
+- Here: `eager`, `run_until_idle`, `wait_until` and `RecordedAttempt`, which need no pytest.
 """
 
 from __future__ import annotations
 
 from gpuqueue.testing.attempts import RecordedAttempt
+from gpuqueue.testing.eager import eager
 from gpuqueue.testing.idle import JobsStuck, run_until_idle
 from gpuqueue.testing.waiting import wait_until
 
-__all__ = ["JobsStuck", "RecordedAttempt", "run_until_idle", "wait_until"]
+__all__ = ["JobsStuck", "RecordedAttempt", "eager", "run_until_idle", "wait_until"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "gpuqueue_db",
+    "gpuqueue_eager",
     "gpuqueue_plugins",
     "gpuqueue_toml",
     "make_gpuqueue",
@@ -68,6 +69,18 @@ def gpuqueue_db(
 ) -> GPUQueue:
     """A queue object on a file of its own, closed at the end; see `gpuqueue_toml` and `gpuqueue_plugins`."""
     return make_gpuqueue(gpuqueue_toml, plugins=gpuqueue_plugins)
+
+
+@pytest.fixture
+def gpuqueue_eager(gpuqueue_db: GPUQueue) -> Iterator[GPUQueue]:
+    """The queue object `gpuqueue_db`, whose jobs run at once where they are enqueued; see `gpuqueue.testing.eager`.
+
+    An application's test defines `gpuqueue_db` to return the application's own queue object.
+    """
+    from gpuqueue.testing.eager import eager
+
+    with eager(gpuqueue_db):
+        yield gpuqueue_db
 
 
 @pytest.fixture
