@@ -2,8 +2,8 @@
 
 - `gpuqueue.testing.pytest_plugin`: fixtures; load them with `-p gpuqueue.testing.pytest_plugin` in pytest's `addopts`, or with
   `pytest_plugins = ["gpuqueue.testing.pytest_plugin"]` in the `conftest.py` at the top.
-- `gpuqueue.testing.policies` and `gpuqueue.testing.executors`: classes of tests that every policy and executor must pass, to
-  be subclassed with one's own.
+- `gpuqueue.testing.policies`, `gpuqueue.testing.executors` and `gpuqueue.testing.devices`: classes of tests that every policy,
+  executor and device must pass, to be subclassed with one's own.
 - `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
 - Here, without pytest: `eager` and `run_until_idle` run jobs, `travel` moves the queue's clock, `enqueued`,
   `assert_enqueued` and `assert_not_enqueued` find what was enqueued; `wait_until`, and `RecordedAttempt` for executors.

@@ -38,7 +38,7 @@ __all__ = [
 SPEED = 30.0
 
 # So that a suite's assertions explain themselves as those of a test module do.
-pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.executors")
+pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.executors", "gpuqueue.testing.devices")
 
 
 @pytest.fixture
