@@ -118,4 +118,3 @@ class Embed(OpenAIVerb):
             "prompt_tokens": int((found.get("usage") or {}).get("prompt_tokens") or 0),
             "total_s": time.monotonic() - began_s,
         }
-
