@@ -25,7 +25,7 @@ def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
             model = folder / ("thinking.gguf" if thinks else "counting.gguf")
             if not model.exists():
                 write_model(model, thinks=thinks)
-            return leaving.enter_context(Llama(model, **options))
+            return leaving.enter_context(Llama(model, thinks=thinks, **options))
 
         yield start
 

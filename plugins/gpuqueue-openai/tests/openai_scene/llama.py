@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# What llama.cpp reads thoughts from: the answer's part between <think> and </think>.
-TEMPLATE = (
+# From its template llama.cpp learns what a thought looks like in a model's answer: what is between <think> and </think>.
+THINKING = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
     "{%- if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{%- endif %}"
     "{{ message.content }}<|im_end|>\n{%- endfor %}"
@@ -33,8 +33,8 @@ def is_installed() -> bool:
 class Llama:
     """A llama.cpp that serves one model; `url` is for `[openai] url`."""
 
-    def __init__(self, model: Path, *, api_key: str = "", embeds: bool = True) -> None:
-        asked = {"model": str(model), "api_key": api_key, "embeds": embeds}
+    def __init__(self, model: Path, *, thinks: bool = False, api_key: str = "", embeds: bool = True) -> None:
+        asked = {"model": str(model), "thinks": thinks, "api_key": api_key, "embeds": embeds}
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(asked)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -68,13 +68,14 @@ def serve(asked: dict[str, Any]) -> None:
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = asked["model"]
+    parameters.model_alias = {Path(asked["model"]).stem}
     parameters.port = 0
     parameters.n_ctx, parameters.n_parallel = 4096, 4
     parameters.ctx_shift = True  # so that an answer without a limit never ends
     parameters.warmup = parameters.ui = False
     parameters.endpoint_slots = True
     parameters.cpuparams.n_threads = 1
-    parameters.use_jinja, parameters.chat_template = True, TEMPLATE
+    parameters.use_jinja, parameters.chat_template = True, THINKING if asked["thinks"] else "chatml"
     parameters.api_keys = [asked["api_key"]] if asked["api_key"] else []
     if asked["embeds"]:
         parameters.embedding, parameters.pooling_type = True, type(parameters.pooling_type)(MEAN)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 WIDTH = 64
 STRAIGHT = 4.0  # in the output matrix; after the norm the other tokens are 32 below it
-UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 WORDS = ("▁one", "▁two", "▁three")
 THOUGHT = ("<think>", "▁hmm", "</think>")
@@ -55,6 +55,8 @@ def write_model(path: Path, *, thinks: bool = False) -> None:
         _list_of("tokenizer.ggml.tokens", STRING, map(_text, tokens)),
         _list_of("tokenizer.ggml.scores", FLOAT32, (struct.pack("<f", -position) for position in range(len(tokens)))),
         _list_of("tokenizer.ggml.token_type", INT32, (struct.pack("<i", kind) for kind in kinds)),
+        # Else a part of the template, tokenized alone, is not what it is within a prompt, and no grammar can begin.
+        _text("tokenizer.ggml.add_space_prefix") + struct.pack("<I?", BOOL, False),
         _number_of("tokenizer.ggml.unknown_token_id", 0),
         _number_of("tokenizer.ggml.bos_token_id", 1),
         _number_of("tokenizer.ggml.eos_token_id", 2),
