@@ -120,7 +120,7 @@ def test_a_request_that_llama_refuses_is_the_callers_fault(run, llama, server_at
 
 
 def test_a_url_without_its_v1_or_of_another_path_says_so(run, llama, server_at):
-    with pytest.raises(CallerFault, match="Not Found .*Check the job's model, and url in .openai., which mostly ends in /v1"):
+    with pytest.raises(CallerFault, match=r"Not Found .*Check the job's model, and url in \[openai\], which mostly ends in /v1"):
         run(Chat(server_at(llama.url.replace("/v1", "/v2"))), messages=ASKED)
 
 
@@ -129,7 +129,7 @@ def test_a_key_is_sent_and_one_that_is_missing_or_wrong_is_told(run, start_llama
     result, _ = run(Chat(server_at(locked.url, api_key="sk-right")), messages=ASKED, max_tokens=1)
     assert result["text"] == " one"
     for key, words in (("sk-wrong", "It refuses the key"), ("", "It wants a key")):
-        with pytest.raises(CallerFault, match=f"{words}: set api_key in .openai., or GPUQUEUE_OPENAI_API_KEY") as caught:
+        with pytest.raises(CallerFault, match=rf"{words}: set api_key in \[openai\], or GPUQUEUE_OPENAI_API_KEY") as caught:
             run(Chat(server_at(locked.url, api_key=key)), messages=ASKED)
         assert "sk-" not in str(caught.value)
 

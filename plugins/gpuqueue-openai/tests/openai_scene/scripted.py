@@ -75,7 +75,7 @@ class Scripted:
         class Handler(_Handler):
             scripted = scene
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _HTTP(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
@@ -101,6 +101,11 @@ class Scripted:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+
+class _HTTP(ThreadingHTTPServer):
+    request_queue_size = 100
+    daemon_threads = True
 
 
 class _Handler(BaseHTTPRequestHandler):
