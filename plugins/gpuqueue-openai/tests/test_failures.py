@@ -12,7 +12,7 @@ from gpuqueue_openai.verbs import Chat, Embed
 from openai_scene.scripted import DONE, Reply, event, plain, refused, said, streamed
 
 from gpuqueue.plugins import BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
-from gpuqueue.testing import RecordedAttempt
+from gpuqueue.testing import RecordedAttempt, wait_until
 from gpuqueue.testing.attempts import Bench
 
 ASKED = [{"role": "user", "content": "count"}]
@@ -134,6 +134,18 @@ def test_comments_and_empty_pieces_are_not_yet_the_answer(run, scripted, nothing
 
 def test_a_gap_in_an_answer_fails_the_attempt(run, attempt, scripted):
     ends_with(run, scripted(streamed(said("one"), then="mute")).url, RunnerCrashed, "nothing for 0.05 s (gap in", gap_s=0.05)
+    assert attempt.emitted == ["one"]
+
+
+def test_the_gap_is_no_limit_for_what_comes_before_the_answer(run, attempt, scripted):
+    role = event(choices=[{"delta": {"role": "assistant", "content": ""}}])
+
+    def one_when_the_role_has_come():
+        wait_until(lambda: attempt.token_counts, "the first piece is taken")
+        return said("one")
+
+    server = scripted(streamed(role, one_when_the_role_has_come, then="mute"))
+    ends_with(run, server.url, RunnerCrashed, "(gap in", gap_s=1e-6)
     assert attempt.emitted == ["one"]
 
 

@@ -11,7 +11,8 @@ from gpuqueue_openai import OpenAI
 from openai_scene.scripted import DONE, Reply, refused, said, streamed
 
 from gpuqueue import JobFailed, ServiceUnavailable, State, Worker
-from gpuqueue.testing import wait_until
+from gpuqueue.plugins import AttemptFailedDetails, BackendUnavailable, CallerFault, QueueSettings, RunnerCrashed
+from gpuqueue.testing import RecordedAttempt, wait_until
 
 ASKED = [{"role": "user", "content": "count"}]
 CARD = '[gpu]\nbudget = "5GB"\n[queues.ai]\ngpu = true\n'
@@ -181,12 +182,13 @@ def test_a_job_goes_on_when_its_server_is_back(make, scripted):
     assert len(server.requests) == 3
 
 
-def test_an_ollama_that_is_away_is_still_the_cores_to_decide(make, scripted, answering, ollama_server, run_worker_until_idle):
-    ollama_server.go_away()
-    gq, _ = make(answering.url, f'[ollama]\nurl = "{ollama_server.url}"\n[queues.ai]\nbackend = "ollama"\n')
-    job = gq.ollama.generate("gemma4:e4b", prompt="x", queue="ai")
-    run_worker_until_idle(gq, may_wait=True)
-    assert job.refresh().record.waiting_for == "ollama"
+@pytest.mark.parametrize(
+    "error", [BackendUnavailable("away", backend="ollama"), CallerFault("no"), RunnerCrashed("cut"), ValueError("x")]
+)
+def test_all_other_failures_are_the_cores_to_decide(error):
+    attempt = RecordedAttempt({})
+    details = AttemptFailedDetails(attempt.lease, QueueSettings("ai"), error, attempt.lease.started_at, None)
+    assert OpenAI().attempt_failed(details) is None
 
 
 def test_a_wrong_key_ends_the_job_and_stands_in_nothing_that_is_kept_of_it(make, scripted, run_worker_until_idle, caplog):

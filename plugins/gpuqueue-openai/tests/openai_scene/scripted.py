@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: its status and headers, its pieces, and what comes after them.
+    """One answer: its status and headers, its pieces, and what comes after them. A piece that is a function is called for it.
 
     After the last piece it is "whole", or the connection is "cut", or it is "mute" until the client leaves.
     """
 
-    pieces: tuple[bytes, ...] = ()
+    pieces: tuple[bytes | Callable[[], bytes], ...] = ()
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     then: Literal["whole", "cut", "mute"] = "whole"
@@ -39,7 +39,7 @@ def said(text: str, **choice: Any) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-def streamed(*pieces: bytes, **how: Any) -> Reply:
+def streamed(*pieces: bytes | Callable[[], bytes], **how: Any) -> Reply:
     """Answer with these pieces of a stream, and nothing after them."""
     return Reply(pieces, headers={"Content-Type": "text/event-stream"}, **how)
 
@@ -79,11 +79,6 @@ class Scripted:
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
-    def then(self, replies: Iterable[Reply]) -> None:
-        """Answer with these from now on."""
-        with self._lock:
-            self._replies = list(replies)
-
     def next(self, request: Request) -> Reply:
         with self._lock:
             self.requests.append(request)
@@ -91,6 +86,7 @@ class Scripted:
 
     def go_away(self) -> None:
         """Stop listening."""
+        self._http.shutdown()  # a poll that goes on would keep the closed socket open
         self._http.server_close()
 
     def __enter__(self) -> Scripted:
@@ -129,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
         with suppress(OSError):  # the client has left
-            for piece in reply.pieces:
+            for given in reply.pieces:
+                piece = given() if callable(given) else given
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             if reply.then == "mute":
                 self.connection.recv(1)
