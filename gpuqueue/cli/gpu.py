@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpuqueue.cli.rendering import heading, iso, print_json, print_table, say
+from gpuqueue.cli.rendering import heading, print_json, print_table, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape, shown_url
 from gpuqueue.cli.status import rest
 from gpuqueue.domain import Reading, Resident, View
 from gpuqueue.models import full_name
-from gpuqueue.moments import since
+from gpuqueue.moments import iso, since
 from gpuqueue.policies.model_health import ModelHealth, health
 from gpuqueue.units import format_size
 

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpuqueue.cli.rendering import iso
 from gpuqueue.domain import (
     Backend,
     DeviceView,
@@ -25,6 +24,7 @@ from gpuqueue.domain import (
     WorkerInfo,
 )
 from gpuqueue.estimates import left_s
+from gpuqueue.moments import iso
 from gpuqueue.policies.model_health import ModelHealth
 from gpuqueue.store.integrity import Finding
 
