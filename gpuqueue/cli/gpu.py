@@ -9,9 +9,10 @@ import click
 
 from gpuqueue.cli.rendering import heading, print_json, print_table, say
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape, shown_url
+from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape
 from gpuqueue.cli.status import rest
 from gpuqueue.domain import Reading, Resident, View
+from gpuqueue.endpoints import shown_url
 from gpuqueue.models import full_name
 from gpuqueue.moments import iso, since
 from gpuqueue.policies.model_health import ModelHealth, health

@@ -9,9 +9,10 @@ import click
 
 from gpuqueue.cli.rendering import heading, in_terminal, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import service_shape, shown_url, status_shape
+from gpuqueue.cli.shapes import service_shape, status_shape
 from gpuqueue.decisions import known_holds
 from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, ServiceInfo, State, View
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import UsageError
 from gpuqueue.estimates import left_s
 from gpuqueue.moments import clock, since, until
