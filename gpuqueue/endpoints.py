@@ -34,6 +34,12 @@ def on_device(backend: str, device: str | None, endpoints: Iterable[Endpoint]) -
     return next(iter([*tied, *free]), None)
 
 
+def standing_on(device: str, endpoints: Iterable[Endpoint], *, device_count: int) -> list[Endpoint]:
+    """Return the backends whose models are on a device: those tied to it, and with a single device also one tied to none."""
+    # Of several devices, one that is tied to none does not say where its models are.
+    return [item for item in endpoints if item.device == device or (not item.device and device_count == 1)]
+
+
 def shown_url(url: str) -> str:
     """Leave a user's name and password out of a URL."""
     parts = urlsplit(url)
