@@ -71,7 +71,7 @@ def shortened(text: str) -> str:
 
 
 def _row(job: Job, now: datetime) -> tuple[str, ...]:
-    task = job.task + (f" {job.arguments['model']}" if isinstance(job.arguments.get("model"), str) else "")
+    task = f"{job.task} {job.expected_model}".rstrip()
     about = ""
     if job.error is not None and job.state is not State.COMPLETED:
         about = shortened(job.error.message.partition("\n")[0])
