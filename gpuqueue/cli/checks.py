@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gpuqueue.cli.database import file_version
 from gpuqueue.cli.session import Session
-from gpuqueue.cli.shapes import shown_url
 from gpuqueue.config import Config
 from gpuqueue.domain import BackendSettings, State
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import ConfigurationError, ExecutionError, GPUQueueError
 from gpuqueue.initial_config import local_timezone
 from gpuqueue.moments import clock
