@@ -65,6 +65,7 @@ class GPUQueue:
         for name, plugin in plugins.items() if isinstance(plugins, Mapping) else ((None, plugin) for plugin in plugins):
             self.plugins.register(plugin, name)
         self.plugins.configure(self.config.plugin_tables)
+        self._clock_ns: Callable[[], int] = time.time_ns
         self._declared = Declarations(self.config.queues)
         self._enqueuer = Enqueuer(
             self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
@@ -382,7 +383,7 @@ class GPUQueue:
 
     def now_us(self) -> int:
         """Read the clock: microseconds since 1970-01-01 UTC."""
-        return time.time_ns() // 1000
+        return self._clock_ns() // 1000
 
     def now(self) -> datetime:
         """Read the clock as an aware time in UTC."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -49,7 +49,7 @@ _PIECE_ID = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
 
 def stream(
     job: JobHandle, *, after: str | None = None, timeout_s: float | None = None, keep_alive_s: float = KEEP_ALIVE_S
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     """Yield the job's events until it has ended; the calling thread waits for them.
 
     `after` is the browser's Last-Event-ID; what is no such id counts as none. After `timeout_s` it ends without a word, and
@@ -66,7 +66,7 @@ def stream(
 
 async def astream(
     job: JobHandle, *, after: str | None = None, timeout_s: float | None = None, keep_alive_s: float = KEEP_ALIVE_S
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The async twin of `stream`: it waits on the event loop without a thread, and borrows one for each look at the database."""
     with _Telling(job, after, timeout_s, keep_alive_s) as telling:
         while not telling.is_over:
