@@ -1,4 +1,4 @@
-"""Django's own tests of its tasks pass with gpuqueue's backends in place of Django's, but for those about the latter alone."""
+"""Django 6: its own tests of its tasks pass with gpuqueue's backends, but for those named, and the quick start runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import pytest
 
 from tests.contract.installation import ROOT, copy_of_the_checkout, uv
 from tests.contract.test_pythons import find_python
+from tests.contract.test_readme_django import folder, play
+from tests.contract.test_readme_web import ENVIRONMENT
 from tests.integrations.django.djangos_suite import LEFT_OUT
+
+__all__ = ["folder"]  # the fixture
 
 PYTHONS = ("3.13", "3.12")  # those that Django 6 runs on, as far as gpuqueue claims them
 UNREACHABLE = ("Failed to establish a new connection", "Name or service not known", "Max retries exceeded", "Temporary failure")
@@ -66,3 +70,7 @@ def test_djangos_own_tests_of_its_tasks_pass(django6: Path, djangos_tests: Path,
     assert sorted(found["left_out"]) == sorted(LEFT_OUT), "each one that is named is there, and no other is left out"
     assert found["skipped"] == 0
     assert found["ran"] > 70
+
+
+def test_the_quick_start_of_the_readme_runs_on_this_django_too(django6: Path, folder: Path) -> None:
+    play(folder, PATH=f"{django6.parent}:{ENVIRONMENT['PATH']}")
