@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.core.checks import run_checks
 from django.db import connections
@@ -90,8 +91,8 @@ def test_a_database_in_memory_is_no_place_for_a_queue(use_database: UseDatabase)
 
 def test_the_app_is_missing(use_queue: UseQueue) -> None:
     use_queue()
-    installed = ["django.contrib.contenttypes", "django.contrib.auth"]
-    with override_settings(INSTALLED_APPS=[*installed, "django_tasks"]):
+    backport = ["django_tasks"] if django.VERSION < (6, 0) else []
+    with override_settings(INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", *backport]):
         messages = [message.id for message in run_checks() if str(message.id).startswith("gpuqueue.E004")]
     assert messages == ["gpuqueue.E004"]
 
@@ -111,8 +112,6 @@ print([(message.id, message.hint) for message in run_checks()])
 
 
 def test_a_django_without_tasks_says_what_to_install() -> None:
-    import django
-
     if django.VERSION >= (6, 0):
         pytest.skip("this Django has tasks")
     ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
