@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from inspect import iscoroutinefunction
+from typing import Any, overload
 
 from gpuqueue.backoff import Backoff
 from gpuqueue.errors import UsageError
@@ -39,6 +40,7 @@ class GPUTask(Task):
     discard_on: Any = ()
     backoff: Backoff | Callable[[int], Duration] | str | None = None
     preemptible: bool = False
+    isolate: bool = False
 
     def using(self, **changes: Any) -> GPUTask:
         """Return this task with other defaults: those of Django's tasks, and this one's own."""
@@ -68,12 +70,30 @@ def check_options(task: Any) -> None:
     try:
         read_options(options_of(task))
         rules_of(task)
+        if getattr(task, "isolate", False) and iscoroutinefunction(task.func):
+            raise UsageError("isolate=True is for a plain function; an async one would not wait for it")
     except UsageError as error:
         raise InvalidTask(f"{task.module_path}: {error}") from None
 
 
+@overload
+def task(function: Callable[..., Any], /) -> GPUTask: ...
+
+
+@overload
+def task(
+    *,
+    priority: int = 0,
+    queue_name: str = "default",
+    backend: str = DEFAULT_ALIAS,
+    takes_context: bool = False,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], GPUTask]: ...
+
+
 def task(
     function: Callable[..., Any] | None = None,
+    /,
     *,
     priority: int = 0,
     queue_name: str = "default",

@@ -20,6 +20,7 @@ from django.utils.module_loading import autodiscover_modules
 from gpuqueue.config import Config, database_path
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.handle import JobHandle
+from gpuqueue.integrations.django import isolated
 from gpuqueue.integrations.django.gpu_task import declared, options_of, rules_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
@@ -87,13 +88,15 @@ class DjangoQueue(GPUQueue):
         return f"python manage.py gpuqueue_worker{other}"
 
     def _made(self, task: Any, path: str) -> Task[..., Any]:
+        is_isolated = bool(getattr(task, "isolate", False))
         return Task(
             self,
             path,
-            runner(self, task.func),
+            isolated.run if is_isolated else runner(self, task.func),
             read_options({**options_of(task), "queue": task.queue_name}),
             signature=ARGUMENTS,
             rules=rules_of(task),
+            isolate=is_isolated,
             preemptible=bool(getattr(task, "preemptible", False)),
         )
 

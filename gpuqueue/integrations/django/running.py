@@ -44,12 +44,13 @@ def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
         return arun
 
     def run(**arguments: Any) -> Any:
-        return _run(gq, arguments)
+        return run_here(gq, arguments)
 
     return run
 
 
-def _run(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+def run_here(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+    """Run the current job's task in this thread. Raises: what the task raises."""
     close_old_connections()
     try:
         attempt = _Attempt(gq, arguments)
@@ -67,7 +68,8 @@ def _run(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
 
 
 async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
-    # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another.
+    # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another, and where
+    # asgiref lets them find the error that is being handled here.
     close, tell = sync_to_async(close_old_connections), sync_to_async(_tell)
     await close()
     try:
@@ -77,7 +79,7 @@ async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
             value = attempt.checked(await attempt.task.func(*attempt.args, **attempt.kwargs))
         except BaseException as error:
             if attempt.has_failed(error):
-                await tell(task_finished, attempt, error)
+                await tell(task_finished, attempt)
             raise
         await tell(task_finished, attempt)
         return value
@@ -85,18 +87,8 @@ async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
         await close()
 
 
-def _tell(signal: Any, attempt: _Attempt, error: BaseException | None = None) -> None:
-    """Send a signal; with an error as from the block that handles it, where receivers look for it."""
-    if error is None:
-        signal.send_robust(attempt.sender, task_result=attempt.result)
-        return
-    trace = error.__traceback__
-    try:
-        raise error
-    except BaseException:
-        signal.send_robust(attempt.sender, task_result=attempt.result)
-    finally:
-        error.__traceback__ = trace
+def _tell(signal: Any, attempt: _Attempt) -> None:
+    signal.send_robust(attempt.sender, task_result=attempt.result)
 
 
 class _Attempt:

@@ -36,12 +36,11 @@ LOGGING = {{
 }}
 """
 TASKS = """\
-import sys
-import threading
+import os
 import time
 from pathlib import Path
 
-from django.db import connection, connections
+from django.db import connection
 from gpuqueue import current_job
 from gpuqueue.integrations.django import task
 
@@ -78,6 +77,17 @@ def use_database():
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
     return before
+
+@task(isolate=True, takes_context=True)
+def alone(context, name):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    HERE.joinpath(f"{name}.pid").write_text(str(os.getpid()))
+    if name == "dies":
+        os._exit(3)
+    if name == "fails":
+        raise ValueError("odd")
+    return context.task_result.id
 
 @task
 def version():

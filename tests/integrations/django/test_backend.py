@@ -208,6 +208,11 @@ def test_a_failure_is_told_with_the_class_of_its_error(own_file: DjangoQueue, ki
         result.return_value  # noqa: B018
 
 
+def test_a_result_that_cannot_be_stored_is_not_computed_again(own_file: DjangoQueue) -> None:
+    result = worked(own_file, tasks.fail.using(max_attempts=3).enqueue("nan"))
+    assert (result.status, result.attempts) == ("FAILED", 1)
+
+
 def test_each_failed_attempt_is_told_also_of_a_task_that_succeeds_in_the_end(own_file: DjangoQueue) -> None:
     result = tasks.fail_twice.enqueue()
     with Worker(own_file):
@@ -280,7 +285,7 @@ def test_a_task_that_is_tried_again_is_finished_once(own_file: DjangoQueue) -> N
         job_of(tasks.fail_twice.enqueue()).result(timeout_s=30)
     assert [name for name, *_ in signals] == ["enqueued", "started", "started", "started", "finished"]
     with heard() as signals:
-        tasks.ask.enqueue("snooze")
+        tasks.ask.using(max_attempts=1).enqueue("snooze")
         run_until_idle(own_file, may_wait=True)
     assert [name for name, *_ in signals] == ["enqueued", "started"]
 
@@ -318,6 +323,8 @@ def test_what_a_task_asks_for_is_stored_with_its_jobs(use_queue: UseQueue) -> No
 def test_a_wrong_request_is_refused_where_the_task_is_made() -> None:
     with pytest.raises(InvalidTask, match=r"tasks\.add: vram is .*2GX"):
         task(vram="2GX")(tasks.add.func)
+    with pytest.raises(InvalidTask, match="isolate=True is for a plain function"):
+        task(isolate=True)(tasks.add_later.func)
     with pytest.raises(TypeError, match="vrma"):
         task(vrma="2GB")(tasks.add.func)
     with pytest.raises(TypeError, match="vrma"):

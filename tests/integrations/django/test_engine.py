@@ -170,6 +170,25 @@ def test_who_came_first_is_served_first(tmp_path: Path) -> None:
     assert line.wait(lambda: "free again", 0.0) == "free again"
 
 
+def test_who_gave_up_holds_nobody_up(tmp_path: Path) -> None:
+    line = Line(str(tmp_path / "app.db"))
+    has_it, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        has_it.set()
+        assert may_go.wait(30)
+
+    holding = threading.Thread(target=line.wait, args=[hold, 30.0])
+    holding.start()
+    assert has_it.wait(30)
+    for _ in range(2):
+        with pytest.raises(sqlite3.OperationalError, match=r"database is locked: .* for 0\.01 s"):
+            line.wait(lambda: None, 0.01)
+    may_go.set()
+    holding.join(30)
+    assert line.wait(lambda: "free", 0.01) == "free"
+
+
 def test_rows_of_one_call_come_together_or_not_at_all(orders: None) -> None:
     with pytest.raises(IntegrityError, match="UNIQUE"):
         connection.cursor().executemany("INSERT INTO orders (id) VALUES (%s)", [[1], [2], [1]])

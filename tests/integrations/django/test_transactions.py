@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from django.test import override_settings
 from gpuqueue import UsageError, Worker
 from gpuqueue.errors import UnknownJob
 from gpuqueue.integrations.django import DjangoQueue, job_of
+from gpuqueue.integrations.django.sqlite3.line import line_for
 from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
 from gpuqueue.store.bell import Listener
 from gpuqueue.testing import run_until_idle
@@ -202,6 +205,7 @@ def test_a_task_in_a_worker_writes_and_enqueues_in_one_transaction(shared: Djang
 
 def test_a_second_connection_of_gpuqueues_raises_at_once_in_a_transaction(shared: DjangoQueue) -> None:
     shared.task(name="own")(lambda: None)
+    first = shared.enqueue("own")  # the queue is known to exist from here on
     with transaction.atomic():
         order()
         for call in (
@@ -213,9 +217,42 @@ def test_a_second_connection_of_gpuqueues_raises_at_once_in_a_transaction(shared
             with pytest.raises(UsageError, match="Django's connection 'default' is in a transaction") as raised:
                 call()
             assert "after the commit" in str(raised.value)
-        assert shared.jobs() == [], "reading is no harm"
-    assert (shared.jobs(), orders()) == ([], ["first"])
-    assert shared.enqueue("own").id == 1
+        assert [job.id for job in shared.jobs()] == [first.id], "reading is no harm"
+    assert orders() == ["first"]
+    assert shared.enqueue("own").id == first.id + 1
+
+
+def test_a_transaction_that_only_reads_is_in_nobodys_way(use_database: UseDatabase, use_queue: UseQueue) -> None:
+    use_database(DJANGOS)
+    gq = prepared(use_queue(database="default"))
+    gq.task(name="own")(lambda: None)
+    with transaction.atomic():
+        assert orders() == []
+        assert gq.enqueue("own").id == 1
+
+
+def test_a_second_connection_does_not_stand_in_line_behind_who_waits_for_the_first(
+    use_database: UseDatabase, use_queue: UseQueue, until: Callable[..., Any]
+) -> None:
+    use_database()
+    prepared(use_queue(database="default"))
+    use_database(alias="other")
+    line = line_for(os.path.realpath(connection.settings_dict["NAME"]))
+
+    def wait_for_the_first() -> None:
+        order("second")
+        connection.close()
+
+    waiting = threading.Thread(target=wait_for_the_first)
+    with transaction.atomic():
+        order()
+        waiting.start()
+        until(lambda: line._is_taken, "the other thread waits")
+        with pytest.raises(OperationalError, match="Django's connection 'default'"), transaction.atomic(using="other"):
+            pass
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert orders() == ["first", "second"]
 
 
 def test_another_thread_waits_for_the_transaction_and_is_not_refused(shared: DjangoQueue) -> None:
@@ -262,6 +299,8 @@ def test_a_database_without_a_queue_says_how_to_make_one(use_database: UseDataba
     gq = use_queue(database="default")
     with transaction.atomic(), pytest.raises(UsageError, match=r"manage\.py migrate"):
         tasks.add.enqueue(1)
+    with transaction.atomic(), pytest.raises(UsageError, match="Django's connection 'default' is in a transaction"):
+        gq.counts()
     gq.counts()
     with transaction.atomic():
         tasks.add.enqueue(1)

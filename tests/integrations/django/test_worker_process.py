@@ -55,6 +55,20 @@ def test_a_batch_runs_all_there_is_and_ends(project: Project) -> None:
     ended(project, project.start("gpuqueue_worker", "--batch"))
 
 
+def test_an_isolated_task_has_a_process_with_django_of_its_own(project: Project) -> None:
+    done, failed, died = (project.enqueue("alone", name) for name in ("done", "fails", "dies"))
+    worker = project.start("gpuqueue_worker", "--batch", "--threads", "1")
+    ended(project, worker)
+    assert done.result().startswith(f"{done.id}-")
+    assert states(failed, died) == ["discarded"] * 2
+    assert error_of(failed) == "ValueError: odd"
+    assert died.error is not None and died.error.code == "process_died"
+    pids = {int((project.folder / f"{name}.pid").read_text()) for name in ("done", "fails", "dies")}
+    assert worker.pid not in pids
+    said = (project.folder / "tasks.log").read_text()
+    assert said.count(f"id={done.id}-") == 2, "running and successful"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_a_running_task_end(project: Project, until: Until, number: signal.Signals) -> None:
     job = project.enqueue("wait", "gate")
