@@ -197,7 +197,7 @@ def test_progress_is_told_also_when_nothing_follows_it(tmp_path):
     job_id = rows.enqueue()
     (lease,) = rows.claim()
     with GPUQueue(tmp_path / "gpuqueue.db", discover_plugins=False) as gq:
-        events = heard_in(sse.stream(gq.job(job_id)))
+        events = heard_in(sse.stream(gq.job(job_id), keep_alive_s=3600, timeout_s=20))
         assert next(events).data["progress"] is None
         for step in range(5):
             rows.store.report([Report(job_id, lease.lease, progress=(step / 4, f"step {step}"))])
