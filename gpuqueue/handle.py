@@ -14,7 +14,7 @@ from gpuqueue.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFail
 from gpuqueue.store import queries
 from gpuqueue.store.bell import POLL_S, Listener
 from gpuqueue.twins import in_thread, twin
-from gpuqueue.units import to_us
+from gpuqueue.units import from_us, to_us
 
 if TYPE_CHECKING:
     from gpuqueue.queue import GPUQueue
@@ -81,6 +81,8 @@ class JobHandle:
 
     @property
     def enqueued_at(self) -> datetime:
+        if self._record is None and self._unsure_since_us is not None:
+            return from_us(self._unsure_since_us)  # the row cannot be seen before its transaction is committed
         return self.record.enqueued_at
 
     @property

@@ -65,6 +65,7 @@ class GPUQueue:
         for name, plugin in plugins.items() if isinstance(plugins, Mapping) else ((None, plugin) for plugin in plugins):
             self.plugins.register(plugin, name)
         self.plugins.configure(self.config.plugin_tables)
+        self._clock_ns: Callable[[], int] = time.time_ns
         self._declared = Declarations(self.config.queues)
         self._enqueuer = Enqueuer(
             self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
@@ -138,6 +139,10 @@ class GPUQueue:
     def tasks(self) -> Mapping[str, Task[..., Any]]:
         """The registered tasks: {name: task}."""
         return self._declared.tasks
+
+    def find_task(self, name: str) -> Task[..., Any] | None:
+        """Find a task for a worker that meets its job; a framework's queue object may look further than what is registered."""
+        return self.tasks.get(name)
 
     # --- enqueueing ---
 
@@ -378,7 +383,7 @@ class GPUQueue:
 
     def now_us(self) -> int:
         """Read the clock: microseconds since 1970-01-01 UTC."""
-        return time.time_ns() // 1000
+        return self._clock_ns() // 1000
 
     def now(self) -> datetime:
         """Read the clock as an aware time in UTC."""

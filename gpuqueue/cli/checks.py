@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gpuqueue.cli.database import file_version
 from gpuqueue.cli.session import Session
-from gpuqueue.cli.shapes import shown_url
 from gpuqueue.config import Config
 from gpuqueue.domain import BackendSettings, State
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import ConfigurationError, ExecutionError, GPUQueueError
 from gpuqueue.initial_config import local_timezone
 from gpuqueue.moments import clock
@@ -255,9 +255,8 @@ def services(gq: GPUQueue) -> Iterator[Check]:
         elif error:
             yield Check(PROBLEM, service.name, str(error), "it is tried again by itself; mend what the error names")
         else:
-            yield Check(
-                OK, service.name, f"worker {service.worker_id} runs it: {service.status.get('state', 'no more is known')}"
-            )
+            state = service.status.get("state")
+            yield Check(OK, service.name, f"worker {service.worker_id} runs it" + (f": {state}" if state else ""))
 
 
 def agreement(gq: GPUQueue) -> Iterator[Check]:

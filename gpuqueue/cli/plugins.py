@@ -1,20 +1,30 @@
-"""Owns the command `plugins`: which there are and what they answer; loads nothing that a worker would not."""
+"""Owns the command `plugins`: which there are, what they answer, and a new one's files; loads nothing that a worker would not."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import click
 
-from gpuqueue.cli.rendering import print_json, print_table
+from gpuqueue.cli import plugin_template
+from gpuqueue.cli.rendering import print_json, print_table, say
 from gpuqueue.cli.session import Session, app_option, json_option, pass_session
+from gpuqueue.errors import UsageError
 from gpuqueue.plugin_manager import PluginInfo
 from gpuqueue.policies import worker_policies
 
 
-@click.command(short_help="List every plugin with the hooks that it answers.")
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[new NAME]",
+    short_help="List every plugin with the hooks that it answers; write a new one.",
+)
 @app_option
 @json_option
+@click.pass_context
 @pass_session
-def plugins(session: Session, app: str | None, as_json: bool) -> None:
+def plugins(session: Session, context: click.Context, app: str | None, as_json: bool) -> None:
     """List every plugin with the hooks that it answers, in the order in which they are asked; those blocked come last.
 
     Installed plugins are found by their entry points of group `gpuqueue`; those that an application gives to its queue object
@@ -25,6 +35,10 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
                      distribution, version (null: no distribution of its own),
                      hooks, blocked}].
     """
+    if context.invoked_subcommand is not None:
+        if app is not None or as_json:
+            raise UsageError(f"--app and --json are for the list, not for `plugins {context.invoked_subcommand}`; leave them out")
+        return
     found = session.plugins() if app is None else session.queue(app).plugins
     found.add_defaults(worker_policies())
     if as_json:
@@ -32,6 +46,37 @@ def plugins(session: Session, app: str | None, as_json: bool) -> None:
         return
     rows = [(info.name, _origin(info), "blocked" if info.blocked else ", ".join(info.hooks)) for info in found.infos()]
     print_table({"plugin": "left", "from": "left", "hooks": "prose"}, rows)
+
+
+@plugins.command("new", short_help="Write a new plugin's files.")
+@click.argument("name")
+@click.option(
+    "--into",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where to write them: a folder that is not there or empty. Default: gpuqueue-NAME.",
+)
+def new(name: str, into: Path | None) -> None:
+    """Write the files of a new plugin: a distribution with a module, tests and a page, which works as it is.
+
+    NAME is the plugin's name and that of its section in gpuqueue.toml: small letters, digits and hyphens.
+    """
+    plugin_template.check_name(name)
+    folder = Path(plugin_template.distribution(name)) if into is None else into.expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder.absolute()} is there already, and nothing is overwritten; name another folder: --into FOLDER")
+    files = plugin_template.files(name)
+    try:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with open(folder / path, "x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise UsageError(f"{folder.absolute()} cannot be written: {error.strerror}; name another folder: --into FOLDER") from None
+    say(f"{folder}: {', '.join(files)}")
+    click.echo(
+        f'  next: cd {shlex.quote(str(folder))} && python -m pip install -e ".[test]" && python -m pytest && gpuqueue plugins'
+    )
 
 
 def _origin(info: PluginInfo) -> str:

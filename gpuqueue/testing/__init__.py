@@ -2,16 +2,30 @@
 
 - `gpuqueue.testing.pytest_plugin`: fixtures; load them with `-p gpuqueue.testing.pytest_plugin` in pytest's `addopts`, or with
   `pytest_plugins = ["gpuqueue.testing.pytest_plugin"]` in the `conftest.py` at the top.
-- `gpuqueue.testing.policies` and `gpuqueue.testing.executors`: classes of tests that every policy and executor must pass, to
-  be subclassed with one's own.
+- `gpuqueue.testing.policies`, `gpuqueue.testing.executors` and `gpuqueue.testing.devices`: classes of tests that every policy,
+  executor and device must pass, to be subclassed with one's own.
 - `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
-- Here: `run_until_idle`, `wait_until` and `RecordedAttempt`, which need no pytest.
+- Here, without pytest: `eager` and `run_until_idle` run jobs, `travel` moves the queue's clock, `enqueued`,
+  `assert_enqueued` and `assert_not_enqueued` find what was enqueued; `wait_until`, and `RecordedAttempt` for executors.
 """
 
 from __future__ import annotations
 
 from gpuqueue.testing.attempts import RecordedAttempt
+from gpuqueue.testing.eager import eager
+from gpuqueue.testing.enqueued import assert_enqueued, assert_not_enqueued, enqueued
 from gpuqueue.testing.idle import JobsStuck, run_until_idle
+from gpuqueue.testing.travelling import travel
 from gpuqueue.testing.waiting import wait_until
 
-__all__ = ["JobsStuck", "RecordedAttempt", "run_until_idle", "wait_until"]
+__all__ = [
+    "JobsStuck",
+    "RecordedAttempt",
+    "assert_enqueued",
+    "assert_not_enqueued",
+    "eager",
+    "enqueued",
+    "run_until_idle",
+    "travel",
+    "wait_until",
+]

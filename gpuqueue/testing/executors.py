@@ -15,13 +15,9 @@ class TestShout(ExecutorSuite):
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import os
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,8 +30,9 @@ from gpuqueue.executors import AsyncExecutor, AttemptInterrupted, Executor, is_a
 from gpuqueue.hookspecs import hookimpl
 from gpuqueue.testing.attempts import Bench, Ended, RecordedAttempt
 from gpuqueue.testing.idle import run_until_idle
+from gpuqueue.testing.leftovers import nothing_left_behind
 from gpuqueue.testing.queues import foreign_variables, queue_maker
-from gpuqueue.testing.waiting import DEADLINE_S, wait_until
+from gpuqueue.testing.waiting import DEADLINE_S
 from gpuqueue.verdicts import failure
 from gpuqueue.worker.attempt import Interruption
 
@@ -141,7 +138,7 @@ class ExecutorSuite:
     # --- what it leaves behind ---
 
     def test_it_leaves_no_thread_and_no_connection_behind(self, executor: AnyExecutor) -> None:
-        with _nothing_left_behind():
+        with nothing_left_behind():
             bench = Bench()
             self._returned(bench, executor)
             if self.failing is not None:
@@ -237,34 +234,3 @@ class ExecutorSuite:
             f"it was asked to stop ({why}), and ended with {value if error is None else error!r}; "
             f"it must let {' or '.join(kind.__name__ for kind in allowed)} through"
         )
-
-
-@contextmanager
-def _nothing_left_behind() -> Iterator[None]:
-    """Fail when, after the block, threads run or sockets are open that were not there before it."""
-    threads_before, sockets_before = set(threading.enumerate()), _open_sockets()
-    yield
-
-    def left() -> list[str]:
-        gc.collect()
-        threads = [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads_before]
-        return [*threads, *(f"{kind} {number}" for kind, number in _open_sockets() - sockets_before)]
-
-    try:
-        wait_until(lambda: not left())
-    except AssertionError:
-        pytest.fail(f"left behind: {', '.join(left())}")
-
-
-def _open_sockets() -> set[tuple[str, str]]:
-    """List this process's sockets and pipes, where the system tells of them: {(kind, inode)}."""
-    folder = "/proc/self/fd"
-    found = set()
-    for descriptor in os.listdir(folder) if os.path.isdir(folder) else ():
-        try:
-            kind, _, number = os.readlink(f"{folder}/{descriptor}").partition(":")
-        except OSError:  # the one through which this folder is read
-            continue
-        if kind in ("socket", "pipe"):
-            found.add((kind, number.strip("[]")))
-    return found

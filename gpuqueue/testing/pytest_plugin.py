@@ -7,22 +7,28 @@ Load it in pytest's configuration, `addopts = "-p gpuqueue.testing.pytest_plugin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from gpuqueue.domain import Explanation
     from gpuqueue.queue import GPUQueue
     from gpuqueue.simulators.card import SimulatedCard
     from gpuqueue.simulators.ollama import OllamaSimulator
     from gpuqueue.testing.queues import QueueMaker
+    from gpuqueue.units import Duration
 
 __all__ = [
     "gpuqueue_db",
+    "gpuqueue_eager",
     "gpuqueue_plugins",
     "gpuqueue_toml",
+    "gpuqueue_travel",
     "make_gpuqueue",
     "ollama_server",
     "run_worker_until_idle",
@@ -32,7 +38,7 @@ __all__ = [
 SPEED = 30.0
 
 # So that a suite's assertions explain themselves as those of a test module do.
-pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.executors")
+pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.executors", "gpuqueue.testing.devices")
 
 
 @pytest.fixture
@@ -68,6 +74,30 @@ def gpuqueue_db(
 ) -> GPUQueue:
     """A queue object on a file of its own, closed at the end; see `gpuqueue_toml` and `gpuqueue_plugins`."""
     return make_gpuqueue(gpuqueue_toml, plugins=gpuqueue_plugins)
+
+
+@pytest.fixture
+def gpuqueue_eager(gpuqueue_db: GPUQueue) -> Iterator[GPUQueue]:
+    """The queue object `gpuqueue_db`, whose jobs run at once where they are enqueued; see `gpuqueue.testing.eager`.
+
+    An application's test defines `gpuqueue_db` to return the application's own queue object.
+    """
+    from gpuqueue.testing.eager import eager
+
+    with eager(gpuqueue_db):
+        yield gpuqueue_db
+
+
+@pytest.fixture
+def gpuqueue_travel(gpuqueue_db: GPUQueue) -> Iterator[Callable[[datetime | Duration], None]]:
+    """`gpuqueue_travel("2h")` moves the clock of `gpuqueue_db` until the end of the test, each call from where it is.
+
+    It takes a duration or an aware datetime; see `gpuqueue.testing.travel`.
+    """
+    from gpuqueue.testing.travelling import travel
+
+    with ExitStack() as journey:
+        yield lambda to: journey.enter_context(travel(gpuqueue_db, to))
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ def boot(
     queues: tuple[str, ...] | None,
     threads: int,
     accept_config: bool,
+    may_begin: Callable[[], bool],
     on_lease_lost: Callable[[], None],
     on_file_gone: Callable[[str], None],
 ) -> Parts:
@@ -154,6 +155,7 @@ def boot(
         worker_id=worker_id,
         now=gq.now,
         log=log,
+        may_begin=may_begin,
     )
     dispatcher = Dispatcher(
         store,

@@ -49,7 +49,7 @@ class Executors:
 
     def named(self, name: str) -> AnyExecutor | None:
         """Find what runs a task; None when this worker does not know it."""
-        task = self._gq.tasks.get(name)
+        task = self._gq.tasks.get(name) if name in self._of_plugins else self._gq.find_task(name)
         if task is None or task.function is None:
             return self._of_plugins.get(name)
         made = self._of_functions.get(name)

@@ -195,7 +195,7 @@ def test_a_command_names_its_keys_where_it_prints_json_and_a_test_compares_them(
 
 def test_every_command_that_reads_prints_json() -> None:
     without = [name for name, command in ALL if not any("--json" in option.opts for option in command.params)]
-    assert without == ["init", "worker", "completion"]
+    assert without == ["init", "worker", "plugins new", "completion"]
     assert isinstance(db, click.Group)
 
 

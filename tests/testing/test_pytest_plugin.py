@@ -71,7 +71,15 @@ def test_pytest_runs_that_do_not_ask_for_it_load_nothing_of_gpuqueue(pytester: p
 
 def test_the_fixtures_are_listed_with_what_they_are_for(pytester: pytest.Pytester) -> None:
     ran = run_pytest(pytester.path, "-p", "gpuqueue.testing.pytest_plugin", "--fixtures")
-    for name in ("make_gpuqueue", "gpuqueue_db", "gpuqueue_toml", "gpuqueue_plugins", "simulated_card", "ollama_server"):
+    for name in (
+        "make_gpuqueue",
+        "gpuqueue_db",
+        "gpuqueue_eager",
+        "gpuqueue_toml",
+        "gpuqueue_plugins",
+        "simulated_card",
+        "ollama_server",
+    ):
         described = ran.stdout.partition(f"\n{name} -- ")[2].splitlines()
         assert len(described) > 1, name
         assert described[1].startswith("    "), name

@@ -1,0 +1,250 @@
+"""Owns the tests that every kind of device must pass, as a plugin's `register_devices` gives it; its author subclasses them.
+
+from gpuqueue.testing.devices import DeviceSuite
+
+class TestRocm(DeviceSuite):
+    def make_plugin(self) -> object:
+        return Rocm()
+
+    def lose_card(self) -> None: ...
+    def bring_card_back(self) -> None: ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from gpuqueue.devices import Device
+from gpuqueue.domain import DeviceProcess, DeviceSettings, Reading
+from gpuqueue.queue import GPUQueue
+from gpuqueue.testing.idle import run_until_idle
+from gpuqueue.testing.leftovers import nothing_left_behind
+from gpuqueue.testing.queues import foreign_variables, queue_maker
+from gpuqueue.testing.waiting import wait_until
+
+__all__ = ["DeviceSuite"]
+
+ABSENT = DeviceSettings("GPU-00000000-0000-0000-0000-000000000000", budget_bytes=1, index=97)
+QUEUES = '[queues.train]\ngpu = true\nbackend = "none"\n'
+THREADS = 8
+
+
+class DeviceSuite:
+    """Subclass it, say how the plugin is made and how its card is lost, and pytest runs these tests over it.
+
+    `name` is the one the plugin is registered under, `toml` its section of the configuration, and `gpu` the section `[gpu]` with
+    a card that is there.
+    """
+
+    name: ClassVar[str] = "tested"
+    toml: ClassVar[str] = ""
+    gpu: ClassVar[str] = '[gpu]\nbudget = "1GB"\n'
+    reads_memory: ClassVar[bool] = True  # whether its readings say how much memory the card has
+
+    def make_plugin(self) -> object:
+        """Make the plugin; called for each test."""
+        raise NotImplementedError(f"{type(self).__name__} says which plugin is tested: def make_plugin(self): return …")
+
+    def lose_card(self) -> None:
+        """Let the card be one that cannot be read any more, as after a crash of its driver."""
+        pytest.skip("it is not said how the card is lost: def lose_card(self), def bring_card_back(self)")
+
+    def bring_card_back(self) -> None:
+        """Let the lost card be readable again."""
+        raise NotImplementedError(f"{type(self).__name__} loses a card: def bring_card_back(self) lets it be read again")
+
+    def close_device(self, device: Device) -> None:
+        """End what the device keeps from one reading to the next; by default its `close()`, where it has one."""
+        close = getattr(device, "close", None)
+        if callable(close):
+            close()
+
+    # --- registering ---
+
+    def test_it_gives_the_configured_devices_and_no_others(self, queue_object: GPUQueue) -> None:
+        configured = {device.name for device in queue_object.config.devices}
+        given = self._given(queue_object, *queue_object.config.devices)
+        assert given, f"{self.name} gives no device: is @hookimpl missing on register_devices?"
+        assert set(given) <= configured, (
+            f"{sorted(set(given) - configured)} are not configured; [gpu] names the devices there are"
+        )
+
+    def test_a_card_that_is_not_there_raises_nothing(self, queue_object: GPUQueue) -> None:
+        for device in self._given(queue_object, ABSENT).values():
+            _assert_right(device.read(), queue_object.now())
+            self.close_device(device)
+
+    # --- reading ---
+
+    def test_a_reading_is_right(self, device: Device, queue_object: GPUQueue) -> None:
+        reading = device.read()
+        _assert_right(reading, queue_object.now())
+        assert reading.lost is None, f"the card that is there cannot be read: {reading.lost}"
+        assert (reading.total_bytes is not None) == self.reads_memory, (
+            f"reads_memory is {self.reads_memory}, and it read {reading}"
+        )
+
+    def test_each_reading_is_of_its_moment(self, device: Device, queue_object: GPUQueue) -> None:
+        before = queue_object.now()
+        first, second = device.read(), device.read()
+        assert before - timedelta(seconds=1) <= first.at, "a reading is of the moment when it is asked for"
+        assert first.at <= second.at
+
+    def test_it_is_read_from_several_threads(self, device: Device, queue_object: GPUQueue) -> None:
+        with ThreadPoolExecutor(THREADS) as threads:
+            readings = list(threads.map(lambda _: device.read(), range(5 * THREADS)))
+        for reading in readings:
+            _assert_right(reading, queue_object.now())
+
+    # --- losing it ---
+
+    def test_a_lost_card_is_told_by_the_reading(self, device: Device, queue_object: GPUQueue) -> None:
+        device.read()
+        self.lose_card()
+        for _ in range(3):
+            reading = device.read()
+            _assert_right(reading, queue_object.now())
+            assert reading.lost, f"the card is lost, and it read {reading}"
+
+    def test_a_card_that_comes_back_is_read_again(self, device: Device, queue_object: GPUQueue) -> None:
+        self.lose_card()
+        device.read()
+        self.bring_card_back()
+        wait_until(lambda: device.read().lost is None, "a reading of the card that came back")
+        self.test_a_reading_is_right(device, queue_object)
+
+    def test_a_card_that_is_lost_at_the_start_is_read_when_it_comes_back(self, queue_object: GPUQueue) -> None:
+        self.lose_card()
+        device = self._one(queue_object)
+        _assert_right(device.read(), queue_object.now())
+        self.bring_card_back()
+        wait_until(lambda: device.read().lost is None, "a reading of the card that came back")
+        self.close_device(device)
+
+    # --- what it leaves behind ---
+
+    def test_a_closed_device_raises_nothing(self, device: Device, queue_object: GPUQueue) -> None:
+        device.read()
+        self.close_device(device)
+        self.close_device(device)
+        _assert_right(device.read(), queue_object.now())
+
+    def test_it_leaves_no_thread_and_no_connection_behind(self, queue_object: GPUQueue) -> None:
+        with nothing_left_behind():
+            device = self._one(queue_object)
+            device.read()
+            self.close_device(device)
+            del device
+
+    # --- at work ---
+
+    def test_a_worker_runs_jobs_on_it_and_tells_what_it_read(self, queue_object: GPUQueue) -> None:
+        job = queue_object.task(name="learn", queue="train", vram="10MB")(_learn).enqueue()
+        run_until_idle(queue_object)
+        assert job.result(timeout_s=0) == 7
+        told = [device.reading for device in queue_object.view().devices.values() if device.reading is not None]
+        assert told, "no reading was told to other processes"
+        _assert_right(told[0], queue_object.now())
+        assert (told[0].total_bytes is not None) == self.reads_memory
+
+    def test_a_workers_jobs_wait_for_a_lost_card(self, queue_object: GPUQueue) -> None:
+        job = queue_object.task(name="learn", queue="train", vram="10MB")(_learn).enqueue()
+        self.lose_card()
+        explanation = run_until_idle(queue_object, may_wait=True)[job.id]
+        assert "device_lost" in [reason.reason for reason in explanation.reasons], str(explanation)
+        self.bring_card_back()
+        wait_until(lambda: not run_until_idle(queue_object, may_wait=True), "the end of the job, when the card was back")
+        assert job.result(timeout_s=0) == 7
+
+    # --- how it is tested ---
+
+    @pytest.fixture
+    def queue_object(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GPUQueue]:
+        """A queue object with the plugin, the card in `gpu`, and a queue `train` for it."""
+        for name in foreign_variables():
+            monkeypatch.delenv(name)
+        with queue_maker(tmp_path) as make:
+            yield make(f"{self.gpu}{QUEUES}{self.toml}\n", plugins={self.name: self.make_plugin()})
+
+    @pytest.fixture
+    def device(self, queue_object: GPUQueue) -> Iterator[Device]:
+        """The device of one test."""
+        device = self._one(queue_object)
+        yield device
+        self.close_device(device)
+
+    def _given(self, gq: GPUQueue, *settings: DeviceSettings) -> Mapping[str, Device]:
+        details = {"devices": settings, "backends": gq.config.backends}
+        given: Mapping[str, Device] | None = gq.plugins.ask(self.name, "register_devices", details)
+        return given or {}
+
+    def _one(self, gq: GPUQueue) -> Device:
+        given = self._given(gq, *gq.config.devices)
+        assert given, f"{self.name} gives no device"
+        return next(iter(given.values()))
+
+
+def what_is_wrong_with(reading: Any, now: datetime) -> str:
+    """Say what is wrong with a reading, "" when nothing is."""
+    if not isinstance(reading, Reading):
+        return "read() returns a Reading"
+    if not isinstance(reading.at, datetime) or reading.at.utcoffset() is None:
+        return "at is an aware datetime"
+    if reading.at > now:
+        return f"at lies {reading.at - now} ahead"
+    if reading.name is not None and not (isinstance(reading.name, str) and reading.name.strip()):
+        return "name is a text that is not empty, or None"
+    total, free = reading.total_bytes, reading.free_bytes
+    if not all(value is None or (_is_whole(value) and value >= 0) for value in (total, free)):
+        return "total_bytes and free_bytes are whole numbers of bytes, or None"
+    if (total is None) != (free is None):
+        return "total_bytes and free_bytes are both known, or neither is"
+    if total is not None and free is not None and free > total:
+        return f"more is free ({free}) than there is ({total})"
+    use = reading.utilisation_percent
+    if use is not None and not (_is_whole(use) and 0 <= use <= 100):
+        return "utilisation_percent is a whole number from 0 to 100, or None"
+    if reading.temperature_c is not None and not _is_whole(reading.temperature_c):
+        return "temperature_c is a whole number, or None"
+    if reading.power_w is not None and not (_is_number(reading.power_w) and reading.power_w >= 0):
+        return "power_w is a number of at least 0, or None"
+    if reading.lost is not None and not (isinstance(reading.lost, str) and reading.lost.strip()):
+        return "lost says why the card cannot be read, or is None"
+    if reading.lost is not None and total is not None:
+        return "of a card that is lost, nothing is known of its memory"
+    return "" if reading.processes is None else _what_is_wrong_with_processes(reading.processes)
+
+
+def _what_is_wrong_with_processes(processes: Any) -> str:
+    if not isinstance(processes, tuple) or not all(isinstance(process, DeviceProcess) for process in processes):
+        return "processes is a tuple of DeviceProcess, or None"
+    sizes = [process.used_bytes for process in processes]
+    if not all(_is_whole(process.pid) for process in processes) or not all(
+        size is None or (_is_whole(size) and size >= 0) for size in sizes
+    ):
+        return "a process has a pid, and used_bytes that are a whole number or None"
+    return ""
+
+
+def _assert_right(reading: Any, now: datetime) -> None:
+    wrong = what_is_wrong_with(reading, now)
+    assert not wrong, f"it read {reading!r}: {wrong}"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _learn() -> int:
+    return 7

@@ -1,0 +1,243 @@
+"""Owns running a job at once where it is enqueued, for tests of applications; asks no policy that decides when, and no device.
+
+with eager(gq):
+    job = send_reminder.enqueue(rfa_id=7)
+assert job.result() == "sent"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, cast
+
+from gpuqueue import callers_transaction
+from gpuqueue.domain import BackendSettings, Lease, QueueSettings, State
+from gpuqueue.endpoints import OLLAMA, on_device
+from gpuqueue.enqueueing import Enqueuer, Request, Stored
+from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.executors import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor, is_async
+from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
+from gpuqueue.models import VERBS
+from gpuqueue.options import JobOptions
+from gpuqueue.policies import worker_policies
+from gpuqueue.queue import GPUQueue
+from gpuqueue.settings import SharedSettings
+from gpuqueue.store import claims, queries
+from gpuqueue.store.jobs import NewJob
+from gpuqueue.store.outcomes import Ended, Postponed
+from gpuqueue.tasks import Task
+from gpuqueue.units import from_us
+from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.worker.attempt import Judge
+from gpuqueue.worker.attempts import Attempts
+from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.lessons import Lessons
+from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.output import Output
+
+__all__ = ["eager"]
+
+ENDS_THE_ATTEMPT_ONLY = (Exception, AttemptInterrupted, asyncio.CancelledError, SystemExit)
+
+
+@contextmanager
+def eager(gq: GPUQueue, *, raises: bool = False) -> Iterator[None]:
+    """While it lasts, a job that is enqueued through this queue object runs at once, in the calling thread.
+
+    It is stored, run, judged and finished as by a worker, and has ended when `enqueue` returns. What decides when a job may
+    start is not asked: no window, pause, limit or device holds it, and an attempt that failed is tried again without its
+    wait. A job of a later time (`delay`, `at`) waits for that, and so does one that snoozes: `travel` and `run_until_idle`
+    run those. One that is stored in a session's transaction runs when that has been committed.
+    A failure is the job's own, and raised by `result()`, as it is in production; with `raises` also by `enqueue`.
+    Raises: by `enqueue`, UsageError when this process has no function or executor for the task.
+    """
+    before = gq._enqueuer
+    gq._enqueuer = _Eager(before, _Runner(gq, raises=raises).run)
+    try:
+        yield
+    finally:
+        gq._enqueuer = before
+
+
+class _Eager(Enqueuer):
+    """Enqueues as the one before it does, and has run what was stored."""
+
+    def __init__(self, before: Enqueuer, run: Callable[[Iterable[int]], None]) -> None:
+        vars(self).update(vars(before))
+        self._run = run
+
+    def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
+        stored = super().enqueue(task, arguments, options)
+        if options.connection is None:
+            self._run([stored.job_id])
+        return stored
+
+    def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
+        stored = super().enqueue_many(requests, connection)
+        if connection is None:
+            self._run([job.job_id for job in stored])
+        return stored
+
+    def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
+        ids: list[int] = []
+        ids += callers_transaction.store(
+            jobs, connection, database=self._store().path, ensured=self._ensured, ring=lambda: self._run(ids)
+        )
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a worker would be made of for these settings, without what claims, waits and watches."""
+
+    settings: SharedSettings
+    executors: Mapping[str, Executor | AsyncExecutor]  # of plugins
+    attempts: Attempts
+
+
+class _Runner:
+    """Runs stored jobs one after another."""
+
+    def __init__(self, gq: GPUQueue, *, raises: bool) -> None:
+        self._gq = gq
+        self._raises = raises
+        self._worker_id = f"eager-{os.getpid()}"
+        self._made: _Parts | None = None
+        self._making = threading.Lock()
+
+    def run(self, job_ids: Iterable[int]) -> None:
+        for job_id in job_ids:
+            while (lease := self._take(job_id)) is not None:
+                if not self._run_attempt(lease):
+                    break
+
+    def _take(self, job_id: int) -> Lease | None:
+        """Take a job whose time has come, or whose next attempt waits; None for any other, and after a rollback."""
+        try:
+            job = self._gq.store.get_job(job_id)
+        except UnknownJob:
+            return None
+        if job.state not in (State.AVAILABLE, State.RETRYABLE):
+            return None
+        if self._executor(job.task, job.queue) is None:
+            raise UsageError(
+                f"eager: nobody here runs the task {job.task!r} of job {job_id}; register its function, or give the queue "
+                "object the plugin with its executor"
+            )
+        now_us = self._gq.now_us()
+
+        def take(connection: sqlite3.Connection) -> bool:
+            if queries.get_job(connection, job_id) != job:  # a worker was faster
+                return False
+            connection.execute(claims.TAKE, (self._worker_id, now_us, job_id))
+            return True
+
+        if not self._gq.store.write(take):
+            return None
+        return Lease(
+            job_id=job_id,
+            lease=job.lease + 1,
+            queue=job.queue,
+            task=job.task,
+            attempt=job.attempt + 1,
+            max_attempts=job.max_attempts,
+            arguments=job.arguments,
+            timeout_s=job.timeout_s,
+            started_at=from_us(now_us),
+        )
+
+    def _run_attempt(self, lease: Lease) -> bool:
+        """Run one attempt and write how it ended; returns whether another comes next."""
+        ending = self._parts().attempts.run(lease)
+        assert ending is not None  # nobody gives up what runs here
+        outcome, error = ending.outcome, ending.error
+        self._gq.store.finish([outcome], now_us=self._gq.now_us())
+        if error is not None and not isinstance(error, ENDS_THE_ATTEMPT_ONLY):
+            raise error  # such as Ctrl-C, or what pytest raises to fail a test
+        if self._raises and isinstance(outcome, Ended):
+            if error is not None:
+                raise error
+            self._gq.job(lease.job_id).result()
+        return isinstance(outcome, Postponed) and outcome.outcome == "retried"
+
+    def _executor(self, task: str, queue: str) -> Executor | None:
+        known = self._gq.tasks.get(task)
+        if known is not None and known.function is not None:
+            if inspect.iscoroutinefunction(known.function):
+                return _Awaited(CoroutineExecutor(known.function))
+            return CallableExecutor(known.function)
+        parts = self._parts()
+        backend = _backend_of(queue, parts.settings) if task in VERBS else None
+        found = parts.executors.get(task if backend is None else task.replace(OLLAMA, backend.name, 1))
+        return _Awaited(found) if found is not None and is_async(found) else cast("Executor | None", found)
+
+    def _parts(self) -> _Parts:
+        with self._making:
+            settings = self._gq.own_settings()  # a queue may have been made in code since
+            if self._made is None or self._made.settings != settings:
+                self._made = self._make(settings)
+            return self._made
+
+    def _make(self, settings: SharedSettings) -> _Parts:
+        gq, log = self._gq, WorkerLog(self._worker_id)
+        gq.plugins.add_defaults(worker_policies())
+        executors: dict[str, Executor | AsyncExecutor] = {}
+        details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
+        for _, answer in gq.plugins.each("register_executors", details):
+            executors = {**answer, **executors}
+
+        def rules_of(task: str) -> RetryRules:
+            known = gq.tasks.get(task)
+            return DEFAULT_RULES if known is None else known.rules
+
+        judge = Judge(
+            gq.plugins,
+            settings_of=lambda queue: settings.queues.get(queue) or QueueSettings(queue),
+            backend_of=lambda lease: _backend_of(lease.queue, settings),
+            rules_of=rules_of,
+            models=settings.models,
+            backends=settings.backends,
+            now=gq.now,
+            max_payload_bytes=gq.config.max_payload_bytes,
+        )
+        attempts = Attempts(
+            gq.store,
+            lambda lease: self._executor(lease.task, lease.queue),
+            judge,
+            Output(gq.store),
+            EventLoop(),
+            Lessons(gq.store, now_us=gq.now_us),
+            worker_id=self._worker_id,
+            now=gq.now,
+            log=log,
+        )
+        return _Parts(settings, executors, attempts)
+
+
+class _Awaited:
+    """Runs an asynchronous executor to its end in the calling thread, or beside it where that has an event loop of its own."""
+
+    def __init__(self, executor: AsyncExecutor) -> None:
+        self._executor = executor
+
+    def run(self, context: AttemptContext) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._executor.arun(context))
+        with ThreadPoolExecutor(1) as beside:
+            return beside.submit(copy_context().run, lambda: asyncio.run(self._executor.arun(context))).result()
+
+
+def _backend_of(queue: str, settings: SharedSettings) -> BackendSettings | None:
+    known = settings.queues.get(queue)
+    return None if known is None else on_device(known.backend, None, settings.backends)
