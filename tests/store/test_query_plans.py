@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain import Demand, State
-from gpuqueue.store import Store, claims, current, jobs, outcomes, queries
+from gpuqueue.store import Store, claims, copying, current, jobs, outcomes, queries
 from gpuqueue.store.outcomes import Completed, Report
 from tests.store.rows import Rows, at, room_for
 
@@ -89,7 +89,7 @@ def test_a_hot_statement_uses_its_index(filled: Rows, statement: str, index: str
 def test_every_statement_that_the_modules_name_is_among_them() -> None:
     named = {
         value
-        for module in (claims, current, outcomes, queries, jobs)
+        for module in (claims, copying, current, outcomes, queries, jobs)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and re.match(r"(SELECT|UPDATE|DELETE) ", value) and " jobs" in value
     }
