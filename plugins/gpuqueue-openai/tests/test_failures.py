@@ -365,13 +365,14 @@ def test_times_are_told(run, scripted):
 
 
 @pytest.mark.parametrize("last", [DONE, event(error={"message": "no"}), b"<html>\n", said("interrupted")])
-def test_an_answer_that_ends_before_its_stream_does_leaves_nothing_for_the_collector_to_close(
+def test_an_answer_that_ends_before_its_stream_does_is_heard_no_further_and_leaves_the_collector_nothing_to_close(
     attempt, scripted, server_at, last
 ):
-    left = []
+    left, emitted = [], []
     server = scripted(streamed(said("one"), last, *[said("late")] * 3, then="mute"))
 
     def emit(text):
+        emitted.append(text)
         if text == "interrupted":
             attempt.interrupt("cancelled")
         attempt.check()
@@ -385,3 +386,4 @@ def test_an_answer_that_ends_before_its_stream_does_leaves_nothing_for_the_colle
     attempt.emit = emit
     asyncio.run(run())
     assert left == []
+    assert "one" in emitted and "late" not in emitted
