@@ -28,11 +28,12 @@ ENVIRONMENT = {
 }
 
 
-def quick_start(heading: str, folder: Path) -> list[str]:
+def quick_start(heading: str, folder: Path, *, write: bool = True) -> list[str]:
     """Write the files of a section and return the lines that it has at the terminal."""
     section = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     for file, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", section, flags=re.S):
-        (folder / file).write_text(text)
+        if write:
+            (folder / file).write_text(text)
     typed = re.findall(r"```console\n(.*?)```", section, flags=re.S)
     return [line.removeprefix("$ ") for block in typed for line in block.splitlines()]
 
@@ -47,15 +48,19 @@ def folder(tmp_path: Path, ollama_server: OllamaSimulator) -> Path:
 
 
 @contextmanager
-def typed(line: str, folder: Path) -> Iterator[str]:
-    with serving_command(["bash", "-c", f"exec {line}"], folder=folder, environment=ENVIRONMENT) as address:
+def typed(line: str, folder: Path, **environment: str) -> Iterator[str]:
+    with serving_command(["bash", "-c", f"exec {line}"], folder=folder, environment={**ENVIRONMENT, **environment}) as address:
         yield address
 
 
 @contextmanager
-def worker(line: str, folder: Path) -> Iterator[None]:
+def worker(line: str, folder: Path, **environment: str) -> Iterator[None]:
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], cwd=folder, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True
+        ["bash", "-c", f"exec {line}"],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     try:

@@ -72,7 +72,15 @@ def check_options(task: Any) -> None:
         raise InvalidTask(f"{task.module_path}: {error}") from None
 
 
-def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_ALIAS, **options: Any) -> Any:
+def task(
+    function: Callable[..., Any] | None = None,
+    *,
+    priority: int = 0,
+    queue_name: str = "default",
+    backend: str = DEFAULT_ALIAS,
+    takes_context: bool = False,
+    **options: Any,
+) -> Any:
     """Make a function a task, as Django's decorator of the same name does; takes `vram=` and the like on every Django.
 
     Django 6.0's own decorator takes no options of a backend's, that of 6.1 and of the backport does.
@@ -81,6 +89,14 @@ def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_A
         raise TypeError("run_after is said where a task is enqueued: task.using(run_after=…)")
 
     def decorated(function: Callable[..., Any]) -> Any:
-        return task_backends[backend].task_class(func=function, backend=backend, **options)
+        return task_backends[backend].task_class(
+            func=function,
+            priority=priority,
+            queue_name=queue_name,
+            backend=backend,
+            takes_context=takes_context,
+            run_after=None,
+            **options,
+        )
 
     return decorated if function is None else decorated(function)

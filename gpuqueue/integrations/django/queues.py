@@ -7,7 +7,7 @@ import os
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class DjangoQueue(GPUQueue):
         super().__init__(config=config, plugins={"django": ModelDemand()})
         self.alias = alias
         self.database_alias = database_alias
+        self._takes_any = not names
         self._missing: set[str] = set()  # tasks that cannot be imported here
         for name in names:
             self._declared.add_queue_name(name)
@@ -67,6 +68,12 @@ class DjangoQueue(GPUQueue):
                 self._missing.add(name)
                 logger.warning("the task %s cannot be imported: %s: %s", name, type(error).__name__, error)
         return known
+
+    def expect_queues(self, names: Iterable[str]) -> None:
+        """Let queues exist that a worker is to serve before anything was enqueued there, where a task may name any queue."""
+        if self._takes_any:
+            for name in names:
+                self._declared.add_queue_name(name)
 
     def discover(self) -> None:
         """Import the `tasks.py` of every app, so that a worker knows their tasks from its start."""

@@ -49,12 +49,6 @@ def with_backends(tasks: dict[str, Any]) -> dict[str, Any]:
     return {alias: {**entry, "BACKEND": REPLACED.get(entry["BACKEND"], entry["BACKEND"])} for alias, entry in tasks.items()}
 
 
-def adapt(case: type) -> None:
-    settings = getattr(case, "_overridden_settings", None)
-    if settings and "TASKS" in settings:
-        case._overridden_settings = {**settings, "TASKS": with_backends(settings["TASKS"])}
-
-
 def main(tests: Path, folder: Path) -> None:
     set_up(tests, folder)
     import django.test
@@ -66,7 +60,6 @@ def main(tests: Path, folder: Path) -> None:
     enable = override_settings.enable
 
     def enable_ours(self: Any) -> None:
-        # Some tests override the settings inside.
         if "TASKS" in self.options:
             self.options = {**self.options, "TASKS": with_backends(self.options["TASKS"])}
         enable(self)
@@ -85,7 +78,6 @@ def main(tests: Path, folder: Path) -> None:
                 if short in LEFT_OUT:
                     left_out.append(short)
                 else:
-                    adapt(type(test))
                     suite.addTest(test)
     runner = get_runner(django.conf.settings)(verbosity=1)
     runner.setup_test_environment()

@@ -14,7 +14,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.test import override_settings
 from django.utils import timezone
 
-from gpuqueue import State, Worker
+from gpuqueue import GPUQueue, State, Worker
 from gpuqueue.errors import ConfigurationError, JobFailed
 from gpuqueue.integrations.django import DjangoQueue, GPUTask, job_of, queue, task
 from gpuqueue.integrations.django.tasks_api import (
@@ -78,18 +78,22 @@ def test_a_task_that_takes_its_context_gets_its_own_result(own_file: DjangoQueue
         assert result.return_value == {"id": result.id, "attempt": 1}
 
 
-def test_a_task_is_found_though_nobody_imported_its_module(own_file: DjangoQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpuqueue.integrations.django import gpu_task
-
+def test_a_worker_finds_a_task_whose_module_nobody_has_imported_there(
+    own_file: DjangoQueue, caplog: pytest.LogCaptureFixture, until: Callable[..., Any]
+) -> None:
+    with GPUQueue(own_file.database, discover_plugins=False) as other:  # as another process enqueues
+        jobs = [
+            other.verb(f"tests.integrations.django.{path}", max_attempts=1).enqueue(args=[1], kwargs={})
+            for path in ("tasks.add", "tasks.add_later", "tasks.undecorated", "nowhere.add")
+        ]
+    assert not own_file.tasks.keys() & {job.task for job in jobs}
     with Worker(own_file):
-        result = tasks.add.enqueue(1)
-        job_of(result).result(timeout_s=30)
-    monkeypatch.setattr(gpu_task, "declared", {})
-    other = queue()
-    other.tasks  # noqa: B018
-    assert other.find_task("tests.integrations.django.tasks.add") is not None
-    assert other.find_task("tests.integrations.django.nowhere.add") is None
-    assert other.find_task("tests.integrations.django.tasks.undecorated") is None
+        assert [own_file.job(job.id).result(timeout_s=30) for job in jobs[:2]] == [1, 1]
+        for job in jobs[2:]:
+            until(lambda job=job: own_file.job(job.id).error, "the job is put off")
+    assert {own_file.job(job.id).record.error.code for job in jobs[2:]} == {"unknown_task"}
+    assert "tasks.undecorated cannot be imported: SuspiciousOperation" in caplog.text
+    assert "nowhere.add cannot be imported: ImportError" in caplog.text or "ModuleNotFoundError" in caplog.text
 
 
 def test_a_deferred_task_waits_for_its_time(own_file: DjangoQueue) -> None:

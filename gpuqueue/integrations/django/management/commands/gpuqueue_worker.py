@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import atexit
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.autoreload import run_with_reloader
 
+from gpuqueue.errors import GPUQueueError
 from gpuqueue.integrations.django.management.command_line import run
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.queues import DjangoQueue
 
 ALL = "*"
 LEVELS = ("error", "info", "debug", "debug")  # by Django's verbosity
@@ -43,18 +48,25 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        from gpuqueue.integrations.django.queues import queue
+
         for name in ("max_tasks", "threads"):
             if options[name] is not None and options[name] < 1:
                 raise CommandError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
-        queues = self._queues(options)
+        try:
+            gq = queue(options["backend"])
+            gq.discover()
+        except (GPUQueueError, ImproperlyConfigured) as error:
+            raise CommandError(str(error), returncode=2) from None
+        queues = _queues(gq, options)
         if options["reload"]:
             if options["batch"] or options["max_tasks"]:
                 raise CommandError("--reload is for a worker that goes on; leave --batch and --max-tasks out")
-            run_with_reloader(_run_until_reloaded, options, queues)
+            run_with_reloader(_run_until_reloaded, gq, options, queues)
             return
         words = ["worker", "--log-level", LEVELS[options["verbosity"]]]
-        for queue in queues or ():
-            words += ["--queue", queue]
+        for served in queues or ():
+            words += ["--queue", served]
         for name, given in (("--threads", options["threads"]), ("--max-jobs", options["max_tasks"])):
             words += [name, str(given)] if given is not None else []
         words += ["--burst"] if options["batch"] else []
@@ -63,36 +75,29 @@ class Command(BaseCommand):
         if status:
             sys.exit(status)
 
-    def _queues(self, options: dict[str, Any]) -> tuple[str, ...] | None:
-        """Return the queues to serve, None for all. Raises: CommandError."""
-        from gpuqueue.integrations.django.queues import queue
 
-        named, excluded = _names(options["queue_name"]), set(_names(options["exclude_queues"]))
-        if ALL not in named:
-            if excluded:
-                raise CommandError("--exclude-queues goes with all queues; leave it out, or --queue-name")
-            if not named:
-                raise CommandError("--queue-name names no queue; leave it out to serve all")
-            return named
-        if not excluded:
-            return None
-        gq = queue(options["backend"])
-        gq.discover()
-        return tuple(sorted(gq.queue_names() - excluded))
+def _queues(gq: DjangoQueue, options: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the queues to serve, None for all. Raises: CommandError."""
+    named, excluded = _names(options["queue_name"]), set(_names(options["exclude_queues"]))
+    if ALL not in named:
+        if excluded:
+            raise CommandError("--exclude-queues goes with all queues; leave it out, or --queue-name")
+        if not named:
+            raise CommandError("--queue-name names no queue; leave it out to serve all")
+        gq.expect_queues(named)
+        return named
+    return tuple(sorted(gq.queue_names() - excluded)) if excluded else None
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _run_until_reloaded(options: dict[str, Any], queues: tuple[str, ...] | None) -> None:
+def _run_until_reloaded(gq: DjangoQueue, options: dict[str, Any], queues: tuple[str, ...] | None) -> None:
     """Run a worker beside Django's reloader, which ends the process when the code changes."""
-    from gpuqueue.integrations.django.queues import queue
     from gpuqueue.logs import configure_logging
     from gpuqueue.worker import Worker
 
-    gq = queue(options["backend"])
-    gq.discover()
     worker = Worker(gq, queues=queues, threads=options["threads"], accept_config=options["accept_config"])
     configure_logging(gq.config.worker.log_format or "text", level=LEVELS[options["verbosity"]], worker=lambda: worker.id)
     worker.start()
