@@ -1,7 +1,7 @@
 """Owns storing jobs inside a transaction that belongs to the caller: it waits, commits and rolls back as its owner says.
 
-With a Session the workers are woken when its transaction has ended; with a plain Connection, whose end nobody tells, they
-find the job at their next look, within 250 ms.
+With a Session or Django's connection the workers are woken when the transaction has ended; with a plain Connection, whose end
+nobody tells, they find the job at their next look, within 250 ms.
 """
 
 from __future__ import annotations
@@ -44,25 +44,54 @@ def store(
     connection = unwrapped(connection)
     if is_async(connection):
         raise UsageError("an async connection or session is awaited: use aenqueue or aenqueue_many")
+    if _is_djangos(connection):
+        return _store_within_django(jobs, connection, database, ensured, ring)
     session = _session(connection)
-    driver = _Statements(connection if session is None else session.connection(), database)
-    for queue in {job.queue for job in jobs} - set(ensured):
-        ensure_queue(driver, queue)
-    ids = [insert_job(driver, job) for job in jobs]
+    ids = _insert(jobs, _Statements(connection if session is None else session.connection(), database), ensured)
     if session is not None:
         _ring_at_the_end(session, ring)
+    return ids
+
+
+def _insert(jobs: Sequence[NewJob], driver: _Statements, ensured: Collection[str]) -> list[int]:
+    for queue in {job.queue for job in jobs} - set(ensured):
+        ensure_queue(driver, queue)
+    return [insert_job(driver, job) for job in jobs]
+
+
+# --- Django ---
+
+
+def _is_djangos(connection: Any) -> bool:
+    # Also `django.db.connection`, which is a proxy of the thread's own.
+    return hasattr(connection, "settings_dict") and hasattr(connection, "in_atomic_block")
+
+
+def _store_within_django(
+    jobs: Sequence[NewJob], connection: Any, database: Path, ensured: Collection[str], ring: Callable[[], None]
+) -> list[int]:
+    from django.db import transaction
+
+    driver = _DjangoStatements(connection, database)
+    if not (connection.in_atomic_block or connection.get_autocommit()):
+        return _insert(jobs, driver, ensured)  # whoever ends this transaction by hand tells nobody
+    # Outside of a transaction of the caller's the rows still come together: a worker must not see half of a job.
+    with transaction.atomic(using=connection.alias):
+        ids = _insert(jobs, driver, ensured)
+        transaction.on_commit(ring, using=connection.alias, robust=True)
     return ids
 
 
 class _Statements:
     """A SQLAlchemy connection that takes the store's statements as SQLite's own would."""
 
-    def __init__(self, connection: Connection, database: Path) -> None:
-        if not callable(getattr(connection, "exec_driver_sql", None)):
-            raise UsageError(f"connection takes a SQLAlchemy Connection or Session, not {connection!r}")
-        if connection.dialect.name != "sqlite":
-            raise UsageError(f"the connection speaks to {connection.dialect.name}, and this queue lives in {database}")
+    _upgrade = "gpuqueue db upgrade"
+
+    def __init__(self, connection: Any, database: Path) -> None:
         self._connection = connection
+        dialect = self._dialect()
+        if dialect != "sqlite":
+            raise UsageError(f"the connection speaks to {dialect}, and this queue lives in {database}")
         file = next(row[2] for row in self.execute("PRAGMA database_list") if row[1] == "main")
         if not file or not os.path.exists(database) or not os.path.samefile(file, database):
             raise UsageError(
@@ -70,16 +99,38 @@ class _Statements:
                 "transaction only when both are one file"
             )
         if migrate.VERSION_TABLE not in {row[0] for row in self.execute("SELECT name FROM sqlite_master")}:
-            raise UsageError(f"{database} has no queue yet; create it before the transaction begins: gpuqueue db upgrade")
+            raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {self._upgrade}")
         version = self.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
         if version != migrate.HEAD:
             raise UsageError(
                 f"the queue in {database} has schema {version}, and {migrate.HEAD} is needed; upgrade it before the transaction "
-                "begins: gpuqueue db upgrade"
+                f"begins: {self._upgrade}"
             )
+
+    def _dialect(self) -> str:
+        if not callable(getattr(self._connection, "exec_driver_sql", None)):
+            raise UsageError(
+                f"connection takes Django's connection, or a SQLAlchemy Connection or Session, not {self._connection!r}"
+            )
+        connection: Connection = self._connection
+        return connection.dialect.name
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._connection.exec_driver_sql(statement, tuple(values))
+
+
+class _DjangoStatements(_Statements):
+    """The same for Django's connection, whose cursor wants `%s` in place of `?`."""
+
+    _upgrade = "manage.py migrate"
+
+    def _dialect(self) -> str:
+        return str(self._connection.vendor)
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        cursor = self._connection.cursor()
+        cursor.execute(statement.replace("%", "%%").replace("?", "%s"), tuple(values))
+        return cursor
 
 
 def _session(connection: Any) -> Session | None:

@@ -72,6 +72,10 @@ class Declarations:
         # Looked at for every job that is enqueued.
         self.rejecting = frozenset(name for name, item in queues.items() if item.when_unavailable == "reject")
 
+    def add_queue_name(self, name: str) -> None:
+        """Let a queue exist that has no settings."""
+        self._task_queues.add(name)
+
     def add_task(self, task: Task[..., Any]) -> None:
         """Add a task, whose queue exists from now on. Raises: UsageError when another function has its name."""
         known = self.tasks.get(task.name)

@@ -81,6 +81,12 @@ class Job:
     preemptions: int = 0  # how often it made room for another queue's job
     output_tokens: int = 0  # of its running or latest attempt on a device
 
+    @property
+    def expected_model(self) -> str:
+        """The model it needs, or, while that is not known, the one that its arguments name; "" for none."""
+        named = self.arguments.get("model")
+        return self.model or (named if isinstance(named, str) else "")
+
 
 @dataclass(frozen=True, slots=True)
 class JobErrorRecord:

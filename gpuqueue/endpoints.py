@@ -1,9 +1,10 @@
-"""Owns which backends a queue's jobs may use, and which one on which device; asks none of them."""
+"""Owns which backends a queue's jobs may use and which stand on which device, and how an address is shown; asks none of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
+from urllib.parse import urlsplit
 
 OLLAMA = "ollama"  # a queue with this backend uses every Ollama, or the one of this name
 
@@ -31,3 +32,15 @@ def on_device(backend: str, device: str | None, endpoints: Iterable[Endpoint]) -
     tied = [item for item in found if item.device and item.device == device]
     free = [item for item in found if not item.device or device is None]
     return next(iter([*tied, *free]), None)
+
+
+def standing_on(device: str, endpoints: Iterable[Endpoint], *, device_count: int) -> list[Endpoint]:
+    """Return the backends whose models are on a device: those tied to it, and with a single device also one tied to none."""
+    # Of several devices, one that is tied to none does not say where its models are.
+    return [item for item in endpoints if item.device == device or (not item.device and device_count == 1)]
+
+
+def shown_url(url: str) -> str:
+    """Leave a user's name and password out of a URL."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

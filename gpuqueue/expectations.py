@@ -63,8 +63,8 @@ def _lasts(holds: Sequence[Hold]) -> bool:
 
 
 def _own_s(job: Job, view: View) -> float | None:
-    usual_s = run_s(view.estimates, job.queue, job.task, _model(job))
-    return None if usual_s is None else usual_s + (_load_s(_model(job), view) or 0.0)
+    usual_s = run_s(view.estimates, job.queue, job.task, job.expected_model)
+    return None if usual_s is None else usual_s + (_load_s(job.expected_model, view) or 0.0)
 
 
 def _rest_s(job: Job, view: View) -> float | None:
@@ -112,10 +112,6 @@ def _load_s(model: str, view: View) -> float | None:
         return 0.0
     settings = settings_of(model, view)
     return get(view.estimates, LOAD, model_key(model, settings.options if settings else None))
-
-
-def _model(job: Job) -> str:
-    return job.model or str(job.arguments.get("model") or "")
 
 
 def _all_s(count: int, each_s: float | None) -> float | None:

@@ -14,7 +14,7 @@ from gpuqueue.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFail
 from gpuqueue.store import queries
 from gpuqueue.store.bell import POLL_S, Listener
 from gpuqueue.twins import in_thread, twin
-from gpuqueue.units import to_us
+from gpuqueue.units import from_us, to_us
 
 if TYPE_CHECKING:
     from gpuqueue.queue import GPUQueue
@@ -25,9 +25,13 @@ WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody s
 
 
 class Piece(str):
-    """A piece of a job's output; `attempt_lease` grows when the output begins anew in another attempt."""
+    """A piece of a job's output; `attempt_lease` grows when the output begins anew in another attempt.
+
+    `seq` is its place in all that the job has said.
+    """
 
     attempt_lease: int = 0
+    seq: int = 0
 
 
 class JobHandle:
@@ -77,6 +81,8 @@ class JobHandle:
 
     @property
     def enqueued_at(self) -> datetime:
+        if self._record is None and self._unsure_since_us is not None:
+            return from_us(self._unsure_since_us)  # the row cannot be seen before its transaction is committed
         return self.record.enqueued_at
 
     @property
@@ -110,7 +116,7 @@ class JobHandle:
         self._confirm()
         ending = self._gq.store.get_ending(self.id)
         if not ending.is_finished:
-            with _Watch(self, timeout_s) as watch:
+            with Watch(self, timeout_s) as watch:
                 while not (ending := watch.look()).is_finished:
                     while not watch.has_news(watch.listener.wait(watch.patience_s)):
                         pass
@@ -118,7 +124,7 @@ class JobHandle:
 
     async def aresult(self, timeout_s: float | None = None) -> Any:
         """The async twin of `result`; any number of them wait without a thread each."""
-        with _Watch(self, timeout_s) as watch:
+        with Watch(self, timeout_s) as watch:
             while not (ending := await in_thread(watch.look)).is_finished:
                 while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
                     pass
@@ -130,7 +136,7 @@ class JobHandle:
         An attempt that is tried again begins its output anew: its pieces carry another `attempt_lease`.
         Raises: as `result`, at the end.
         """
-        with _Watch(self, timeout_s) as watch:
+        with Watch(self, timeout_s) as watch:
             while True:
                 pieces, ending = watch.look_for_output()
                 yield from pieces
@@ -142,7 +148,7 @@ class JobHandle:
 
     async def astream(self, timeout_s: float | None = None) -> AsyncIterator[Piece]:
         """The async twin of `stream`."""
-        with _Watch(self, timeout_s) as watch:
+        with Watch(self, timeout_s) as watch:
             while True:
                 pieces, ending = await in_thread(watch.look_for_output)
                 for piece in pieces:
@@ -159,7 +165,7 @@ class JobHandle:
         It only looks: a job that nobody serves goes on waiting, also where `result` would have it refused.
         Raises: TimeoutError after `timeout_s`, which leaves the job alone; UnknownJob.
         """
-        with _Watch(self, timeout_s, only_looks=True) as watch:
+        with Watch(self, timeout_s, only_looks=True) as watch:
             while True:
                 job = watch.look_at_job()
                 yield job
@@ -170,7 +176,7 @@ class JobHandle:
 
     async def awatch(self, timeout_s: float | None = None) -> AsyncIterator[Job]:
         """The async twin of `watch`."""
-        with _Watch(self, timeout_s, only_looks=True) as watch:
+        with Watch(self, timeout_s, only_looks=True) as watch:
             while True:
                 job = await in_thread(watch.look_at_job)
                 yield job
@@ -248,25 +254,27 @@ class JobHandle:
         return kind(f"job {self.id}: {error.message}", job_id=self.id, code=error.code)
 
 
-class _Watch:
+class Watch:
     """Watches one job for a caller that waits: looks at it, expires it in time, and notices when nobody will run it.
 
-    All of it is the same for callers that block and callers that await; only how they wait for a ring differs.
+    All of it is the same for callers that block and callers that await; only how they wait for a ring differs. Its output is
+    read behind the piece whose `seq` is `after`.
     """
 
-    def __init__(self, handle: JobHandle, timeout_s: float | None, *, only_looks: bool = False) -> None:
+    def __init__(self, handle: JobHandle, timeout_s: float | None = None, *, only_looks: bool = False, after: int = 0) -> None:
         handle._confirm()
         self._handle = handle
         self._only_looks = only_looks
         self._gq = handle._gq
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
-        self._version = -1
+        self._waits = True  # the job, for its attempt
+        self.version = -1  # of the file, at the last look
         self._told = False
-        self._seen = 0  # of the output
+        self._seen = after  # of the output
         self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,7 +292,7 @@ class _Watch:
     def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
         """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
         store = self._gq.store
-        self._version = store.data_version()
+        self.version = store.data_version()
         with store.reading() as connection:
             # The state is read first: what is written before the end is then surely seen.
             ending = queries.get_ending(connection, self._handle.id)
@@ -293,9 +301,11 @@ class _Watch:
         for seq, lease, text in rows:
             piece = Piece(text)
             piece.attempt_lease = lease
+            piece.seq = seq
             pieces.append(piece)
             self._seen = seq
-        if ending.state in WAITING:
+        self._waits = ending.state in WAITING
+        if self._waits:
             self._look_after(ending)
         if not ending.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
             raise TimeoutError(f"{self._handle.explain()}\n(the job goes on; cancel it with job.cancel())")
@@ -304,12 +314,15 @@ class _Watch:
     @property
     def patience_s(self) -> float:
         """How long to wait for a ring."""
-        moments = [self._look_again_s] if self._ends_s is None else [self._look_again_s, self._ends_s]
-        return max(0.0, min(POLL_S, min(moments) - time.monotonic()))
+        now_s = time.monotonic()
+        patience_s = POLL_S if self._ends_s is None else min(POLL_S, self._ends_s - now_s)
+        if self._waits:  # what runs needs nobody to look after it
+            patience_s = min(patience_s, self._look_again_s - now_s)
+        return max(0.0, patience_s)
 
     def has_news(self, rang: bool) -> bool:
         """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
-        return rang or self.patience_s == 0 or self._gq.store.data_version() != self._version
+        return rang or self.patience_s == 0 or self._gq.store.data_version() != self.version
 
     def _look_after(self, ending: Ending) -> None:
         """Do for a job that waits what nobody may be there to do."""

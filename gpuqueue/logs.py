@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO, get_args
 from gpuqueue.current_job import current_lease
 from gpuqueue.domain import LogFormat
 from gpuqueue.errors import UsageError, did_you_mean
+from gpuqueue.moments import iso
 
 __all__ = ["EVENTS", "KEYS", "JSONFormatter", "LogFormat", "configure_logging"]
 
@@ -139,11 +140,6 @@ def configure_logging(
         own.propagate = before_propagate
 
     return restore
-
-
-def iso(moment: datetime) -> str:
-    """Write a moment in UTC with milliseconds: `2026-03-02T12:00:00.000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _of_task() -> dict[str, Any]:

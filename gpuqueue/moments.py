@@ -1,8 +1,9 @@
-"""Owns how a moment is written for people, in this machine's time zone; reads no clock."""
+"""Owns how a moment is written: for people in this machine's time zone, for machines in UTC; reads no clock."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import overload
 
 from gpuqueue.units import format_duration
 
@@ -34,3 +35,14 @@ def until(moment: datetime | None, *, now: datetime) -> str:
 def since(moment: datetime, *, now: datetime) -> str:
     """Word how long ago: `2m ago`."""
     return f"{format_duration(max(0.0, (now - moment).total_seconds()))} ago"
+
+
+@overload
+def iso(moment: datetime) -> str: ...
+@overload
+def iso(moment: datetime | None) -> str | None: ...
+def iso(moment: datetime | None) -> str | None:
+    """Write a moment for machines: ISO 8601 in UTC, always with milliseconds: `2026-03-02T12:00:00.000Z`."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -38,7 +38,9 @@ class Options(TypedDict, total=False):
 
 
 class EnqueueOptions(Options, total=False):
-    """The options, and in whose transaction: a SQLAlchemy Connection or Session (or its async kind) to the queue's own file."""
+    """The options, and in whose transaction, on the queue's own file: a SQLAlchemy Connection or Session (or its async kind), or
+    Django's connection.
+    """
 
     connection: Any
 

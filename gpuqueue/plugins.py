@@ -6,6 +6,7 @@ A plugin is an object, a class or a module with functions named like hooks and m
 has all hooks on one page. `Table` is how a plugin reads its own section of the configuration: `expect` the keys there are,
 then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`. For a rule that these do not
 have, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` make the error that names its place.
+`shown_url` leaves the password out of a URL, for whatever is logged or shown.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from gpuqueue.domain import (
     Wait,
     WorkerInfo,
 )
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import (
     AttemptTimedOut,
     BackendUnavailable,
@@ -137,4 +139,5 @@ __all__ = [
     "WaitingJob",
     "WorkerInfo",
     "hookimpl",
+    "shown_url",
 ]

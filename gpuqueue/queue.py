@@ -140,6 +140,10 @@ class GPUQueue:
         """The registered tasks: {name: task}."""
         return self._declared.tasks
 
+    def find_task(self, name: str) -> Task[..., Any] | None:
+        """Find a task for a worker that meets its job; a framework's queue object may look further than what is registered."""
+        return self.tasks.get(name)
+
     # --- enqueueing ---
 
     def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> JobHandle:

@@ -44,6 +44,17 @@ def test_a_watched_job_is_yielded_until_it_is_finished(gq, steps, start_worker):
     assert [str(record.state) for record in job.watch()] == ["completed"]
 
 
+def test_who_waits_for_a_job_that_runs_looks_only_when_there_is_news(gq, steps, start_worker):
+    start_worker(gq)
+    job = steps.enqueue()
+    steps.gates[0].wait_reached()
+    looks = 0
+    with pytest.raises(TimeoutError):
+        for _ in job.watch(timeout_s=1.5):  # longer than a caller waits before it asks for a worker
+            looks += 1
+    assert looks < 100, "thousands, when it asks without a rest"
+
+
 def test_a_watch_gives_up_in_time_and_leaves_the_job(gq, steps):
     job = steps.enqueue()
     seen = []

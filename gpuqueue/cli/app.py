@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import click
 from gpuqueue import __version__
 from gpuqueue.cli import completion, control, database, doctor, gpu, initialise, jobs, logs, plugins, status, submit, top, worker
 from gpuqueue.cli.rendering import error_line
-from gpuqueue.cli.session import Session
+from gpuqueue.cli.session import AppSession, Session
 from gpuqueue.errors import GPUQueueError, StoreError, UsageError
 
 __all__ = ["main"]
@@ -46,6 +47,7 @@ class Commands(click.Group):
     """The group: its own commands at once, those of plugins only when they are listed or asked for."""
 
     _asked_plugins = False
+    session: AppSession | None = None
 
     def list_commands(self, context: click.Context) -> list[str]:
         self._add_plugins_commands(context)
@@ -66,7 +68,8 @@ class Commands(click.Group):
         self._asked_plugins = True
         own = dict(self.commands)
         try:
-            Session.of_parameters(context.params).plugins().tell("register_commands", self)
+            session = self.session or Session.of_parameters(context.params)
+            session.plugins().tell("register_commands", self)
         except GPUQueueError as error:
             if context.resilient_parsing:  # a shell completes a word
                 return
@@ -75,7 +78,7 @@ class Commands(click.Group):
         self.commands.update(own)
 
 
-def _new_group() -> Commands:
+def _new_group(session: AppSession | None) -> Commands:
     """Make the group anew for each call, so that what plugins add stays with that call."""
 
     @click.group(
@@ -99,11 +102,17 @@ def _new_group() -> Commands:
     @click.version_option(__version__, prog_name="gpuqueue")
     @click.pass_context
     def group(context: click.Context, config: str | None, database: str | None) -> None:
-        context.obj = context.with_resource(Session(config, database))
+        if session is not None and (config is not None or database is not None):
+            raise UsageError(
+                f"`{shlex.join(session.program)}` works with the queue of its application, which is configured there; "
+                "leave --config and --database out"
+            )
+        context.obj = context.with_resource(session or Session(config, database))
 
     for command in COMMANDS:
         group.add_command(command)
     assert isinstance(group, Commands)
+    group.session = session
     return group
 
 
@@ -156,12 +165,15 @@ COMMANDS: tuple[click.Command, ...] = (
 OWN_COMMANDS = tuple(command.name or "" for command in COMMANDS)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status; every error is one clear line on stderr."""
+def main(argv: Sequence[str] | None = None, *, session: AppSession | None = None) -> int:
+    """Run a command line and return its exit status; every error is one clear line on stderr.
+
+    With a `session` it is that application's own command line: `main(words, session=AppSession(gq, "flask", "gpuqueue"))`.
+    """
     warnings = _Warnings()
     logging.getLogger("gpuqueue").addHandler(warnings)
     try:
-        return _run(None if argv is None else list(argv))
+        return _run(None if argv is None else list(argv), session)
     except BrokenPipeError:
         # Who read us has left (`gpuqueue jobs | head`); Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,9 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("gpuqueue").removeHandler(warnings)
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: list[str] | None, session: AppSession | None) -> int:
+    program = "gpuqueue" if session is None else shlex.join(session.program)
     try:
-        status: Any = _new_group().main(args=argv, prog_name="gpuqueue", standalone_mode=False, color=_color())
+        status: Any = _new_group(session).main(args=argv, prog_name=program, standalone_mode=False, color=_color())
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

@@ -13,6 +13,7 @@ from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.owners import kin_here, owner_of
 from gpuqueue.disagreements import CardSight, Disagreement, OllamaSight, disagreements
 from gpuqueue.domain import BackendSettings, DeviceSettings, Reading, Resident, View
+from gpuqueue.endpoints import standing_on
 from gpuqueue.errors import ConfigurationError, ExecutionError
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.queue import GPUQueue
@@ -43,7 +44,7 @@ def look(gq: GPUQueue) -> Sight:
     workers = [worker.pid for worker in view.workers if worker.host == socket.gethostname()]
     cards = []
     for name, device in view.devices.items():
-        mine = on_card(name, backends, card_count=len(view.devices))
+        mine = standing_on(name, backends, device_count=len(view.devices))
         answers = [residents for backend in mine if (residents := said[backend.name][0]) is not None]
         asked_here = bool(mine) and len(answers) == len(mine)
         residents = tuple(resident for answer in answers for resident in answer) if asked_here else device.residents
@@ -70,11 +71,6 @@ def look(gq: GPUQueue) -> Sight:
         )
     ollamas = tuple(OllamaSight(view.backends[name], *answer) for name, answer in said.items() if name in view.backends)
     return Sight(view, tuple(cards), ollamas)
-
-
-def on_card(name: str, backends: Sequence[BackendSettings], *, card_count: int) -> list[BackendSettings]:
-    """Return the Ollamas whose models are on a card; of several cards, one that is tied to none does not say where its are."""
-    return [item for item in backends if item.device == name or (not item.device and card_count == 1)]
 
 
 def _ask(backend: BackendSettings) -> tuple[tuple[Resident, ...] | None, str]:

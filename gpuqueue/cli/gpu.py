@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpuqueue.cli.rendering import heading, iso, print_json, print_table, say
+from gpuqueue.cli.rendering import heading, print_json, print_table, say
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape, shown_url
-from gpuqueue.cli.status import rest
-from gpuqueue.domain import Reading, Resident, View
+from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape
+from gpuqueue.cli.status import condition, rest
+from gpuqueue.domain import Resident, View
+from gpuqueue.endpoints import shown_url
 from gpuqueue.models import full_name
-from gpuqueue.moments import since
+from gpuqueue.moments import iso, since
 from gpuqueue.policies.model_health import ModelHealth, health
 from gpuqueue.units import format_size
 
@@ -123,23 +124,13 @@ def _driver_rows(card: CardSight, view: View) -> Iterator[Row]:
         yield "driver", "unknown", f"no driver can read the card, here or where the worker runs; the budget is trusted ({when})"
         return
     used_bytes = reading.total_bytes - reading.free_bytes
-    yield "driver", format_size(used_bytes), f"used of {format_size(reading.total_bytes)}, {_figures(reading)} ({when})"
+    said = ", ".join([f"{format_size(reading.free_bytes)} free", *condition(reading)])
+    yield "driver", format_size(used_bytes), f"used of {format_size(reading.total_bytes)}, {said} ({when})"
     if reading.processes is None:
         yield "", "", "the driver does not list processes"
     for process in reading.processes or ():
         size = "unknown" if process.used_bytes is None else format_size(process.used_bytes)
         yield f"process {process.pid}", size, f"{process.name or 'no name'}: {WHOSE[card.owner(process)]}"
-
-
-def _figures(reading: Reading) -> str:
-    figures = [f"{format_size(reading.free_bytes or 0)} free"]
-    if reading.utilisation_percent is not None:
-        figures.append(f"{reading.utilisation_percent} % busy")
-    if reading.temperature_c is not None:
-        figures.append(f"{reading.temperature_c} °C")
-    if reading.power_w is not None:
-        figures.append(f"{reading.power_w:.0f} W")
-    return ", ".join(figures)
 
 
 def _ollama_rows(card: CardSight, seen: Sight) -> Iterator[Row]:

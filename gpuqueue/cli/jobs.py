@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from gpuqueue.cli.completion import job_to_show, queue_names, state_names
-from gpuqueue.cli.rendering import in_terminal, iso, note, print_json, print_table, say, state_style
+from gpuqueue.cli.rendering import in_terminal, note, print_json, print_table, say, state_style
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
 from gpuqueue.domain import FINISHED, Explanation, Job, State
-from gpuqueue.moments import clock, since
+from gpuqueue.moments import clock, iso, since
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 from gpuqueue.units import counted, format_duration, format_size
@@ -71,7 +71,7 @@ def shortened(text: str) -> str:
 
 
 def _row(job: Job, now: datetime) -> tuple[str, ...]:
-    task = job.task + (f" {job.arguments['model']}" if isinstance(job.arguments.get("model"), str) else "")
+    task = f"{job.task} {job.expected_model}".rstrip()
     about = ""
     if job.error is not None and job.state is not State.COMPLETED:
         about = shortened(job.error.message.partition("\n")[0])

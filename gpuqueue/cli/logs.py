@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from gpuqueue.cli.jobs import job_id_argument, show_explanation
-from gpuqueue.cli.rendering import iso, note, say
+from gpuqueue.cli.rendering import note, say
 from gpuqueue.cli.session import Session, pass_session
 from gpuqueue.cli.submit import INTERRUPTED, NoRepetition
 from gpuqueue.domain import FINISHED, WAITING, Job, LogLine, State
 from gpuqueue.handle import JobHandle
-from gpuqueue.moments import clock
+from gpuqueue.moments import clock, iso
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
 

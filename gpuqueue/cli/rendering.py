@@ -25,7 +25,6 @@ __all__ = [
     "folded",
     "heading",
     "in_terminal",
-    "iso",
     "note",
     "parse_moment",
     "print_json",
@@ -38,13 +37,6 @@ STATE_COLORS = {"running": "cyan", "completed": "green", "discarded": "red", "ca
 GAP = 2  # between two columns
 LEAST_PROSE = 24  # narrower, prose is easier to read below its row
 MOMENT_EXAMPLES = '"30m", "18:00", "2030-01-31T18:00", "2030-01-31T18:00+07:00"'
-
-
-def iso(moment: datetime | None) -> str | None:
-    """Write a moment for machines: ISO 8601 in UTC, always with milliseconds."""
-    if moment is None:
-        return None
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_moment(text: str, *, now: datetime, what: str) -> datetime:

@@ -23,7 +23,7 @@ from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store.migrate import is_queue_file
 
-__all__ = ["Session", "app_option", "json_option", "pass_session"]
+__all__ = ["AppSession", "Session", "app_option", "json_option", "pass_session"]
 
 DATABASE_VARIABLE = "GPUQUEUE_DATABASE"
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -163,6 +163,40 @@ class Session:
                     f"with {gq.config.path} (database {gq.database}); leave --config out, or give the same"
                 )
         return gq
+
+
+class AppSession(Session):
+    """The session of an application's own command line, such as `flask gpuqueue`: it works with that application's queue object.
+
+    `program` are the words that the command line begins with, for advice that can be pasted.
+    """
+
+    def __init__(self, gq: GPUQueue, *program: str) -> None:
+        super().__init__()
+        self._own = self._queue = gq
+        self.program = program
+        self.config = gq.config
+
+    @property
+    def config_path(self) -> Path | None:
+        return self._own.config.path
+
+    def queue(self, app: str | None = None) -> GPUQueue:
+        if app is not None:
+            raise UsageError(f"`{shlex.join(self.program)}` is the application's own command line; leave --app out")
+        return self._own
+
+    def existing_queue(self, app: str | None = None) -> GPUQueue:
+        return self.queue(app)
+
+    def plugins(self) -> Plugins:
+        return self._own.plugins
+
+    def command(self, *words: object) -> str:
+        return shlex.join([*self.program, *map(str, words)])
+
+    def worker_command(self, queue: str) -> str:
+        return self.command("worker")
 
 
 pass_session = click.make_pass_decorator(Session)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-from gpuqueue.cli.rendering import iso
 from gpuqueue.domain import (
     Backend,
     DeviceView,
@@ -24,7 +22,9 @@ from gpuqueue.domain import (
     View,
     WorkerInfo,
 )
+from gpuqueue.endpoints import shown_url
 from gpuqueue.estimates import left_s
+from gpuqueue.moments import iso
 from gpuqueue.policies.model_health import ModelHealth
 from gpuqueue.store.integrity import Finding
 
@@ -38,7 +38,6 @@ __all__ = [
     "model_shape",
     "resident_shape",
     "service_shape",
-    "shown_url",
     "status_shape",
 ]
 
@@ -235,9 +234,3 @@ def backend_shape(backend: Backend) -> dict[str, Any]:
         "retry_at": None if backend.available else iso(backend.retry_at),
         "error": backend.error or None,
     }
-
-
-def shown_url(url: str) -> str:
-    """Leave a user's name and password out of a URL."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

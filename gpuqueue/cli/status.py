@@ -9,9 +9,10 @@ import click
 
 from gpuqueue.cli.rendering import heading, in_terminal, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.cli.shapes import service_shape, shown_url, status_shape
+from gpuqueue.cli.shapes import service_shape, status_shape
 from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Backend, DeviceView, Hold, Reservation, ServiceInfo, State, View
+from gpuqueue.domain import Backend, DeviceView, Hold, Reading, Reservation, ServiceInfo, State, View
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import UsageError
 from gpuqueue.estimates import left_s
 from gpuqueue.moments import clock, since, until
@@ -163,15 +164,9 @@ def _show_device(device: DeviceView, view: View) -> None:
     elif reading.total_bytes is None or reading.free_bytes is None:
         say("    memory: unknown (no driver where the worker runs; the budget is trusted)")
     else:
-        figures = [f"{format_size(reading.free_bytes)} of {format_size(reading.total_bytes)} free"]
-        if reading.utilisation_percent is not None:
-            figures.append(f"{reading.utilisation_percent} % busy")
-        if reading.temperature_c is not None:
-            figures.append(f"{reading.temperature_c} °C")
-        if reading.power_w is not None:
-            figures.append(f"{reading.power_w:.0f} W")
+        free = f"{format_size(reading.free_bytes)} of {format_size(reading.total_bytes)} free"
         card = f"{reading.name}: " if reading.name else ""
-        say(f"    {card}{', '.join(figures)} ({since(reading.at, now=view.now)})")
+        say(f"    {card}{', '.join([free, *condition(reading)])} ({since(reading.at, now=view.now)})")
     for resident in device.residents:
         spilled = resident.size_bytes - resident.vram_bytes
         on_cpu = f", {format_size(spilled)} of it outside the card" if spilled > 0 else ""
@@ -180,6 +175,18 @@ def _show_device(device: DeviceView, view: View) -> None:
         what = "runs" if item.running else "has ended; its memory is being given back"
         model = f" with {item.model}" if item.model else ""
         say(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved{rest(item, view)}")
+
+
+def condition(reading: Reading) -> list[str]:
+    """Word what a card says of itself beside its memory, as far as it is known: `97 % busy`, `62 °C`, `140 W`."""
+    figures = []
+    if reading.utilisation_percent is not None:
+        figures.append(f"{reading.utilisation_percent} % busy")
+    if reading.temperature_c is not None:
+        figures.append(f"{reading.temperature_c} °C")
+    if reading.power_w is not None:
+        figures.append(f"{reading.power_w:.0f} W")
+    return figures
 
 
 def rest(item: Reservation, view: View) -> str:

@@ -294,12 +294,11 @@ def _queue(
 
 
 def _head(job: Job, queue: QueueView, waits_for: tuple[Hold, ...]) -> JobFigures:
-    named = job.arguments.get("model")
     return JobFigures(
         id=job.id,
         queue=job.queue,
         task=job.task,
-        model=job.model or (named if isinstance(named, str) else ""),
+        model=job.expected_model,
         attempt=job.attempt,
         max_attempts=job.max_attempts,
         is_running=False,

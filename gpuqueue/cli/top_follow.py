@@ -88,8 +88,7 @@ class Following:
 
     def _head(self, width: int, now: datetime) -> list[Text]:
         job = self.job
-        model = job.model or (job.arguments.get("model") if isinstance(job.arguments.get("model"), str) else "")
-        title = Text.assemble((f"job {job.id} ", "bold"), one_line(f"{job.queue}: {job.task} {model or ''}"))
+        title = Text.assemble((f"job {job.id} ", "bold"), one_line(f"{job.queue}: {job.task} {job.expected_model}"))
         state = Text(str(job.state), STATE_COLORS.get(job.state, ""))
         if job.state in FINISHED:
             if job.error is not None:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from gpuqueue.cli.rendering import iso
 from gpuqueue.cli.shapes import hold_shape
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, JobFigures
 from gpuqueue.cli.top_words import edge_sentence, job_sentence, models_words, one_line, percent, queue_sentence, service_sentence
-from gpuqueue.moments import since
+from gpuqueue.moments import iso, since
 from gpuqueue.units import counted, format_duration, format_size
 
 

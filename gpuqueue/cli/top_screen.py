@@ -248,9 +248,7 @@ class Screen:
             following.scroll(steps[key])
         elif key == "c":
             job = following.job
-            model = job.arguments.get("model")
-            named = job.model or (model if isinstance(model, str) else "")
-            self._asked = JobFigures(job.id, job.queue, job.task, named, job.attempt, job.max_attempts)
+            self._asked = JobFigures(job.id, job.queue, job.task, job.expected_model, job.attempt, job.max_attempts)
 
     def _press_lists(self, key: str) -> None:
         steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -10, "page down": 10, "home": -(10**6), "end": 10**6}

@@ -29,6 +29,7 @@ LEVELS = ("debug", "info", "warning", "error")
 @app_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Jobs without a GPU that run at once.")
 @click.option("--burst", is_flag=True, help="End when nothing more can start now.")
+@click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="End when so many jobs have run.")
 @click.option(
     "--accept-config", is_flag=True, help="Make this configuration the shared one, although a running worker has another."
 )
@@ -45,6 +46,7 @@ def worker(
     app: str | None,
     threads: int | None,
     burst: bool,
+    max_jobs: int | None,
     accept_config: bool,
     log_level: str,
     log_format: LogFormat | None,
@@ -75,7 +77,9 @@ def worker(
             # Written straight: a signal's handler could meet a buffered stream in the middle of a line.
             os.write(2, f"{words}\n".encode())
 
-    running = TalkingWorker(gq, queues=queues or None, threads=threads, burst=burst, accept_config=accept_config)
+    running = TalkingWorker(
+        gq, queues=queues or None, threads=threads, burst=burst, max_jobs=max_jobs, accept_config=accept_config
+    )
     logging.getLogger("gpuqueue").handlers.clear()  # warnings have their line in the log
     restore = configure_logging(log_format, level=log_level, worker=lambda: running.id)
     try:

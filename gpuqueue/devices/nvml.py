@@ -67,6 +67,7 @@ class NvmlDevice:
         # NVML is thread-safe, but losing the card and opening it again is more than one call.
         self._lock = threading.Lock()
         self._initialised = False
+        self._pid = 0  # of the process that initialised it
         self._handle: Any = None
         self._name: str | None = None
         self._has_memory_v2 = True
@@ -127,9 +128,12 @@ class NvmlDevice:
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
     def _open(self) -> Any:
+        if self._initialised and self._pid != os.getpid():
+            self._close()  # what a fork carried over is another process's
         if not self._initialised:
             pynvml.nvmlInit()
             self._initialised = True
+            self._pid = os.getpid()
         if self._handle is None:
             if self.settings.name.startswith(("GPU-", "MIG-")):
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.settings.name)

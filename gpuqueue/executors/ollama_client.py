@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from gpuqueue.domain import BackendSettings, Resident
+from gpuqueue.endpoints import shown_url
 from gpuqueue.errors import (
     BackendUnavailable,
     CallerFault,
@@ -57,7 +58,7 @@ class OllamaClient:
         if self._url.scheme not in ("http", "https") or not self._url.host:
             raise ConfigurationError(f"backend {settings.name!r}: the url {settings.url!r} must look like http://127.0.0.1:11434")
         self.settings = settings
-        self.shown_url = str(self._url.copy_with(userinfo=b"")).rstrip("/")
+        self.shown_url = shown_url(str(self._url)).rstrip("/")
 
     def probe(self, timeout_s: float = 1.0) -> str:
         """Ask whether Ollama answers.

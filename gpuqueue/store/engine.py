@@ -58,7 +58,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
     def configure(connection: sqlite3.Connection, _record: Any) -> None:
         # The WAL pragma can itself meet a lock, so the busy timeout goes to 0 (in the writer) only afterwards.
         with explained(path):
-            if _write_ahead(connection) != "wal":
+            if write_ahead(connection) != "wal":
                 raise StoreError(f"{path} cannot use a write-ahead log; is it on a network file system?")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute("PRAGMA temp_store = MEMORY")
@@ -66,7 +66,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
     return engine
 
 
-def _write_ahead(connection: sqlite3.Connection) -> str:
+def write_ahead(connection: sqlite3.Connection) -> str:
     """Switch to a write-ahead log; returns the mode that the file then has."""
     give_up_s = time.monotonic() + READ_TIMEOUT_MS / 1000
     while True:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import struct
+import weakref
 from pathlib import Path
 
 try:
@@ -33,6 +35,7 @@ class Life:
         self._file.truncate(slots * SLOT.size)
         if fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
+        _lives.add(self)
         self._slots = mmap.mmap(self._file.fileno(), slots * SLOT.size)
 
     def executes(self, slot: int, job_id: int) -> None:
@@ -81,3 +84,17 @@ def forget(runtime_dir: Path | str, worker_id: str) -> None:
     """Remove a dead worker's file, after its jobs were rescued."""
     with contextlib.suppress(OSError):
         path_of(runtime_dir, worker_id).unlink()
+
+
+_lives: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # The lock belongs to the open file, which a child shares, also through the map: it would keep a dead worker alive.
+    for life in list(_lives):
+        life._slots.close()
+        life._file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuqueue.errors import NewerSchema, NotADatabase
 from gpuqueue.store.engine import explained, is_busy
+from gpuqueue.store.write_lock import HeldHere
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -86,6 +87,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
     from alembic import command
     from alembic.config import Config
 
+    HeldHere(path).refuse()
     settings = Config()
     settings.set_main_option("script_location", migrations_folder().replace("%", "%%"))
     with engine.connect() as connection:

@@ -6,10 +6,8 @@ in a savepoint of its own (flat combining): a failing work fails alone, a failin
 
 from __future__ import annotations
 
-import random
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +15,10 @@ from typing import Any, TypeVar
 
 from gpuqueue.errors import StoreBusy
 from gpuqueue.store.engine import explain, is_busy
+from gpuqueue.store.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, when_free
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
-
-# SQLite's own busy handler starves writers. A jittered wait of our own is fair; producers come before workers.
-EAGER_WAIT_S = (0.000_02, 0.000_2)
-PATIENT_WAIT_S = (0.000_1, 0.005)
 
 
 class _Call:
@@ -51,13 +46,16 @@ class Writer:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._queue: deque[_Call] = deque()
+        self._held_here = HeldHere(path)
         self.connection: sqlite3.Connection | None = None
 
     def run(self, work: Work[Result]) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
 
-        Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError.
+        Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError;
+        UsageError where this thread would wait for itself.
         """
+        self._held_here.refuse()
         call = _Call(work)
         if self._lock.acquire(blocking=False):
             self._serve(call)
@@ -78,6 +76,7 @@ class Writer:
 
         Raises: as `run`.
         """
+        self._held_here.refuse()
         if self._queue or not self._lock.acquire(blocking=False):
             return self.run(lambda connection: connection.execute(statement, row).lastrowid or 0)
         try:
@@ -173,20 +172,14 @@ class Writer:
 
     def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:
         """Do what needs the write lock first thing, again and again until the lock is free."""
-        give_up_s = 0.0
-        while True:
-            try:
-                return work(connection)
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-            now_s = time.monotonic()
-            give_up_s = give_up_s or now_s + self._timeout_s
-            if now_s >= give_up_s:
-                raise StoreBusy(
-                    f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
-                )
-            time.sleep(random.uniform(*self._wait_s))
+        try:
+            return when_free(lambda: work(connection), wait_s=self._wait_s, timeout_s=self._timeout_s)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            raise StoreBusy(
+                f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
+            ) from None
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -54,6 +54,7 @@ class Attempts:
         worker_id: str,
         now: Callable[[], datetime],
         log: WorkerLog,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._executor_of = executor_of
@@ -64,6 +65,7 @@ class Attempts:
         self._worker_id = worker_id
         self._now = now
         self._log = log
+        self._may_begin = may_begin
         self._running: dict[tuple[int, int], Attempt] = {}
         self._stopping: Interruption | None = None
 
@@ -76,6 +78,7 @@ class Attempts:
         value: Any = None
         error: BaseException | None = None
         try:
+            attempt.check()
             if prepare is not None:
                 prepare(attempt)
             if is_async(executor):
@@ -97,8 +100,8 @@ class Attempts:
     def begin(self, lease: Lease) -> Attempt:
         attempt = Attempt(lease, self._output)
         self._running[lease.job_id, lease.lease] = attempt
-        if self._stopping is not None:
-            attempt.interrupt(self._stopping)
+        if self._stopping is not None or not self._may_begin():
+            attempt.interrupt(self._stopping or "stopping")
         self._log.attempt_started(lease)
         return attempt
 

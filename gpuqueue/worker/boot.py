@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from gpuqueue.devices import CachedDevice, Device
 from gpuqueue.domain import Lease, QueueSettings
-from gpuqueue.endpoints import OLLAMA
 from gpuqueue.errors import ConfigurationError, UnknownQueue
-from gpuqueue.executors import AsyncExecutor, Executor, is_async
-from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
-from gpuqueue.executors.processes import Children, ProcessExecutor
-from gpuqueue.models import VERBS
+from gpuqueue.executors.processes import Children
 from gpuqueue.plugin_manager import Plugins
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import SharedSettings, settings_difference, settings_digest, settings_from_shared
@@ -26,7 +20,6 @@ from gpuqueue.store.bell import Listener
 from gpuqueue.store.claims import COROUTINE, THREAD
 from gpuqueue.store.life import Life
 from gpuqueue.store.outcomes import Outcome
-from gpuqueue.tasks import Task, module_of
 from gpuqueue.units import format_size
 from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.worker.attempt import Judge
@@ -37,6 +30,7 @@ from gpuqueue.worker.device_jobs import DeviceJobs
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
+from gpuqueue.worker.executors import Executors
 from gpuqueue.worker.heartbeat import Heartbeat
 from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
@@ -45,8 +39,6 @@ from gpuqueue.worker.models_seen import ModelsSeen
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.services import Services, collect_services
 from gpuqueue.worker.threads import Threads
-
-AnyExecutor = Executor | AsyncExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +86,7 @@ def boot(
     queues: tuple[str, ...] | None,
     threads: int,
     accept_config: bool,
+    may_begin: Callable[[], bool],
     on_lease_lost: Callable[[], None],
     on_file_gone: Callable[[str], None],
 ) -> Parts:
@@ -111,7 +104,7 @@ def boot(
     plugins = _worker_plugins(gq)
     devices = _open_devices(settings, plugins)
     children = Children()
-    executors = _collect_executors(gq, settings, plugins, children)
+    executors = Executors(gq, settings, plugins, children)
     services = collect_services(gq, plugins)
 
     def settings_of(queue: str) -> QueueSettings:
@@ -121,8 +114,7 @@ def boot(
         known = gq.tasks.get(task)
         return DEFAULT_RULES if known is None else known.rules
 
-    asynchronous = frozenset(name for name, executor in executors.items() if is_async(executor))
-    async_jobs = gq.config.worker.async_jobs if asynchronous else 0
+    async_jobs = gq.config.worker.async_jobs if executors.any_asynchronous else 0
     device_slots = sum(device.slots for device in settings.devices)
     life = Life(store.runtime_dir, worker_id, slots=threads + device_slots + async_jobs)
     listener = Listener(store.runtime_dir, "workers", worker_id)
@@ -153,11 +145,18 @@ def boot(
         max_payload_bytes=gq.config.max_payload_bytes,
     )
 
-    def executor_of(lease: Lease) -> AnyExecutor | None:
-        backend = backends.of(lease) if lease.task in VERBS else None
-        return executors.get(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
-
-    attempts = Attempts(store, executor_of, judge, output, event_loop, lessons, worker_id=worker_id, now=gq.now, log=log)
+    attempts = Attempts(
+        store,
+        lambda lease: executors.of(lease, backends),
+        judge,
+        output,
+        event_loop,
+        lessons,
+        worker_id=worker_id,
+        now=gq.now,
+        log=log,
+        may_begin=may_begin,
+    )
     dispatcher = Dispatcher(
         store,
         plugins,
@@ -166,11 +165,11 @@ def boot(
         worker_id=worker_id,
         serves=lambda queue: queues is None or queue in queues,
         may_claim=lambda: heartbeat.is_fresh,
-        is_preemptible=lambda task: bool(getattr(executors.get(task), "preemptible", False)),
+        is_preemptible=executors.is_preemptible,
         now=gq.now,
         log=log,
     )
-    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if task in asynchronous else THREAD, log=log)
+    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if executors.is_asynchronous(task) else THREAD, log=log)
     device_jobs = DeviceJobs(
         store,
         plugins,
@@ -180,7 +179,7 @@ def boot(
         first_slot=threads,
         run=attempts.run,
         next_model=dispatcher.next_model,
-        is_isolated=lambda task: bool(getattr(executors.get(task), "isolated", False)),
+        is_isolated=executors.is_isolated,
         backends=backends,
         lessons=lessons,
         now_us=gq.now_us,
@@ -277,34 +276,3 @@ def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Cache
                 f"{format_size(device.margin_bytes)} is more; lower [gpu] budget or margin"
             )
     return {name: CachedDevice(device) for name, device in devices.items()}
-
-
-def _collect_executors(gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> Mapping[str, AnyExecutor]:
-    executors: dict[str, AnyExecutor] = {}
-    details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
-    for _, answer in plugins.each("register_executors", details):
-        executors = {**answer, **executors}
-    for name, task in gq.tasks.items():
-        if task.function is None:
-            continue
-        if task.isolate:
-            executors[name] = _isolated(task, children, settings, lease_s=gq.config.worker.lease_s)
-        elif inspect.iscoroutinefunction(task.function):
-            executors[name] = CoroutineExecutor(task.function, preemptible=task.preemptible)
-        else:
-            executors[name] = CallableExecutor(task.function, preemptible=task.preemptible)
-    return executors
-
-
-def _isolated(task: Task[..., Any], children: Children, settings: SharedSettings, *, lease_s: float) -> Executor:
-    if os.name != "posix":
-        raise ConfigurationError(f"task {task.name!r}: isolate=True needs Linux or macOS")
-    assert task.function is not None
-    return ProcessExecutor(
-        children,
-        {device.name: device for device in settings.devices},
-        module=module_of(task.function),
-        name=task.function.__qualname__,
-        lease_s=lease_s,
-        preemptible=task.preemptible,
-    )

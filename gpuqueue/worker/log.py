@@ -12,7 +12,8 @@ from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
 from gpuqueue.domain import Hold, Lease, Preemption, State
-from gpuqueue.logs import iso, tell
+from gpuqueue.logs import tell
+from gpuqueue.moments import iso
 from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.units import counted, format_duration, format_size, from_us
 from gpuqueue.worker.lessons import LOADED_S

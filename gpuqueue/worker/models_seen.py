@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from gpuqueue.domain import BackendSettings
+from gpuqueue.endpoints import standing_on
 from gpuqueue.estimates import SHOWN, Lesson, model_key
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes
@@ -58,10 +59,8 @@ class ModelsSeen:
         if time.monotonic() - self._looked_at_s < LOOK_EVERY_S:
             return
         self._looked_at_s = time.monotonic()
-        alone = len(self._settings.devices) == 1
         for device in self._settings.devices:
-            # Of several devices, an Ollama that is tied to none does not say which holds a model.
-            backends = [item for item in self._available() if item.device == device.name or (alone and not item.device)]
+            backends = standing_on(device.name, self._available(), device_count=len(self._settings.devices))
             residents = tuple(item for backend in backends for item in OllamaClient(backend).residents(timeout_s=QUERY_S))
             with self._store.snapshot() as connection:
                 busy = any(item.device == device.name for item in reservations(connection))

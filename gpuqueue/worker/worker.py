@@ -36,8 +36,8 @@ class Worker:
     """Runs a queue object's jobs, in this thread (`run`) or in the background (`start`, `stop`).
 
     `queues` limits it to some queues; `threads` is how many jobs without a device run at once, beside one for each slot
-    of each device. `burst` ends it when nothing more can start now. `accept_config` makes its settings the shared ones
-    even when another live worker has others.
+    of each device. `burst` ends it when nothing more can start now, `max_jobs` when so many have run. `accept_config` makes its
+    settings the shared ones even when another live worker has others.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Worker:
         queues: Iterable[str] | None = None,
         threads: int | None = None,
         burst: bool = False,
+        max_jobs: int | None = None,
         accept_config: bool = False,
     ) -> None:
         self.id = ""
@@ -54,6 +55,8 @@ class Worker:
         self._queues = None if queues is None else tuple(queues)
         self._threads = threads or gq.config.worker.threads
         self._burst = burst
+        self._left = max_jobs  # how many may still begin
+        self._counting = threading.Lock()
         self._accept_config = accept_config
         self._stop_requested = threading.Event()
         self._stop_now = threading.Event()
@@ -121,6 +124,7 @@ class Worker:
                 queues=self._queues,
                 threads=self._threads,
                 accept_config=self._accept_config,
+                may_begin=self._may_begin,
                 on_lease_lost=self._lease_lost,
                 on_file_gone=self._file_gone,
             )
@@ -134,7 +138,7 @@ class Worker:
                 self._drain(parts)
             if self._gone:
                 raise StoreError(f"{self._gone}; start it again")
-            if not parts.heartbeat.lost or self._stop_requested.is_set():
+            if not parts.heartbeat.lost or self._stop_requested.is_set() or self._left == 0:
                 return
             logger.warning("worker %s begins anew under another id", parts.id)
 
@@ -152,6 +156,8 @@ class Worker:
         data_version = -1
         with parts.store.reading() as watching:  # one connection throughout: data_version compares with its own last look
             while not (self._stop_requested.is_set() or parts.heartbeat.lost):
+                if self._left == 0:
+                    return self._wait_for_the_last(parts)
                 try:
                     claimed = self._tick(parts)
                     sleep_s = self._sleep_s(parts)
@@ -173,6 +179,25 @@ class Worker:
                     if found != data_version:
                         data_version = found
                         break
+
+    def _may_begin(self) -> bool:
+        with self._counting:
+            if self._left is None:
+                return True
+            if self._left == 0:
+                return False
+            self._left -= 1
+            is_last = self._left == 0
+        if is_last:
+            self._parts.exchange.stop()
+            self._parts.listener.ring()
+        return True
+
+    def _wait_for_the_last(self, parts: Parts) -> None:
+        """Let the last of `max_jobs` end, however long that takes."""
+        while not (self._stop_requested.is_set() or parts.heartbeat.lost or parts.is_idle):
+            self._tend(parts)
+            parts.listener.wait(0.05)
 
     def _tick(self, parts: Parts) -> int:
         """Look at everything once: stop what must stop, and claim what may start; returns how many jobs were claimed."""

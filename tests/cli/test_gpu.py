@@ -69,10 +69,12 @@ def test_a_job_that_runs_shows_its_memory_three_times_and_nothing_disagrees(fold
             until(lambda: any(item.output_tokens for item in gq.view().devices["gpu0"].reservations), "words")
             out = run("gpu").out
             found = told(run)
+            status = run("status").out
             worker.stop(grace_s=0)
     assert row(out, "process") == "process 4001 4.5 GB ollama: Ollama's runner"
     assert row(out, "ollama") == "ollama 4.5 GB gemma4:e4b is loaded (as it says now)"
     assert row(out, "job 1").startswith("job 1 4.5 GB ai-batch: runs with gemma4:e4b")
+    assert re.search(r"2060 SUPER: \S+ GB of 8.59 GB free, \d+ % busy, \d+ °C, \d+ W \(", status)
     assert "nothing disagrees" in out
     (device,) = found["devices"]
     assert device["processes"] == [{"pid": 4001, "name": "ollama", "used_bytes": 4_500_000_000, "owner": "ollama"}]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
+from gpuqueue.domain import Demand
 
 Run = Callable[..., Any]
 ISO_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -90,6 +91,14 @@ def test_a_long_result_is_cut_unless_asked_for(configured: Path, run: Run, app: 
     assert "x" * 5000 not in run("job", 1).out
     assert "--result" in run("job", 1).out
     assert "x" * 5000 in run("job", 1, "--result").out
+
+
+def test_the_list_names_the_model_that_a_job_takes_where_its_own_is_not_to_be_had(configured: Path, run: Run) -> None:
+    run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=large", "--arg", "prompt=x")
+    assert "ollama.generate large  " in run("jobs").out
+    with GPUQueue.from_config("gpuqueue.toml") as gq:
+        gq.store.set_demands([(1, Demand(10**9, "small"))], largest_bytes=5 * 10**9)
+    assert "ollama.generate small  " in run("jobs").out
 
 
 def test_explain_gives_every_reason_and_what_to_do(configured: Path, run: Run) -> None:

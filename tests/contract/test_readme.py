@@ -42,6 +42,7 @@ def test_the_python_of_the_readme_runs(
     snippets = SNIPPET.findall(README.read_text())
     for file, snippet in snippets:
         if file:
+            Path(file).parent.mkdir(exist_ok=True)
             Path(file).write_text(snippet)
     card = SimulatedCard(speed=50)
     names: dict[str, Any] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from gpuqueue.devices.remote import BudgetDevice
 from gpuqueue.domain import BackendSettings, DeviceProcess, DeviceSettings, Reading
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
+from tests.conftest import forks
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 UUID = "GPU-5e1f0c1a-2060-5afe-c0de-000000000000"
@@ -159,6 +162,27 @@ def test_nvml_is_initialised_once_for_many_readings(library: Library) -> None:
 
     assert library.calls.count("nvmlInitWithFlags") == 1
     assert library.calls.count("nvmlDeviceGetHandleByIndex_v2") == 1
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_carries_no_handle_over(library: Library) -> None:
+    device = a_device()
+    device.read()
+    ours, theirs = multiprocessing.Pipe()
+
+    def read_in_child() -> None:
+        library.calls.clear()
+        lost = device.read().lost
+        theirs.send((lost, library.calls[:3]))
+
+    process = multiprocessing.get_context("fork").Process(target=read_in_child)
+    process.start()
+    assert ours.recv() == (None, ["nvmlShutdown", "nvmlInitWithFlags", "nvmlDeviceGetHandleByIndex_v2"])
+    process.join()
+    library.calls.clear()
+    device.read()
+    assert "nvmlInitWithFlags" not in library.calls
 
 
 @pytest.mark.parametrize(

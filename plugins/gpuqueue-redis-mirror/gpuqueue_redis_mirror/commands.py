@@ -13,9 +13,10 @@ import click
 import redis
 
 from gpuqueue import GPUQueue, State, UsageError
+from gpuqueue.plugins import shown_url
 from gpuqueue_redis_mirror.compare import Difference, differences
 from gpuqueue_redis_mirror.layout import DELAYED, FAILED
-from gpuqueue_redis_mirror.service import Mirroring, identity, shown
+from gpuqueue_redis_mirror.service import Mirroring, identity
 from gpuqueue_redis_mirror.settings import Settings
 from gpuqueue_redis_mirror.source import Kept, Source
 from gpuqueue_redis_mirror.target import Occupied, Superseded, Target
@@ -48,7 +49,7 @@ def _with_target(function: Function) -> Function:
         try:
             return function(gq=gq, settings=settings, target=target, **options)
         except (redis.RedisError, OSError) as error:
-            raise UsageError(f"the mirror at {shown(settings.url)}: {error}") from error
+            raise UsageError(f"the mirror at {shown_url(settings.url)}: {error}") from error
         except (Occupied, Superseded) as error:
             raise UsageError(str(error)) from error
         finally:
@@ -93,7 +94,7 @@ def status(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
         there = {"wait": first + later, "active": active, "delayed": delayed, "completed": completed, "failed": failed}
         queues.append({"name": name, "paused": bool(paused), "here": here, "there": there})
     shape = {
-        "url": shown(settings.url),
+        "url": shown_url(settings.url),
         "prefix": settings.prefix,
         "worker": None if found is None else found.worker_id,
         "state": told.get("state"),
@@ -130,7 +131,8 @@ def rebuild(gq: GPUQueue, settings: Settings, target: Target, replace: bool) -> 
     if found is None or found.worker_id is None:
         workers = WorkerConnections(settings.url)
         here = Mirroring(gq, target, workers, settings, term=0 if found is None else found.term)
-        click.echo(f"{here.rebuild(replace=replace)} keys written to {shown(settings.url)}; no worker keeps them up to date now")
+        count = here.rebuild(replace=replace)
+        click.echo(f"{count} keys written to {shown_url(settings.url)}; no worker keeps them up to date now")
         return
     before = target.state()
     target.ask("replace" if replace else "rebuild")
@@ -174,7 +176,7 @@ def verify(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
 
 def _tell(found: list[Difference], settings: Settings) -> None:
     if not found:
-        click.echo(f"the mirror at {shown(settings.url)} is as the queue says")
+        click.echo(f"the mirror at {shown_url(settings.url)} is as the queue says")
     for item in found[:MOST_SHOWN]:
         click.echo(f"{item.name}: {item.what}")
     if len(found) > MOST_SHOWN:

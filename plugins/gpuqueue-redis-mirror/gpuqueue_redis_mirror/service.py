@@ -11,12 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from urllib.parse import urlsplit
 
 import redis
 
 from gpuqueue import Event, GPUQueue, Reader, Record
-from gpuqueue.plugins import ServiceContext
+from gpuqueue.plugins import ServiceContext, shown_url
 from gpuqueue_redis_mirror.compare import differences
 from gpuqueue_redis_mirror.layout import ROOM, Key, entries, job_keys, milliseconds, queue_keys
 from gpuqueue_redis_mirror.settings import Settings
@@ -39,12 +38,6 @@ MOVES = {"job_enqueued", "job_promoted", "attempt_started", "attempt_finished", 
 logger = logging.getLogger("gpuqueue.mirror")
 
 
-def shown(url: str) -> str:
-    """A URL without its password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def run(settings: Settings, context: ServiceContext) -> None:
     """Mirror until the worker stops, whatever becomes of the target."""
     target = Target(settings.url, settings.prefix, identity(context.gq))
@@ -60,7 +53,7 @@ def run(settings: Settings, context: ServiceContext) -> None:
                 workers.close()
                 said = str(error) or type(error).__name__
                 if said != told:
-                    logger.warning("the mirror at %s waits: %s", shown(settings.url), said)
+                    logger.warning("the mirror at %s waits: %s", shown_url(settings.url), said)
                     told = said
                 context.note({**mirroring.status(), "state": "waiting", "error": said})
                 context.stopping.wait(pause_s)
@@ -312,7 +305,7 @@ class Mirroring:
         lag_s = (self._gq.now() - unread[0].at).total_seconds() if unread else 0.0
         return {
             "state": "following",
-            "url": shown(self._settings.url),
+            "url": shown_url(self._settings.url),
             "prefix": self._settings.prefix,
             "behind": behind,
             "lag_s": round(max(0.0, lag_s), 3),

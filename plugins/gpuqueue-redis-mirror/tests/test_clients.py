@@ -76,9 +76,42 @@ def test_every_client_reads_the_queue(scene, reader):
     assert reader.logs("mail", str(scene.done[0].id)) == ["at 1"]
     workers = reader.workers("mail")
     assert workers == [scene.worker.id]
-    metrics = reader.metrics("mail", "completed")
-    if metrics is not None:
-        assert int(metrics["count"]) == 2
+
+
+FINISHED_MINUTES_AGO = {"completed": (2, 2, 3, 6, 6, 6), "failed": (4, 7)}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_metrics_tell_how_many_jobs_finished_in_each_minute(make, start, redis_server, make_reader, kind):
+    gq = make()
+    worker = start(gq)
+    jobs = {
+        "completed": [gq.work.enqueue(n=n) for n in range(len(FINISHED_MINUTES_AGO["completed"]))],
+        "failed": [gq.work.enqueue(n=n, fails=True) for n in range(len(FINISHED_MINUTES_AGO["failed"]))],
+    }
+    wait_until(lambda: all(job.refresh().finished_at is not None for found in jobs.values() for job in found), "all are done")
+    worker.stop()
+    now_minute = milliseconds(gq.now()) // 60_000
+    with gq.store.reading() as connection:
+        for name, ago in FINISHED_MINUTES_AGO.items():
+            for job, minutes in zip(jobs[name], ago, strict=True):
+                finished_us = ((now_minute - minutes) * 60 + 30) * 1_000_000
+                connection.execute("UPDATE jobs SET finished_at = ? WHERE id = ?", (finished_us, job.id))
+    redis_server.flush()
+    start(gq)
+    level(gq, redis_server)
+    reader = make_reader(kind, redis_server.url)
+    newest_ms = {"completed": (now_minute - 2) * 60_000, "failed": (now_minute - 4) * 60_000}
+    expected = {
+        "completed": {"count": 6, "prevTS": newest_ms["completed"], "prevCount": 4, "data": [1, 0, 0, 3]},
+        "failed": {"count": 2, "prevTS": newest_ms["failed"], "prevCount": 1, "data": [0, 0, 1]},
+    }
+    for name, counts in expected.items():
+        found = reader.metrics("mail", name)
+        if kind == "python":  # which shows none
+            assert found is None
+        else:
+            assert {key: [int(n) for n in value] if key == "data" else int(value) for key, value in found.items()} == counts
 
 
 def fields_of(record, gq):

@@ -1,0 +1,26 @@
+"""Owns the Django app: its label, and what is connected when Django is ready; reads no queue."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+from django.db.models.signals import post_migrate
+
+
+class GPUQueueConfig(AppConfig):
+    """The app `gpuqueue`."""
+
+    name = "gpuqueue.integrations.django"
+    label = "gpuqueue"
+    verbose_name = "gpuqueue"
+    default = True
+
+    def ready(self) -> None:
+        from gpuqueue.integrations.django import checks, holding
+
+        holding.watch()
+        register(checks.check)
+        if checks.has_tasks():
+            from gpuqueue.integrations.django.upgrading import after_migrate
+
+            post_migrate.connect(after_migrate, sender=self, dispatch_uid="gpuqueue")

@@ -1,0 +1,98 @@
+"""Owns the backend of Django's tasks: what is enqueued becomes a job, and a job is told as a result; runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils import timezone
+
+from gpuqueue.errors import UnknownJob
+from gpuqueue.integrations.django import queues, results
+from gpuqueue.integrations.django.checks import check_installed
+from gpuqueue.integrations.django.gpu_task import GPUTask, check_options, declared, options_of
+from gpuqueue.integrations.django.queues import DjangoQueue
+from gpuqueue.integrations.django.tasks_api import (
+    BaseTaskBackend,
+    TaskResultDoesNotExist,
+    normalize_json,
+    task_enqueued,
+)
+from gpuqueue.options import merged, read_options
+from gpuqueue.store import queries
+from gpuqueue.units import to_us
+
+__all__ = ["Backend"]
+
+
+class Backend(BaseTaskBackend):
+    """Keeps tasks as jobs of a gpuqueue.
+
+    QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any.
+    OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
+    it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
+    mappings: `"queues": {"ai": {"gpu": True}}`.
+    """
+
+    task_class = GPUTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        self._takes_configured_queues = "QUEUES" not in params
+
+        self._names = frozenset(self.queues)
+
+    @property
+    def gq(self) -> DjangoQueue:
+        """The queue object, which all threads share."""
+        return queues.queue_of(self.alias, self.options, self._names)
+
+    def check(self, **kwargs: Any) -> Any:
+        """Check the settings; most of it is the app's to do, once for all backends."""
+        return check_installed()
+
+    def validate_task(self, task: Any) -> None:
+        """Refuse what cannot be enqueued. Raises: InvalidTask."""
+        if self._takes_configured_queues and task.queue_name not in self.queues:
+            self.queues |= set(self.gq.config.queues)
+        super().validate_task(task)
+        check_options(task)
+        declared.setdefault(self.alias, {}).setdefault(task.module_path, task)
+
+    def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
+        """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
+        self.validate_task(task)
+        arguments: dict[str, Any] = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        asked = options_of(task)
+        if getattr(task, "model", None):
+            arguments["model"] = task.model
+        if task.run_after is not None:
+            arguments["run_after"] = task.run_after.isoformat()
+            asked["at"] = task.run_after if timezone.is_aware(task.run_after) else timezone.make_aware(task.run_after)
+        gq = self.gq
+        made = gq.task_of(task)
+        options = read_options(
+            {**asked, "queue": task.queue_name, "priority": task.priority or None, "connection": gq.transaction()}
+        )
+        handle = gq.submit(made, arguments, merged(options, made.defaults))
+        result = results.new_result(handle.id, handle.enqueued_at, task, args, kwargs, self.alias)
+        task_enqueued.send_robust(type(self), task_result=result)
+        return result
+
+    def get_result(self, result_id: str) -> Any:
+        """Read a job's result. Raises: TaskResultDoesNotExist."""
+        gq = self.gq
+        named = results.read_result_id(result_id)
+        if named is None:
+            raise TaskResultDoesNotExist(result_id)
+        try:
+            with gq.rows() as connection:
+                job = queries.get_job(connection, named[0])
+                if to_us(job.enqueued_at) == named[1]:
+                    return results.result_of(gq, connection, job)
+        except UnknownJob:
+            pass
+        raise TaskResultDoesNotExist(result_id)

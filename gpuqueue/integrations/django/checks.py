@@ -1,0 +1,99 @@
+"""Owns the system checks: the traps of Django's settings that cost jobs or seconds; changes nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import django
+from django.apps import apps
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from gpuqueue.errors import GPUQueueError
+
+ENGINE = "gpuqueue.integrations.django.sqlite3"
+LEAST_TIMEOUT_S = 5.0
+NO_TASKS = f"Django {django.get_version()} has no tasks, and the backport is not installed."
+INSTALL = "pip install django-tasks, and add 'django_tasks' to INSTALLED_APPS."
+
+
+def has_tasks() -> bool:
+    """Say whether there are tasks, without importing the backport, which reads the settings."""
+    return django.VERSION >= (6, 0) or importlib.util.find_spec("django_tasks") is not None
+
+
+def check(app_configs: Sequence[Any] | None = None, **_: Any) -> list[checks.CheckMessage]:
+    """Check what is set for every queue."""
+    if not has_tasks():
+        return [checks.Error(NO_TASKS, hint=INSTALL, id="gpuqueue.E001")]
+    return list(_messages())
+
+
+def _messages() -> Iterator[checks.CheckMessage]:
+    from gpuqueue.integrations.django.queues import backends
+
+    for backend in backends():
+        try:
+            gq = backend.gq
+        except (GPUQueueError, ImproperlyConfigured) as error:
+            yield checks.Error(str(error), id="gpuqueue.E002")
+            continue
+        if gq.database_alias is not None:
+            yield from _database(gq.database_alias, str(gq.database))
+
+
+def _database(alias: str, file: str) -> Iterator[checks.CheckMessage]:
+    given = connections.settings[alias]
+    options = given.get("OPTIONS", {})
+    where = f"DATABASES[{alias!r}]"
+    if given["ENGINE"] != ENGINE:
+        yield checks.Warning(
+            f"{where} is the file of a queue, and SQLite's own wait for the write lock is not fair beside busy workers: a "
+            "request may wait for seconds, or fail with 'database is locked'.",
+            hint=f'Set "ENGINE": "{ENGINE}", which is Django\'s backend with a fair wait.',
+            id="gpuqueue.W001",
+        )
+        if str(options.get("transaction_mode", "")).upper() not in ("IMMEDIATE", "EXCLUSIVE"):
+            yield checks.Warning(
+                f"{where} begins its transactions DEFERRED: one that reads and then writes fails with 'database is locked' when "
+                "a worker wrote in between, and no timeout helps.",
+                hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE"}, or use the ENGINE of gpuqueue.W001.',
+                id="gpuqueue.W002",
+            )
+    if float(options.get("timeout", LEAST_TIMEOUT_S)) < LEAST_TIMEOUT_S:
+        yield checks.Warning(
+            f"{where} waits only {options['timeout']} s for the write lock.",
+            hint=f'Set "OPTIONS": {{"timeout": {LEAST_TIMEOUT_S:g}}} or more.',
+            id="gpuqueue.W003",
+        )
+    mode = re.search(r"journal_mode\s*=\s*['\"]?(\w+)", str(options.get("init_command", "")), flags=re.I)
+    if mode is not None and mode[1].upper() != "WAL":
+        yield checks.Error(
+            f"{where} switches {file} to journal_mode {mode[1].upper()}, and a queue needs a write-ahead log.",
+            hint='Set "init_command": "PRAGMA journal_mode=WAL;", or leave it out.',
+            id="gpuqueue.E003",
+        )
+    if given.get("ATOMIC_REQUESTS"):
+        yield checks.Warning(
+            f"{where} has ATOMIC_REQUESTS: each request holds the write lock from its first line to its last, and workers and "
+            "other requests wait meanwhile.",
+            hint="Leave it out, and put transaction.atomic() around what belongs together.",
+            id="gpuqueue.W004",
+        )
+
+
+def check_installed() -> list[checks.CheckMessage]:
+    """Check, for a backend whose app may not be installed, that it is."""
+    if apps.is_installed("gpuqueue.integrations.django"):
+        return []
+    return [
+        checks.Error(
+            "TASKS uses gpuqueue, and its app is not installed: there is no manage.py gpuqueue_worker.",
+            hint="Add 'gpuqueue.integrations.django' to INSTALLED_APPS.",
+            id="gpuqueue.E004",
+        )
+    ]

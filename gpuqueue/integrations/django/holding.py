@@ -1,0 +1,37 @@
+"""Owns the answer whether this thread holds a file's write lock through Django; ends no transaction."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from django.db import connections
+
+from gpuqueue.store.write_lock import holders
+
+
+def holder_here(path: str) -> str | None:
+    """Name the connection of Django's, of this thread, that holds the write lock of a file, given by its real path."""
+    for connection in connections.all(initialized_only=True):
+        driver = connection.connection
+        if (
+            driver is not None
+            and connection.vendor == "sqlite"
+            and driver.in_transaction
+            # One that began DEFERRED may not have written yet.
+            and connection.transaction_mode in ("IMMEDIATE", "EXCLUSIVE")
+            and real_path(str(connection.settings_dict["NAME"])) == path
+        ):
+            return f"Django's connection {connection.alias!r}"
+    return None
+
+
+@lru_cache(maxsize=64)
+def real_path(name: str) -> str:
+    return os.path.realpath(name)
+
+
+def watch() -> None:
+    """Let gpuqueue's own connections ask from now on."""
+    if holder_here not in holders:
+        holders.append(holder_here)

@@ -1,0 +1,1 @@
+"""Owns the place of the commands of `manage.py`."""

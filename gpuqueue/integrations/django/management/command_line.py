@@ -1,0 +1,41 @@
+"""Owns running gpuqueue's command line on the queue of an entry of TASKS; defines no command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.core.exceptions import ImproperlyConfigured
+
+from gpuqueue.cli.app import WRONG, main
+from gpuqueue.cli.rendering import error_line
+from gpuqueue.cli.session import AppSession
+from gpuqueue.errors import GPUQueueError
+
+WORKS = {"worker", "submit"}  # the commands that need to know the project's tasks
+
+
+def run(alias: str, words: Sequence[str], *, program: Sequence[str] = ("python", "manage.py")) -> int:
+    """Run a command line and return its exit status."""
+    from gpuqueue.integrations.django.queues import queue
+
+    try:
+        gq = queue(alias)
+        if WORKS & set(words):
+            gq.discover()
+    except (GPUQueueError, ImproperlyConfigured) as error:
+        error_line(str(error))
+        return WRONG
+    return main(words, session=AppSession(gq, *program, "gpuqueue"))
+
+
+def take_option(words: list[str], name: str) -> str | None:
+    """Take `--name value` or `--name=value` out of the words, and return its value."""
+    for index, word in enumerate(words):
+        if word == name and index + 1 < len(words):
+            value = words[index + 1]
+            del words[index : index + 2]
+            return value
+        if word.startswith(f"{name}="):
+            del words[index]
+            return word.partition("=")[2]
+    return None

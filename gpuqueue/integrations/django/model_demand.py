@@ -1,0 +1,22 @@
+"""Owns what a Django task with `model=` needs of a device: what that model needs; sizes no other job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpuqueue.domain import Demand
+from gpuqueue.hookspecs import JobDemandDetails, hookimpl
+from gpuqueue.models import GENERATE
+from gpuqueue.policies.vram import Memory
+
+
+class ModelDemand:
+    """Sizes a job that says which model it runs as gpuqueue sizes its own requests to that model."""
+
+    @hookimpl
+    def job_demand(self, details: JobDemandDetails) -> Demand | None:
+        job = details.job
+        if not {"args", "kwargs", "model"} <= job.arguments.keys():
+            return None
+        request = replace(job, task=GENERATE.name, arguments={"model": job.arguments["model"]}, fallback=())
+        return Memory().job_demand(replace(details, job=request))

@@ -1,0 +1,257 @@
+"""Owns the queue object behind each entry of TASKS: which file, which configuration; runs and enqueues nothing itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core import mail
+from django.db import connections
+from django.utils.module_loading import autodiscover_modules
+
+from gpuqueue.config import Config, database_path
+from gpuqueue.errors import ConfigurationError, UsageError
+from gpuqueue.handle import JobHandle
+from gpuqueue.integrations.django.gpu_task import declared, options_of, rules_of
+from gpuqueue.integrations.django.model_demand import ModelDemand
+from gpuqueue.integrations.django.results import import_task, read_result_id
+from gpuqueue.integrations.django.running import runner
+from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
+from gpuqueue.options import read_options
+from gpuqueue.queue import GPUQueue
+from gpuqueue.tasks import Signature, Task
+
+__all__ = ["DjangoQueue", "queue"]
+
+OWN_FILE = "gpuqueue.db"
+CONFIGURATION = "gpuqueue.toml"
+logger = logging.getLogger("gpuqueue.django")
+ARGUMENTS = Signature(frozenset(), frozenset({"args", "kwargs", "run_after", "model"}))
+
+
+class DjangoQueue(GPUQueue):
+    """The queue object of one entry of TASKS: Django's tasks, and all that a GPUQueue is.
+
+    `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue lives in, None for a file of its own.
+    """
+
+    def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str]) -> None:
+        super().__init__(config=config, plugins={"django": ModelDemand()})
+        self.alias = alias
+        self.database_alias = database_alias
+        self._takes_any = not names
+        self._missing: set[str] = set()  # tasks that cannot be imported here
+        for name in names:
+            self._declared.add_queue_name(name)
+
+    def task_of(self, task: Any) -> Task[..., Any]:
+        """Return the task of this queue that runs a Django task; it is made at the first use. Raises: UsageError."""
+        path = task.module_path
+        known = self.tasks.get(path)
+        return known if known is not None else self.add_task(self._made(task, path))
+
+    def find_task(self, name: str) -> Task[..., Any] | None:
+        """Find a task, also one whose module nobody has imported here yet."""
+        known = self.tasks.get(name)
+        if known is None and name not in self._missing:
+            try:
+                known = self.task_of(import_task(name))
+            except Exception as error:  # whatever a module raises while it is imported
+                self._missing.add(name)
+                logger.warning("the task %s cannot be imported: %s: %s", name, type(error).__name__, error)
+        return known
+
+    def expect_queues(self, names: Iterable[str]) -> None:
+        """Let queues exist that a worker is to serve before anything was enqueued there, where a task may name any queue."""
+        if self._takes_any:
+            for name in names:
+                self._declared.add_queue_name(name)
+
+    def discover(self) -> None:
+        """Import the `tasks.py` of every app, so that a worker knows their tasks from its start."""
+        autodiscover_modules("tasks")
+        for task in list(declared.get(self.alias, {}).values()):
+            self.task_of(task)
+
+    def worker_command(self, queue: str) -> str:
+        """Word the command that starts a worker for this queue."""
+        other = "" if self.alias == DEFAULT_ALIAS else f" --backend {shlex.quote(self.alias)}"
+        return f"python manage.py gpuqueue_worker{other}"
+
+    def _made(self, task: Any, path: str) -> Task[..., Any]:
+        return Task(
+            self,
+            path,
+            runner(self, task.func),
+            read_options({**options_of(task), "queue": task.queue_name}),
+            signature=ARGUMENTS,
+            rules=rules_of(task),
+            preemptible=bool(getattr(task, "preemptible", False)),
+        )
+
+    def transaction(self) -> Any:
+        """Return Django's connection when this thread is in a transaction on the queue's file, else None."""
+        if self.database_alias is None:
+            return None
+        connection = connections[self.database_alias]
+        is_open = connection.connection is not None
+        is_in_transaction = connection.in_atomic_block or (
+            not connection.autocommit if is_open else not connection.settings_dict["AUTOCOMMIT"]
+        )
+        return connection if is_in_transaction else None
+
+    @contextmanager
+    def rows(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection that reads the rows of one moment; inside a transaction of Django's, as that one sees them."""
+        inside = self.transaction()
+        if inside is None:
+            with self.store.snapshot() as connection:
+                yield connection
+        else:
+            inside.ensure_connection()
+            yield inside.connection
+
+
+def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
+    """Return the queue object of an entry of TASKS; every thread of the process gets the same one.
+
+    Raises: ConfigurationError.
+    """
+    from gpuqueue.integrations.django.backend import Backend
+
+    backend = task_backends[alias]
+    if not isinstance(backend, Backend):
+        raise ConfigurationError(f"TASKS[{alias!r}] is a {type(backend).__name__}, which has no queue of gpuqueue's")
+    return backend.gq
+
+
+def job_of(result: Any) -> JobHandle:
+    """Return the job behind a task's result, for its output, its place in the queue, or to cancel it. Raises: UnknownJob."""
+    named = read_result_id(result.id)
+    if named is None:
+        raise UsageError(f"{result.id!r} is no result of gpuqueue's; the backend {result.backend!r} keeps no job for it")
+    job_id, enqueued_us = named
+    return JobHandle(queue(result.backend), job_id, None, enqueued_us)
+
+
+def backends() -> list[Any]:
+    """Return the backends of TASKS that are gpuqueue's."""
+    from gpuqueue.integrations.django.backend import Backend
+
+    return [backend for backend in map(task_backends.__getitem__, task_backends.settings) if isinstance(backend, Backend)]
+
+
+def queues() -> list[DjangoQueue]:
+    """Return the queue objects of all entries of TASKS that are gpuqueue's. Raises: ConfigurationError."""
+    return [backend.gq for backend in backends() if not in_memory(backend.options.get("database"))]
+
+
+def in_memory(database_alias: str | None) -> bool:
+    """Say whether an entry of DATABASES is in memory, as in most tests."""
+    if database_alias is None or database_alias not in connections.settings:
+        return False
+    connection = connections[database_alias]
+    return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
+
+
+def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+    """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
+    key = (repr(sorted(options.items())), tuple(sorted(names)), *_files(options))
+    with _lock:
+        made = _made.get(alias)
+        if made is None or made[0] != key:
+            made = _made[alias] = (key, _queue(alias, options, names))
+        return made[1]
+
+
+def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+    where = f"TASKS[{alias!r}]['OPTIONS']"
+    given = dict(options)
+    database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
+    if database is not None and file is not None:
+        raise ConfigurationError(f"{where}: give 'database', an entry of DATABASES, or 'file', not both")
+    path = _configuration_file(configuration)
+    if database is not None:
+        given["database"] = str(file_of(database, where))
+    elif file is not None:
+        given["database"] = str(_of_tests(_base() / file))
+    elif path is None and not os.environ.get("GPUQUEUE_DATABASE"):
+        given["database"] = str(_of_tests(_base() / OWN_FILE))
+    try:
+        config = Config.load(path, **given)
+    except UsageError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    return DjangoQueue(alias, config, database or _alias_of(database_path(config.database)), names)
+
+
+def _base() -> Path:
+    return Path(getattr(settings, "BASE_DIR", None) or Path.cwd())
+
+
+def _of_tests(file: Path) -> Path:
+    """Return another file beside it while Django's test runner works: what tests enqueue is not for the real workers."""
+    return file.with_name(f"test_{file.name}") if _is_testing() else file
+
+
+def _is_testing() -> bool:
+    return hasattr(mail, "outbox")
+
+
+def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
+    if given is not None:
+        return _base() / given
+    if named := os.environ.get("GPUQUEUE_CONFIG"):
+        return Path(named)
+    found = _base() / CONFIGURATION
+    return found if found.exists() else None
+
+
+def file_of(alias: str, where: str = "") -> Path:
+    """Return the file of an entry of DATABASES. Raises: ConfigurationError when it is no SQLite file."""
+    said = f"{where}: " if where else ""
+    if alias not in connections.settings:
+        raise ConfigurationError(
+            f"{said}there is no database {alias!r} in DATABASES; there are: {', '.join(connections.settings)}"
+        )
+    connection = connections[alias]
+    if connection.vendor != "sqlite":
+        raise ConfigurationError(
+            f"{said}the database {alias!r} is {connection.display_name}, and gpuqueue keeps its jobs in an SQLite file; leave "
+            "'database' out, and the queue has a file of its own"
+        )
+    if connection.is_in_memory_db():
+        raise ConfigurationError(
+            f"{said}the database {alias!r} is in memory, where no worker sees it. In tests use "
+            "'gpuqueue.integrations.django.EagerBackend', or give the test database a file: DATABASES[…]['TEST']['NAME']"
+        )
+    return Path(os.path.abspath(connection.settings_dict["NAME"]))
+
+
+def _alias_of(path: Path) -> str | None:
+    """Find the entry of DATABASES that is this file."""
+    for alias in connections.settings:
+        connection = connections[alias]
+        if connection.vendor == "sqlite" and not connection.is_in_memory_db():
+            other = Path(os.path.abspath(connection.settings_dict["NAME"]))
+            if other == path or (other.exists() and path.exists() and other.samefile(path)):
+                return str(alias)
+    return None
+
+
+def _files(options: Mapping[str, Any]) -> tuple[str, ...]:
+    # Django's test runner gives its databases other names while it runs.
+    alias = options.get("database")
+    named = str(connections[alias].settings_dict["NAME"]) if alias in connections.settings else ""
+    return named, str(_is_testing()), os.environ.get("GPUQUEUE_DATABASE", ""), os.environ.get("GPUQUEUE_CONFIG", ""), str(_base())
+
+
+_lock = threading.Lock()
+_made: dict[str, tuple[Any, DjangoQueue]] = {}

@@ -1,0 +1,161 @@
+"""Owns running a Django task in a worker: its context, its signals and Django's connections; claims and writes nothing."""
+
+from __future__ import annotations
+
+import inspect
+from asyncio import CancelledError
+from collections.abc import Callable, Mapping
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+from django.utils import timezone
+
+from gpuqueue.current_job import current_job
+from gpuqueue.domain import Lease
+from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, JobCancelled, PayloadError
+from gpuqueue.executors import AttemptContext, AttemptInterrupted
+from gpuqueue.integrations.django.results import change, result_of
+from gpuqueue.integrations.django.tasks_api import (
+    TaskContext,
+    TaskError,
+    TaskResultStatus,
+    normalize_json,
+    task_finished,
+    task_started,
+)
+from gpuqueue.store import queries
+from gpuqueue.store.rows import to_json
+from gpuqueue.twins import in_thread
+from gpuqueue.verdicts import DEFAULT_RULES, Discard, Retry, Snooze
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.queues import DjangoQueue
+
+
+def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function that a worker calls with a job's arguments; asynchronous where the task is."""
+    if inspect.iscoroutinefunction(function):
+
+        async def arun(**arguments: Any) -> Any:
+            return await _arun(gq, arguments)
+
+        return arun
+
+    def run(**arguments: Any) -> Any:
+        return _run(gq, arguments)
+
+    return run
+
+
+def _run(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+    close_old_connections()
+    try:
+        attempt = _Attempt(gq, arguments)
+        _tell(task_started, attempt)
+        try:
+            value = attempt.checked(attempt.task.func(*attempt.args, **attempt.kwargs))
+        except BaseException as error:
+            if attempt.has_failed(error):
+                _tell(task_finished, attempt)  # from within the block that handles it, where receivers look for the error
+            raise
+        _tell(task_finished, attempt)
+        return value
+    finally:
+        close_old_connections()
+
+
+async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+    # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another.
+    close, tell = sync_to_async(close_old_connections), sync_to_async(_tell)
+    await close()
+    try:
+        attempt = await in_thread(_Attempt, gq, arguments)
+        await tell(task_started, attempt)
+        try:
+            value = attempt.checked(await attempt.task.func(*attempt.args, **attempt.kwargs))
+        except BaseException as error:
+            if attempt.has_failed(error):
+                await tell(task_finished, attempt, error)
+            raise
+        await tell(task_finished, attempt)
+        return value
+    finally:
+        await close()
+
+
+def _tell(signal: Any, attempt: _Attempt, error: BaseException | None = None) -> None:
+    """Send a signal; with an error as from the block that handles it, where receivers look for it."""
+    if error is None:
+        signal.send_robust(attempt.sender, task_result=attempt.result)
+        return
+    trace = error.__traceback__
+    try:
+        raise error
+    except BaseException:
+        signal.send_robust(attempt.sender, task_result=attempt.result)
+    finally:
+        error.__traceback__ = trace
+
+
+class _Attempt:
+    """One attempt of a Django task, told as Django tells it."""
+
+    def __init__(self, gq: DjangoQueue, arguments: Mapping[str, Any]) -> None:
+        self._gq = gq
+        self._context: AttemptContext = current_job()._context
+        with gq.rows() as connection:
+            self.result = result_of(gq, connection, queries.get_job(connection, self._lease.job_id))
+        self.task = self.result.task
+        self.sender = type(self.task.get_backend())
+        context = [TaskContext(task_result=self.result)] if self.task.takes_context else []
+        self.args = [*context, *arguments.get("args", ())]
+        self.kwargs = arguments.get("kwargs", {})
+
+    @property
+    def _lease(self) -> Lease:
+        return self._context.lease
+
+    def checked(self, value: Any) -> Any:
+        """Return what the task returned as JSON keeps it. Raises: TypeError; Discard for what cannot be stored."""
+        value = normalize_json(value)
+        try:
+            to_json(value, limit_bytes=self._gq.config.max_payload_bytes, what=f"the result of job {self._lease.job_id}")
+        except PayloadError as error:
+            raise Discard(str(error), code="result") from None  # trying again would only compute the same result
+        self._ended(TaskResultStatus.SUCCESSFUL, _return_value=value)
+        return value
+
+    def has_failed(self, error: BaseException) -> bool:
+        """Note a failure; returns whether it ends the job, as far as can be known before the policies have decided."""
+        if not self._is_final(error):
+            return False
+        shown: BaseException = error
+        if isinstance(error, AttemptInterrupted | CancelledError):
+            is_late = self._context.interruption == "timed_out"
+            shown = AttemptTimedOut("ran longer than its timeout") if is_late else JobCancelled("cancelled while it ran")
+        kind = type(shown)
+        trace = "".join(format_exception(error))
+        self.result.errors.append(TaskError(exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=trace))
+        self._ended(TaskResultStatus.FAILED)
+        return True
+
+    def _ended(self, status: Any, **changes: Any) -> None:
+        change(self.result, {"status": status, "finished_at": timezone.now(), **changes})
+
+    def _is_final(self, error: BaseException) -> bool:
+        lease, interruption = self._lease, self._context.interruption
+        if isinstance(error, AttemptInterrupted | CancelledError) and interruption is not None:
+            if interruption != "timed_out":
+                return interruption == "cancelled"
+            error = AttemptTimedOut("")
+        if isinstance(error, Discard | CallerFault):
+            return True
+        if isinstance(error, Snooze):
+            return False
+        if isinstance(error, BackendUnavailable) and self._gq.queue_settings(lease.queue).when_unavailable != "reject":
+            return False
+        known = self._gq.tasks.get(lease.task)
+        rules = DEFAULT_RULES if known is None else known.rules
+        return lease.attempt >= lease.max_attempts or (not isinstance(error, Retry) and rules.is_final(error))

@@ -1,0 +1,278 @@
+"""Owns gpuqueue's Flask extension: each app's queue object, its tasks and its commands; keeps no app alive.
+
+queue = FlaskGPUQueue()
+
+@queue.task(queue="mail")
+def remind(rfa_id: int) -> None: ...
+
+def create_app() -> Flask:
+    app = Flask(__name__)
+    queue.init_app(app)
+    return app
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
+from weakref import WeakSet
+
+import click
+from flask import Flask, Response, abort, current_app, request
+from flask.cli import ScriptInfo
+
+from gpuqueue.config import Config
+from gpuqueue.declarations import Declarations
+from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.handle import JobHandle
+from gpuqueue.integrations import sse
+from gpuqueue.integrations.flask_settings import PREFIX, config_of
+from gpuqueue.options import JobOptions
+from gpuqueue.queue import GPUQueue
+from gpuqueue.store import Store
+from gpuqueue.tasks import Task, TaskSettings
+
+__all__ = ["FlaskGPUQueue"]
+
+NAME = "gpuqueue"
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+class FlaskGPUQueue:
+    """The extension: made once, beside the tasks, for any number of apps; each app has a GPUQueue object of its own.
+
+    What it does is done for the current app. `plugins` are those of `GPUQueue`.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        plugins: Iterable[object] | Mapping[str, object] = (),
+        discover_plugins: bool = True,
+    ) -> None:
+        self._plugins = plugins if isinstance(plugins, Mapping) else list(plugins)
+        self._discover_plugins = discover_plugins
+        self._declared = Declarations({})
+        self._apps: WeakSet[Flask] = WeakSet()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Give an app its queue object, `app.extensions["gpuqueue"]`, and the commands `flask gpuqueue …`.
+
+        The config's keys `GPUQUEUE_…` are read now. Raises: ConfigurationError; UsageError when the app has a queue already.
+        """
+        if NAME in app.extensions:
+            raise UsageError(f"Flask app {app.name!r} has a gpuqueue already: init_app is called once for each app")
+        gq = _AppQueue(app, config_of(app), plugins=self._plugins, discover_plugins=self._discover_plugins)
+        for task in self._declared.tasks.values():
+            gq.add_task(_for_app(task, app, gq))
+        app.extensions[NAME] = gq
+        self._apps.add(app)
+        app.cli.add_command(_commands)
+
+    @overload
+    def task(self, function: Callable[Parameters, Returned], /) -> Task[Parameters, Returned]: ...
+
+    @overload
+    def task(
+        self, **settings: Unpack[TaskSettings]
+    ) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]: ...
+
+    def task(  # type: ignore[misc]  # that **settings covers a TypedDict is not seen
+        self, function: Callable[..., Any] | None = None, /, **settings: Any
+    ) -> Any:
+        """Register a function, plain or async, as a task of every app, those of later included; as `GPUQueue.task`.
+
+        A worker runs it inside an app context. An isolated task's process finds the app as `flask` does, through FLASK_APP.
+        Raises: UsageError for a wrong setting, or when the name is taken.
+        """
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            gq = cast(GPUQueue, _CurrentQueue(self))
+            task: FlaskTask[..., Any] = FlaskTask.of(gq, function, cast(TaskSettings, settings))  # type: ignore[assignment]
+            self._declared.add_task(task)
+            for app in self._apps:
+                own = app.extensions[NAME]
+                own.add_task(_for_app(task, app, own))
+            return task
+
+        return register if function is None else register(function)
+
+    def get(self, app: Flask | None = None) -> GPUQueue:
+        """Return the queue object of an app, of the current one without a name. Raises: UsageError.
+
+        While the app is under test, `app.testing`, its jobs run at once where they are enqueued, unless its config says
+        GPUQUEUE_EAGER = False; with GPUQUEUE_EAGER = True they always do.
+        """
+        if app is None:
+            if not current_app:
+                raise UsageError(
+                    "no Flask app is at work here, so it is not known whose queue is meant: work inside `with "
+                    "app.app_context():`, or name the app with get(app)"
+                )
+            app = cast(Flask, current_app._get_current_object())  # type: ignore[attr-defined]
+        if app not in self._apps:
+            other = " by this FlaskGPUQueue object; another one did it" if NAME in app.extensions else ""
+            raise UsageError(f"Flask app {app.name!r} was not set up{other}: call init_app(app) where the app is made")
+        gq: _AppQueue = app.extensions[NAME]
+        gq.heed_testing(app)
+        return gq
+
+    def events(self, job: JobHandle | int, *, timeout_s: float | None = None) -> Response:
+        """Answer the current request with the events of a job, for a browser's EventSource: see `gpuqueue.integrations.sse`.
+
+        A job that is not there is answered with 404. The answer takes a thread of the server for as long as it lasts;
+        `timeout_s` ends it, and the browser comes back for the rest. Ids are numbers in a row: whether this visitor may see
+        this job is for the view to say.
+        """
+        after = request.headers.get("Last-Event-ID")
+        if sse.heard_the_end(after):
+            return Response(status=204)
+        if isinstance(job, int):
+            try:
+                job = self.get().job(job)
+            except UnknownJob:
+                abort(404)
+        return Response(sse.stream(job, after=after, timeout_s=timeout_s), headers=dict(sse.HEADERS))
+
+
+class FlaskTask(Task[Parameters, Returned]):
+    """A task of every app; a job of it belongs to the current one."""
+
+    @property
+    def in_context(self) -> Callable[..., Any]:
+        """The function as an isolated task's process calls it: inside a context of the app that FLASK_APP leads to."""
+        assert self.function is not None
+        return _inside(lambda: _found_app().app_context(), self.function)
+
+
+class _CurrentQueue:
+    """Stands where a task has its queue object: passes its jobs to that of the current app."""
+
+    def __init__(self, extension: FlaskGPUQueue) -> None:
+        self._extension = extension
+
+    def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        gq = self._extension.get()
+        return gq.submit(gq.tasks[task.name], arguments, options)
+
+    async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        gq = self._extension.get()
+        return await gq.asubmit(gq.tasks[task.name], arguments, options)
+
+
+class _AppQueue(GPUQueue):
+    """The queue object of one app."""
+
+    def __init__(self, app: Flask, config: Config, **options: Any) -> None:
+        super().__init__(config=config, **options)
+        self._import_name = app.import_name
+        self._instance_folder = Path(app.instance_path)
+        self._eager: AbstractContextManager[Any] | None = None
+        self._heeding = threading.Lock()
+
+    def open_store(self, *, patient: bool = False) -> Store:
+        if self._instance_folder in self.database.parents:
+            self._instance_folder.mkdir(parents=True, exist_ok=True)  # Flask names it and leaves making it to others
+        return super().open_store(patient=patient)
+
+    def worker_command(self, queue: str) -> str:
+        chosen = [] if os.environ.get("FLASK_APP") else ["--app", self._import_name]
+        return shlex.join(["flask", *chosen, NAME, "worker"])
+
+    def heed_testing(self, app: Flask) -> None:
+        """Begin or end to run jobs where they are enqueued."""
+        wanted = app.config.get(f"{PREFIX}EAGER")
+        is_wanted = app.testing if wanted is None else bool(wanted)
+        if is_wanted == (self._eager is not None):
+            return
+        with self._heeding:
+            if is_wanted and self._eager is None:
+                from gpuqueue.testing.eager import eager
+
+                began = eager(self)
+                began.__enter__()
+                self._eager = began
+            elif not is_wanted and self._eager is not None:
+                self._eager.__exit__(None, None, None)
+                self._eager = None
+
+
+def _for_app(task: Task[..., Any], app: Flask, gq: GPUQueue) -> Task[..., Any]:
+    """Make one app's own of a task."""
+    assert task.function is not None
+    function = _inside(app.app_context, task.function)
+    if task.isolate:  # the name by which its process finds what to call
+        function.__qualname__ += f".{FlaskTask.in_context.fget.__name__}"  # type: ignore[attr-defined]
+    return Task(
+        gq,
+        task.name,
+        function,
+        task.defaults,
+        signature=task.signature,
+        rules=task.rules,
+        isolate=task.isolate,
+        preemptible=task.preemptible,
+    )
+
+
+def _inside(context: Callable[[], AbstractContextManager[Any]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, plain or async, as one that runs inside a context of its own."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def acall(**arguments: Any) -> Any:
+            with context():
+                return await function(**arguments)
+
+        return acall
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        with context():
+            return function(**arguments)
+
+    return call
+
+
+@functools.cache
+def _found_app() -> Flask:
+    """Find the app as `flask` does. Raises: UsageError."""
+    try:
+        return ScriptInfo(os.environ.get("FLASK_APP"), set_debug_flag=False).load_app()
+    except click.ClickException as error:
+        raise UsageError(
+            f"an isolated task runs in a process of its own, which finds the Flask app through FLASK_APP: {error.message}"
+        ) from None
+
+
+@click.command(
+    NAME,
+    short_help="The queue: worker, status, jobs and all else.",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def _commands(context: click.Context, words: tuple[str, ...]) -> None:
+    from gpuqueue.cli import main
+    from gpuqueue.cli.session import AppSession
+
+    found = context.ensure_object(ScriptInfo)
+    chosen = []
+    if found.app_import_path:
+        chosen = ["--app", found.app_import_path]
+        os.environ["FLASK_APP"] = found.app_import_path  # for the processes of isolated tasks
+    gq: GPUQueue = found.load_app().extensions[NAME]
+    sys.exit(main(words, session=AppSession(gq, "flask", *chosen, NAME)))

@@ -1,0 +1,222 @@
+"""Owns a worker inside a process that has other work too: which process of a host runs it, and its end with the process.
+
+Runs no job itself, and never carries a worker across a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from gpuqueue.errors import GPUQueueError
+from gpuqueue.executors import child
+from gpuqueue.queue import GPUQueue
+from gpuqueue.units import Duration, parse_duration
+from gpuqueue.worker import Worker
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["InProcessWorker"]
+
+AGAIN_S = 1.0  # between two looks whether the host's place is free, and two tries to begin
+LOCK = "in-process.lock"
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class InProcessWorker:
+    """A worker in the background of a web process, a notebook, or any program.
+
+    Call `start()` where the process begins to serve; it returns at once, and again and again does no harm. With
+    `one_per_host` the processes of this host that share the database agree on one, and another takes over when that one
+    ends, however it ends. It starts in the processes that serve, not in a reloader's parent, in gunicorn's master (with
+    `--preload` it starts in the workers), or in a process that runs an isolated task. After any other fork it does not run
+    in the child; call `start()` there if the child serves. When the process ends, running jobs have `grace` to end and are
+    then given back unspent. A worker that cannot begin, because of other settings for example, says why in the log and is
+    tried again: it does not keep the application from serving.
+
+    In a notebook a second one for the same database takes the first one's place.
+    """
+
+    def __init__(self, gq: GPUQueue, *, one_per_host: bool = True, grace: Duration = 5, **options: Any) -> None:
+        """`options` are those of Worker: `queues`, `threads`, `accept_config`."""
+        self._gq = gq
+        self._one_per_host = one_per_host
+        self._grace_s = parse_duration(grace, what="grace")
+        self._options = options
+        Worker(gq, **options)  # a misspelt option is an error here, not in a thread
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
+        self._told = ""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this process is the one that runs jobs."""
+        return self._worker is not None and bool(self._worker.id)
+
+    def start(self) -> InProcessWorker:
+        """Begin to run jobs here, or to wait for this host's place; returns at once."""
+        if child.is_child or _is_reloaders_parent():
+            return self
+        if _is_preloading_master():
+            _preloaded.append(self)
+            return self
+        with _started_lock:
+            if self._thread is not None and self._thread.is_alive() and not self._stopping.is_set():
+                return self
+            before = _started.get(self._gq.database)
+            _started[self._gq.database] = self
+            self._stopping = threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="gpuqueue-in-process", daemon=True)
+            self._thread.start()
+        _stop_all_at_exit()
+        if before is not None and before is not self:
+            before.stop()
+        return self
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Let running jobs end within the grace, give back the rest unspent, leave the place to others, and return."""
+        self._stopping.set()
+        worker = self._worker
+        if worker is not None:
+            worker.stop(grace_s=self._grace_s if grace_s is None else grace_s)
+        if self._thread is not None:
+            self._thread.join()
+        with _started_lock:
+            if _started.get(self._gq.database) is self:
+                del _started[self._gq.database]
+
+    def __enter__(self) -> InProcessWorker:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # --- the thread ---
+
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            try:
+                with _place(self._gq.store.runtime_dir, taken=self._one_per_host) as is_mine:
+                    if is_mine:
+                        self._work(stopping)
+                    else:
+                        self._tell(logging.INFO, "another process of this host runs the jobs; this one waits for its place")
+            except (GPUQueueError, OSError) as error:
+                self._tell(logging.ERROR, f"the worker in this process does not run and is tried again: {error}")
+            except Exception:
+                logger.exception("the worker in this process failed and is started again")
+            stopping.wait(AGAIN_S)
+
+    def _tell(self, level: int, message: str) -> None:
+        if message != self._told:
+            logger.log(level, "%s", message)
+            self._told = message
+
+    def _work(self, stopping: threading.Event) -> None:
+        worker = self._worker = Worker(self._gq, **self._options)
+        try:
+            if not stopping.is_set():
+                self._told = ""
+                worker.run()
+        finally:
+            self._worker = None
+
+
+@contextlib.contextmanager
+def _place(runtime_dir: Path, *, taken: bool) -> Iterator[bool]:
+    """Hold this host's place while the block runs, if it is free; the system gives it free when the process dies."""
+    if not taken or fcntl is None:
+        yield True
+        return
+    with open(runtime_dir / LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        _locks.add(file)
+        try:
+            yield True
+        finally:
+            _locks.discard(file)
+
+
+# --- where it must not run ---
+
+
+def _is_reloaders_parent() -> bool:
+    """Whether this process only watches the files for Django's or Flask's development server, and restarts what serves."""
+    words = sys.argv[1:]
+    program = os.path.basename(sys.argv[0] if sys.argv else "")
+    if "runserver" in words[:1]:
+        return "--noreload" not in words and os.environ.get("RUN_MAIN") != "true"
+    if program in ("flask", "flask.exe") or (program == "__main__.py" and "flask" in sys.argv[0]):
+        debug = os.environ.get("FLASK_DEBUG", "").lower() not in ("", "0", "false", "no") or "--debug" in words
+        reloads = "run" in words and (debug or "--reload" in words) and "--no-reload" not in words and "--no-debug" not in words
+        return reloads and os.environ.get("WERKZEUG_RUN_MAIN") != "true"
+    return False
+
+
+def _is_preloading_master() -> bool:
+    """Whether gunicorn loads the application in its master, which forks the processes that serve."""
+    if "gunicorn.arbiter" not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "gunicorn.arbiter" and frame.f_code.co_name == "setup":
+            return True
+        frame = frame.f_back
+    return False
+
+
+# --- this process ---
+
+_started: dict[Path, InProcessWorker] = {}  # by database
+_started_lock = threading.Lock()
+_preloaded: list[InProcessWorker] = []
+_locks: set[IO[bytes]] = set()
+_exit_watch: threading.Thread | None = None
+
+
+def _stop_all_at_exit() -> None:
+    """Stop when the main thread has ended: earlier than `atexit`, when no thread may begin any more."""
+    global _exit_watch
+    with _started_lock:
+        if _exit_watch is None:
+            _exit_watch = threading.Thread(target=_stop_after_main_thread, name="gpuqueue-exit", daemon=False)
+            _exit_watch.start()
+
+
+def _stop_after_main_thread() -> None:
+    threading.main_thread().join()
+    for worker in list(_started.values()):
+        worker.stop()
+
+
+def _after_fork_in_child() -> None:
+    global _started_lock, _exit_watch
+    _started_lock, _exit_watch = threading.Lock(), None
+    for file in list(_locks):
+        file.close()  # the lock stays the parent's
+    _locks.clear()
+    for worker in _started.values():
+        worker._thread = worker._worker = None
+    _started.clear()
+    waiting, _preloaded[:] = list(_preloaded), []
+    for worker in waiting:
+        worker.start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

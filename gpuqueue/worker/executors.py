@@ -1,0 +1,90 @@
+"""Owns which executor runs a task in this worker: those of plugins, and the registered functions; runs nothing itself."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+from gpuqueue.domain import Lease
+from gpuqueue.endpoints import OLLAMA
+from gpuqueue.errors import ConfigurationError
+from gpuqueue.executors import AsyncExecutor, Executor, is_async
+from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
+from gpuqueue.executors.processes import Children, ProcessExecutor
+from gpuqueue.models import VERBS
+from gpuqueue.plugin_manager import Plugins
+from gpuqueue.queue import GPUQueue
+from gpuqueue.settings import SharedSettings
+from gpuqueue.tasks import Task, module_of
+from gpuqueue.worker.backends import Backends
+
+AnyExecutor = Executor | AsyncExecutor
+
+
+class Executors:
+    """The executors by task name; a function that is registered, or registered anew, while the worker runs counts too."""
+
+    def __init__(self, gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> None:
+        self._gq = gq
+        self._settings = settings
+        self._children = children
+        self._of_plugins: dict[str, AnyExecutor] = {}
+        details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
+        for _, answer in plugins.each("register_executors", details):
+            self._of_plugins = {**answer, **self._of_plugins}
+        self._of_functions: dict[str, tuple[Task[..., Any], AnyExecutor]] = {}
+        for name in gq.tasks:
+            self.named(name)
+        known = {*self._of_plugins, *self._of_functions}
+        self._asynchronous = frozenset(name for name in known if (found := self.named(name)) is not None and is_async(found))
+
+    @property
+    def any_asynchronous(self) -> bool:
+        return bool(self._asynchronous)
+
+    def is_asynchronous(self, name: str) -> bool:
+        """Say whether a task runs on the event loop; one that was registered later waits for it in a thread."""
+        return name in self._asynchronous and (found := self.named(name)) is not None and is_async(found)
+
+    def named(self, name: str) -> AnyExecutor | None:
+        """Find what runs a task; None when this worker does not know it."""
+        task = self._gq.tasks.get(name) if name in self._of_plugins else self._gq.find_task(name)
+        if task is None or task.function is None:
+            return self._of_plugins.get(name)
+        made = self._of_functions.get(name)
+        if made is None or made[0] is not task:
+            made = self._of_functions[name] = task, self._make(task)
+        return made[1]
+
+    def of(self, lease: Lease, backends: Backends) -> AnyExecutor | None:
+        """Find what runs an attempt: a verb of Ollama runs on the backend that it was placed on."""
+        backend = backends.of(lease) if lease.task in VERBS else None
+        return self.named(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
+
+    def is_preemptible(self, name: str) -> bool:
+        return bool(getattr(self.named(name), "preemptible", False))
+
+    def is_isolated(self, name: str) -> bool:
+        return bool(getattr(self.named(name), "isolated", False))
+
+    def _make(self, task: Task[..., Any]) -> AnyExecutor:
+        assert task.function is not None
+        if task.isolate:
+            return self._isolated(task)
+        if inspect.iscoroutinefunction(task.function):
+            return CoroutineExecutor(task.function, preemptible=task.preemptible)
+        return CallableExecutor(task.function, preemptible=task.preemptible)
+
+    def _isolated(self, task: Task[..., Any]) -> Executor:
+        if os.name != "posix":
+            raise ConfigurationError(f"task {task.name!r}: isolate=True needs Linux or macOS")
+        assert task.function is not None
+        return ProcessExecutor(
+            self._children,
+            {device.name: device for device in self._settings.devices},
+            module=module_of(task.function),
+            name=task.function.__qualname__,
+            lease_s=self._gq.config.worker.lease_s,
+            preemptible=task.preemptible,
+        )

@@ -1,0 +1,120 @@
+"""Owns the verbs `openai.chat`, `openai.complete` and `openai.embed`: a job's arguments in, its result out.
+
+Loads and unloads nothing: what the server keeps in a card's memory is the server's.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from gpuqueue.plugins import AttemptContext, CallerFault
+from gpuqueue_openai.answer import Answer
+from gpuqueue_openai.server import Server
+
+NOT_A_JOBS = {
+    "stream": "every answer is streamed: read it with job.stream(), or whole with job.result()",
+    "stream_options": "they are given with every request, so that the tokens are counted",
+}
+
+
+class OpenAIVerb(ABC):
+    """One verb of one server, on a worker's event loop; its arguments are passed on as they are."""
+
+    preemptible = True
+    name: ClassVar[str]
+    path: ClassVar[str]
+    required: ClassVar[str]
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    @abstractmethod
+    async def arun(self, context: AttemptContext) -> dict[str, Any]:
+        """Run one attempt.
+
+        Returns: the verb's result. Raises: an ExecutionError that classes the failure.
+        """
+
+    def body(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the request of a job's arguments; those that are None are left out. Raises: CallerFault."""
+        given = {key: value for key, value in arguments.items() if value is not None}
+        if self.required not in given:
+            raise CallerFault(f"{self.name} needs the argument {self.required!r}")
+        return given
+
+
+class _Streaming(OpenAIVerb):
+    """What chat and complete share.
+
+    Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "total_s", "first_token_s"}, and where there is
+    any "thinking", "tool_calls" (as OpenAI has them, to be sent back as they are), "logprobs". `first_token_s` is what this
+    attempt waited, thinking included. A figure that the server does not give is 0; without one, `output_tokens` are pieces.
+    """
+
+    def body(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        given = super().body(arguments)
+        for key in NOT_A_JOBS.keys() & given.keys():
+            raise CallerFault(f"{self.name}: {key} is not a job's to choose, because {NOT_A_JOBS[key]}")
+        count = given.get("n")
+        if isinstance(count, int | float) and count > 1:
+            raise CallerFault(f"{self.name}: n = {count}, but a job has one answer; enqueue {count} jobs")
+        return {**given, "stream": True, "stream_options": {"include_usage": True}}
+
+    async def arun(self, context: AttemptContext) -> dict[str, Any]:
+        body = self.body(context.lease.arguments)
+        answer = Answer(str(body.get("model", "")))
+
+        def take(event: Mapping[str, Any]) -> bool:
+            text = answer.take(event)
+            context.tokens(answer.output_tokens)
+            if text:
+                context.emit(text)
+            return answer.count > 0
+
+        await self._server.stream(self.path, body, take)
+        return answer.result()
+
+
+class Chat(_Streaming):
+    """Answer the last message."""
+
+    name = "openai.chat"
+    path = "/chat/completions"
+    required = "messages"
+
+
+class Complete(_Streaming):
+    """Continue a prompt."""
+
+    name = "openai.complete"
+    path = "/completions"
+    required = "prompt"
+
+
+class Embed(OpenAIVerb):
+    """Turn texts into vectors.
+
+    Result: {"embeddings", "model", "prompt_tokens", "total_s"}.
+    """
+
+    name = "openai.embed"
+    path = "/embeddings"
+    required = "input"
+
+    async def arun(self, context: AttemptContext) -> dict[str, Any]:
+        body = self.body(context.lease.arguments)
+        began_s = time.monotonic()
+        found = await self._server.ask(self.path, body)
+        vectors = found.get("data")
+        if not isinstance(vectors, list) or not all(isinstance(item, dict) and "embedding" in item for item in vectors):
+            raise self._server.failures.crashed(f"answered {self.name} without embeddings")
+        vectors = sorted(vectors, key=lambda item: int(item.get("index") or 0))
+        return {
+            "embeddings": [item["embedding"] for item in vectors],
+            "model": str(found.get("model") or body.get("model", "")),
+            "prompt_tokens": int((found.get("usage") or {}).get("prompt_tokens") or 0),
+            "total_s": time.monotonic() - began_s,
+        }

@@ -1,0 +1,53 @@
+"""Owns what this plugin's tests share: a real llama.cpp, started once, and servers that fail as a test tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from gpuqueue_openai.server import Server
+from gpuqueue_openai.settings import Settings
+from openai_scene.llama import Llama, is_installed
+from openai_scene.model_file import write_model
+from openai_scene.scripted import Reply, Scripted
+
+
+@pytest.fixture(scope="session")
+def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Llama]]:
+    """`start_llama(*, thinks=False, api_key="", embeds=True)` starts one; all are ended after the last test."""
+    if not is_installed():
+        pytest.skip("llama.cpp is not here: xllamacpp has wheels for Linux on x86-64, and is in the extra `test`")
+    folder = tmp_path_factory.mktemp("models")
+    with ExitStack() as leaving:
+
+        def start(*, thinks: bool = False, **options: object) -> Llama:
+            model = folder / ("thinking.gguf" if thinks else "counting.gguf")
+            if not model.exists():
+                write_model(model, thinks=thinks)
+            return leaving.enter_context(Llama(model, thinks=thinks, **options))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def llama(start_llama: Callable[..., Llama]) -> Llama:
+    """A llama.cpp that counts: after any prompt it says one two three one two …, and it embeds texts."""
+    return start_llama()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    """`scripted(reply, …)` starts a server that answers with these, one after another; all are ended after the test."""
+    with ExitStack() as leaving:
+
+        def start(*replies: Reply) -> Scripted:
+            return leaving.enter_context(Scripted(*replies))
+
+        yield start
+
+
+@pytest.fixture
+def server_at() -> Callable[..., Server]:
+    """`server_at(url, **limits)` makes the plugin's side of a server."""
+    return lambda url, **limits: Server(Settings(url=url, **limits))

@@ -1,0 +1,114 @@
+"""The quick starts of Flask and FastAPI are run as they stand: files are written, lines typed, pages asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gpuqueue.initial_config import initial_toml
+from gpuqueue.simulators.ollama import OllamaSimulator
+from tests.contract.readme import README
+from tests.integrations.server_events import text_of
+from tests.integrations.servers import listening, serving_command
+
+# How each server is told by the environment to choose a free port, which is all that is not as in the README.
+ENVIRONMENT = {
+    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    "FLASK_RUN_PORT": "0",
+    "UVICORN_PORT": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def quick_start(heading: str, folder: Path, *, write: bool = True) -> list[str]:
+    """Write the files of a section and return the lines that it has at the terminal."""
+    section = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    for file, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", section, flags=re.S):
+        if write:
+            (folder / file).write_text(text)
+    typed = re.findall(r"```console\n(.*?)```", section, flags=re.S)
+    return [line.removeprefix("$ ") for block in typed for line in block.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, ollama_server: OllamaSimulator) -> Path:
+    text = initial_toml(
+        timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama_server.url
+    )
+    (tmp_path / "gpuqueue.toml").write_text(text)
+    return tmp_path
+
+
+@contextmanager
+def typed(line: str, folder: Path, **environment: str) -> Iterator[str]:
+    with serving_command(["bash", "-c", f"exec {line}"], folder=folder, environment={**ENVIRONMENT, **environment}) as address:
+        yield address
+
+
+@contextmanager
+def worker(line: str, folder: Path, **environment: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {line}"],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        said = ""
+        while "serves all queues" not in said:
+            read = process.stderr.readline()
+            assert read, said
+            said += read
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 0
+
+
+def follow(address: str, job: int) -> tuple[str, object]:
+    """What the page shows of a job in the end, and its result."""
+    with listening(f"{address}/jobs/{job}/events") as events:
+        told = list(events)
+    assert told[-1].name == "done", told[-1]
+    return text_of(told), told[-1].data["result"]
+
+
+def test_the_quick_start_of_flask(folder: Path) -> None:
+    run_worker, run_server = quick_start("Flask", folder)
+    with worker(run_worker, folder), typed(run_server, folder) as address:
+        job = httpx.post(f"{address}/revisions", data={"text": "teh cat"}).raise_for_status().json()["job"]
+        text, result = follow(address, job)
+        assert text.startswith("Answer to")
+        assert isinstance(result, dict) and result["text"] == text
+        job = httpx.post(f"{address}/reminders/7").raise_for_status().json()["job"]
+        assert follow(address, job) == ("", "reminded 7")
+    shown = re.search(r"# .*: (flask .*)$", run_worker)
+    assert shown
+    ran = subprocess.run(
+        ["bash", "-c", shown[1]], cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
+    )
+    assert "rfa-reminders" in ran.stdout
+
+
+def test_the_quick_start_of_fastapi(folder: Path) -> None:
+    (run_server,) = quick_start("FastAPI", folder)
+    with typed(run_server, folder) as address:
+        # First what waits for a worker: the queue of the other refuses while none is there yet.
+        job = httpx.post(f"{address}/reminders/7").raise_for_status().json()["job"]
+        assert follow(address, job) == ("", "reminded 7")
+        job = httpx.post(f"{address}/revisions", json={"text": "teh cat"}).raise_for_status().json()["job"]
+        text, result = follow(address, job)
+        assert text.startswith("Answer to")
+        assert isinstance(result, dict) and result["text"] == text
+        assert httpx.get(f"{address}/jobs/77/events").status_code == 404

@@ -1,0 +1,107 @@
+"""Owns Django in the tests' own process: settings without a file, and databases and queues of each test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings
+
+BASE = Path(mkdtemp(prefix="gpuqueue-django-"))
+OURS = "gpuqueue.integrations.django.sqlite3"
+BACKEND = "gpuqueue.integrations.django.Backend"
+
+if not settings.configured:
+    settings.configure(
+        BASE_DIR=BASE,
+        SECRET_KEY="tests",
+        USE_TZ=True,
+        ALLOWED_HOSTS=["testserver"],
+        INSTALLED_APPS=[
+            "django.contrib.auth",
+            "django.contrib.contenttypes",
+            "gpuqueue.integrations.django",
+            *(["django_tasks"] if django.VERSION < (6, 0) else []),
+        ],
+        DATABASES={"default": {"ENGINE": OURS, "NAME": BASE / "app.db"}},
+        TASKS={"default": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": BASE / "gpuqueue.db"}}},
+    )
+    django.setup()
+
+from django.db import connections  # noqa: E402
+from django.test import override_settings  # noqa: E402
+
+from gpuqueue.integrations.django import DjangoQueue, queue  # noqa: E402
+
+UseDatabase = Callable[..., None]
+UseQueue = Callable[..., DjangoQueue]
+
+
+@pytest.fixture
+def use_database(tmp_path: Path) -> Iterator[UseDatabase]:
+    """`use_database(engine, alias="default", **options)`: let an entry of DATABASES be a new file, app.db, in `tmp_path`."""
+    before = {alias: dict(entry) for alias, entry in connections.settings.items()}
+
+    def use(engine: str = OURS, alias: str = "default", name: str = "app.db", **options: Any) -> None:
+        _forget(alias)
+        entry = {**connections.settings["default"], "ENGINE": engine, "NAME": tmp_path / name, "OPTIONS": options}
+        connections.settings[alias] = entry
+
+    yield use
+    for alias in list(connections.settings):
+        _forget(alias)
+        del connections.settings[alias]
+    connections.settings.update(before)
+
+
+def _forget(alias: str) -> None:
+    if hasattr(connections._connections, alias):
+        connections[alias].close()
+        del connections[alias]
+
+
+@pytest.fixture
+def use_queue(tmp_path: Path, use_database: UseDatabase) -> Iterator[UseQueue]:
+    """`use_queue(**options)`: let TASKS have one entry, with these OPTIONS; by default the queue has a file of its own."""
+    overridden = []
+    made = []
+
+    def use(names: tuple[str, ...] = (), backend: str = BACKEND, **options: Any) -> DjangoQueue:
+        if not options.keys() & {"file", "database", "config"}:
+            options["file"] = tmp_path / "gpuqueue.db"
+        entry = {"BACKEND": backend, "QUEUES": list(names), "OPTIONS": options}
+        overridden.append(override_settings(TASKS={"default": entry}))
+        overridden[-1].enable()
+        made.append(queue())
+        return made[-1]
+
+    yield use
+    for gq in made:
+        gq.close()
+    for override in reversed(overridden):
+        override.disable()
+
+
+@pytest.fixture
+def own_file(use_queue: UseQueue) -> DjangoQueue:
+    """The queue in a file of its own."""
+    return use_queue()
+
+
+@pytest.fixture
+def app_file(use_database: UseDatabase, use_queue: UseQueue) -> DjangoQueue:
+    """The queue in the app's file, which has a table `orders` and gpuqueue's ENGINE."""
+    use_database()
+    return prepared(use_queue(database="default"))
+
+
+def prepared(gq: DjangoQueue) -> DjangoQueue:
+    """Make the queue's tables and one of the app's."""
+    gq.counts()
+    with connections["default"].cursor() as cursor:
+        cursor.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, name TEXT)")
+    return gq

@@ -1,0 +1,297 @@
+"""A worker inside another process: one of a host, in the process that serves, gone with it, and never carried over a fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gpuqueue import GPUQueue, UsageError
+from gpuqueue.integrations.in_process import InProcessWorker
+from tests.conftest import forks
+
+BINARIES = Path(sys.executable).parent
+
+APP = """
+    import os, threading
+    from gpuqueue import GPUQueue, current_job
+    from gpuqueue.integrations.in_process import InProcessWorker
+
+    gq = GPUQueue("app.db")
+
+    @gq.task(name="where")
+    def where() -> int:
+        return os.getpid()
+
+    @gq.task(name="long")
+    def long() -> None:
+        while True:
+            current_job().check()
+            threading.Event().wait(0.01)
+"""
+SERVED = """
+    InProcessWorker(gq).start()
+
+    def application(environ, start_response):
+        if environ["PATH_INFO"] == "/enqueue":
+            body = str(where.enqueue().result(timeout_s=20))
+        else:
+            body = str(os.getpid())
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [body.encode()]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def launch(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`launch(code)` runs a script in the folder, `launch(words=[…])` a program; all are killed at the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(code: str = "", *, words: list[str] | None = None) -> subprocess.Popen[str]:
+        if words is None:
+            name = f"script{len(processes)}.py"
+            (folder / name).write_text(textwrap.dedent(APP) + textwrap.dedent(code))
+            words = [sys.executable, name]
+        process = subprocess.Popen(
+            words,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def app_queue(folder: Path) -> Iterator[GPUQueue]:
+    """The launched programs' queue, seen from here."""
+    with GPUQueue(folder / "app.db") as gq:
+        for name in ("where", "long", "isolated"):
+            gq.task(name=name)(lambda: None)
+        yield gq
+
+
+def pids(gq: GPUQueue) -> list[int]:
+    return [worker.pid for worker in gq.workers() if worker.alive]
+
+
+STARTED = """
+    import logging, sys
+    InProcessWorker(gq).start()
+    print("started", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_of_several_processes_one_runs_the_jobs_and_another_takes_over_when_it_is_killed(launch, app_queue, until):
+    told = STARTED.replace(
+        "import logging, sys", "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)"
+    )
+    processes = [launch(told) for _ in range(3)]
+    heard = [next(line for line in process.stdout if "serves all" in line or "waits" in line) for process in processes]
+    assert ["waits" in line for line in heard].count(True) == 2
+    (first,) = pids(app_queue)
+    job = app_queue.enqueue("where", {})
+    assert job.result(timeout_s=20) == first
+    os.kill(first, signal.SIGKILL)
+    second = app_queue.enqueue("where", {}).result(timeout_s=20)
+    assert second in {process.pid for process in processes} - {first}
+
+
+def test_without_a_place_to_share_every_process_works(launch, app_queue, until):
+    processes = [launch(STARTED.replace("(gq)", "(gq, one_per_host=False)")) for _ in range(2)]
+    until(lambda: sorted(pids(app_queue)) == sorted(process.pid for process in processes), "both work")
+
+
+def test_at_the_end_of_the_process_a_running_job_is_given_back_unspent(launch, app_queue, until):
+    process = launch(STARTED.replace("(gq)", "(gq, grace=0)"))
+    job = app_queue.enqueue("long", {})
+    until(lambda: job.refresh().state == "running", "it runs")
+    _out, err = process.communicate("\n", timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert (job.refresh().state, job.attempt) == ("available", 0)
+    assert pids(app_queue) == []
+
+
+def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_place(gq, until):
+    ran = []
+    gq.task(name="tell")(lambda: ran.append("first"))
+    first = InProcessWorker(gq)
+    with first:
+        until(lambda: first.is_running, "it runs")
+        (before,) = gq.workers()
+        assert first.start() is first
+        assert [worker.id for worker in gq.workers()] == [before.id]
+        again = GPUQueue(gq.database)
+        again.task(name="tell")(lambda: ran.append("second"))
+        with InProcessWorker(again) as second:
+            until(lambda: second.is_running, "the second runs")
+            assert not first.is_running
+            gq.enqueue("tell").result(timeout_s=20)
+        assert ran == ["second"]
+        again.close()
+
+
+def test_a_task_that_is_declared_or_changed_while_it_runs_is_run_as_it_is_now(gq, until):
+    with InProcessWorker(gq) as worker:
+        until(lambda: worker.is_running, "it runs")
+
+        def version(number):
+            def told() -> int:
+                return number
+
+            async def told_later() -> int:
+                return number
+
+            return told, told_later
+
+        for number in (1, 2):
+            now, later = version(number)
+            gq.task(name="now")(now)
+            gq.task(name="later")(later)
+            assert gq.enqueue("now").result(timeout_s=20) == number
+            assert gq.enqueue("later").result(timeout_s=20) == number
+
+
+def test_a_worker_that_cannot_begin_says_why_and_lets_the_application_serve(make_queue, start_worker, until, caplog, monkeypatch):
+    monkeypatch.setattr("gpuqueue.integrations.in_process.AGAIN_S", 0.05)
+    other = start_worker(make_queue("[queues.mail]\nconcurrency = 1\n"))
+    gq = make_queue("[queues.mail]\nconcurrency = 2\n")
+    with InProcessWorker(gq) as worker:
+        until(lambda: "has other settings" in caplog.text, "it says why")
+        other.stop()
+        until(lambda: worker.is_running, "it begins when the other is gone")
+    assert caplog.text.count("has other settings") == 1
+
+
+def test_a_misspelt_option_is_an_error_at_once(gq):
+    with pytest.raises(TypeError, match="thread"):
+        InProcessWorker(gq, thread=2)
+    with pytest.raises(UsageError, match="grace"):
+        InProcessWorker(gq, grace="soon")
+
+
+@forks
+def test_a_fork_carries_no_worker_over_and_does_not_keep_a_dead_one_alive(launch, app_queue, until):
+    process = launch(
+        """
+        import sys, time
+        worker = InProcessWorker(gq).start()
+        while not worker.is_running:
+            time.sleep(0.01)
+        if os.fork() == 0:
+            print(os.getpid(), worker.is_running, threading.active_count(), flush=True)
+            where.enqueue()
+            print("enqueued", flush=True)
+            time.sleep(1000)
+        time.sleep(1000)
+        """
+    )
+    child, is_running, threads = process.stdout.readline().split()
+    assert (is_running, threads) == ("False", "1")
+    assert process.stdout.readline() == "enqueued\n"
+    job = app_queue.enqueue("long")
+    until(lambda: job.refresh().state == "running", "it runs")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with GPUQueue(app_queue.database) as gq:
+        ran = threading.Event()
+
+        @gq.task(name="long")
+        def long() -> None:
+            ran.set()
+
+        gq.task(name="where")(os.getpid)
+        with InProcessWorker(gq):
+            assert ran.wait(20), "the child holds neither the place nor the dead worker's life"
+    os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["loaded in each worker", "preloaded"])
+def test_with_gunicorn_one_of_the_processes_that_serve_runs_the_jobs(launch, folder, app_queue, until, preload):
+    (folder / "served.py").write_text(textwrap.dedent(APP + SERVED))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [str(BINARIES / "gunicorn"), "--bind", f"127.0.0.1:{port}", "--workers", "3", *preload, "served:application"]
+    process = launch(words=words)
+    until(lambda: answers(f"http://127.0.0.1:{port}/"), "it serves")
+    ran_in = int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=30).text)
+    assert ran_in != process.pid
+    assert pids(app_queue) == [ran_in]
+    os.kill(ran_in, signal.SIGKILL)
+    assert int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=30).text) != ran_in
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert pids(app_queue) == []
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_behind_flasks_reloader_it_runs_in_the_process_that_serves(launch, folder, app_queue, until):
+    (folder / "served.py").write_text(
+        textwrap.dedent(APP)
+        + textwrap.dedent(
+            """
+            from flask import Flask
+            app = Flask(__name__)
+            app.get("/")(lambda: str(os.getpid()))
+            InProcessWorker(gq).start()
+            """
+        )
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch(words=[str(BINARIES / "flask"), "--app", "served", "run", "--debug", "--port", str(port)])
+    until(lambda: answers(f"http://127.0.0.1:{port}/"), "it serves")
+    until(lambda: pids(app_queue) == [int(httpx.get(f"http://127.0.0.1:{port}/").text)], "the worker is where it serves")
+
+
+def test_a_process_that_runs_an_isolated_task_starts_none(launch, folder, app_queue):
+    (folder / "isolated.py").write_text(
+        textwrap.dedent(APP)
+        + textwrap.dedent(
+            """
+            @gq.task(name="isolated", isolate=True)
+            def isolated() -> list[str]:
+                worker.start()
+                return [thread.name for thread in threading.enumerate()]
+
+            worker = InProcessWorker(gq).start()
+            """
+        )
+    )
+    launch(words=[sys.executable, "-c", "import isolated, sys; sys.stdin.readline()"])
+    threads = app_queue.enqueue("isolated").result(timeout_s=30)
+    assert "gpuqueue-in-process" not in threads
