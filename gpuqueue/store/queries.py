@@ -16,6 +16,7 @@ from typing import Any
 
 from gpuqueue.domain import (
     FINISHED,
+    WAITING,
     Backend,
     DeviceProcess,
     Hold,
@@ -37,6 +38,7 @@ from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
 from gpuqueue.units import from_us, to_us
 
 FAR = 10_000  # the jobs before one are counted up to here
+FEW = 5_000  # jobs that are sorted in no time
 MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
 RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
 
@@ -53,19 +55,32 @@ def list_jobs(
     connection: sqlite3.Connection, *, queue: str | None, state: State | None, limit: int, after: int | None
 ) -> list[Job]:
     """Return jobs, the newest first; `after` continues behind the id that the last page ended with."""
+    selected, values = newest(connection, queue=queue, state=state, after=after)
+    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {selected} LIMIT ?", (*values, limit)).fetchall()
+    return [to_job(connection, row) for row in rows]
+
+
+def newest(connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None) -> tuple[str, list[Any]]:
+    """Word which jobs a list shows, the newest first: WHERE and ORDER BY, and their values."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
-    if state in (State.CANCELLED, State.DISCARDED):
-        conditions.append("state IN ('cancelled', 'discarded')")  # as the index `jobs_unsuccessful` spells it
+    for together in (("cancelled", "discarded"), ("scheduled", "retryable")):
+        if state in together:
+            conditions.append(f"state IN {together}")  # as the index of these states spells it
     values: list[Any] = []
     if queue is not None:
         conditions.append("queue = ?")
         values.append(queue)
-    if after is not None:
-        conditions.append("id < ?")
-        values.append(after)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {where} ORDER BY id DESC LIMIT ?", (*values, limit)).fetchall()
-    return [to_job(connection, row) for row in rows]
+    order = "id"
+    if state in (*WAITING, State.RUNNING):
+        # Few of them, and old ones, would be looked for among all jobs; the state's own index has them at once, in another order.
+        counted = f"SELECT count(*) FROM (SELECT 1 FROM jobs {where} LIMIT ?)"
+        if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
+            order = "+id"
+    if after is not None:
+        where = f"{where} AND id < ?" if where else "WHERE id < ?"
+        values.append(after)
+    return f"{where} ORDER BY {order} DESC", values
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "looking",
         "following",
         "handle",
+        "timeline",
         "queue",
     ),
     # 6 running
