@@ -2,8 +2,6 @@
 // use this file; the page names the address of the job's events.
 "use strict"
 
-const LOST = "Connection lost. Trying again…"
-
 function follow(page) {
   const find = name => page.querySelector(`[data-show="${name}"]`)
   const [state, reasons, written, cancel] = ["state", "reasons", "written", "cancel"].map(find)
@@ -33,10 +31,14 @@ function follow(page) {
     written.textContent = result.text
     end("done", "Done.")
   })
-  on("failed", error => {
-    end(error.code, error.code === "cancelled" ? "Cancelled." : error.message)
+  on("failed", ({ code, message }) => {
+    if (code === "cancelled") end("cancelled", "Cancelled.")
+    else end("failed", message)
   })
-  events.onerror = () => { state.textContent = LOST }             // the browser comes back by itself, and goes on where it was
+  events.onerror = () => {                                        // the browser comes back by itself, and goes on where it was
+    const isOver = events.readyState === EventSource.CLOSED
+    state.textContent = isOver ? "Connection lost. Please load the page again." : "Connection lost. Trying again…"
+  }
 }
 
 function worded(job) {

@@ -17,7 +17,7 @@ from revisions.models import Revision
 class RevisionForm(forms.ModelForm):
     class Meta:
         model = Revision
-        fields = ["text"]
+        fields = ("text",)
 
 
 @require_safe
