@@ -171,7 +171,7 @@ class Table:
         def read(setting: Setting) -> bool:
             value = {"true": True, "false": False}.get(setting.value) if setting.is_text else setting.value
             if not isinstance(value, bool):
-                raise setting.error(f"this is true or false, without quotes; write {key} = true")
+                raise _not_of_kind(setting, "true or false", key=key, right="true")
             return value
 
         return self._read(key, default, read)
@@ -184,7 +184,7 @@ class Table:
             if setting.is_text and value.removeprefix("-").isdecimal():
                 value = int(value)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise setting.error(f"this is a whole number, without quotes; write {key} = {max(minimum or 0, 1)}")
+                raise _not_of_kind(setting, "a whole number", key=key, right=f"{max(minimum or 0, 1)}")
             if minimum is not None and value < minimum:
                 raise setting.error(f"this is at least {minimum}{advice and '; ' + advice}")
             return value
@@ -200,7 +200,7 @@ class Table:
                 with suppress(ValueError):
                     value = float(value)
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise setting.error(f"this is a number, without quotes; write {key} = {1 if minimum is None else minimum:g}")
+                raise _not_of_kind(setting, "a number", key=key, right=f"{1 if minimum is None else minimum:g}")
             if minimum is not None and value < minimum:
                 raise setting.error(f"this is at least {minimum:g}")
             if maximum is not None and value > maximum:
@@ -245,6 +245,13 @@ def worded(setting: Setting, read: Callable[[], T]) -> T:
     except UsageError as error:
         message = str(error)
         raise ConfigurationError(message if message.startswith(setting.where) else f"{setting.where}: {message}") from None
+
+
+def _not_of_kind(setting: Setting, kind: str, *, key: str, right: str) -> ConfigurationError:
+    """Make the error that says what kind of value belongs here, and how one is written where this one came from."""
+    if setting.is_text:
+        return setting.error(f"this is {kind}; write {setting.where.rpartition(' ')[2]}={right}")
+    return setting.error(f"this is {kind}, without quotes; write {key} = {right}")
 
 
 def _text(setting: Setting, example: str) -> str:

@@ -209,7 +209,9 @@ def _waiting_reasons(
     if job.device is not None:
         reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
-        reasons += _device_reasons(job, view, plugins)
+        # That all devices are lost holds the queue, and is not said again of the job.
+        said = {hold.reason for hold in queue_holds} & {"device_lost"}
+        reasons += [hold for hold in _device_reasons(job, view, plugins) if hold.reason not in said]
     ahead_count = beside.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
         many = "at least " if ahead_count >= queries.FAR else ""

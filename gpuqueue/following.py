@@ -11,7 +11,7 @@ from datetime import datetime
 
 from gpuqueue.domain import FINISHED, Entry, Event, Record, State
 from gpuqueue.errors import UsageError
-from gpuqueue.store import Store, queries
+from gpuqueue.store import Store, copying, events, queries
 from gpuqueue.units import from_us, to_us
 
 
@@ -31,7 +31,7 @@ class Follower:
     def read(self, *, limit: int = 500) -> list[Event]:
         """Return the next events, in their order, without passing them. Raises: UsageError when it was forgotten."""
         with self._store.reading() as connection:
-            found = queries.events_after(connection, self.name, limit=limit)
+            found = events.after(connection, self.name, limit=limit)
         if found is None:
             raise self._forgotten()
         return found
@@ -40,7 +40,7 @@ class Follower:
     def position(self) -> int:
         """The last event that it passed, 0 for none. Raises: UsageError when it was forgotten."""
         with self._store.reading() as connection:
-            found = queries.follower_position(connection, self.name)
+            found = copying.follower_position(connection, self.name)
         if found is None:
             raise self._forgotten()
         return found
@@ -66,11 +66,11 @@ class Reader:
     @property
     def last_event_id(self) -> int:
         """The newest event that has happened by this moment, 0 for none."""
-        return queries.last_event_id(self._connection)
+        return copying.last_event_id(self._connection)
 
     def followers(self) -> dict[str, datetime | None]:
         """Return when the first event happened that each follower has not passed: {name: moment}, None where it passed all."""
-        return queries.followers(self._connection)
+        return copying.followers(self._connection)
 
     def queues(self) -> list[str]:
         """Return the names of the queues, sorted."""
@@ -88,16 +88,16 @@ class Reader:
         Raises: UsageError for a state that does not exist, and for several without an order in common.
         """
         found = _states(states)
-        return queries.entries(self._connection, queue, found, limit=limit, newest_first=newest_first)
+        return copying.entries(self._connection, queue, found, limit=limit, newest_first=newest_first)
 
     def finished_by_minute(self, queue: str, *states: State | str, since: datetime) -> dict[datetime, int]:
         """Count the jobs of a queue that finished in each minute since a moment, of those that are kept: {minute: number}."""
-        found = queries.finished_by_minute(self._connection, queue, _states(states), since_us=to_us(since))
+        found = copying.finished_by_minute(self._connection, queue, _states(states), since_us=to_us(since))
         return {from_us(minute * 60_000_000): count for minute, count in found.items()}
 
     def records(self, ids: Iterable[int]) -> dict[int, Record]:
         """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
-        return queries.records(self._connection, ids)
+        return copying.records(self._connection, ids)
 
 
 _TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, set(FINISHED))

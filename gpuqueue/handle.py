@@ -269,7 +269,7 @@ class Watch:
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
         self._waits = True  # the job, for its attempt
-        self._version = -1
+        self.version = -1  # of the file, at the last look
         self._told = False
         self._seen = after  # of the output
         self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
@@ -292,7 +292,7 @@ class Watch:
     def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
         """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
         store = self._gq.store
-        self._version = store.data_version()
+        self.version = store.data_version()
         with store.reading() as connection:
             # The state is read first: what is written before the end is then surely seen.
             ending = queries.get_ending(connection, self._handle.id)
@@ -322,7 +322,7 @@ class Watch:
 
     def has_news(self, rang: bool) -> bool:
         """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
-        return rang or self.patience_s == 0 or self._gq.store.data_version() != self._version
+        return rang or self.patience_s == 0 or self._gq.store.data_version() != self.version
 
     def _look_after(self, ending: Ending) -> None:
         """Do for a job that waits what nobody may be there to do."""

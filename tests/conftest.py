@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
 # For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def children_hear_ctrl_c() -> None:
+    """Start children with SIGINT as a terminal gives it to them, also where the tests are a shell's job in the background.
+
+    Such a job ignores SIGINT, and so would what it starts. A handler is not inherited; this one goes on ignoring it here.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_a_queue_can_be_given_as_an_argument(write: Write) -> None:
     [
         ({"GPUQUEUE_GPU_BUDGT": "5GB"}, ["GPUQUEUE_GPU_BUDGT", "did you mean 'GPUQUEUE_GPU_BUDGET'?"]),
         ({"GPUQUEUE_WORKER_COLOUR": "red"}, ["GPUQUEUE_WORKER_COLOUR", "GPUQUEUE_WORKER_THREADS"]),
-        ({"GPUQUEUE_WORKER_THREADS": "many"}, ["environment variable GPUQUEUE_WORKER_THREADS", '"many"', "whole number"]),
+        ({"GPUQUEUE_WORKER_THREADS": "many"}, ['environment variable GPUQUEUE_WORKER_THREADS = "many": this is a whole number']),
         ({"GPUQUEUE_WORKER_LEASE": "5x"}, ["environment variable GPUQUEUE_WORKER_LEASE", "'5x'"]),
         ({"GPUQUEUE_SYNCHRONOUS": "ful"}, ["environment variable GPUQUEUE_SYNCHRONOUS", "did you mean 'full'?"]),
         ({"GPUQUEUE_DATABASE": "mysql://host/db"}, ["environment variable GPUQUEUE_DATABASE", "not an SQLite file"]),
@@ -339,6 +339,24 @@ def test_a_number_is_read_within_its_bounds(given: Any, expected: Any) -> None:
         with pytest.raises(ConfigurationError, match=f"t.n = .*: this is {expected}"):
             table.number("n", None, minimum=0.5, maximum=9)
     assert table.number("other", 7.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("is_text", "advice"),
+    [
+        (False, ["a whole number, without quotes; write n = 1", "true or false, without quotes; write n = true"]),
+        (True, ["a whole number; write GPUQUEUE_T_N=1", "true or false; write GPUQUEUE_T_N=true"]),
+    ],
+)
+def test_what_to_write_is_worded_for_the_place_that_a_wrong_value_came_from(is_text: bool, advice: list[str]) -> None:
+    where = "environment variable GPUQUEUE_T_N" if is_text else "gpuqueue.toml: t.n"
+    table = Table({"n": "abc"}, key="t", origin=lambda dotted: where, is_text=is_text)
+    for read, words in zip((lambda: table.integer("n", 3), lambda: table.flag("n", False)), advice, strict=True):
+        with pytest.raises(ConfigurationError) as caught:
+            read()
+        assert str(caught.value) == f'{where} = "abc": this is {words}'
+    with pytest.raises(ConfigurationError, match="write GPUQUEUE_T_N=0.5" if is_text else "write n = 0.5"):
+        table.number("n", 1.0, minimum=0.5)
 
 
 def test_a_wrong_argument_is_refused_by_its_name(write: Write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from rich.console import Console
 
 from gpuqueue import GPUQueue, State, demo
 from gpuqueue.cli import main
 from gpuqueue.config import Config
+from gpuqueue.demo.display import Display
 from gpuqueue.demo.evidence import Evidence, Outage, checklist, holds, percentile, summary
 from gpuqueue.demo.recorder import BATCH, REALTIME, Replay
 from gpuqueue.demo.stage import evening_zone, scaled
@@ -111,7 +114,8 @@ def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
         assert running.stdout is not None
         for line in running.stdout:
             if line.startswith("configuration: "):
-                folder = Path(line.removeprefix("configuration: ").strip()).parent
+                file, _, told = line.removeprefix("configuration: ").partition(" (")
+                folder = Path(file).parent
             if "completed in" in line:  # the worker works
                 break
         assert folder.exists()
@@ -120,6 +124,24 @@ def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
     assert running.returncode == 130
     assert errors == "interrupted; the worker was ended\n"
     assert not folder.exists()
+    assert told == "removed at the end; --keep FOLDER keeps it)\n"
+
+
+def test_the_verdict_is_folded_in_a_terminal_and_in_a_pipe_each_evidence_is_one_line() -> None:
+    checks = checklist(GOOD)
+    longest = max((check.evidence for check in checks), key=len)
+
+    def shown(*, is_terminal: bool) -> list[str]:
+        out = io.StringIO()
+        console = Console(file=out, width=60, force_terminal=is_terminal, color_system=None, legacy_windows=False)
+        Display(console, title="", quiet=False).checklist(checks, 15.0, clock="Real times. " * 9)
+        return out.getvalue().splitlines()
+
+    piped = shown(is_terminal=False)
+    assert len(longest) > 60
+    assert f"  {longest}" in piped
+    assert len(piped) == 2 * len(checks) + 1
+    assert max(map(len, shown(is_terminal=True))) <= 60
 
 
 def test_a_real_ollama_needs_a_model() -> None:

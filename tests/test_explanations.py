@@ -18,6 +18,7 @@ from gpuqueue.domain import (
     DeviceProcess,
     DeviceView,
     Estimate,
+    Job,
     JobErrorRecord,
     Pause,
     QueueSettings,
@@ -232,6 +233,19 @@ def test_every_reason_has_a_row() -> None:
 def test_nothing_is_said_of_a_job_that_only_has_to_be_picked_up() -> None:
     assert str(told(GENERATE)) == "job 1: would start now; a worker picks it up in a moment"
     assert str(told(job(queue="mail", task="send"))) == "job 1: would start now; a worker picks it up in a moment"
+
+
+def test_that_every_device_is_lost_is_said_once_and_what_else_keeps_the_job_besides() -> None:
+    lost = Reading(NOW, lost="the card fell off the bus")
+    second = card(settings=replace(GPU0, name="gpu1", index=1), reading=lost)
+
+    def reasons(asked: Job, *devices: DeviceView) -> list[str]:
+        return [hold.reason for hold in told(asked, devices=devices).reasons]
+
+    assert reasons(GENERATE, card(reading=lost), second) == ["device_lost"]
+    assert reasons(replace(GENERATE, demand_bytes=6 * GB), card(reading=lost), second) == ["device_lost", "never_fits"]
+    # The queue goes on with the other card, and only this job waits.
+    assert reasons(replace(GENERATE, wanted_device="gpu1"), card(), second) == ["device_lost"]
 
 
 def test_a_queue_that_needs_a_device_and_has_none_is_told() -> None:

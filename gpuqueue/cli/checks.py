@@ -38,12 +38,13 @@ SAID_ELSEWHERE = ("card_lost", "budget_above_card", "model_loading")  # by the c
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding; `mend` says what to do, "" for nothing."""
+    """One finding; `mend` says what to do, "" for nothing, and `has_command` that a command in it is to be copied whole."""
 
     level: str
     name: str
     detail: str
     mend: str = ""
+    has_command: bool = False
 
 
 def versions() -> Iterator[Check]:
@@ -123,7 +124,7 @@ def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
     yield Check(OK, name, f"Ollama {version or 'of an old version'} at {shown_url(backend.url)}, {len(has)} models")
     missing = [model for model in config.models if full_name(model) not in has]
     for model in missing:
-        yield Check(PROBLEM, f"model {model}", f"{backend.name} does not have it", f"ollama pull {model}")
+        yield Check(PROBLEM, f"model {model}", f"{backend.name} does not have it", f"ollama pull {model}", has_command=True)
     if config.models and not missing:
         yield Check(OK, "models", f"{', '.join(config.models)}: {backend.name} has them")
 
@@ -133,7 +134,7 @@ def database_file(path: Path) -> Iterator[Check]:
     if not path.exists():
         place = path.parent
         if not place.is_dir():
-            yield Check(PROBLEM, "database", f"the folder {place} does not exist", f"mkdir -p {place}")
+            yield Check(PROBLEM, "database", f"the folder {place} does not exist", f"mkdir -p {place}", has_command=True)
         elif not os.access(place, os.W_OK):
             yield Check(
                 PROBLEM,
@@ -155,6 +156,7 @@ def database_file(path: Path) -> Iterator[Check]:
             "database",
             f"{path} was written by a newer gpuqueue (schema {version}, this one knows {migrate.HEAD})",
             "pip install --upgrade gpuqueue",
+            has_command=True,
         )
     elif version != migrate.HEAD:
         yield Check(
@@ -167,10 +169,11 @@ def database_file(path: Path) -> Iterator[Check]:
         yield Check(OK, "database", f"{path}, schema {version}")
     unwritable = [item for item in (path, path.parent) if not os.access(item, os.W_OK)]
     for item in unwritable:
-        yield Check(PROBLEM, "database", f"{item} cannot be written by this user", f"chown or chmod {item}")
+        yield Check(PROBLEM, "database", f"{item} cannot be written by this user", f"chown or chmod {item}", has_command=True)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        yield Check(WARN, "file mode", f"others can open it (mode {mode:04o}), prompts and answers included", f"chmod 600 {path}")
+        open_to = f"others can open it (mode {mode:04o}), prompts and answers included"
+        yield Check(WARN, "file mode", open_to, f"chmod 600 {path}", has_command=True)
     free = shutil.disk_usage(path.parent).free
     if free < LITTLE_SPACE_BYTES:
         yield Check(WARN, "disk", f"{format_size(free)} free in {path.parent}", "free some space; a full disk stops the queue")
@@ -189,7 +192,8 @@ def database_use(gq: GPUQueue) -> Iterator[Check]:
             WARN,
             "write-ahead log",
             f"{format_size(wal_bytes)}: some process has kept a read transaction open for long",
-            "find it with: fuser " + str(gq.database),
+            f"find it with: fuser {gq.database}",
+            has_command=True,
         )
     else:
         yield Check(OK, "write-ahead log", f"{format_size(wal_bytes)}; the write lock was had")
@@ -211,10 +215,11 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
     for name, queue in view.queues.items():
         waiting = sum(counts.get(name, {}).get(state, 0) for state in (State.AVAILABLE, State.SCHEDULED, State.RETRYABLE))
         if waiting and not queue.served:
-            yield Check(PROBLEM, f"queue {name}", f"no worker serves it; {waiting} waiting", session.worker_command(name))
+            unserved = f"no worker serves it; {waiting} waiting"
+            yield Check(PROBLEM, f"queue {name}", unserved, session.worker_command(name), has_command=True)
         if queue.paused is not None and queue.paused.until is None:
             paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
-            yield Check(WARN, f"queue {name}", paused, session.command("resume", name))
+            yield Check(WARN, f"queue {name}", paused, session.command("resume", name), has_command=True)
     with gq.store.reading() as connection:
         agreed = queries.configuration(connection)
     mine = shared_settings(gq.own_settings())
@@ -236,6 +241,7 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
                     "reservation",
                     f"{kept}, and its worker {item.worker_id} is gone",
                     f"any worker verifies and frees it: {session.worker_command(item.queue)}",
+                    has_command=True,
                 )
             elif not item.running:
                 yield Check(

@@ -41,7 +41,11 @@ def doctor(session: Session, as_json: bool) -> int:
     for check in found:
         say(f"{click.style(f'{check.level:<8}', fg=COLORS[check.level])} {check.name}: {check.detail}", hang=9)
         if check.mend:
-            click.echo(f"{'':<8} → {check.mend}")
+            advice = f"{'':<8} → {check.mend}"
+            if check.has_command:
+                click.echo(advice)
+            else:
+                say(advice, hang=11)
     counted = {level: sum(check.level == level for check in found) for level in (PROBLEM, WARN)}
     click.echo(f"\n{_number(counted[PROBLEM], 'problem')}, {_number(counted[WARN], 'warning')}")
     return 0 if is_well else 1

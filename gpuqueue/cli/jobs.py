@@ -14,9 +14,10 @@ from gpuqueue.cli.rendering import in_terminal, note, print_json, print_table, s
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
 from gpuqueue.domain import FINISHED, Explanation, Job, State
-from gpuqueue.moments import clock, iso, since
+from gpuqueue.moments import clock, since
 from gpuqueue.queue import GPUQueue
 from gpuqueue.store import queries
+from gpuqueue.timeline import progress, timeline_of
 from gpuqueue.units import counted, format_duration, format_size
 
 SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
@@ -78,18 +79,12 @@ def _row(job: Job, now: datetime) -> tuple[str, ...]:
     elif job.finished_at and job.started_at:
         about = f"took {format_duration((job.finished_at - job.started_at).total_seconds())}"
     elif job.started_at and job.state is State.RUNNING:
-        progress = f"{_progress(job)}, " if job.progress is not None else ""
-        about = f"{progress}for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
+        said = f"{progress(job)}, " if job.progress is not None else ""
+        about = f"{said}for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
     elif job.state is State.SCHEDULED:
         about = f"due {clock(job.scheduled_at, now=now)}"
     tries = f"{job.attempt}/{job.max_attempts}"
     return (str(job.id), str(job.state), job.queue, task, tries, clock(job.enqueued_at, now=now), about)
-
-
-def _progress(job: Job) -> str:
-    # Rounded down, so that only what is done says 100 %.
-    percent = int((job.progress or 0.0) * 100 + 1e-9)
-    return f"{percent} %" + (f" ({' '.join(job.progress_note.split())})" if job.progress_note else "")
 
 
 @click.command("job", short_help="Show everything about one job.")
@@ -134,7 +129,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
         f"{counted(job.crashes, 'worker')} died while running it" if job.crashes else "",
     ]
     say("  " + ", ".join(fact for fact in facts if fact))
-    _show_timeline(job, shape["attempts"], now)
+    _show_timeline(gq, job, now)
     _show_text("arguments", json.dumps(shape["arguments"], ensure_ascii=False), whole=all_result)
     if job.error is not None:
         say(f"error: {job.error.message} ({job.error.code})")
@@ -149,9 +144,10 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
 
 
 def _worded_progress(job: Job) -> str:
-    if job.progress is None or job.state is State.COMPLETED:
+    said = progress(job)
+    if not said:
         return ""
-    return f"progress {_progress(job)}" if job.state is State.RUNNING else f"its last attempt came to {_progress(job)}"
+    return f"progress {said}" if job.state is State.RUNNING else f"its last attempt came to {said}"
 
 
 def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
@@ -171,27 +167,10 @@ def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
     }
 
 
-def _show_timeline(job: Job, attempts: list[dict[str, Any]], now: datetime) -> None:
-    moments: list[tuple[str | None, str]] = [(iso(job.enqueued_at), "enqueued")]
-    for attempt in attempts:
-        why = f": {' '.join(attempt['error']['message'].split())}" if attempt["error"] else ""
-        if attempt["started_at"]:
-            moments.append((attempt["started_at"], f"attempt {attempt['attempt']} started on {attempt['worker']}"))
-        moments.append((attempt["finished_at"], f"attempt {attempt['attempt']} {attempt['outcome']}{why}"))
-    told = {moment for moment, _ in moments}
-    if job.started_at and iso(job.started_at) not in told:
-        moments.append(
-            (iso(job.started_at), f"attempt {job.attempt} started" + (f" on {job.worker_id}" if job.worker_id else ""))
-        )
-    if job.finished_at:
-        if not any(attempt["finished_at"] == iso(job.finished_at) for attempt in attempts):
-            moments.append((iso(job.finished_at), str(job.state)))
-    elif job.scheduled_at > now:
-        moments.append((iso(job.scheduled_at), "due"))
-    if job.expires_at and not job.finished_at:
-        moments.append((iso(job.expires_at), "expires if it still waits then"))
-    for moment, what in sorted(moments, key=lambda item: item[0] or ""):
-        at = datetime.fromisoformat(moment or "")
+def _show_timeline(gq: GPUQueue, job: Job, now: datetime) -> None:
+    with gq.store.reading() as connection:
+        attempts = queries.timeline(connection, job.id)
+    for at, what in timeline_of(job, attempts, now=now):
         ago = f" ({since(at, now=now)})" if at <= now else ""
         say(f"  {clock(at, now=now)}  {what}{ago}")
 

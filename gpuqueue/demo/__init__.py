@@ -42,7 +42,7 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
     try:
         with _terminated_as_interrupt(), Stage(Request(ollama_url, model, keep)) as stage:
             display = Display(console, title=_title(stage), quiet=json_output)
-            display.say(*_opening(stage))
+            display.say(*_opening(stage, is_kept=keep is not None))
             longest_s = LONGEST_S if stage.is_simulated else LONGEST_REAL_S
             with (
                 display,
@@ -82,11 +82,12 @@ def _title(stage: Stage) -> str:
     return f"gpuqueue demo · simulated {stage.simulator.card.name.removeprefix('NVIDIA ')}, {SPEED:g}× as fast"
 
 
-def _opening(stage: Stage) -> tuple[str, ...]:
+def _opening(stage: Stage, *, is_kept: bool) -> tuple[str, ...]:
+    configuration = f"configuration: {stage.config_file}" + ("" if is_kept else " (removed at the end; --keep FOLDER keeps it)")
     if stage.simulator is None:
-        return (_title(stage), f"configuration: {stage.config_file}")
+        return (_title(stage), configuration)
     changed = "what init writes, with retry_every 3s, probe_every 500ms and an evening zone"
-    return (_title(stage), f"configuration: {stage.config_file}", changed)
+    return (_title(stage), configuration, changed)
 
 
 def _clock(stage: Stage) -> str:

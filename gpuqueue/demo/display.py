@@ -82,17 +82,16 @@ class Display:
         """Print the verdict, each rule with its evidence; `clock` says how its times are to be read."""
         if self._quiet:
             return
-        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for check in checks:
-            mark, style = MARKS[check.passed]
-            table.add_row(Text(mark, style), Text.assemble((check.rule, "bold"), "\n", check.evidence))
-        self._console.print(table)
+        if self._console.is_terminal:
+            self._console.print(_table(checks))
+        else:
+            for check in checks:
+                self.say(f"{MARKS[check.passed][0]} {check.rule}", f"  {check.evidence}")
         broken_count = sum(check.passed is False for check in checks)
         verdict = f"{broken_count} of {len(checks)} rules broken" if broken_count else "No rule was broken"
         style = "bold red" if broken_count else "bold green"
-        self._console.print(Text.assemble((f"{verdict}, in {took_s:.0f} s.", style), f" {clock}"))
+        last = Text.assemble((f"{verdict}, in {took_s:.0f} s.", style), f" {clock}")
+        self._console.print(last, soft_wrap=not self._console.is_terminal)
 
     # --- the picture ---
 
@@ -147,6 +146,16 @@ class Display:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began_s
+
+
+def _table(checks: Sequence[Check]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        mark, style = MARKS[check.passed]
+        table.add_row(Text(mark, style), Text.assemble((check.rule, "bold"), "\n", check.evidence))
+    return table
 
 
 def _bar(used_bytes: int, device: DeviceView, total_bytes: int, width: int) -> Text:

@@ -21,7 +21,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 from weakref import WeakSet
@@ -200,9 +199,11 @@ class _AppQueue(GPUQueue):
             return
         with self._heeding:
             if is_wanted and self._eager is None:
-                eager: AbstractContextManager[Any] = import_module("gpuqueue.testing.eager").eager(self)
-                eager.__enter__()
-                self._eager = eager
+                from gpuqueue.testing.eager import eager
+
+                began = eager(self)
+                began.__enter__()
+                self._eager = began
             elif not is_wanted and self._eager is not None:
                 self._eager.__exit__(None, None, None)
                 self._eager = None

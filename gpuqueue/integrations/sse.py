@@ -42,6 +42,7 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 )
 KEEP_ALIVE_S = 15.0  # proxies end what is silent for a minute, and a server notices a client that left when it writes
 REFRESH_S = 1.0  # how often what changes with other jobs, such as the position, is looked at: it takes a millisecond
+RECHECK_S = 5.0  # the same when nothing has happened, and only time can have changed something, such as a window's edge
 RECONNECT_MS = 1000
 END = "end"  # the id of the last event
 _PIECE_ID = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
@@ -93,6 +94,7 @@ class _Telling:
         self._state: dict[str, Any] = {}  # as last told
         self._state_of: tuple[State, int] | None = None
         self._refreshed_s = now_s
+        self._version = -1  # of the file then
         self._is_stale = False  # something happened since
         self._spoke_s: float | None = None
         self.is_over = heard_the_end(after)
@@ -152,9 +154,12 @@ class _Telling:
     def _changed_state(self, ending: Ending) -> list[bytes]:
         now_s = time.monotonic()
         is_new = (ending.state, ending.lease) != self._state_of
-        self._is_stale = not is_new and now_s < self._refreshed_s + REFRESH_S
-        if self._is_stale:
+        version = self._watch.version
+        has_happened = is_new or version != self._version
+        self._is_stale = not is_new and has_happened and now_s < self._refreshed_s + REFRESH_S
+        if self._is_stale or (not has_happened and now_s < self._refreshed_s + RECHECK_S):
             return []
+        self._version = version
         self._state_of, self._refreshed_s = (ending.state, ending.lease), now_s
         state = _state(self._job)
         if state == self._state or state["state"] in FINISHED:  # ended since the look: its end is told by the next

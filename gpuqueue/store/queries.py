@@ -16,10 +16,9 @@ from typing import Any
 
 from gpuqueue.domain import (
     FINISHED,
+    WAITING,
     Backend,
     DeviceProcess,
-    Entry,
-    Event,
     Hold,
     Job,
     LogLine,
@@ -27,7 +26,6 @@ from gpuqueue.domain import (
     Pause,
     QueueSettings,
     Reading,
-    Record,
     Resident,
     RunningJob,
     State,
@@ -35,12 +33,12 @@ from gpuqueue.domain import (
     WorkerInfo,
 )
 from gpuqueue.errors import UnknownJob
-from gpuqueue.store import events
 from gpuqueue.store.claims import RUNNING_COUNT, classes
 from gpuqueue.store.rows import JOB_COLUMNS, get_payload, to_error, to_job
 from gpuqueue.units import from_us, to_us
 
 FAR = 10_000  # the jobs before one are counted up to here
+FEW = 5_000  # jobs that are sorted in no time
 MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
 RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
 
@@ -57,19 +55,32 @@ def list_jobs(
     connection: sqlite3.Connection, *, queue: str | None, state: State | None, limit: int, after: int | None
 ) -> list[Job]:
     """Return jobs, the newest first; `after` continues behind the id that the last page ended with."""
+    selected, values = newest(connection, queue=queue, state=state, after=after)
+    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {selected} LIMIT ?", (*values, limit)).fetchall()
+    return [to_job(connection, row) for row in rows]
+
+
+def newest(connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None) -> tuple[str, list[Any]]:
+    """Word which jobs a list shows, the newest first: WHERE and ORDER BY, and their values."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
-    if state in (State.CANCELLED, State.DISCARDED):
-        conditions.append("state IN ('cancelled', 'discarded')")  # as the index `jobs_unsuccessful` spells it
+    for together in (("cancelled", "discarded"), ("scheduled", "retryable")):
+        if state in together:
+            conditions.append(f"state IN {together}")  # as the index of these states spells it
     values: list[Any] = []
     if queue is not None:
         conditions.append("queue = ?")
         values.append(queue)
-    if after is not None:
-        conditions.append("id < ?")
-        values.append(after)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {where} ORDER BY id DESC LIMIT ?", (*values, limit)).fetchall()
-    return [to_job(connection, row) for row in rows]
+    order = "id"
+    if state in (*WAITING, State.RUNNING):
+        # Few of them, and old ones, would be looked for among all jobs; the state's own index has them at once, in another order.
+        counted = f"SELECT count(*) FROM (SELECT 1 FROM jobs {where} LIMIT ?)"
+        if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
+            order = "+id"
+    if after is not None:
+        where = f"{where} AND id < ?" if where else "WHERE id < ?"
+        values.append(after)
+    return f"{where} ORDER BY {order} DESC", values
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,92 +419,3 @@ def next_due_us(connection: sqlite3.Connection) -> int | None:
     ).fetchone()
     times = [value for (value,) in (row, expiring) if value is not None]
     return min(times) if times else None
-
-
-# --- many jobs, for those that copy the queue elsewhere ---
-
-_ORDERS = {
-    State.AVAILABLE: ("priority DESC", "scheduled_at", "id"),
-    State.RUNNING: ("started_at", "id"),
-    State.SCHEDULED: ("scheduled_at", "id"),
-    State.RETRYABLE: ("scheduled_at", "id"),
-    **{state: ("finished_at", "id") for state in FINISHED},
-}
-RECORDS_AT_ONCE = 500
-
-
-def events_after(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event] | None:
-    """Return the events that a follower has not passed yet; None when it is not registered."""
-    return events.after(connection, follower, limit=limit)
-
-
-def follower_position(connection: sqlite3.Connection, follower: str) -> int | None:
-    row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
-    return None if row is None else int(row[0])
-
-
-def followers(connection: sqlite3.Connection) -> dict[str, datetime | None]:
-    """Return when the first event happened that each follower has not passed: {name: moment or None}."""
-    rows = connection.execute(
-        "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers ORDER BY name"
-    )
-    return {name: None if at is None else from_us(at) for name, at in rows}
-
-
-def last_event_id(connection: sqlite3.Connection) -> int:
-    (found,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
-    return int(found)
-
-
-def entries(
-    connection: sqlite3.Connection, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
-) -> list[Entry]:
-    """Return a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
-    wanted = sorted(states)
-    columns = _ORDERS[wanted[0]]
-    if newest_first:
-        columns = tuple(name.removesuffix(" DESC") if name.endswith(" DESC") else f"{name} DESC" for name in columns)
-    finished = "AND finished_at IS NOT NULL " if wanted[0] in FINISHED else ""
-    named = ", ".join(f"'{state}'" for state in wanted)
-    which = f"state = {named}" if len(wanted) == 1 else f"state IN ({named})"
-    rows = connection.execute(
-        f"SELECT id, priority, scheduled_at, finished_at FROM jobs WHERE {which} AND queue = ? {finished}"
-        f"ORDER BY {', '.join(columns)} LIMIT ?",
-        (queue, -1 if limit is None else limit),
-    )
-    return [
-        Entry(id_, priority, from_us(scheduled_at), None if finished_at is None else from_us(finished_at))
-        for id_, priority, scheduled_at, finished_at in rows
-    ]
-
-
-def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:
-    """Count the jobs of a queue that finished in each minute, of those that are kept: {minutes since 1970: number}."""
-    named = ", ".join(f"'{state}'" for state in states)
-    rows = connection.execute(
-        f"SELECT finished_at / 60000000, count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ? AND queue = ? "
-        f"AND state IN ({named}) GROUP BY 1",
-        (since_us, queue),
-    )
-    return dict(rows.fetchall())
-
-
-def records(connection: sqlite3.Connection, ids: Iterable[int]) -> dict[int, Record]:
-    """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
-    found: dict[int, Record] = {}
-    wanted = list(ids)
-    for start in range(0, len(wanted), RECORDS_AT_ONCE):
-        part = wanted[start : start + RECORDS_AT_ONCE]
-        marks = ", ".join("?" * len(part))
-        lines: dict[int, list[LogLine]] = {}
-        for job_id, seq, lease, at, message in connection.execute(
-            f"SELECT job_id, seq, lease, at, message FROM logs WHERE job_id IN ({marks}) ORDER BY job_id, seq", part
-        ):
-            lines.setdefault(job_id, []).append(LogLine(seq, lease, from_us(at), message))
-        rows = connection.execute(f"SELECT {JOB_COLUMNS}, result FROM jobs WHERE id IN ({marks})", part).fetchall()
-        for *columns, result in rows:
-            job = to_job(connection, tuple(columns))
-            if job.state is State.COMPLETED and result is None:
-                result = get_payload(connection, job.id, "result")
-            found[job.id] = Record(job, result, tuple(lines.get(job.id, ())))
-    return found

@@ -91,6 +91,14 @@ def test_prose_is_folded_with_its_indentation(filled: Path) -> None:
     assert "the mail server moves to another building, which takes all day until" in " ".join(held.split())
 
 
+def test_the_doctors_advice_is_folded_between_words_and_its_commands_are_whole(filled: Path) -> None:
+    (filled / "jobs.db").chmod(0o644)
+    _, screen = shown(filled, "doctor", columns=40)
+    advice = "         → when it is elsewhere: change\n           [ollama] url in the\n           configuration\n"
+    assert advice in screen
+    assert f"         → chmod 600 {filled / 'jobs.db'}\n" in screen
+
+
 def test_colours_are_for_a_terminal_that_wants_them(filled: Path) -> None:
     assert "\x1b[31mdiscarded" in shown(filled, "jobs")[1]
     assert "\x1b" not in "".join(screens(filled, READS, environ={"NO_COLOR": "1"}))

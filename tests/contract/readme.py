@@ -1,4 +1,4 @@
-"""Owns what is generated from the code: parts of the README, and gpuqueue/cli/README.md.
+"""Owns what is generated from the code: parts of the README, gpuqueue/cli/README.md, and plugins/HOOKS.md.
 
 `python -m tests.contract.readme` writes them anew.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
+import inspect
 import io
 import os
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from gpuqueue import hookspecs
+from gpuqueue import domain, hook_details, hookspecs
 from gpuqueue.cli import main
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.initial_config import initial_toml
@@ -23,6 +26,7 @@ from gpuqueue.logs import EVENTS
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 HELPS = ROOT / "gpuqueue" / "cli" / "README.md"
+HOOKS = ROOT / "plugins" / "HOOKS.md"
 COLUMNS = "80"
 
 
@@ -42,13 +46,70 @@ def modules() -> str:
     return "\n".join(lines)
 
 
+def hook_functions() -> Iterator[tuple[str, Callable[..., object]]]:
+    """Yield every hook with its name, in the order of the groups."""
+    for group in hookspecs.SPECIFICATIONS:
+        yield from ((name, hook) for name, hook in vars(group).items() if not name.startswith("_"))
+
+
 def hooks() -> str:
     lines = ["| hook | |", "| --- | --- |"]
-    for group in hookspecs.SPECIFICATIONS:
-        for name, hook in vars(group).items():
-            if not name.startswith("_"):
-                lines.append(f"| `{name}` | {(hook.__doc__ or '').splitlines()[0]} |")
+    lines += [f"| `{name}` | {' '.join(_said(hook).partition(chr(10) * 2)[0].split())} |" for name, hook in hook_functions()]
     return "\n".join(lines)
+
+
+def _said(hook: object) -> str:
+    return inspect.cleandoc(hook.__doc__ or "").partition("\nExample:\n")[0].rstrip()
+
+
+def example_of(hook: object) -> str:
+    """Return the example in a hook's docstring."""
+    _, found, example = inspect.cleandoc(hook.__doc__ or "").partition("\nExample:\n")
+    assert found, f"{hook} has no example"
+    return textwrap.dedent(example).strip() + "\n"
+
+
+def _details(hook: Callable[..., object]) -> str:
+    """Say what a hook gets: the fields of its details, where these are a class of their own."""
+    annotation = hook.__annotations__["details"]
+    kind = vars(hook_details).get(annotation) or vars(domain).get(annotation)
+    if kind is None:
+        return ""
+    fields = ", ".join(f"`{field.name}: {field.type}`" for field in dataclasses.fields(kind))
+    return f"`details` is a `{annotation}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
+
+
+PAGE = """\
+# The hooks
+
+Every hook of gpuqueue: when it is called, with what, what it returns, and what an exception does. A plugin is an object, a
+class or a module with functions that are named like hooks and marked with `hookimpl`, each with one argument, `details`. All
+names that it needs are in `gpuqueue.plugins`; `gpuqueue plugins new NAME` writes one to begin with. This file is generated from
+the code: `uv run python -m tests.contract.readme`.
+
+Each example runs as it stands, in a test, with these names beside those of `gpuqueue.plugins`:
+
+- `queue_with(plugin)` is a queue object with that plugin, registered as `example`, on which a worker has run once. It has a queue
+  `mail`, queues `train` and `ai` on a simulated `card` and, for `ai`, a simulated `ollama`, and the tasks `send`, `report` and
+  `fail` in `mail`, `learn` and `stay` in `train`; `stay` goes on until it is asked to make room, the first time.
+- `run(gq)` runs a worker until no job can start, and returns why each that is left waits; `until(condition)` waits for it;
+  `Worker` is `gpuqueue.Worker`; `claim_and_die` leaves a job with a worker that died; `install` and `command_line` are for the
+  commands of a plugin that is installed.
+"""
+
+
+def hooks_page() -> str:
+    parts = [PAGE]
+    for group in hookspecs.SPECIFICATIONS:
+        parts.append(f"## {group.__name__}\n\n{inspect.getdoc(group)}\n")
+        for name, hook in vars(group).items():
+            if name.startswith("_"):
+                continue
+            notes = hook.__annotations__
+            head = f"```text\n{name}(details: {notes['details']}) -> {notes['return']}\n```"
+            example = f"```python\n{example_of(hook)}```"
+            parts.append(f"### {name}\n\n{head}\n\n{_said(hook)}\n\n{_details(hook)}{example}\n")
+    return "\n".join(parts)
 
 
 def events() -> str:
@@ -122,3 +183,4 @@ def with_generated_parts(text: str) -> str:
 if __name__ == "__main__":
     README.write_text(with_generated_parts(README.read_text()))
     HELPS.write_text(helps())
+    HOOKS.write_text(hooks_page())

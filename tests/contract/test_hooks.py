@@ -1,4 +1,4 @@
-"""Every hook says what it is for, takes one argument, and is used by a test."""
+"""Every hook says what it is for, has an example, takes one argument, and is used by a test."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ def hooks() -> Iterator[tuple[str, Callable[..., object]]]:
 
 
 @pytest.mark.parametrize(("name", "hook"), list(hooks()), ids=[name for name, _ in hooks()])
-def test_a_hook_has_a_docstring_and_one_argument(name: str, hook: Callable[..., object]) -> None:
-    assert hook.__doc__, name
-    assert hook.__doc__.rstrip().endswith(".")
+def test_a_hook_has_a_docstring_with_an_example_and_one_argument(name: str, hook: Callable[..., object]) -> None:
+    said, _, example = (hook.__doc__ or "").partition("Example:\n")
+    assert said.count("\n\n") >= 2, f"{name} says in one line what it is for, then when it is called and with what"
+    assert said.rstrip().endswith(".")
+    assert example.strip(), f"{name} has no example"
     assert list(inspect.signature(hook).parameters) == ["self", "details"]
 
 

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 1 contracts
     (
         *("executors/__init__", "devices/__init__"),
-        *("current_job", "hookspecs", "installed_plugins", "logs", "plugin_manager", "plugins"),
+        *("current_job", "hook_details", "hook_events", "hookspecs", "installed_plugins", "logs", "plugin_manager", "plugins"),
     ),
     # 2 parts
     ("store", "devices", "executors"),
@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "looking",
         "following",
         "handle",
+        "timeline",
         "queue",
     ),
     # 6 running

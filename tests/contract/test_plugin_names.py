@@ -9,20 +9,24 @@ from pathlib import Path
 import pytest
 
 import gpuqueue
-from gpuqueue import hookspecs, plugins
+from gpuqueue import hook_details, hook_events, hookspecs, plugins
 
 
 def named_in_annotations() -> set[str]:
     """The classes that the hooks and their details name, which gpuqueue itself defines."""
-    tree = ast.parse(Path(inspect.getfile(hookspecs)).read_text())
+    nodes = [
+        node
+        for module in (hook_details, hook_events, hookspecs)
+        for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text()))
+    ]
     known = {
         alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuqueue.")
         for alias in node.names
     } | {name for name in vars(hookspecs) if name.endswith("Details")}
-    annotations = [node.annotation for node in ast.walk(tree) if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation]
-    annotations += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns]
+    annotations = [node.annotation for node in nodes if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation]
+    annotations += [node.returns for node in nodes if isinstance(node, ast.FunctionDef) and node.returns]
     return {node.id for root in annotations for node in ast.walk(root) if isinstance(node, ast.Name)} & known
 
 

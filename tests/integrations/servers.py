@@ -36,11 +36,10 @@ def serving(*module_and_arguments: str, folder: Path, environment: Mapping[str, 
 @contextmanager
 def serving_command(command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """The same for a command."""
-    inherited = {name: value for name, value in os.environ.items() if name not in (*foreign_variables(), "FLASK_APP")}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(folder), **(environment or {})},
+        env={**environment_in(folder), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,6 +74,12 @@ def serving_command(command: Sequence[str], *, folder: Path, environment: Mappin
         reading.join()
         process.stdout.close()
     assert "Traceback" not in "".join(said), "".join(said)
+
+
+def environment_in(folder: Path) -> dict[str, str]:
+    """This process's variables without those that would configure a queue or an application, for a program in a folder."""
+    foreign = {*foreign_variables(), "FLASK_APP"}
+    return {**{name: value for name, value in os.environ.items() if name not in foreign}, "PYTHONPATH": str(folder)}
 
 
 def _accepts(address: str) -> bool:

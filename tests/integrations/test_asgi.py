@@ -80,11 +80,13 @@ def add(gq):
     return add
 
 
-def own_lifespan(events):
+def own_lifespan(gq, events):
     @asynccontextmanager
     async def own(app):
+        assert gq.workers() == []
         events.append("set up")
         yield {"pool": "a pool"}
+        assert gq.workers() == []
         events.append("taken down")
 
     return own
@@ -98,7 +100,7 @@ def test_jobs_run_while_what_the_applications_own_lifespan_sets_up_is_there(gq, 
         events.append("ran")
 
     async def tell():
-        async with lifespan(gq, worker=True, inner=own_lifespan(events))(None) as state:
+        async with lifespan(gq, worker=True, inner=own_lifespan(gq, events))(None) as state:
             assert state == {"pool": "a pool", "gpuqueue": gq}
             assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=30) == 3
             await (await note.aenqueue()).aresult(timeout_s=30)
@@ -166,7 +168,7 @@ def test_an_applications_own_lifespan_is_wrapped(gq, add):
     events = []
 
     async def tell():
-        server = Server(LifespanMiddleware(Starlette(lifespan=own_lifespan(events)), gq, worker=True))
+        server = Server(LifespanMiddleware(Starlette(lifespan=own_lifespan(gq, events)), gq, worker=True))
         assert await server.start() == {"type": "lifespan.startup.complete"}
         assert server.state == {"pool": "a pool", "gpuqueue": gq}
         assert events == ["set up"]

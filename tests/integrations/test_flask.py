@@ -59,11 +59,12 @@ def test_a_task_that_was_declared_before_any_app_runs_in_a_context_of_the_app_th
     one, two = make_app(queue, "one"), make_app(queue, "two")
     for app in (one, two):
         with app.app_context():
+            assert where.using(priority=3, delay="1h").enqueue(greeting="later").record.priority == 3
             jobs = [where.enqueue(greeting="hello"), where.using(priority=3).enqueue(greeting="ahoy"), awhere.enqueue()]
         with Worker(queue.get(app)):
             assert [job.result(timeout_s=20) for job in jobs] == [f"hello from {app.name}", f"ahoy from {app.name}", app.name]
     assert queue.get(one).database != queue.get(two).database
-    assert queue.get(one).counts()["mail"] == {"completed": 3}
+    assert queue.get(one).counts()["mail"] == {"completed": 3, "scheduled": 1}
 
 
 def test_the_context_is_torn_down_after_each_job_with_what_it_raised(queue, make_app):
@@ -251,8 +252,11 @@ def test_the_environment_names_the_file_where_the_config_does_not(queue, make_ap
 
 
 def test_a_section_may_be_given_in_part_and_in_whole(queue, make_app):
-    config = queue.get(make_app(queue, WORKER={"threads": 2}, WORKER_GRACE="4s")).config
-    assert (config.worker.threads, config.worker.grace_s) == (2, 4.0)
+    for number, given in enumerate(
+        ({"WORKER": {"threads": 2}, "WORKER_GRACE": "4s"}, {"WORKER_GRACE": "4s", "WORKER": {"threads": 2}})
+    ):
+        config = queue.get(make_app(queue, f"app{number}", **given)).config
+        assert (config.worker.threads, config.worker.grace_s) == (2, 4.0)
 
 
 @pytest.mark.parametrize(

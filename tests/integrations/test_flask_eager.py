@@ -8,8 +8,6 @@ from flask import Flask, current_app
 from gpuqueue.integrations.flask import FlaskGPUQueue
 from tests.integrations.server_events import heard_in, text_of
 
-pytest.importorskip("gpuqueue.testing.eager", reason="this gpuqueue has no eager mode")
-
 
 @pytest.fixture
 def made(tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from contextlib import closing, suppress
 
 import pytest
 
-from gpuqueue import State, current_job
+from gpuqueue import GPUQueue, State, current_job
 from gpuqueue.integrations import sse
+from gpuqueue.store import Store
+from gpuqueue.store.bell import Listener
+from gpuqueue.store.outcomes import Report
 from gpuqueue.verdicts import Retry
 from tests.integrations.server_events import heard_in, text_of
+from tests.store.rows import Rows
 
 
 def names(events):
@@ -186,26 +191,19 @@ def test_a_new_position_is_told(gq, speak):
     assert next(events).data["position"] == 1
 
 
-def test_progress_is_told_also_when_nothing_follows_it(gq, start_worker, make_gate):
-    gate, last = make_gate(), make_gate()
-
-    @gq.task(name="climb")
-    def climb() -> None:
-        gate.pass_through()
-        for step in range(5):
-            current_job().progress(step / 4, note=f"step {step}")
-        last.pass_through()
-
-    start_worker(gq)
-    told = []
-    for event in heard_in(sse.stream(climb.enqueue())):
-        told.append(event)
-        if event.name == "state" and event.data["state"] == "running":
-            gate.open()
-            if event.data["progress"] == 1.0:
-                assert event.data["progress_note"] == "step 4"
-                last.open()
-    assert told[-1].name == "done"
+def test_progress_is_told_also_when_nothing_follows_it(tmp_path):
+    # Claimed by no worker, so that nobody writes anything else.
+    rows = Rows(Store(tmp_path / "gpuqueue.db"))
+    job_id = rows.enqueue()
+    (lease,) = rows.claim()
+    with GPUQueue(tmp_path / "gpuqueue.db", discover_plugins=False) as gq:
+        events = heard_in(sse.stream(gq.job(job_id), keep_alive_s=3600, timeout_s=20))
+        assert next(events).data["progress"] is None
+        for round in ("first", "second"):
+            for step in range(5):
+                rows.store.report([Report(job_id, lease.lease, progress=(step / 4, f"{round} {step}"))])
+            assert any(event.data["progress_note"] == f"{round} 4" for event in events)
+    rows.store.close()
 
 
 def test_silence_is_broken_by_comments_and_nothing_is_told_twice(gq, speak):
@@ -245,23 +243,28 @@ def test_nothing_stays_when_the_client_leaves(gq, speak):
     assert waiters(gq) == []
 
 
-def test_who_waits_looks_only_when_there_is_news(gq, speak, start_worker, monkeypatch):
-    looks = 0
-    look = sse._Telling.look
+def test_who_waits_rests_and_looks_only_when_there_is_news(gq, speak, start_worker, monkeypatch):
+    counted = Counter()
 
-    def counted(self):
-        nonlocal looks
-        looks += 1
-        return look(self)
+    def count(owner, name):
+        before = getattr(owner, name)
 
-    monkeypatch.setattr(sse._Telling, "look", counted)
+        def call(*arguments):
+            counted[name] += 1
+            return before(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    count(sse._Telling, "look")
+    count(Listener, "wait")
     start_worker(gq)
     job = speak.enqueue()
     speak.gates[0].wait_reached()
     list(sse.stream(job, timeout_s=1.5))
     for gate in speak.gates:
         gate.open()
-    assert looks < 50, "thousands, when it asks without a rest"
+    assert counted["look"] < 50, "thousands, when it asks without a rest"
+    assert counted["wait"] < 200
 
 
 def test_many_async_clients_hear_all_and_wait_without_a_thread_each(gq, speak, start_worker):

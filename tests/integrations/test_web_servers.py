@@ -162,7 +162,22 @@ def waiters(gq):
     return list((gq.store.runtime_dir / "waiters").iterdir())
 
 
-def test_a_page_sees_why_its_job_waits_and_then_its_tokens_through_a_broken_connection(server, ai, start_worker, until):
+def leave(server, ai, until):
+    address = submit(server, 5)
+    with listening(address) as events:
+        assert next(events).name == "state"
+        assert len(waiters(ai.gq)) == 1
+
+    def is_gone() -> bool:
+        # A server notices when it writes, so there is something to write: another place in the queue.
+        ai.batch(job={"priority": 5})
+        return not waiters(ai.gq)
+
+    until(is_gone, "the listener of a client that has left")
+    ai.gq.cancel_all("ai-batch")
+
+
+def see_why_a_job_waits_and_then_its_tokens_through_a_broken_connection(server, ai, start_worker):
     address = submit(server, 900)
     clients = 4
     together = threading.Barrier(clients + 1)
@@ -191,21 +206,12 @@ def test_a_page_sees_why_its_job_waits_and_then_its_tokens_through_a_broken_conn
         start_worker(ai.gq)
         assert len({future.result(60) for future in reading}) == 1
     assert httpx.get(address, headers={"Last-Event-ID": "end"}).status_code == 204
-    until(lambda: not waiters(ai.gq), "a listener stayed")
 
 
-def test_a_client_that_leaves_leaves_nothing_behind(server, ai, until):
-    address = submit(server, 5)
-    with listening(address) as events:
-        assert next(events).name == "state"
-        assert len(waiters(ai.gq)) == 1
-
-    def is_gone() -> bool:
-        # A server notices when it writes, so there is something to write: another place in the queue.
-        ai.batch(job={"priority": 5})
-        return not waiters(ai.gq)
-
-    until(is_gone, "the listener of a client that has left")
+def test_pages_follow_a_job_and_a_client_that_leaves_leaves_nothing_behind(server, ai, start_worker, until):
+    leave(server, ai, until)
+    see_why_a_job_waits_and_then_its_tokens_through_a_broken_connection(server, ai, start_worker)
+    until(lambda: not waiters(ai.gq), "the last listener to go")
 
 
 def test_the_gpuqueue_command_of_an_app_is_a_worker(ai, tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.domain import Demand, State
-from gpuqueue.store import Store, claims, current, jobs, outcomes, queries
+from gpuqueue.domain import FINISHED, Demand, State
+from gpuqueue.store import Store, claims, copying, current, jobs, outcomes, queries
 from gpuqueue.store.outcomes import Completed, Report
 from tests.store.rows import Rows, at, room_for
 
@@ -89,7 +89,7 @@ def test_a_hot_statement_uses_its_index(filled: Rows, statement: str, index: str
 def test_every_statement_that_the_modules_name_is_among_them() -> None:
     named = {
         value
-        for module in (claims, current, outcomes, queries, jobs)
+        for module in (claims, copying, current, outcomes, queries, jobs)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and re.match(r"(SELECT|UPDATE|DELETE) ", value) and " jobs" in value
     }
@@ -211,3 +211,21 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
     store.close()
     for statement, lines in seen.plans.items():
         assert_good(lines, statement, "jobs_unsuccessful")
+
+
+def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled: Rows) -> None:
+    due = [State.RETRYABLE, State.SCHEDULED]
+    with filled.store.reading() as connection:
+        seen = Seen(connection)
+        for states in ([State.AVAILABLE], [State.RUNNING], [State.SCHEDULED], [State.RETRYABLE], due, FINISHED):
+            for newest_first in (False, True):
+                copying.entries(seen, "work", states, newest_first=newest_first)  # type: ignore[arg-type]
+        copying.records(seen, range(1, 40))  # type: ignore[arg-type]
+        copying.finished_by_minute(seen, "work", FINISHED, since_us=at(0))  # type: ignore[arg-type]
+        copying.followers(seen)  # type: ignore[arg-type]
+        copying.follower_position(seen, "mirror")  # type: ignore[arg-type]
+        copying.last_event_id(seen)  # type: ignore[arg-type]
+    assert len(seen.plans) == 18
+    for statement, lines in seen.plans.items():
+        # What is copied is put in its order afterwards.
+        assert_good([line for line in lines if "TEMP B-TREE" not in line], statement)

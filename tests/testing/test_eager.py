@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
+from typing import ClassVar
 
 import pytest
 
@@ -210,8 +211,44 @@ def test_a_job_of_a_sessions_transaction_runs_when_that_is_committed_and_not_at_
             assert job.state == "completed"
             add.using(connection=session).enqueue(a=2)
             session.rollback()
-        assert gq.counts()["default"] == {"completed": 1}
+            many = gq.enqueue_many([(add, {"a": 3}), (add, {"a": 4})], connection=session)
+            session.commit()
+            assert [job.result(timeout_s=0) for job in many] == [4, 5]
+        assert gq.counts()["default"] == {"completed": 3}
     engine.dispose()
+
+
+def test_a_job_that_somebody_else_was_faster_with_is_left_to_them(make_queue):
+    class Verbs:
+        @hookimpl
+        def register_executors(self, details):
+            gq.job(1).cancel()  # asked between the look at the job and its claim
+            return {"shout": Shout()}
+
+    class Shout:
+        def run(self, context):
+            raise AssertionError("it was cancelled")
+
+    gq = make_queue(plugins=[Verbs()])
+    with eager(gq):
+        assert gq.verb("shout").enqueue().state == "cancelled"
+
+
+def test_the_policies_know_a_queue_that_is_made_later(make_queue):
+    class Failures:
+        seen: ClassVar[list[str]] = []
+
+        @hookimpl
+        def attempt_failed(self, details):
+            self.seen.append(details.queue.when_unavailable)
+
+    gq = make_queue(plugins=[Failures()])
+    fail = gq.task(name="fail")(lambda: 1 / 0)
+    with eager(gq):
+        fail.enqueue()
+        gq.queue("later", when_unavailable="retry")
+        fail.using(queue="later").enqueue()
+    assert Failures.seen == ["wait", "retry"]
 
 
 def test_what_ends_a_test_is_not_taken_for_a_jobs_failure(gq):

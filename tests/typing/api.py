@@ -68,6 +68,17 @@ from gpuqueue.hookspecs import (
     QueueHoldDetails,
     RetentionDetails,
 )
+from gpuqueue.plugins import Device, Reading
+from gpuqueue.testing import (
+    JobsStuck,
+    assert_enqueued,
+    assert_not_enqueued,
+    eager,
+    enqueued,
+    run_until_idle,
+    travel,
+)
+from gpuqueue.testing.devices import DeviceSuite
 
 assert_type(gpuqueue.__version__, str)
 
@@ -318,6 +329,42 @@ def work() -> None:
     worker.request_stop()
     worker.stop(grace_s=5.0)
     sys.exit(worker.run())  # type: ignore[func-returns-value]  # what runs until it is stopped returns nothing
+
+
+# --- tests of an application ---
+
+
+def test() -> None:
+    with eager(gq, raises=True):
+        assert_type(add.enqueue(a=1), JobHandle)
+    assert_type(assert_enqueued(add, a=1), JobHandle)
+    assert_type(assert_enqueued("add", gq, task="x", gq=1), JobHandle)
+    assert_type(enqueued(add.using(queue="mail", delay="5m"), a=1), list[JobHandle])
+    assert_not_enqueued(add.using(priority=7))
+    with travel(gq, "2h"), travel(gq, timedelta(hours=1)), travel(gq, datetime(2031, 1, 1, tzinfo=UTC)), travel(gq, 90):
+        assert_type(run_until_idle(gq, may_wait=True), dict[int, Explanation])
+    try:
+        run_until_idle(gq)
+    except JobsStuck as stuck:
+        assert_type(stuck.explanations, dict[int, Explanation])
+
+
+class Still:
+    def read(self) -> Reading:
+        return Reading(at=datetime.now(UTC), name="a still card")
+
+
+class Cards:
+    @hookimpl
+    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
+        return {device.name: Still() for device in details["devices"]}
+
+
+class TestStill(DeviceSuite):
+    reads_memory = False
+
+    def make_plugin(self) -> object:
+        return Cards()
 
 
 # --- plugins ---

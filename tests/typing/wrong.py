@@ -2,6 +2,7 @@
 
 from gpuqueue import GPUQueue, Wroker, current_job  # E: Module "gpuqueue" has no attribute "Wroker"; maybe "Worker"?
 from gpuqueue.hookspecs import QueueHoldDetails
+from gpuqueue.testing import assert_enqueued, eager, enqueued, travel
 
 gq = GPUQueue("application.db")
 
@@ -57,6 +58,15 @@ gq.ollama.generate("gemma4:e4b", prompt="Hello")  # E: Missing named argument "q
 gq.ollama.generate("gemma4:e4b", prompt="Hello", queue="ai", sistem="x")  # E: Unexpected keyword argument "sistem"
 gq.ollama.chat("gemma4:e4b", messages="Hello", queue="ai")  # E: Argument "messages" to "chat"
 gq.ollama.embed("nomic", input="x", queue="ai", job={"dely": 3})  # E: Argument "job" to "embed" of "OllamaTasks"
+
+# --- tests ---
+
+eager("gq")  # E: Argument 1 to "eager" has incompatible type "str"; expected "GPUQueue"
+eager(gq, True)  # E: Too many positional arguments for "eager"
+assert_enqueued(7)  # E: Argument 1 to "assert_enqueued" has incompatible type "int"
+assert_enqueued(add, a=1).reslt()  # E: "JobHandle" has no attribute "reslt"
+print(enqueued(add).id)  # E: "list[JobHandle]" has no attribute "id"
+travel(gq, None)  # E: Argument 2 to "travel" has incompatible type "None"
 
 
 # --- jobs ---

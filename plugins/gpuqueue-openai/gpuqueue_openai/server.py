@@ -69,7 +69,8 @@ class Server:
     async def _post(self, path: str, body: Mapping[str, Any], reader: _Reader) -> None:
         settings, now = self.settings, asyncio.get_running_loop().time
         ends_s = now() + settings.total_s
-        is_answering = False
+        is_answering = is_over = False
+        failure: BaseException | None = None
         try:
             async with (
                 asyncio.timeout(min(settings.first_token_s, settings.total_s)) as limit,
@@ -81,20 +82,31 @@ class Server:
                     text = (await response.aread()).decode(errors="replace")
                     raise self.failures.refused(response.status_code, text, str(body.get("model", "")), response.headers)
                 async for piece in response.aiter_bytes():
-                    if reader.feed(piece) and reader.begun:
+                    if is_over:
+                        continue
+                    try:
+                        goes_on = reader.feed(piece)
+                    except BaseException as error:  # also an interruption
+                        failure = error
+                    if failure is not None or reader.done:
+                        # Leaving this loop would leave httpx's generators, one in another, to the garbage collector, and a
+                        # worker that stops has no event loop left to close them on. A read that is cancelled ends them all.
+                        is_over = True
+                        limit.reschedule(now())
+                    elif goes_on and reader.begun:
                         limit.reschedule(min(now() + settings.gap_s, ends_s))
-                    if reader.done:
-                        return
         except TimeoutError as error:
-            raise self._too_slow(reader, is_over=now() >= ends_s) from error
+            if not is_over:
+                raise self._too_slow(reader, is_late=now() >= ends_s) from error
         except httpx.HTTPError as error:
-            if is_answering:
-                raise await self._broken(error) from error
-            raise self.failures.unreached(error) from error
+            if not is_over:
+                raise (await self._broken(error) if is_answering else self.failures.unreached(error)) from error
+        if failure is not None:
+            raise failure
 
-    def _too_slow(self, reader: _Reader, *, is_over: bool) -> ExecutionError:
+    def _too_slow(self, reader: _Reader, *, is_late: bool) -> ExecutionError:
         settings = self.settings
-        if is_over:
+        if is_late:
             return self.failures.crashed(
                 f"was not done after {settings.total_s:g} s; limit the answer with max_tokens, or raise total in [openai]"
             )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
+import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -11,7 +15,7 @@ import pytest
 from gpuqueue_openai.verbs import Chat, Embed
 from openai_scene.scripted import DONE, Reply, event, plain, refused, said, streamed
 
-from gpuqueue.plugins import BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
+from gpuqueue.plugins import AttemptInterrupted, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
 from gpuqueue.testing import RecordedAttempt, wait_until
 from gpuqueue.testing.attempts import Bench
 
@@ -355,3 +359,31 @@ def test_times_are_told(run, scripted):
     began_s = time.monotonic()
     result = run(scripted(streamed(said("one"), DONE)).url)
     assert 0 < result["first_token_s"] <= result["total_s"] <= time.monotonic() - began_s
+
+
+# --- what an end leaves behind ---
+
+
+@pytest.mark.parametrize("last", [DONE, event(error={"message": "no"}), b"<html>\n", said("interrupted")])
+def test_an_answer_that_ends_before_its_stream_does_is_heard_no_further_and_leaves_the_collector_nothing_to_close(
+    attempt, scripted, server_at, last
+):
+    left, emitted = [], []
+    server = scripted(streamed(said("one"), last, *[said("late")] * 3, then="mute"))
+
+    def emit(text):
+        emitted.append(text)
+        if text == "interrupted":
+            attempt.interrupt("cancelled")
+        attempt.check()
+
+    async def run():
+        sys.set_asyncgen_hooks(finalizer=left.append)  # called for a generator that is forgotten before its end
+        with suppress(RunnerCrashed, AttemptInterrupted):
+            await Chat(server_at(server.url, **LIMIT)).arun(attempt)
+        gc.collect()
+
+    attempt.emit = emit
+    asyncio.run(run())
+    assert left == []
+    assert "one" in emitted and "late" not in emitted

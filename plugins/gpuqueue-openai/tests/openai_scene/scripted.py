@@ -125,9 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
         with suppress(OSError):  # the client has left
+            ready = b""  # sent at once, as a fast server's pieces come
             for given in reply.pieces:
+                if callable(given):
+                    self.wfile.write(ready)
+                    ready = b""
                 piece = given() if callable(given) else given
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                ready += b"%x\r\n%s\r\n" % (len(piece), piece)
+            self.wfile.write(ready)
             if reply.then == "mute":
                 self.connection.recv(1)
                 self.scripted.left.set()

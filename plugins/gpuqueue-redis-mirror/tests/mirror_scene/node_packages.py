@@ -41,21 +41,21 @@ def node_binary() -> str:
     return str(_wheel() / "bin" / "node")
 
 
-def installed_packages() -> Path:
-    """The folder whose node_modules hold what tests/node/package-lock.json names; the first to ask has npm fill it.
+def installed_packages(manifests: Path = SCRIPTS) -> Path:
+    """The folder whose node_modules hold what a folder's package-lock.json names; the first to ask has npm fill it.
 
     Raises: NodeMissing where npm does not reach its registry; RuntimeError where npm fails of anything else.
     """
-    found = _installed()
+    found = _installed(manifests)
     if isinstance(found, NodeMissing):
         raise found
     return found
 
 
 @cache
-def _installed() -> Path | NodeMissing:
+def _installed(scripts: Path) -> Path | NodeMissing:
     """Where they are, or why not: that is found out once, since npm tries for long."""
-    manifests = [SCRIPTS / "package.json", SCRIPTS / "package-lock.json"]
+    manifests = [scripts / "package.json", scripts / "package-lock.json"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()[:16]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuqueue-tests"
     folder = caches / f"node-{digest}"
@@ -69,7 +69,7 @@ def _installed() -> Path | NodeMissing:
         try:
             for path in manifests:
                 shutil.copy(path, half)
-            _npm_ci(half)
+            _npm_ci(half, scripts)
             half.rename(folder)
         except NodeMissing as missing:
             return missing
@@ -78,7 +78,7 @@ def _installed() -> Path | NodeMissing:
     return folder
 
 
-def _npm_ci(folder: Path) -> None:
+def _npm_ci(folder: Path, scripts: Path) -> None:
     npm = _wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
     patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=60000"]
@@ -90,4 +90,4 @@ def _npm_ci(folder: Path) -> None:
     said = ran.stderr.strip()
     if UNREACHABLE.search(said):
         raise NodeMissing(f"npm does not reach its registry: {said.splitlines()[0]}")
-    raise RuntimeError(f"npm could not install the packages of {SCRIPTS / 'package-lock.json'}:\n{said}")
+    raise RuntimeError(f"npm could not install the packages of {scripts / 'package-lock.json'}:\n{said}")

@@ -1,0 +1,309 @@
+"""Owns the admin site's pages of queues and jobs: their addresses, and who may see and do what; `pages` says what they show.
+
+They are in the index of `django.contrib.admin.site`; another site takes them as it takes any:
+`site.register(Queue, QueueAdmin)` and `site.register(Job, JobAdmin)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper, wraps
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.db import Error as DatabaseError
+from django.db import connections, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse, reverse_lazy
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from gpuqueue.domain import State
+from gpuqueue.errors import StateError, UnknownJob, UnknownQueue, UsageError
+from gpuqueue.integrations.django.models import Job, Queue
+from gpuqueue.integrations.django.pages import cards, job, jobs, queues, sources
+from gpuqueue.moments import until
+from gpuqueue.units import counted
+
+__all__ = ["JobAdmin", "QueueAdmin"]
+
+REFRESH_S = 5
+LONGEST_REFRESH_S = 3600
+View = Callable[..., HttpResponse]
+
+
+def for_eyes(view: View) -> View:
+    """Let a view be for those who may view; what is the matter with a queue is told on the page."""
+
+    @wraps(view)
+    def seen(self: Pages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        try:
+            return view(self, request, *args, **kwargs)
+        except sources.TROUBLES as error:
+            status = 404 if isinstance(error, UnknownJob | UnknownQueue) else 200
+            return self.page(request, "trouble", str(self.opts.verbose_name_plural).capitalize(), {"trouble": str(error)}, status)
+
+    return seen
+
+
+def for_hands(view: View) -> View:
+    """Let a view be for those who may change, by POST only; afterwards they are back where they were, and are told."""
+
+    @wraps(view)
+    def done(self: Pages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        try:
+            view(self, request, *args, **kwargs)
+        except sources.TROUBLES as error:
+            self.message_user(request, str(error), messages.ERROR)
+        back = request.POST.get("back", "")
+        if not url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure()):
+            back = self.url("changelist")
+        return HttpResponseRedirect(back)
+
+    return done
+
+
+class Pages(admin.ModelAdmin):
+    """What the pages of queues and of jobs have in common."""
+
+    def views(self) -> list[tuple[str, View, str]]:
+        """Return the pages: [(path, view, name)]."""
+        raise NotImplementedError
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[Any]:
+        return [path(where, self._wrapped(view), name=self._named(name)) for where, view, name in self.views()]
+
+    def _wrapped(self, view: View) -> View:
+        def wrapper(*args: Any, **kwargs: Any) -> HttpResponse:
+            return self.admin_site.admin_view(view)(*args, **kwargs)
+
+        update_wrapper(wrapper, view)
+        wrapper.model_admin = self  # type: ignore[attr-defined]  # as ModelAdmin's own
+        wrapper.login_url = reverse_lazy("admin:login", current_app=self.admin_site.name)  # type: ignore[attr-defined]
+        for alias in connections:
+            # ATOMIC_REQUESTS would hold the write lock for which the queue's own connection waits.
+            transaction.non_atomic_requests(using=alias)(wrapper)
+        return wrapper
+
+    def _named(self, name: str) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_{name}"
+
+    def url(self, name: str, *args: str) -> str:
+        return str(reverse(f"admin:{self._named(name)}", args=[quote(arg) for arg in args], current_app=self.admin_site.name))
+
+    def _other(self, request: HttpRequest, model: Any) -> Any:
+        """Return the pages of another model that this person may see, None else."""
+        if not self.admin_site.is_registered(model):
+            return None
+        pages = self.admin_site.get_model_admin(model)
+        return pages if pages.has_view_or_change_permission(request) else None
+
+    def page(self, request: HttpRequest, template: str, title: str, shown: dict[str, Any], status: int = 200) -> HttpResponse:
+        """Answer with a page."""
+        request.current_app = self.admin_site.name  # which the tag `url` looks for
+        refresh = request.GET.get("refresh", "")
+        refresh_s = min(int(refresh), LONGEST_REFRESH_S) if refresh.isascii() and refresh.isdecimal() and len(refresh) < 9 else 0
+        their_queues, their_jobs = self._other(request, Queue), self._other(request, Job)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.opts,
+            "page": template,
+            "may_change": self.has_change_permission(request),
+            "sees_queues": their_queues is not None,
+            "sees_jobs": their_jobs is not None,
+            "back": request.get_full_path(),
+            "refresh_s": str(refresh_s) if refresh_s else "",
+            "refresh_url": changed(request, refresh="" if refresh_s else str(REFRESH_S)),
+            **shown,
+        }
+        return TemplateResponse(request, f"admin/gpuqueue/{template}.html", context, status=status)
+
+    def note(self, request: HttpRequest, key: str, deed: str) -> None:
+        """Write what was done, and by whom, where the admin site keeps it."""
+        try:
+            self.log_change(request, self.model(pk=key), deed)
+        except DatabaseError as error:
+            words = f"That was done, but the admin site's record of it could not be written: {error}"
+            self.message_user(request, words, messages.WARNING)
+
+
+@admin.register(Queue)
+class QueueAdmin(Pages):
+    """Queues, cards and workers."""
+
+    def views(self) -> list[tuple[str, View, str]]:
+        return [
+            ("", self.changelist_view, "changelist"),
+            ("cards/", self.cards_view, "cards"),
+            ("workers/", self.workers_view, "workers"),
+            ("act/", self.act_view, "act"),
+            ("<path:object_id>/change/", self.change_view, "change"),
+        ]
+
+    @for_eyes
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        return self.page(request, "queues", "Queues", {"sections": sources.sections(queues.queue_list)})
+
+    @for_eyes
+    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        alias, name = sources.read_key(unquote(object_id))
+        return self.page(request, "queue", f"Queue {name}", queues.queue_page(sources.opened(alias), name))
+
+    @for_eyes
+    def cards_view(self, request: HttpRequest) -> HttpResponse:
+        return self.page(request, "cards", "Cards", {"sections": sources.sections(cards.cards_page)})
+
+    @for_eyes
+    def workers_view(self, request: HttpRequest) -> HttpResponse:
+        return self.page(request, "workers", "Workers", {"sections": sources.sections(cards.workers_page)})
+
+    @for_hands
+    def act_view(self, request: HttpRequest) -> None:
+        key, act = request.POST.get("queue", ""), request.POST.get("act", "")
+        alias, name = sources.read_key(key)
+        gq, by = sources.opened(alias), request.user.get_username()
+        if act == "resume":
+            was_paused = gq.resume(name, by=by)
+            holds = [f"still held: {hold.detail}{until(hold.until, now=gq.now())}" for hold in gq.holds().get(name, ())]
+            runs = f"{name} runs again" if was_paused and not holds else f"{name} is paused by nobody now"
+            self.message_user(request, ". ".join([runs, *holds]), messages.SUCCESS)
+            if was_paused:
+                self.note(request, key, "Resumed.")
+            return
+        if act != "pause":
+            raise UsageError(f"act is {act!r}: it is pause or resume")
+        from gpuqueue.cli.rendering import parse_moment
+
+        reason, until_text = request.POST.get("reason", "").strip(), request.POST.get("until", "").strip()
+        end = parse_moment(until_text, now=gq.now(), what="Until") if until_text else None
+        if end is not None and end <= gq.now():
+            raise UsageError(f"Until is {until_text!r}: that is in the past")
+        gq.pause(name, reason=reason, until=end, by=by)
+        ends = until(end, now=gq.now())
+        self.message_user(request, f"{name} is paused{ends}. Jobs that run go on.", messages.SUCCESS)
+        self.note(request, key, f"Paused{ends}{f': {reason}' if reason else '.'}")
+
+
+@admin.register(Job)
+class JobAdmin(Pages):
+    """The list of jobs, and each one."""
+
+    def views(self) -> list[tuple[str, View, str]]:
+        return [
+            ("", self.changelist_view, "changelist"),
+            ("act/", self.act_view, "act"),
+            ("<path:object_id>/change/", self.change_view, "change"),
+        ]
+
+    @for_eyes
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        asked = {name: request.GET.get(name, "").strip() for name in ("queue", "state", "q", "after", "file")}
+        known = sources.aliases()
+        alias = asked["file"] or known[0]
+        gq = sources.opened(alias)
+        found = jobs.job_list(gq, queue=asked["queue"], state=asked["state"], text=asked["q"], after=asked["after"])
+        shown = {
+            **found,
+            "asked": asked,
+            "file": str(gq.database),
+            "files": [(other, other == alias, changed(request, file=other, queue="", after="")) for other in known],
+            "queue_filter": filters(request, "queue", asked["queue"], found["known_queues"]),
+            "state_filter": filters(request, "state", asked["state"], found["known_states"]),
+            "newest_url": changed(request, after="") if asked["after"] else "",
+            "older_url": changed(request, after=str(found["older"])) if found["older"] else "",
+        }
+        return self.page(request, "jobs", "Jobs", shown)
+
+    @for_eyes
+    def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        alias, name = sources.read_key(unquote(object_id))
+        shown = job.job_page(sources.opened(alias), name, whole="whole" in request.GET)
+        return self.page(request, "job", f"Job {name}", {**shown, "whole_url": changed(request, whole="1")})
+
+    @for_hands
+    def act_view(self, request: HttpRequest) -> None:
+        act, keys = request.POST.get("act", ""), request.POST.getlist("job")
+        if act not in ("retry", "cancel"):
+            raise UsageError(f"act is {act!r}: it is retry or cancel")
+        if not keys:
+            raise UsageError("no job was selected; nothing was done")
+        if len(keys) > jobs.PER_PAGE:
+            raise UsageError(f"{len(keys)} jobs were selected, and a page has {jobs.PER_PAGE}; nothing was done")
+        done: dict[str, int] = {}
+        try:
+            for key in keys:
+                words, deed = self._retry(key) if act == "retry" else self._cancel(key)
+                if deed:
+                    done[words] = done.get(words, 0) + 1
+                    self.note(request, key, deed)
+                else:
+                    self.message_user(request, words, messages.WARNING)
+        finally:
+            for words, count in done.items():
+                self.message_user(request, words if len(keys) == 1 else f"{counted(count, 'job')}: {words}", messages.SUCCESS)
+
+    def _retry(self, key: str) -> tuple[str, str]:
+        """Make a job available again; returns what to tell, and what was done, "" when nothing was."""
+        handle = self._handle(key)
+        try:
+            handle.retry()
+        except (StateError, UnknownJob) as error:
+            return str(error), ""
+        return "available again", "Retried."
+
+    def _cancel(self, key: str) -> tuple[str, str]:
+        handle = self._handle(key)
+        try:
+            if not handle.cancel():
+                return f"job {handle.id} had finished before: {handle.state}", ""
+            state = handle.refresh().state
+        except UnknownJob as error:
+            return str(error), ""
+        return ("cancelled", "Cancelled.") if state is State.CANCELLED else ("asked to stop", "Asked to stop.")
+
+    def _handle(self, key: str) -> Any:
+        alias, name = sources.read_key(key)
+        if not (name.isascii() and name.isdecimal() and len(name) < 19):
+            raise UsageError(f"job is {key!r}: that is no job's id")
+        from gpuqueue.handle import JobHandle
+
+        return JobHandle(sources.opened(alias), int(name))
+
+
+def changed(request: HttpRequest, **words: str) -> str:
+    """Return this page's query with some words changed, and those that are "" left out."""
+    query = request.GET.copy()
+    for name, value in words.items():
+        query.pop(name, None)
+        if value:
+            query[name] = value
+    return f"?{query.urlencode()}"
+
+
+def filters(request: HttpRequest, name: str, chosen: str, known: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Return a filter's choices as links, each with how many jobs it has."""
+    choices = [("", sum(count for _, count in known)), *known]
+    return [
+        {
+            "words": value or "All",
+            "count": count,
+            "chosen": value == chosen,
+            "url": changed(request, **{name: value, "after": ""}),
+        }
+        for value, count in choices
+    ]

@@ -1,0 +1,1 @@
+"""Owns what Django's `makemigrations` compares the models with; makes no table."""

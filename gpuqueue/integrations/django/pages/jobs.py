@@ -1,0 +1,110 @@
+"""Owns what is shown of many jobs: a page of the newest, filtered and searched, cheap among a million; changes no job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gpuqueue.domain import Job, State
+from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.integrations.django.pages.sources import keys_of
+from gpuqueue.integrations.django.pages.wording import Moment, Text
+from gpuqueue.store import search
+from gpuqueue.timeline import progress
+from gpuqueue.units import format_duration
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.queues import DjangoQueue
+
+__all__ = ["PER_PAGE", "job_list", "rows_of"]
+
+PER_PAGE = 50
+SHOWN_OF_ERROR = 160  # characters
+LARGEST_ID = 2**63 - 1
+
+
+def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str) -> dict[str, Any]:
+    """Show a page of jobs, the newest first; each word is as a person gave it, "" for none. Raises: UsageError."""
+    behind = _number(after, "after") if after else None
+    if state and state not in list(State):
+        raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+    searched_all = True
+    if (job_id := text.removeprefix("#")).isdecimal():
+        jobs, older = _one(gq, job_id), None
+    elif text:
+        with gq.store.snapshot() as connection:
+            matching = search.by_task(
+                connection,
+                text,
+                queue=queue or None,
+                state=State(state) if state else None,
+                limit=PER_PAGE,
+                after=behind,
+            )
+        jobs, older = matching.jobs, matching.after
+        searched_all = older is None or len(jobs) == PER_PAGE
+    else:
+        handles = gq.jobs(queue=queue or None, state=state or None, limit=PER_PAGE + 1, after=behind)
+        jobs = [handle.record for handle in handles[:PER_PAGE]]
+        older = jobs[-1].id if len(handles) > PER_PAGE else None
+    counts = gq.counts()
+    return {
+        "jobs": rows_of(gq, jobs),
+        "older": older,
+        "searched_all": searched_all,
+        "looked_at": search.LOOKED_AT,
+        "known_queues": [(name, found.get(state, 0) if state else sum(found.values())) for name, found in counts.items()],
+        "known_states": [
+            (str(one), sum(found.get(one, 0) for name, found in counts.items() if queue in ("", name))) for one in State
+        ],
+    }
+
+
+def _one(gq: DjangoQueue, job_id: str) -> list[Job]:
+    try:
+        return [gq.job(_number(job_id, "the id")).record]
+    except UnknownJob:
+        return []
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:20]) <= LARGEST_ID):
+        raise UsageError(f"{what} is {text!r}: that is no job's id")
+    return int(text)
+
+
+def rows_of(gq: DjangoQueue, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Show jobs as lines of a table."""
+    now, key_of = gq.now(), keys_of(gq.alias)
+    return [
+        {
+            "key": key_of(job.id),
+            "id": str(job.id),
+            "state": str(job.state),
+            "queue": job.queue,
+            "queue_key": key_of(job.queue),
+            "task": job.task,
+            "model": job.expected_model,
+            "attempt": job.attempt,
+            "max_attempts": job.max_attempts,
+            "enqueued": Moment(job.enqueued_at, now),
+            "about": _about(job, now),
+        }
+        for job in jobs
+    ]
+
+
+def _about(job: Job, now: datetime) -> str:
+    if job.error is not None and job.state is not State.COMPLETED:
+        first = Text.of(job.error.message.partition("\n")[0]).shown
+        return first if len(first) <= SHOWN_OF_ERROR else f"{first[:SHOWN_OF_ERROR]} …"
+    if job.finished_at and job.started_at:
+        return f"took {format_duration((job.finished_at - job.started_at).total_seconds())}"
+    if job.started_at and job.state is State.RUNNING:
+        lasts = f"for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
+        stops = ["was asked to stop"] if job.cancel_requested else []
+        return ", ".join([*filter(None, [progress(job)]), lasts, *stops])
+    if job.state in (State.SCHEDULED, State.RETRYABLE):
+        return f"due {Moment(job.scheduled_at, now)}"
+    return ""

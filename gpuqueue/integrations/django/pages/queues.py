@@ -1,0 +1,92 @@
+"""Owns what is shown of queues: their jobs by state, what holds each and until when; pauses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gpuqueue.decisions import known_holds
+from gpuqueue.domain import Hold, QueueSettings, QueueView, State, View
+from gpuqueue.errors import UnknownQueue
+from gpuqueue.integrations.django.pages.sources import keys_of
+from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, held
+from gpuqueue.units import format_duration
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.queues import DjangoQueue
+
+__all__ = ["queue_list", "queue_page"]
+
+
+def queue_list(gq: DjangoQueue) -> dict[str, Any]:
+    """Show every queue of a file."""
+    view, counts = gq.view(), gq.counts()
+    holds = known_holds(view, gq.plugins)
+    ends = gq.expected_ends()
+    states = [state for state in State if any(counts.get(name, {}).get(state) for name in view.queues)]
+    return {
+        "states": [str(state) for state in states],
+        "queues": [_row(gq, queue, view, counts.get(name, {}), holds, ends, states) for name, queue in view.queues.items()],
+        "has_workers": bool(view.workers),
+        "worker_command": gq.worker_command(""),
+    }
+
+
+def queue_page(gq: DjangoQueue, name: str) -> dict[str, Any]:
+    """Show one queue. Raises: UnknownQueue."""
+    view, counts = gq.view(), gq.counts()
+    if name not in view.queues:
+        raise UnknownQueue(name, view.queues)
+    queue = view.queues[name]
+    row = _row(gq, queue, view, counts.get(name, {}), known_holds(view, gq.plugins), gq.expected_ends(), list(State))
+    return {"queue": row, "settings": _settings(queue.settings), "limited_by": queue.limited_by}
+
+
+def _row(
+    gq: DjangoQueue,
+    queue: QueueView,
+    view: View,
+    counts: Mapping[str, int],
+    holds: Mapping[str, Sequence[Hold]],
+    ends: Mapping[str, datetime],
+    states: Sequence[State],
+) -> dict[str, Any]:
+    name, paused = queue.settings.name, queue.paused
+    waiting_count = counts.get(State.AVAILABLE, 0)
+    return {
+        "name": name,
+        "key": keys_of(gq.alias)(name),
+        "alias": gq.alias,
+        "gpu": queue.settings.gpu,
+        "counts": [(str(state), counts.get(state, 0)) for state in states],
+        "holds": [held(hold, now=view.now) for hold in holds.get(name, ())],
+        "pause": paused,
+        "paused_at": None if paused is None else Moment(paused.at, view.now),
+        "paused_until": None if paused is None or paused.until is None else Moment(paused.until, view.now),
+        "unserved_count": 0 if queue.served else waiting_count,
+        "served": queue.served,
+        "worker_command": gq.worker_command(name),
+        "expected_end": Moment(ends[name], view.now) if name in ends else None,
+    }
+
+
+def _settings(settings: QueueSettings) -> list[tuple[str, str]]:
+    """Show what was configured, as it is spelled there."""
+    names = [field.name for field in fields(settings) if field.name != "name"]
+    return [(name, _worded(name, getattr(settings, name))) for name in names]
+
+
+def _worded(name: str, value: Any) -> str:
+    if value is None or value in ("", (), []):
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "rate":
+        return f"{value.count} in {format_duration(value.per_s)}"
+    if name == "windows":
+        return "; ".join(rule.at for rule in value)
+    if name.endswith("_s"):
+        return format_duration(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,89 @@
+"""Owns how the admin pages word moments, texts and advice; reads nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gpuqueue.domain import Explanation, Hold
+from gpuqueue.moments import clock, iso, since, until
+from gpuqueue.units import format_duration
+
+if TYPE_CHECKING:
+    from gpuqueue.integrations.django.queues import DjangoQueue
+
+__all__ = ["Moment", "Text", "as_json", "held", "manage", "next_step"]
+
+SHOWN_CHARACTERS = 20_000  # of one text, unless all is asked for
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment for a page: when, how long ago or from now, and exactly."""
+
+    at: datetime
+    now: datetime
+
+    @property
+    def clock(self) -> str:
+        return clock(self.at, now=self.now)
+
+    @property
+    def distance(self) -> str:
+        if self.at > self.now:
+            return f"{format_duration((self.at - self.now).total_seconds())} from now"
+        return since(self.at, now=self.now)
+
+    @property
+    def exact(self) -> str:
+        return iso(self.at) or ""
+
+    def __str__(self) -> str:
+        return f"{self.clock} ({self.distance})"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of a job's, cut to what a page carries; `left_out_count` characters are not in it."""
+
+    shown: str
+    left_out_count: int = 0
+
+    @classmethod
+    def of(cls, text: str, *, whole: bool = False) -> Text:
+        # Half of a surrogate pair is JSON, and cannot be sent.
+        sendable = text.encode("utf-8", "backslashreplace").decode()
+        if whole or len(sendable) <= SHOWN_CHARACTERS:
+            return cls(sendable)
+        return cls(sendable[:SHOWN_CHARACTERS], len(sendable) - SHOWN_CHARACTERS)
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def as_json(value: Any, *, whole: bool = False) -> Text:
+    return Text.of(json.dumps(value, ensure_ascii=False, indent=2), whole=whole)
+
+
+def held(hold: Hold, *, now: datetime) -> str:
+    """Word what holds a queue, and until when."""
+    return f"{hold.detail}{until(hold.until, now=now)}"
+
+
+def manage(gq: DjangoQueue, words: str) -> str:
+    """Word a command of gpuqueue's command line for this queue."""
+    from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
+
+    other = "" if gq.alias == DEFAULT_ALIAS else f"--backend {gq.alias} "
+    return f"python manage.py gpuqueue {other}{words}"
+
+
+def next_step(gq: DjangoQueue, explanation: Explanation) -> str:
+    """Word an explanation's advice as what can be typed; "" for what the pages have a button for."""
+    advice = explanation.advice
+    if advice.startswith(("gpuqueue retry ", "gpuqueue resume ")):
+        return ""
+    return manage(gq, advice.removeprefix("gpuqueue ")) if advice.startswith("gpuqueue ") else advice

@@ -1,0 +1,48 @@
+"""Owns finding jobs by the name of their task, a bounded number of rows at a time; changes nothing.
+
+No index has the tasks' names: it would cost every job that is stored, for the few times that a person searches.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from gpuqueue.domain import Job, State
+from gpuqueue.store.queries import get_job, newest
+
+__all__ = ["LOOKED_AT", "Found", "by_task"]
+
+LOOKED_AT = 20_000  # jobs in one call: about 20 ms
+
+
+class Found(NamedTuple):
+    """Jobs, the newest first; `after` is the last id that was looked at, None when there are no more."""
+
+    jobs: list[Job]
+    after: int | None
+
+
+def by_task(
+    connection: sqlite3.Connection,
+    text: str,
+    *,
+    queue: str | None = None,
+    state: State | None = None,
+    limit: int,
+    after: int | None = None,
+    look_at: int = LOOKED_AT,
+) -> Found:
+    """Find the newest jobs whose task's name has a text in it, in any case of its letters; wants one read transaction."""
+    selected, values = newest(connection, queue=queue, state=state, after=after)
+    wanted = text.casefold()
+    found: list[Job] = []
+    seen_count, last = 0, None
+    rows = connection.execute(f"SELECT id, task FROM jobs {selected} LIMIT ?", (*values, look_at + 1))
+    for job_id, task in rows:
+        if len(found) == limit or seen_count == look_at:
+            return Found(found, last)
+        seen_count, last = seen_count + 1, job_id
+        if wanted in task.casefold():
+            found.append(get_job(connection, job_id))
+    return Found(found, None)

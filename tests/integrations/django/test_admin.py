@@ -1,0 +1,608 @@
+"""The admin site's pages, asked by Django's test client, on a real file with jobs in every state."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
+from django.db import connections
+from django.test import Client, override_settings
+
+from gpuqueue import State, Worker, current_job
+from gpuqueue.domain import FINISHED
+from gpuqueue.integrations.django import DjangoQueue
+from gpuqueue.store import migrate
+from gpuqueue.testing import run_until_idle
+from tests.conftest import Gate
+from tests.integrations.django.conftest import BACKEND, UseDatabase, UseQueue
+
+QUEUES, JOBS = "/admin/gpuqueue/queue/", "/admin/gpuqueue/job/"
+CARDS, WORKERS = f"{QUEUES}cards/", f"{QUEUES}workers/"
+EVIL = "<script>alert('&')</script>"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `manage.py migrate` makes of an empty one; made once, and copied."""
+    file = tmp_path_factory.mktemp("migrated") / "app.db"
+    connections.settings["migrated"] = {**connections.settings["default"], "NAME": file, "OPTIONS": {}}
+    call_command("migrate", database="migrated", verbosity=0)
+    connections["migrated"].close()
+    del connections["migrated"], connections.settings["migrated"]
+    return file
+
+
+@pytest.fixture
+def site(use_database: UseDatabase, use_queue: UseQueue, tmp_path: Path, migrated: Path) -> DjangoQueue:
+    """A site with its tables in `app.db`, and a queue in `gpuqueue.db` that has no file yet."""
+    shutil.copy(migrated, tmp_path / "app.db")
+    use_database()
+    return use_queue(file=tmp_path / "gpuqueue.db")
+
+
+@pytest.fixture
+def gq(site: DjangoQueue) -> DjangoQueue:
+    """The site's queue, with its file."""
+    site.counts()
+    return site
+
+
+def client_of(*permissions: str, staff: bool = True, csrf: bool = False) -> Client:
+    """Log a person in who has these permissions, "*" all."""
+    name = f"user-{User.objects.count()}"
+    user = User.objects.create(username=name, is_staff=staff, is_superuser="*" in permissions)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions, content_type__app_label="gpuqueue"))
+    client = Client(enforce_csrf_checks=csrf)
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def boss(site: DjangoQueue) -> Client:
+    return client_of("*")
+
+
+def text_of(page: Any) -> str:
+    """What a person reads of a page."""
+    words = re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style)\b.*?</\1>", " ", page.content.decode(), flags=re.S))
+    return " ".join(html.unescape(words).split())
+
+
+def read(client: Client, url: str, status: int = 200) -> str:
+    page = client.get(url)
+    assert page.status_code == status, page.content.decode()[:2000]
+    return text_of(page)
+
+
+def post(client: Client, url: str, **data: Any) -> str:
+    """Send a form and return what its sender reads then."""
+    page = client.post(url, data, follow=True)
+    assert [status for _, status in page.redirect_chain] == [302]
+    assert page.status_code == 200
+    return text_of(page)
+
+
+def job_url(job: Any) -> str:
+    return f"{JOBS}{job.id}/change/"
+
+
+@pytest.fixture
+def of_every_state(gq: DjangoQueue) -> Iterator[dict[State, Any]]:
+    """A job in each state: {state: job}; the running one runs in a worker that lives."""
+    gate = Gate()
+
+    @gq.task(name="shop.count", queue="first", max_attempts=2)
+    def count(until: int, how: str = "") -> int:
+        current_job().log(f"counting to {until}")
+        current_job().emit("one, two")
+        if how == "wait":
+            gate.pass_through()
+        if how:
+            raise ValueError(f"cannot count to {until}")
+        return until
+
+    gq.queue("second")
+    jobs = {State.COMPLETED: count.enqueue(until=3), State.CANCELLED: count.enqueue(until=4)}
+    jobs[State.CANCELLED].cancel()
+    jobs[State.DISCARDED] = count.using(max_attempts=1).enqueue(until=5, how="fail")
+    run_until_idle(gq)
+    jobs[State.RETRYABLE] = count.using(max_attempts=9).enqueue(until=6, how="fail")
+    with Worker(gq, queues=["first"]):
+        jobs[State.RUNNING] = count.enqueue(until=7, how="wait")
+        gate.wait_reached()
+        assert next(jobs[State.RUNNING].follow_logs(timeout_s=30)).message == "counting to 7"
+        assert next(jobs[State.RUNNING].stream(timeout_s=30)) == "one, two"
+        jobs[State.SCHEDULED] = count.using(delay="1h", tags=("night",)).enqueue(until=8)
+        jobs[State.AVAILABLE] = count.using(queue="second", priority=4).enqueue(until=9)
+        for _ in jobs[State.RETRYABLE].watch(timeout_s=30):
+            if jobs[State.RETRYABLE].refresh().state is State.RETRYABLE:
+                break
+        assert {state: job.refresh().state for state, job in jobs.items()} == {state: state for state in State}
+        yield jobs
+        gate.opened.set()
+
+
+# --- looking ---
+
+
+def test_the_index_of_the_admin_site_leads_to_the_pages(boss: Client, gq: DjangoQueue) -> None:
+    page = boss.get("/admin/").content.decode()
+    assert f'href="{QUEUES}"' in page and f'href="{JOBS}"' in page
+    assert "/add/" not in re.sub(r"/admin/auth/\S*", "", page)
+    assert "Queues" in read(boss, "/admin/gpuqueue/")
+
+
+def test_the_queues_are_shown_with_their_jobs_by_state_and_what_holds_them(boss: Client, of_every_state: dict[Any, Any]) -> None:
+    page = boss.get(QUEUES)
+    shown = text_of(page)
+    for state in State:
+        assert str(state) in shown
+        assert f"state={state}" in page.content.decode(), "the number leads to the jobs"
+    assert "no worker serves it, 1 waiting" in shown
+
+
+def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQueue) -> None:
+    gq.queue("default")
+    gq.queue("ai batch/1", concurrency=3, pause=["09:00-18:00"], yields_to=["default"])
+    gq.enqueue_many([(gq.task(name="x", queue="ai batch/1")(print), {})])
+    gq.pause("ai batch/1", reason="the card is being changed", until="2h", by="ada")
+    (url,) = re.findall(r'href="(/admin/gpuqueue/queue/ai[^"]+)"', boss.get(QUEUES).content.decode())
+    shown = read(boss, url)
+    assert "paused by ada: the card is being changed until" in shown
+    assert "Paused by ada" in shown and "2h from now" in shown
+    assert "concurrency 3" in shown and "pause 09:00-18:00" in shown and "yields_to default" in shown
+
+
+def test_a_queue_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -> None:
+    assert "there is no queue 'nobody'" in read(boss, f"{QUEUES}nobody/change/", 404)
+
+
+def test_the_jobs_are_listed_and_filtered_by_queue_and_state(boss: Client, of_every_state: dict[Any, Any]) -> None:
+    def listed(query: str = "") -> list[int]:
+        return [int(found) for found in re.findall(r"/job/(\d+)/change/", boss.get(f"{JOBS}{query}").content.decode())]
+
+    every = sorted((job.id for job in of_every_state.values()), reverse=True)
+    assert listed() == every
+    for state, job in of_every_state.items():
+        assert listed(f"?state={state}") == [job.id]
+    assert listed("?queue=second") == [of_every_state[State.AVAILABLE].id]
+    assert listed("?queue=second&state=running") == []
+    assert "there is no state 'lost'" in read(boss, f"{JOBS}?state=lost")
+    assert "there is no queue 'nobody'" in read(boss, f"{JOBS}?queue=nobody", 404)
+    assert "after is 'x'" in read(boss, f"{JOBS}?after=x")
+
+
+def test_jobs_are_searched_by_id_and_by_a_part_of_their_tasks_name(boss: Client, gq: DjangoQueue) -> None:
+    bills = gq.task(name="shop.bills.send")(lambda: None)
+    others = gq.task(name="shop.Letters.send")(lambda: None)
+    gq.enqueue_many([(bills, {}), (others, {})])
+
+    def listed(query: str) -> list[str]:
+        return re.findall(r"/job/(\d+)/change/", boss.get(f"{JOBS}?{query}").content.decode())
+
+    assert (listed("q=2"), listed("q=%231"), listed("q=3"), listed("q=99999999999999999999")) == (["2"], ["1"], [], [])
+    assert (listed("q=BILLS"), listed("q=letters"), listed("q=send"), listed("q=none")) == (["1"], ["2"], ["2", "1"], [])
+    assert (listed("q=send&queue=default&state=available"), listed("q=send&state=running")) == (["2", "1"], [])
+
+
+def test_pages_of_jobs_follow_each_other_without_losing_one(boss: Client, gq: DjangoQueue) -> None:
+    made = gq.task(name="many", queue="default")(lambda: None)
+    gq.enqueue_many([(made, {})] * 120)
+    seen: list[int] = []
+    url = f"{JOBS}?queue=default"
+    for _ in range(4):
+        page = boss.get(url).content.decode()
+        seen += map(int, re.findall(r"/job/(\d+)/change/", page))
+        older = re.search(r'href="(\?[^"]*)">Older', page)
+        if older is None:
+            break
+        assert "queue=default" in older[1]
+        url = JOBS + html.unescape(older[1])
+    assert seen == list(range(120, 0, -1))
+    assert "Newest" in text_of(boss.get(url))
+
+
+def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
+    boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gq.enqueue_many([(gq.task(name="rare")(lambda: None), {})] + [(gq.task(name="many")(lambda: None), {})] * 30)
+    monkeypatch.setattr("gpuqueue.store.search.by_task.__kwdefaults__", {**_search_defaults(), "look_at": 20})
+    page = boss.get(f"{JOBS}?q=rare").content.decode()
+    further = re.search(r'href="(\?[^"]*)">Look further', page)
+    assert further is not None and "/job/1/change/" not in page
+    assert "/job/1/change/" in boss.get(JOBS + html.unescape(further[1])).content.decode()
+
+
+def _search_defaults() -> dict[str, Any]:
+    from gpuqueue.store.search import by_task
+
+    return dict(by_task.__kwdefaults__ or {})
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_job_of_each_state_is_shown_with_all_that_is_known_of_it(
+    boss: Client, of_every_state: dict[Any, Any], gq: DjangoQueue, state: State
+) -> None:
+    job = of_every_state[state]
+    page = boss.get(job_url(job))
+    shown = text_of(page)
+    assert f"{state} shop.count in" in shown and '"until": ' in shown and "enqueued" in shown
+    summary = gq.explain(job.id).summary
+    assert summary[1:20] in shown
+    assert ('value="retry"' in page.content.decode()) == (state in ("discarded", "cancelled", "retryable", "scheduled"))
+    assert ('value="cancel"' in page.content.decode()) == (state not in FINISHED)
+    expected = {
+        State.COMPLETED: ("Result 3", "Output one, two", "counting to 3", "attempt 1 started on"),
+        State.DISCARDED: ("failed : ValueError: cannot count to 5", "Traceback", "attempt 1 discarded"),
+        State.RETRYABLE: ("attempt 1 retried", "Attempts that did not complete", "cannot count to 6"),
+        State.RUNNING: ("counting to 7", "one, two", job.refresh().record.worker_id),
+        State.SCHEDULED: ("its time has not come", "tags night", "due"),
+        State.AVAILABLE: ("no_worker : no worker serves queue 'second'", "python manage.py gpuqueue_worker", "priority 4"),
+        State.CANCELLED: ("cancelled",),
+    }
+    for words in expected[state]:
+        assert words in shown
+
+
+def test_a_job_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -> None:
+    for name in ("7", "x", "0", "99999999999999999999", "other:1"):
+        page = boss.get(f"{JOBS}{name}/change/")
+        assert page.status_code == (200 if ":" in name else 404)
+        assert "there is no job" in text_of(page) or "no entry 'other' of TASKS" in text_of(page)
+
+
+def test_what_a_job_says_is_text_and_no_markup(boss: Client, gq: DjangoQueue) -> None:
+    @gq.task(name="evil", max_attempts=1, queue="default")
+    def evil(text: str, ends: str) -> str:
+        current_job().log(EVIL)
+        current_job().emit(EVIL)
+        current_job().progress(0.5, note=EVIL)
+        if ends == "fail":
+            raise ValueError(EVIL)
+        return EVIL
+
+    gq.pause("default", reason=EVIL, by=EVIL)
+    jobs = [evil.using(tags=(EVIL,)).enqueue(text=EVIL, ends=ends) for ends in ("fail", "well")]
+    urls = [QUEUES, f"{QUEUES}default/change/", JOBS, *map(job_url, jobs), CARDS, WORKERS, f"{JOBS}?q={EVIL}&state=x{EVIL}"]
+    for resumed in (False, True):
+        if resumed:
+            gq.resume("default")
+            run_until_idle(gq)
+        for url in urls:
+            assert "<script>alert" not in boss.get(url).content.decode(), url
+    for job in jobs:
+        assert read(boss, job_url(job)).count(EVIL) >= 5
+
+
+def test_half_a_character_and_long_texts_do_not_break_a_page(boss: Client, gq: DjangoQueue) -> None:
+    @gq.task(name="odd", queue="default")
+    def odd(text: str) -> None:
+        raise ValueError("half a character: \ud83d")
+
+    half, long = odd.enqueue(text="\0"), odd.enqueue(text="x" * 100_000)
+    run_until_idle(gq)
+    for url in (job_url(half), JOBS):
+        assert r"half a character: \ud83d" in read(boss, url)
+    page = boss.get(job_url(long)).content
+    assert len(page) < 60_000 and b"more characters" in page
+    assert b"x" * 100_000 in boss.get(f"{job_url(long)}?whole=1").content
+
+
+def test_the_workers_are_shown_with_what_they_run(boss: Client, of_every_state: dict[Any, Any], gq: DjangoQueue) -> None:
+    (worker,) = gq.workers()
+    shown = read(boss, WORKERS)
+    assert worker.id in shown and "Serves first" in shown and f"process {worker.pid}" in shown
+    assert job_url(of_every_state[State.RUNNING]) in boss.get(WORKERS).content.decode()
+
+
+def test_without_a_worker_the_command_that_starts_one_is_shown(boss: Client, gq: DjangoQueue) -> None:
+    assert "python manage.py gpuqueue_worker" in read(boss, WORKERS)
+    assert "python manage.py gpuqueue_worker" in read(boss, QUEUES)
+
+
+def test_a_page_refreshes_itself_only_when_it_is_asked_to(boss: Client, gq: DjangoQueue) -> None:
+    for url in (QUEUES, JOBS, CARDS, WORKERS):
+        plain, refreshing = (boss.get(f"{url}{query}").content.decode() for query in ("", "?refresh=5"))
+        assert 'http-equiv="refresh"' not in plain and "?refresh=5" in plain
+        assert '<meta http-equiv="refresh" content="5">' in refreshing and "Stop refreshing" in refreshing
+    assert 'http-equiv="refresh"' not in boss.get(f"{QUEUES}?refresh=now").content.decode()
+
+
+@override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de", USE_I18N=True)
+def test_a_locale_changes_no_number_that_a_machine_reads(boss: Client, use_queue: UseQueue) -> None:
+    gq = use_queue(gpu={"budget": "5GB", "margin": "1GB"})
+    gq.enqueue_many([(gq.task(name="many")(lambda: None), {})] * 1100)
+    assert f"{JOBS}1100/change/" in boss.get(JOBS).content.decode()
+    assert 'max="5000000000"' in boss.get(CARDS).content.decode()
+
+
+@override_settings(USE_TZ=False)
+def test_a_site_without_time_zones_shows_the_same(boss: Client, of_every_state: dict[Any, Any]) -> None:
+    for url in (QUEUES, JOBS, WORKERS, *map(job_url, of_every_state.values())):
+        read(boss, url)
+
+
+# --- acting ---
+
+
+def test_pause_and_resume_say_who_and_why(boss: Client, gq: DjangoQueue) -> None:
+    gq.enqueue_many([(gq.task(name="x", queue="default")(lambda: None), {})])
+    shown = post(boss, f"{QUEUES}act/", queue="default", act="pause", reason="lunch", until="30m", back=QUEUES)
+    assert "Default is paused until" in shown and "paused by user-0: lunch" in shown
+    paused = gq.view().queues["default"].paused
+    assert paused is not None and (paused.by, paused.reason) == ("user-0", "lunch") and paused.until is not None
+    assert "Default runs again" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
+    assert gq.view().queues["default"].paused is None
+    assert "is paused by nobody now" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
+
+
+def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: DjangoQueue) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    for url, data, words in (
+        (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "soon"}, "Until is 'soon'"),
+        (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "that is in the past"),
+        (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "There is no queue 'nobody'"),
+        (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "No entry 'other' of TASKS"),
+        (f"{QUEUES}act/", {"queue": "default", "act": "drop"}, "it is pause or resume"),
+        (f"{JOBS}act/", {"job": str(job.id), "act": "drop"}, "it is retry or cancel"),
+        (f"{JOBS}act/", {"job": "x", "act": "cancel"}, "that is no job's id"),
+        (f"{JOBS}act/", {"job": "7", "act": "cancel"}, "There is no job 7"),
+        (f"{JOBS}act/", {"act": "cancel"}, "No job was selected"),
+    ):
+        assert words in post(boss, url, **data)
+    assert (gq.view().queues["default"].paused, job.refresh().state) == (None, State.AVAILABLE)
+
+
+def test_a_job_is_cancelled_and_retried(boss: Client, of_every_state: dict[Any, Any]) -> None:
+    job = of_every_state[State.AVAILABLE]
+    assert "Cancelled" in post(boss, f"{JOBS}act/", job=job.id, act="cancel", back=job_url(job))
+    assert job.refresh().state is State.CANCELLED
+    assert "Available again" in post(boss, f"{JOBS}act/", job=job.id, act="retry", back=job_url(job))
+    assert job.refresh().state is State.AVAILABLE
+    assert "only a discarded, cancelled" in post(boss, f"{JOBS}act/", job=job.id, act="retry", back=job_url(job))
+    done = of_every_state[State.COMPLETED]
+    assert "had finished before: completed" in post(boss, f"{JOBS}act/", job=done.id, act="cancel", back=job_url(done))
+    runs = of_every_state[State.RUNNING]
+    assert "Asked to stop" in post(boss, f"{JOBS}act/", job=runs.id, act="cancel", back=job_url(runs))
+    assert runs.refresh().record.cancel_requested
+
+
+def test_several_jobs_are_cancelled_at_once_and_those_that_cannot_be_are_named(boss: Client, gq: DjangoQueue) -> None:
+    made = gq.task(name="x", queue="default")(lambda: None)
+    jobs = [made.enqueue() for _ in range(3)]
+    jobs[0].cancel()
+    shown = post(boss, f"{JOBS}act/", job=[job.id for job in jobs], act="cancel", back=JOBS)
+    assert "2 jobs: cancelled" in shown and "Job 1 had finished before: cancelled" in shown
+    assert {job.refresh().state for job in jobs} == {State.CANCELLED}
+    assert "3 jobs: available again" in post(boss, f"{JOBS}act/", job=[job.id for job in jobs], act="retry", back=JOBS)
+
+
+def test_what_was_done_stands_in_the_admin_sites_own_record(boss: Client, gq: DjangoQueue) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    post(boss, f"{JOBS}act/", job=job.id, act="cancel", back=JOBS)
+    post(boss, f"{QUEUES}act/", queue="default", act="pause", reason="lunch", back=QUEUES)
+    entries = [(str(entry.user), entry.object_repr, entry.change_message) for entry in LogEntry.objects.order_by("pk")]
+    assert entries == [("user-0", f"job {job.id}", "Cancelled."), ("user-0", "default", "Paused: lunch")]
+    page = boss.get("/admin/").content.decode()
+    assert job_url(job) in page and f"{QUEUES}default/change/" in page
+    for entry in LogEntry.objects.all():
+        read(boss, entry.get_admin_url())
+
+
+def test_one_is_sent_back_to_this_site_only(boss: Client, gq: DjangoQueue) -> None:
+    for back in ("https://evil.example/", "//evil.example/", "javascript:alert(1)", ""):
+        page = boss.post(f"{QUEUES}act/", {"queue": "default", "act": "resume", "back": back})
+        assert (page.status_code, page.headers["Location"]) == (302, QUEUES)
+
+
+# --- who may ---
+
+
+def test_a_stranger_is_asked_to_log_in(gq: DjangoQueue) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    for client in (Client(), client_of("view_job", "change_job", staff=False)):
+        for url in (QUEUES, CARDS, WORKERS, JOBS, job_url(job), f"{QUEUES}default/change/", f"{JOBS}act/", f"{QUEUES}act/"):
+            assert client.get(url).headers["Location"].startswith("/admin/login/")
+            assert client.post(url, {"job": job.id, "act": "cancel"}).headers["Location"].startswith("/admin/login/")
+    assert job.refresh().state is State.AVAILABLE
+
+
+def test_staff_without_permission_sees_nothing(gq: DjangoQueue) -> None:
+    client = client_of()
+    for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/", f"{QUEUES}default/change/"):
+        assert client.get(url).status_code == 403
+    assert "gpuqueue" not in client.get("/admin/").content.decode()
+
+
+def test_who_may_view_sees_and_cannot_act(gq: DjangoQueue) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    client = client_of("view_job", "view_queue")
+    for url in (QUEUES, CARDS, WORKERS, JOBS, job_url(job), f"{QUEUES}default/change/"):
+        page = client.get(url).content.decode()
+        assert 'name="act"' not in page and "/act/" not in re.sub(
+            r'<form method="post" action="/admin/gpuqueue/job/act/" id', "", page
+        )
+    assert client.post(f"{JOBS}act/", {"job": job.id, "act": "cancel"}).status_code == 403
+    assert client.post(f"{QUEUES}act/", {"queue": "default", "act": "pause"}).status_code == 403
+    assert (job.refresh().state, gq.view().queues["default"].paused) == (State.AVAILABLE, None)
+
+
+def test_who_may_see_queues_only_is_led_to_no_job(of_every_state: dict[Any, Any]) -> None:
+    client = client_of("view_queue")
+    for url in (QUEUES, CARDS, WORKERS, f"{QUEUES}first/change/"):
+        assert "/gpuqueue/job/" not in client.get(url).content.decode()
+    assert client.get(JOBS).status_code == 403
+    only_jobs = client_of("view_job")
+    for url in (JOBS, *map(job_url, of_every_state.values())):
+        assert "/gpuqueue/queue/" not in only_jobs.get(url).content.decode()
+
+
+def test_nothing_is_done_by_get_or_without_the_token(gq: DjangoQueue) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    client = client_of("*", csrf=True)
+    for url, data in ((f"{JOBS}act/", {"job": job.id, "act": "cancel"}), (f"{QUEUES}act/", {"queue": "default", "act": "pause"})):
+        assert client.get(url, data).status_code == 405
+        assert client.post(url, data).status_code == 403
+    assert (job.refresh().state, gq.view().queues["default"].paused) == (State.AVAILABLE, None)
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', client.get(job_url(job)).content.decode())
+    assert token is not None
+    client.post(f"{JOBS}act/", {"job": job.id, "act": "cancel", "csrfmiddlewaretoken": token[1]})
+    assert job.refresh().state is State.CANCELLED
+
+
+# --- several files, and files that cannot be used ---
+
+
+def test_a_missing_file_is_told_and_not_made(boss: Client, site: DjangoQueue) -> None:
+    for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/", f"{QUEUES}default/change/"):
+        shown = read(boss, url)
+        assert f"there is no queue yet: {site.database} does not exist" in shown and "manage.py migrate" in shown
+    assert "There is no queue yet" in post(boss, f"{JOBS}act/", job="1", act="cancel")
+    assert not site.database.exists()
+
+
+def test_a_database_without_a_queue_is_told_and_left_alone(boss: Client, site: DjangoQueue) -> None:
+    with sqlite3.connect(site.database) as connection:
+        connection.execute("CREATE TABLE other (id)")
+    connection.close()
+    for url in (QUEUES, CARDS, WORKERS, JOBS):
+        assert "there is no queue yet in" in read(boss, url)
+    with sqlite3.connect(site.database) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("other",)]
+    connection.close()
+
+
+def test_a_file_of_a_newer_gpuqueue_is_told(boss: Client, gq: DjangoQueue) -> None:
+    gq.close()
+    with sqlite3.connect(gq.database) as connection:
+        connection.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'")
+    connection.close()
+    for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/"):
+        assert "newer gpuqueue" in read(boss, url)
+
+
+def test_what_is_no_database_is_told(boss: Client, site: DjangoQueue) -> None:
+    site.database.write_text("a letter, and no database" * 100)
+    for url in (QUEUES, CARDS, WORKERS, JOBS):
+        assert "is not a SQLite database" in read(boss, url)
+
+
+def test_a_locked_file_is_shown_and_what_cannot_be_done_is_told(
+    boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    monkeypatch.setattr(gq.store.writer, "_timeout_s", 0.05)
+    other = sqlite3.connect(gq.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        read(boss, JOBS)
+        assert "locked" in post(boss, f"{JOBS}act/", job=job.id, act="cancel", back=JOBS)
+        assert "locked" in post(boss, f"{QUEUES}act/", queue="default", act="pause", back=QUEUES)
+    finally:
+        other.close()
+    assert job.refresh().state is State.AVAILABLE
+
+
+def test_a_file_that_another_program_keeps_to_itself_is_told(
+    boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpuqueue.integrations.django.pages.sources.PATIENCE_S", 0.05)
+    gq.close()
+    other = sqlite3.connect(gq.database, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        for url in (QUEUES, JOBS):
+            assert "is locked by another process" in read(boss, url)
+    finally:
+        other.close()
+
+
+def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Client, gq: DjangoQueue, tmp_path: Path) -> None:
+    entries = {
+        "default": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": gq.database}},
+        "other:1": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": tmp_path / "other.db"}},
+        "same": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": gq.database}},
+        "wrong": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"databse": "default"}},
+        "none": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": tmp_path / "none.db"}},
+        "not-ours": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"},
+    }
+    with override_settings(TASKS=entries):
+        from gpuqueue.integrations.django import queue
+
+        first, second = queue("default"), queue("other:1")
+        here = first.task(name="here", queue="one")(lambda: None).enqueue()
+        there = second.task(name="there", queue="two")(lambda: None).enqueue()
+        assert here.id == there.id == 1
+        for url in (QUEUES, CARDS, WORKERS):
+            shown = read(boss, url)
+            for words in (str(first.database), str(second.database), "databse", "none.db does not exist"):
+                assert words in shown, (url, words)
+            assert "same" not in shown and "not-ours" not in shown
+        assert "here" in read(boss, JOBS) and "there" not in read(boss, JOBS)
+        page = boss.get(f"{JOBS}?file=other:1").content.decode()
+        (url,) = re.findall(r'href="(/admin/gpuqueue/job/[^"]*/change/)"', page)
+        assert "available there in" in read(boss, url)
+        (key,) = re.findall(r'type="checkbox" name="job" value="([^"]*)"', page)
+        post(boss, f"{JOBS}act/", job=key, act="cancel", back=url)
+        assert (here.refresh().state, there.refresh().state) == (State.AVAILABLE, State.CANCELLED)
+        (of_two,) = re.findall(r'href="(/admin/gpuqueue/queue/[^"]*two/change/)"', boss.get(QUEUES).content.decode())
+        assert "Queue two" in read(boss, of_two)
+        read(boss, LogEntry.objects.get().get_admin_url())
+        assert "no entry 'lost' of TASKS" in read(boss, f"{JOBS}?file=lost")
+        assert "does not exist" in read(boss, f"{JOBS}?file=none")
+        second.close()
+        first.close()
+
+
+def test_without_an_entry_of_gpuqueues_the_pages_say_so(boss: Client, gq: DjangoQueue) -> None:
+    with override_settings(TASKS={"default": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"}}):
+        for url in (QUEUES, CARDS, WORKERS, JOBS):
+            assert "no entry of TASKS has a queue of gpuqueue's" in read(boss, url)
+        assert "No entry of TASKS" in _first_message(boss.post(f"{JOBS}act/", {"act": "cancel", "job": "1"}, follow=True))
+
+
+def _first_message(page: Any) -> str:
+    return text_of(page)
+
+
+# --- in a project ---
+
+
+def test_a_page_acts_in_the_apps_own_file_with_a_transaction_for_each_request(
+    use_database: UseDatabase, use_queue: UseQueue, migrated: Path, tmp_path: Path
+) -> None:
+    shutil.copy(migrated, tmp_path / "app.db")
+    use_database()
+    gq = use_queue(database="default")
+    job = gq.task(name="x", queue="default")(lambda: None).enqueue()
+    client = client_of("*")
+    connections.settings["default"]["ATOMIC_REQUESTS"] = True
+    connections["default"].settings_dict["ATOMIC_REQUESTS"] = True
+    shown = post(client, f"{JOBS}act/", job=job.id, act="cancel", back=job_url(job))
+    assert "Cancelled" in shown and job.refresh().state is State.CANCELLED
+    assert LogEntry.objects.count() == 1
+
+
+def test_the_models_leave_no_trace_in_a_projects_migrations_and_dumps(
+    site: DjangoQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_command("makemigrations", "--check", "--dry-run", "gpuqueue")
+    call_command("dumpdata", "gpuqueue")
+    call_command("dumpdata", "gpuqueue", "--all")
+    assert capsys.readouterr().out.splitlines() == ["No changes detected in app 'gpuqueue'", "[][]"]
+    with sqlite3.connect(site.database.with_name("app.db")) as connection:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    connection.close()
+    assert not {name for name in names if name.startswith("gpuqueue")}
+    codenames = Permission.objects.filter(content_type__app_label="gpuqueue").values_list("codename", flat=True)
+    assert sorted(codenames) == ["change_job", "change_queue", "view_job", "view_queue"]
