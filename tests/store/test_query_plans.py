@@ -211,3 +211,24 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
     store.close()
     for statement, lines in seen.plans.items():
         assert_good(lines, statement, "jobs_unsuccessful")
+
+
+@pytest.mark.parametrize(
+    ("state", "index"),
+    [
+        (State.AVAILABLE, "jobs_claim"),
+        (State.RUNNING, "jobs_running"),
+        (State.SCHEDULED, "jobs_due"),
+        (State.RETRYABLE, "jobs_due"),
+    ],
+)
+@pytest.mark.parametrize("queue", [None, "work"])
+def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
+    filled: Rows, state: State, index: str, queue: str | None
+) -> None:
+    with filled.store.reading() as connection:
+        seen = Seen(connection)
+        for after in (None, 5):
+            queries.list_jobs(seen, queue=queue, state=state, limit=9, after=after)  # type: ignore[arg-type]
+    for statement, lines in seen.plans.items():
+        assert any(f"INDEX {index}" in line for line in lines), (statement, lines)
