@@ -78,7 +78,7 @@ def newest(connection: sqlite3.Connection, *, queue: str | None, state: State | 
         if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
             order = "+id"
     if after is not None:
-        where = f"{where} AND id < ?" if where else "WHERE id < ?"
+        where = f"{where} AND {order} < ?" if where else f"WHERE {order} < ?"
         values.append(after)
     return f"{where} ORDER BY {order} DESC", values
 

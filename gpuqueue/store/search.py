@@ -31,16 +31,15 @@ def by_task(
     state: State | None = None,
     limit: int,
     after: int | None = None,
-    look_at: int = LOOKED_AT,
 ) -> Found:
     """Find the newest jobs whose task's name has a text in it, in any case of its letters; wants one read transaction."""
     selected, values = newest(connection, queue=queue, state=state, after=after)
     wanted = text.casefold()
     found: list[Job] = []
     seen_count, last = 0, None
-    rows = connection.execute(f"SELECT id, task FROM jobs {selected} LIMIT ?", (*values, look_at + 1))
+    rows = connection.execute(f"SELECT id, task FROM jobs {selected} LIMIT ?", (*values, LOOKED_AT + 1))
     for job_id, task in rows:
-        if len(found) == limit or seen_count == look_at:
+        if len(found) == limit or seen_count == LOOKED_AT:
             return Found(found, last)
         seen_count, last = seen_count + 1, job_id
         if wanted in task.casefold():

@@ -229,3 +229,24 @@ def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled
     for statement, lines in seen.plans.items():
         # What is copied is put in its order afterwards.
         assert_good([line for line in lines if "TEMP B-TREE" not in line], statement)
+
+
+@pytest.mark.parametrize(
+    ("state", "index"),
+    [
+        (State.AVAILABLE, "jobs_claim"),
+        (State.RUNNING, "jobs_running"),
+        (State.SCHEDULED, "jobs_due"),
+        (State.RETRYABLE, "jobs_due"),
+    ],
+)
+@pytest.mark.parametrize("queue", [None, "work"])
+def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
+    filled: Rows, state: State, index: str, queue: str | None
+) -> None:
+    with filled.store.reading() as connection:
+        seen = Seen(connection)
+        for after in (None, 5):
+            queries.list_jobs(seen, queue=queue, state=state, limit=9, after=after)  # type: ignore[arg-type]
+    for statement, lines in seen.plans.items():
+        assert any(f"INDEX {index}" in line for line in lines), (statement, lines)

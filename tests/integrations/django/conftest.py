@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -61,6 +63,20 @@ from django.db import connections  # noqa: E402
 from django.test import override_settings  # noqa: E402
 
 from gpuqueue.integrations.django import DjangoQueue, queue  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def zone() -> Iterator[None]:
+    """Django makes the zone of its settings that of the process, which others' tests run in too."""
+    before = os.environ.get("TZ")
+    yield
+    if os.environ.get("TZ") != before:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
+
 
 UseDatabase = Callable[..., None]
 UseQueue = Callable[..., DjangoQueue]

@@ -6,7 +6,7 @@ import html
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from django.test import Client, override_settings
 
 from gpuqueue import State, Worker, current_job
 from gpuqueue.domain import FINISHED
-from gpuqueue.integrations.django import DjangoQueue
+from gpuqueue.integrations.django import DjangoQueue, job_of
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store import migrate
 from gpuqueue.testing import run_until_idle
-from tests.conftest import Gate
+from tests.conftest import GEMMA, Gate
 from tests.integrations.django.conftest import BACKEND, UseDatabase, UseQueue
+from tests.integrations.django.tasks import gates, wait
 
 QUEUES, JOBS = "/admin/gpuqueue/queue/", "/admin/gpuqueue/job/"
 CARDS, WORKERS = f"{QUEUES}cards/", f"{QUEUES}workers/"
@@ -158,7 +161,7 @@ def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQu
     (url,) = re.findall(r'href="(/admin/gpuqueue/queue/ai[^"]+)"', boss.get(QUEUES).content.decode())
     shown = read(boss, url)
     assert "paused by ada: the card is being changed until" in shown
-    assert "Paused by ada" in shown and "2h from now" in shown
+    assert "Paused since" in shown and "2h from now" in shown
     assert "concurrency 3" in shown and "pause 09:00-18:00" in shown and "yields_to default" in shown
 
 
@@ -215,17 +218,11 @@ def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
     boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gq.enqueue_many([(gq.task(name="rare")(lambda: None), {})] + [(gq.task(name="many")(lambda: None), {})] * 30)
-    monkeypatch.setattr("gpuqueue.store.search.by_task.__kwdefaults__", {**_search_defaults(), "look_at": 20})
+    monkeypatch.setattr("gpuqueue.store.search.LOOKED_AT", 20)
     page = boss.get(f"{JOBS}?q=rare").content.decode()
     further = re.search(r'href="(\?[^"]*)">Look further', page)
     assert further is not None and "/job/1/change/" not in page
     assert "/job/1/change/" in boss.get(JOBS + html.unescape(further[1])).content.decode()
-
-
-def _search_defaults() -> dict[str, Any]:
-    from gpuqueue.store.search import by_task
-
-    return dict(by_task.__kwdefaults__ or {})
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -311,6 +308,50 @@ def test_the_workers_are_shown_with_what_they_run(boss: Client, of_every_state: 
 def test_without_a_worker_the_command_that_starts_one_is_shown(boss: Client, gq: DjangoQueue) -> None:
     assert "python manage.py gpuqueue_worker" in read(boss, WORKERS)
     assert "python manage.py gpuqueue_worker" in read(boss, QUEUES)
+
+
+def test_a_card_is_shown_with_what_is_loaded_and_reserved_and_how_it_is(
+    boss: Client,
+    use_queue: UseQueue,
+    simulated_card: SimulatedCard,
+    ollama_server: OllamaSimulator,
+    until: Callable[..., Any],
+) -> None:
+    gq = use_queue(
+        gpu={"budget": "5GB", "margin": "2GB", "keep_warm": "1h"},
+        ollama={"url": ollama_server.url.replace("//", "//user:secret@"), "settle": "30ms"},
+        models={GEMMA: {"vram": "4.5GB"}},
+        queues={"ai": {"gpu": True, "backend": "ollama"}},
+    )
+    gq.counts()
+    assert "no worker has read the card yet" in read(boss, CARDS)
+    gate = Gate()
+    gates["card"] = gate
+    with Worker(gq):
+        gq.ollama.generate(GEMMA, prompt="hello", queue="ai", options={"num_predict": 2}).result(timeout_s=30)
+        job = job_of(wait.using(model=GEMMA, queue_name="ai").enqueue("card"))
+        gate.wait_reached()
+        until(lambda: f"Loaded {GEMMA}" in read(boss, CARDS), "the model is shown")
+        shown = read(boss, CARDS)
+        assert "4.5 GB of 5 GB budget reserved, 2 GB margin" in shown
+        assert f"job {job.id} of ai runs with {GEMMA}, 4.5 GB reserved" in shown
+        assert job_url(job) in boss.get(CARDS).content.decode()
+        assert "used" in shown and "% busy" in shown and "available (asked" in shown
+        assert "ollama http://127.0.0.1" in shown and "secret" not in shown
+        gate.opened.set()
+
+
+def test_an_outage_is_shown(boss: Client, use_queue: UseQueue, until: Callable[..., Any]) -> None:
+    gq = use_queue(
+        gpu={"budget": "5GB", "margin": "2GB"},
+        ollama={"url": "http://127.0.0.1:9", "probe_every": "100ms"},
+        queues={"ai": {"gpu": True, "backend": "ollama", "when_unavailable": "retry"}},
+    )
+    job = gq.ollama.generate(GEMMA, prompt="hello", queue="ai")
+    with Worker(gq):
+        until(lambda: "away since" in read(boss, CARDS), "the outage is shown")
+        assert "asked again at" in read(boss, CARDS)
+        assert "python manage.py gpuqueue doctor" in read(boss, job_url(job))
 
 
 def test_a_page_refreshes_itself_only_when_it_is_asked_to(boss: Client, gq: DjangoQueue) -> None:
@@ -432,9 +473,7 @@ def test_who_may_view_sees_and_cannot_act(gq: DjangoQueue) -> None:
     client = client_of("view_job", "view_queue")
     for url in (QUEUES, CARDS, WORKERS, JOBS, job_url(job), f"{QUEUES}default/change/"):
         page = client.get(url).content.decode()
-        assert 'name="act"' not in page and "/act/" not in re.sub(
-            r'<form method="post" action="/admin/gpuqueue/job/act/" id', "", page
-        )
+        assert 'name="act"' not in page and "/act/" not in page
     assert client.post(f"{JOBS}act/", {"job": job.id, "act": "cancel"}).status_code == 403
     assert client.post(f"{QUEUES}act/", {"queue": "default", "act": "pause"}).status_code == 403
     assert (job.refresh().state, gq.view().queues["default"].paused) == (State.AVAILABLE, None)
@@ -572,11 +611,7 @@ def test_without_an_entry_of_gpuqueues_the_pages_say_so(boss: Client, gq: Django
     with override_settings(TASKS={"default": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"}}):
         for url in (QUEUES, CARDS, WORKERS, JOBS):
             assert "no entry of TASKS has a queue of gpuqueue's" in read(boss, url)
-        assert "No entry of TASKS" in _first_message(boss.post(f"{JOBS}act/", {"act": "cancel", "job": "1"}, follow=True))
-
-
-def _first_message(page: Any) -> str:
-    return text_of(page)
+        assert "No entry of TASKS" in post(boss, f"{JOBS}act/", act="cancel", job="1")
 
 
 # --- in a project ---
@@ -603,7 +638,7 @@ def test_the_models_leave_no_trace_in_a_projects_migrations_and_dumps(
     call_command("makemigrations", "--check", "--dry-run", "gpuqueue")
     call_command("dumpdata", "gpuqueue")
     call_command("dumpdata", "gpuqueue", "--all")
-    assert capsys.readouterr().out.splitlines() == ["No changes detected in app 'gpuqueue'", "[][]"]
+    assert "".join(capsys.readouterr().out.splitlines()) == "No changes detected in app 'gpuqueue'[][]"
     with sqlite3.connect(site.database.with_name("app.db")) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     connection.close()

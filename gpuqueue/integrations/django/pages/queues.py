@@ -64,7 +64,6 @@ def _row(
         "holds": [held(hold, now=view.now) for hold in holds.get(name, ())],
         "pause": paused,
         "paused_at": None if paused is None else Moment(paused.at, view.now),
-        "paused_until": None if paused is None or paused.until is None else Moment(paused.until, view.now),
         "unserved_count": 0 if queue.served else waiting_count,
         "served": queue.served,
         "worker_command": gq.worker_command(name),
