@@ -212,6 +212,15 @@ def test_arguments_that_are_not_json_are_refused(gq, add, value):
         add.enqueue(a=value)
 
 
+def test_half_a_character_goes_in_and_comes_back(gq, start_worker):
+    @gq.task(name="echo")
+    def echo(text: str) -> str:
+        return text
+
+    start_worker(gq)
+    assert echo.enqueue(text="ä \ud83d").result(timeout_s=20) == "ä \ud83d"
+
+
 def test_arguments_beyond_the_configured_limit_are_refused(make_queue):
     gq = make_queue('max_payload = "2kB"\n')
 

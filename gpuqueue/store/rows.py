@@ -39,9 +39,13 @@ def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
         text = _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(f"{what} must be JSON (text, numbers, booleans, None, lists, dicts with text keys): {error}") from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: JSON has it as an escape, and SQLite's texts do not
+            text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     # A character takes at most 4 bytes, so most texts need no second encoding to be measured.
-    if len(text) * 4 > limit_bytes and len(text.encode("utf-8", "surrogatepass")) > limit_bytes:
-        size = len(text.encode("utf-8", "surrogatepass"))
+    if len(text) * 4 > limit_bytes and (size := len(text.encode())) > limit_bytes:
         raise PayloadError(
             f"{format_size(size)} of JSON in {what}, the limit is {format_size(limit_bytes)} (max_payload). "
             "Store it in a file and pass its path"
