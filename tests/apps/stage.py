@@ -19,10 +19,10 @@ from tests.integrations.servers import environment_in, serving_command
 
 APPS = Path(__file__).parent
 WITH_CARD = str(APPS / "with_card.py")
-# Loads, and gives memory back, twenty times as fast as a real one, but writes an answer in more than a second.
+# Loads, and gives memory back, twenty times as fast as a real one, but writes an answer in about a second.
 SPEED = 20.0
-MODEL = replace(GEMMA4_E4B, tokens_per_s=5.0, answer_token_count=120)
-PROBE_EVERY = "200ms"
+MODEL = replace(GEMMA4_E4B, tokens_per_s=5.0, answer_token_count=90)
+PATIENCE = {"probe_every": "200ms", "settle": "30ms"}
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,15 @@ def staged(sample: Sample, folder: Path) -> Iterator[Stage]:
     home = folder / sample.folder
     with ExitStack() as leaving:
         ollama = leaving.enter_context(OllamaSimulator(SimulatedCard(speed=SPEED), [MODEL]))
-        environment = {"GPUQUEUE_OLLAMA_URL": ollama.url, "GPUQUEUE_OLLAMA_PROBE_EVERY": PROBE_EVERY}
+        settings = {"url": ollama.url, **PATIENCE}
+        environment = {f"GPUQUEUE_OLLAMA_{name.upper()}": value for name, value in settings.items()}
         if sample.prepare:
             command = [sys.executable, *sample.prepare]
             subprocess.run(command, cwd=home, env={**environment_in(home), **environment}, check=True, timeout=DEADLINE_S)
         client = GPUQueue.from_config(
             home / "gpuqueue.toml",
             database=home / sample.database,
-            ollama={"url": ollama.url, "probe_every": PROBE_EVERY},
+            ollama=settings,
             discover_plugins=False,
         )
         gq = leaving.enter_context(client)
