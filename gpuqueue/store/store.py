@@ -501,13 +501,26 @@ class Store:
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
+def _before_fork() -> None:
+    # SQLite in the child takes over what locks this process has on a file, and would wait for ever for a write lock.
+    _kept_out.extend(store.writer for store in list(_stores) if store.writer.keep_out(LONGEST_WAIT_S))
+
+
+def _after_fork_in_parent() -> None:
+    while _kept_out:
+        _kept_out.pop().let_in()
+
+
 def _after_fork_in_child() -> None:
+    _kept_out.clear()
     # The parent's connections are left alone: closing them here would drop the parent's file locks.
     for store in list(_stores):
         _inherited.append((store.writer, store._readers, store._version_reader))
         store._begin_process()
 
 
+LONGEST_WAIT_S = 2.0  # of a fork for a transaction of another thread
+_kept_out: list[Writer] = []
 _inherited: list[Any] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -93,6 +93,16 @@ class Writer:
             if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
                 self._serve(None)
 
+    def keep_out(self, timeout_s: float) -> bool:
+        """Let no transaction be open until `let_in`; returns False when one was not ended in time."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def let_in(self) -> None:
+        """Go on after `keep_out`."""
+        self._lock.release()
+        if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
+            self._serve(None)
+
     def close(self) -> None:
         """Close the connection once no work runs."""
         with self._lock:

@@ -208,7 +208,7 @@ def test_a_fork_carries_no_worker_over_and_does_not_keep_a_dead_one_alive(launch
             where.enqueue()
             print("enqueued", flush=True)
             time.sleep(1000)
-        time.sleep(1000)
+        os.wait()
         """
     )
     child, is_running, threads = process.stdout.readline().split()

@@ -266,3 +266,39 @@ def test_a_full_disk_is_told_and_nothing_is_stored(store: Store, rows: Rows) -> 
     assert rows.one("SELECT count(*) FROM payloads") == rows.one("SELECT count(*) FROM jobs WHERE arguments IS NULL")
     connection.execute("PRAGMA max_page_count = 1000000")
     rows.enqueue(arguments='{"x": "' + "y" * 9000 + '"}')
+
+
+_at_fork: list[Callable[[], None]] = []  # what a test does when its process is about to fork
+
+
+def _do_at_fork() -> None:
+    while _at_fork:
+        _at_fork.pop()()
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child_would_wait_for(store: Store, rows: Rows) -> None:
+    os.register_at_fork(before=_do_at_fork)  # called before the store's own, which was registered earlier
+    inside, may_end = threading.Event(), threading.Event()
+
+    def work(connection: sqlite3.Connection) -> None:
+        inside.set()
+        assert may_end.wait(PATIENCE_S)
+
+    thread = threading.Thread(target=lambda: store.write(work))
+    thread.start()
+    assert inside.wait(PATIENCE_S)
+    _at_fork.append(may_end.set)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            rows.enqueue()
+            code = 0
+        finally:
+            os._exit(code)
+    thread.join()
+    rows.enqueue()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert rows.one("SELECT count(*) FROM jobs") == 2
