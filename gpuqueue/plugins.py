@@ -6,7 +6,8 @@ A plugin is an object, a class or a module with functions named like hooks and m
 has all hooks on one page. `Table` is how a plugin reads its own section of the configuration: `expect` the keys there are,
 then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`. For a rule that these do not
 have, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` make the error that names its place.
-`shown_url` leaves the password out of a URL, for whatever is logged or shown.
+`shown_url` leaves the password out of a URL, for whatever is logged or shown; `reason_in` and `was_refused` read the
+failure of an HTTP server.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ from gpuqueue.hookspecs import (
     WaitingJob,
     hookimpl,
 )
+from gpuqueue.replies import reason_in, was_refused
 from gpuqueue.verdicts import Discard, Retry, RetryRules, Snooze
 
 __all__ = [
@@ -139,5 +141,7 @@ __all__ = [
     "WaitingJob",
     "WorkerInfo",
     "hookimpl",
+    "reason_in",
     "shown_url",
+    "was_refused",
 ]

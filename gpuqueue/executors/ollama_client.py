@@ -31,6 +31,7 @@ from gpuqueue.errors import (
     RunnerCrashed,
 )
 from gpuqueue.executors import AttemptContext, AttemptInterrupted
+from gpuqueue.replies import reason_in, was_refused
 
 QUERY_S = 5.0  # for the calls that Ollama answers from memory
 
@@ -230,7 +231,7 @@ class OllamaClient:
                 )
             case httpx.TimeoutException():
                 return self._unavailable(too_slow)
-            case httpx.ConnectError() if _refused(error):
+            case httpx.ConnectError() if was_refused(error):
                 return ConnectionRefused(
                     f"nothing listens at {self.shown_url} (`ollama serve` starts it)",
                     backend=self.settings.name,
@@ -243,7 +244,7 @@ class OllamaClient:
         return BackendUnavailable(f"Ollama at {self.shown_url} {words}", backend=self.settings.name)
 
     def _refusal(self, status: int, text: str, model: str) -> ExecutionError:
-        said = _said(text)
+        said = reason_in(text)
         words = f"Ollama at {self.shown_url}" + (f", model {model!r}" if model else "") + f": {said}"
         if _OUT_OF_MEMORY.search(said):
             return OutOfMemory(f"{words}. It needs a smaller num_ctx, a smaller model, or a card with less on it")
@@ -335,28 +336,6 @@ def _lines(response: httpx.Response, check: Callable[[], None]) -> Iterator[byte
             begun.append(rest)
     if line := b"".join(begun).strip():
         yield line
-
-
-def _said(text: str) -> str:
-    """Return the message of an error's body; Ollama passes on its runner's JSON as a string inside its own."""
-    said: Any = text
-    for _ in range(4):
-        if isinstance(said, str):
-            try:
-                said = json.loads(said)
-            except ValueError:
-                break
-        if not isinstance(said, dict):
-            break
-        said = said.get("error") or said.get("message") or ""
-    return " ".join(str(said).split())[:1000] or "no reason given"
-
-
-def _refused(error: BaseException | None) -> bool:
-    # httpcore raises `from None`, which leaves the operating system's error only as the context.
-    while error is not None and not isinstance(error, ConnectionRefusedError):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _model(body: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ class InProcessWorker:
         if child.is_child or _is_reloaders_parent():
             return self
         if _is_preloading_master():
-            _preloaded.append(self)
+            _preloaded[self._gq.database] = self
             return self
         with _started_lock:
             if self._thread is not None and self._thread.is_alive() and not self._stopping.is_set():
@@ -107,7 +107,7 @@ class InProcessWorker:
     def _run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             try:
-                with _place(self._gq.store.runtime_dir, taken=self._one_per_host) as is_mine:
+                with _place(self._gq.store.runtime_dir, one_per_host=self._one_per_host) as is_mine:
                     if is_mine:
                         self._work(stopping)
                     else:
@@ -134,9 +134,9 @@ class InProcessWorker:
 
 
 @contextlib.contextmanager
-def _place(runtime_dir: Path, *, taken: bool) -> Iterator[bool]:
+def _place(runtime_dir: Path, *, one_per_host: bool) -> Iterator[bool]:
     """Hold this host's place while the block runs, if it is free; the system gives it free when the process dies."""
-    if not taken or fcntl is None:
+    if not one_per_host or fcntl is None:
         yield True
         return
     with open(runtime_dir / LOCK, "ab") as file:
@@ -184,7 +184,7 @@ def _is_preloading_master() -> bool:
 
 _started: dict[Path, InProcessWorker] = {}  # by database
 _started_lock = threading.Lock()
-_preloaded: list[InProcessWorker] = []
+_preloaded: dict[Path, InProcessWorker] = {}  # by database: to be started in what gunicorn forks
 _locks: set[IO[bytes]] = set()
 _exit_watch: threading.Thread | None = None
 
@@ -213,7 +213,8 @@ def _after_fork_in_child() -> None:
     for worker in _started.values():
         worker._thread = worker._worker = None
     _started.clear()
-    waiting, _preloaded[:] = list(_preloaded), []
+    waiting = list(_preloaded.values())
+    _preloaded.clear()
     for worker in waiting:
         worker.start()
 

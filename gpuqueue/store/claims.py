@@ -272,6 +272,11 @@ def claim_placed(
     connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id))
     if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
         connection.execute(LOAD_MODEL, (device.name, job.model, now_us))
+    return lease_of(job, placement, now_us=now_us)
+
+
+def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
+    """Return the lease of an attempt that was just taken; `job` as it was before."""
     return Lease(
         job_id=job.id,
         lease=job.lease + 1,

@@ -35,7 +35,6 @@ from gpuqueue.store import claims, queries
 from gpuqueue.store.jobs import NewJob
 from gpuqueue.store.outcomes import Ended, Postponed
 from gpuqueue.tasks import Task
-from gpuqueue.units import from_us
 from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts
@@ -143,17 +142,7 @@ class _Runner:
 
         if not self._gq.store.write(take):
             return None
-        return Lease(
-            job_id=job_id,
-            lease=job.lease + 1,
-            queue=job.queue,
-            task=job.task,
-            attempt=job.attempt + 1,
-            max_attempts=job.max_attempts,
-            arguments=job.arguments,
-            timeout_s=job.timeout_s,
-            started_at=from_us(now_us),
-        )
+        return claims.lease_of(job, now_us=now_us)
 
     def _run_attempt(self, lease: Lease) -> bool:
         """Run one attempt and write how it ended; returns whether another comes next."""

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 from gpuqueue_redis_mirror import Mirror
 from mirror_scene.scene import level
-from mirror_scene.servers import Server
+from mirror_scene.servers import Server, servers
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.testing.waiting import wait_until
@@ -68,15 +68,8 @@ def lag_s(gq: GPUQueue) -> float:
 
 @pytest.fixture
 def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Server]]:
-    started: list[Server] = []
-
-    def make() -> Server:
-        started.append(Server(tmp_path_factory.mktemp("redis")))
-        return started[-1].start()
-
-    yield make
-    for server in started:
-        server.kill()
+    with servers(lambda: tmp_path_factory.mktemp("redis")) as make:
+        yield make
 
 
 def test_jobs_run_as_fast_and_the_mirror_is_level_soon_after_its_server_is_back(

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0 words
     (
         *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates"),
-        *("settings", "estimates", "endpoints", "yielding"),
+        *("settings", "estimates", "endpoints", "yielding", "replies"),
         *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
     ),
     # 1 contracts

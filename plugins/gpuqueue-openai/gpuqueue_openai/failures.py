@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from gpuqueue.plugins import BackendUnavailable, CallerFault, ExecutionError, OutOfMemory, RunnerCrashed
+from gpuqueue.plugins import BackendUnavailable, CallerFault, ExecutionError, OutOfMemory, RunnerCrashed, reason_in, was_refused
 from gpuqueue_openai.settings import NAME, Settings
 
 LONGEST_RETRY_AFTER_S = 3600.0  # a header that asks for more, by mistake or not, must not park a job
@@ -54,7 +54,7 @@ class Failures:
                 return self.away(
                     f"could not be reached within {self._settings.connect_s:g} s (connect); check its host and network"
                 )
-            case httpx.ConnectError() if _refused(error):
+            case httpx.ConnectError() if was_refused(error):
                 return self.away("is not there: nothing listens; start it, or mend url in [openai]")
             case httpx.ConnectError():
                 return self.away(f"cannot be reached ({error}); check that it runs, and url in [openai]")
@@ -62,7 +62,7 @@ class Failures:
 
     def refused(self, status: int, text: str, model: str, headers: Mapping[str, str] | None = None) -> ExecutionError:
         """Class an answer that is an error, from its status and its body."""
-        said = self._without_key(said_in(text))
+        said = self._without_key(reason_in(text))
         words = self._who + (f", model {model!r}" if model else "") + f": {said} (status {status})"
         if _OUT_OF_MEMORY.search(said):
             return OutOfMemory(f"{words}. It needs a smaller model or context, or a card with less on it; see vram in [openai]")
@@ -93,21 +93,6 @@ class Failures:
         return text.replace(key, "…") if key else text
 
 
-def said_in(text: str) -> str:
-    """Return the message in an error's body: OpenAI's, FastAPI's, or any other, shortened."""
-    said: Any = text
-    for _ in range(4):
-        if isinstance(said, str):
-            try:
-                said = json.loads(said)
-            except ValueError:
-                break
-        if not isinstance(said, dict):
-            break
-        said = said.get("error") or said.get("message") or said.get("detail") or ""
-    return " ".join(str(said).split())[:1000] or "no reason given"
-
-
 def is_error(found: Mapping[str, Any]) -> bool:
     """Say whether a piece of an answer is an error."""
     return bool(found.get("error")) or found.get("object") == "error"
@@ -124,10 +109,3 @@ def _retry_after_s(text: str) -> float | None:
     except (ValueError, TypeError):
         return None
     return min(max(1.0, wait_s), LONGEST_RETRY_AFTER_S)
-
-
-def _refused(error: BaseException | None) -> bool:
-    # httpcore raises `from None`, which leaves the operating system's error only as the context.
-    while error is not None and not isinstance(error, ConnectionRefusedError):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -12,7 +12,7 @@ from mirror_scene.node_packages import NodeMissing
 from mirror_scene.node_process import NodeProcess
 from mirror_scene.readers import READERS, BullBoard, NodeBullMQ, PythonBullMQ, Reader
 from mirror_scene.scene import section
-from mirror_scene.servers import Server
+from mirror_scene.servers import Server, servers
 
 from gpuqueue import Discard, Worker, current_job
 
@@ -20,15 +20,8 @@ from gpuqueue import Discard, Worker, current_job
 @pytest.fixture
 def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Server]]:
     """Start servers, each on a port and in a folder of its own; those that still run are ended at the end."""
-    started: list[Server] = []
-
-    def make() -> Server:
-        started.append(Server(tmp_path_factory.mktemp("redis")))
-        return started[-1].start()
-
-    yield make
-    for server in started:
-        server.kill()
+    with servers(lambda: tmp_path_factory.mktemp("redis")) as make:
+        yield make
 
 
 @pytest.fixture

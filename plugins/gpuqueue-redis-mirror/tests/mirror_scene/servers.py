@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from redis.retry import Retry
 
 from gpuqueue.testing.waiting import wait_until
 
-__all__ = ["Server", "server_binary"]
+__all__ = ["Server", "server_binary", "servers"]
 
 HOST = "127.0.0.1"
 # Below the ports that systems hand out by themselves: none of those takes a server's port while it is down.
@@ -171,6 +173,20 @@ class Server:
         self._process.send_signal(how)
         self._process.wait(20)
         self._process = None
+
+
+@contextmanager
+def servers(make_folder: Callable[[], Path]) -> Iterator[Callable[[], Server]]:
+    """Lend a function that starts servers, each on a port and in a folder of its own; those that still run are ended then."""
+    started: list[Server] = []
+
+    def make() -> Server:
+        started.append(Server(make_folder()))
+        return started[-1].start()
+
+    yield make
+    for server in started:
+        server.kill()
 
 
 def _answers(port: int, pid: int) -> bool:
