@@ -54,7 +54,7 @@ def store(
 
 
 def _insert(jobs: Sequence[NewJob], driver: _Statements, ensured: Collection[str]) -> list[int]:
-    for queue in {job.queue for job in jobs} - set(ensured):
+    for queue in {row[0] for _, row, _ in jobs} - set(ensured):
         ensure_queue(driver, queue)
     return [insert_job(driver, job) for job in jobs]
 

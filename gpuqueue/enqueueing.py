@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gpuqueue import callers_transaction
 from gpuqueue.config import Config, database_path
@@ -15,8 +15,8 @@ from gpuqueue.models import VERBS
 from gpuqueue.options import DEFAULT_QUEUE, JobOptions, merged, read_options
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
-from gpuqueue.store.jobs import NewJob, new_job
-from gpuqueue.store.rows import NO_ARGUMENTS, to_json
+from gpuqueue.store.jobs import NewJob, new_job, plain_job
+from gpuqueue.store.rows import INLINE_BYTES, NO_ARGUMENTS, to_json
 from gpuqueue.tasks import Task
 from gpuqueue.twins import in_thread
 
@@ -24,13 +24,21 @@ FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
 
 Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
+# A stored job's id and, in a transaction of its caller's, which may be rolled back, when it was enqueued (else None).
+Stored = tuple[int, int | None]
 
 
-class Stored(NamedTuple):
-    """A stored job; `unsure_since_us` is when it was enqueued in a transaction of its caller's, which may be rolled back."""
+@dataclass(slots=True)
+class _Plan:
+    """How jobs of one task with the same options are stored; good while the options and the queues are the same objects."""
 
-    job_id: int
-    unsure_since_us: int | None = None
+    options: JobOptions
+    queues: Mapping[str, QueueSettings]
+    complete: JobOptions
+    queue: str
+    priority: int
+    max_attempts: int
+    is_plain: bool  # they may start at once and ask for nothing special
 
 
 class Enqueuer:
@@ -58,16 +66,16 @@ class Enqueuer:
         now_us = self._now_us()
         job = self._new_job(task, arguments, options, now_us)
         if options.connection is None:
-            return Stored(self._store().enqueue(job))
-        return Stored(self._store_within(options.connection, [job])[0], now_us)
+            return self._store().enqueue(job), None
+        return self._store_within(options.connection, [job])[0], now_us
 
     def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
         now_us = self._now_us()
         new = self._new_jobs(requests, connection, now_us)
         if connection is None:
-            return [Stored(job_id) for job_id in self._store().enqueue_many(new)]
-        return [Stored(job_id, now_us) for job_id in self._store_within(connection, new)]
+            return [(job_id, None) for job_id in self._store().enqueue_many(new)]
+        return [(job_id, now_us) for job_id in self._store_within(connection, new)]
 
     async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
@@ -75,7 +83,7 @@ class Enqueuer:
             return await in_thread(self.enqueue, task, arguments, options)
         now_us = self._now_us()
         job = self._new_job(task, arguments, options, now_us)
-        return Stored((await self._astore_within(options.connection, [job]))[0], now_us)
+        return (await self._astore_within(options.connection, [job]))[0], now_us
 
     async def aenqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """The async twin of `enqueue_many`."""
@@ -83,7 +91,7 @@ class Enqueuer:
             return await in_thread(self.enqueue_many, requests)
         now_us = self._now_us()
         new = self._new_jobs(requests, connection, now_us)
-        return [Stored(job_id, now_us) for job_id in await self._astore_within(connection, new)]
+        return [(job_id, now_us) for job_id in await self._astore_within(connection, new)]
 
     def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
         return callers_transaction.store(
@@ -128,29 +136,31 @@ class Enqueuer:
 
     def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
         task.signature.check(task.name, arguments)
-        known = task.completed
-        if known is None or known[0] is not options or known[1] is not self._declared.queues:
-            known = task.completed = (options, self._declared.queues, self._completed(task, options))
-        _, _, complete = known
-        queue = complete.queue or DEFAULT_QUEUE
-        if queue not in self._ensured and complete.connection is None:
+        plan: _Plan | None = task.plan
+        if plan is None or plan.options is not options or plan.queues is not self._declared.queues:
+            plan = task.plan = self._plan(task, options)
+        queue = plan.queue
+        if queue not in self._ensured and options.connection is None:
             self._ensure_queue(queue)
+        text = NO_ARGUMENTS
+        if arguments:
+            text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
+        if plan.is_plain and len(text) <= INLINE_BYTES:  # most are: fewer steps and values are fewer microseconds
+            return plain_job(queue, task.name, text, now_us, plan.priority, plan.max_attempts)
+        complete = plan.complete
         scheduled_at_us = now_us
         if complete.at_us is not None:
             scheduled_at_us = complete.at_us
         elif complete.delay_s is not None:
             scheduled_at_us = now_us + int(complete.delay_s * 1e6)
-        text = NO_ARGUMENTS
-        if arguments:
-            text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
         return new_job(
             queue,
             task.name,
             text,
             now_us,
             scheduled_at_us,
-            complete.priority or 0,
-            complete.max_attempts or 1,
+            plan.priority,
+            plan.max_attempts,
             complete.timeout_s,
             None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
             complete.tags,
@@ -158,6 +168,13 @@ class Enqueuer:
             complete.device,
             complete.fallback,
         )
+
+    def _plan(self, task: Task[..., Any], options: JobOptions) -> _Plan:
+        """Work out how the task's jobs are stored. Raises: as `_completed`."""
+        complete = self._completed(task, options)
+        queue, priority, max_attempts = complete.queue or DEFAULT_QUEUE, complete.priority or 0, complete.max_attempts or 1
+        plain = JobOptions(queue, complete.priority, complete.max_attempts, connection=complete.connection)
+        return _Plan(options, self._declared.queues, complete, queue, priority, max_attempts, complete == plain)
 
     def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:
         """Fill in what the queue and the kind of task give. Raises: UnknownQueue; UsageError for a queue without models."""

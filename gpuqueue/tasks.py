@@ -69,7 +69,7 @@ class Task(Generic[Parameters, Returned]):
         self.isolate = isolate
         self.preemptible = preemptible
         self.arguments_name = f"the arguments of {name}"
-        self.completed: tuple[JobOptions, Any, JobOptions] | None = None  # kept by whoever enqueues
+        self.plan: Any = None  # kept by whoever enqueues
         self._gq = gq
         if function is not None:
             self.__doc__ = function.__doc__
@@ -171,6 +171,8 @@ class Signature:
     def check(self, task: str, arguments: Mapping[str, Any]) -> None:
         """Raise a UsageError when the arguments do not fit."""
         given = arguments.keys()
+        if given == self.required:
+            return
         if self.allowed is not None and not given <= self.allowed:
             wrong = sorted(map(str, given - self.allowed))[0]
             takes = ", ".join(sorted(self.allowed)) or "none"

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from gpuqueue.domain import FINISHED, Demand, JobErrorRecord, State
 from gpuqueue.errors import StateError, UnknownJob
@@ -41,16 +41,14 @@ INSERT_PLAIN_JOB = (
 )
 
 
-class NewJob(NamedTuple):
-    """A job that is to be stored: the statement that inserts its row, and arguments too large to lie in it."""
+# A job that is to be stored: the statement that inserts its row, the row, which begins with the queue, and arguments too
+# large to lie in it. A bare tuple, because every enqueue makes one.
+NewJob = tuple[str, tuple[Any, ...], str | None]
 
-    statement: str
-    row: tuple[Any, ...]
-    large_arguments: str | None
 
-    @property
-    def queue(self) -> str:
-        return str(self.row[0])
+def plain_job(queue: str, task: str, arguments: str, now_us: int, priority: int, max_attempts: int) -> NewJob:
+    """Word the insertion of a job that may start at once and asks for nothing special; its arguments lie in the row."""
+    return INSERT_PLAIN_JOB, (queue, task, priority, now_us, now_us, max_attempts, arguments), None
 
 
 def new_job(
@@ -70,12 +68,6 @@ def new_job(
 ) -> NewJob:
     """Word a job's insertion; times in microseconds, arguments as JSON text."""
     is_inline = len(arguments) <= INLINE_BYTES
-    asks_more = (
-        timeout_s is not None or expires_at_us is not None or tags or wanted_bytes is not None or wanted_device or fallback
-    )
-    if is_inline and scheduled_at_us <= now_us and not asks_more:
-        row: tuple[Any, ...] = (queue, task, priority, now_us, scheduled_at_us, max_attempts, arguments)
-        return NewJob(INSERT_PLAIN_JOB, row, None)
     row = (
         queue,
         task,
@@ -92,7 +84,7 @@ def new_job(
         wanted_device,
         json.dumps(fallback) if fallback else None,
     )
-    return NewJob(INSERT_JOB, row, None if is_inline else arguments)
+    return INSERT_JOB, row, None if is_inline else arguments
 
 
 class Statements(Protocol):
@@ -103,9 +95,10 @@ class Statements(Protocol):
 
 def insert_job(connection: Statements, job: NewJob) -> int:
     """Store a job and return its id."""
-    job_id = connection.execute(job.statement, job.row).lastrowid or 0
-    if job.large_arguments is not None:
-        connection.execute(PUT_PAYLOAD, (job_id, "arguments", job.large_arguments))
+    statement, row, large_arguments = job
+    job_id = connection.execute(statement, row).lastrowid or 0
+    if large_arguments is not None:
+        connection.execute(PUT_PAYLOAD, (job_id, "arguments", large_arguments))
     return int(job_id)
 
 

@@ -26,17 +26,13 @@ _chunks = _make_chunks and _make_chunks(
 )
 
 
-def _encode(value: Any) -> str:
-    return "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
-
-
 def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
     """Encode a value that must be JSON.
 
     Raises: PayloadError, naming `what`, when the value is not JSON or takes more than `limit_bytes`.
     """
     try:
-        text = _encode(value)
+        text = "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadError(f"{what} must be JSON (text, numbers, booleans, None, lists, dicts with text keys): {error}") from None
     if not text.isascii():

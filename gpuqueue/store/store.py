@@ -145,8 +145,9 @@ class Store:
 
     def enqueue(self, job: NewJob) -> int:
         """Store a job, wake the workers, and return its id."""
-        if job.large_arguments is None:
-            job_id = self.writer.insert(job.statement, job.row)
+        statement, row, large_arguments = job
+        if large_arguments is None:
+            job_id = self.writer.insert(statement, row)
         else:
             job_id = self.write(lambda connection: jobs.insert_job(connection, job))
         self.bell.ring_workers()

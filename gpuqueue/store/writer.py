@@ -10,12 +10,13 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuqueue.errors import StoreBusy
 from gpuqueue.store.engine import explain, is_busy
-from gpuqueue.store.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, when_free
+from gpuqueue.store.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, holders, when_free
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
@@ -76,22 +77,27 @@ class Writer:
 
         Raises: as `run`.
         """
-        self._held_here.refuse()
-        if self._queue or not self._lock.acquire(blocking=False):
-            return self.run(lambda connection: connection.execute(statement, row).lastrowid or 0)
+        if holders:
+            self._held_here.refuse()
+        if self._queue or not self._lock.acquire(False):
+            return self.run(partial(_insert, statement, row))
         try:
-            try:
-                return (self.connection or self._open()).execute(statement, row).lastrowid or 0
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-            return self._when_free(lambda connection: connection.execute(statement, row).lastrowid or 0, self._open())
+            return (self.connection or self._open()).execute(statement, row).lastrowid or 0
         except sqlite3.Error as error:
-            raise explain(error, self._path) from error
+            return self._insert_late(statement, row, error)
         finally:
             self._lock.release()
-            if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
+            if self._queue and self._lock.acquire(False):  # left to this thread meanwhile
                 self._serve(None)
+
+    def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
+        """Insert a row that met an error at first, when that was another process's lock."""
+        if not is_busy(error):
+            raise explain(error, self._path) from error
+        try:
+            return self._when_free(partial(_insert, statement, row), self._open())
+        except sqlite3.Error as late:
+            raise explain(late, self._path) from late
 
     def keep_out(self, timeout_s: float) -> bool:
         """Let no transaction be open until `let_in`; returns False when one was not ended in time."""
@@ -190,6 +196,10 @@ class Writer:
             raise StoreBusy(
                 f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
             ) from None
+
+
+def _insert(statement: str, row: Sequence[Any], connection: sqlite3.Connection) -> int:
+    return connection.execute(statement, row).lastrowid or 0
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -77,13 +77,13 @@ class _Eager(Enqueuer):
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         stored = super().enqueue(task, arguments, options)
         if options.connection is None:
-            self._run([stored.job_id])
+            self._run([stored[0]])
         return stored
 
     def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         stored = super().enqueue_many(requests, connection)
         if connection is None:
-            self._run([job.job_id for job in stored])
+            self._run([job_id for job_id, _ in stored])
         return stored
 
     def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:

@@ -97,10 +97,12 @@ def test_another_program_that_uses_the_card_or_its_ollama_is_named(
 
 
 def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simulator: OllamaSimulator, run: Run) -> None:
+    configuration = Path("gpuqueue.toml")
+    configuration.write_text(configuration.read_text().replace("[gpu]\n", '[gpu]\ndevice = "gpu9999"\n'))
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         at = gq.now() - timedelta(minutes=5)
         there = Reading(at, name="RTX", total_bytes=8 * GB, free_bytes=3 * GB)
-        gq.store.publish_reading("gpu0", reading=there, residents=(Resident("seen:1b", 1, 1),), now_us=to_us(at))
+        gq.store.publish_reading("gpu9999", reading=there, residents=(Resident("seen:1b", 1, 1),), now_us=to_us(at))
     out = run("gpu").out
     assert row(out, "driver") == "driver 5 GB used of 8 GB, 3 GB free (as a worker read it 5m ago)"
     assert "the driver does not list processes" in out
