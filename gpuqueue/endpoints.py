@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 OLLAMA = "ollama"  # a queue with this backend uses every Ollama, or the one of this name
 
@@ -41,6 +40,7 @@ def standing_on(device: str, endpoints: Iterable[Endpoint], *, device_count: int
 
 
 def shown_url(url: str) -> str:
-    """Leave a user's name and password out of a URL."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    """Leave out of a URL where a password may stand: the user, and the query, as in `unix:///redis.sock?password=…`."""
+    scheme, separator, rest = url.partition("?")[0].partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"

@@ -63,8 +63,9 @@ def _lasts(holds: Sequence[Hold]) -> bool:
 
 
 def _own_s(job: Job, view: View) -> float | None:
-    usual_s = run_s(view.estimates, job.queue, job.task, job.expected_model)
-    return None if usual_s is None else usual_s + (_load_s(job.expected_model, view) or 0.0)
+    model = job.expected_model if view.queues[job.queue].settings.gpu else ""  # elsewhere it is an argument like any other
+    usual_s = run_s(view.estimates, job.queue, job.task, model)
+    return None if usual_s is None else usual_s + (_load_s(model, view) or 0.0)
 
 
 def _rest_s(job: Job, view: View) -> float | None:

@@ -18,6 +18,7 @@ TIED, OTHER, FREE = (BackendSettings(name=device or "free", device=device) for d
         ("http://ann:secret@gpu.example:11434/ollama/", "http://gpu.example:11434/ollama/"),
         ("http://ann@[::1]:11434", "http://[::1]:11434"),
         ("redis://:p@ss@cache:6379/0", "redis://cache:6379/0"),
+        ("unix:///run/redis.sock?db=2&password=secret", "unix:///run/redis.sock"),
     ],
 )
 def test_a_url_is_shown_without_its_user_and_password(url: str, shown: str) -> None:

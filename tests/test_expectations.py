@@ -123,6 +123,11 @@ def test_a_running_job_is_expected_to_finish_and_an_ended_one_nothing():
     assert expect(job(state=State.COMPLETED, finished_at=NOW), learned(), (), {}, Surroundings()) is None
 
 
+def test_a_model_named_in_the_arguments_counts_only_where_models_are_loaded():
+    named = job(queue="mail", task="send", arguments={"model": MODEL})
+    assert seconds(expect(named, learned(QueueView(MAIL)), (), {}, Surroundings())) == (0.0, 3.0)
+
+
 def test_it_is_worded_for_people():
     soon = Expectation(3, NOW + timedelta(seconds=90.4), NOW + timedelta(seconds=125))
     assert soon.worded(now=NOW).startswith("expected: number 3 of its queue, starts at ")

@@ -243,7 +243,7 @@ def _left_s(item: RunningAttempt, elapsed_s: float | None, view: View) -> float 
         for reservation in device.reservations:
             if reservation.job_id == item.id and reservation.running:
                 return left_s(view.estimates, reservation, view.now)
-    usual_s = None if item.model else run_s(view.estimates, item.queue, item.task, "")
+    usual_s = run_s(view.estimates, item.queue, item.task, "")
     return usual_s - elapsed_s if usual_s is not None and usual_s > elapsed_s else None
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import httpx
 
-from gpuqueue.plugins import BackendUnavailable, CallerFault, ExecutionError, OutOfMemory, RunnerCrashed, reason_in, was_refused
+from gpuqueue.plugins import (
+    BackendUnavailable,
+    CallerFault,
+    ExecutionError,
+    OutOfMemory,
+    RunnerCrashed,
+    reason_in,
+    shown_url,
+    was_refused,
+)
 from gpuqueue_openai.settings import NAME, Settings
 
 LONGEST_RETRY_AFTER_S = 3600.0  # a header that asks for more, by mistake or not, must not park a job
@@ -22,6 +31,7 @@ _OUT_OF_MEMORY = re.compile(
     r"(failed|unable) to allocate|ErrorMemoryAllocation|ERROR_OUT_OF_(DEVICE_)?MEMORY",
     re.IGNORECASE,
 )
+_OUT_OF_CREDIT = "insufficient_quota"  # the code with which OpenAI's own service answers 429 then
 _BUSY = (408, 429, 502, 503, 504)  # 503 is also what llama.cpp says while it loads its model
 _NOT_BUILT = 501  # the server lacks what was asked for, so asking again does not help
 
@@ -39,7 +49,7 @@ class Failures:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._who = f"the server at {settings.shown_url}"
+        self._who = f"the server at {shown_url(settings.url)}"
 
     def away(self, words: str) -> ServerUnavailable:
         return ServerUnavailable(f"{self._who} {words}")
@@ -66,6 +76,8 @@ class Failures:
         words = self._who + (f", model {model!r}" if model else "") + f": {said} (status {status})"
         if _OUT_OF_MEMORY.search(said):
             return OutOfMemory(f"{words}. It needs a smaller model or context, or a card with less on it; see vram in [openai]")
+        if _OUT_OF_CREDIT in text:
+            return CallerFault(f"{words}. The account of {KEY_SETTINGS} has no credit left: asking again does not help")
         if status in _BUSY:
             return ServerUnavailable(words, _retry_after_s((headers or {}).get("retry-after", "")))
         if 300 <= status < 400:

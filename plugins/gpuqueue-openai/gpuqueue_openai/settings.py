@@ -25,12 +25,6 @@ class Settings:
     total_s: float = BackendSettings().total_s
     vram_bytes: int = 0
 
-    @property
-    def shown_url(self) -> str:
-        """The url without a user and password in it."""
-        parsed = urlsplit(self.url)
-        return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl()
-
 
 def read_settings(table: Table) -> Settings:
     """Read the section, which may be empty. Raises: ConfigurationError."""

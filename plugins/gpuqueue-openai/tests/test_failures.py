@@ -179,7 +179,8 @@ def test_a_server_that_is_not_there_is_told_by_its_url_without_its_password(run,
 
 
 def test_a_name_that_nobody_has_is_told(run):
-    ends_with(run, "http://nobody.invalid/v1", BackendUnavailable, "cannot be reached")
+    error = ends_with(run, "http://ann:pw@nobody.invalid/v1", BackendUnavailable, "http://nobody.invalid/v1 cannot be reached")
+    assert "pw" not in str(error)
 
 
 # --- refusals ---
@@ -189,6 +190,11 @@ def test_a_name_that_nobody_has_is_told(run):
 def test_a_server_that_is_busy_is_unavailable(run, scripted, status):
     error = ends_with(run, scripted(refused(status, "come back")).url, BackendUnavailable, f"come back (status {status})")
     assert (error.backend, error.retry_after_s) == ("openai", None)
+
+
+def test_an_account_without_credit_is_the_callers_fault_though_its_status_is_that_of_a_busy_server(run, scripted):
+    body = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}}
+    ends_with(run, scripted(plain(body, 429)).url, CallerFault, "has no credit left")
 
 
 def test_a_server_that_loads_its_model_is_unavailable(run, scripted):

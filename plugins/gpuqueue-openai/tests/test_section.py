@@ -85,10 +85,6 @@ def test_a_wrong_setting_is_refused(read, section, wrong):
     assert "pw" not in str(caught.value) and "sk-1" not in str(caught.value)
 
 
-def test_a_user_in_the_url_is_not_shown():
-    assert Settings(url="https://ann:pw@ai.example:8000/v1").shown_url == "https://ai.example:8000/v1"
-
-
 def test_it_is_found_where_it_is_installed(make_gpuqueue):
     answered = ["attempt_failed", "configure", "job_demand", "register_executors"]
     assert ("openai", answered) in [(name, sorted(hooks)) for name, hooks in make_gpuqueue(discover_plugins=True).plugins.names()]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gpuqueue.plugins import Table
+from gpuqueue.plugins import Table, shown_url
 
 SCHEMES = ("redis", "rediss", "unix")
 
@@ -28,7 +28,7 @@ def read_settings(table: Table) -> Settings | None:
     if not url:
         return None
     if urlsplit(url).scheme not in SCHEMES:
-        raise table.error(f"url = {url!r}: write redis://HOST:PORT/DB, rediss://… with TLS, or unix:///PATH")
+        raise table.error(f"url = {shown_url(url)!r}: write redis://HOST:PORT/DB, rediss://… with TLS, or unix:///PATH")
     prefix = table.text("prefix", "bull", example="bull")
     if not re.fullmatch(r"[A-Za-z0-9_{}-]+", prefix):
         raise table.error(f"prefix = {prefix!r}: use letters, digits, _ and -; BullMQ's own is 'bull'")

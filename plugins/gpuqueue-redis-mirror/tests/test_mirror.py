@@ -227,7 +227,7 @@ def test_nothing_is_mirrored_without_a_section(make_gpuqueue, start, client):
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ('url = "http://x"', "write redis://HOST:PORT/DB"),
+        ('url = "http://ann:pw@x?password=pw"', "url = 'http://x': write redis://HOST:PORT/DB"),
         ('url = "redis://x"\nprefix = "a:b"', "use letters, digits"),
         ('url = "redis://x"\nkeep_completed = -1', "keep_completed"),
         ('adress = "redis://x"', "adress"),
