@@ -142,7 +142,11 @@ def _ollama_rows(card: CardSight, seen: Sight) -> Iterator[Row]:
     when = "as it says now"
     if not card.asked_here:
         mine = [ollama for ollama in seen.ollamas if ollama.noted.name in card.ollamas and ollama.residents is None]
-        when = "; ".join(["as a worker last saw it", *(ollama.error for ollama in mine)])
+        errors = [ollama.error for ollama in mine]
+        if card.published is None and not card.device.residents:
+            yield source, "unknown", "; ".join(["no worker has looked yet what is loaded", *errors])
+            return
+        when = "; ".join(["as a worker last saw it", *errors])
     for resident in card.device.residents:
         warm = "kept warm" if kept_warm(card.device, resident) and not _is_reserved(card, resident) else ""
         said = ", ".join(filter(None, [f"{resident.model} is loaded", _outside(resident), warm]))

@@ -112,6 +112,10 @@ def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simu
     assert (found["devices"][0]["read_here"], found["devices"][0]["processes"]) == (False, None)
 
 
+def test_where_nobody_has_looked_nothing_is_said_of_what_is_loaded(configured: Path, run: Run) -> None:
+    assert row(run("gpu").out, "ollama").startswith("ollama unknown no worker has looked yet what is loaded; nothing listens")
+
+
 def test_where_ollama_cannot_be_asked_what_a_worker_saw_is_shown_and_why(configured: Path, run: Run) -> None:
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         gq.store.publish_reading("gpu0", reading=None, residents=(Resident("seen:1b", GB, GB),), now_us=gq.now_us())
