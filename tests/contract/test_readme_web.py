@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gpuqueue.initial_config import initial_toml
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.contract.readme import README
 from tests.integrations.server_events import text_of
@@ -39,12 +38,17 @@ def quick_start(heading: str, folder: Path, *, write: bool = True) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, ollama_server: OllamaSimulator) -> Path:
-    text = initial_toml(
-        timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama_server.url
-    )
-    (tmp_path / "gpuqueue.toml").write_text(text)
+def folder(tmp_path: Path, ollama_server: OllamaSimulator, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OLLAMA_HOST", ollama_server.url)
     return tmp_path
+
+
+def run(line: str, folder: Path) -> str:
+    """Type a line, which must succeed, and return what it prints."""
+    environment = {**os.environ, **ENVIRONMENT}
+    ran = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 @contextmanager
@@ -85,7 +89,8 @@ def follow(address: str, job: int) -> tuple[str, object]:
 
 
 def test_the_quick_start_of_flask(folder: Path) -> None:
-    run_worker, run_server = quick_start("Flask", folder)
+    init, run_worker, run_server = quick_start("Flask", folder)
+    run(init, folder)
     with worker(run_worker, folder), typed(run_server, folder) as address:
         job = httpx.post(f"{address}/revisions", data={"text": "teh cat"}).raise_for_status().json()["job"]
         text, result = follow(address, job)
@@ -95,14 +100,12 @@ def test_the_quick_start_of_flask(folder: Path) -> None:
         assert follow(address, job) == ("", "reminded 7")
     shown = re.search(r"# .*: (flask .*)$", run_worker)
     assert shown
-    ran = subprocess.run(
-        ["bash", "-c", shown[1]], cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
-    )
-    assert "rfa-reminders" in ran.stdout
+    assert "rfa-reminders" in run(shown[1], folder)
 
 
 def test_the_quick_start_of_fastapi(folder: Path) -> None:
-    (run_server,) = quick_start("FastAPI", folder)
+    init, run_server = quick_start("FastAPI", folder)
+    run(init, folder)
     with typed(run_server, folder) as address:
         # First what waits for a worker: the queue of the other refuses while none is there yet.
         job = httpx.post(f"{address}/reminders/7").raise_for_status().json()["job"]
