@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +61,12 @@ class Enqueuer:
         self._now_us = now_us
         self._ensured: set[str] = set()  # queues that have a row
         self._model_queues: set[str] = set()  # queues that may run models
+
+    def for_file_of(self, config: Config) -> Enqueuer:
+        """Return one that does the same with another file, of which it knows nothing yet."""
+        made = copy(self)
+        made._config, made._ensured, made._model_queues = config, set(), set()
+        return made
 
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""

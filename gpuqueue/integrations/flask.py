@@ -20,7 +20,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 from weakref import WeakSet
@@ -112,8 +112,8 @@ class FlaskGPUQueue:
     def get(self, app: Flask | None = None) -> GPUQueue:
         """Return the queue object of an app, of the current one without a name. Raises: UsageError.
 
-        While the app is under test, `app.testing`, its jobs run at once where they are enqueued, unless its config says
-        GPUQUEUE_EAGER = False; with GPUQUEUE_EAGER = True they always do.
+        While the app is under test, `app.testing`, its queue is a new, empty file, unless its config has GPUQUEUE_DATABASE, and
+        its jobs run at once where they are enqueued, unless that has GPUQUEUE_EAGER = False; with True they always do.
         """
         if app is None:
             if not current_app:
@@ -179,7 +179,8 @@ class _AppQueue(GPUQueue):
         super().__init__(config=config, **options)
         self._import_name = app.import_name
         self._instance_folder = Path(app.instance_path)
-        self._eager: AbstractContextManager[Any] | None = None
+        self._as_tested = (False, False)  # whether on a file of its own, whether eager
+        self._leave_tests = ExitStack()
         self._heeding = threading.Lock()
 
     def open_store(self, *, patient: bool = False) -> Store:
@@ -192,21 +193,24 @@ class _AppQueue(GPUQueue):
         return shlex.join(["flask", *chosen, NAME, "worker"])
 
     def heed_testing(self, app: Flask) -> None:
-        """Begin or end to run jobs where they are enqueued."""
-        wanted = app.config.get(f"{PREFIX}EAGER")
-        is_wanted = app.testing if wanted is None else bool(wanted)
-        if is_wanted == (self._eager is not None):
+        """Go over to a file of the tests' own and back, and begin or end to run jobs where they are enqueued."""
+        eagerness = app.config.get(f"{PREFIX}EAGER")
+        has_own_file = app.testing and app.config.get(f"{PREFIX}DATABASE") is None
+        wanted = (has_own_file, app.testing if eagerness is None else bool(eagerness))
+        if wanted == self._as_tested:
             return
         with self._heeding:
-            if is_wanted and self._eager is None:
-                from gpuqueue.testing.eager import eager
+            if wanted == self._as_tested:
+                return
+            from gpuqueue.testing import eager, fresh
 
-                began = eager(self)
-                began.__enter__()
-                self._eager = began
-            elif not is_wanted and self._eager is not None:
-                self._eager.__exit__(None, None, None)
-                self._eager = None
+            is_fresh, is_eager = wanted
+            self._leave_tests.close()
+            if is_fresh:
+                self._leave_tests.enter_context(fresh(self))
+            if is_eager:
+                self._leave_tests.enter_context(eager(self))
+            self._as_tested = wanted
 
 
 def _for_app(task: Task[..., Any], app: Flask, gq: GPUQueue) -> Task[..., Any]:

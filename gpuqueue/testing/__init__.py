@@ -5,8 +5,9 @@
 - `gpuqueue.testing.policies`, `gpuqueue.testing.executors` and `gpuqueue.testing.devices`: classes of tests that every policy,
   executor and device must pass, to be subclassed with one's own.
 - `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
-- Here, without pytest: `eager` and `run_until_idle` run jobs, `travel` moves the queue's clock, `enqueued`,
-  `assert_enqueued` and `assert_not_enqueued` find what was enqueued; `wait_until`, and `RecordedAttempt` for executors.
+- Here, without pytest: `fresh` gives a queue object an empty file, `eager` and `run_until_idle` run jobs, `travel` moves the
+  queue's clock, `enqueued`, `assert_enqueued` and `assert_not_enqueued` find what was enqueued; `wait_until`, and
+  `RecordedAttempt` for executors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from gpuqueue.testing.attempts import RecordedAttempt
 from gpuqueue.testing.eager import eager
 from gpuqueue.testing.enqueued import assert_enqueued, assert_not_enqueued, enqueued
+from gpuqueue.testing.fresh import fresh
 from gpuqueue.testing.idle import JobsStuck, run_until_idle
 from gpuqueue.testing.travelling import travel
 from gpuqueue.testing.waiting import wait_until
@@ -25,6 +27,7 @@ __all__ = [
     "assert_not_enqueued",
     "eager",
     "enqueued",
+    "fresh",
     "run_until_idle",
     "travel",
     "wait_until",

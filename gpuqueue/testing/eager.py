@@ -31,7 +31,7 @@ from gpuqueue.options import JobOptions
 from gpuqueue.policies import worker_policies
 from gpuqueue.queue import GPUQueue
 from gpuqueue.settings import SharedSettings
-from gpuqueue.store import claims, queries
+from gpuqueue.store import Store, claims, queries
 from gpuqueue.store.jobs import NewJob
 from gpuqueue.store.outcomes import Ended, Postponed
 from gpuqueue.tasks import Task
@@ -98,6 +98,7 @@ class _Eager(Enqueuer):
 class _Parts:
     """What a worker would be made of for these settings, without what claims, waits and watches."""
 
+    store: Store
     settings: SharedSettings
     executors: Mapping[str, Executor | AsyncExecutor]  # of plugins
     attempts: Attempts
@@ -172,7 +173,7 @@ class _Runner:
     def _parts(self) -> _Parts:
         with self._making:
             settings = self._gq.own_settings()  # a queue may have been made in code since
-            if self._made is None or self._made.settings != settings:
+            if self._made is None or self._made.settings != settings or self._made.store is not self._gq.store:
                 self._made = self._make(settings)
             return self._made
 
@@ -209,7 +210,7 @@ class _Runner:
             now=gq.now,
             log=log,
         )
-        return _Parts(settings, executors, attempts)
+        return _Parts(gq.store, settings, executors, attempts)
 
 
 class _Awaited:

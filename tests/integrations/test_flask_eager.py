@@ -62,3 +62,23 @@ def test_it_ends_with_the_tests(made):
     assert made.test_client().post("/greet").json["state"] == "completed"
     made.testing = False
     assert made.test_client().post("/greet").json["state"] == "available"
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_what_tests_enqueue_is_not_in_the_apps_file(made, eager):
+    gq = made.extensions["gpuqueue"]
+    file = gq.database
+    made.config.update(TESTING=True, GPUQUEUE_EAGER=eager)
+    made.test_client().post("/greet")
+    assert len(list(gq.jobs())) == 1
+    assert gq.database != file and not file.exists()
+    made.testing = False
+    made.test_client().post("/greet")
+    assert [job.id for job in gq.jobs()] == [1]
+    assert gq.database == file and file.exists()
+
+
+def test_a_file_that_the_config_names_is_kept_in_tests(made, tmp_path):
+    made.config.update(TESTING=True, GPUQUEUE_DATABASE="tests.db")
+    made.test_client().post("/greet")
+    assert made.extensions["gpuqueue"].database == tmp_path / "gpuqueue.db", "it was read when init_app was called"

@@ -1,0 +1,46 @@
+"""Owns giving a queue object an empty file of its own for a test; changes nothing in the application's file.
+
+@pytest.fixture(autouse=True)
+def own_queue():
+    with fresh(gq):
+        yield
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+from weakref import finalize
+
+from gpuqueue.config import database_url
+from gpuqueue.queue import GPUQueue
+
+__all__ = ["fresh"]
+
+Queue = TypeVar("Queue", bound=GPUQueue)
+
+
+@contextmanager
+def fresh(gq: Queue) -> Iterator[Queue]:
+    """Inside the block, this queue object works on a new, empty file, which is gone afterwards; tasks and settings stay.
+
+    Handles of jobs belong to the file that they were made with. Blocks may be nested, and stand around `eager` or inside it.
+    A worker that was started before goes on with the file that it has opened.
+    """
+    folder = tempfile.mkdtemp(prefix="gpuqueue-")
+    remove = finalize(gq, shutil.rmtree, folder, ignore_errors=True)  # also where the process ends inside the block
+    before, enqueuer = gq.config, gq._enqueuer
+    gq.close()
+    gq.config = replace(before, database=database_url(Path(folder) / "fresh.db", relative_to=folder))
+    gq._enqueuer = enqueuer.for_file_of(gq.config)
+    try:
+        yield gq
+    finally:
+        gq.close()
+        gq.config, gq._enqueuer = before, enqueuer
+        remove()
