@@ -39,8 +39,9 @@ class InProcessWorker:
     Call `start()` where the process begins to serve; it returns at once, and again and again does no harm. With
     `one_per_host` the processes of this host that share the database agree on one, and another takes over when that one
     ends, however it ends. It starts in the processes that serve, not in a reloader's parent, in gunicorn's master (with
-    `--preload` it starts in the workers), or in a process that runs an isolated task. After any other fork it does not run
-    in the child; call `start()` there if the child serves. When the process ends, running jobs have `grace` to end and are
+    `--preload` it starts in the workers), in a process that runs an isolated task, or in a command of `manage.py`, `flask` or
+    `gpuqueue` that serves nothing: one whose name does not begin with `run`. After any other fork it does not run in the
+    child; call `start()` there if the child serves. When the process ends, running jobs have `grace` to end and are
     then given back unspent. A worker that cannot begin, because of other settings for example, says why in the log and is
     tried again: it does not keep the application from serving.
 
@@ -66,23 +67,31 @@ class InProcessWorker:
 
     def start(self) -> InProcessWorker:
         """Begin to run jobs here, or to wait for this host's place; returns at once."""
-        if child.is_child or _is_reloaders_parent():
+        command = _program_and_command()
+        if child.is_child or _is_reloaders_parent(*command) or _serves_nothing(*command):
             return self
         if _is_preloading_master():
             _preloaded[self._gq.database] = self
             return self
-        with _started_lock:
-            if self._thread is not None and self._thread.is_alive() and not self._stopping.is_set():
-                return self
-            before = _started.get(self._gq.database)
-            _started[self._gq.database] = self
-            self._stopping = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="gpuqueue-in-process", daemon=True)
-            self._thread.start()
-        _stop_all_at_exit()
-        if before is not None and before is not self:
+        while (before := self._take_place()) is not None:
             before.stop()
+        _stop_all_at_exit()
         return self
+
+    def _take_place(self) -> InProcessWorker | None:
+        """Begin, where it has not begun, if no other one of this process is there for the database; else return that one."""
+        with _started_lock:
+            before = _started.get(self._gq.database)
+            if before is not None and before is not self:
+                return before
+            if self._thread is None or not self._thread.is_alive() or self._stopping.is_set():
+                _started[self._gq.database] = self
+                self._stopping = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stopping,), name="gpuqueue-in-process", daemon=True
+                )
+                self._thread.start()
+        return None
 
     def stop(self, grace_s: float | None = None) -> None:
         """Let running jobs end within the grace, give back the rest unspent, leave the place to others, and return."""
@@ -155,15 +164,35 @@ def _place(runtime_dir: Path, *, one_per_host: bool) -> Iterator[bool]:
 # --- where it must not run ---
 
 
-def _is_reloaders_parent() -> bool:
+_PROGRAMS = {"manage": "manage.py", "django-admin": "manage.py", "django": "manage.py", "flask": "flask", "gpuqueue": "gpuqueue"}
+_WITH_VALUE = ("-A", "--app", "-e", "--env-file", "--config", "--database")  # options that may stand before a command
+
+
+def _program_and_command() -> tuple[str, str]:
+    """Which of the programs with commands this process is, and which command it runs; "" for any other program."""
+    file = Path(sys.argv[0] if sys.argv else "")
+    program = _PROGRAMS.get(file.parent.name if file.name == "__main__.py" else file.stem, "")
+    words = iter(sys.argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return program, word
+        if word in _WITH_VALUE:
+            next(words, None)
+    return program, ""
+
+
+def _serves_nothing(program: str, command: str) -> bool:
+    return bool(program) and not command.startswith("run")
+
+
+def _is_reloaders_parent(program: str, command: str) -> bool:
     """Whether this process only watches the files for Django's or Flask's development server, and restarts what serves."""
     words = sys.argv[1:]
-    program = os.path.basename(sys.argv[0] if sys.argv else "")
-    if "runserver" in words[:1]:
-        return "--noreload" not in words and os.environ.get("RUN_MAIN") != "true"
-    if program in ("flask", "flask.exe") or (program == "__main__.py" and "flask" in sys.argv[0]):
+    if program == "manage.py":
+        return command == "runserver" and "--noreload" not in words and os.environ.get("RUN_MAIN") != "true"
+    if program == "flask":
         debug = os.environ.get("FLASK_DEBUG", "").lower() not in ("", "0", "false", "no") or "--debug" in words
-        reloads = "run" in words and (debug or "--reload" in words) and "--no-reload" not in words and "--no-debug" not in words
+        reloads = command == "run" and (debug or "--reload" in words) and "--no-reload" not in words and "--no-debug" not in words
         return reloads and os.environ.get("WERKZEUG_RUN_MAIN") != "true"
     return False
 

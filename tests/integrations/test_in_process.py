@@ -137,7 +137,8 @@ def test_at_the_end_of_the_process_a_running_job_is_given_back_unspent(launch, a
     assert pids(app_queue) == []
 
 
-def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_place(gq, until):
+def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_place(gq, until, caplog):
+    caplog.set_level("INFO", logger="gpuqueue.worker")
     ran = []
     gq.task(name="tell")(lambda: ran.append("first"))
     first = InProcessWorker(gq)
@@ -154,6 +155,31 @@ def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_pl
             gq.enqueue("tell").result(timeout_s=20)
         assert ran == ["second"]
         again.close()
+    assert "waits for its place" not in caplog.text, "the second one began while the first was still there"
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["manage.py", "runserver", "--noreload"], True),
+        (["manage.py", "migrate"], False),
+        (["manage.py", "gpuqueue_worker"], False),
+        (["/venv/bin/django-admin", "shell"], False),
+        (["/venv/lib/django/__main__.py", "check"], False),
+        (["/venv/bin/flask", "--app", "shop", "run"], True),
+        (["/venv/bin/flask", "--app", "run", "shell"], False),
+        (["/venv/lib/flask/__main__.py", "routes"], False),
+        (["/venv/bin/gpuqueue", "worker", "--app", "shop:gq"], False),
+        (["/venv/bin/gunicorn", "shop:app"], True),
+        (["shop.py"], True),
+        ([""], True),
+    ],
+    ids=str,
+)
+def test_a_command_that_serves_nothing_runs_no_jobs(gq, monkeypatch, words, runs):
+    monkeypatch.setattr(sys, "argv", words)
+    with InProcessWorker(gq):
+        assert ("gpuqueue-in-process" in [thread.name for thread in threading.enumerate()]) == runs
 
 
 def test_a_task_that_is_declared_or_changed_while_it_runs_is_run_as_it_is_now(gq, until):
