@@ -86,6 +86,11 @@ class Task(Generic[Parameters, Returned]):
                 f"task {name!r}: isolate=True runs the function in another process, which must find it by name; "
                 f"move {function.__qualname__} to the top level of its module"
             )
+        if isolate and module_of(function) == "__main__":
+            raise UsageError(
+                f"task {name!r}: isolate=True runs the function in another process, which must import it, and what was typed "
+                f"into a notebook or an interpreter has no file; move {function.__qualname__} to a module"
+            )
         preemptible = bool(asked.pop("preemptible", False))
         options = read_options(asked)
         if options.connection is not None:

@@ -88,6 +88,12 @@ def test_a_function_that_no_other_process_can_find_is_refused(gq):
         gq.task(isolate=True)(local)
 
 
+def test_a_function_of_a_notebook_cannot_be_isolated():
+    code = "from gpuqueue import GPUQueue\ngq = GPUQueue('x.db')\ndef work(): ...\ngq.task(isolate=True)(work)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "what was typed into a notebook or an interpreter has no file; move work to a module" in ran.stderr
+
+
 def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_imported(tmp_path):
     (tmp_path / "script.py").write_text(
         "import os, sys\n"
