@@ -51,7 +51,7 @@ class UnknownTask(UsageError):
         names = sorted(known)
         super().__init__(
             f"there is no task {name!r}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
-            "Register it with @gq.task, and import its module where it is used"
+            "Register it with @gq.task, a plugin's verb with gq.verb, and import its module where it is used"
         )
 
 

@@ -399,6 +399,9 @@ class GPUQueue:
         if store is not None:
             store.close()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lstrip('_')} {self.database}>"
+
     def __enter__(self) -> GPUQueue:
         return self
 

@@ -77,6 +77,10 @@ class Task(Generic[Parameters, Returned]):
     @classmethod
     def of(cls, gq: GPUQueue, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
         """Make a task of a function. Raises: UsageError naming the setting."""
+        for option in settings:
+            known = TaskSettings.__annotations__
+            if option not in known and option != "connection":  # which has an error of its own, below
+                raise UsageError(f"a task has no option {option!r}{did_you_mean(option, known)}. Options: {', '.join(known)}")
         asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
         name = asked.pop("name", None) or task_name(function)
         rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))

@@ -116,6 +116,10 @@ def test_a_wrong_option_is_named_and_nothing_is_stored(gq, add, options, said):
     assert gq.jobs() == []
 
 
+def test_a_queue_object_says_which_file_it_is(gq):
+    assert str(gq.database) in repr(gq)
+
+
 def test_an_unknown_option_is_named(gq, add):
     for enqueue in (
         lambda: gq.enqueue("add", {"a": 1}, prioritiy=1),

@@ -105,6 +105,11 @@ class InProcessWorker:
             if _started.get(self._gq.database) is self:
                 del _started[self._gq.database]
 
+    def __repr__(self) -> str:
+        is_begun = self._thread is not None and not self._stopping.is_set()
+        what = "runs the jobs here" if self.is_running else "waits for its place" if is_begun else "is not started here"
+        return f"<InProcessWorker of {self._gq.database}: {what}>"
+
     def __enter__(self) -> InProcessWorker:
         return self.start()
 

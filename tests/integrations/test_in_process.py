@@ -152,6 +152,7 @@ def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_pl
         with InProcessWorker(again) as second:
             until(lambda: second.is_running, "the second runs")
             assert not first.is_running
+            assert ("runs the jobs here" in repr(second), "is not started here" in repr(first)) == (True, True)
             gq.enqueue("tell").result(timeout_s=20)
         assert ran == ["second"]
         again.close()
