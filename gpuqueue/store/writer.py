@@ -49,6 +49,7 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self._held_here = HeldHere(path)
         self.connection: sqlite3.Connection | None = None
+        self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would make a new one for every row
 
     def run(self, work: Work[Result]) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
@@ -82,7 +83,8 @@ class Writer:
         if self._queue or not self._lock.acquire(False):
             return self.run(partial(_insert, statement, row))
         try:
-            return (self.connection or self._open()).execute(statement, row).lastrowid or 0
+            cursor = self.cursor or self._open().cursor()
+            return cursor.execute(statement, row).lastrowid or 0
         except sqlite3.Error as error:
             return self._insert_late(statement, row, error)
         finally:
@@ -114,7 +116,7 @@ class Writer:
         with self._lock:
             if self.connection is not None:
                 self.connection.close()
-                self.connection = None
+                self.connection = self.cursor = None
 
     def _serve(self, own: _Call | None) -> None:
         interrupt: BaseException | None = None
@@ -184,6 +186,7 @@ class Writer:
         if self.connection is None:
             self.connection = self._connect()
             self.connection.execute("PRAGMA busy_timeout = 0")
+            self.cursor = self.connection.cursor()
         return self.connection
 
     def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:

@@ -252,7 +252,7 @@ def run_and_die(path: Path, operation: Operation, moment: int | None) -> list[st
     def work() -> str:
         with opened(path) as scene:
             dying = Dying(scene.store.writer._open(), moment)
-            scene.store.writer.connection = dying  # type: ignore[assignment]
+            scene.store.writer.connection = scene.store.writer.cursor = dying  # type: ignore[assignment]
             operation(scene)
             return "\n".join(statement[:40] for statement in dying.moments)
 

@@ -162,14 +162,14 @@ HOT: dict[str, Callable[[Rows], object]] = {
 def test_what_an_operation_really_runs_scans_and_sorts_nothing(filled: Rows, name: str) -> None:
     writer = filled.store.writer
     filled.store.ensure_queue("work")
-    real = writer.connection
+    real, cursor = writer.connection, writer.cursor
     assert real is not None
     seen = Seen(real)
-    writer.connection = seen  # type: ignore[assignment]
+    writer.connection = writer.cursor = seen  # type: ignore[assignment]
     try:
         HOT[name](filled)
     finally:
-        writer.connection = real
+        writer.connection, writer.cursor = real, cursor
     assert seen.plans
     for statement, lines in seen.plans.items():
         assert_good(lines, statement)
