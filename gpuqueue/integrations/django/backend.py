@@ -35,6 +35,7 @@ class Backend(BaseTaskBackend):
     mappings: `"queues": {"ai": {"gpu": True}}`.
     """
 
+    queues: set[str]
     task_class = GPUTask
     supports_defer = True
     supports_async_task = True

@@ -221,8 +221,13 @@ def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
         return _base() / given
     if named := os.environ.get("GPUQUEUE_CONFIG"):
         return Path(named)
-    found = _base() / CONFIGURATION
+    found = configuration_beside()
     return found if found.exists() else None
+
+
+def configuration_beside() -> Path:
+    """Return where a configuration is found without being named: beside manage.py."""
+    return _base() / CONFIGURATION
 
 
 def file_of(alias: str, where: str = "") -> Path:
