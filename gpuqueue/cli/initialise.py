@@ -12,6 +12,7 @@ import click
 
 from gpuqueue.cli.completion import files
 from gpuqueue.cli.rendering import note
+from gpuqueue.cli.session import AppSession, Session, pass_session
 from gpuqueue.config import DEFAULT_FILE, Config
 from gpuqueue.config_sections import ollama_url
 from gpuqueue.domain import BackendSettings
@@ -44,18 +45,21 @@ class Ollama:
 
 
 @click.command(short_help="Write a first configuration for this machine.")
-@click.option("--path", default=DEFAULT_FILE, show_default=True, metavar="FILE", shell_complete=files, help="Where to write it.")
+@click.option("--path", metavar="FILE", shell_complete=files, help=f"Where to write it. Default: {DEFAULT_FILE}.")
 @click.option("--force", is_flag=True, help="Overwrite the file when it is there.")
 @click.option("--model", metavar="MODEL", help="The model of the AI queues. Default: one that the Ollama has.")
 @click.option("--budget", metavar="SIZE", help='How much of the card jobs may use: "5GB". Default: what fits the card.')
 @click.option("--margin", metavar="SIZE", help='How much is left to others: "3GB".')
 @click.option("--ollama", "url", metavar="URL", help="The Ollama. Default: $OLLAMA_HOST, else http://127.0.0.1:11434.")
-def init(path: str, force: bool, model: str | None, budget: str | None, margin: str | None, url: str | None) -> None:
+@pass_session
+def init(
+    session: Session, path: str | None, force: bool, model: str | None, budget: str | None, margin: str | None, url: str | None
+) -> None:
     """Write a first configuration with what this machine has: its time zone, its card, its Ollama's model.
 
     It describes an interactive queue and a background queue that share one card, and two queues without a GPU.
     """
-    file = Path(os.path.abspath(Path(path).expanduser()))
+    file = session.new_config_path if path is None else Path(os.path.abspath(Path(path).expanduser()))
     if file.exists() and not force:
         raise UsageError(f"{file} is there already; --force overwrites it, --path FILE writes another")
     card = find_card()
@@ -74,9 +78,10 @@ def init(path: str, force: bool, model: str | None, budget: str | None, margin: 
         model=chosen,
         model_vram=vram_bytes,
         ollama_url=ollama.url,
+        database=session.database_of_new(file),
     )
     _write(file, text)
-    _tell(file, card, ollama, budget_bytes, margin_bytes, chosen, vram_bytes, zone)
+    _tell(session, file, card, ollama, budget_bytes, margin_bytes, chosen, vram_bytes, zone)
 
 
 def find_card() -> Card:
@@ -189,7 +194,15 @@ def _write(file: Path, text: str) -> None:
 
 
 def _tell(
-    file: Path, card: Card, ollama: Ollama, budget_bytes: int, margin_bytes: int, model: str, vram_bytes: int, zone: str
+    session: Session,
+    file: Path,
+    card: Card,
+    ollama: Ollama,
+    budget_bytes: int,
+    margin_bytes: int,
+    model: str,
+    vram_bytes: int,
+    zone: str,
 ) -> None:
     from gpuqueue.models import full_name
 
@@ -207,12 +220,18 @@ def _tell(
     click.echo(f"  time zone: {zone}; background work is paused 09:00-18:00 there")
     has = {full_name(name) for name in ollama.models or ()}
     missing = [name for name in (model, EMBEDDING_MODEL) if full_name(name) not in has]
-    where = "" if file == Path.cwd() / DEFAULT_FILE else f" --config {file}"
+    is_found = file == session.new_config_path
+    if not is_found and not isinstance(session, AppSession):
+        session = Session(str(file))
+    worker = session.worker_command("") if isinstance(session, AppSession) else session.command("worker")
     click.echo("next:")
     for name in missing:
         click.echo(f"  ollama pull {name}")
-    click.echo(f"  gpuqueue{where} doctor")
-    click.echo(f"  gpuqueue{where} worker")
-    click.echo(f'  gpuqueue{where} submit ai-realtime --model {model} --prompt "Say hello" --follow')
-    if os.environ.get("GPUQUEUE_CONFIG") and not where:
+    click.echo(f"  {session.command('doctor')}")
+    click.echo(f"  {worker}")
+    click.echo(f'  {session.command("submit", "ai-realtime", "--model", model)} --prompt "Say hello" --follow')
+    if isinstance(session, AppSession):
+        if not is_found:
+            note(f"note: the application reads {session.new_config_path} where its settings name no other file")
+    elif os.environ.get("GPUQUEUE_CONFIG") and is_found:
         note(f"note: GPUQUEUE_CONFIG names {os.environ['GPUQUEUE_CONFIG']}, which goes before this file")

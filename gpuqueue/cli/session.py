@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gpuqueue.config import DEFAULT_FILE, Config, database_path, database_url
+from gpuqueue.config import DEFAULT_DATABASE, DEFAULT_FILE, Config, database_path, database_url
 from gpuqueue.domain import Explanation
 from gpuqueue.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
 from gpuqueue.plugin_manager import Plugins
@@ -73,6 +73,15 @@ class Session:
     @property
     def config_path(self) -> Path | None:
         return Config.find(self._config_option)
+
+    @property
+    def new_config_path(self) -> Path:
+        """Where a first configuration is found without being named."""
+        return Path.cwd() / DEFAULT_FILE
+
+    def database_of_new(self, config: Path) -> str:
+        """Return the URL of the database that a first configuration is to name."""
+        return DEFAULT_DATABASE
 
     @property
     def database(self) -> Path:
@@ -180,6 +189,16 @@ class AppSession(Session):
     @property
     def config_path(self) -> Path | None:
         return self._own.config.path
+
+    @property
+    def new_config_path(self) -> Path:
+        return self.config_path or super().new_config_path
+
+    def database_of_new(self, config: Path) -> str:
+        folder = os.path.realpath(config.parent)
+        database = os.path.realpath(self.database)
+        is_beside = os.path.commonpath([folder, database]) == folder
+        return f"sqlite:///{os.path.relpath(database, folder) if is_beside else database}"
 
     def queue(self, app: str | None = None) -> GPUQueue:
         if app is not None:

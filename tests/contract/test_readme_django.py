@@ -8,9 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.contract.test_readme_web import ENVIRONMENT, folder, follow, quick_start, typed, worker
-
-__all__ = ["folder"]  # the fixture: a folder with the scenario's gpuqueue.toml, whose Ollama is simulated
+from gpuqueue.simulators.ollama import OllamaSimulator
+from tests.contract.test_readme_web import ENVIRONMENT, follow, quick_start, typed, worker
 
 # `runserver` is told nowhere but on its line to choose a free port.
 ANY_PORT = "import django.core.management.commands.runserver as it\nit.Command.default_port = '0'\n"
@@ -33,12 +32,13 @@ def type_line(line: str, folder: Path, **environment: str) -> str:
 
 def play(folder: Path, **environment: str) -> None:
     """Make the project, and use it; `environment` may name another Python and Django."""
-    begin, migrate, run_worker, run_server = quick_start("Django", folder, write=False)
+    begin, initialise, migrate, run_worker, run_server = quick_start("Django", folder, write=False)
     type_line(begin, folder, **environment)
     settings = folder / "mysite" / "settings.py"
     made = settings.read_text()
     quick_start("Django", folder)
     settings.write_text(f"{made}\n{settings.read_text()}")
+    assert "python manage.py gpuqueue_worker" in type_line(initialise, folder, **environment)
     assert "created the queue in" in type_line(migrate, folder, **environment)
     assert "no issues" in type_line("python manage.py check", folder, **environment)
     (folder / "free-port").mkdir()
@@ -60,5 +60,5 @@ def play(folder: Path, **environment: str) -> None:
         assert isinstance(result, dict) and result["text"] == text
 
 
-def test_the_quick_start_of_django(folder: Path) -> None:
-    play(folder)
+def test_the_quick_start_of_django(tmp_path: Path, ollama_server: OllamaSimulator) -> None:
+    play(tmp_path, OLLAMA_HOST=ollama_server.url)

@@ -6,13 +6,14 @@ from typing import Any
 
 from django.utils import timezone
 
-from gpuqueue.errors import UnknownJob
+from gpuqueue.errors import UnknownJob, did_you_mean
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, check_options, declared, options_of
 from gpuqueue.integrations.django.queues import DjangoQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
+    InvalidTask,
     TaskResultDoesNotExist,
     normalize_json,
     task_enqueued,
@@ -27,12 +28,14 @@ __all__ = ["Backend"]
 class Backend(BaseTaskBackend):
     """Keeps tasks as jobs of a gpuqueue.
 
-    QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any.
+    QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any; any too where
+    nothing says which queues there are.
     OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
     it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
     mappings: `"queues": {"ai": {"gpu": True}}`.
     """
 
+    queues: set[str]
     task_class = GPUTask
     supports_defer = True
     supports_async_task = True
@@ -41,9 +44,7 @@ class Backend(BaseTaskBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        self._takes_configured_queues = "QUEUES" not in params
-
-        self._names = frozenset(self.queues)
+        self._names = frozenset(self.queues) if "QUEUES" in params else None
 
     @property
     def gq(self) -> DjangoQueue:
@@ -56,11 +57,23 @@ class Backend(BaseTaskBackend):
 
     def validate_task(self, task: Any) -> None:
         """Refuse what cannot be enqueued. Raises: InvalidTask."""
-        if self._takes_configured_queues and task.queue_name not in self.queues:
-            self.queues |= set(self.gq.config.queues)
+        if task.queue_name not in self.queues:
+            self._expect_queue(task)
         super().validate_task(task)
         check_options(task)
         declared.setdefault(self.alias, {}).setdefault(task.module_path, task)
+
+    def _expect_queue(self, task: Any) -> None:
+        """Raises: InvalidTask where the settings say which queues there are, and none has the task's name."""
+        if self._names is None:  # said elsewhere, which is only read where a task asks for more than "default"
+            self.queues = set(self.gq.nameable)
+        if self.queues and task.queue_name not in self.queues:
+            # It begins as Django's own does, which others may look for.
+            raise InvalidTask(
+                f"{task.module_path}: Queue {task.queue_name!r} is not valid for backend. TASKS[{self.alias!r}] has the queues "
+                f"{', '.join(sorted(self.queues))}{did_you_mean(task.queue_name, self.queues)}; add it to "
+                f"{self.gq.place_of_queues}"
+            )
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
@@ -74,6 +87,7 @@ class Backend(BaseTaskBackend):
             asked["at"] = task.run_after if timezone.is_aware(task.run_after) else timezone.make_aware(task.run_after)
         gq = self.gq
         made = gq.task_of(task)
+        gq.expect_queues((task.queue_name,))
         options = read_options(
             {**asked, "queue": task.queue_name, "priority": task.priority or None, "connection": gq.transaction()}
         )

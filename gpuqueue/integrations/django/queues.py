@@ -26,7 +26,7 @@ from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
-from gpuqueue.options import read_options
+from gpuqueue.options import DEFAULT_QUEUE, read_options
 from gpuqueue.queue import GPUQueue
 from gpuqueue.tasks import Signature, Task
 
@@ -42,13 +42,21 @@ class DjangoQueue(GPUQueue):
     """The queue object of one entry of TASKS: Django's tasks, and all that a GPUQueue is.
 
     `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue lives in, None for a file of its own.
+    `nameable` are the queues that a Django task may name, none of them meaning any, and `place_of_queues` says where another
+    is added. `names` are those of the setting QUEUES, None where it is not given.
     """
 
-    def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str]) -> None:
+    def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str] | None) -> None:
         super().__init__(config=config, plugins={"django": ModelDemand()})
         self.alias = alias
         self.database_alias = database_alias
-        self._takes_any = not names
+        if names is None:
+            names = frozenset({DEFAULT_QUEUE, *config.queues}) if config.queues else frozenset()
+            options = f"TASKS[{alias!r}]['OPTIONS']['queues']"
+            self.place_of_queues = options if config.path is None else f"{config.path} as [queues.NAME], or to {options}"
+        else:
+            self.place_of_queues = f"TASKS[{alias!r}]['QUEUES']"
+        self.nameable = names
         self._missing: set[str] = set()  # tasks that cannot be imported here
         for name in names:
             self._declared.add_queue_name(name)
@@ -71,8 +79,8 @@ class DjangoQueue(GPUQueue):
         return known
 
     def expect_queues(self, names: Iterable[str]) -> None:
-        """Let queues exist that a worker is to serve before anything was enqueued there, where a task may name any queue."""
-        if self._takes_any:
+        """Let queues exist that are only named so far, by a task or for a worker to serve, where a task may name any."""
+        if not self.nameable:
             for name in names:
                 self._declared.add_queue_name(name)
 
@@ -165,9 +173,9 @@ def in_memory(database_alias: str | None) -> bool:
     return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
 
 
-def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str] | None) -> DjangoQueue:
     """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
-    key = (repr(sorted(options.items())), tuple(sorted(names)), *_files(options))
+    key = (repr(sorted(options.items())), names, *_files(options))
     with _lock:
         made = _made.get(alias)
         if made is None or made[0] != key:
@@ -175,7 +183,7 @@ def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> D
         return made[1]
 
 
-def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str] | None) -> DjangoQueue:
     where = f"TASKS[{alias!r}]['OPTIONS']"
     given = dict(options)
     database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
@@ -213,8 +221,13 @@ def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
         return _base() / given
     if named := os.environ.get("GPUQUEUE_CONFIG"):
         return Path(named)
-    found = _base() / CONFIGURATION
+    found = configuration_beside()
     return found if found.exists() else None
+
+
+def configuration_beside() -> Path:
+    """Return where a configuration is found without being named: beside manage.py."""
+    return _base() / CONFIGURATION
 
 
 def file_of(alias: str, where: str = "") -> Path:

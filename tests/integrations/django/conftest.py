@@ -107,14 +107,17 @@ def _forget(alias: str) -> None:
 
 @pytest.fixture
 def use_queue(tmp_path: Path, use_database: UseDatabase) -> Iterator[UseQueue]:
-    """`use_queue(**options)`: let TASKS have one entry, with these OPTIONS; by default the queue has a file of its own."""
+    """`use_queue(**options)`: let TASKS have one entry, with these OPTIONS; by default the queue has a file of its own.
+
+    `names` are the setting QUEUES, which None leaves out.
+    """
     overridden = []
     made = []
 
-    def use(names: tuple[str, ...] = (), backend: str = BACKEND, **options: Any) -> DjangoQueue:
+    def use(names: tuple[str, ...] | None = (), backend: str = BACKEND, **options: Any) -> DjangoQueue:
         if not options.keys() & {"file", "database", "config"}:
             options["file"] = tmp_path / "gpuqueue.db"
-        entry = {"BACKEND": backend, "QUEUES": list(names), "OPTIONS": options}
+        entry = {"BACKEND": backend, "OPTIONS": options, **({} if names is None else {"QUEUES": list(names)})}
         overridden.append(override_settings(TASKS={"default": entry}))
         overridden[-1].enable()
         made.append(queue())

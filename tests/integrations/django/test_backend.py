@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,29 @@ def test_the_queue_that_a_task_names_exists_through_it(use_queue: UseQueue) -> N
     with pytest.raises(InvalidTask, match="'letters'"):
         tasks.add.using(queue_name="letters")
     assert gq is not queue()
+
+
+def test_a_task_names_any_queue_where_nothing_says_which_there_are(use_queue: UseQueue) -> None:
+    gq = use_queue(names=None)
+    made = task(queue_name="letters")(tasks.undecorated)
+    assert [job_of(named.enqueue()).queue for named in (made, made.using(queue_name="post"))] == ["letters", "post"]
+    assert {"letters", "post"} <= gq.queue_names()
+
+
+def test_a_queue_that_is_not_among_those_said_is_refused_with_the_way_out(use_queue: UseQueue, tmp_path: Path) -> None:
+    for use, place in (
+        (lambda: use_queue(names=("letters", "post")), "TASKS['default']['QUEUES']"),
+        (lambda: use_queue(names=None, queues={"letters": {}, "post": {}}), "TASKS['default']['OPTIONS']['queues']"),
+        (lambda: use_queue(names=None, config=tmp_path / "gpuqueue.toml"), f"{tmp_path / 'gpuqueue.toml'} as [queues.NAME]"),
+    ):
+        (tmp_path / "gpuqueue.toml").write_text('database = "gpuqueue.db"\n[queues.letters]\n[queues.post]\n')
+        use()
+        assert tasks.add.using(queue_name="post").queue_name == "post"
+        with pytest.raises(InvalidTask) as raised:
+            tasks.add.using(queue_name="leters")
+        said = str(raised.value)
+        assert said.startswith("tests.integrations.django.tasks.add: Queue 'leters' is not valid for backend.")
+        assert "letters, post (did you mean 'letters'?); add it to " + place in said
 
 
 def test_a_result_outlives_a_change_of_the_queues(use_queue: UseQueue) -> None:

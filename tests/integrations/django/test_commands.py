@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import tomllib
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core import mail
 from django.core.management import CommandError, call_command
 from django.test import override_settings
@@ -33,7 +35,8 @@ def test_the_command_line_works_on_the_projects_queue(own_file: DjangoQueue) -> 
     assert [job["task"] for job in json.loads(ran("jobs", "--json"))["jobs"]] == ["tests.integrations.django.tasks.add"]
     assert "default" in ran("status")
     said = ran("explain", str(job_of(result).id))
-    assert "python manage.py gpuqueue" in said
+    assert "python manage.py gpuqueue_worker" in said
+    assert job_of(result).explain().advice in said, "the command line has the same words"
     ran("cancel", str(job_of(result).id))
     result.refresh()
     assert result.status == "FAILED"
@@ -52,6 +55,29 @@ def test_the_words_of_django_are_not_those_of_the_command_line(own_file: DjangoQ
     with pytest.raises(SystemExit):
         Command().run_from_argv(["manage.py", "gpuqueue", "--database", "x.db", "status"])
     assert "python manage.py gpuqueue" in capfd.readouterr().err
+
+
+def test_init_writes_what_this_project_reads_and_says_its_own_commands(
+    use_database: UseDatabase, use_queue: UseQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BASE_DIR", tmp_path / "site")
+    (tmp_path / "site").mkdir()
+    for database, named in (("site/db.sqlite3", "db.sqlite3"), ("data/db.sqlite3", f"{tmp_path}/data/db.sqlite3")):
+        use_database(name=database)
+        use_queue(database="default")
+        said = ran("init", "--ollama", "127.0.0.1:9", "--force")
+        with (tmp_path / "site" / "gpuqueue.toml").open("rb") as file:
+            assert tomllib.load(file)["database"] == f"sqlite:///{named}"
+        assert said.rpartition("next:")[2].split("\n  ") == [
+            "",
+            "ollama pull gemma4:e4b",
+            "ollama pull nomic-embed-text",
+            "python manage.py gpuqueue doctor",
+            "python manage.py gpuqueue_worker",
+            'python manage.py gpuqueue submit ai-realtime --model gemma4:e4b --prompt "Say hello" --follow\n',
+        ]
+    said = ran("init", "--ollama", "127.0.0.1:9", "--path", str(tmp_path / "other.toml"))
+    assert f"the application reads {tmp_path / 'site' / 'gpuqueue.toml'}" in said
 
 
 def test_an_option_is_taken_out_wherever_it_stands() -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.contract.installation import ROOT, copy_of_the_checkout, uv
 from tests.contract.test_pythons import find_python
-from tests.contract.test_readme_django import folder, play
+from tests.contract.test_readme_django import play
 from tests.contract.test_readme_web import ENVIRONMENT
 from tests.integrations.django.djangos_suite import LEFT_OUT
-
-__all__ = ["folder"]  # the fixture
 
 PYTHONS = ("3.13", "3.12")  # those that Django 6 runs on, as far as gpuqueue claims them
 UNREACHABLE = ("Failed to establish a new connection", "Name or service not known", "Max retries exceeded", "Temporary failure")
@@ -72,5 +71,7 @@ def test_djangos_own_tests_of_its_tasks_pass(django6: Path, djangos_tests: Path,
     assert found["ran"] > 70
 
 
-def test_the_quick_start_of_the_readme_runs_on_this_django_too(django6: Path, folder: Path) -> None:
-    play(folder, PATH=f"{django6.parent}:{ENVIRONMENT['PATH']}")
+def test_the_quick_start_of_the_readme_runs_on_this_django_too(
+    django6: Path, tmp_path: Path, ollama_server: OllamaSimulator
+) -> None:
+    play(tmp_path, OLLAMA_HOST=ollama_server.url, PATH=f"{django6.parent}:{ENVIRONMENT['PATH']}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.handlers.asgi import ASGIRequest
+from django.http import Http404
 from django.test import RequestFactory
 
 from gpuqueue import Worker
@@ -47,3 +48,12 @@ def test_under_asgi_an_asynchronous_one_does(own_file: DjangoQueue) -> None:
 def test_a_browser_that_has_heard_the_end_is_sent_away(own_file: DjangoQueue, make: Any) -> None:
     response = sse_response(make(last_event_id="end"), tasks.add.enqueue(1))
     assert response.status_code == 204
+
+
+@pytest.mark.parametrize("make", [RequestFactory().get, lambda path: asgi_request()])
+def test_a_job_is_found_by_its_id_and_one_that_is_not_there_is_a_404(own_file: DjangoQueue, make: Any) -> None:
+    job = job_of(tasks.add.enqueue(1))
+    assert sse_response(make("/"), job.id).status_code == 200
+    assert sse_response(make("/"), job.id, using="default").status_code == 200
+    with pytest.raises(Http404, match="there is no job 77"):
+        sse_response(make("/"), 77)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -10,14 +11,24 @@ from gpuqueue.cli.app import WRONG, main
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import AppSession
 from gpuqueue.errors import GPUQueueError
+from gpuqueue.integrations.django.queues import configuration_beside, queue
 
 WORKS = {"worker", "submit"}  # the commands that need to know the project's tasks
 
 
+class ProjectSession(AppSession):
+    """The session of `manage.py gpuqueue`."""
+
+    @property
+    def new_config_path(self) -> Path:
+        return self.config_path or configuration_beside()
+
+    def worker_command(self, queue: str) -> str:
+        return self.queue().worker_command(queue)
+
+
 def run(alias: str, words: Sequence[str], *, program: Sequence[str] = ("python", "manage.py")) -> int:
     """Run a command line and return its exit status."""
-    from gpuqueue.integrations.django.queues import queue
-
     try:
         gq = queue(alias)
         if WORKS & set(words):
@@ -25,7 +36,7 @@ def run(alias: str, words: Sequence[str], *, program: Sequence[str] = ("python",
     except (GPUQueueError, ImproperlyConfigured) as error:
         error_line(str(error))
         return WRONG
-    return main(words, session=AppSession(gq, *program, "gpuqueue"))
+    return main(words, session=ProjectSession(gq, *program, "gpuqueue"))
 
 
 def take_option(words: list[str], name: str) -> str | None:
