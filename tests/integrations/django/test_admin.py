@@ -492,7 +492,7 @@ def test_a_job_is_cancelled_and_retried(boss: Client, of_every_state: dict[Any, 
     assert "had finished before: completed" in post(boss, f"{JOBS}act/", job=done.id, act="cancel", back=job_url(done))
     runs = of_every_state[State.RUNNING]
     asked = boss.post(f"{JOBS}act/", {"job": runs.id, "act": "cancel", "back": job_url(runs)})
-    assert f"Cancel job {runs.id}?" in text_of(asked) and "It runs: what was done so far is lost" in text_of(asked)
+    assert f"Cancel job {runs.id}?" in text_of(asked) and "It runs: what it has done so far is lost" in text_of(asked)
     assert not runs.refresh().record.cancel_requested
     assert "Asked to stop" in post(boss, f"{JOBS}act/", **form_of(asked, job_url(runs)))
     assert runs.refresh().record.cancel_requested
