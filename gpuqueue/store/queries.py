@@ -52,16 +52,24 @@ def get_job(connection: sqlite3.Connection, job_id: int) -> Job:
 
 
 def list_jobs(
-    connection: sqlite3.Connection, *, queue: str | None, state: State | None, limit: int, after: int | None
+    connection: sqlite3.Connection,
+    *,
+    queue: str | None,
+    state: State | None,
+    limit: int,
+    after: int | None = None,
+    before: int | None = None,
 ) -> list[Job]:
-    """Return jobs, the newest first; `after` continues behind the id that the last page ended with."""
-    selected, values = newest(connection, queue=queue, state=state, after=after)
+    """Return jobs, the newest first: those that follow the id `after`, or those that lead to the id `before`."""
+    selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
     rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {selected} LIMIT ?", (*values, limit)).fetchall()
-    return [to_job(connection, row) for row in rows]
+    return [to_job(connection, row) for row in (rows if before is None else reversed(rows))]
 
 
-def newest(connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None) -> tuple[str, list[Any]]:
-    """Word which jobs a list shows, the newest first: WHERE and ORDER BY, and their values."""
+def newest(
+    connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None, before: int | None = None
+) -> tuple[str, list[Any]]:
+    """Word which jobs a list shows, the newest first, those before an id backwards: WHERE and ORDER BY, and their values."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
     for together in (("cancelled", "discarded"), ("scheduled", "retryable")):
         if state in together:
@@ -77,10 +85,11 @@ def newest(connection: sqlite3.Connection, *, queue: str | None, state: State | 
         counted = f"SELECT count(*) FROM (SELECT 1 FROM jobs {where} LIMIT ?)"
         if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
             order = "+id"
-    if after is not None:
-        where = f"{where} AND {order} < ?" if where else f"WHERE {order} < ?"
-        values.append(after)
-    return f"{where} ORDER BY {order} DESC", values
+    for compared, job_id in (("<", after), (">", before)):
+        if job_id is not None:
+            where = f"{where} AND {order} {compared} ?" if where else f"WHERE {order} {compared} ?"
+            values.append(job_id)
+    return f"{where} ORDER BY {order} {'DESC' if before is None else 'ASC'}", values
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ LOOKED_AT = 20_000  # jobs in one call: about 20 ms
 
 
 class Found(NamedTuple):
-    """Jobs, the newest first; `after` is the last id that was looked at, None when there are no more."""
+    """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
 
     jobs: list[Job]
-    after: int | None
+    looked_to: int | None
 
 
 def by_task(
@@ -31,17 +31,23 @@ def by_task(
     state: State | None = None,
     limit: int,
     after: int | None = None,
+    before: int | None = None,
 ) -> Found:
-    """Find the newest jobs whose task's name has a text in it, in any case of its letters; wants one read transaction."""
-    selected, values = newest(connection, queue=queue, state=state, after=after)
+    """Find the jobs next to an id, else the newest, whose task's name has a text in it, in any case of its letters.
+
+    Wants one read transaction.
+    """
+    selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
     wanted = text.casefold()
     found: list[Job] = []
     seen_count, last = 0, None
     rows = connection.execute(f"SELECT id, task FROM jobs {selected} LIMIT ?", (*values, LOOKED_AT + 1))
     for job_id, task in rows:
         if len(found) == limit or seen_count == LOOKED_AT:
-            return Found(found, last)
+            break
         seen_count, last = seen_count + 1, job_id
         if wanted in task.casefold():
             found.append(get_job(connection, job_id))
-    return Found(found, None)
+    else:
+        last = None
+    return Found(found if before is None else found[::-1], last)

@@ -321,6 +321,7 @@ def test_jobs_are_listed_newest_first_by_pages(rows: Rows) -> None:
 
     assert listed() == ids[:2:-1]
     assert listed(after=ids[3]) == ids[2::-1]
+    assert listed(before=ids[0]) == ids[3:0:-1] and listed(before=ids[5]) == []
     assert listed(queue="mail") == ids[5:]
     assert listed(state=State.COMPLETED) == ids[:1]
 

@@ -206,8 +206,8 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
     with store.reading() as connection:
         seen = Seen(connection)
         for state in (State.CANCELLED, State.DISCARDED):
-            for after in (None, 5):
-                queries.list_jobs(seen, queue=None, state=state, limit=9, after=after)  # type: ignore[arg-type]
+            for place in ({}, {"after": 5}, {"before": 5}):
+                queries.list_jobs(seen, queue=None, state=state, limit=9, **place)  # type: ignore[arg-type]
     store.close()
     for statement, lines in seen.plans.items():
         assert_good(lines, statement, "jobs_unsuccessful")
@@ -246,7 +246,7 @@ def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
 ) -> None:
     with filled.store.reading() as connection:
         seen = Seen(connection)
-        for after in (None, 5):
-            queries.list_jobs(seen, queue=queue, state=state, limit=9, after=after)  # type: ignore[arg-type]
+        for place in ({}, {"after": 5}, {"before": 5}):
+            queries.list_jobs(seen, queue=queue, state=state, limit=9, **place)  # type: ignore[arg-type]
     for statement, lines in seen.plans.items():
         assert any(f"INDEX {index}" in line for line in lines), (statement, lines)

@@ -26,8 +26,8 @@ def gq(tmp_path: Path) -> Iterator[GPUQueue]:
 
 def found(gq: GPUQueue, text: str, **asked: object) -> tuple[list[int], int | None]:
     with gq.store.snapshot() as connection:
-        jobs, after = search.by_task(connection, text, **{"limit": 9, **asked})  # type: ignore[arg-type]
-    return [job.id for job in jobs], after
+        jobs, looked_to = search.by_task(connection, text, **{"limit": 9, **asked})  # type: ignore[arg-type]
+    return [job.id for job in jobs], looked_to
 
 
 def test_a_part_of_the_name_is_enough_in_any_case_of_its_letters(gq: GPUQueue) -> None:
@@ -45,6 +45,8 @@ def test_queue_and_state_narrow_the_search(gq: GPUQueue) -> None:
 def test_a_page_says_where_the_next_one_begins(gq: GPUQueue) -> None:
     assert found(gq, "bills", limit=2) == ([5, 3], 3)
     assert found(gq, "bills", limit=2, after=3) == ([1], None)
+    assert found(gq, "bills", limit=1, before=1) == ([3], 3)
+    assert found(gq, "bills", limit=3, before=1) == ([5, 3], None)
     assert found(gq, "send", limit=6) == ([6, 5, 4, 3, 2, 1], None)
 
 

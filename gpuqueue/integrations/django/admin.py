@@ -6,9 +6,10 @@ They are in the index of `django.contrib.admin.site`; another site takes them as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import update_wrapper, wraps
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
@@ -18,10 +19,12 @@ from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse, reverse_lazy
+from django.utils.encoding import escape_uri_path
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from gpuqueue.domain import State
+from gpuqueue.domain import FINISHED, State
 from gpuqueue.errors import StateError, UnknownJob, UnknownQueue, UsageError
+from gpuqueue.handle import JobHandle
 from gpuqueue.integrations.django.models import Job, Queue
 from gpuqueue.integrations.django.pages import cards, job, jobs, queues, sources
 from gpuqueue.moments import until
@@ -32,6 +35,7 @@ __all__ = ["JobAdmin", "QueueAdmin"]
 REFRESH_S = 5
 LONGEST_REFRESH_S = 3600
 View = Callable[..., HttpResponse]
+KEPT = ("reason", "until")  # what somebody wrote into a form is not lost when it cannot be done
 
 
 def for_eyes(view: View) -> View:
@@ -50,8 +54,8 @@ def for_eyes(view: View) -> View:
     return seen
 
 
-def for_hands(view: View) -> View:
-    """Let a view be for those who may change, by POST only; afterwards they are back where they were, and are told."""
+def for_hands(view: Callable[..., HttpResponse | None]) -> View:
+    """Let a view be for those who may change, by POST only; unless it answers, they are back where they were, and are told."""
 
     @wraps(view)
     def done(self: Pages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -59,13 +63,14 @@ def for_hands(view: View) -> View:
             return HttpResponseNotAllowed(["POST"])
         if not self.has_change_permission(request):
             raise PermissionDenied
+        back = self.back(request)
         try:
-            view(self, request, *args, **kwargs)
+            if (answer := view(self, request, *args, **kwargs)) is not None:
+                return answer
         except sources.TROUBLES as error:
             self.message_user(request, str(error), messages.ERROR)
-        back = request.POST.get("back", "")
-        if not url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure()):
-            back = self.url("changelist")
+            if kept := {name: request.POST[name] for name in KEPT if request.POST.get(name)}:
+                back += f"{'&' if '?' in back else '?'}{urlencode(kept)}"
         return HttpResponseRedirect(back)
 
     return done
@@ -112,6 +117,16 @@ class Pages(admin.ModelAdmin):
         pages = self.admin_site.get_model_admin(model)
         return pages if pages.has_view_or_change_permission(request) else None
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Find what a history is of, which outlives its job."""
+        return self.model(pk=object_id)
+
+    def back(self, request: HttpRequest) -> str:
+        """Return where a form was sent from, if that is a page of this site."""
+        back = str(request.POST.get("back", ""))
+        is_ours = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
+        return back if is_ours else self.url("changelist")
+
     def page(self, request: HttpRequest, template: str, title: str, shown: dict[str, Any], status: int = 200) -> HttpResponse:
         """Answer with a page."""
         request.current_app = self.admin_site.name  # which the tag `url` looks for
@@ -126,7 +141,8 @@ class Pages(admin.ModelAdmin):
             "may_change": self.has_change_permission(request),
             "sees_queues": their_queues is not None,
             "sees_jobs": their_jobs is not None,
-            "back": request.get_full_path(),
+            "back": escape_uri_path(request.path) + changed(request, **dict.fromkeys(KEPT, "")).removesuffix("?"),
+            "refresh_every_s": REFRESH_S,
             "refresh_s": str(refresh_s) if refresh_s else "",
             "refresh_url": changed(request, refresh="" if refresh_s else str(REFRESH_S)),
             **shown,
@@ -152,6 +168,7 @@ class QueueAdmin(Pages):
             ("cards/", self.cards_view, "cards"),
             ("workers/", self.workers_view, "workers"),
             ("act/", self.act_view, "act"),
+            ("<path:object_id>/history/", self.history_view, "history"),
             ("<path:object_id>/change/", self.change_view, "change"),
         ]
 
@@ -162,7 +179,8 @@ class QueueAdmin(Pages):
     @for_eyes
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         alias, name = sources.read_key(unquote(object_id))
-        return self.page(request, "queue", f"Queue {name}", queues.queue_page(sources.opened(alias), name))
+        written = {name: request.GET.get(name, "") for name in KEPT}
+        return self.page(request, "queue", f"Queue {name}", {**queues.queue_page(sources.opened(alias), name), **written})
 
     @for_eyes
     def cards_view(self, request: HttpRequest) -> HttpResponse:
@@ -180,7 +198,7 @@ class QueueAdmin(Pages):
         if act == "resume":
             was_paused = gq.resume(name, by=by)
             holds = [f"still held: {hold.detail}{until(hold.until, now=gq.now())}" for hold in gq.holds().get(name, ())]
-            runs = f"{name} runs again" if was_paused and not holds else f"{name} is paused by nobody now"
+            runs = f"Queue {name} runs again" if was_paused and not holds else f"Queue {name} is paused by nobody now"
             self.message_user(request, ". ".join([runs, *holds]), messages.SUCCESS)
             if was_paused:
                 self.note(request, key, "Resumed.")
@@ -195,7 +213,7 @@ class QueueAdmin(Pages):
             raise UsageError(f"Until is {until_text!r}: that is in the past")
         gq.pause(name, reason=reason, until=end, by=by)
         ends = until(end, now=gq.now())
-        self.message_user(request, f"{name} is paused{ends}. Jobs that run go on.", messages.SUCCESS)
+        self.message_user(request, f"Queue {name} is paused{ends}. Jobs that run go on.", messages.SUCCESS)
         self.note(request, key, f"Paused{ends}{f': {reason}' if reason else '.'}")
 
 
@@ -207,25 +225,31 @@ class JobAdmin(Pages):
         return [
             ("", self.changelist_view, "changelist"),
             ("act/", self.act_view, "act"),
+            ("<path:object_id>/history/", self.history_view, "history"),
             ("<path:object_id>/change/", self.change_view, "change"),
         ]
 
     @for_eyes
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        asked = {name: request.GET.get(name, "").strip() for name in ("queue", "state", "q", "after", "file")}
+        asked = {name: request.GET.get(name, "").strip() for name in ("queue", "state", "q", "after", "before", "file")}
         known = sources.aliases()
         alias = asked["file"] or known[0]
         gq = sources.opened(alias)
-        found = jobs.job_list(gq, queue=asked["queue"], state=asked["state"], text=asked["q"], after=asked["after"])
+        queue, state, text = asked["queue"], asked["state"], asked["q"]
+        found = jobs.job_list(gq, queue=queue, state=state, text=text, after=asked["after"], before=asked["before"])
+        newer = "" if found["newer"] is None else changed(request, after="", before=str(found["newer"]))
+        older = "" if found["older"] is None else changed(request, after=str(found["older"]), before="")
         shown = {
             **found,
             "asked": asked,
             "file": str(gq.database),
-            "files": [(other, other == alias, changed(request, file=other, queue="", after="")) for other in known],
-            "queue_filter": filters(request, "queue", asked["queue"], found["known_queues"]),
-            "state_filter": filters(request, "state", asked["state"], found["known_states"]),
-            "newest_url": changed(request, after="") if asked["after"] else "",
-            "older_url": changed(request, after=str(found["older"])) if found["older"] else "",
+            "files": [(other, other == alias, changed(request, file=other, queue="", after="", before="")) for other in known],
+            "queue_filter": filters(request, "queue", queue, found["known_queues"]),
+            "state_filter": filters(request, "state", state, found["known_states"]),
+            "newest_url": newer and changed(request, after="", before=""),
+            "newer_url": newer,
+            "older_url": older,
+            "further_url": (newer if asked["before"] else older) if found["looked_far"] else "",
         }
         return self.page(request, "jobs", "Jobs", shown)
 
@@ -236,7 +260,7 @@ class JobAdmin(Pages):
         return self.page(request, "job", f"Job {name}", {**shown, "whole_url": changed(request, whole="1")})
 
     @for_hands
-    def act_view(self, request: HttpRequest) -> None:
+    def act_view(self, request: HttpRequest) -> HttpResponse | None:
         act, keys = request.POST.get("act", ""), request.POST.getlist("job")
         if act not in ("retry", "cancel"):
             raise UsageError(f"act is {act!r}: it is retry or cancel")
@@ -244,6 +268,11 @@ class JobAdmin(Pages):
             raise UsageError("no job was selected; nothing was done")
         if len(keys) > jobs.PER_PAGE:
             raise UsageError(f"{len(keys)} jobs were selected, and a page has {jobs.PER_PAGE}; nothing was done")
+        if act == "cancel" and "sure" not in request.POST and (at_stake := self._at_stake(keys)):
+            title = f"Cancel job {at_stake[0]['id']}?" if len(at_stake) == 1 else f"Cancel {len(at_stake)} jobs?"
+            running_count = sum(row["state"] == State.RUNNING for row in at_stake)
+            shown = {"jobs": at_stake, "keys": keys, "running_count": running_count, "back": self.back(request)}
+            return self.page(request, "cancel", title, shown)
         done: dict[str, int] = {}
         try:
             for key in keys:
@@ -256,6 +285,20 @@ class JobAdmin(Pages):
         finally:
             for words, count in done.items():
                 self.message_user(request, words if len(keys) == 1 else f"{counted(count, 'job')}: {words}", messages.SUCCESS)
+        return None
+
+    def _at_stake(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Show the jobs that would be cancelled, none where that takes no asking: of one that waits nothing is lost."""
+        found = []
+        for key in keys:
+            gq, job_id = self._place(key)
+            try:
+                record = gq.job(job_id).record
+            except UnknownJob:
+                continue  # which is told when the others were cancelled
+            if record.state not in FINISHED:
+                found += jobs.rows_of(gq, [record])
+        return found if len(found) > 1 or any(row["state"] == State.RUNNING for row in found) else []
 
     def _retry(self, key: str) -> tuple[str, str]:
         """Make a job available again; returns what to tell, and what was done, "" when nothing was."""
@@ -276,13 +319,15 @@ class JobAdmin(Pages):
             return str(error), ""
         return ("cancelled", "Cancelled.") if state is State.CANCELLED else ("asked to stop", "Asked to stop.")
 
-    def _handle(self, key: str) -> Any:
+    def _handle(self, key: str) -> JobHandle:
+        return JobHandle(*self._place(key))
+
+    def _place(self, key: str) -> tuple[Any, int]:
+        """Return the queue object that has a job, and the job's id."""
         alias, name = sources.read_key(key)
         if not (name.isascii() and name.isdecimal() and len(name) < 19):
             raise UsageError(f"job is {key!r}: that is no job's id")
-        from gpuqueue.handle import JobHandle
-
-        return JobHandle(sources.opened(alias), int(name))
+        return sources.opened(alias), int(name)
 
 
 def changed(request: HttpRequest, **words: str) -> str:
@@ -303,7 +348,7 @@ def filters(request: HttpRequest, name: str, chosen: str, known: list[tuple[str,
             "words": value or "All",
             "count": count,
             "chosen": value == chosen,
-            "url": changed(request, **{name: value, "after": ""}),
+            "url": changed(request, **{name: value, "after": "", "before": ""}),
         }
         for value, count in choices
     ]

@@ -18,7 +18,7 @@ from django.db import connections
 from django.test import Client, override_settings
 
 from gpuqueue import State, Worker, current_job
-from gpuqueue.domain import FINISHED
+from gpuqueue.domain import FINISHED, Rate, WindowRule
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
@@ -155,14 +155,21 @@ def test_the_queues_are_shown_with_their_jobs_by_state_and_what_holds_them(boss:
 
 def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQueue) -> None:
     gq.queue("default")
-    gq.queue("ai batch/1", concurrency=3, pause=["09:00-18:00"], yields_to=["default"])
+    night = WindowRule("18:00-09:00", concurrency=1, rate=Rate(3, 3600))
+    settings = {"rate": Rate(10, 300), "timeout_s": 5400, "retry_every_s": 0.5, "min_run_s": 0, "windows": (night,), "gpu": True}
+    gq.queue("ai batch/1", concurrency=3, pause=("09:00-18:00",), yields_to=("default",), **settings)
     gq.enqueue_many([(gq.task(name="x", queue="ai batch/1")(print), {})])
     gq.pause("ai batch/1", reason="the card is being changed", until="2h", by="ada")
     (url,) = re.findall(r'href="(/admin/gpuqueue/queue/ai[^"]+)"', boss.get(QUEUES).content.decode())
     shown = read(boss, url)
     assert "paused by ada: the card is being changed until" in shown
     assert "Paused since" in shown and "2h from now" in shown
-    assert "concurrency 3" in shown and "pause 09:00-18:00" in shown and "yields_to default" in shown
+    for words in (
+        *("gpu true", "concurrency 3", 'pause ["09:00-18:00"]', 'yields_to ["default"]', 'overrun "finish"', "fallback –"),
+        *('rate "10/5m"', 'timeout "90m"', 'retry_every "500ms"', 'min_run "0s"', 'nearly_done "3s"', "max_attempts –"),
+        'windows [{ at = "18:00-09:00", concurrency = 1, rate = "3/h" }]',
+    ):
+        assert words in shown, words
 
 
 def test_a_queue_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -> None:
@@ -197,21 +204,40 @@ def test_jobs_are_searched_by_id_and_by_a_part_of_their_tasks_name(boss: Client,
     assert (listed("q=send&queue=default&state=available"), listed("q=send&state=running")) == (["2", "1"], [])
 
 
-def test_pages_of_jobs_follow_each_other_without_losing_one(boss: Client, gq: DjangoQueue) -> None:
-    made = gq.task(name="many", queue="default")(lambda: None)
-    gq.enqueue_many([(made, {})] * 120)
-    seen: list[int] = []
-    url = f"{JOBS}?queue=default"
-    for _ in range(4):
-        page = boss.get(url).content.decode()
-        seen += map(int, re.findall(r"/job/(\d+)/change/", page))
-        older = re.search(r'href="(\?[^"]*)">Older', page)
-        if older is None:
-            break
-        assert "queue=default" in older[1]
-        url = JOBS + html.unescape(older[1])
-    assert seen == list(range(120, 0, -1))
-    assert "Newest" in text_of(boss.get(url))
+def leafed(client: Client, url: str, link: str) -> list[list[int]]:
+    """Follow a link of the list's as long as there is one, and return the ids of each page, and the last page's address."""
+    pages = []
+    while True:
+        page = client.get(url).content.decode()
+        pages.append([int(found) for found in re.findall(r"/job/(\d+)/change/", page)])
+        further = re.search(rf'href="(\?[^"]*)">{link}<', page)
+        if further is None:
+            return pages
+        url = JOBS + html.unescape(further[1])
+
+
+@pytest.mark.parametrize("query", ["queue=default", "q=man", "state=available"])
+def test_pages_of_jobs_follow_each_other_both_ways_without_losing_one(boss: Client, gq: DjangoQueue, query: str) -> None:
+    gq.enqueue_many([(gq.task(name="many", queue="default")(lambda: None), {})] * 120)
+    gq.job(60).cancel()
+    every = [job_id for job_id in range(120, 0, -1) if job_id != 60 or "state" not in query]
+    older = leafed(boss, f"{JOBS}?{query}", "Older")
+    assert older == [every[:50], every[50:100], every[100:]]
+    newer = leafed(boss, f"{JOBS}?{query}&after={older[-1][0] + 1}", "Newer")
+    assert newer == [every[100:], every[50:100], every[:50]]
+    # From an odd place the way up ends with a whole page of the newest.
+    newer = leafed(boss, f"{JOBS}?{query}&after=30", "Newer")
+    assert [len(page) for page in newer] == [29, 50, 50] and newer[-1] == every[:50]
+    assert "Newest" not in read(boss, f"{JOBS}?{query}") and "Newest" in read(boss, f"{JOBS}?{query}&after=30")
+
+
+def test_a_list_that_has_lost_its_jobs_leads_back_to_others(boss: Client, gq: DjangoQueue) -> None:
+    gq.enqueue_many([(gq.task(name="many", queue="default")(lambda: None), {})] * 3)
+    assert leafed(boss, f"{JOBS}?after=1", "Newer") == [[], [3, 2, 1]]
+    assert leafed(boss, f"{JOBS}?before=3", "Older") == [[3, 2, 1]]
+    assert leafed(boss, f"{JOBS}?before={2**63 - 1}", "Older") == [[3, 2, 1]]
+    assert leafed(boss, f"{JOBS}?after=0", "Newer") == [[], [3, 2, 1]]
+    assert "before is &#x27;x&#x27;" in boss.get(f"{JOBS}?before=x").content.decode()
 
 
 def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
@@ -221,8 +247,12 @@ def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
     monkeypatch.setattr("gpuqueue.store.search.LOOKED_AT", 20)
     page = boss.get(f"{JOBS}?q=rare").content.decode()
     further = re.search(r'href="(\?[^"]*)">Look further', page)
-    assert further is not None and "/job/1/change/" not in page
-    assert "/job/1/change/" in boss.get(JOBS + html.unescape(further[1])).content.decode()
+    assert further is not None and "/job/1/change/" not in page and "Older" not in page
+    page = boss.get(JOBS + html.unescape(further[1])).content.decode()
+    assert "/job/1/change/" in page
+    gq.enqueue_many([(gq.tasks["rare"], {})] * 2)
+    assert leafed(boss, f"{JOBS}?q=rare&after=2", "Newer") == [[1], []]
+    assert leafed(boss, f"{JOBS}?q=rare&before=1", "Look further")[:2] == [[], [33, 32]]
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -298,6 +328,38 @@ def test_half_a_character_and_long_texts_do_not_break_a_page(
     assert b"x" * 100_000 in boss.get(f"{job_url(long)}?whole=1").content
 
 
+def test_many_numbers_in_a_row_are_cut_unless_all_is_asked_for(boss: Client, gq: DjangoQueue) -> None:
+    vectors = [[-0.5, 1e-07, *range(40)], [1, 2, 3]]
+    job = gq.task(name="embed", queue="default")(lambda words: {"context": [7] * 500, "vectors": vectors}).enqueue(
+        words="x\n" * 30
+    )
+    run_until_idle(gq)
+    shown = read(boss, job_url(job))
+    assert '"context": [7, 7, 7, 7, 7, … 495 more numbers]' in shown and "[-0.5, 1e-07, 0, 1, 2, … 37 more numbers]" in shown
+    assert "[ 1, 2, 3 ]" in shown and "more characters" in shown and "x\\n" * 30 in shown
+    whole = read(boss, f"{job_url(job)}?whole=1")
+    assert "more numbers" not in whole and "more characters" not in whole and "7, " * 499 in whole
+
+
+def test_how_far_a_running_job_is_stands_near_its_state(boss: Client, gq: DjangoQueue, until: Callable[..., Any]) -> None:
+    gate = Gate()
+
+    @gq.task(name="copy", queue="default")
+    def copy() -> None:
+        current_job().progress(0.385, note="page 4")
+        gate.pass_through()
+
+    job = copy.enqueue()
+    with Worker(gq):
+        gate.wait_reached()
+        until(lambda: "38 %" in read(boss, job_url(job)), "what it said is stored")
+        page = boss.get(job_url(job)).content.decode()
+        assert re.search(r'running</span>.*?<progress max="100" value="38.5"></progress> 38 % \(page 4\).*Arguments', page, re.S)
+        gate.opened.set()
+        job.result(timeout_s=30)
+    assert "<progress" not in boss.get(job_url(job)).content.decode()
+
+
 def test_the_workers_are_shown_with_what_they_run(boss: Client, of_every_state: dict[Any, Any], gq: DjangoQueue) -> None:
     (worker,) = gq.workers()
     shown = read(boss, WORKERS)
@@ -357,7 +419,7 @@ def test_an_outage_is_shown(boss: Client, use_queue: UseQueue, until: Callable[.
 def test_a_page_refreshes_itself_only_when_it_is_asked_to(boss: Client, gq: DjangoQueue) -> None:
     for url in (QUEUES, JOBS, CARDS, WORKERS):
         plain, refreshing = (boss.get(f"{url}{query}").content.decode() for query in ("", "?refresh=5"))
-        assert 'http-equiv="refresh"' not in plain and "?refresh=5" in plain
+        assert 'http-equiv="refresh"' not in plain and "?refresh=5" in plain and "Refresh every 5 s" in plain
         assert '<meta http-equiv="refresh" content="5">' in refreshing and "Stop refreshing" in refreshing
     assert 'http-equiv="refresh"' not in boss.get(f"{QUEUES}?refresh=now").content.decode()
 
@@ -382,12 +444,24 @@ def test_a_site_without_time_zones_shows_the_same(boss: Client, of_every_state: 
 def test_pause_and_resume_say_who_and_why(boss: Client, gq: DjangoQueue) -> None:
     gq.enqueue_many([(gq.task(name="x", queue="default")(lambda: None), {})])
     shown = post(boss, f"{QUEUES}act/", queue="default", act="pause", reason="lunch", until="30m", back=QUEUES)
-    assert "Default is paused until" in shown and "paused by user-0: lunch" in shown
+    assert "Queue default is paused until" in shown and "paused by user-0: lunch" in shown
     paused = gq.view().queues["default"].paused
     assert paused is not None and (paused.by, paused.reason) == ("user-0", "lunch") and paused.until is not None
-    assert "Default runs again" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
+    assert "Queue default runs again" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
     assert gq.view().queues["default"].paused is None
     assert "is paused by nobody now" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
+
+
+def test_a_pause_that_was_mistyped_keeps_what_was_typed(boss: Client, gq: DjangoQueue) -> None:
+    gq.enqueue_many([(gq.task(name="x", queue="default")(lambda: None), {})])
+    url = f"{QUEUES}default/change/?refresh=9"
+    typed = {"queue": "default", "act": "pause", "reason": 'lunch & "tea"', "until": "tomorrow"}
+    page = boss.post(f"{QUEUES}act/", {**typed, "back": url}, follow=True)
+    assert "Until is 'tomorrow'" in text_of(page)
+    values = re.findall(r'name="(reason|until|back)" value="([^"]*)"', page.content.decode())
+    assert {name: html.unescape(value) for name, value in values} == {"reason": 'lunch & "tea"', "until": "tomorrow", "back": url}
+    done = boss.post(f"{QUEUES}act/", {**typed, "until": "1h", "back": url})
+    assert done.headers["Location"] == url
 
 
 def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: DjangoQueue) -> None:
@@ -417,15 +491,29 @@ def test_a_job_is_cancelled_and_retried(boss: Client, of_every_state: dict[Any, 
     done = of_every_state[State.COMPLETED]
     assert "had finished before: completed" in post(boss, f"{JOBS}act/", job=done.id, act="cancel", back=job_url(done))
     runs = of_every_state[State.RUNNING]
-    assert "Asked to stop" in post(boss, f"{JOBS}act/", job=runs.id, act="cancel", back=job_url(runs))
+    asked = boss.post(f"{JOBS}act/", {"job": runs.id, "act": "cancel", "back": job_url(runs)})
+    assert f"Cancel job {runs.id}?" in text_of(asked) and "It runs: what it has done so far is lost" in text_of(asked)
+    assert not runs.refresh().record.cancel_requested
+    assert "Asked to stop" in post(boss, f"{JOBS}act/", **form_of(asked, job_url(runs)))
     assert runs.refresh().record.cancel_requested
+
+
+def form_of(page: Any, back: str) -> dict[str, Any]:
+    """Return what the question whether to cancel sends when the answer is yes; no leads `back`."""
+    body = page.content.decode()
+    assert page.status_code == 200 and f'<a class="button" href="{back}">' in body and "http-equiv" not in body
+    fields = re.findall(r'name="(job|back|sure|act)" value="([^"]*)"', body)
+    return {name: [value for other, value in fields if other == name] for name, _ in fields}
 
 
 def test_several_jobs_are_cancelled_at_once_and_those_that_cannot_be_are_named(boss: Client, gq: DjangoQueue) -> None:
     made = gq.task(name="x", queue="default")(lambda: None)
     jobs = [made.enqueue() for _ in range(3)]
     jobs[0].cancel()
-    shown = post(boss, f"{JOBS}act/", job=[job.id for job in jobs], act="cancel", back=JOBS)
+    asked = boss.post(f"{JOBS}act/", {"job": [job.id for job in jobs], "act": "cancel", "back": JOBS})
+    assert "Cancel 2 jobs?" in text_of(asked) and "is lost" not in text_of(asked)
+    assert jobs[1].refresh().state is State.AVAILABLE
+    shown = post(boss, f"{JOBS}act/", **form_of(asked, JOBS))
     assert "2 jobs: cancelled" in shown and "Job 1 had finished before: cancelled" in shown
     assert {job.refresh().state for job in jobs} == {State.CANCELLED}
     assert "3 jobs: available again" in post(boss, f"{JOBS}act/", job=[job.id for job in jobs], act="retry", back=JOBS)
@@ -441,6 +529,10 @@ def test_what_was_done_stands_in_the_admin_sites_own_record(boss: Client, gq: Dj
     assert job_url(job) in page and f"{QUEUES}default/change/" in page
     for entry in LogEntry.objects.all():
         read(boss, entry.get_admin_url())
+    for url, deed in ((job_url(job), "Cancelled."), (f"{QUEUES}default/change/", "Paused: lunch")):
+        (history,) = re.findall(r'href="([^"]*/history/)"', boss.get(url).content.decode())
+        assert f"user-0 {deed}" in read(boss, history)
+        assert f'href="{url}"' in boss.get(history).content.decode()
 
 
 def test_one_is_sent_back_to_this_site_only(boss: Client, gq: DjangoQueue) -> None:
@@ -463,7 +555,7 @@ def test_a_stranger_is_asked_to_log_in(gq: DjangoQueue) -> None:
 
 def test_staff_without_permission_sees_nothing(gq: DjangoQueue) -> None:
     client = client_of()
-    for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/", f"{QUEUES}default/change/"):
+    for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/", f"{QUEUES}default/change/", f"{JOBS}1/history/"):
         assert client.get(url).status_code == 403
     assert "gpuqueue" not in client.get("/admin/").content.decode()
 
@@ -474,6 +566,7 @@ def test_who_may_view_sees_and_cannot_act(gq: DjangoQueue) -> None:
     for url in (QUEUES, CARDS, WORKERS, JOBS, job_url(job), f"{QUEUES}default/change/"):
         page = client.get(url).content.decode()
         assert 'name="act"' not in page and "/act/" not in page
+    assert client.get(f"{JOBS}{job.id}/history/").status_code == 200
     assert client.post(f"{JOBS}act/", {"job": job.id, "act": "cancel"}).status_code == 403
     assert client.post(f"{QUEUES}act/", {"queue": "default", "act": "pause"}).status_code == 403
     assert (job.refresh().state, gq.view().queues["default"].paused) == (State.AVAILABLE, None)

@@ -45,6 +45,8 @@ def job_page(gq: DjangoQueue, name: str, *, whole: bool) -> dict[str, Any]:
         "key": key_of(job.id),
         "queue_key": key_of(job.queue),
         "fields": _fields(job, now),
+        "progress": progress(job),
+        "progress_percent": str(round((job.progress or 0) * 100, 1)),  # as text, which no locale changes
         "may_be_retried": job.state in RETRIED,
         "may_be_cancelled": job.state not in FINISHED and not (job.state is State.RUNNING and job.cancel_requested),
         "summary": Text.of(explanation.summary).shown,

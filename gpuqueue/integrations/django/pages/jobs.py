@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuqueue.domain import Job, State
-from gpuqueue.errors import UnknownJob, UsageError
+from gpuqueue.errors import UnknownJob, UnknownQueue, UsageError
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import Moment, Text
-from gpuqueue.store import search
+from gpuqueue.store import queries, search
 from gpuqueue.timeline import progress
 from gpuqueue.units import format_duration
 
@@ -24,41 +24,58 @@ SHOWN_OF_ERROR = 160  # characters
 LARGEST_ID = 2**63 - 1
 
 
-def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str) -> dict[str, Any]:
+class Page(NamedTuple):
+    """Some jobs, the newest first; `next_id` is where the next page begins in the same direction, None when there is none."""
+
+    jobs: list[Job]
+    next_id: int | None = None
+    looked_far: bool = False  # and left off before there were enough of them
+
+
+def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str, before: str) -> dict[str, Any]:
     """Show a page of jobs, the newest first; each word is as a person gave it, "" for none. Raises: UsageError."""
-    behind = _number(after, "after") if after else None
+    behind, ahead = (_number(given, what) if given else None for given, what in ((after, "after"), (before, "before")))
+    if queue and queue not in (names := gq.queue_names()):
+        raise UnknownQueue(queue, names)
     if state and state not in list(State):
         raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
-    searched_all = True
+    newer = older = None
     if (job_id := text.removeprefix("#")).isdecimal():
-        jobs, older = _one(gq, job_id), None
-    elif text:
-        with gq.store.snapshot() as connection:
-            matching = search.by_task(
-                connection,
-                text,
-                queue=queue or None,
-                state=State(state) if state else None,
-                limit=PER_PAGE,
-                after=behind,
-            )
-        jobs, older = matching.jobs, matching.after
-        searched_all = older is None or len(jobs) == PER_PAGE
+        page = Page(_one(gq, job_id))
     else:
-        handles = gq.jobs(queue=queue or None, state=state or None, limit=PER_PAGE + 1, after=behind)
-        jobs = [handle.record for handle in handles[:PER_PAGE]]
-        older = jobs[-1].id if len(handles) > PER_PAGE else None
+        page = _page(gq, queue, state, text, behind, ahead)
+        if ahead is not None and page.next_id is None:
+            page, behind, ahead = _page(gq, queue, state, text, None, None), None, None  # a whole page, from the newest
+        if ahead is not None:
+            newer, older = page.next_id, page.jobs[-1].id if page.jobs else min(ahead + 1, LARGEST_ID)
+        else:
+            older = page.next_id
+        if behind is not None:
+            newer = page.jobs[0].id if page.jobs else max(behind - 1, 0)
     counts = gq.counts()
     return {
-        "jobs": rows_of(gq, jobs),
+        "jobs": rows_of(gq, page.jobs),
+        "newer": newer,
         "older": older,
-        "searched_all": searched_all,
+        "looked_far": page.looked_far,
         "looked_at": search.LOOKED_AT,
         "known_queues": [(name, found.get(state, 0) if state else sum(found.values())) for name, found in counts.items()],
         "known_states": [
             (str(one), sum(found.get(one, 0) for name, found in counts.items() if queue in ("", name))) for one in State
         ],
     }
+
+
+def _page(gq: DjangoQueue, queue: str, state: str, text: str, after: int | None, before: int | None) -> Page:
+    wanted: dict[str, Any] = {"queue": queue or None, "state": State(state) if state else None, "after": after, "before": before}
+    with gq.store.snapshot() as connection:
+        if text:
+            found = search.by_task(connection, text, limit=PER_PAGE, **wanted)
+            return Page(found.jobs, found.looked_to, found.looked_to is not None and len(found.jobs) < PER_PAGE)
+        jobs = queries.list_jobs(connection, limit=PER_PAGE + 1, **wanted)
+    if len(jobs) <= PER_PAGE:
+        return Page(jobs)
+    return Page(jobs[:-1], jobs[-2].id) if before is None else Page(jobs[1:], jobs[1].id)
 
 
 def _one(gq: DjangoQueue, job_id: str) -> list[Job]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Hold, QueueSettings, QueueView, State, View
+from gpuqueue.domain import Hold, QueueSettings, QueueView, Rate, State, View, WindowRule
 from gpuqueue.errors import UnknownQueue
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, held
-from gpuqueue.units import format_duration
+from gpuqueue.units import DURATION_UNITS
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -72,20 +73,34 @@ def _row(
 
 
 def _settings(settings: QueueSettings) -> list[tuple[str, str]]:
-    """Show what was configured, as it is spelled there."""
-    names = [field.name for field in fields(settings) if field.name != "name"]
-    return [(name, _worded(name, getattr(settings, name))) for name in names]
+    """Show what was configured, keys and values as `gpuqueue.toml` has them."""
+    shown = []
+    for field in fields(settings):
+        key, value = field.name.removesuffix("_s"), getattr(settings, field.name)
+        if field.name != "name":
+            shown.append((key, NOTHING if value is None or value in ("", ()) else _written(value, is_duration=key != field.name)))
+    return shown
 
 
-def _worded(name: str, value: Any) -> str:
-    if value is None or value in ("", (), []):
-        return NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "rate":
-        return f"{value.count} in {format_duration(value.per_s)}"
-    if name == "windows":
-        return "; ".join(rule.at for rule in value)
-    if name.endswith("_s"):
-        return format_duration(value)
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+def _written(value: Any, *, is_duration: bool = False) -> str:
+    """Write a value as TOML has it."""
+    if is_duration:
+        count, unit = _in_one_unit(value)
+        return f'"{count}{unit}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, WindowRule):
+        parts = {"at": value.at, "concurrency": value.concurrency, "rate": value.rate}
+        return f"{{ {', '.join(f'{key} = {_written(part)}' for key, part in parts.items() if part is not None)} }}"
+    if isinstance(value, Rate):
+        count, unit = _in_one_unit(value.per_s)
+        return f'"{value.count}/{count if count > 1 else ""}{unit}"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _in_one_unit(seconds: float) -> tuple[int, str]:
+    """Split a duration exactly, in the largest unit that it is a whole number of."""
+    milliseconds = round(seconds * 1000)
+    if not milliseconds:
+        return 0, "s"
+    return next((milliseconds // size, unit) for unit, size in DURATION_UNITS.items() if milliseconds % size == 0)

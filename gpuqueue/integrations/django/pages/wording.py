@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ __all__ = ["Moment", "Text", "as_json", "held", "manage", "next_step"]
 
 SHOWN_CHARACTERS = 20_000  # of one text, unless all is asked for
 NOTHING = "–"
+# A list's numbers each on a line of its own, as no text in JSON can have a line's end.
+MANY_NUMBERS = re.compile(r"\[\n(?: *[-+.\deE]+,\n){19,} *[-+.\deE]+\n *\]")
+FIRST_NUMBERS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,17 @@ class Text:
 
 
 def as_json(value: Any, *, whole: bool = False) -> Text:
-    return Text.of(json.dumps(value, ensure_ascii=False, indent=2), whole=whole)
+    """Write a value for people, unless the `whole` is asked for with all but the first of many numbers in a row left out."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    brief = text if whole else MANY_NUMBERS.sub(_first_numbers, text)
+    shown = Text.of(brief, whole=whole)
+    return Text(shown.shown, shown.left_out_count + len(text) - len(brief))
+
+
+def _first_numbers(found: re.Match[str]) -> str:
+    numbers = found[0].strip("[]").split(",")
+    first = ", ".join(number.strip() for number in numbers[:FIRST_NUMBERS])
+    return f"[{first}, … {len(numbers) - FIRST_NUMBERS} more numbers]"
 
 
 def held(hold: Hold, *, now: datetime) -> str:
