@@ -252,6 +252,7 @@ def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
     assert "/job/1/change/" in page
     gq.enqueue_many([(gq.tasks["rare"], {})] * 2)
     assert leafed(boss, f"{JOBS}?q=rare&after=2", "Newer") == [[1], []]
+    assert leafed(boss, f"{JOBS}?q=rare&before=1", "Older") == [[], [1]]
     assert leafed(boss, f"{JOBS}?q=rare&before=1", "Look further")[:2] == [[], [33, 32]]
 
 
@@ -501,9 +502,11 @@ def test_a_job_is_cancelled_and_retried(boss: Client, of_every_state: dict[Any, 
 def form_of(page: Any, back: str) -> dict[str, Any]:
     """Return what the question whether to cancel sends when the answer is yes; no leads `back`."""
     body = page.content.decode()
-    assert page.status_code == 200 and f'<a class="button" href="{back}">' in body and "http-equiv" not in body
+    assert page.status_code == 200 and f'<a class="button" href="{back}">' in body and "gq-refresh" not in body
     fields = re.findall(r'name="(job|back|sure|act)" value="([^"]*)"', body)
-    return {name: [value for other, value in fields if other == name] for name, _ in fields}
+    form = {name: [value for other, value in fields if other == name] for name, _ in fields}
+    assert form["back"] == [back]
+    return form
 
 
 def test_several_jobs_are_cancelled_at_once_and_those_that_cannot_be_are_named(boss: Client, gq: DjangoQueue) -> None:
