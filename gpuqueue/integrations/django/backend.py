@@ -10,7 +10,7 @@ from gpuqueue.errors import UnknownJob
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, check_options, declared, options_of
-from gpuqueue.integrations.django.queues import DjangoQueue
+from gpuqueue.integrations.django.queues import DjangoQueue, TemporaryQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
     TaskResultDoesNotExist,
@@ -38,6 +38,7 @@ class Backend(BaseTaskBackend):
     supports_async_task = True
     supports_get_result = True
     supports_priority = True
+    queue_class: type[TemporaryQueue] | None = None  # for a queue that ends with this process
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
@@ -48,7 +49,7 @@ class Backend(BaseTaskBackend):
     @property
     def gq(self) -> DjangoQueue:
         """The queue object, which all threads share."""
-        return queues.queue_of(self.alias, self.options, self._names)
+        return queues.queue_of(self.alias, self.options, self._names, self.queue_class)
 
     def check(self, **kwargs: Any) -> Any:
         """Check the settings; most of it is the app's to do, once for all backends."""
@@ -77,7 +78,7 @@ class Backend(BaseTaskBackend):
         options = read_options(
             {**asked, "queue": task.queue_name, "priority": task.priority or None, "connection": gq.transaction()}
         )
-        handle = gq.submit(made, arguments, merged(options, made.defaults))
+        handle = gq.submit_task(made, arguments, merged(options, made.defaults))
         result = results.new_result(handle.id, handle.enqueued_at, task, args, kwargs, self.alias)
         task_enqueued.send_robust(type(self), task_result=result)
         return result

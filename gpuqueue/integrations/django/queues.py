@@ -46,6 +46,8 @@ class DjangoQueue(GPUQueue):
     `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue lives in, None for a file of its own.
     """
 
+    runs_here = False  # tasks run in the thread that enqueues them, and in its transaction
+
     def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str]) -> None:
         super().__init__(config=config, plugins={"django": ModelDemand()})
         self.alias = alias
@@ -60,6 +62,10 @@ class DjangoQueue(GPUQueue):
         path = task.module_path
         known = self.tasks.get(path)
         return known if known is not None else self.add_task(self._made(task, path))
+
+    def submit_task(self, task: Task[..., Any], arguments: dict[str, Any], options: JobOptions) -> JobHandle:
+        """Store a job of a Django task."""
+        return self.submit(task, arguments, options)
 
     def find_task(self, name: str) -> Task[..., Any] | None:
         """Find a task, also one whose module nobody has imported here yet."""
@@ -202,17 +208,21 @@ def in_memory(database_alias: str | None) -> bool:
     return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
 
 
-def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+def queue_of(
+    alias: str, options: Mapping[str, Any], names: frozenset[str], temporary_class: type[TemporaryQueue] | None = None
+) -> DjangoQueue:
     """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
-    key = (repr(sorted(options.items())), tuple(sorted(names)), *_surroundings())
+    key = (temporary_class, repr(sorted(options.items())), tuple(sorted(names)), *_surroundings())
     with _lock:
         made = _made.get(alias)
         if made is None or made[0] != key:
-            made = _made[alias] = (key, _queue(alias, options, names))
+            made = _made[alias] = (key, _queue(alias, options, names, temporary_class))
         return made[1]
 
 
-def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> DjangoQueue:
+def _queue(
+    alias: str, options: Mapping[str, Any], names: frozenset[str], temporary_class: type[TemporaryQueue] | None
+) -> DjangoQueue:
     where = f"TASKS[{alias!r}]['OPTIONS']"
     given = dict(options)
     database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
@@ -231,8 +241,9 @@ def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str]) -> Dja
     own = database_path(config.database)
     is_of_tests = temporary.is_testing() and not is_named  # what they enqueue is not for the real workers
     shared = database or _alias_of(own, is_of_tests=is_of_tests)
-    if is_of_tests and (shared is None or not temporary.has_test_file(shared)):
-        gq: DjangoQueue = TemporaryQueue(alias, _in_file(config, temporary.file_beside(own)), shared, names)
+    if temporary_class is not None or (is_of_tests and (shared is None or not temporary.has_test_file(shared))):
+        made = temporary_class or TemporaryQueue
+        gq: DjangoQueue = made(alias, _in_file(config, temporary.file_beside(own)), shared, names)
     else:
         if shared is not None and (database is not None or is_of_tests):
             config = _in_file(config, _file_of(shared, where))

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connection
 
 from gpuqueue import Discard, Retry, Snooze, backoff, current_job
@@ -84,6 +85,11 @@ def write_order(name: str) -> int:
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO orders (name) VALUES (%s)", [name])
     return threading.get_ident()
+
+
+@task
+async def write_order_later(name: str) -> int:
+    return int(await sync_to_async(write_order.func)(name))
 
 
 @task
