@@ -7,22 +7,24 @@ import os
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
 from gpuqueue.config import Config, database_path, database_url
+from gpuqueue.domain import Job
 from gpuqueue.enqueueing import Request
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.integrations.django import isolated, temporary
-from gpuqueue.integrations.django.gpu_task import declared, options_of, rules_of
+from gpuqueue.integrations.django.gpu_task import asked_of, bound, declared, options_of, rules_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
@@ -67,6 +69,36 @@ class DjangoQueue(GPUQueue):
         """Store a job of a Django task."""
         return self.submit(task, arguments, options)
 
+    def sought(
+        self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Say what `gpuqueue.testing` looks for: a task's name, arguments by name, changed options, and what is stored beside.
+
+        Raises: UsageError for an argument that the task does not take.
+        """
+        path = task.module_path
+        try:
+            named = bound(task, args, kwargs, partly=True)
+        except TypeError as error:
+            raise UsageError(f"{path}: {error}") from None
+        known = import_task(path)
+        before, asked = (read_options({**asked_of(one), "priority": one.priority, "at": None}) for one in (known, task))
+        options = {name: getattr(asked, name) for name in JobOptions.__slots__ if getattr(asked, name) != getattr(before, name)}
+        beside = {"run_after": task.run_after.isoformat()} if task.run_after is not None else {}
+        if getattr(task, "model", None) != getattr(known, "model", None):
+            beside["model"] = task.model
+        return path, named, options, beside
+
+    def named_arguments(self, job: Job) -> Mapping[str, Any]:
+        """Name a job's arguments as its task's function does."""
+        stored = job.arguments
+        if not {"args", "kwargs"} <= stored.keys():
+            return stored
+        try:
+            return bound(import_task(job.task), stored["args"], stored["kwargs"])
+        except (ImportError, SuspiciousOperation, TypeError):  # it is not there any more, or is another
+            return stored
+
     def find_task(self, name: str) -> Task[..., Any] | None:
         """Find a task, also one whose module nobody has imported here yet."""
         known = self.tasks.get(name)
@@ -79,10 +111,11 @@ class DjangoQueue(GPUQueue):
         return known
 
     def expect_queues(self, names: Iterable[str]) -> None:
-        """Let queues exist that a worker is to serve before anything was enqueued there, where a task may name any queue."""
+        """Let queues exist that a worker is to serve, or that a job names first, where a task may name any queue."""
         if self._takes_any:
             for name in names:
-                self._declared.add_queue_name(name)
+                if name not in self._declared.queue_names:
+                    self._declared.add_queue_name(name)
 
     def discover(self) -> None:
         """Import the `tasks.py` of every app, so that a worker knows their tasks from its start."""

@@ -26,6 +26,10 @@ async def add_later(a: int, b: int = 0) -> int:
     return a + b
 
 
+@task
+def gather(first: str, second: list[int], *others: int, to: str = "", **more: str) -> None: ...
+
+
 @task(takes_context=True)
 def who(context: Any) -> dict[str, Any]:
     return {"id": context.task_result.id, "attempt": context.attempt, "status": str(context.task_result.status)}
