@@ -108,6 +108,13 @@ def test_a_test_stores_nothing_in_a_real_file_and_its_own_is_gone_afterwards(pro
     assert names_in(project.folder) == before
 
 
+def test_a_run_without_a_database_stores_nothing_in_the_real_one(project: Project) -> None:
+    before = names_in(project.folder)
+    files = files_of(project.manage("test", "shop.tests.WithoutADatabase"))
+    assert {path.name for path in files["default"] | files["app"]} == {"test_default.db", "test_app.db"}
+    assert names_in(project.folder) == before
+
+
 def test_a_test_database_that_is_a_file_is_the_queues_file(project: Project) -> None:
     with (project.folder / "site_settings.py").open("a") as settings:
         settings.write('DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "tests.db"}\n')
