@@ -276,14 +276,10 @@ def _queue(
     shared = database or _alias_of(own, is_of_tests=is_of_tests)
     if temporary_class is not None or (is_of_tests and (shared is None or not temporary.has_test_file(shared))):
         made = temporary_class or TemporaryQueue
-        gq: DjangoQueue = made(alias, _in_file(config, temporary.file_beside(own)), shared, names)
-    else:
-        if shared is not None and (database is not None or is_of_tests):
-            config = _in_file(config, _file_of(shared, where))
-        gq = DjangoQueue(alias, config, shared, names)
-    if is_of_tests:
-        temporary.close_at_the_end(gq)
-    return gq
+        return made(alias, _in_file(config, temporary.file_beside(own)), shared, names)
+    if shared is not None and (database is not None or is_of_tests):
+        config = _in_file(config, _file_of(shared, where))
+    return DjangoQueue(alias, config, shared, names)
 
 
 def _in_file(config: Config, file: Path) -> Config:

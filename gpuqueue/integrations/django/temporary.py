@@ -15,7 +15,6 @@ from typing import Any
 from django.core import mail
 from django.db import connections
 
-from gpuqueue.queue import GPUQueue
 from gpuqueue.store import Store
 from gpuqueue.store.tables import metadata
 
@@ -51,11 +50,6 @@ def _folder(_pid: int, _file: Path) -> Path:
     # Unlike atexit's, it is called in the processes of multiprocessing too, and in none that was forked from this one.
     Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
     return folder
-
-
-def close_at_the_end(gq: GPUQueue) -> None:
-    """Let a queue object close its file when the process ends; else the log of a test database would be left behind it."""
-    Finalize(None, gq.close, exitpriority=1)
 
 
 def begin_anew(store: Store) -> None:

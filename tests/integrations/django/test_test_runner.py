@@ -66,6 +66,17 @@ class WithoutADatabase(Mixed, SimpleTestCase):
     pass
 """
 
+SIDE_BY_SIDE = """
+from django.contrib.contenttypes.models import ContentType
+
+class One(InATransaction):
+    def test_the_copy_is_whole(self):
+        ContentType.objects.count()
+
+class Two(One):
+    pass
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
@@ -122,4 +133,19 @@ def test_a_test_database_that_is_a_file_is_the_queues_file(project: Project) -> 
     files = files_of(project.manage("test", "shop.tests.InATransaction"))
     tests = project.folder / "tests.db"
     assert {alias for alias, (path,) in files.items() if path == tests} == {"default", "app"}
+    assert names_in(project.folder) == before
+
+
+def test_processes_that_test_side_by_side_have_files_of_their_own(project: Project) -> None:
+    with (project.folder / "site_settings.py").open("a") as settings:
+        settings.write('DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "tests.db"}\n')
+        settings.write('INSTALLED_APPS += ["django.contrib.contenttypes"]\n')
+    with (project.folder / "shop" / "tests.py").open("a") as tests:
+        tests.write(SIDE_BY_SIDE)
+    before = names_in(project.folder)
+    files = files_of(project.manage("test", "--parallel", "2", "shop.tests.One", "shop.tests.Two"))
+    for alias, name in (("default", "tests_{}.db"), ("plain", "test_gpuqueue.db")):
+        assert len(files[alias]) == 2
+        assert {path.name for path in files[alias]} <= {name.format(number) for number in (1, 2)}
+    assert not any(path.parent.exists() for path in files["plain"])
     assert names_in(project.folder) == before
