@@ -43,7 +43,7 @@ from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.output import Output
 
-__all__ = ["eager"]
+__all__ = ["eager", "run_at_once"]
 
 ENDS_THE_ATTEMPT_ONLY = (Exception, AttemptInterrupted, asyncio.CancelledError, SystemExit)
 
@@ -60,11 +60,18 @@ def eager(gq: GPUQueue, *, raises: bool = False) -> Iterator[None]:
     Raises: by `enqueue`, UsageError when this process has no function or executor for the task.
     """
     before = gq._enqueuer
-    gq._enqueuer = _Eager(before, _Runner(gq, raises=raises).run)
+    run_at_once(gq, raises=raises)
     try:
         yield
     finally:
         gq._enqueuer = before
+
+
+def run_at_once(gq: GPUQueue, *, raises: bool = False) -> Callable[[Iterable[int]], None]:
+    """Make a queue object as it is within `eager`, for good; returns what runs jobs that are stored already."""
+    run = _Runner(gq, raises=raises).run
+    gq._enqueuer = _Eager(gq._enqueuer, run)
+    return run
 
 
 class _Eager(Enqueuer):

@@ -8,13 +8,15 @@ assert len(enqueued(send_reminder.using(queue="rfa-reminders"))) == 3
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from gpuqueue.domain import Job
 from gpuqueue.errors import UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.queue import GPUQueue
+from gpuqueue.store import queries
 from gpuqueue.tasks import Signature, Task
 from gpuqueue.units import to_us
 
@@ -24,63 +26,101 @@ LISTED_AT_MOST = 20
 READ_AT_ONCE = 500
 
 
-def enqueued(task: Task[..., Any] | str, gq: GPUQueue | None = None, /, **arguments: Any) -> list[JobHandle]:
+class FrameworkTask(Protocol):
+    """A task of Django's, whose backend has a queue object that knows it."""
+
+    def get_backend(self) -> Any: ...
+
+
+def enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> list[JobHandle]:
     """Return the jobs of a task that have been enqueued, in their order, whatever has become of them since.
 
     Only those with these arguments; a job may have others beside them. Options that the task was given with `using` count
-    too: `enqueued(send.using(queue="mail", delay="1h"), to="ana")`. A task's name needs the queue object.
+    too: `enqueued(send.using(queue="mail", delay="1h"), to="ana")`. A task's name needs the queue object: `enqueued("send", gq)`.
+    A task of Django's has its arguments as its function takes them: `enqueued(send, 7)`; what was left to a default counts.
     Raises: UsageError for an argument that the task does not take, or a name without a queue object.
     """
-    known, queue_object = _known(task, gq)
-    if known is not None:
-        Signature(frozenset(), known.signature.allowed).check(known.name, arguments)
-    wanted = {name: _as_stored(value) for name, value in arguments.items()}
-    name = task if isinstance(task, str) else task.name
-    options = _options(task)
-    found = [handle for handle in _jobs(queue_object) if handle.task == name and _fits(handle.record, wanted, options)]
-    return found[::-1]
+    sought = _sought(task, args, arguments)
+    return [JobHandle(sought.gq, job.id, job) for job in _jobs(sought.gq) if job.task == sought.name and sought.fits(job)]
 
 
-def assert_enqueued(task: Task[..., Any] | str, gq: GPUQueue | None = None, /, **arguments: Any) -> JobHandle:
+def assert_enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> JobHandle:
     """Fail unless a job was enqueued that `enqueued` finds, listing those that were instead; returns the last such job."""
     __tracebackhide__ = True
-    found = enqueued(task, gq, **arguments)
+    found = enqueued(task, *args, **arguments)
     if not found:
-        raise AssertionError(f"no job of {_worded(task, arguments)} was enqueued; {_what_was(_known(task, gq)[1])}")
+        sought = _sought(task, args, arguments)
+        jobs = _jobs(sought.gq)
+        raise AssertionError(f"no job of {sought} was enqueued; {_listed('these were', jobs, sought) if jobs else 'nothing was'}")
     return found[-1]
 
 
-def assert_not_enqueued(task: Task[..., Any] | str, gq: GPUQueue | None = None, /, **arguments: Any) -> None:
+def assert_not_enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> None:
     """Fail if a job was enqueued that `enqueued` finds."""
     __tracebackhide__ = True
-    found = enqueued(task, gq, **arguments)
+    found = enqueued(task, *args, **arguments)
     if found:
-        raise AssertionError(f"a job of {_worded(task, arguments)} was enqueued:\n{_listed(found)}")
+        sought = _sought(task, args, arguments)
+        raise AssertionError(_listed(f"a job of {sought} was enqueued", [job.record for job in found], sought))
 
 
-def _known(task: Task[..., Any] | str, gq: GPUQueue | None) -> tuple[Task[..., Any] | None, GPUQueue]:
-    if isinstance(task, Task):
-        return task, gq or task._gq
-    if gq is None:
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """What a job is to be like."""
+
+    gq: GPUQueue
+    name: str
+    arguments: Mapping[str, Any]
+    options: Mapping[str, Any]  # those that `using` has changed
+    stored: Mapping[str, Any] = field(default_factory=dict)  # what a framework stores beside the arguments
+
+    def fits(self, job: Job) -> bool:
+        has = self.arguments_of(job)
+        return (
+            all(name in has and _as_stored(has[name]) == _as_stored(value) for name, value in self.arguments.items())
+            and all(_OPTIONS[name](job) == value for name, value in self.options.items())
+            and all(job.arguments.get(name) == value for name, value in self.stored.items())
+        )
+
+    def arguments_of(self, job: Job) -> Mapping[str, Any]:
+        """A job's arguments by name; a framework's queue object knows those of its tasks."""
+        named: Mapping[str, Any] = getattr(self.gq, "named_arguments", lambda job: job.arguments)(job)
+        return named
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{option}={value!r}" for option, value in {**self.options, **self.stored}.items())
+        return f"{self.name}({_call(self.arguments)}){options and f' with {options}'}"
+
+
+def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arguments: Mapping[str, Any]) -> _Sought:
+    if not isinstance(task, Task | str):
+        gq = getattr(task.get_backend(), "gq", None) if hasattr(task, "get_backend") else None  # of a task of Django's
+        if gq is None:
+            raise UsageError(f"{task!r} is no task of gpuqueue's, nor the name of one")
+        return _Sought(gq, *gq.sought(task, args, arguments))
+    gq, *others = (*args, None) if args or isinstance(task, str) else (task._gq, None)
+    if not isinstance(gq, GPUQueue) and isinstance(task, str):
         raise UsageError(
             f"{task!r} is a task's name: say of which queue object, assert_enqueued({task!r}, gq, …), or give the task"
         )
-    return gq.tasks.get(task), gq
+    if not isinstance(gq, GPUQueue) or others != [None]:
+        raise UsageError(f"{task}: give arguments by name, as they are stored")
+    name = task if isinstance(task, str) else task.name
+    known = gq.tasks.get(task) if isinstance(task, str) else task
+    if known is not None:
+        Signature(frozenset(), known.signature.allowed).check(name, arguments)
+    return _Sought(gq, name, arguments, _options(task))
 
 
-def _jobs(gq: GPUQueue) -> Iterator[JobHandle]:
-    """All jobs, the newest first."""
-    after: int | None = None
-    while page := gq.jobs(limit=READ_AT_ONCE, after=after):
-        yield from page
-        after = page[-1].id
-
-
-def _fits(job: Job, wanted: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    has = job.arguments
-    return all(name in has and has[name] == value for name, value in wanted.items()) and all(
-        _OPTIONS[name](job) == value for name, value in options.items()
-    )
+def _jobs(gq: GPUQueue) -> list[Job]:
+    """All jobs, in their order; inside a transaction of Django's, as that one sees them."""
+    found: list[Job] = []
+    with getattr(gq, "rows", gq.store.snapshot)() as connection:
+        after: int | None = None
+        while page := queries.list_jobs(connection, queue=None, state=None, limit=READ_AT_ONCE, after=after):
+            found += page
+            after = page[-1].id
+    return found[::-1]
 
 
 def _as_stored(value: Any) -> Any:
@@ -116,21 +156,10 @@ _OPTIONS: Mapping[str, Callable[[Job], Any]] = {
 }
 
 
-def _worded(task: Task[..., Any] | str, arguments: Mapping[str, Any]) -> str:
-    name = task if isinstance(task, str) else task.name
-    options = "".join(f", {option}={value!r}" for option, value in _options(task).items())
-    return f"{name}({_call(arguments)}){options and f' with {options[2:]}'}"
-
-
-def _what_was(gq: GPUQueue) -> str:
-    jobs = list(_jobs(gq))[::-1]
-    return f"these were:\n{_listed(jobs)}" if jobs else "nothing was"
-
-
-def _listed(jobs: list[JobHandle]) -> str:
-    lines = [f"  job {job.id}: {job.task}({_call(job.record.arguments)}) in {job.queue}, {job.state}" for job in jobs]
+def _listed(title: str, jobs: Sequence[Job], sought: _Sought) -> str:
+    lines = [f"  job {job.id}: {job.task}({_call(sought.arguments_of(job))}) in {job.queue}, {job.state}" for job in jobs]
     more = [f"  … and {len(lines) - LISTED_AT_MOST} more"] if len(lines) > LISTED_AT_MOST else []
-    return "\n".join([*lines[:LISTED_AT_MOST], *more])
+    return "\n".join([f"{title}:", *lines[:LISTED_AT_MOST], *more])
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

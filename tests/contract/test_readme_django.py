@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -32,7 +34,7 @@ def type_line(line: str, folder: Path, **environment: str) -> str:
 
 def play(folder: Path, **environment: str) -> None:
     """Make the project, and use it; `environment` may name another Python and Django."""
-    begin, initialise, migrate, run_worker, run_server = quick_start("Django", folder, write=False)
+    begin, initialise, migrate, run_worker, run_server, run_tests = quick_start("Django", folder, write=False)
     type_line(begin, folder, **environment)
     settings = folder / "mysite" / "settings.py"
     made = settings.read_text()
@@ -41,6 +43,9 @@ def play(folder: Path, **environment: str) -> None:
     assert "python manage.py gpuqueue_worker" in type_line(initialise, folder, **environment)
     assert "created the queue in" in type_line(migrate, folder, **environment)
     assert "no issues" in type_line("python manage.py check", folder, **environment)
+    type_line(run_tests, folder, **environment)
+    with closing(sqlite3.connect(folder / "db.sqlite3")) as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
     (folder / "free-port").mkdir()
     (folder / "free-port" / "sitecustomize.py").write_text(ANY_PORT)
     with (

@@ -41,6 +41,10 @@ def test_a_name_needs_the_queue_object(send):
     assert_not_enqueued("unheard", gq)
     with pytest.raises(UsageError, match="'send' is a task's name: say of which queue object"):
         assert_enqueued("send", to="ana")
+    with pytest.raises(UsageError, match=r"send.*by name"):
+        assert_enqueued(send, "ana")
+    with pytest.raises(UsageError, match=r"7 is no task of gpuqueue's"):
+        assert_enqueued(7)
 
 
 def test_options_of_using_count_and_no_others(send):

@@ -21,6 +21,8 @@ class GPUQueueConfig(AppConfig):
         holding.watch()
         register(checks.check)
         if checks.has_tasks():
+            from gpuqueue.integrations.django import temporary
             from gpuqueue.integrations.django.upgrading import after_migrate
 
+            temporary.note_databases()
             post_migrate.connect(after_migrate, sender=self, dispatch_uid="gpuqueue")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.utils import timezone
-
 from gpuqueue.errors import UnknownJob, did_you_mean
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.checks import check_installed
-from gpuqueue.integrations.django.gpu_task import GPUTask, check_options, declared, options_of
-from gpuqueue.integrations.django.queues import DjangoQueue
+from gpuqueue.integrations.django.gpu_task import GPUTask, asked_of, check_options, declared
+from gpuqueue.integrations.django.queues import DjangoQueue, TemporaryQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
     InvalidTask,
@@ -41,6 +39,7 @@ class Backend(BaseTaskBackend):
     supports_async_task = True
     supports_get_result = True
     supports_priority = True
+    queue_class: type[TemporaryQueue] | None = None  # for a queue that ends with this process
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
@@ -49,7 +48,7 @@ class Backend(BaseTaskBackend):
     @property
     def gq(self) -> DjangoQueue:
         """The queue object, which all threads share."""
-        return queues.queue_of(self.alias, self.options, self._names)
+        return queues.queue_of(self.alias, self.options, self._names, self.queue_class)
 
     def check(self, **kwargs: Any) -> Any:
         """Check the settings; most of it is the app's to do, once for all backends."""
@@ -79,19 +78,15 @@ class Backend(BaseTaskBackend):
         """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
         self.validate_task(task)
         arguments: dict[str, Any] = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
-        asked = options_of(task)
         if getattr(task, "model", None):
             arguments["model"] = task.model
         if task.run_after is not None:
             arguments["run_after"] = task.run_after.isoformat()
-            asked["at"] = task.run_after if timezone.is_aware(task.run_after) else timezone.make_aware(task.run_after)
         gq = self.gq
         made = gq.task_of(task)
         gq.expect_queues((task.queue_name,))
-        options = read_options(
-            {**asked, "queue": task.queue_name, "priority": task.priority or None, "connection": gq.transaction()}
-        )
-        handle = gq.submit(made, arguments, merged(options, made.defaults))
+        options = read_options({**asked_of(task), "connection": gq.transaction()})
+        handle = gq.submit_task(made, arguments, merged(options, made.defaults))
         result = results.new_result(handle.id, handle.enqueued_at, task, args, kwargs, self.alias)
         task_enqueued.send_robust(type(self), task_result=result)
         return result

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
-from gpuqueue.integrations.django.gpu_task import GPUTask, check_options
-from gpuqueue.integrations.django.tasks_api import ImmediateBackend, TaskResultDoesNotExist
+from gpuqueue.config import Config
+from gpuqueue.errors import ConfigurationError
+from gpuqueue.handle import JobHandle
+from gpuqueue.integrations.django.backend import Backend
+from gpuqueue.integrations.django.queues import TemporaryQueue, job_of
+from gpuqueue.options import JobOptions
+from gpuqueue.tasks import Task
+from gpuqueue.testing.eager import run_at_once
 
 __all__ = ["EagerBackend"]
 
-KEPT = 1000  # results, of which the oldest are forgotten first
-_results: dict[str, Any] = {}
+
+class EagerQueue(TemporaryQueue):
+    """A queue object in a file that ends with the process, whose jobs have ended when `enqueue` returns."""
+
+    runs_here = True
+
+    def __init__(self, alias: str, config: Config, stands_for: str | None, names: frozenset[str] | None) -> None:
+        super().__init__(alias, config, stands_for, names)
+        self._storing = self._enqueuer
+        self.run_stored = run_at_once(self)
+
+    def submit_task(self, task: Task[..., Any], arguments: dict[str, Any], options: JobOptions) -> JobHandle:
+        job_id, _ = self._storing.enqueue(task, arguments, replace(options, at_us=None))
+        return JobHandle(self, job_id)
+
+    def discover(self) -> None:
+        raise ConfigurationError(
+            f"TASKS[{self.alias!r}] is an EagerBackend: its tasks run where they are enqueued, and none are left for a worker"
+        )
 
 
-class EagerBackend(ImmediateBackend):
+class EagerBackend(Backend):
     """Runs a task at once, in the calling thread and inside its transaction, and is finished when `enqueue` returns.
 
-    It takes the tasks that `Backend` takes: `vram=` and the like are checked, `run_after` is not waited for. A failed task is
-    told by its result, not raised. Results are found until a thousand others have come.
+    It takes the settings of `Backend`, but its queue is in a temporary file; jobs of gpuqueue's own run at once as well, as in
+    `gpuqueue.testing.eager`. `run_after` is not waited for. A failed task is told by its result, not raised.
     """
 
-    task_class = GPUTask
-    supports_defer = True
-    supports_get_result = True
-
-    def validate_task(self, task: Any) -> None:
-        """Refuse what cannot be enqueued. Raises: InvalidTask."""
-        super().validate_task(task)
-        check_options(task)
+    queue_class = EagerQueue
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Run a task, and return its result."""
         result = super().enqueue(task, args, kwargs)
-        _results[result.id] = result
-        while len(_results) > KEPT:
-            _results.pop(next(iter(_results)), None)
+        cast(EagerQueue, self.gq).run_stored([job_of(result).id])
+        result.refresh()
         return result
-
-    def get_result(self, result_id: str) -> Any:
-        """Find a result. Raises: TaskResultDoesNotExist."""
-        try:
-            return _results[result_id]
-        except KeyError:
-            raise TaskResultDoesNotExist(result_id) from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from inspect import iscoroutinefunction
+from inspect import Signature, iscoroutinefunction, signature
 from typing import Any, overload
+
+from django.utils import timezone
 
 from gpuqueue.backoff import Backoff
 from gpuqueue.errors import UsageError
@@ -58,6 +60,31 @@ CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
 def options_of(task: Any) -> dict[str, Any]:
     """Collect what a Django task asks for, named as gpuqueue names it."""
     return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
+
+
+def asked_of(task: Any) -> dict[str, Any]:
+    """Collect all that a Django task asks of its jobs, named as gpuqueue names it."""
+    at = task.run_after
+    return {
+        **options_of(task),
+        "queue": task.queue_name,
+        "priority": task.priority or None,
+        "at": at if at is None or timezone.is_aware(at) else timezone.make_aware(at),
+    }
+
+
+def bound(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:
+    """Name the arguments of a call, and the defaults that it leaves, unless it is told only partly. Raises: TypeError."""
+    parameters = list(signature(task.func).parameters.values())[1 if task.takes_context else 0 :]
+    takes = Signature(parameters)
+    call = takes.bind_partial(*args, **kwargs) if partly else takes.bind(*args, **kwargs)
+    if not partly:
+        call.apply_defaults()
+    named = dict(call.arguments)
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+    return named
 
 
 def rules_of(task: Any) -> RetryRules:

@@ -7,27 +7,31 @@ import os
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core import mail
+from django.core.exceptions import SuspiciousOperation
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
-from gpuqueue.config import Config, database_path
+from gpuqueue.config import Config, database_path, database_url
+from gpuqueue.domain import Job
+from gpuqueue.enqueueing import Request
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.handle import JobHandle
-from gpuqueue.integrations.django import isolated
-from gpuqueue.integrations.django.gpu_task import declared, options_of, rules_of
+from gpuqueue.integrations.django import isolated, temporary
+from gpuqueue.integrations.django.gpu_task import asked_of, bound, declared, options_of, rules_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
-from gpuqueue.options import DEFAULT_QUEUE, read_options
+from gpuqueue.options import DEFAULT_QUEUE, JobOptions, read_options
 from gpuqueue.queue import GPUQueue
+from gpuqueue.store import Store
 from gpuqueue.tasks import Signature, Task
 
 __all__ = ["DjangoQueue", "queue"]
@@ -45,6 +49,8 @@ class DjangoQueue(GPUQueue):
     `nameable` are the queues that a Django task may name, none of them meaning any, and `place_of_queues` says where another
     is added. `names` are those of the setting QUEUES, None where it is not given.
     """
+
+    runs_here = False  # tasks run in the thread that enqueues them, and in its transaction
 
     def __init__(self, alias: str, config: Config, database_alias: str | None, names: frozenset[str] | None) -> None:
         super().__init__(config=config, plugins={"django": ModelDemand()})
@@ -67,6 +73,40 @@ class DjangoQueue(GPUQueue):
         known = self.tasks.get(path)
         return known if known is not None else self.add_task(self._made(task, path))
 
+    def submit_task(self, task: Task[..., Any], arguments: dict[str, Any], options: JobOptions) -> JobHandle:
+        """Store a job of a Django task."""
+        return self.submit(task, arguments, options)
+
+    def sought(
+        self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Say what `gpuqueue.testing` looks for: a task's name, arguments by name, changed options, and what is stored beside.
+
+        Raises: UsageError for an argument that the task does not take.
+        """
+        path = task.module_path
+        try:
+            named = bound(task, args, kwargs, partly=True)
+        except TypeError as error:
+            raise UsageError(f"{path}: {error}") from None
+        known = import_task(path)
+        before, asked = (read_options({**asked_of(one), "priority": one.priority, "at": None}) for one in (known, task))
+        options = {name: getattr(asked, name) for name in JobOptions.__slots__ if getattr(asked, name) != getattr(before, name)}
+        beside = {"run_after": task.run_after.isoformat()} if task.run_after is not None else {}
+        if getattr(task, "model", None) != getattr(known, "model", None):
+            beside["model"] = task.model
+        return path, named, options, beside
+
+    def named_arguments(self, job: Job) -> Mapping[str, Any]:
+        """Name a job's arguments as its task's function does."""
+        stored = job.arguments
+        if not {"args", "kwargs"} <= stored.keys():
+            return stored
+        try:
+            return bound(import_task(job.task), stored["args"], stored["kwargs"])
+        except (ImportError, SuspiciousOperation, TypeError):  # it is not there any more, or is another
+            return stored
+
     def find_task(self, name: str) -> Task[..., Any] | None:
         """Find a task, also one whose module nobody has imported here yet."""
         known = self.tasks.get(name)
@@ -79,10 +119,11 @@ class DjangoQueue(GPUQueue):
         return known
 
     def expect_queues(self, names: Iterable[str]) -> None:
-        """Let queues exist that are only named so far, by a task or for a worker to serve, where a task may name any."""
+        """Let queues exist that a worker is to serve, or that a job names first, where a task may name any queue."""
         if not self.nameable:
             for name in names:
-                self._declared.add_queue_name(name)
+                if name not in self._declared.queue_names:
+                    self._declared.add_queue_name(name)
 
     def discover(self) -> None:
         """Import the `tasks.py` of every app, so that a worker knows their tasks from its start."""
@@ -131,6 +172,40 @@ class DjangoQueue(GPUQueue):
             yield inside.connection
 
 
+class TemporaryQueue(DjangoQueue):
+    """The queue object of an entry of TASKS while tests run, in a file that only this process has: each test finds it empty.
+
+    `stands_for` is the entry of DATABASES whose file it would live in, were that not in memory.
+    """
+
+    def __init__(self, alias: str, config: Config, stands_for: str | None, names: frozenset[str] | None) -> None:
+        super().__init__(alias, config, None, names)
+        self.stands_for = stands_for
+
+    @property
+    def store(self) -> Store:
+        """The opened file, emptied when another test has begun."""
+        opened = super().store
+        temporary.begin_anew(opened)
+        return opened
+
+    def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        return super().submit(task, arguments, replace(options, connection=self._other(options.connection)))
+
+    async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        return await super().asubmit(task, arguments, replace(options, connection=self._other(options.connection)))
+
+    def enqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        return super().enqueue_many(jobs, connection=self._other(connection))
+
+    async def aenqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        return await super().aenqueue_many(jobs, connection=self._other(connection))
+
+    def _other(self, connection: Any) -> Any:
+        """Return a connection, None in place of the one to the database in memory."""
+        return None if self.stands_for is not None and getattr(connection, "alias", None) == self.stands_for else connection
+
+
 def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
     """Return the queue object of an entry of TASKS; every thread of the process gets the same one.
 
@@ -161,8 +236,9 @@ def backends() -> list[Any]:
 
 
 def queues() -> list[DjangoQueue]:
-    """Return the queue objects of all entries of TASKS that are gpuqueue's. Raises: ConfigurationError."""
-    return [backend.gq for backend in backends() if not in_memory(backend.options.get("database"))]
+    """Return the queue objects of all entries of TASKS that are gpuqueue's and last. Raises: ConfigurationError."""
+    found = [backend.gq for backend in backends() if temporary.is_testing() or not in_memory(backend.options.get("database"))]
+    return [gq for gq in found if not isinstance(gq, TemporaryQueue)]
 
 
 def in_memory(database_alias: str | None) -> bool:
@@ -173,17 +249,21 @@ def in_memory(database_alias: str | None) -> bool:
     return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
 
 
-def queue_of(alias: str, options: Mapping[str, Any], names: frozenset[str] | None) -> DjangoQueue:
+def queue_of(
+    alias: str, options: Mapping[str, Any], names: frozenset[str] | None, temporary_class: type[TemporaryQueue] | None = None
+) -> DjangoQueue:
     """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
-    key = (repr(sorted(options.items())), names, *_files(options))
+    key = (temporary_class, repr(sorted(options.items())), names, *_surroundings())
     with _lock:
         made = _made.get(alias)
         if made is None or made[0] != key:
-            made = _made[alias] = (key, _queue(alias, options, names))
+            made = _made[alias] = (key, _queue(alias, options, names, temporary_class))
         return made[1]
 
 
-def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str] | None) -> DjangoQueue:
+def _queue(
+    alias: str, options: Mapping[str, Any], names: frozenset[str] | None, temporary_class: type[TemporaryQueue] | None
+) -> DjangoQueue:
     where = f"TASKS[{alias!r}]['OPTIONS']"
     given = dict(options)
     database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
@@ -191,29 +271,31 @@ def _queue(alias: str, options: Mapping[str, Any], names: frozenset[str] | None)
         raise ConfigurationError(f"{where}: give 'database', an entry of DATABASES, or 'file', not both")
     path = _configuration_file(configuration)
     if database is not None:
-        given["database"] = str(file_of(database, where))
-    elif file is not None:
-        given["database"] = str(_of_tests(_base() / file))
-    elif path is None and not os.environ.get("GPUQUEUE_DATABASE"):
-        given["database"] = str(_of_tests(_base() / OWN_FILE))
+        _expect_sqlite(database, where)
+    is_named = database is None and file is None and bool(os.environ.get("GPUQUEUE_DATABASE"))
+    if not is_named and (file is not None or database is not None or path is None):
+        given["database"] = str(_base() / (file or (f"{database}.db" if database else OWN_FILE)))
     try:
         config = Config.load(path, **given)
     except UsageError as error:
         raise ConfigurationError(f"{where}: {error}") from None
-    return DjangoQueue(alias, config, database or _alias_of(database_path(config.database)), names)
+    own = database_path(config.database)
+    is_of_tests = temporary.is_testing() and not is_named  # what they enqueue is not for the real workers
+    shared = database or _alias_of(own, is_of_tests=is_of_tests)
+    if temporary_class is not None or (is_of_tests and (shared is None or not temporary.has_test_file(shared))):
+        made = temporary_class or TemporaryQueue
+        return made(alias, _in_file(config, temporary.file_beside(own)), shared, names)
+    if shared is not None and (database is not None or is_of_tests):
+        config = _in_file(config, _file_of(shared, where))
+    return DjangoQueue(alias, config, shared, names)
+
+
+def _in_file(config: Config, file: Path) -> Config:
+    return replace(config, database=database_url(file, relative_to=_base()))
 
 
 def _base() -> Path:
     return Path(getattr(settings, "BASE_DIR", None) or Path.cwd())
-
-
-def _of_tests(file: Path) -> Path:
-    """Return another file beside it while Django's test runner works: what tests enqueue is not for the real workers."""
-    return file.with_name(f"test_{file.name}") if _is_testing() else file
-
-
-def _is_testing() -> bool:
-    return hasattr(mail, "outbox")
 
 
 def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
@@ -230,43 +312,53 @@ def configuration_beside() -> Path:
     return _base() / CONFIGURATION
 
 
-def file_of(alias: str, where: str = "") -> Path:
-    """Return the file of an entry of DATABASES. Raises: ConfigurationError when it is no SQLite file."""
-    said = f"{where}: " if where else ""
-    if alias not in connections.settings:
-        raise ConfigurationError(
-            f"{said}there is no database {alias!r} in DATABASES; there are: {', '.join(connections.settings)}"
-        )
+def _file_of(alias: str, where: str) -> Path:
     connection = connections[alias]
-    if connection.vendor != "sqlite":
-        raise ConfigurationError(
-            f"{said}the database {alias!r} is {connection.display_name}, and gpuqueue keeps its jobs in an SQLite file; leave "
-            "'database' out, and the queue has a file of its own"
-        )
     if connection.is_in_memory_db():
         raise ConfigurationError(
-            f"{said}the database {alias!r} is in memory, where no worker sees it. In tests use "
-            "'gpuqueue.integrations.django.EagerBackend', or give the test database a file: DATABASES[…]['TEST']['NAME']"
+            f"{where}: the database {alias!r} is in memory, where no worker sees it. In tests without Django's test runner use "
+            "'gpuqueue.integrations.django.EagerBackend', or give the database a file"
         )
     return Path(os.path.abspath(connection.settings_dict["NAME"]))
 
 
-def _alias_of(path: Path) -> str | None:
-    """Find the entry of DATABASES that is this file."""
+def _expect_sqlite(alias: str, where: str) -> None:
+    if alias not in connections.settings:
+        raise ConfigurationError(
+            f"{where}: there is no database {alias!r} in DATABASES; there are: {', '.join(connections.settings)}"
+        )
+    connection = connections[alias]
+    if connection.vendor != "sqlite":
+        raise ConfigurationError(
+            f"{where}: the database {alias!r} is {connection.display_name}, and gpuqueue keeps its jobs in an SQLite file; leave "
+            "'database' out, and the queue has a file of its own"
+        )
+
+
+def _alias_of(path: Path, *, is_of_tests: bool) -> str | None:
+    """Find the entry of DATABASES that is this file or, for tests, was before their runner came."""
     for alias in connections.settings:
         connection = connections[alias]
-        if connection.vendor == "sqlite" and not connection.is_in_memory_db():
-            other = Path(os.path.abspath(connection.settings_dict["NAME"]))
+        if connection.vendor != "sqlite":
+            continue
+        names = {temporary.at_start.get(alias)} if is_of_tests else set()
+        if not connection.is_in_memory_db():
+            names.add(str(connection.settings_dict["NAME"]))
+        for other in (Path(os.path.abspath(name)) for name in names if name):
             if other == path or (other.exists() and path.exists() and other.samefile(path)):
                 return str(alias)
     return None
 
 
-def _files(options: Mapping[str, Any]) -> tuple[str, ...]:
-    # Django's test runner gives its databases other names while it runs.
-    alias = options.get("database")
-    named = str(connections[alias].settings_dict["NAME"]) if alias in connections.settings else ""
-    return named, str(_is_testing()), os.environ.get("GPUQUEUE_DATABASE", ""), os.environ.get("GPUQUEUE_CONFIG", ""), str(_base())
+def _surroundings() -> tuple[Any, ...]:
+    """Return all that the queues depend on beside their settings; Django's test runner changes much of it."""
+    return (
+        os.getpid() if temporary.is_testing() else None,
+        tuple(str(entry.get("NAME")) for entry in connections.settings.values()),
+        os.environ.get("GPUQUEUE_DATABASE", ""),
+        os.environ.get("GPUQUEUE_CONFIG", ""),
+        str(_base()),
+    )
 
 
 _lock = threading.Lock()

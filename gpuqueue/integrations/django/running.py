@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
     """Make the function that a worker calls with a job's arguments; asynchronous where the task is."""
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) and not gq.runs_here:
 
         async def arun(**arguments: Any) -> Any:
             return await _arun(gq, arguments)
@@ -51,12 +51,13 @@ def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_here(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
     """Run the current job's task in this thread. Raises: what the task raises."""
-    close_old_connections()
+    close = close_old_connections if not gq.runs_here else lambda: None  # which are in use here
+    close()
     try:
         attempt = _Attempt(gq, arguments)
         _tell(task_started, attempt)
         try:
-            value = attempt.checked(attempt.task.func(*attempt.args, **attempt.kwargs))
+            value = attempt.checked(attempt.task.call(*attempt.args, **attempt.kwargs))
         except BaseException as error:
             if attempt.has_failed(error):
                 _tell(task_finished, attempt)  # from within the block that handles it, where receivers look for the error
@@ -64,7 +65,7 @@ def run_here(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
         _tell(task_finished, attempt)
         return value
     finally:
-        close_old_connections()
+        close()
 
 
 async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from django.conf import settings
 BASE = Path(mkdtemp(prefix="gpuqueue-django-"))
 OURS = "gpuqueue.integrations.django.sqlite3"
 BACKEND = "gpuqueue.integrations.django.Backend"
+DUMMY = f"{'django.tasks' if django.VERSION >= (6, 0) else 'django_tasks'}.backends.dummy.DummyBackend"
 
 if not settings.configured:
     settings.configure(

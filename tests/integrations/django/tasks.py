@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connection
 
 from gpuqueue import Discard, Retry, Snooze, backoff, current_job
@@ -23,6 +24,10 @@ def add(a: int, b: int = 0) -> int:
 async def add_later(a: int, b: int = 0) -> int:
     await asyncio.sleep(0)
     return a + b
+
+
+@task
+def gather(first: str, second: list[int], *others: int, to: str = "", **more: str) -> None: ...
 
 
 @task(takes_context=True)
@@ -84,6 +89,11 @@ def write_order(name: str) -> int:
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO orders (name) VALUES (%s)", [name])
     return threading.get_ident()
+
+
+@task
+async def write_order_later(name: str) -> int:
+    return int(await sync_to_async(write_order.func)(name))
 
 
 @task

@@ -25,7 +25,7 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store import migrate
 from gpuqueue.testing import run_until_idle
 from tests.conftest import GEMMA, Gate
-from tests.integrations.django.conftest import BACKEND, UseDatabase, UseQueue
+from tests.integrations.django.conftest import BACKEND, DUMMY, UseDatabase, UseQueue
 from tests.integrations.django.tasks import gates, wait
 
 QUEUES, JOBS = "/admin/gpuqueue/queue/", "/admin/gpuqueue/job/"
@@ -673,7 +673,7 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
         "same": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": gq.database}},
         "wrong": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"databse": "default"}},
         "none": {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"file": tmp_path / "none.db"}},
-        "not-ours": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"},
+        "not-ours": {"BACKEND": DUMMY},
     }
     with override_settings(TASKS=entries):
         from gpuqueue.integrations.django import queue
@@ -704,7 +704,7 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
 
 
 def test_without_an_entry_of_gpuqueues_the_pages_say_so(boss: Client, gq: DjangoQueue) -> None:
-    with override_settings(TASKS={"default": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"}}):
+    with override_settings(TASKS={"default": {"BACKEND": DUMMY}}):
         for url in (QUEUES, CARDS, WORKERS, JOBS):
             assert "no entry of TASKS has a queue of gpuqueue's" in read(boss, url)
         assert "No entry of TASKS" in post(boss, f"{JOBS}act/", act="cancel", job="1")

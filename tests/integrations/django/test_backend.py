@@ -30,7 +30,7 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.testing import run_until_idle
 from tests.conftest import GEMMA, Gate
 from tests.integrations.django import tasks
-from tests.integrations.django.conftest import UseQueue
+from tests.integrations.django.conftest import DUMMY, UseQueue
 
 
 def worked(gq: DjangoQueue, result: Any, **options: Any) -> Any:
@@ -200,8 +200,8 @@ def test_every_thread_has_the_same_queue_object(own_file: DjangoQueue) -> None:
 def test_a_backend_of_others_has_no_queue(use_queue: UseQueue) -> None:
     use_queue()
     with (
-        override_settings(TASKS={"default": {"BACKEND": "gpuqueue.integrations.django.EagerBackend"}}),
-        pytest.raises(ConfigurationError, match="EagerBackend"),
+        override_settings(TASKS={"default": {"BACKEND": DUMMY}}),
+        pytest.raises(ConfigurationError, match="DummyBackend"),
     ):
         queue()
 

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.core import mail
 from django.core.management import CommandError, call_command
-from django.test import override_settings
 
-from gpuqueue.integrations.django import DjangoQueue, job_of, queue
+from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.management.command_line import take_option
 from gpuqueue.integrations.django.management.commands.gpuqueue import Command
 from gpuqueue.store import migrate
@@ -185,17 +183,3 @@ def test_a_flush_leaves_the_queue_as_it_is(app_file: DjangoQueue) -> None:
 
 def test_there_is_no_migration_to_make(own_file: DjangoQueue) -> None:
     call_command("makemigrations", "gpuqueue", check_changes=True, verbosity=0)
-
-
-def test_what_djangos_test_runner_enqueues_is_not_for_the_real_workers(
-    use_queue: UseQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = use_queue()
-    monkeypatch.setattr(mail, "outbox", [], raising=False)
-    with override_settings():
-        tasks.add.enqueue(1)
-        testing = queue()
-    assert (testing.database, len(testing.jobs())) == (tmp_path / "test_gpuqueue.db", 1)
-    testing.close()
-    monkeypatch.undo()
-    assert real.jobs() == []

@@ -17,6 +17,7 @@ from django.db.backends.sqlite3 import base
 from django.utils.asyncio import async_unsafe
 
 from gpuqueue.integrations.django import holding
+from gpuqueue.integrations.django.sqlite3.creation import DatabaseCreation
 from gpuqueue.integrations.django.sqlite3.line import Line, line_for
 from gpuqueue.store.engine import READ_TIMEOUT_MS, is_busy, write_ahead
 
@@ -30,6 +31,7 @@ WRITES = ("BEGIN", "INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "ALTER", "
 class DatabaseWrapper(base.DatabaseWrapper):
     """Django's connection to an SQLite file that it shares with busy writers."""
 
+    creation_class = DatabaseCreation
     transaction_mode: str | None
     init_commands: list[str]
     line: Line | None = None  # None of a database in memory, which nobody else writes

@@ -1,0 +1,77 @@
+"""Owns where the queues of tests are: what Django's test runner does, and files that end with this process; stores no job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+from functools import cache
+from multiprocessing.util import Finalize
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from django.core import mail
+from django.db import connections
+
+from gpuqueue.store import Store
+from gpuqueue.store.tables import metadata
+
+# The names of the databases before a test runner gave them others: {alias: NAME}.
+at_start: dict[str, str] = {}
+
+
+def note_databases() -> None:
+    """Remember which databases are the real ones."""
+    at_start.update((alias, str(entry["NAME"])) for alias, entry in connections.settings.items() if "NAME" in entry)
+
+
+def is_testing() -> bool:
+    """Say whether Django's test runner works, or pytest-django."""
+    return hasattr(mail, "outbox")
+
+
+def has_test_file(alias: str) -> bool:
+    """Say whether the test runner has put a file in the place of a database, where it otherwise has one in memory, or none."""
+    connection = connections[alias]
+    name = str(connection.settings_dict["NAME"])
+    return connection.vendor == "sqlite" and not connection.is_in_memory_db() and name != at_start.get(alias)
+
+
+def file_beside(file: Path) -> Path:
+    """Name the file that a process has in place of another, the same one each time; it is gone when the process ends."""
+    return _folder(os.getpid(), file) / f"test_{file.name}"
+
+
+@cache
+def _folder(_pid: int, _file: Path) -> Path:
+    folder = Path(mkdtemp(prefix="gpuqueue-tests-"))
+    # Unlike atexit's, it is called in the processes of multiprocessing too, and in none that was forked from this one.
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
+    return folder
+
+
+def begin_anew(store: Store) -> None:
+    """Empty a file of `file_beside` when another test has begun since it was last used; a forked process leaves it alone.
+
+    A test of Django's begins with another outbox, and pytest names its own.
+    """
+    outbox, name = getattr(mail, "outbox", None), os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    with _beginning:
+        last = _last.setdefault((os.getpid(), store.path), (outbox, name))
+        if last[0] is not outbox or last[1] != name:
+            store.write(_empty)
+            _last[os.getpid(), store.path] = outbox, name
+
+
+def _empty(connection: sqlite3.Connection) -> None:
+    for table in metadata.sorted_tables:
+        if table.name != "queues":  # whose rows a queue object knows to be there
+            connection.execute(f"DELETE FROM {table.name}")
+    names = [column.name for column in metadata.tables["queues"].columns if column.name != "name"]
+    connection.execute(f"UPDATE queues SET {', '.join(f'{name} = NULL' for name in names)}")
+
+
+_beginning = threading.Lock()
+_last: dict[tuple[int, Path], tuple[Any, str]] = {}
