@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction
 from typing import Any, overload
 
 from gpuqueue.backoff import Backoff
-from gpuqueue.errors import UsageError
+from gpuqueue.errors import UsageError, did_you_mean
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, InvalidTask, Task, task_backends
 from gpuqueue.options import read_options
 from gpuqueue.units import Duration
@@ -109,7 +109,10 @@ def task(
         raise TypeError("run_after is said where a task is enqueued: task.using(run_after=…)")
 
     def decorated(function: Callable[..., Any]) -> Any:
-        return task_backends[backend].task_class(
+        task_class = task_backends[backend].task_class
+        if options:
+            _expect_options(options, backend, task_class)
+        return task_class(
             func=function,
             priority=priority,
             queue_name=queue_name,
@@ -120,3 +123,17 @@ def task(
         )
 
     return decorated if function is None else decorated(function)
+
+
+def _expect_options(options: dict[str, Any], alias: str, task_class: Any) -> None:
+    """Raises: TypeError for what such a task does not take."""
+    known = sorted({field.name for field in fields(task_class)} - {"func", "run_after"})
+    for name in options:
+        if name in known:
+            continue
+        if name in OWN:  # of a backend that is not gpuqueue's
+            raise TypeError(
+                f"task() got {name!r}, which TASKS[{alias!r}], {type(task_backends[alias]).__name__}, does not take; set "
+                '"BACKEND": "gpuqueue.integrations.django.Backend" there'
+            )
+        raise TypeError(f"task() takes no option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")

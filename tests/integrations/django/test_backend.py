@@ -19,6 +19,7 @@ from gpuqueue import GPUQueue, State, Worker
 from gpuqueue.errors import ConfigurationError, JobCancelled, JobFailed
 from gpuqueue.integrations.django import DjangoQueue, GPUTask, job_of, queue, task
 from gpuqueue.integrations.django.tasks_api import (
+    ImmediateBackend,
     InvalidTask,
     TaskResultDoesNotExist,
     task_backends,
@@ -388,8 +389,17 @@ def test_a_wrong_request_is_refused_where_the_task_is_made() -> None:
         task(vram="2GX")(tasks.add.func)
     with pytest.raises(InvalidTask, match="isolate=True is for a plain function"):
         task(isolate=True)(tasks.add_later.func)
-    with pytest.raises(TypeError, match="vrma"):
-        task(vrma="2GB")(tasks.add.func)
+    for wrong, right in (("vrma", "vram"), ("queue", "queue_name"), ("max_attemps", "max_attempts")):
+        with pytest.raises(TypeError, match=rf"no option '{wrong}' \(did you mean '{right}'\?\); it takes backend, .*vram"):
+            task(**{wrong: "2"})(tasks.add.func)
+    immediate = f"{ImmediateBackend.__module__}.{ImmediateBackend.__qualname__}"
+    with (
+        override_settings(TASKS={"default": {"BACKEND": immediate}}),
+        pytest.raises(
+            TypeError, match=r"got max_attempts, which TASKS\['default'\] does not take: it is a ImmediateBackend; set"
+        ),
+    ):
+        task(max_attempts=3)(tasks.add.func)
     with pytest.raises(TypeError, match="vrma"):
         tasks.add.using(vrma="2GB")
     with pytest.raises(TypeError, match="run_after"):
