@@ -6,6 +6,7 @@ from typing import Any
 
 from gpuqueue.errors import UnknownJob, did_you_mean
 from gpuqueue.integrations.django import queues, results
+from gpuqueue.integrations.django.arguments import stored_arguments
 from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, asked_of, check_options, declared
 from gpuqueue.integrations.django.queues import DjangoQueue, TemporaryQueue
@@ -13,7 +14,6 @@ from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
     InvalidTask,
     TaskResultDoesNotExist,
-    normalize_json,
     task_enqueued,
 )
 from gpuqueue.options import merged, read_options
@@ -28,6 +28,7 @@ class Backend(BaseTaskBackend):
 
     QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any; any too where
     nothing says which queues there are.
+    The signal `task_finished` is sent for what has succeeded or failed, not for what was cancelled.
     OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
     it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
     mappings: `"queues": {"ai": {"gpu": True}}`.
@@ -77,7 +78,7 @@ class Backend(BaseTaskBackend):
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
         self.validate_task(task)
-        arguments: dict[str, Any] = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        arguments = stored_arguments(task, args, kwargs)
         if getattr(task, "model", None):
             arguments["model"] = task.model
         if task.run_after is not None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from inspect import Signature, iscoroutinefunction, signature
+from inspect import iscoroutinefunction
 from typing import Any, overload
 
 from django.utils import timezone
 
 from gpuqueue.backoff import Backoff
-from gpuqueue.errors import UsageError
+from gpuqueue.errors import UsageError, did_you_mean
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, InvalidTask, Task, task_backends
 from gpuqueue.options import read_options
 from gpuqueue.units import Duration
@@ -73,20 +73,6 @@ def asked_of(task: Any) -> dict[str, Any]:
     }
 
 
-def bound(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:
-    """Name the arguments of a call, and the defaults that it leaves, unless it is told only partly. Raises: TypeError."""
-    parameters = list(signature(task.func).parameters.values())[1 if task.takes_context else 0 :]
-    takes = Signature(parameters)
-    call = takes.bind_partial(*args, **kwargs) if partly else takes.bind(*args, **kwargs)
-    if not partly:
-        call.apply_defaults()
-    named = dict(call.arguments)
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(named.pop(parameter.name, {}))
-    return named
-
-
 def rules_of(task: Any) -> RetryRules:
     """Read how a Django task's failures are taken. Raises: UsageError naming the setting."""
     return read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
@@ -136,7 +122,10 @@ def task(
         raise TypeError("run_after is said where a task is enqueued: task.using(run_after=…)")
 
     def decorated(function: Callable[..., Any]) -> Any:
-        return task_backends[backend].task_class(
+        task_class = task_backends[backend].task_class
+        if options:
+            _expect_options(options, backend, task_class)
+        return task_class(
             func=function,
             priority=priority,
             queue_name=queue_name,
@@ -147,3 +136,17 @@ def task(
         )
 
     return decorated if function is None else decorated(function)
+
+
+def _expect_options(options: dict[str, Any], alias: str, task_class: Any) -> None:
+    """Raises: TypeError for what such a task does not take."""
+    known = sorted({field.name for field in fields(task_class)} - {"func", "run_after"})
+    for name in options:
+        if name in known:
+            continue
+        if name in OWN:  # of a backend that is not gpuqueue's
+            raise TypeError(
+                f"task() got {name!r}, which TASKS[{alias!r}], {type(task_backends[alias]).__name__}, does not take; set "
+                '"BACKEND": "gpuqueue.integrations.django.Backend" there'
+            )
+        raise TypeError(f"task() takes no option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")

@@ -24,7 +24,8 @@ from gpuqueue.enqueueing import Request
 from gpuqueue.errors import ConfigurationError, UsageError
 from gpuqueue.handle import JobHandle
 from gpuqueue.integrations.django import isolated, temporary
-from gpuqueue.integrations.django.gpu_task import asked_of, bound, declared, options_of, rules_of
+from gpuqueue.integrations.django.arguments import named_arguments
+from gpuqueue.integrations.django.gpu_task import asked_of, declared, options_of, rules_of
 from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
@@ -86,7 +87,7 @@ class DjangoQueue(GPUQueue):
         """
         path = task.module_path
         try:
-            named = bound(task, args, kwargs, partly=True)
+            named = named_arguments(task, args, kwargs, partly=True)
         except TypeError as error:
             raise UsageError(f"{path}: {error}") from None
         known = import_task(path)
@@ -103,7 +104,7 @@ class DjangoQueue(GPUQueue):
         if not {"args", "kwargs"} <= stored.keys():
             return stored
         try:
-            return bound(import_task(job.task), stored["args"], stored["kwargs"])
+            return named_arguments(import_task(job.task), stored["args"], stored["kwargs"])
         except (ImportError, SuspiciousOperation, TypeError):  # it is not there any more, or is another
             return stored
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from gpuqueue.current_job import current_job
 from gpuqueue.domain import Lease
-from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, JobCancelled, PayloadError
+from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
 from gpuqueue.executors import AttemptContext, AttemptInterrupted
 from gpuqueue.integrations.django.results import change, result_of
 from gpuqueue.integrations.django.tasks_api import (
@@ -121,13 +121,16 @@ class _Attempt:
         return value
 
     def has_failed(self, error: BaseException) -> bool:
-        """Note a failure; returns whether it ends the job, as far as can be known before the policies have decided."""
+        """Note a failure; returns whether it ends the job, as far as can be known before the policies have decided.
+
+        A cancellation is none: `task_finished` is not sent for it, of which Django's own receiver makes an error with a
+        traceback, for the administrators' mail and error monitoring.
+        """
         if not self._is_final(error):
             return False
         shown: BaseException = error
         if isinstance(error, AttemptInterrupted | CancelledError):
-            is_late = self._context.interruption == "timed_out"
-            shown = AttemptTimedOut("ran longer than its timeout") if is_late else JobCancelled("cancelled while it ran")
+            shown = AttemptTimedOut("ran longer than its timeout")
         kind = type(shown)
         trace = "".join(format_exception(error))
         self.result.errors.append(TaskError(exception_class_path=f"{kind.__module__}.{kind.__qualname__}", traceback=trace))
@@ -141,7 +144,7 @@ class _Attempt:
         lease, interruption = self._lease, self._context.interruption
         if isinstance(error, AttemptInterrupted | CancelledError) and interruption is not None:
             if interruption != "timed_out":
-                return interruption == "cancelled"
+                return False
             error = AttemptTimedOut("")
         if isinstance(error, Discard | CallerFault):
             return True

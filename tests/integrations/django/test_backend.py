@@ -16,9 +16,10 @@ from django.test import override_settings
 from django.utils import timezone
 
 from gpuqueue import GPUQueue, State, Worker
-from gpuqueue.errors import ConfigurationError, JobFailed
+from gpuqueue.errors import ConfigurationError, JobCancelled, JobFailed
 from gpuqueue.integrations.django import DjangoQueue, GPUTask, job_of, queue, task
 from gpuqueue.integrations.django.tasks_api import (
+    ImmediateBackend,
     InvalidTask,
     TaskResultDoesNotExist,
     task_backends,
@@ -168,8 +169,30 @@ def test_a_result_outlives_a_change_of_the_queues(use_queue: UseQueue) -> None:
 
 
 def test_what_json_does_not_know_is_refused_before_anything_is_stored(own_file: DjangoQueue) -> None:
-    with pytest.raises(TypeError, match="Unsupported type"):
+    with pytest.raises(TypeError, match=r"tasks\.add: argument 1 is not JSON: Unsupported type: <class 'datetime.datetime'>"):
         tasks.add.enqueue(datetime.now(UTC))
+    with pytest.raises(TypeError, match=r"tasks\.add: argument 'b' is not JSON"):
+        tasks.add.enqueue(1, b=[object()])
+    with pytest.raises(ValueError, match=r"tasks\.add: argument 'b' is not JSON"):
+        tasks.add.enqueue(1, b=b"\xff")
+    assert own_file.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("made", "args", "kwargs", "words"),
+    [
+        (tasks.add, (1, 2, 3), {}, "too many positional arguments. It takes (a: 'int', b: 'int' = 0)"),
+        (tasks.add, (1,), {"bb": 2}, "got an unexpected keyword argument 'bb' (did you mean 'b'?). It takes (a"),
+        (tasks.add, (), {}, "missing a required argument: 'a'. It takes (a"),
+        (tasks.who, (1,), {}, "too many positional arguments. It takes none"),
+    ],
+)
+def test_arguments_that_a_task_does_not_take_are_refused_before_anything_is_stored(
+    own_file: DjangoQueue, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError) as raised:
+        made.enqueue(*args, **kwargs)
+    assert str(raised.value).startswith(f"{made.module_path}: {words}")
     assert own_file.jobs() == []
 
 
@@ -314,6 +337,23 @@ def test_a_task_that_is_tried_again_is_finished_once(own_file: DjangoQueue) -> N
     assert [name for name, *_ in signals] == ["enqueued", "started"]
 
 
+def test_what_is_cancelled_while_it_runs_is_no_error(
+    own_file: DjangoQueue, make_gate: Callable[[], Gate], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = make_gate()
+    monkeypatch.setitem(tasks.gates, "cancelled", gate)
+    result = tasks.hang.enqueue("cancelled")
+    with heard() as signals, Worker(own_file):
+        gate.wait_reached()
+        job_of(result).cancel()
+        with pytest.raises(JobCancelled):
+            job_of(result).result(timeout_s=30)
+    assert [name for name, *_ in signals] == ["started"]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    result.refresh()
+    assert (result.status, result.errors[0].exception_class_path) == ("FAILED", "gpuqueue.errors.JobCancelled")
+
+
 def test_a_receiver_that_raises_hurts_no_task(own_file: DjangoQueue, caplog: pytest.LogCaptureFixture) -> None:
     def receive(**_: Any) -> None:
         raise OSError("the receiver is broken")
@@ -349,8 +389,15 @@ def test_a_wrong_request_is_refused_where_the_task_is_made() -> None:
         task(vram="2GX")(tasks.add.func)
     with pytest.raises(InvalidTask, match="isolate=True is for a plain function"):
         task(isolate=True)(tasks.add_later.func)
-    with pytest.raises(TypeError, match="vrma"):
-        task(vrma="2GB")(tasks.add.func)
+    for wrong, right in (("vrma", "vram"), ("queue", "queue_name"), ("max_attemps", "max_attempts")):
+        with pytest.raises(TypeError, match=rf"no option '{wrong}' \(did you mean '{right}'\?\); it takes backend, .*vram"):
+            task(**{wrong: "2"})(tasks.add.func)
+    immediate = f"{ImmediateBackend.__module__}.{ImmediateBackend.__qualname__}"
+    with (
+        override_settings(TASKS={"default": {"BACKEND": immediate}}),
+        pytest.raises(TypeError, match=r"got 'max_attempts', which TASKS\['default'\], ImmediateBackend, does not take; set"),
+    ):
+        task(max_attempts=3)(tasks.add.func)
     with pytest.raises(TypeError, match="vrma"):
         tasks.add.using(vrma="2GB")
     with pytest.raises(TypeError, match="run_after"):

@@ -147,7 +147,7 @@ def test_a_worker_serves_the_queues_that_it_is_told(project: Project) -> None:
     assert states(*jobs) == ["completed", "available", "completed"]
 
 
-def test_a_worker_begins_anew_with_new_code(project: Project, until: Until) -> None:
+def test_a_worker_begins_anew_with_new_code_and_outlives_mistakes_in_it(project: Project, until: Until) -> None:
     worker = project.start("gpuqueue_worker", "--reload")
     assert project.enqueue("version").result(timeout_s=60) == "first"
     hanging = project.enqueue("hang", "hanging")
@@ -157,5 +157,15 @@ def test_a_worker_begins_anew_with_new_code(project: Project, until: Until) -> N
     assert hanging.result(timeout_s=60) is None, "what ran was given back, and runs with the new code"
     assert (hanging.refresh().attempt, [outcome for outcome, _ in project.attempts(hanging)]) == (1, ["released"])
     assert project.enqueue("version").result(timeout_s=60) == "second"
+    mended = tasks.read_text().replace('return "second"', 'return "third"')
+    tasks.write_text(mended + "def broken(:\n")
+    until(lambda: "SyntaxError" in project.output(worker), "the mistake is told")
+    tasks.write_text(mended)
+    assert project.enqueue("version").result(timeout_s=60) == "third"
+    project.folder.joinpath("shop", "__init__.py").write_text("broken(")
+    until(lambda: "waiting for a change" in project.output(worker), "one that not even Django could start with is told too")
+    project.folder.joinpath("shop", "__init__.py").write_text("")
+    tasks.write_text(mended.replace('return "third"', 'return "fourth"'))
+    assert project.enqueue("version").result(timeout_s=60) == "fourth"
     worker.terminate()
     worker.wait(60)

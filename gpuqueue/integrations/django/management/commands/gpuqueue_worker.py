@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import os
+import signal
 import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils.autoreload import run_with_reloader
+from django.utils import autoreload
 
 from gpuqueue.errors import GPUQueueError
 from gpuqueue.integrations.django.management.command_line import run
@@ -16,14 +24,33 @@ from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
+    from gpuqueue.worker import Worker
 
 ALL = "*"
 LEVELS = ("error", "info", "debug", "debug")  # by Django's verbosity
 
 
+class Reloader(autoreload.StatReloader):
+    """Django's reloader, which misses the change of a file before it has looked at that file once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_looked = threading.Event()
+
+    def snapshot_files(self) -> Iterator[Any]:
+        yield from super().snapshot_files()
+        self._has_looked.set()
+
+    def after_first_look(self, work: Callable[[], Any]) -> None:
+        """Wait for the first look, then do this."""
+        self._has_looked.wait()
+        work()
+
+
 class Command(BaseCommand):
     """Runs jobs until SIGTERM or Ctrl-C; the second Ctrl-C gives running jobs back at once."""
 
+    _begin: Callable[[], Any]
     help = "Run this project's tasks until SIGTERM or Ctrl-C; the second Ctrl-C gives running jobs back at once."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -47,12 +74,33 @@ class Command(BaseCommand):
             help="Make these settings the shared ones, although a running worker has others.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        from gpuqueue.integrations.django.queues import queue
-
+    def execute(self, *args: Any, **options: Any) -> Any:
         for name in ("max_tasks", "threads"):
             if options[name] is not None and options[name] < 1:
                 raise CommandError(f"--{name.replace('_', '-')} must be at least 1, not {options[name]}")
+        if not options["reload"]:
+            return super().execute(*args, **options)
+        if options["batch"] or options["max_tasks"]:
+            raise CommandError("--reload is for a worker that goes on; leave --batch and --max-tasks out")
+        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            _restart_until_ended(self.stderr)
+            return None
+        reloader = Reloader()
+        # All of it, the system checks too, which import the project's views: after an error the reloader waits for a change.
+        try:
+            autoreload.check_errors(super().execute)(*args, **options)
+        except (CommandError, GPUQueueError) as error:
+            self._begin = partial(self.stderr.write, f"{type(error).__name__}: {error}")
+        except Exception:
+            self._begin = partial(self.stderr.write, traceback.format_exc())
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        with suppress(KeyboardInterrupt):
+            autoreload.start_django(reloader, reloader.after_first_look, self._begin)
+        return None
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        from gpuqueue.integrations.django.queues import queue
+
         try:
             gq = queue(options["backend"])
             gq.discover()
@@ -60,9 +108,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=2) from None
         queues = _queues(gq, options)
         if options["reload"]:
-            if options["batch"] or options["max_tasks"]:
-                raise CommandError("--reload is for a worker that goes on; leave --batch and --max-tasks out")
-            run_with_reloader(_run_until_reloaded, gq, options, queues)
+            self._begin = _worker(gq, options, queues).start
             return
         words = ["worker", "--log-level", LEVELS[options["verbosity"]]]
         for served in queues or ():
@@ -93,13 +139,30 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _run_until_reloaded(gq: DjangoQueue, options: dict[str, Any], queues: tuple[str, ...] | None) -> None:
-    """Run a worker beside Django's reloader, which ends the process when the code changes."""
+def _restart_until_ended(stderr: Any) -> None:
+    """Keep a process of Django's reloader running; one that not even Django could start in is followed at the next change."""
+    while True:
+        try:
+            autoreload.run_with_reloader(None)
+        except SystemExit as ended:
+            if ended.code != 1:
+                raise
+        reloader = Reloader()
+        tell = partial(stderr.write, "The project cannot be loaded; waiting for a change.")
+        threading.Thread(target=reloader.after_first_look, args=(tell,), daemon=True).start()
+        for app in apps.get_app_configs():
+            reloader.watch_dir(app.path, "**/*.py")
+        with suppress(SystemExit):  # with which Django's reloader ends at a change
+            reloader.run_loop()
+
+
+def _worker(gq: DjangoQueue, options: dict[str, Any], queues: tuple[str, ...] | None) -> Worker:
+    """Make a worker with threads of its own, which ends with the process. Raises: UsageError."""
     from gpuqueue.logs import configure_logging
     from gpuqueue.worker import Worker
 
     worker = Worker(gq, queues=queues, threads=options["threads"], accept_config=options["accept_config"])
     configure_logging(gq.config.worker.log_format or "text", level=LEVELS[options["verbosity"]], worker=lambda: worker.id)
-    worker.start()
     # What runs is given back, to run again with the new code.
     atexit.register(worker.stop, grace_s=0)
+    return worker
