@@ -41,7 +41,7 @@ class Mixed:
                 self.assertEqual(gq.holds()["default"], [])
                 gq.pause("default")
             # A line of its own, whole, also beside what the runner and other processes print.
-            os.write(1, f"\n{alias}={queue(alias).database}\n".encode())
+            os.write(1, f"\\n{alias}={queue(alias).database}\\n".encode())
 
     test_second = test_third = test_first
 
