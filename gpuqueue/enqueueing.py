@@ -16,7 +16,7 @@ from gpuqueue.models import VERBS
 from gpuqueue.options import DEFAULT_QUEUE, JobOptions, merged, read_options
 from gpuqueue.settings import SharedSettings
 from gpuqueue.store import Store, queries
-from gpuqueue.store.jobs import NewJob, new_job, plain_job
+from gpuqueue.store.jobs import INSERT_PLAIN_JOB, NewJob, new_job
 from gpuqueue.store.rows import INLINE_BYTES, NO_ARGUMENTS, to_json
 from gpuqueue.tasks import Task
 from gpuqueue.twins import in_thread
@@ -142,7 +142,8 @@ class Enqueuer:
         return named if isinstance(named, Task) else self._declared.task(str(named)), arguments, asked
 
     def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
-        task.signature.check(task.name, arguments)
+        if arguments.keys() != task.signature.required:
+            task.signature.check(task.name, arguments)
         plan: _Plan | None = task.plan
         if plan is None or plan.options is not options or plan.queues is not self._declared.queues:
             plan = task.plan = self._plan(task, options)
@@ -153,7 +154,7 @@ class Enqueuer:
         if arguments:
             text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
         if plan.is_plain and len(text) <= INLINE_BYTES:  # most are: fewer steps and values are fewer microseconds
-            return plain_job(queue, task.name, text, now_us, plan.priority, plan.max_attempts)
+            return INSERT_PLAIN_JOB, (queue, task.name, plan.priority, now_us, now_us, plan.max_attempts, text), None
         complete = plan.complete
         scheduled_at_us = now_us
         if complete.at_us is not None:

@@ -180,8 +180,6 @@ class Signature:
     def check(self, task: str, arguments: Mapping[str, Any]) -> None:
         """Raise a UsageError when the arguments do not fit."""
         given = arguments.keys()
-        if given == self.required:
-            return
         if self.allowed is not None and not given <= self.allowed:
             wrong = sorted(map(str, given - self.allowed))[0]
             takes = ", ".join(sorted(self.allowed)) or "none"

@@ -34,7 +34,7 @@ _INSERTED = (
     "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
 )  # fmt: skip
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
-# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
+# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds. Their arguments are inline.
 INSERT_PLAIN_JOB = (
     "INSERT INTO jobs (queue, task, state, priority, enqueued_at, scheduled_at, max_attempts, arguments) "
     "VALUES (?, ?, 'available', ?, ?, ?, ?, ?)"
@@ -44,11 +44,6 @@ INSERT_PLAIN_JOB = (
 # A job that is to be stored: the statement that inserts its row, the row, which begins with the queue, and arguments too
 # large to lie in it. A bare tuple, because every enqueue makes one.
 NewJob = tuple[str, tuple[Any, ...], str | None]
-
-
-def plain_job(queue: str, task: str, arguments: str, now_us: int, priority: int, max_attempts: int) -> NewJob:
-    """Word the insertion of a job that may start at once and asks for nothing special; its arguments lie in the row."""
-    return INSERT_PLAIN_JOB, (queue, task, priority, now_us, now_us, max_attempts, arguments), None
 
 
 def new_job(
