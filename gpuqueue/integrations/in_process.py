@@ -38,12 +38,12 @@ class InProcessWorker:
 
     Call `start()` where the process begins to serve; it returns at once, and again and again does no harm. With
     `one_per_host` the processes of this host that share the database agree on one, and another takes over when that one
-    ends, however it ends. It starts in the processes that serve, not in a reloader's parent, in gunicorn's master (with
-    `--preload` it starts in the workers), in a process that runs an isolated task, or in a command of `manage.py`, `flask` or
-    `gpuqueue` that serves nothing: one whose name does not begin with `run`. After any other fork it does not run in the
-    child; call `start()` there if the child serves. When the process ends, running jobs have `grace` to end and are
-    then given back unspent. A worker that cannot begin, because of other settings for example, says why in the log and is
-    tried again: it does not keep the application from serving.
+    ends, however it ends. It starts in the processes that serve; not in a reloader's parent, in gunicorn's master (with
+    `--preload` it starts in the workers), in a process that runs an isolated task, where pytest collects tests, or in a
+    command of `manage.py`, `flask` or `gpuqueue` that serves nothing: one whose name does not begin with `run`. After any
+    other fork it does not run in the child; call `start()` there if the child serves. When the process ends, running jobs
+    have `grace` to end and are then given back unspent. A worker that cannot begin, because of other settings for example,
+    says why in the log and is tried again: it does not keep the application from serving.
 
     In a notebook a second one for the same database takes the first one's place.
     """
@@ -187,7 +187,9 @@ def _program_and_command() -> tuple[str, str]:
 
 
 def _serves_nothing(program: str, command: str) -> bool:
-    return bool(program) and not command.startswith("run")
+    # Where pytest imports an application, or sets Django up, its tests have not begun.
+    is_preparing_tests = "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" not in os.environ
+    return is_preparing_tests or (bool(program) and not command.startswith("run"))
 
 
 def _is_reloaders_parent(program: str, command: str) -> bool:

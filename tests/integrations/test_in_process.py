@@ -183,6 +183,12 @@ def test_a_command_that_serves_nothing_runs_no_jobs(gq, monkeypatch, words, runs
         assert ("gpuqueue-in-process" in [thread.name for thread in threading.enumerate()]) == runs
 
 
+def test_where_pytest_only_collects_tests_no_jobs_are_run(gq, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    with InProcessWorker(gq):
+        assert "gpuqueue-in-process" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_a_task_that_is_declared_or_changed_while_it_runs_is_run_as_it_is_now(gq, until):
     with InProcessWorker(gq) as worker:
         until(lambda: worker.is_running, "it runs")
