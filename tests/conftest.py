@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +23,22 @@ GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
 # For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
+def fork() -> int:
+    """Fork this process; a child that hangs ends after a while.
+
+    The child may take over a mutex of SQLite's for ever, of a connection that another thread just closes. Where nobody else
+    runs, that is what the garbage collector does in whichever thread it is called.
+    """
+    gc.disable()
+    try:
+        pid = os.fork()
+    finally:
+        gc.enable()
+    if pid == 0:
+        signal.alarm(60)
+    return pid
 
 
 @pytest.fixture(scope="session", autouse=True)

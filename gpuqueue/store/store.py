@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from gpuqueue.store.bell import Bell, runtime_dir
 from gpuqueue.store.claims import Gate, Room
 from gpuqueue.store.jobs import NewJob
 from gpuqueue.store.outcomes import Completed, Ended, Outcome, Report, Rescue
+from gpuqueue.store.readers import Readers
 from gpuqueue.store.writer import Result, Work, Writer
 
 WRITE_TIMEOUT_S = 10.0
@@ -66,11 +68,10 @@ class Store:
     def _begin_process(self) -> None:
         self.bell = Bell(self.runtime_dir)
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
-        self._readers: list[sqlite3.Connection] = []
-        self._readers_lock = threading.Lock()
+        self._readers = Readers(lambda: engine.connect(self._engine))
         self._version_reader: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
-        self._closed = False
+        self._let_in: list[Callable[[], None]] = []  # what ends `keep_out`
 
     def _connect_writer(self) -> sqlite3.Connection:
         connection = engine.connect(self._engine)
@@ -82,10 +83,7 @@ class Store:
         """Close the connections; the store cannot be used afterwards."""
         self.writer.close()
         self.bell.close()
-        with self._readers_lock:
-            self._closed = True
-            while self._readers:
-                self._readers.pop().close()
+        self._readers.close()
         with self._version_lock:
             if self._version_reader is not None:
                 self._version_reader.close()
@@ -93,8 +91,23 @@ class Store:
         self._engine.dispose()
 
     def __del__(self) -> None:
-        with suppress(Exception):  # a queue object that nobody closed, or one whose opening failed
+        with suppress(Exception), _ending:  # a queue object that nobody closed, or one whose opening failed
             self.close()
+
+    def keep_out(self, timeout_s: float) -> None:
+        """Let no thread be at work in SQLite here until `let_in`, or until one was not done in time."""
+        give_up_s = time.monotonic() + timeout_s
+        if self.writer.keep_out(timeout_s):
+            self._let_in.append(self.writer.let_in)
+        self._let_in.append(self._readers.let_in)
+        self._readers.keep_out(max(0.0, give_up_s - time.monotonic()))
+        if self._version_lock.acquire(timeout=max(0.0, give_up_s - time.monotonic())):
+            self._let_in.append(self._version_lock.release)
+
+    def let_in(self) -> None:
+        """Go on after `keep_out`."""
+        while self._let_in:
+            self._let_in.pop()()
 
     def file_id(self) -> tuple[int, int] | None:
         """Which file stands under the path now, None when there is none; another one is another queue."""
@@ -111,20 +124,8 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection for reading outside any transaction."""
-        with engine.explained(self.path):
-            with self._readers_lock:
-                connection = self._readers.pop() if self._readers else None
-            connection = connection or engine.connect(self._engine)
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                with self._readers_lock:
-                    if self._closed:  # by another thread meanwhile
-                        connection.close()
-                    else:
-                        self._readers.append(connection)
+        with engine.explained(self.path), self._readers.lend() as connection:
+            yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -135,7 +136,7 @@ class Store:
 
     def data_version(self) -> int:
         """Return a number that differs from the last one when anybody has changed the file since; takes microseconds."""
-        with self._version_lock:
+        with engine.explained(self.path), self._version_lock:
             if self._version_reader is None:
                 self._version_reader = engine.connect(self._engine)
             version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
@@ -503,25 +504,32 @@ _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
-    # SQLite in the child takes over what locks this process has on a file, and would wait for ever for a write lock.
-    _kept_out.extend(store.writer for store in list(_stores) if store.writer.keep_out(LONGEST_WAIT_S))
+    # SQLite in the child takes over what locks this process has on a file, and would wait for ever for a write lock; so it
+    # would for the mutexes of SQLite's own that another thread holds, be it for a moment.
+    _ending.acquire()
+    for store in list(_stores):
+        store.keep_out(LONGEST_WAIT_S)
+        _kept_out.append(store)
 
 
 def _after_fork_in_parent() -> None:
     while _kept_out:
         _kept_out.pop().let_in()
+    _ending.release()
 
 
 def _after_fork_in_child() -> None:
     _kept_out.clear()
+    _ending.release()
     # The parent's connections are left alone: closing them here would drop the parent's file locks.
     for store in list(_stores):
         _inherited.append((store.writer, store._readers, store._version_reader))
         store._begin_process()
 
 
-LONGEST_WAIT_S = 2.0  # of a fork for a transaction of another thread
-_kept_out: list[Writer] = []
+LONGEST_WAIT_S = 2.0  # of a fork for the other threads at each file
+_ending = threading.RLock()  # held where garbage is collected, in any thread, and while this process forks
+_kept_out: list[Store] = []
 _inherited: list[Any] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -153,32 +153,31 @@ class Worker:
             self._booted.set()
 
     def _loop(self, parts: Parts) -> None:
-        data_version = -1
-        with parts.store.reading() as watching:  # one connection throughout: data_version compares with its own last look
+        data_version = parts.store.data_version()
+        while not (self._stop_requested.is_set() or parts.heartbeat.lost):
+            if self._left == 0:
+                return self._wait_for_the_last(parts)
+            try:
+                claimed = self._tick(parts)
+                sleep_s = self._sleep_s(parts)
+            except StoreError as error:
+                logger.warning("%s; trying again", error)
+                claimed, sleep_s = 0, TRY_AGAIN_S
+            except Exception:  # what a plugin answered must not end the worker
+                logger.exception("choosing jobs failed and is tried again")
+                claimed, sleep_s = 0, TRY_AGAIN_S
+            if self._burst and not claimed and parts.is_idle:
+                return
+            wake_at_s = time.monotonic() + sleep_s
             while not (self._stop_requested.is_set() or parts.heartbeat.lost):
-                if self._left == 0:
-                    return self._wait_for_the_last(parts)
-                try:
-                    claimed = self._tick(parts)
-                    sleep_s = self._sleep_s(parts)
-                except StoreError as error:
-                    logger.warning("%s; trying again", error)
-                    claimed, sleep_s = 0, TRY_AGAIN_S
-                except Exception:  # what a plugin answered must not end the worker
-                    logger.exception("choosing jobs failed and is tried again")
-                    claimed, sleep_s = 0, TRY_AGAIN_S
-                if self._burst and not claimed and parts.is_idle:
-                    return
-                wake_at_s = time.monotonic() + sleep_s
-                while not (self._stop_requested.is_set() or parts.heartbeat.lost):
-                    left_s = min(wake_at_s - time.monotonic(), NUDGE_S if parts.threads.is_waiting else POLL_S)
-                    if left_s <= 0 or parts.listener.wait(left_s):
-                        break
-                    parts.threads.nudge()
-                    found = watching.execute("PRAGMA data_version").fetchone()[0]
-                    if found != data_version:
-                        data_version = found
-                        break
+                left_s = min(wake_at_s - time.monotonic(), NUDGE_S if parts.threads.is_waiting else POLL_S)
+                if left_s <= 0 or parts.listener.wait(left_s):
+                    break
+                parts.threads.nudge()
+                found = parts.store.data_version()
+                if found != data_version:
+                    data_version = found
+                    break
 
     def _may_begin(self) -> bool:
         with self._counting:

@@ -25,7 +25,7 @@ from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandon
 from gpuqueue.store.tables import metadata
 from gpuqueue.units import from_us
 from tests import history
-from tests.conftest import forks
+from tests.conftest import fork, forks
 from tests.store.rows import BOOM, CARD, GB, NOW_US, Rows, at, room_for
 
 pytestmark = forks
@@ -226,7 +226,7 @@ def opened(path: Path) -> Iterator[Scene]:
 def in_child(work: Callable[[], str]) -> str | None:
     """Run the work in a forked process; returns its answer, or None when it was killed."""
     receiving, sending = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

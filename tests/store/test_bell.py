@@ -14,7 +14,7 @@ import pytest
 from gpuqueue.store import Store
 from gpuqueue.store.bell import Bell, Listener, runtime_dir
 from gpuqueue.store.outcomes import Report
-from tests.conftest import forks
+from tests.conftest import fork, forks
 from tests.store.rows import Rows
 
 PATIENCE_S = 20.0
@@ -73,7 +73,7 @@ def test_a_ring_never_blocks_on_a_worker_that_does_not_listen(directory: Path) -
 @forks
 def test_the_socket_of_a_dead_owner_is_removed_and_a_closed_listener_leaves_none(directory: Path) -> None:
     bell = Bell(directory)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         Listener(directory, "workers", "dead")
         os._exit(0)

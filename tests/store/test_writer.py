@@ -16,7 +16,7 @@ from gpuqueue.domain import QueueSettings
 from gpuqueue.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.store import Store
 from gpuqueue.store.engine import explain
-from tests.conftest import forks, wait_until
+from tests.conftest import fork, forks, wait_until
 from tests.history import FOLLOWER, check, events_of
 from tests.store.rows import Rows
 
@@ -211,7 +211,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
 def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, rows: Rows) -> None:
     store.add_follower(FOLLOWER)
     mine = rows.enqueue()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -233,6 +233,41 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
     assert rows.one("SELECT count(*) FROM jobs") == 42
     with store.snapshot() as connection:
         check(events_of(connection), connection, unfinished=range(1, 43))
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows) -> None:
+    # A mutex of SQLite's own that a thread holds while the process forks is held in the child for ever.
+    os.register_at_fork(before=_do_at_fork)
+    mine = rows.enqueue()
+    inside, may_end = threading.Event(), threading.Event()
+    read_to_its_end: list[bool] = []
+
+    def read() -> None:
+        with store.reading():
+            inside.set()
+            assert may_end.wait(PATIENCE_S)
+            read_to_its_end.append(True)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert inside.wait(PATIENCE_S)
+    _at_fork.append(may_end.set)
+    pid = fork()
+    if pid == 0:
+        code = 1
+        try:
+            assert read_to_its_end
+            assert store.get_job(mine).task == "app.task"
+            assert store.data_version() > 0
+            code = 0
+        finally:
+            os._exit(code)
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert store.get_job(mine).task == "app.task"
+    assert store.data_version() > 0
 
 
 @pytest.mark.parametrize(
@@ -290,7 +325,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child
     thread.start()
     assert inside.wait(PATIENCE_S)
     _at_fork.append(may_end.set)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

@@ -22,7 +22,7 @@ from gpuqueue import Worker
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.sqlite3.line import Line
 from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
-from tests.conftest import forks
+from tests.conftest import fork, forks
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import UseDatabase
 
@@ -238,7 +238,7 @@ def test_a_child_does_not_stand_behind_the_threads_of_its_parent(orders: None) -
 
     line = line_for(os.path.realpath(connection.settings_dict["NAME"]))
     line._is_taken = True
-    child = os.fork()
+    child = fork()
     if not child:
         try:
             WRITES[0]()

@@ -1,0 +1,64 @@
+"""Owns the connections that read: lent one at a time, kept for the next reader, and all at rest when asked; knows no table."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Readers:
+    """Connections of one process to one file, made where all others are lent."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._idle: list[sqlite3.Connection] = []
+        self._lent_count = 0
+        self._is_open = True
+        self._is_kept_out = False
+        self._changed = threading.Condition(threading.Lock())
+
+    @contextmanager
+    def lend(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection outside of any transaction; one that the block leaves open is ended."""
+        with self._changed:
+            while self._is_kept_out:
+                self._changed.wait()
+            self._lent_count += 1
+            connection = self._idle.pop() if self._idle else None
+        try:
+            connection = connection or self._connect()
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        finally:
+            with self._changed:
+                self._lent_count -= 1
+                if connection is not None and self._is_open:
+                    self._idle.append(connection)
+                elif connection is not None:  # closed by another thread meanwhile
+                    connection.close()
+                if self._is_kept_out:
+                    self._changed.notify_all()
+
+    def keep_out(self, timeout_s: float) -> bool:
+        """Let no connection be lent until `let_in`; returns False when one was not given back in time."""
+        with self._changed:
+            self._is_kept_out = True
+            return self._changed.wait_for(lambda: not self._lent_count, timeout_s)
+
+    def let_in(self) -> None:
+        """Go on after `keep_out`."""
+        with self._changed:
+            self._is_kept_out = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close them; one that is lent is closed when it is given back."""
+        with self._changed:
+            self._is_open = False
+            while self._idle:
+                self._idle.pop().close()
