@@ -152,7 +152,7 @@ class Enqueuer:
             self._ensure_queue(queue)
         text = NO_ARGUMENTS
         if arguments:
-            text = to_json(arguments, limit_bytes=self._config.max_payload_bytes, what=task.arguments_name)
+            text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
         if plan.is_plain and len(text) <= INLINE_BYTES:  # most are: fewer steps and values are fewer microseconds
             return INSERT_PLAIN_JOB, (queue, task.name, plan.priority, now_us, now_us, plan.max_attempts, text), None
         complete = plan.complete

@@ -26,7 +26,7 @@ _chunks = _make_chunks and _make_chunks(
 )
 
 
-def to_json(value: Any, *, limit_bytes: int, what: str) -> str:
+def to_json(value: Any, limit_bytes: int, what: str) -> str:
     """Encode a value that must be JSON.
 
     Raises: PayloadError, naming `what`, when the value is not JSON or takes more than `limit_bytes`.
