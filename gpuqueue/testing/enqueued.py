@@ -98,15 +98,18 @@ def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arg
         if gq is None:
             raise UsageError(f"{task!r} is no task of gpuqueue's, nor the name of one")
         return _Sought(gq, *gq.sought(task, args, arguments))
-    gq, *others = (*args, None) if args or isinstance(task, str) else (task._gq, None)
-    if not isinstance(gq, GPUQueue) and isinstance(task, str):
-        raise UsageError(
-            f"{task!r} is a task's name: say of which queue object, assert_enqueued({task!r}, gq, …), or give the task"
-        )
-    if not isinstance(gq, GPUQueue) or others != [None]:
-        raise UsageError(f"{task}: give arguments by name, as they are stored")
     name = task if isinstance(task, str) else task.name
-    known = gq.tasks.get(task) if isinstance(task, str) else task
+    if args and isinstance(args[0], GPUQueue):
+        gq, args = args[0], args[1:]
+    elif isinstance(task, str):
+        raise UsageError(
+            f"{name!r} is a task's name: say of which queue object, assert_enqueued({name!r}, gq, …), or give the task"
+        )
+    else:
+        gq = task._gq
+    if args:
+        raise UsageError(f"{name}: give arguments by name, as they are stored")
+    known = gq.tasks.get(name) if isinstance(task, str) else task
     if known is not None:
         Signature(frozenset(), known.signature.allowed).check(name, arguments)
     return _Sought(gq, name, arguments, _options(task))

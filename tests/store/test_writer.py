@@ -235,26 +235,42 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
         check(events_of(connection), connection, unfinished=range(1, 43))
 
 
+_at_fork: list[threading.Event] = []  # what a test sets when its process is about to fork
+
+
+def _set_at_fork() -> None:
+    while _at_fork:
+        _at_fork.pop().set()
+
+
+if hasattr(os, "fork"):
+    os.register_at_fork(before=_set_at_fork)  # called before the store's own, which was registered earlier
+
+
+def fork_beside(work: Callable[[threading.Event, threading.Event], object]) -> tuple[int, threading.Thread]:
+    """Fork while a thread does work that sets its first event and waits for its second, which is set when the fork begins."""
+    inside, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work, args=(inside, may_end))
+    thread.start()
+    assert inside.wait(PATIENCE_S)
+    _at_fork.append(may_end)
+    return fork(), thread
+
+
 @forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows) -> None:
     # A mutex of SQLite's own that a thread holds while the process forks is held in the child for ever.
-    os.register_at_fork(before=_do_at_fork)
     mine = rows.enqueue()
-    inside, may_end = threading.Event(), threading.Event()
     read_to_its_end: list[bool] = []
 
-    def read() -> None:
+    def read(inside: threading.Event, may_end: threading.Event) -> None:
         with store.reading():
             inside.set()
             assert may_end.wait(PATIENCE_S)
             read_to_its_end.append(True)
 
-    thread = threading.Thread(target=read)
-    thread.start()
-    assert inside.wait(PATIENCE_S)
-    _at_fork.append(may_end.set)
-    pid = fork()
+    pid, thread = fork_beside(read)
     if pid == 0:
         code = 1
         try:
@@ -303,29 +319,17 @@ def test_a_full_disk_is_told_and_nothing_is_stored(store: Store, rows: Rows) -> 
     rows.enqueue(arguments='{"x": "' + "y" * 9000 + '"}')
 
 
-_at_fork: list[Callable[[], None]] = []  # what a test does when its process is about to fork
-
-
-def _do_at_fork() -> None:
-    while _at_fork:
-        _at_fork.pop()()
-
-
 @forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child_would_wait_for(store: Store, rows: Rows) -> None:
-    os.register_at_fork(before=_do_at_fork)  # called before the store's own, which was registered earlier
-    inside, may_end = threading.Event(), threading.Event()
+    def write(inside: threading.Event, may_end: threading.Event) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            inside.set()
+            assert may_end.wait(PATIENCE_S)
 
-    def work(connection: sqlite3.Connection) -> None:
-        inside.set()
-        assert may_end.wait(PATIENCE_S)
+        store.write(work)
 
-    thread = threading.Thread(target=lambda: store.write(work))
-    thread.start()
-    assert inside.wait(PATIENCE_S)
-    _at_fork.append(may_end.set)
-    pid = fork()
+    pid, thread = fork_beside(write)
     if pid == 0:
         code = 1
         try:
