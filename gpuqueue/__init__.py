@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuqueue import backoff
-from gpuqueue.config import Config
-from gpuqueue.current_job import CurrentJob, current_job
-from gpuqueue.domain import (
-    Cancellation,
-    Entry,
-    Event,
-    Explanation,
-    Hold,
-    Job,
-    LogLine,
-    Rate,
-    Record,
-    ServiceInfo,
-    State,
-    WindowRule,
-    WorkerInfo,
-)
-from gpuqueue.errors import (
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Task
+from gpuqueue.config.loading import Config
+from gpuqueue.contract.current_job import CurrentJob, current_job
+from gpuqueue.domain import backoff
+from gpuqueue.domain.errors import (
     ConfigurationError,
     GPUQueueError,
     JobCancelled,
@@ -39,14 +27,26 @@ from gpuqueue.errors import (
     UnknownTask,
     UsageError,
 )
-from gpuqueue.handle import JobHandle
-from gpuqueue.queue import GPUQueue
-from gpuqueue.tasks import Task
-from gpuqueue.verdicts import Discard, Retry, Snooze
+from gpuqueue.domain.job import (
+    Cancellation,
+    Entry,
+    Event,
+    Explanation,
+    Hold,
+    Job,
+    LogLine,
+    Rate,
+    Record,
+    ServiceInfo,
+    State,
+    WindowRule,
+    WorkerInfo,
+)
+from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
-    from gpuqueue.following import Follower, Reader
-    from gpuqueue.hookspecs import hookimpl
+    from gpuqueue.client.following import Follower, Reader
+    from gpuqueue.contract.hookspecs import hookimpl
     from gpuqueue.worker import Worker
 
 __version__ = "0.1.0"
@@ -107,8 +107,8 @@ if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every 
         return getattr(importlib.import_module(_LOADED_LATER[name]), name)
 
     _LOADED_LATER = {
-        "Follower": "gpuqueue.following",
-        "Reader": "gpuqueue.following",
+        "Follower": "gpuqueue.client.following",
+        "Reader": "gpuqueue.client.following",
         "Worker": "gpuqueue.worker",
-        "hookimpl": "gpuqueue.hookspecs",
+        "hookimpl": "gpuqueue.contract.hookspecs",
     }

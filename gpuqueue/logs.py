@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO, get_args
 
-from gpuqueue.current_job import current_lease
-from gpuqueue.domain import LogFormat
-from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.moments import iso
+from gpuqueue.contract.current_job import current_lease
+from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.job import LogFormat
+from gpuqueue.domain.moments import iso
 
 __all__ = ["EVENTS", "KEYS", "JSONFormatter", "LogFormat", "configure_logging"]
 

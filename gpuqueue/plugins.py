@@ -2,19 +2,49 @@
 
     from gpuqueue.plugins import ConfigureDetails, Hold, QueueHoldDetails, hookimpl
 
-A plugin is an object, a class or a module with functions named like hooks and marked with `hookimpl`; `gpuqueue.hookspecs`
-has all hooks on one page. `Table` is how a plugin reads its own section of the configuration: `expect` the keys there are,
-then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`. For a rule that these do not
-have, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` make the error that names its place.
+A plugin is an object, a class or a module with functions named like hooks and marked with `hookimpl`;
+`gpuqueue.contract.hookspecs` has all hooks on one page. `Table` is how a plugin reads its own section of the configuration:
+`expect` the keys there are, then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`.
+For a rule that these do not have, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` make the
+error that names its place.
 `shown_url` leaves the password out of a URL, for whatever is logged or shown; `reason_in` and `was_refused` read the
 failure of an HTTP server.
 """
 
 from __future__ import annotations
 
-from gpuqueue.config_table import Setting, Table
-from gpuqueue.devices import Device
-from gpuqueue.domain import (
+from gpuqueue.config.table import Setting, Table
+from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor
+from gpuqueue.contract.hookspecs import (
+    AttemptFailedDetails,
+    ChoosePreemptionsDetails,
+    CleanUpAttemptDetails,
+    ConfigureDetails,
+    JobDemandDetails,
+    OrderCandidatesDetails,
+    PlaceJobDetails,
+    PrepareAttemptDetails,
+    QueueHoldDetails,
+    QueueLimitsDetails,
+    RegisterServicesDetails,
+    RetentionDetails,
+    Service,
+    ServiceContext,
+    WaitingJob,
+    hookimpl,
+)
+from gpuqueue.devices.cached import Device
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.errors import (
+    AttemptTimedOut,
+    BackendUnavailable,
+    CallerFault,
+    ConfigurationError,
+    ExecutionError,
+    OutOfMemory,
+    RunnerCrashed,
+)
+from gpuqueue.domain.job import (
     Backend,
     BackendSettings,
     CleanUp,
@@ -45,37 +75,8 @@ from gpuqueue.domain import (
     Wait,
     WorkerInfo,
 )
-from gpuqueue.endpoints import shown_url
-from gpuqueue.errors import (
-    AttemptTimedOut,
-    BackendUnavailable,
-    CallerFault,
-    ConfigurationError,
-    ExecutionError,
-    OutOfMemory,
-    RunnerCrashed,
-)
-from gpuqueue.executors import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor
-from gpuqueue.hookspecs import (
-    AttemptFailedDetails,
-    ChoosePreemptionsDetails,
-    CleanUpAttemptDetails,
-    ConfigureDetails,
-    JobDemandDetails,
-    OrderCandidatesDetails,
-    PlaceJobDetails,
-    PrepareAttemptDetails,
-    QueueHoldDetails,
-    QueueLimitsDetails,
-    RegisterServicesDetails,
-    RetentionDetails,
-    Service,
-    ServiceContext,
-    WaitingJob,
-    hookimpl,
-)
-from gpuqueue.replies import reason_in, was_refused
-from gpuqueue.verdicts import Discard, Retry, RetryRules, Snooze
+from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze
+from gpuqueue.executors.replies import reason_in, was_refused
 
 __all__ = [
     "AsyncExecutor",

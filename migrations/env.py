@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine
 
-from gpuqueue.store.migrate import VERSION_TABLE
+from gpuqueue.store.sqlite.migrate import VERSION_TABLE
 from gpuqueue.store.tables import metadata
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuqueue import GPUQueue
-from gpuqueue.domain import DeviceSettings, Event, QueueSettings
-from gpuqueue.store import integrity
-from gpuqueue.store.events import to_event
-from gpuqueue.store.outcomes import reservations
+from gpuqueue.domain.job import DeviceSettings, Event, QueueSettings
+from gpuqueue.store.sqlite import integrity
+from gpuqueue.store.sqlite.events import to_event
+from gpuqueue.store.sqlite.outcomes import reservations
 
 FOLLOWER = "history"
 FINISHED = ("completed", "cancelled", "discarded")

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 import gpuqueue
-from gpuqueue import estimates
-from gpuqueue.decisions import explain, limited
-from gpuqueue.domain import (
+from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.decisions.evaluation import explain, limited
+from gpuqueue.decisions.policies import default_policies
+from gpuqueue.domain import estimates
+from gpuqueue.domain.estimates import work_key
+from gpuqueue.domain.job import (
     DeviceProcess,
     DeviceView,
     Estimate,
@@ -33,11 +37,7 @@ from gpuqueue.domain import (
     Work,
     WorkerInfo,
 )
-from gpuqueue.estimates import work_key
-from gpuqueue.hookspecs import hookimpl
-from gpuqueue.moments import until
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import default_policies
+from gpuqueue.domain.moments import until
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, backend, job, reservation, view
 
 HERE = WorkerInfo("w", "desk", 1, None, NOW, NOW + timedelta(minutes=1), "", True)

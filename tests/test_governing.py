@@ -9,7 +9,7 @@ import pytest
 import time_machine
 
 from gpuqueue import JobFailed, ServiceUnavailable
-from gpuqueue.policies.model_health import health
+from gpuqueue.domain.model_health import health
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator

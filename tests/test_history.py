@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.domain import DeviceSettings, Event, QueueSettings
-from gpuqueue.units import from_us
+from gpuqueue.domain.job import DeviceSettings, Event, QueueSettings
+from gpuqueue.domain.units import from_us
 from tests.history import History, check
 
 GB = 10**9

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.errors import UsageError
+from gpuqueue.domain.errors import UsageError
 from gpuqueue.logs import ATTRIBUTE, EVENTS, KEYS, JSONFormatter, configure_logging, tell
 
 

@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 
 from gpuqueue import ConfigurationError, JobFailed, UsageError, hookimpl
-from gpuqueue.domain import CleanUp, Demand, Hold, Placement, Reading, Wait
-from gpuqueue.hookspecs import EVENT_NAMES
-from gpuqueue.plugin_manager import PluginFailed, Plugins
-from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
-from gpuqueue.verdicts import Retry
+from gpuqueue.contract.hookspecs import EVENT_NAMES
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
+from gpuqueue.domain.job import CleanUp, Demand, Hold, Placement, Reading, Wait
+from gpuqueue.domain.verdicts import Retry
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from gpuqueue import current_job
+from gpuqueue.contract import current_job
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
-from gpuqueue.store.queries import timeline
+from gpuqueue.store.sqlite.queries import timeline
 from tests.history import History
 
 GEMMA = "gemma4:e4b"

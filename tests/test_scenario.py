@@ -10,9 +10,9 @@ import pytest
 import time_machine
 
 from gpuqueue import ConfigurationError, JobCancelled, JobFailed, ServiceUnavailable, hookimpl
+from gpuqueue.domain.verdicts import Retry
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_answer, expected_embedding
-from gpuqueue.verdicts import Retry
 
 GEMMA = "gemma4:e4b"
 REFUSED = "^AI service temporarily unavailable$"
@@ -362,7 +362,7 @@ def test_realtime_jobs_that_never_fit_leave_batch_free(ai, start_worker, until):
 class TooLarge:
     @hookimpl
     def job_demand(self, details):
-        from gpuqueue.domain import Demand
+        from gpuqueue.domain.job import Demand
 
         return Demand(6_000_000_000, "huge") if details.job.arguments["model"] == "huge" else None
 

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue, current_job
-from gpuqueue.verdicts import Retry
+from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue
+from gpuqueue.contract import current_job
+from gpuqueue.domain.verdicts import Retry
 
 
 @pytest.fixture

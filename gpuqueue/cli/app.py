@@ -20,7 +20,7 @@ from gpuqueue import __version__
 from gpuqueue.cli import completion, control, database, doctor, gpu, initialise, jobs, logs, plugins, status, submit, top, worker
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import AppSession, Session
-from gpuqueue.errors import GPUQueueError, StoreError, UsageError
+from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError
 
 __all__ = ["main"]
 
@@ -136,7 +136,7 @@ def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Pat
     """
     from importlib import import_module
 
-    status: int = import_module("gpuqueue.demo").run(json_output=json_output, ollama_url=ollama_url, model=model, keep=keep)
+    status: int = import_module("gpuqueue.cli.demo").run(json_output=json_output, ollama_url=ollama_url, model=model, keep=keep)
     return status
 
 

@@ -9,14 +9,14 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.decisions.discrepancies import CardSight, Disagreement, OllamaSight, disagreements
 from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.owners import kin_here, owner_of
-from gpuqueue.disagreements import CardSight, Disagreement, OllamaSight, disagreements
-from gpuqueue.domain import BackendSettings, DeviceSettings, Reading, Resident, View
-from gpuqueue.endpoints import standing_on
-from gpuqueue.errors import ConfigurationError, ExecutionError
+from gpuqueue.domain.endpoints import standing_on
+from gpuqueue.domain.errors import ConfigurationError, ExecutionError
+from gpuqueue.domain.job import BackendSettings, DeviceSettings, Reading, Resident, View
 from gpuqueue.executors.ollama_client import OllamaClient
-from gpuqueue.queue import GPUQueue
 
 ASK_S = 1.0  # for each Ollama
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 from gpuqueue.cli.database import file_version
 from gpuqueue.cli.session import Session
-from gpuqueue.config import Config
-from gpuqueue.domain import BackendSettings, State
-from gpuqueue.endpoints import shown_url
-from gpuqueue.errors import ConfigurationError, ExecutionError, GPUQueueError
-from gpuqueue.initial_config import local_timezone
-from gpuqueue.moments import clock
-from gpuqueue.queue import GPUQueue
-from gpuqueue.settings import settings_difference, shared_settings
-from gpuqueue.store import migrate, queries
-from gpuqueue.store.engine import MINIMUM_SQLITE
-from gpuqueue.units import format_size
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.config.initial import local_timezone
+from gpuqueue.config.loading import Config
+from gpuqueue.config.shared import settings_difference, shared_settings
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.errors import ConfigurationError, ExecutionError, GPUQueueError
+from gpuqueue.domain.job import BackendSettings, State
+from gpuqueue.domain.moments import clock
+from gpuqueue.domain.units import format_size
+from gpuqueue.store.sqlite import migrate, queries
+from gpuqueue.store.sqlite.connections import MINIMUM_SQLITE
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
 
@@ -110,8 +110,8 @@ def ollama(config: Config) -> Iterator[Check]:
 
 
 def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
+    from gpuqueue.domain.models import full_name
     from gpuqueue.executors.ollama_client import OllamaClient
-    from gpuqueue.models import full_name
 
     name = f"backend {backend.name}"
     try:

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from gpuqueue.cli.session import Session
-from gpuqueue.domain import FINISHED, WAITING, State
+from gpuqueue.domain.job import FINISHED, WAITING, State
 
 SHELLS = ("bash", "zsh", "fish")
 RECENT = 1000  # of so many newest jobs are ids offered

@@ -11,10 +11,10 @@ from gpuqueue.cli.asking import may_go_on, yes_option
 from gpuqueue.cli.completion import Completer, job_to_cancel, job_to_retry, queue_names
 from gpuqueue.cli.rendering import error_line, parse_moment, print_json
 from gpuqueue.cli.session import Session, pass_session
-from gpuqueue.domain import FINISHED, WAITING, State
-from gpuqueue.errors import StateError, UsageError
-from gpuqueue.moments import iso, until
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import StateError, UsageError
+from gpuqueue.domain.job import FINISHED, WAITING, State
+from gpuqueue.domain.moments import iso, until
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

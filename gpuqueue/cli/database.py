@@ -11,8 +11,8 @@ from gpuqueue.cli import upkeep
 from gpuqueue.cli.rendering import note, print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import finding_shape
-from gpuqueue.store import integrity, migrate
-from gpuqueue.store.engine import read_only
+from gpuqueue.store.sqlite import integrity, migrate
+from gpuqueue.store.sqlite.connections import read_only
 
 
 @click.group(short_help="The database file: check, back up, prune, upgrade.")

@@ -8,7 +8,7 @@ from gpuqueue.cli import checks
 from gpuqueue.cli.checks import OK, PROBLEM, WARN, Check
 from gpuqueue.cli.rendering import print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.domain.errors import GPUQueueError
 
 COLORS = {OK: "green", WARN: "yellow", PROBLEM: "red"}
 

@@ -11,16 +11,16 @@ from gpuqueue.cli.rendering import heading, print_json, print_table, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape
 from gpuqueue.cli.status import condition, rest
-from gpuqueue.domain import Resident, View
-from gpuqueue.endpoints import shown_url
-from gpuqueue.models import full_name
-from gpuqueue.moments import iso, since
-from gpuqueue.policies.model_health import ModelHealth, health
-from gpuqueue.units import format_size
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.job import Resident, View
+from gpuqueue.domain.model_health import ModelHealth, health
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.moments import iso, since
+from gpuqueue.domain.units import format_size
 
 if TYPE_CHECKING:
     from gpuqueue.cli.cards_now import Sight
-    from gpuqueue.disagreements import CardSight, OllamaSight
+    from gpuqueue.decisions.discrepancies import CardSight, OllamaSight
 
 Row = tuple[str, str, str]
 WHOSE = {
@@ -134,7 +134,7 @@ def _driver_rows(card: CardSight, view: View) -> Iterator[Row]:
 
 
 def _ollama_rows(card: CardSight, seen: Sight) -> Iterator[Row]:
-    from gpuqueue.disagreements import kept_warm
+    from gpuqueue.decisions.discrepancies import kept_warm
 
     source = ", ".join(card.ollamas) or "models"
     if not card.ollamas and not card.device.residents:

@@ -13,12 +13,12 @@ import click
 from gpuqueue.cli.completion import files
 from gpuqueue.cli.rendering import note
 from gpuqueue.cli.session import AppSession, Session, pass_session
-from gpuqueue.config import DEFAULT_FILE, Config
-from gpuqueue.config_sections import ollama_url
-from gpuqueue.domain import BackendSettings
-from gpuqueue.errors import ConfigurationError, UsageError
-from gpuqueue.initial_config import EMBEDDING_MODEL, initial_toml, local_timezone
-from gpuqueue.units import format_size, parse_size
+from gpuqueue.config.initial import EMBEDDING_MODEL, initial_toml, local_timezone
+from gpuqueue.config.loading import DEFAULT_FILE, Config
+from gpuqueue.config.sections import ollama_url
+from gpuqueue.domain.errors import ConfigurationError, UsageError
+from gpuqueue.domain.job import BackendSettings
+from gpuqueue.domain.units import format_size, parse_size
 
 PROBE_S = 1.0
 GB = 10**9
@@ -87,7 +87,7 @@ def init(
 def find_card() -> Card:
     """Ask NVML for the first card."""
     from gpuqueue.devices.nvml import NvmlDevice
-    from gpuqueue.domain import DeviceSettings
+    from gpuqueue.domain.job import DeviceSettings
 
     device = NvmlDevice(DeviceSettings("gpu0", 0))
     reading = device.read()
@@ -137,7 +137,7 @@ def choose_model(asked: str | None, models: Mapping[str, int] | None, budget_byt
 
     Raises: UsageError when it cannot be loaded within the budget.
     """
-    from gpuqueue.models import full_name
+    from gpuqueue.domain.models import full_name
 
     sizes = {full_name(name): loaded_bytes(name, size) for name, size in (models or {}).items()}
     if asked is None and full_name(SCENARIO_MODEL) not in sizes:
@@ -204,7 +204,7 @@ def _tell(
     vram_bytes: int,
     zone: str,
 ) -> None:
-    from gpuqueue.models import full_name
+    from gpuqueue.domain.models import full_name
 
     click.echo(f"wrote {file}")
     memory = f"budget {format_size(budget_bytes)}, margin {format_size(margin_bytes)}"

@@ -13,12 +13,12 @@ from gpuqueue.cli.completion import job_to_show, queue_names, state_names
 from gpuqueue.cli.rendering import in_terminal, note, print_json, print_table, say, state_style
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
-from gpuqueue.domain import FINISHED, Explanation, Job, State
-from gpuqueue.moments import clock, since
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import queries
-from gpuqueue.timeline import progress, timeline_of
-from gpuqueue.units import counted, format_duration, format_size
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.job import FINISHED, Explanation, Job, State
+from gpuqueue.domain.moments import clock, since
+from gpuqueue.domain.timeline import progress, timeline_of
+from gpuqueue.domain.units import counted, format_duration, format_size
+from gpuqueue.store.sqlite import queries
 
 SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
 SHOWN_OF_ERROR = 120  # characters, in a list

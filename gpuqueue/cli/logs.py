@@ -14,11 +14,11 @@ from gpuqueue.cli.jobs import job_id_argument, show_explanation
 from gpuqueue.cli.rendering import note, say
 from gpuqueue.cli.session import Session, pass_session
 from gpuqueue.cli.submit import INTERRUPTED, NoRepetition
-from gpuqueue.domain import FINISHED, WAITING, Job, LogLine, State
-from gpuqueue.handle import JobHandle
-from gpuqueue.moments import clock, iso
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import queries
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.job import FINISHED, WAITING, Job, LogLine, State
+from gpuqueue.domain.moments import clock, iso
+from gpuqueue.store.sqlite import queries
 
 LINE, BEGAN, ENDED = "line", "began", "ended"
 # How an attempt that did not complete ended, as `attempts.outcome` has it.

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 
 from gpuqueue import __version__
-from gpuqueue.config import ROOT_KEYS
-from gpuqueue.errors import UsageError
-from gpuqueue.installed_plugins import installed_plugins
-from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
+from gpuqueue.config.loading import ROOT_KEYS
+from gpuqueue.contract.installed import installed_plugins
+from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
+from gpuqueue.domain.errors import UsageError
 
 __all__ = ["check_name", "distribution", "files"]
 
@@ -118,8 +118,8 @@ A plugin of gpuqueue. It holds the queues that its section of `gpuqueue.toml` na
 hold = ["mail"]
 ```
 
-- `MODULE.py` is the plugin: methods that are named like hooks and marked with `hookimpl`. `gpuqueue.hookspecs` has all hooks
-  on one page, each with an example; `gpuqueue.plugins` has all names that a plugin needs.
+- `MODULE.py` is the plugin: methods that are named like hooks and marked with `hookimpl`. `gpuqueue.contract.hookspecs` has all
+  hooks on one page, each with an example; `gpuqueue.plugins` has all names that a plugin needs.
 - `pyproject.toml` names it to gpuqueue: its entry point `NAME` is the plugin's name, and that of its section.
 - `tests/test_suite.py` is what every policy must do; executors and devices have their own, in `gpuqueue.testing.executors` and
   `gpuqueue.testing.devices`. `tests/test_hold.py` is what this one is for.

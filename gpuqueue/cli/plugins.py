@@ -10,9 +10,9 @@ import click
 from gpuqueue.cli import plugin_template
 from gpuqueue.cli.rendering import print_json, print_table, say
 from gpuqueue.cli.session import Session, app_option, json_option, pass_session
-from gpuqueue.errors import UsageError
-from gpuqueue.plugin_manager import PluginInfo
-from gpuqueue.policies import worker_policies
+from gpuqueue.contract.plugin_set import PluginInfo
+from gpuqueue.decisions.policies import worker_policies
+from gpuqueue.domain.errors import UsageError
 
 
 @click.group(

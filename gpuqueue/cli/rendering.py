@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from gpuqueue.errors import UsageError
-from gpuqueue.units import parse_duration
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.units import parse_duration
 
 __all__ = [
     "error_line",

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 import click
 
-from gpuqueue.config import DEFAULT_DATABASE, DEFAULT_FILE, Config, database_path, database_url
-from gpuqueue.domain import Explanation
-from gpuqueue.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.policies import WORKER_POLICY_NAMES, default_policies
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store.migrate import is_queue_file
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.config.loading import DEFAULT_DATABASE, DEFAULT_FILE, Config, database_path, database_url
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
+from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
+from gpuqueue.domain.job import Explanation
+from gpuqueue.store.sqlite.migrate import is_queue_file
 
 __all__ = ["AppSession", "Session", "app_option", "json_option", "pass_session"]
 

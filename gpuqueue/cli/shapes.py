@@ -7,7 +7,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from gpuqueue.domain import (
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.job import (
     Backend,
     DeviceView,
     Expectation,
@@ -22,11 +24,9 @@ from gpuqueue.domain import (
     View,
     WorkerInfo,
 )
-from gpuqueue.endpoints import shown_url
-from gpuqueue.estimates import left_s
-from gpuqueue.moments import iso
-from gpuqueue.policies.model_health import ModelHealth
-from gpuqueue.store.integrity import Finding
+from gpuqueue.domain.model_health import ModelHealth
+from gpuqueue.domain.moments import iso
+from gpuqueue.store.sqlite.integrity import Finding
 
 __all__ = [
     "attempt_shape",

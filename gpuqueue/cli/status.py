@@ -10,14 +10,14 @@ import click
 from gpuqueue.cli.rendering import heading, in_terminal, print_json, print_table, say, terminal_width
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import service_shape, status_shape
-from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Backend, DeviceView, Hold, Reading, Reservation, ServiceInfo, State, View
-from gpuqueue.endpoints import shown_url
-from gpuqueue.errors import UsageError
-from gpuqueue.estimates import left_s
-from gpuqueue.moments import clock, since, until
-from gpuqueue.queue import GPUQueue
-from gpuqueue.units import format_duration, format_size
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.decisions.evaluation import known_holds
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.job import Backend, DeviceView, Hold, Reading, Reservation, ServiceInfo, State, View
+from gpuqueue.domain.moments import clock, since, until
+from gpuqueue.domain.units import format_duration, format_size
 
 REFRESH_S = 1.0
 ALWAYS_SHOWN = (State.AVAILABLE, State.RUNNING)

@@ -15,10 +15,10 @@ from gpuqueue.cli.jobs import show_explanation, whole_shape
 from gpuqueue.cli.rendering import error_line, note, parse_moment, print_json
 from gpuqueue.cli.session import Session, app_option, pass_session
 from gpuqueue.cli.shapes import explanation_shape, job_shape
-from gpuqueue.domain import Explanation
-from gpuqueue.errors import JobError, UnknownTask, UsageError
-from gpuqueue.handle import JobHandle
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import JobError, UnknownTask, UsageError
+from gpuqueue.domain.job import Explanation
 
 INTERRUPTED = 130
 

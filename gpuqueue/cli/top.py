@@ -10,7 +10,7 @@ import time
 import click
 
 from gpuqueue.cli.session import Session, pass_session
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
 
 INTERVAL_S = 1.0
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from gpuqueue.decisions import explain, known_holds, limited
-from gpuqueue.domain import DeviceView, Hold, Job, QueueSettings, QueueView, RunningJob, State, Surroundings, View
-from gpuqueue.errors import StoreError
-from gpuqueue.estimates import left_s, run_s
-from gpuqueue.models import full_name
-from gpuqueue.policies.windows import held_until, next_edge, parse_window
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import current, queries, services
-from gpuqueue.store.current import RunningAttempt
-from gpuqueue.units import to_us
-from gpuqueue.view import build, largest_budget
-from gpuqueue.windows import parse_zone
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.decisions.evaluation import explain, known_holds, limited
+from gpuqueue.decisions.policies.windows import held_until, next_edge, parse_window
+from gpuqueue.decisions.view import build, largest_budget
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.estimates import left_s, run_s
+from gpuqueue.domain.job import DeviceView, Hold, Job, QueueSettings, QueueView, RunningJob, State, Surroundings, View
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.units import to_us
+from gpuqueue.domain.windows import parse_zone
+from gpuqueue.store.sqlite import current, queries, services
+from gpuqueue.store.sqlite.current import RunningAttempt
 
 JOBS_OF_A_QUEUE = 100  # that are read
 RATE_S = 5.0  # over which a rate is taken

@@ -12,9 +12,9 @@ from rich.text import Text
 from gpuqueue.cli.rendering import STATE_COLORS, folded
 from gpuqueue.cli.top_picture import framed, told
 from gpuqueue.cli.top_words import fitted, length, one_line, percent
-from gpuqueue.domain import FINISHED, WAITING, Job, LogLine
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import queries
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.job import FINISHED, WAITING, Job, LogLine
+from gpuqueue.store.sqlite import queries
 
 KEPT_CHARACTERS = 200_000  # of the output, twice as many at most
 KEPT_LINES = 2000  # of the log

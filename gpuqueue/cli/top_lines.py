@@ -9,8 +9,8 @@ from typing import Any
 from gpuqueue.cli.shapes import hold_shape
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, JobFigures
 from gpuqueue.cli.top_words import edge_sentence, job_sentence, models_words, one_line, percent, queue_sentence, service_sentence
-from gpuqueue.moments import iso, since
-from gpuqueue.units import counted, format_duration, format_size
+from gpuqueue.domain.moments import iso, since
+from gpuqueue.domain.units import counted, format_duration, format_size
 
 
 def lines(figures: Figures) -> Iterator[str]:

@@ -26,8 +26,8 @@ from gpuqueue.cli.top_words import (
     state_words,
     work,
 )
-from gpuqueue.moments import since
-from gpuqueue.units import counted, format_size
+from gpuqueue.domain.moments import since
+from gpuqueue.domain.units import counted, format_size
 
 NARROW = 60  # columns; below, less is shown of each row
 WIDE = 100

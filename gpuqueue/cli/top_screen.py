@@ -22,10 +22,10 @@ from gpuqueue.cli.top_figures import Figures, Figuring, JobFigures
 from gpuqueue.cli.top_follow import Following
 from gpuqueue.cli.top_picture import ASCII, Choice, Signs, framed, picture
 from gpuqueue.cli.top_words import one_line, work
-from gpuqueue.domain import FINISHED, State
-from gpuqueue.errors import GPUQueueError, StoreBusy, UnknownJob
-from gpuqueue.moments import until
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import GPUQueueError, StoreBusy, UnknownJob
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.domain.moments import until
 
 LOOK_S = 0.25  # how often it asks whether anything was changed, which costs microseconds
 LOOK_AT_JOB_S = 0.1

@@ -7,10 +7,10 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
-from gpuqueue.domain import Hold
-from gpuqueue.models import full_name
-from gpuqueue.moments import clock, since, until
-from gpuqueue.units import format_duration
+from gpuqueue.domain.job import Hold
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.moments import clock, since, until
+from gpuqueue.domain.units import format_duration
 
 CUT = "…"
 OLD_S = 30.0  # what a service said longer ago is shown as old

@@ -12,14 +12,14 @@ from gpuqueue.cli.completion import finished_states
 from gpuqueue.cli.rendering import note, print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import finding_shape
-from gpuqueue.domain import FINISHED, State
-from gpuqueue.errors import UsageError, did_you_mean
-from gpuqueue.hookspecs import RetentionDetails
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import backup as copying
-from gpuqueue.store import queries
-from gpuqueue.store import vacuum as shrinking
-from gpuqueue.units import format_duration, format_size, parse_duration
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.contract.hookspecs import RetentionDetails
+from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.domain.units import format_duration, format_size, parse_duration
+from gpuqueue.store.sqlite import backup as copying
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite import vacuum as shrinking
 
 LARGE_PRUNING = 1000
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import pynvml  # type: ignore[import-untyped]  # it ships no types
 
-from gpuqueue.devices import Device
+from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.devices.cached import Device
 from gpuqueue.devices.remote import BudgetDevice, runs_here
-from gpuqueue.domain import BackendSettings, DeviceProcess, DeviceSettings, Reading
-from gpuqueue.hookspecs import hookimpl
+from gpuqueue.domain.job import BackendSettings, DeviceProcess, DeviceSettings, Reading
 
 T = TypeVar("T")
 

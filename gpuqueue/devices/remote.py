@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from gpuqueue.domain import DeviceSettings, Reading
+from gpuqueue.domain.job import DeviceSettings, Reading
 
 
 class BudgetDevice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gpuqueue.executors import AttemptContext
+from gpuqueue.contract.executor import AttemptContext
 
 
 class CallableExecutor:

@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from gpuqueue.current_job import running
-from gpuqueue.domain import Lease
-from gpuqueue.executors import AttemptInterrupted
-from gpuqueue.verdicts import Discard, Verdict, failure, verdict_data
+from gpuqueue.contract.current_job import running
+from gpuqueue.contract.executor import AttemptInterrupted
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.verdicts import Discard, Verdict, failure, verdict_data
 
 is_child = False  # whether this process was started to run isolated tasks
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, ClassVar
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, PartialOutput, Placement
-from gpuqueue.errors import CallerFault, ExecutionError, Spilled, did_you_mean
-from gpuqueue.executors import AttemptContext, Executor
+from gpuqueue.contract.executor import AttemptContext, Executor
+from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.domain.errors import CallerFault, ExecutionError, Spilled, did_you_mean
+from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, PartialOutput, Placement
+from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb, full_name
+from gpuqueue.domain.units import format_size
 from gpuqueue.executors.ollama_client import OllamaClient
-from gpuqueue.hookspecs import hookimpl
-from gpuqueue.models import CHAT, EMBED, GENERATE, Verb, full_name
-from gpuqueue.units import format_size
 
 SPILL_QUERY_S = 10.0  # where the answer decides whether the job goes on
 KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up

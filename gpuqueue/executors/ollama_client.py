@@ -20,18 +20,11 @@ from typing import Any
 
 import httpx
 
-from gpuqueue.domain import BackendSettings, Resident
-from gpuqueue.endpoints import shown_url
-from gpuqueue.errors import (
-    BackendUnavailable,
-    CallerFault,
-    ConfigurationError,
-    ExecutionError,
-    OutOfMemory,
-    RunnerCrashed,
-)
-from gpuqueue.executors import AttemptContext, AttemptInterrupted
-from gpuqueue.replies import reason_in, was_refused
+from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ConfigurationError, ExecutionError, OutOfMemory, RunnerCrashed
+from gpuqueue.domain.job import BackendSettings, Resident
+from gpuqueue.executors.replies import reason_in, was_refused
 
 QUERY_S = 5.0  # for the calls that Ollama answers from memory
 

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gpuqueue.domain import DeviceSettings, Placement
-from gpuqueue.errors import IsolatedFailure, ProcessDied
-from gpuqueue.executors import AttemptContext, AttemptInterrupted, guardian
-from gpuqueue.verdicts import verdict_of
+from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.domain.errors import IsolatedFailure, ProcessDied
+from gpuqueue.domain.job import DeviceSettings, Placement
+from gpuqueue.domain.verdicts import verdict_of
+from gpuqueue.executors import guardian
 
 KILL_AFTER_S = 1.0  # less than a worker waits before it gives an attempt up
 IDLE_S = 60.0  # how long a child waits for another job

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.async_twins import in_thread
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
 from gpuqueue.integrations import sse
-from gpuqueue.queue import GPUQueue
-from gpuqueue.twins import in_thread
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

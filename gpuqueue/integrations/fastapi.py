@@ -12,11 +12,11 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
-from gpuqueue.errors import UnknownJob, UsageError
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import UnknownJob, UsageError
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.asgi import lifespan
-from gpuqueue.queue import GPUQueue
 
 __all__ = ["current_queue", "event_response", "lifespan", "requested_job"]
 

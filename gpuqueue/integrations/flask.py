@@ -29,16 +29,16 @@ import click
 from flask import Flask, Response, abort, current_app, request
 from flask.cli import ScriptInfo
 
-from gpuqueue.config import Config
-from gpuqueue.declarations import Declarations
-from gpuqueue.errors import UnknownJob, UsageError
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.declarations import Declarations
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.options import JobOptions
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Task, TaskSettings
+from gpuqueue.config.loading import Config
+from gpuqueue.domain.errors import UnknownJob, UsageError
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.flask_settings import PREFIX, config_of
-from gpuqueue.options import JobOptions
-from gpuqueue.queue import GPUQueue
 from gpuqueue.store import Store
-from gpuqueue.tasks import Task, TaskSettings
 
 __all__ = ["FlaskGPUQueue"]
 

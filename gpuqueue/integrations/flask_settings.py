@@ -9,9 +9,9 @@ from typing import Any
 
 from flask import Flask
 
-from gpuqueue.config import ENVIRONMENT_SECTIONS, ROOT_KEYS, Config, database_url
-from gpuqueue.config_plugins import ENVIRONMENT
-from gpuqueue.errors import ConfigurationError, did_you_mean
+from gpuqueue.config.loading import ENVIRONMENT_SECTIONS, ROOT_KEYS, Config, database_url
+from gpuqueue.config.plugin_tables import ENVIRONMENT
+from gpuqueue.domain.errors import ConfigurationError, did_you_mean
 
 PREFIX = "GPUQUEUE_"
 OF_THE_EXTENSION = ("config", "eager")

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import GPUQueueError
+from gpuqueue.domain.units import Duration, parse_duration
 from gpuqueue.executors import child
-from gpuqueue.queue import GPUQueue
-from gpuqueue.units import Duration, parse_duration
 from gpuqueue.worker import Worker
 
 try:

@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from gpuqueue.domain import FINISHED, State
-from gpuqueue.errors import UnknownJob
-from gpuqueue.handle import JobHandle, Piece, Watch
-from gpuqueue.store.queries import Ending
-from gpuqueue.twins import in_thread
+from gpuqueue.client.async_twins import in_thread
+from gpuqueue.client.handle import JobHandle, Piece, Watch
+from gpuqueue.domain.errors import UnknownJob
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.store.sqlite.queries import Ending
 
 HEADERS: Mapping[str, str] = MappingProxyType(
     {

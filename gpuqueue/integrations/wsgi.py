@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.handle import JobHandle
 from gpuqueue.integrations import sse
 
 if TYPE_CHECKING:

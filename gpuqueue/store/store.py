@@ -17,7 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpuqueue.domain import (
+from gpuqueue.domain.estimates import Lesson
+from gpuqueue.domain.job import (
     Cancellation,
     Demand,
     DeviceSettings,
@@ -32,14 +33,25 @@ from gpuqueue.domain import (
     Resident,
     State,
 )
-from gpuqueue.estimates import Lesson
-from gpuqueue.store import claims, engine, estimates, events, jobs, many, migrate, outcomes, queries, services, workers
-from gpuqueue.store.bell import Bell, runtime_dir
-from gpuqueue.store.claims import Gate, Room
-from gpuqueue.store.jobs import NewJob
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Report, Rescue
-from gpuqueue.store.readers import Readers
-from gpuqueue.store.writer import Result, Work, Writer
+from gpuqueue.store.sqlite import (
+    claims,
+    connections,
+    estimates,
+    events,
+    jobs,
+    many,
+    migrate,
+    outcomes,
+    queries,
+    services,
+    workers,
+)
+from gpuqueue.store.sqlite.claims import Gate, Room
+from gpuqueue.store.sqlite.jobs import NewJob
+from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Report, Rescue
+from gpuqueue.store.sqlite.readers import Readers
+from gpuqueue.store.sqlite.writer import Result, Work, Writer
+from gpuqueue.store.wakeups import Bell, runtime_dir
 
 WRITE_TIMEOUT_S = 10.0
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
@@ -56,7 +68,7 @@ class Store:
         self, path: Path, *, synchronous: str = "normal", patient: bool = False, write_timeout_s: float = WRITE_TIMEOUT_S
     ) -> None:
         self.path = path
-        self._engine = engine.create(path, synchronous=synchronous)
+        self._engine = connections.create(path, synchronous=synchronous)
         self._patient = patient
         self._write_timeout_s = write_timeout_s
         self.runtime_dir = runtime_dir(path)
@@ -68,13 +80,13 @@ class Store:
     def _begin_process(self) -> None:
         self.bell = Bell(self.runtime_dir)
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
-        self._readers = Readers(lambda: engine.connect(self._engine))
+        self._readers = Readers(lambda: connections.connect(self._engine))
         self._version_reader: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
         self._let_in: list[Callable[[], None]] = []  # what ends `keep_out`
 
     def _connect_writer(self) -> sqlite3.Connection:
-        connection = engine.connect(self._engine)
+        connection = connections.connect(self._engine)
         # A worker checkpoints in the background instead.
         connection.execute(f"PRAGMA wal_autocheckpoint = {0 if self._patient else CHECKPOINT_PAGES}")
         return connection
@@ -124,7 +136,7 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection for reading outside any transaction."""
-        with engine.explained(self.path), self._readers.lend() as connection:
+        with connections.explained(self.path), self._readers.lend() as connection:
             yield connection
 
     @contextmanager
@@ -136,9 +148,9 @@ class Store:
 
     def data_version(self) -> int:
         """Return a number that differs from the last one when anybody has changed the file since; takes microseconds."""
-        with engine.explained(self.path), self._version_lock:
+        with connections.explained(self.path), self._version_lock:
             if self._version_reader is None:
-                self._version_reader = engine.connect(self._engine)
+                self._version_reader = connections.connect(self._engine)
             version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
             return version
 

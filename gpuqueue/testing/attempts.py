@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from gpuqueue.current_job import running
-from gpuqueue.domain import Lease, Placement
-from gpuqueue.executors import AsyncExecutor, Executor, is_async
+from gpuqueue.contract.current_job import running
+from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.domain.job import Lease, Placement
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.output import Output

@@ -19,28 +19,29 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gpuqueue import callers_transaction
-from gpuqueue.domain import BackendSettings, Lease, QueueSettings, State
-from gpuqueue.endpoints import OLLAMA, on_device
-from gpuqueue.enqueueing import Enqueuer, Request, Stored
-from gpuqueue.errors import UnknownJob, UsageError
-from gpuqueue.executors import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor, is_async
+from gpuqueue.client import callers_transaction
+from gpuqueue.client.enqueueing import Enqueuer, Request, Stored
+from gpuqueue.client.options import JobOptions
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Task
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor, is_async
+from gpuqueue.decisions.policies import worker_policies
+from gpuqueue.domain.endpoints import OLLAMA, on_device
+from gpuqueue.domain.errors import UnknownJob, UsageError
+from gpuqueue.domain.job import BackendSettings, Lease, QueueSettings, State
+from gpuqueue.domain.models import VERBS
+from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
-from gpuqueue.models import VERBS
-from gpuqueue.options import JobOptions
-from gpuqueue.policies import worker_policies
-from gpuqueue.queue import GPUQueue
-from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, claims, queries
-from gpuqueue.store.jobs import NewJob
-from gpuqueue.store.outcomes import Ended, Postponed
-from gpuqueue.tasks import Task
-from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import claims, queries
+from gpuqueue.store.sqlite.jobs import NewJob
+from gpuqueue.store.sqlite.outcomes import Ended, Postponed
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop
-from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.observations import Lessons
 from gpuqueue.worker.output import Output
 
 __all__ = ["eager", "run_at_once"]

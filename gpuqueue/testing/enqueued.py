@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gpuqueue.domain import Job
-from gpuqueue.errors import UsageError
-from gpuqueue.handle import JobHandle
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store import queries
-from gpuqueue.tasks import Signature, Task
-from gpuqueue.units import to_us
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Signature, Task
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.job import Job
+from gpuqueue.domain.units import to_us
+from gpuqueue.store.sqlite import queries
 
 __all__ = ["assert_enqueued", "assert_not_enqueued", "enqueued"]
 

@@ -23,17 +23,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gpuqueue import errors
-from gpuqueue.domain import Placement
-from gpuqueue.errors import BackendUnavailable, ExecutionError
-from gpuqueue.executors import AsyncExecutor, AttemptInterrupted, Executor, is_async
-from gpuqueue.hookspecs import hookimpl
+from gpuqueue.contract.executor import AsyncExecutor, AttemptInterrupted, Executor, is_async
+from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.domain import errors
+from gpuqueue.domain.errors import BackendUnavailable, ExecutionError
+from gpuqueue.domain.job import Placement
+from gpuqueue.domain.verdicts import failure
 from gpuqueue.testing.attempts import Bench, Ended, RecordedAttempt
 from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.leftovers import nothing_left_behind
 from gpuqueue.testing.queues import foreign_variables, queue_maker
 from gpuqueue.testing.waiting import DEADLINE_S
-from gpuqueue.verdicts import failure
 from gpuqueue.worker.attempt import Interruption
 
 __all__ = ["ExecutorSuite"]
@@ -117,7 +117,7 @@ class ExecutorSuite:
         if isinstance(error, ExecutionError):
             documented = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ExecutionError)]
             assert any(kind in documented for kind in type(error).__mro__ if kind is not ExecutionError), (
-                f"{type(error).__name__} is none of the classes in gpuqueue.errors that say what kind of failure it is"
+                f"{type(error).__name__} is none of the classes in gpuqueue.domain.errors that say what kind of failure it is"
             )
 
     def test_it_runs_again_after_a_failure(self, bench: Bench, executor: AnyExecutor) -> None:

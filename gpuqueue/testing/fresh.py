@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import finalize
 
-from gpuqueue.config import database_url
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.config.loading import database_url
 
 __all__ = ["fresh"]
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gpuqueue.decisions import explain
-from gpuqueue.domain import WAITING, Explanation, Job, State, View
-from gpuqueue.queue import GPUQueue
-from gpuqueue.view import surroundings
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.decisions.evaluation import explain
+from gpuqueue.decisions.view import surroundings
+from gpuqueue.domain.job import WAITING, Explanation, Job, State, View
 from gpuqueue.worker import Worker
 
 __all__ = ["JobsStuck", "run_until_idle"]

@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.domain import Explanation
-from gpuqueue.hookspecs import HOOK_NAMES, PROJECT
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.domain.job import Explanation
+from gpuqueue.domain.verdicts import Verdict
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.testing.answers import what_is_wrong
 from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.queues import foreign_variables, queue_maker
 from gpuqueue.testing.situations import SITUATIONS, questions
-from gpuqueue.verdicts import Verdict
 
 __all__ = ["PolicySuite"]
 

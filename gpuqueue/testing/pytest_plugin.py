@@ -16,12 +16,12 @@ import pytest
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from gpuqueue.domain import Explanation
-    from gpuqueue.queue import GPUQueue
+    from gpuqueue.client.queue import GPUQueue
+    from gpuqueue.domain.job import Explanation
+    from gpuqueue.domain.units import Duration
     from gpuqueue.simulators.card import SimulatedCard
     from gpuqueue.simulators.ollama import OllamaSimulator
     from gpuqueue.testing.queues import QueueMaker
-    from gpuqueue.units import Duration
 
 __all__ = [
     "gpuqueue_db",

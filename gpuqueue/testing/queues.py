@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
 
 __all__ = ["QueueMaker", "foreign_variables", "queue_maker"]
 

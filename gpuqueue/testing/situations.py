@@ -11,8 +11,20 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from gpuqueue.config import Config
-from gpuqueue.domain import (
+from gpuqueue.config.loading import Config
+from gpuqueue.contract.hookspecs import (
+    AttemptFailedDetails,
+    ChoosePreemptionsDetails,
+    JobDemandDetails,
+    OrderCandidatesDetails,
+    PlaceJobDetails,
+    QueueHoldDetails,
+    QueueLimitsDetails,
+    RetentionDetails,
+    WaitingJob,
+)
+from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
+from gpuqueue.domain.job import (
     Backend,
     Demand,
     DeviceSettings,
@@ -25,18 +37,6 @@ from gpuqueue.domain import (
     Reading,
     Resident,
     View,
-)
-from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
-from gpuqueue.hookspecs import (
-    AttemptFailedDetails,
-    ChoosePreemptionsDetails,
-    JobDemandDetails,
-    OrderCandidatesDetails,
-    PlaceJobDetails,
-    QueueHoldDetails,
-    QueueLimitsDetails,
-    RetentionDetails,
-    WaitingJob,
 )
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, MODELS, NOW, OLLAMA, REALTIME, backend, device, job, lease, reservation
 from gpuqueue.testing.views import view as made_up

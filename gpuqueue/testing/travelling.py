@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from gpuqueue.queue import GPUQueue
-from gpuqueue.units import Duration, parse_duration, to_us
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.units import Duration, parse_duration, to_us
 
 __all__ = ["travel"]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gpuqueue.domain import (
+from gpuqueue.domain.job import (
     Backend,
     BackendSettings,
     DeviceSettings,

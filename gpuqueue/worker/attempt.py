@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from gpuqueue.domain import BackendSettings, JobErrorRecord, Lease, ModelSettings, PartialOutput, QueueSettings, State
-from gpuqueue.endpoints import of_queue
-from gpuqueue.errors import AttemptTimedOut, ExecutionError, PayloadError
-from gpuqueue.executors import AttemptInterrupted
-from gpuqueue.hookspecs import AttemptFailedDetails
-from gpuqueue.plugin_manager import PluginFailed, Plugins
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
-from gpuqueue.store.rows import to_json
-from gpuqueue.units import format_duration, to_us
-from gpuqueue.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
+from gpuqueue.contract.executor import AttemptInterrupted
+from gpuqueue.contract.hookspecs import AttemptFailedDetails
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.domain.endpoints import of_queue
+from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError
+from gpuqueue.domain.job import BackendSettings, JobErrorRecord, Lease, ModelSettings, PartialOutput, QueueSettings, State
+from gpuqueue.domain.units import format_duration, to_us
+from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
+from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.store.sqlite.rows import to_json
 from gpuqueue.worker.output import Output
 
 Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease_lost"]

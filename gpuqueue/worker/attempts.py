@@ -13,17 +13,18 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from gpuqueue.current_job import running
-from gpuqueue.domain import JobErrorRecord, Lease
-from gpuqueue.errors import StoreError
-from gpuqueue.executors import AsyncExecutor, Executor, is_async
-from gpuqueue.store import Store, queries
-from gpuqueue.store.outcomes import Completed, Outcome, Postponed
-from gpuqueue.units import to_us
+from gpuqueue.contract.current_job import running
+from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.job import JobErrorRecord, Lease
+from gpuqueue.domain.units import to_us
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.outcomes import Completed, Outcome, Postponed
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.event_loop import EventLoop
-from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.observations import Lessons
 from gpuqueue.worker.output import Output
 
 ABANDON_S = 2.0

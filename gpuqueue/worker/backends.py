@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from gpuqueue.domain import BackendSettings, Lease
-from gpuqueue.endpoints import of_queue, on_device
-from gpuqueue.errors import BackendUnavailable, StoreError
-from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, queries
-from gpuqueue.units import to_us
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.domain.endpoints import of_queue, on_device
+from gpuqueue.domain.errors import BackendUnavailable, StoreError
+from gpuqueue.domain.job import BackendSettings, Lease
+from gpuqueue.domain.units import to_us
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import queries
 from gpuqueue.worker.log import WorkerLog
 
 LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again

@@ -8,20 +8,20 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gpuqueue.devices import CachedDevice, Device
-from gpuqueue.domain import Lease, QueueSettings
-from gpuqueue.errors import ConfigurationError, UnknownQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.devices.cached import CachedDevice, Device
+from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
+from gpuqueue.domain.job import Lease, QueueSettings
+from gpuqueue.domain.units import format_size
+from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.processes import Children
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.queue import GPUQueue
-from gpuqueue.settings import SharedSettings, settings_difference, settings_digest, settings_from_shared
 from gpuqueue.store import Store
-from gpuqueue.store.bell import Listener
-from gpuqueue.store.claims import COROUTINE, THREAD
-from gpuqueue.store.life import Life
-from gpuqueue.store.outcomes import Outcome
-from gpuqueue.units import format_size
-from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.store.liveness import Life
+from gpuqueue.store.sqlite.claims import COROUTINE, THREAD
+from gpuqueue.store.sqlite.outcomes import Outcome
+from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.backends import Backends
@@ -32,10 +32,10 @@ from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.executors import Executors
 from gpuqueue.worker.heartbeat import Heartbeat
-from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.maintenance import Maintenance
-from gpuqueue.worker.models_seen import ModelsSeen
+from gpuqueue.worker.model_probe import ModelsSeen
+from gpuqueue.worker.observations import Lessons
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.services import Services, collect_services
 from gpuqueue.worker.threads import Threads
@@ -258,7 +258,7 @@ def _agree(gq: GPUQueue, store: Store, *, accept_config: bool) -> SharedSettings
 
 def _worker_plugins(gq: GPUQueue) -> Plugins:
     """The queue object's plugins and, asked after them, those that only a worker needs."""
-    from gpuqueue.policies import worker_policies
+    from gpuqueue.decisions.policies import worker_policies
 
     gq.plugins.add_defaults(worker_policies())
     return gq.plugins

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from gpuqueue.domain import Lease
-from gpuqueue.store.life import Life
+from gpuqueue.domain.job import Lease
+from gpuqueue.store.liveness import Life
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.exchange import Exchange

@@ -10,23 +10,24 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from gpuqueue.devices import CachedDevice
-from gpuqueue.domain import CleanUp, DeviceSettings, Lease, Placement, Reservation
-from gpuqueue.errors import GPUQueueError, OutOfMemory, StoreError
-from gpuqueue.estimates import VRAM, model_key
-from gpuqueue.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
-from gpuqueue.models import full_name
-from gpuqueue.plugin_manager import PluginFailed, Plugins
-from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, queries
-from gpuqueue.store.life import Life
-from gpuqueue.store.outcomes import Completed
-from gpuqueue.units import from_us
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, StoreError
+from gpuqueue.domain.estimates import VRAM, model_key
+from gpuqueue.domain.job import CleanUp, DeviceSettings, Lease, Placement, Reservation
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.units import from_us
+from gpuqueue.store import Store
+from gpuqueue.store.liveness import Life
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.outcomes import Completed
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.attempts import Ending
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.observations import Lessons
 
 CLEAN_UP_AGAIN_S = 1.0
 GROWTH = 1.15  # of an estimate that turned out to be too low

@@ -9,24 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from gpuqueue.decisions import decide_demand, decide_holds, limited, order, place, preemptions
-from gpuqueue.devices import CachedDevice
-from gpuqueue.domain import Demand, Hold, Job, Lease, Placement, QueueSettings, QueueView, View
-from gpuqueue.errors import REFUSAL
-from gpuqueue.hookspecs import WaitingJob
-from gpuqueue.plugin_manager import PluginFailed, Plugins
-from gpuqueue.policies import default_policies
-from gpuqueue.policies.vram import devices_for, may_have
-from gpuqueue.policies.windows import next_edge
-from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, claims, queries
-from gpuqueue.store.claims import Gate, Room
-from gpuqueue.store.outcomes import Outcome
-from gpuqueue.units import from_us, to_us
-from gpuqueue.view import build, largest_budget
-from gpuqueue.windows import parse_window, parse_zone
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.hookspecs import WaitingJob
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
+from gpuqueue.decisions.policies import default_policies
+from gpuqueue.decisions.policies.vram import devices_for, may_have
+from gpuqueue.decisions.policies.windows import next_edge
+from gpuqueue.decisions.view import build, largest_budget
+from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.errors import REFUSAL
+from gpuqueue.domain.job import Demand, Hold, Job, Lease, Placement, QueueSettings, QueueView, View
+from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.domain.windows import parse_window, parse_zone
+from gpuqueue.domain.yielding import yielded_to
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import claims, queries
+from gpuqueue.store.sqlite.claims import Gate, Room
+from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.worker.log import WorkerLog
-from gpuqueue.yielding import yielded_to
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100

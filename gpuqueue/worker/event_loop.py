@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
-from gpuqueue.current_job import running
-from gpuqueue.executors import AsyncExecutor
+from gpuqueue.contract.current_job import running
+from gpuqueue.contract.executor import AsyncExecutor
 from gpuqueue.worker.attempt import Attempt
 
 BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported

@@ -6,17 +6,17 @@ import inspect
 import os
 from typing import Any
 
-from gpuqueue.domain import Lease
-from gpuqueue.endpoints import OLLAMA
-from gpuqueue.errors import ConfigurationError
-from gpuqueue.executors import AsyncExecutor, Executor, is_async
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Task, module_of
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.domain.endpoints import OLLAMA
+from gpuqueue.domain.errors import ConfigurationError
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.models import VERBS
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.processes import Children, ProcessExecutor
-from gpuqueue.models import VERBS
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.queue import GPUQueue
-from gpuqueue.settings import SharedSettings
-from gpuqueue.tasks import Task, module_of
 from gpuqueue.worker.backends import Backends
 
 AnyExecutor = Executor | AsyncExecutor

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from gpuqueue.errors import StoreError
+from gpuqueue.domain.errors import StoreError
 from gpuqueue.store import Store
 from gpuqueue.worker.log import WorkerLog
 

@@ -8,22 +8,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from gpuqueue.devices import CachedDevice
-from gpuqueue.domain import State
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.errors import GPUQueueError
+from gpuqueue.domain.job import State
+from gpuqueue.domain.units import format_size, to_us
 from gpuqueue.executors.processes import Children
-from gpuqueue.hookspecs import EVENT_NAMES, RetentionDetails
-from gpuqueue.plugin_manager import PluginFailed, Plugins
-from gpuqueue.settings import SharedSettings
-from gpuqueue.store import Store, queries
-from gpuqueue.store.life import executing, forget, proven_dead
-from gpuqueue.store.outcomes import abandoned_by
-from gpuqueue.units import format_size, to_us
+from gpuqueue.store import Store
+from gpuqueue.store.liveness import executing, forget, proven_dead
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
-from gpuqueue.worker.lessons import Lessons
 from gpuqueue.worker.log import WorkerLog
-from gpuqueue.worker.models_seen import ModelsSeen
+from gpuqueue.worker.model_probe import ModelsSeen
+from gpuqueue.worker.observations import Lessons
 
 EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from gpuqueue.domain import Lease
-from gpuqueue.errors import StoreError
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.job import Lease
 from gpuqueue.store import Store
-from gpuqueue.store.outcomes import Report
+from gpuqueue.store.sqlite.outcomes import Report
 
 GATHER_S = 0.06
 logger = logging.getLogger("gpuqueue.worker")

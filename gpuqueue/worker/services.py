@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpuqueue.errors import StoreError
-from gpuqueue.hookspecs import RegisterServicesDetails, Service, ServiceContext
-from gpuqueue.plugin_manager import Plugins
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.contract.hookspecs import RegisterServicesDetails, Service, ServiceContext
+from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.domain.errors import StoreError
 from gpuqueue.store import Store
 
 EVERY_S = 1.0  # a service that nobody has is taken over within about this time

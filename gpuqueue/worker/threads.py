@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from gpuqueue.domain import Lease
-from gpuqueue.store.life import Life
-from gpuqueue.store.outcomes import Outcome
+from gpuqueue.domain.job import Lease
+from gpuqueue.store.liveness import Life
+from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.worker.exchange import Exchange
 
 PREFETCH_S = 0.02

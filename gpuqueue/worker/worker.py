@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-from gpuqueue.errors import ConfigurationError, StoreError
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.domain.errors import ConfigurationError, StoreError
 from gpuqueue.executors import child
-from gpuqueue.queue import GPUQueue
-from gpuqueue.store.bell import POLL_S
+from gpuqueue.store.wakeups import POLL_S
 from gpuqueue.worker.attempts import ABANDON_S
 from gpuqueue.worker.boot import Parts, boot
 from gpuqueue.worker.threads import NUDGE_S

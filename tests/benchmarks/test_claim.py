@@ -9,10 +9,11 @@ from statistics import median
 
 import pytest
 
-from gpuqueue.domain import DeviceSettings, Placement, QueueSettings
-from gpuqueue.store import Store, claims
-from gpuqueue.store.claims import THREAD, Gate, Room
-from gpuqueue.store.outcomes import Postponed
+from gpuqueue.domain.job import DeviceSettings, Placement, QueueSettings
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import claims
+from gpuqueue.store.sqlite.claims import THREAD, Gate, Room
+from gpuqueue.store.sqlite.outcomes import Postponed
 from tests.benchmarks.floor import PAYLOAD
 
 pytestmark = pytest.mark.benchmark

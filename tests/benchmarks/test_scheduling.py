@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gpuqueue.config import Config
+from gpuqueue.config.loading import Config
 from gpuqueue.simulators.card import Computation, Release
 from gpuqueue.simulators.ollama import Served
 from gpuqueue.simulators.ollama.answers import as_text, token_count

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.store.migrate import HEAD
+from gpuqueue.store.sqlite.migrate import HEAD
 
 Run = Callable[..., Any]
 

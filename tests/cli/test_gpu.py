@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.domain import Reading, Resident
+from gpuqueue.domain.job import Reading, Resident
+from gpuqueue.domain.units import to_us
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
-from gpuqueue.units import to_us
 from tests.cli.conftest import CONFIGURATION
 
 Run = Callable[..., Any]

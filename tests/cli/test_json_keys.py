@@ -11,9 +11,10 @@ import click
 import httpx
 import pytest
 
-from gpuqueue import GPUQueue, Worker, current_job
+from gpuqueue import GPUQueue, Worker
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.cli.database import db
+from gpuqueue.contract import current_job
 from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator

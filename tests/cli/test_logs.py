@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, Snooze, Worker, current_job
+from gpuqueue import GPUQueue, Snooze, Worker
+from gpuqueue.contract import current_job
 
 Run = Callable[..., Any]
 TIME = r"\d\d:\d\d:\d\d UTC  "

@@ -12,11 +12,11 @@ import time_machine
 
 from gpuqueue import GPUQueue
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, Figuring, JobFigures, QueueFigures
-from gpuqueue.domain import Pause
-from gpuqueue.errors import StoreError
-from gpuqueue.estimates import OUTPUT_RATE, RUN, Lesson, model_key, work_key
-from gpuqueue.store import estimates
-from gpuqueue.units import to_us
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.estimates import OUTPUT_RATE, RUN, Lesson, model_key, work_key
+from gpuqueue.domain.job import Pause
+from gpuqueue.domain.units import to_us
+from gpuqueue.store.sqlite import estimates
 
 TOML = """
 [gpu]

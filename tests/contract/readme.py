@@ -17,10 +17,11 @@ from pathlib import Path
 
 import click
 
-from gpuqueue import domain, hook_details, hookspecs
 from gpuqueue.cli import main
 from gpuqueue.cli.app import COMMANDS
-from gpuqueue.initial_config import initial_toml
+from gpuqueue.config.initial import initial_toml
+from gpuqueue.contract import details, hookspecs
+from gpuqueue.domain import job
 from gpuqueue.logs import EVENTS
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def example_of(hook: object) -> str:
 def _details(hook: Callable[..., object]) -> str:
     """Say what a hook gets: the fields of its details, where these are a class of their own."""
     annotation = hook.__annotations__["details"]
-    kind = vars(hook_details).get(annotation) or vars(domain).get(annotation)
+    kind = vars(details).get(annotation) or vars(job).get(annotation)
     if kind is None:
         return ""
     fields = ", ".join(f"`{field.name}: {field.type}`" for field in dataclasses.fields(kind))

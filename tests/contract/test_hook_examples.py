@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, JobHandle, Worker, current_job, plugins
+from gpuqueue import GPUQueue, JobHandle, Worker, plugins
 from gpuqueue.cli import main
-from gpuqueue.domain import Explanation
-from gpuqueue.hookspecs import EVENT_NAMES, HOOK_NAMES
+from gpuqueue.contract import current_job
+from gpuqueue.contract.hookspecs import EVENT_NAMES, HOOK_NAMES
+from gpuqueue.domain.job import Explanation
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
-from gpuqueue.store import claims
+from gpuqueue.store.sqlite import claims
 from gpuqueue.testing import run_until_idle, wait_until
 from gpuqueue.testing.queues import QueueMaker
 from tests.contract.readme import HOOKS, example_of, hook_functions, hooks_page

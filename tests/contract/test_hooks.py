@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue import hookspecs
+from gpuqueue.contract import hookspecs
 
 TESTS = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.cli", "gpuqueue.simulators", "gpuqueue.demo")
+HEAVY = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.cli", "gpuqueue.simulators")
 
 
 def loaded_after(code: str) -> set[str]:

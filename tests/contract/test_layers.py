@@ -1,162 +1,149 @@
-"""Every module stands in one layer and imports only from the layers before its own; the parts never import each other."""
+"""Every file stands on one floor of the house and imports only from lower floors or its own folder; no files form a circle.
+
+Imports for type checking, inside functions and by `import_module` count like all others.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gpuqueue"
 
-# layer → modules and packages; a module is placed by its longest entry.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    # 0 words
-    (
-        *("errors", "domain", "models", "units", "moments", "backoff", "verdicts", "windows", "rates"),
-        *("settings", "estimates", "endpoints", "yielding", "replies"),
-        *("config", "config_table", "config_sections", "config_plugins", "initial_config"),
-    ),
-    # 1 contracts
-    (
-        *("executors/__init__", "devices/__init__"),
-        *("current_job", "hook_details", "hook_events", "hookspecs", "installed_plugins", "logs", "plugin_manager", "plugins"),
-    ),
-    # 2 parts
-    ("store", "devices", "executors"),
-    # 3 policies
-    ("policies",),
-    # 4 deciding
-    ("view", "expectations", "decisions", "disagreements"),
-    # 5 client
-    (
-        "twins",
-        "options",
-        "tasks",
-        "declarations",
-        "callers_transaction",
-        "enqueueing",
-        "model_tasks",
-        "looking",
-        "following",
-        "handle",
-        "timeline",
-        "queue",
-    ),
-    # 6 running
-    ("worker",),
-    # 7 edges
-    ("__init__", "__main__", "cli", "demo", "testing", "web", "integrations"),
+# The floors, lowest first; rooms of one floor do not know each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("domain",),
+    ("config", "simulators"),
+    ("contract",),
+    ("devices", "executors", "store", "logs"),
+    ("decisions",),
+    ("client",),
+    ("worker", "plugins"),
+    ("__init__", "backoff", "testing"),
+    ("cli",),
+    ("__main__", "integrations"),
 )
-PARTS = ("store", "devices", "executors")
-# They stand apart, below everything: their own modules and the words only.
-APART = "simulators"
-MAY_USE_SIMULATORS = ("demo", "testing")
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+MOST_ROOMS, MOST_FLOORS = 20, 11
 
 
 def modules() -> list[str]:
     return sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def layer_of(module: str) -> int | None:
-    """The layer of a module's path: `store/jobs` stands where `store` does."""
-    parts = module.split("/")
-    for length in range(len(parts), 0, -1):
-        name = "/".join(parts[:length])
-        for number, names in enumerate(LAYERS):
-            if name in names:
-                return number
-    return None
-
-
 def imports(module: str) -> Iterator[str]:
-    """The modules of this package that a module names, also inside functions and for type checking."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    """The modules of this package that a module names, in whatever way it imports them."""
+    for name in imported_names((PACKAGE / f"{module}.py").read_text()):
+        if name == "gpuqueue" or name.startswith("gpuqueue."):
+            yield _file(name.split(".")[1:])
+
+
+def imported_names(text: str) -> Iterator[str]:
+    """The dotted names that a file imports, or gives as texts to what imports them later; loggers have names of their own."""
+    tree = ast.parse(text)
+    loggers = {id(node.args[0]) for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_logger(node)}
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            if name == "gpuqueue" or name.startswith("gpuqueue."):
-                yield _resolved(name.split(".")[1:])
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in loggers:
+            match = re.fullmatch(r"(?:from )?(gpuqueue(?:\.\w+)+)(?: import .*|:\w+)?", node.value, re.DOTALL)
+            if match and _is_module(match[1].split(".")[1:]):
+                yield match[1]
 
 
-def imported_for_types_only(module: str) -> set[str]:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("gpuqueue"):
-                    found |= {_resolved(f"{inner.module}.{alias.name}".split(".")[1:]) for alias in inner.names}
-    return found
+def _is_logger(call: ast.Call) -> bool:
+    return ast.unparse(call.func).endswith("getLogger") and bool(call.args)
 
 
-def _resolved(parts: list[str]) -> str:
+def _is_module(parts: list[str]) -> bool:
+    path = PACKAGE.joinpath(*parts)
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def _file(parts: list[str]) -> str:
     """The file that a dotted name means: a module, a package, or something defined in one of them."""
     while parts:
-        path = "/".join(parts)
-        if (PACKAGE / f"{path}.py").exists():
-            return path
-        if (PACKAGE / path / "__init__.py").exists():
-            return f"{path}/__init__"
+        if PACKAGE.joinpath(*parts).with_suffix(".py").exists():
+            return "/".join(parts)
+        if PACKAGE.joinpath(*parts, "__init__.py").exists():
+            return "/".join((*parts, "__init__"))
         parts = parts[:-1]
     return "__init__"
 
 
-def problems(module: str, imported: str) -> str | None:
-    """Why this import breaks the layering, or None."""
-    top, other = module.split("/")[0], imported.split("/")[0]
-    if imported.startswith("migrations"):
+def problem(module: str, imported: str) -> str | None:
+    """Why this import does not belong there, or None."""
+    mine, theirs = module.split("/")[0], imported.split("/")[0]
+    if mine == theirs or imported == "migrations":
         return None
-    if top == APART or other == APART:
-        if top == other or top in MAY_USE_SIMULATORS:
-            return None
-        if top == APART and layer_of(imported) == 0:
-            return None
-        return f"{module} imports {imported}: the simulators stand apart"
-    mine, theirs = layer_of(module), layer_of(imported)
-    assert mine is not None
-    if theirs is None:
-        return f"{imported} stands in no layer"
-    if theirs > mine:
-        return f"{module} (layer {mine}) imports {imported} (layer {theirs})"
-    is_contract = layer_of(imported) == 1
-    if top in PARTS and other in PARTS and top != other and not is_contract:
-        return f"{module} imports {imported}: {' and '.join((top, other))} never import each other"
-    return None
+    if theirs not in FLOOR_OF:
+        return f"{imported} stands on no floor"
+    if FLOOR_OF[theirs] < FLOOR_OF[mine]:
+        return None
+    return f"{module} (floor {FLOOR_OF[mine] + 1}) imports {imported} (floor {FLOOR_OF[theirs] + 1})"
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Files that import each other in a circle, if any do."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_stands_in_a_layer_and_imports_only_from_its_own_and_those_before(module: str) -> None:
-    assert module.startswith(f"{APART}/") or layer_of(module) is not None, f"place {module} in a layer of this table"
-    for_types = imported_for_types_only(module)
-    broken = [
-        problem
-        for imported in imports(module)
-        # The package's own face, and names that only a type checker follows, are known to every layer.
-        if imported not in for_types and (problem := problems(module, imported)) is not None
-    ]
-    assert broken == []
+def test_a_file_imports_only_from_lower_floors_or_its_own_folder(module: str) -> None:
+    assert module.split("/")[0] in FLOOR_OF, f"give {module} a floor in this table"
+    assert [found for imported in imports(module) if (found := problem(module, imported))] == []
 
 
-def test_the_check_sees_a_break() -> None:
-    assert problems("queue", "worker/worker")
-    assert problems("store/jobs", "devices/nvml")
-    assert problems("executors/ollama", "store/jobs")
-    assert problems("domain", "store/jobs")
-    assert problems("worker/pool", "simulators/card")
-    assert problems("simulators/card", "store/store")
-    assert problems("store/jobs", "nowhere")
-    assert not problems("handle", "policies/availability")
-    assert not problems("devices/nvml", "devices/__init__")
-    assert set(imports("queue")) >= {"config", "store/__init__", "store/queries", "looking"}
+def test_no_files_import_each_other_in_a_circle() -> None:
+    # A package's __init__ that a file reaches only on its way to a neighbour is not what it imports.
+    assert circle({module: set(imports(module)) - {module} for module in modules()}) == []
 
 
-def test_the_table_names_nothing_twice() -> None:
-    names = [name for layer in LAYERS for name in layer]
-    assert len(names) == len(set(names))
+def test_the_top_of_the_package_is_a_short_list() -> None:
+    rooms = {module.split("/")[0] for module in modules()}
+    assert rooms == set(FLOOR_OF)
+    assert len(rooms) <= MOST_ROOMS
+    assert len(FLOORS) <= MOST_FLOORS
+
+
+def test_the_check_sees_one_wrong_import() -> None:
+    assert problem("client/queue", "worker/worker")
+    assert problem("store/store", "devices/nvml")
+    assert problem("domain/job", "config/table")
+    assert problem("simulators/card", "config/table")
+    assert problem("worker/boot", "plugins")
+    assert problem("store/store", "nowhere")
+    assert not problem("client/handle", "decisions/view")
+    assert not problem("store/store", "store/sqlite/jobs")
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert not circle({"a": {"b", "c"}, "b": {"c"}})
+
+
+def test_the_check_reads_every_kind_of_import() -> None:
+    text = (
+        "import gpuqueue.client.queue\n"
+        "from gpuqueue.domain import units\n"
+        "if TYPE_CHECKING:\n    from gpuqueue.worker import Worker\n"
+        'def later():\n    import_module("gpuqueue.cli.app")\n'
+        'COMMAND = "from gpuqueue.executors.child import main; main()"\n'
+        'logger = logging.getLogger("gpuqueue.plugins")\n'
+    )
+    assert set(imported_names(text)) == {
+        "gpuqueue.client.queue",
+        "gpuqueue.domain.units",
+        "gpuqueue.worker.Worker",
+        "gpuqueue.cli.app",
+        "gpuqueue.executors.child",
+    }

@@ -19,7 +19,8 @@ import pytest
 from alembic import command
 
 import gpuqueue
-from gpuqueue.store import Store, migrate
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import migrate
 from tests.contract.installation import DEMO_KEYS, Environment, output, uv
 
 OPEN = """

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 import gpuqueue
-from gpuqueue import hook_details, hook_events, hookspecs, plugins
+from gpuqueue import plugins
+from gpuqueue.contract import details, events, hookspecs
 
 
 def named_in_annotations() -> set[str]:
     """The classes that the hooks and their details name, which gpuqueue itself defines."""
     nodes = [
         node
-        for module in (hook_details, hook_events, hookspecs)
+        for module in (details, events, hookspecs)
         for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text()))
     ]
     known = {

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import gpuqueue
-from gpuqueue.declarations import QueueOptions
-from gpuqueue.domain import QueueSettings
-from gpuqueue.model_tasks import ChatRequest, EmbedRequest, GenerateRequest, OllamaTasks
-from gpuqueue.models import CHAT, EMBED, GENERATE, Verb
+from gpuqueue.client.declarations import QueueOptions
+from gpuqueue.client.ollama import ChatRequest, EmbedRequest, GenerateRequest, OllamaTasks
+from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb
 
 # What comes back from the database as JSON has no type that could be known.
 RETURN_ANY = {"JobHandle.result", "JobHandle.aresult"}

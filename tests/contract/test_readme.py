@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import Worker
-from gpuqueue.initial_config import initial_toml
+from gpuqueue.config.initial import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.contract.readme import README, with_generated_parts

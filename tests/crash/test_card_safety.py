@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue import GPUQueue, JobHandle, State
-from gpuqueue.initial_config import initial_toml
+from gpuqueue.config.initial import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
 from tests.conftest import wait_until as until

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.domain import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
-from gpuqueue.store import Store, jobs, migrate
-from gpuqueue.store.jobs import NewJob, new_job
-from gpuqueue.store.outcomes import Completed, Ended, Postponed, Report, abandoned_by
+from gpuqueue.domain.job import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
+from gpuqueue.domain.units import from_us
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import jobs, migrate
+from gpuqueue.store.sqlite.jobs import NewJob, new_job
+from gpuqueue.store.sqlite.outcomes import Completed, Ended, Postponed, Report, abandoned_by
 from gpuqueue.store.tables import metadata
-from gpuqueue.units import from_us
 from tests import history
 from tests.conftest import fork, forks
 from tests.store.rows import BOOM, CARD, GB, NOW_US, Rows, at, room_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue import Config, GPUQueue
-from gpuqueue.store.outcomes import reservations
+from gpuqueue.store.sqlite.outcomes import reservations
 from tests.conftest import wait_until
 from tests.history import History
 

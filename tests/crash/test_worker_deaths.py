@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue import Config, GPUQueue, JobFailed, State
-from gpuqueue.store import queries
+from gpuqueue.store.sqlite import queries
 from tests.conftest import wait_until
 from tests.history import History
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gpuqueue.devices.remote import BudgetDevice, runs_here
-from gpuqueue.domain import DeviceSettings, Reading
+from gpuqueue.domain.job import DeviceSettings, Reading
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

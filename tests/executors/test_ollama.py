@@ -14,16 +14,9 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.domain import BackendSettings, DeviceSettings, ModelSettings, Placement, Resident
-from gpuqueue.errors import (
-    BackendUnavailable,
-    CallerFault,
-    ConfigurationError,
-    ExecutionError,
-    OutOfMemory,
-    RunnerCrashed,
-)
-from gpuqueue.executors import AttemptInterrupted, Executor
+from gpuqueue.contract.executor import AttemptInterrupted, Executor
+from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ConfigurationError, ExecutionError, OutOfMemory, RunnerCrashed
+from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, Placement, Resident
 from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, OllamaVerbs
 from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient
 from gpuqueue.simulators.card import SimulatedCard

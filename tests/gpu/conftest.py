@@ -18,8 +18,8 @@ import pynvml  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from gpuqueue.devices.nvml import NvmlDevice
-from gpuqueue.domain import DeviceSettings, Reading
-from gpuqueue.units import format_size
+from gpuqueue.domain.job import DeviceSettings, Reading
+from gpuqueue.domain.units import format_size
 from tests.gpu.cuda import LIBRARY
 
 SIZE_BYTES = 2**30  # what a test takes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuqueue import State
-from gpuqueue.units import format_size
+from gpuqueue.domain.units import format_size
 from tests.executors import isolated_functions as plain_functions
 from tests.gpu import isolated_functions as functions
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gpuqueue.decisions.policies.residents import CONTEXT_BYTES
 from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain import DeviceSettings, Reading
-from gpuqueue.policies.residents import CONTEXT_BYTES
+from gpuqueue.domain.job import DeviceSettings, Reading
 from tests.gpu.conftest import NOISE_BYTES, SIZE_BYTES
 
 MIB = 2**20

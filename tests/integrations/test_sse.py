@@ -9,12 +9,13 @@ from contextlib import closing, suppress
 
 import pytest
 
-from gpuqueue import GPUQueue, State, current_job
+from gpuqueue import GPUQueue, State
+from gpuqueue.contract import current_job
+from gpuqueue.domain.verdicts import Retry
 from gpuqueue.integrations import sse
 from gpuqueue.store import Store
-from gpuqueue.store.bell import Listener
-from gpuqueue.store.outcomes import Report
-from gpuqueue.verdicts import Retry
+from gpuqueue.store.sqlite.outcomes import Report
+from gpuqueue.store.wakeups import Listener
 from tests.integrations.server_events import heard_in, text_of
 from tests.store.rows import Rows
 

@@ -8,10 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 from gpuqueue import Discard, Retry, Snooze
-from gpuqueue.domain import QueueSettings
-from gpuqueue.errors import BackendUnavailable, CallerFault
-from gpuqueue.executors import AttemptInterrupted
-from gpuqueue.units import from_us
+from gpuqueue.contract.executor import AttemptInterrupted
+from gpuqueue.domain.errors import BackendUnavailable, CallerFault
+from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.units import from_us
 from gpuqueue.worker.attempt import Interruption
 from tests.properties.model_jobs import SECOND, Ended, Job
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis.stateful import invariant
 
 from gpuqueue import JobCancelled, JobExpired, JobFailed, ServiceUnavailable
-from gpuqueue.domain import Job, State
-from gpuqueue.store import queries
-from gpuqueue.store.outcomes import abandoned_by, reservations
-from gpuqueue.units import to_us
+from gpuqueue.domain.job import Job, State
+from gpuqueue.domain.units import to_us
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.outcomes import abandoned_by, reservations
 from tests import history
 from tests.properties.clients import Clients
 from tests.properties.model_jobs import FINISHED, SECOND, by_job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import timedelta
 
-from gpuqueue.units import from_us, to_us
+from gpuqueue.domain.units import from_us, to_us
 from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, STALE_S, Job, ModelJobs
 
 

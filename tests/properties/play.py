@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from gpuqueue import UnknownJob
-from gpuqueue.domain import Event, Lease, State
-from gpuqueue.errors import BackendUnavailable
-from gpuqueue.settings import settings_digest
-from gpuqueue.store import queries
-from gpuqueue.store.claims import COROUTINE, THREAD, Room
-from gpuqueue.store.outcomes import Outcome
-from gpuqueue.units import from_us, to_us
+from gpuqueue.config.shared import settings_digest
+from gpuqueue.domain.errors import BackendUnavailable
+from gpuqueue.domain.job import Event, Lease, State
+from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.claims import COROUTINE, THREAD, Room
+from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.worker.attempt import Attempt
 from tests import history
 from tests.properties.endings import ENDINGS, MAKES_ROOM

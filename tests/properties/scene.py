@@ -14,12 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gpuqueue import Config, GPUQueue, backoff, hookimpl
-from gpuqueue.devices import CachedDevice
-from gpuqueue.domain import Demand, Lease, PlacementMode, Reading
+from gpuqueue import Config, GPUQueue, hookimpl
+from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain import backoff
+from gpuqueue.domain.job import Demand, Lease, PlacementMode, Reading
+from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.store import Store
-from gpuqueue.store.claims import COROUTINE, THREAD
-from gpuqueue.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.store.sqlite.claims import COROUTINE, THREAD
 from gpuqueue.worker.attempt import Attempt, Judge
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.dispatcher import Dispatcher

@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from gpuqueue.domain import Demand, DeviceSettings, Pause, Resident, State
-from gpuqueue.store.outcomes import Completed
-from gpuqueue.store.queries import device_sightings
-from gpuqueue.units import from_us
+from gpuqueue.domain.job import Demand, DeviceSettings, Pause, Resident, State
+from gpuqueue.domain.units import from_us
+from gpuqueue.store.sqlite.outcomes import Completed
+from gpuqueue.store.sqlite.queries import device_sightings
 from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuqueue.domain import Cancellation, Lease, State
-from gpuqueue.errors import StateError
-from gpuqueue.store import Store, integrity, queries
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.domain.errors import StateError
+from gpuqueue.domain.job import Cancellation, Lease, State
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import integrity, queries
+from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed
 from tests.store.rows import BOOM, CARD, Rows, assert_counters_are_true, at
 
 # What makes jobs and starts them comes often, so that the rest has something to act on.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 
-from gpuqueue.domain import Hold, Pause, Reading, Resident
-from gpuqueue.store import Store, events
-from gpuqueue.units import from_us
+from gpuqueue.domain.job import Hold, Pause, Reading, Resident
+from gpuqueue.domain.units import from_us
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import events
 from tests.store.rows import BOOM, GB, Rows, at
 
 

@@ -6,10 +6,10 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-from gpuqueue.domain import Cancellation, State
+from gpuqueue.domain.job import Cancellation, State
 from gpuqueue.store import Store
-from gpuqueue.store.bell import Listener
-from gpuqueue.store.jobs import SCAN_LIMIT, new_job
+from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, new_job
+from gpuqueue.store.wakeups import Listener
 from tests.store.rows import NOW_US, Rows, assert_counters_are_true, at
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gpuqueue.domain import JobErrorRecord, State
-from gpuqueue.store import queries
-from gpuqueue.store.outcomes import Completed, Ended, Outcome, Postponed, Report, abandoned_by, reservations
+from gpuqueue.domain.job import JobErrorRecord, State
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed, Report, abandoned_by, reservations
 from tests.store.rows import BOOM, Rows, assert_counters_are_true, at
 
 

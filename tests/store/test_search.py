@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpuqueue import GPUQueue
-from gpuqueue.domain import State
-from gpuqueue.store import queries, search
+from gpuqueue.domain.job import State
+from gpuqueue.store.sqlite import queries, search
 
 
 @pytest.fixture

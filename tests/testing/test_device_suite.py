@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain import DeviceProcess, DeviceSettings, Reading
-from gpuqueue.hookspecs import hookimpl
+from gpuqueue.domain.job import DeviceProcess, DeviceSettings, Reading
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.testing.devices import DeviceSuite, what_is_wrong_with
@@ -29,7 +29,7 @@ class TestNvml(DeviceSuite):
 
     @pytest.fixture(autouse=True)
     def card(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr("gpuqueue.devices.nvml.REOPEN_S", 0.05)
+        monkeypatch.setattr("gpuqueue.devices.cached.nvml.REOPEN_S", 0.05)
         self.simulated = SimulatedCard()
         with simulated_nvml(self.simulated):
             yield

@@ -9,7 +9,9 @@ from typing import ClassVar
 
 import pytest
 
-from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, backoff, current_job, hookimpl
+from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, hookimpl
+from gpuqueue.contract import current_job
+from gpuqueue.domain import backoff
 from gpuqueue.testing import eager, run_until_idle
 
 seen: ContextVar[str] = ContextVar("seen")

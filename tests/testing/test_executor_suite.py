@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import current_job
-from gpuqueue.domain import BackendSettings, Placement
-from gpuqueue.errors import BackendUnavailable, ExecutionError
-from gpuqueue.executors import AttemptContext
+from gpuqueue.contract import current_job
+from gpuqueue.contract.executor import AttemptContext
+from gpuqueue.domain.errors import BackendUnavailable, ExecutionError
+from gpuqueue.domain.job import BackendSettings, Placement
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.ollama import Chat, Embed, Generate
 from gpuqueue.executors.processes import Children, ProcessExecutor

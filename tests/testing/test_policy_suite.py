@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from gpuqueue import ConfigurationError, Retry, hookimpl
-from gpuqueue.plugin_manager import PluginFailed
+from gpuqueue.contract.plugin_set import PluginFailed
+from gpuqueue.decisions.policies import default_policies
+from gpuqueue.decisions.policies.availability import Availability
+from gpuqueue.decisions.policies.device_health import DeviceHealth
+from gpuqueue.decisions.policies.ordering import Ordering
+from gpuqueue.decisions.policies.preemption import Preempting
+from gpuqueue.decisions.policies.rates import Rates
+from gpuqueue.decisions.policies.retention import Retention
+from gpuqueue.decisions.policies.retries import Retries
+from gpuqueue.decisions.policies.spills import Spills
+from gpuqueue.decisions.policies.vram import Memory
+from gpuqueue.decisions.policies.windows import Windows
+from gpuqueue.decisions.policies.yielding import Yielding
 from gpuqueue.plugins import Demand, Hold, Placement, Wait
-from gpuqueue.policies import default_policies
-from gpuqueue.policies.availability import Availability
-from gpuqueue.policies.device_health import DeviceHealth
-from gpuqueue.policies.ordering import Ordering
-from gpuqueue.policies.preemption import Preempting
-from gpuqueue.policies.rates import Rates
-from gpuqueue.policies.retention import Retention
-from gpuqueue.policies.retries import Retries
-from gpuqueue.policies.spills import Spills
-from gpuqueue.policies.vram import Memory
-from gpuqueue.policies.windows import Windows
-from gpuqueue.policies.yielding import Yielding
 from gpuqueue.testing.answers import what_is_wrong
 from gpuqueue.testing.policies import PolicySuite
 from gpuqueue.testing.queues import queue_maker

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 
-from gpuqueue import JobExpired, Snooze, State, UsageError, Worker, backoff
-from gpuqueue.store import claims
+from gpuqueue import JobExpired, Snooze, State, UsageError, Worker
+from gpuqueue.domain import backoff
+from gpuqueue.store.sqlite import claims
 from gpuqueue.testing import JobsStuck, eager, run_until_idle, travel
 
 NOON = datetime(2031, 7, 1, 12, tzinfo=UTC)

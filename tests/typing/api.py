@@ -53,14 +53,12 @@ from gpuqueue import (
     WindowRule,
     Worker,
     WorkerInfo,
-    backoff,
-    current_job,
     hookimpl,
 )
-from gpuqueue.domain import Demand, JobErrorRecord, Lease, Placement, QueueSettings, Wait
-from gpuqueue.executors import AttemptContext, Executor
-from gpuqueue.handle import Piece
-from gpuqueue.hookspecs import (
+from gpuqueue.client.handle import Piece
+from gpuqueue.contract import current_job
+from gpuqueue.contract.executor import AttemptContext, Executor
+from gpuqueue.contract.hookspecs import (
     AttemptFailedDetails,
     JobDemandDetails,
     OrderCandidatesDetails,
@@ -68,6 +66,8 @@ from gpuqueue.hookspecs import (
     QueueHoldDetails,
     RetentionDetails,
 )
+from gpuqueue.domain import backoff
+from gpuqueue.domain.job import Demand, JobErrorRecord, Lease, Placement, QueueSettings, Wait
 from gpuqueue.plugins import Device, Reading
 from gpuqueue.testing import (
     JobsStuck,

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gpuqueue import Discard, JobCancelled, JobFailed, Retry, Snooze, UsageError, backoff, current_job, hookimpl
-from gpuqueue.store.queries import timeline
+from gpuqueue import Discard, JobCancelled, JobFailed, Retry, Snooze, UsageError, hookimpl
+from gpuqueue.contract import current_job
+from gpuqueue.domain import backoff
+from gpuqueue.store.sqlite.queries import timeline
 
 
 def test_a_task_knows_its_job(gq, start_worker):

@@ -13,7 +13,7 @@ import pytest
 
 from gpuqueue import GPUQueue, JobCancelled, JobFailed, UsageError
 from gpuqueue.executors.processes import IDLE_S
-from gpuqueue.store.queries import timeline
+from gpuqueue.store.sqlite.queries import timeline
 from tests.executors import isolated_functions as functions
 from tests.history import History
 
@@ -276,7 +276,7 @@ def test_that_a_process_grows_is_seen_however_large_its_worker_is(isolated, gq, 
 
 
 def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):
-    monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
+    monkeypatch.setattr("gpuqueue.contract.executor.processes.IDLE_S", IDLE_S / 1000)
     remember = isolated(functions.remember)
     start_worker(gq)
     pid = remember.enqueue(size=10).result(timeout_s=30)

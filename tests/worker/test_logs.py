@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, ServiceUnavailable, Snooze, current_job
-from gpuqueue.domain import Lease
+from gpuqueue import GPUQueue, ServiceUnavailable, Snooze
+from gpuqueue.contract import current_job
+from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
-from gpuqueue.store.claims import Gate, Room
+from gpuqueue.store.sqlite.claims import Gate, Room
 from tests.conftest import AI, GEMMA
 
 SHOP = """\

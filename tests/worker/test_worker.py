@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import pytest
 
 from gpuqueue import ConfigurationError, GPUQueue, JobCancelled, JobFailed, UnknownQueue, Worker, hookimpl
-from gpuqueue.domain import State
-from gpuqueue.store.queries import timeline
-from gpuqueue.verdicts import Retry
+from gpuqueue.domain.job import State
+from gpuqueue.domain.verdicts import Retry
+from gpuqueue.store.sqlite.queries import timeline
 from tests.history import History
 
 

@@ -22,13 +22,13 @@ from django.urls import path, reverse, reverse_lazy
 from django.utils.encoding import escape_uri_path
 from django.utils.http import url_has_allowed_host_and_scheme
 
-from gpuqueue.domain import FINISHED, State
-from gpuqueue.errors import StateError, UnknownJob, UnknownQueue, UsageError
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.domain.errors import StateError, UnknownJob, UnknownQueue, UsageError
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.domain.moments import until
+from gpuqueue.domain.units import counted
 from gpuqueue.integrations.django.models import Job, Queue
 from gpuqueue.integrations.django.pages import cards, job, jobs, queues, sources
-from gpuqueue.moments import until
-from gpuqueue.units import counted
 
 __all__ = ["JobAdmin", "QueueAdmin"]
 

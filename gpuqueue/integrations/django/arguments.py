@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from gpuqueue.errors import did_you_mean
+from gpuqueue.domain.errors import did_you_mean
 from gpuqueue.integrations.django.tasks_api import normalize_json
 
 __all__ = ["named_arguments", "stored_arguments"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuqueue.errors import UnknownJob, did_you_mean
+from gpuqueue.client.options import merged, read_options
+from gpuqueue.domain.errors import UnknownJob, did_you_mean
+from gpuqueue.domain.units import to_us
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.arguments import stored_arguments
 from gpuqueue.integrations.django.checks import check_installed
@@ -16,9 +18,7 @@ from gpuqueue.integrations.django.tasks_api import (
     TaskResultDoesNotExist,
     task_enqueued,
 )
-from gpuqueue.options import merged, read_options
-from gpuqueue.store import queries
-from gpuqueue.units import to_us
+from gpuqueue.store.sqlite import queries
 
 __all__ = ["Backend"]
 

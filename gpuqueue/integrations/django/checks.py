@@ -13,7 +13,7 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.domain.errors import GPUQueueError
 
 ENGINE = "gpuqueue.integrations.django.sqlite3"
 LEAST_TIMEOUT_S = 5.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-from gpuqueue.config import Config
-from gpuqueue.errors import ConfigurationError
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.options import JobOptions
+from gpuqueue.client.tasks import Task
+from gpuqueue.config.loading import Config
+from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.integrations.django.backend import Backend
 from gpuqueue.integrations.django.queues import TemporaryQueue, job_of
-from gpuqueue.options import JobOptions
-from gpuqueue.tasks import Task
 from gpuqueue.testing.eager import run_at_once
 
 __all__ = ["EagerBackend"]

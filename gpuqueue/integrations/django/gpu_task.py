@@ -9,12 +9,12 @@ from typing import Any, overload
 
 from django.utils import timezone
 
-from gpuqueue.backoff import Backoff
-from gpuqueue.errors import UsageError, did_you_mean
+from gpuqueue.client.options import read_options
+from gpuqueue.domain.backoff import Backoff
+from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.units import Duration
+from gpuqueue.domain.verdicts import RetryRules, read_rules
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, InvalidTask, Task, task_backends
-from gpuqueue.options import read_options
-from gpuqueue.units import Duration
-from gpuqueue.verdicts import RetryRules, read_rules
 
 __all__ = ["GPUTask", "task"]
 
@@ -53,7 +53,7 @@ class GPUTask(Task):
 
 
 OWN = tuple(field.name for field in fields(GPUTask) if field.name not in {known.name for known in fields(Task)})
-JOB_OPTIONS = ("vram", "device", "timeout", "max_attempts", "expires_in", "tags")  # named as `gpuqueue.options` names them
+JOB_OPTIONS = ("vram", "device", "timeout", "max_attempts", "expires_in", "tags")  # named as `gpuqueue.client.options` names them
 CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import django
 from django.apps import apps
 
-from gpuqueue.current_job import current_job
+from gpuqueue.contract.current_job import current_job
 
 
 def run(**arguments: Any) -> Any:

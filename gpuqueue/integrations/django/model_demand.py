@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpuqueue.domain import Demand
-from gpuqueue.hookspecs import JobDemandDetails, hookimpl
-from gpuqueue.models import GENERATE
-from gpuqueue.policies.vram import Memory
+from gpuqueue.contract.hookspecs import JobDemandDetails, hookimpl
+from gpuqueue.decisions.policies.vram import Memory
+from gpuqueue.domain.job import Demand
+from gpuqueue.domain.models import GENERATE
 
 
 class ModelDemand:

@@ -18,11 +18,14 @@ from django.core.exceptions import SuspiciousOperation
 from django.db import connections
 from django.utils.module_loading import autodiscover_modules
 
-from gpuqueue.config import Config, database_path, database_url
-from gpuqueue.domain import Job
-from gpuqueue.enqueueing import Request
-from gpuqueue.errors import ConfigurationError, UsageError
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.enqueueing import Request
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.options import DEFAULT_QUEUE, JobOptions, read_options
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.client.tasks import Signature, Task
+from gpuqueue.config.loading import Config, database_path, database_url
+from gpuqueue.domain.errors import ConfigurationError, UsageError
+from gpuqueue.domain.job import Job
 from gpuqueue.integrations.django import isolated, temporary
 from gpuqueue.integrations.django.arguments import named_arguments
 from gpuqueue.integrations.django.gpu_task import asked_of, declared, options_of, rules_of
@@ -30,10 +33,7 @@ from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
-from gpuqueue.options import DEFAULT_QUEUE, JobOptions, read_options
-from gpuqueue.queue import GPUQueue
 from gpuqueue.store import Store
-from gpuqueue.tasks import Signature, Task
 
 __all__ = ["DjangoQueue", "queue"]
 

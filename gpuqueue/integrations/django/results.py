@@ -14,11 +14,11 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from gpuqueue import errors
-from gpuqueue.domain import Job, JobErrorRecord, State
+from gpuqueue.domain import errors
+from gpuqueue.domain.job import Job, JobErrorRecord, State
+from gpuqueue.domain.units import to_us
 from gpuqueue.integrations.django.tasks_api import Task, TaskError, TaskResult, TaskResultStatus
-from gpuqueue.store import queries
-from gpuqueue.units import to_us
+from gpuqueue.store.sqlite import queries
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

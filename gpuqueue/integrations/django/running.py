@@ -12,10 +12,12 @@ from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 from django.utils import timezone
 
-from gpuqueue.current_job import current_job
-from gpuqueue.domain import Lease
-from gpuqueue.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
-from gpuqueue.executors import AttemptContext, AttemptInterrupted
+from gpuqueue.client.async_twins import in_thread
+from gpuqueue.contract.current_job import current_job
+from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.verdicts import DEFAULT_RULES, Discard, Retry, Snooze
 from gpuqueue.integrations.django.results import change, result_of
 from gpuqueue.integrations.django.tasks_api import (
     TaskContext,
@@ -25,10 +27,8 @@ from gpuqueue.integrations.django.tasks_api import (
     task_finished,
     task_started,
 )
-from gpuqueue.store import queries
-from gpuqueue.store.rows import to_json
-from gpuqueue.twins import in_thread
-from gpuqueue.verdicts import DEFAULT_RULES, Discard, Retry, Snooze
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.rows import to_json
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

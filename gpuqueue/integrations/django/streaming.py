@@ -7,8 +7,8 @@ from typing import Any
 from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 
-from gpuqueue.errors import UnknownJob
-from gpuqueue.handle import JobHandle
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.django.queues import job_of, queue
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS

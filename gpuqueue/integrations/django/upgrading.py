@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
-from gpuqueue.store import engine, migrate
+from gpuqueue.store.sqlite import connections, migrate
 
 
 def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: Any) -> None:
@@ -23,7 +23,7 @@ def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: An
             continue
         before = None
         if gq.database.exists():
-            with engine.read_only(gq.database) as connection:
+            with connections.read_only(gq.database) as connection:
                 before = migrate.version(connection)
         if before == migrate.HEAD:
             continue

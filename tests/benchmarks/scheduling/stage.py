@@ -17,9 +17,9 @@ from pathlib import Path
 
 import httpx
 
-from gpuqueue.config import Config
-from gpuqueue.handle import JobHandle
-from gpuqueue.queue import GPUQueue
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.queue import GPUQueue
+from gpuqueue.config.loading import Config
 from gpuqueue.simulators.card import Computation, Release, SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, Served
 from tests.benchmarks.scheduling.schemes import Scheme

@@ -13,7 +13,7 @@ from typing import Any
 import django
 
 from gpuqueue import GPUQueue, JobHandle
-from gpuqueue.store import queries
+from gpuqueue.store.sqlite import queries
 
 MANAGE = """\
 import os, sys

@@ -17,12 +17,13 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import Client, override_settings
 
-from gpuqueue import State, Worker, current_job
-from gpuqueue.domain import FINISHED, Rate, WindowRule
+from gpuqueue import State, Worker
+from gpuqueue.contract import current_job
+from gpuqueue.domain.job import FINISHED, Rate, WindowRule
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
-from gpuqueue.store import migrate
+from gpuqueue.store.sqlite import migrate
 from gpuqueue.testing import run_until_idle
 from tests.conftest import GEMMA, Gate
 from tests.integrations.django.conftest import BACKEND, DUMMY, UseDatabase, UseQueue
@@ -244,7 +245,7 @@ def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
     boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gq.enqueue_many([(gq.task(name="rare")(lambda: None), {})] + [(gq.task(name="many")(lambda: None), {})] * 30)
-    monkeypatch.setattr("gpuqueue.store.search.LOOKED_AT", 20)
+    monkeypatch.setattr("gpuqueue.store.sqlite.search.LOOKED_AT", 20)
     page = boss.get(f"{JOBS}?q=rare").content.decode()
     further = re.search(r'href="(\?[^"]*)">Look further', page)
     assert further is not None and "/job/1/change/" not in page and "Older" not in page

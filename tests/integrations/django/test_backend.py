@@ -16,7 +16,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from gpuqueue import GPUQueue, State, Worker
-from gpuqueue.errors import ConfigurationError, JobCancelled, JobFailed
+from gpuqueue.domain.errors import ConfigurationError, JobCancelled, JobFailed
 from gpuqueue.integrations.django import DjangoQueue, GPUTask, job_of, queue, task
 from gpuqueue.integrations.django.tasks_api import (
     ImmediateBackend,
@@ -240,8 +240,8 @@ def test_a_backend_of_others_has_no_queue(use_queue: UseQueue) -> None:
         ("exit", "builtins.SystemExit"),
         ("interrupt", "builtins.KeyboardInterrupt"),
         ("object", "builtins.TypeError"),
-        ("nan", "gpuqueue.errors.PayloadError"),
-        ("discard", "gpuqueue.errors.JobFailed"),
+        ("nan", "gpuqueue.domain.errors.PayloadError"),
+        ("discard", "gpuqueue.domain.errors.JobFailed"),
     ],
 )
 def test_a_failure_is_told_with_the_class_of_its_error(own_file: DjangoQueue, kind: str, path: str) -> None:
@@ -285,7 +285,7 @@ def test_a_cancelled_task_has_failed(own_file: DjangoQueue) -> None:
     job_of(result).cancel()
     result.refresh()
     assert (result.status, result.attempts) == ("FAILED", 0)
-    assert [error.exception_class_path for error in result.errors] == ["gpuqueue.errors.JobCancelled"]
+    assert [error.exception_class_path for error in result.errors] == ["gpuqueue.domain.errors.JobCancelled"]
 
 
 # --- signals ---
@@ -351,7 +351,7 @@ def test_what_is_cancelled_while_it_runs_is_no_error(
     assert [name for name, *_ in signals] == ["started"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     result.refresh()
-    assert (result.status, result.errors[0].exception_class_path) == ("FAILED", "gpuqueue.errors.JobCancelled")
+    assert (result.status, result.errors[0].exception_class_path) == ("FAILED", "gpuqueue.domain.errors.JobCancelled")
 
 
 def test_a_receiver_that_raises_hurts_no_task(own_file: DjangoQueue, caplog: pytest.LogCaptureFixture) -> None:

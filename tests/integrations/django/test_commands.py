@@ -16,7 +16,7 @@ from django.core.management import CommandError, call_command
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.management.command_line import take_option
 from gpuqueue.integrations.django.management.commands.gpuqueue import Command
-from gpuqueue.store import migrate
+from gpuqueue.store.sqlite import migrate
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import UseDatabase, UseQueue
 

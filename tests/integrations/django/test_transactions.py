@@ -14,11 +14,11 @@ from django.db import OperationalError, connection, connections, transaction
 from django.test import override_settings
 
 from gpuqueue import UsageError, Worker
-from gpuqueue.errors import UnknownJob
+from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.sqlite3.line import line_for
 from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
-from gpuqueue.store.bell import Listener
+from gpuqueue.store.wakeups import Listener
 from gpuqueue.testing import run_until_idle
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import OURS, UseDatabase, UseQueue, prepared

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from gpuqueue.cli.app import WRONG, main
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import AppSession
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.domain.errors import GPUQueueError
 from gpuqueue.integrations.django.queues import configuration_beside, queue
 
 WORKS = {"worker", "submit"}  # the commands that need to know the project's tasks

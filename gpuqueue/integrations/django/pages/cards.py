@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.domain import Backend, DeviceView, Reading, ServiceInfo, State, View
-from gpuqueue.endpoints import shown_url
-from gpuqueue.estimates import left_s
+from gpuqueue.domain.endpoints import shown_url
+from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.job import Backend, DeviceView, Reading, ServiceInfo, State, View
+from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.integrations.django.pages.jobs import rows_of
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import Moment, held
-from gpuqueue.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

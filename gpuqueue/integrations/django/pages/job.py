@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.domain import FINISHED, Job, State
-from gpuqueue.errors import UnknownJob
+from gpuqueue.domain.errors import UnknownJob
+from gpuqueue.domain.job import FINISHED, Job, State
+from gpuqueue.domain.timeline import progress, timeline_of
+from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, Text, as_json, held, next_step
-from gpuqueue.store import queries
-from gpuqueue.timeline import progress, timeline_of
-from gpuqueue.units import format_duration, format_size
+from gpuqueue.store.sqlite import queries
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

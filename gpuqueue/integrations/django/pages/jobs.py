@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuqueue.domain import Job, State
-from gpuqueue.errors import UnknownJob, UnknownQueue, UsageError
+from gpuqueue.domain.errors import UnknownJob, UnknownQueue, UsageError
+from gpuqueue.domain.job import Job, State
+from gpuqueue.domain.timeline import progress
+from gpuqueue.domain.units import format_duration
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import Moment, Text
-from gpuqueue.store import queries, search
-from gpuqueue.timeline import progress
-from gpuqueue.units import format_duration
+from gpuqueue.store.sqlite import queries, search
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

@@ -8,12 +8,12 @@ from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.decisions import known_holds
-from gpuqueue.domain import Hold, QueueSettings, QueueView, Rate, State, View, WindowRule
-from gpuqueue.errors import UnknownQueue
+from gpuqueue.decisions.evaluation import known_holds
+from gpuqueue.domain.errors import UnknownQueue
+from gpuqueue.domain.job import Hold, QueueSettings, QueueView, Rate, State, View, WindowRule
+from gpuqueue.domain.units import DURATION_UNITS
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, held
-from gpuqueue.units import DURATION_UNITS
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

@@ -11,10 +11,10 @@ from urllib.parse import quote, unquote
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gpuqueue.errors import GPUQueueError, StoreError, UsageError
+from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError
 from gpuqueue.integrations.django.checks import INSTALL, NO_TASKS, has_tasks
-from gpuqueue.store.engine import explained
-from gpuqueue.store.migrate import version
+from gpuqueue.store.sqlite.connections import explained
+from gpuqueue.store.sqlite.migrate import version
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.domain import Explanation, Hold
-from gpuqueue.moments import clock, iso, since, until
-from gpuqueue.units import format_duration
+from gpuqueue.domain.job import Explanation, Hold
+from gpuqueue.domain.moments import clock, iso, since, until
+from gpuqueue.domain.units import format_duration
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

@@ -19,7 +19,7 @@ from django.utils.asyncio import async_unsafe
 from gpuqueue.integrations.django import holding
 from gpuqueue.integrations.django.sqlite3.creation import DatabaseCreation
 from gpuqueue.integrations.django.sqlite3.line import Line, line_for
-from gpuqueue.store.engine import READ_TIMEOUT_MS, is_busy, write_ahead
+from gpuqueue.store.sqlite.connections import READ_TIMEOUT_MS, is_busy, write_ahead
 
 __all__ = ["DatabaseWrapper"]
 

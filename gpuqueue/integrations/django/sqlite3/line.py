@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from gpuqueue.store.engine import is_busy
-from gpuqueue.store.write_lock import EAGER_WAIT_S, holders, when_free
+from gpuqueue.store.sqlite.connections import is_busy
+from gpuqueue.store.sqlite.write_lock import EAGER_WAIT_S, holders, when_free
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
 
-from gpuqueue.errors import GPUQueueError
+from gpuqueue.domain.errors import GPUQueueError
 from gpuqueue.integrations.django.management.command_line import run
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 

@@ -1,0 +1,116 @@
+"""Owns what one process has declared: its tasks, and its queues with their settings; asks no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypedDict, get_args
+
+from gpuqueue.client.options import DEFAULT_QUEUE
+from gpuqueue.client.tasks import Task
+from gpuqueue.domain.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
+from gpuqueue.domain.job import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
+from gpuqueue.domain.windows import parse_window, parse_zone
+from gpuqueue.domain.yielding import yielding_order
+
+_CHOICES = {
+    "when_unavailable": get_args(WhenUnavailable),
+    "overrun": get_args(Overrun),
+    "yield_mode": get_args(YieldMode),
+}
+
+
+class QueueOptions(TypedDict, total=False):
+    """What `gq.queue` may say of a queue: the fields of QueueSettings but its name."""
+
+    gpu: bool
+    concurrency: int | None
+    rate: Rate | None
+    pause: tuple[str, ...]
+    windows: tuple[WindowRule, ...]
+    overrun: Overrun
+    timezone: str
+    yields_to: tuple[str, ...]
+    when_unavailable: WhenUnavailable
+    retry_every_s: float
+    yield_mode: YieldMode
+    min_run_s: float
+    nearly_done_s: float
+    max_preemptions: int
+    max_attempts: int | None
+    timeout_s: float | None
+    priority: int | None
+    backend: str
+    fallback: tuple[str, ...]
+
+
+class Declarations:
+    """`queues` are those with settings; it is replaced, never changed, when one is added."""
+
+    def __init__(self, queues: Mapping[str, QueueSettings]) -> None:
+        self._set_queues(dict(queues))
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self._task_queues = {DEFAULT_QUEUE}
+
+    def add_queue(self, name: str, settings: Mapping[str, Any]) -> QueueSettings:
+        """Make or change a queue. Raises: ConfigurationError; UnknownQueue for one that it would yield to."""
+        try:
+            made = replace(self.queues.get(name) or QueueSettings(name), **settings)
+            _check_settings(made)
+        except (TypeError, UsageError) as error:
+            raise ConfigurationError(f"queue {name!r}: {error}") from None
+        queues = {**self.queues, name: made}
+        for other in made.yields_to:
+            if other not in queues:
+                raise UnknownQueue(other, queues)
+        yielding_order(queues)
+        self._set_queues(queues)
+        return made
+
+    def _set_queues(self, queues: dict[str, QueueSettings]) -> None:
+        self.queues = queues
+        # Looked at for every job that is enqueued.
+        self.rejecting = frozenset(name for name, item in queues.items() if item.when_unavailable == "reject")
+
+    def add_queue_name(self, name: str) -> None:
+        """Let a queue exist that has no settings."""
+        self._task_queues.add(name)
+
+    def add_task(self, task: Task[..., Any]) -> None:
+        """Add a task, whose queue exists from now on. Raises: UsageError when another function has its name."""
+        known = self.tasks.get(task.name)
+        if known is not None and known.place != task.place:
+            raise UsageError(f"a task {task.name!r} is registered already; give this one another name=")
+        self.tasks[task.name] = task
+        if task.defaults.queue is not None:
+            self._task_queues.add(task.defaults.queue)
+
+    def task(self, name: str) -> Task[..., Any]:
+        """Find a task. Raises: UnknownTask."""
+        task = self.tasks.get(name)
+        if task is None:
+            raise UnknownTask(name, self.tasks)
+        return task
+
+    @property
+    def queue_names(self) -> set[str]:
+        """The queues that exist through this process: configured, made in code, named by a task, or the default one."""
+        return set(self.queues) | self._task_queues
+
+
+def _check_settings(queue: QueueSettings) -> None:
+    """Refuse what a configuration file could not say either. Raises: UsageError naming the setting."""
+    try:
+        for window in (*queue.pause, *(rule.at for rule in queue.windows)):
+            parse_window(window)
+    except UsageError as error:
+        raise UsageError(f"pause: {error}") from None
+    try:
+        parse_zone(queue.timezone)
+    except UsageError as error:
+        raise UsageError(f"timezone: {error}") from None
+    if queue.concurrency is not None and queue.concurrency < 1:
+        raise UsageError(f"concurrency must be at least 1 or None, not {queue.concurrency!r}")
+    for setting, choices in _CHOICES.items():
+        if (value := getattr(queue, setting)) not in choices:
+            raise UsageError(f"{setting} must be one of {', '.join(choices)}, not {value!r}")

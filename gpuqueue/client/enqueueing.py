@@ -1,0 +1,229 @@
+"""Owns enqueueing: requests become rows, stored alone, together, or in a caller's transaction; runs and finds no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpuqueue.client import callers_transaction
+from gpuqueue.client.async_twins import in_thread
+from gpuqueue.client.declarations import Declarations
+from gpuqueue.client.options import DEFAULT_QUEUE, JobOptions, merged, read_options
+from gpuqueue.client.tasks import Task
+from gpuqueue.config.loading import Config, database_path
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.domain.errors import UnknownQueue, UsageError
+from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.models import VERBS
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.sqlite.jobs import INSERT_PLAIN_JOB, NewJob, new_job
+from gpuqueue.store.sqlite.rows import INLINE_BYTES, NO_ARGUMENTS, to_json
+
+FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
+REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
+
+Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
+# A stored job's id and, in a transaction of its caller's, which may be rolled back, when it was enqueued (else None).
+Stored = tuple[int, int | None]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """How jobs of one task with the same options are stored; good while the options and the queues are the same objects."""
+
+    options: JobOptions
+    queues: Mapping[str, QueueSettings]
+    complete: JobOptions
+    queue: str
+    priority: int
+    max_attempts: int
+    is_plain: bool  # they may start at once and ask for nothing special
+
+
+class Enqueuer:
+    """Stores jobs of declared tasks. `store` opens the file at its first use."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        config: Config,
+        *,
+        store: Callable[[], Store],
+        agreed_settings: Callable[[], SharedSettings],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._declared = declarations
+        self._config = config
+        self._store = store
+        self._agreed_settings = agreed_settings
+        self._now_us = now_us
+        self._ensured: set[str] = set()  # queues that have a row
+        self._model_queues: set[str] = set()  # queues that may run models
+
+    def for_file_of(self, config: Config) -> Enqueuer:
+        """Return one that does the same with another file, of which it knows nothing yet."""
+        made = copy(self)
+        made._config, made._ensured, made._model_queues = config, set(), set()
+        return made
+
+    def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
+        """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
+        now_us = self._now_us()
+        job = self._new_job(task, arguments, options, now_us)
+        if options.connection is None:
+            return self._store().enqueue(job), None
+        return self._store_within(options.connection, [job])[0], now_us
+
+    def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
+        """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
+        now_us = self._now_us()
+        new = self._new_jobs(requests, connection, now_us)
+        if connection is None:
+            return [(job_id, None) for job_id in self._store().enqueue_many(new)]
+        return [(job_id, now_us) for job_id in self._store_within(connection, new)]
+
+    async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
+        """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
+        if options.connection is None:
+            return await in_thread(self.enqueue, task, arguments, options)
+        now_us = self._now_us()
+        job = self._new_job(task, arguments, options, now_us)
+        return (await self._astore_within(options.connection, [job]))[0], now_us
+
+    async def aenqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
+        """The async twin of `enqueue_many`."""
+        if connection is None:
+            return await in_thread(self.enqueue_many, requests)
+        now_us = self._now_us()
+        new = self._new_jobs(requests, connection, now_us)
+        return [(job_id, now_us) for job_id in await self._astore_within(connection, new)]
+
+    def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
+        return callers_transaction.store(
+            jobs,
+            connection,
+            database=database_path(self._config.database),
+            ensured=self._ensured,
+            ring=lambda: self._store().bell.ring_workers(),
+        )
+
+    async def _astore_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
+        connection = callers_transaction.unwrapped(connection)
+        if not callers_transaction.is_async(connection):
+            return self._store_within(connection, jobs)
+        ids: list[int] = await connection.run_sync(self._store_within, jobs)
+        return ids
+
+    def _new_jobs(self, requests: Iterable[Request], connection: Any, now_us: int) -> list[NewJob]:
+        new = []
+        for position, request in enumerate(requests):
+            try:
+                task, arguments, asked = self._read(request)
+                options = replace(merged(asked, task.defaults), connection=connection)
+                new.append(self._new_job(task, arguments, options, now_us))
+            except UsageError as error:
+                error.args = (f"job {position} of this call: {error}",)
+                raise
+        return new
+
+    def _read(self, request: Request) -> tuple[Task[..., Any], Mapping[str, Any], JobOptions]:
+        if isinstance(request, Mapping):
+            rest = dict(request)
+            named, arguments = rest.pop("task", None), rest.pop("arguments", {})
+            asked = read_options(rest)
+        else:
+            try:
+                named, arguments = request
+            except (TypeError, ValueError):
+                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {request!r}") from None
+            asked = JobOptions()
+        return named if isinstance(named, Task) else self._declared.task(str(named)), arguments, asked
+
+    def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
+        if arguments.keys() != task.signature.required:
+            task.signature.check(task.name, arguments)
+        plan: _Plan | None = task.plan
+        if plan is None or plan.options is not options or plan.queues is not self._declared.queues:
+            plan = task.plan = self._plan(task, options)
+        queue = plan.queue
+        if queue not in self._ensured and options.connection is None:
+            self._ensure_queue(queue)
+        text = NO_ARGUMENTS
+        if arguments:
+            text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
+        if plan.is_plain and len(text) <= INLINE_BYTES:  # most are: fewer steps and values are fewer microseconds
+            return INSERT_PLAIN_JOB, (queue, task.name, plan.priority, now_us, now_us, plan.max_attempts, text), None
+        complete = plan.complete
+        scheduled_at_us = now_us
+        if complete.at_us is not None:
+            scheduled_at_us = complete.at_us
+        elif complete.delay_s is not None:
+            scheduled_at_us = now_us + int(complete.delay_s * 1e6)
+        return new_job(
+            queue,
+            task.name,
+            text,
+            now_us,
+            scheduled_at_us,
+            plan.priority,
+            plan.max_attempts,
+            complete.timeout_s,
+            None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
+            complete.tags,
+            complete.vram_bytes,
+            complete.device,
+            complete.fallback,
+        )
+
+    def _plan(self, task: Task[..., Any], options: JobOptions) -> _Plan:
+        """Work out how the task's jobs are stored. Raises: as `_completed`."""
+        complete = self._completed(task, options)
+        queue, priority, max_attempts = complete.queue or DEFAULT_QUEUE, complete.priority or 0, complete.max_attempts or 1
+        plain = JobOptions(queue, complete.priority, complete.max_attempts, connection=complete.connection)
+        return _Plan(options, self._declared.queues, complete, queue, priority, max_attempts, complete == plain)
+
+    def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:
+        """Fill in what the queue and the kind of task give. Raises: UnknownQueue; UsageError for a queue without models."""
+        queue = options.queue or DEFAULT_QUEUE
+        self._expect_queue(queue)
+        if task.name in VERBS:
+            self._ensure_model_queue(queue)
+        settings = self._declared.queues.get(queue) or QueueSettings(queue)
+        attempts = FUNCTION_ATTEMPTS if task.function else REQUEST_ATTEMPTS
+        return merged(
+            options,
+            JobOptions(
+                queue=queue,
+                priority=settings.priority or 0,
+                max_attempts=settings.max_attempts or attempts,
+                timeout_s=settings.timeout_s,
+            ),
+        )
+
+    def _expect_queue(self, name: str) -> None:
+        if name not in self._declared.queue_names:
+            with self._store().reading() as connection:
+                stored = queries.queue_names(connection)
+            if name not in stored:
+                raise UnknownQueue(name, stored | self._declared.queue_names)
+
+    def _ensure_queue(self, name: str) -> None:
+        self._store().ensure_queue(name)
+        self._ensured.add(name)
+
+    def _ensure_model_queue(self, name: str) -> None:
+        """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
+        if name in self._model_queues:
+            return
+        settings = self._agreed_settings()
+        queues = {**settings.queues, **self._declared.queues}
+        if settings.devices and not (name in queues and queues[name].gpu):
+            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"
+            raise UsageError(
+                f"queue {name!r} has no gpu = true, so a model there would take the card's memory unseen. "
+                f"Queues for models: {right}"
+            )
+        self._model_queues.add(name)

@@ -1,0 +1,346 @@
+"""Owns a client's handle on one job: its state, waiting for its result, its output, cancel and retry; runs nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gpuqueue.client.async_twins import in_thread, twin
+from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
+from gpuqueue.domain.job import FINISHED, WAITING, Explanation, Job, JobErrorRecord, LogLine, State
+from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.store.sqlite import queries
+from gpuqueue.store.wakeups import POLL_S, Listener
+
+if TYPE_CHECKING:
+    from gpuqueue.client.queue import GPUQueue
+    from gpuqueue.store.sqlite.queries import Ending
+
+logger = logging.getLogger("gpuqueue")
+WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody serves the queue
+
+
+class Piece(str):
+    """A piece of a job's output; `attempt_lease` grows when the output begins anew in another attempt.
+
+    `seq` is its place in all that the job has said.
+    """
+
+    attempt_lease: int = 0
+    seq: int = 0
+
+
+class JobHandle:
+    """One job as a client sees it. Its attributes are as of the last `refresh()`; they are read at first use."""
+
+    __slots__ = ("_gq", "_record", "_unsure_since_us", "id")
+
+    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None, unsure_since_us: int | None = None) -> None:
+        self.id = job_id
+        self._gq = gq
+        self._record = record
+        # When it was enqueued in a caller's transaction: after a rollback another job may get its id.
+        self._unsure_since_us = unsure_since_us
+
+    @property
+    def record(self) -> Job:
+        """Everything the row says, as a frozen Job."""
+        if self._record is None:
+            self.refresh()
+        assert self._record is not None
+        return self._record
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
+    def attempt(self) -> int:
+        return self.record.attempt
+
+    @property
+    def queue(self) -> str:
+        return self.record.queue
+
+    @property
+    def task(self) -> str:
+        return self.record.task
+
+    @property
+    def progress(self) -> float | None:
+        """How far the job said it is, from 0 to 1."""
+        return self.record.progress
+
+    @property
+    def error(self) -> JobErrorRecord | None:
+        return self.record.error
+
+    @property
+    def enqueued_at(self) -> datetime:
+        if self._record is None and self._unsure_since_us is not None:
+            return from_us(self._unsure_since_us)  # the row cannot be seen before its transaction is committed
+        return self.record.enqueued_at
+
+    @property
+    def started_at(self) -> datetime | None:
+        return self.record.started_at
+
+    @property
+    def finished_at(self) -> datetime | None:
+        return self.record.finished_at
+
+    def refresh(self) -> JobHandle:
+        """Read the job again and return this handle. Raises: UnknownJob when it was pruned."""
+        record = self._gq.store.get_job(self.id)
+        if self._unsure_since_us is not None and to_us(record.enqueued_at) != self._unsure_since_us:
+            raise UnknownJob(self.id)
+        self._unsure_since_us = None
+        self._record = record
+        return self
+
+    def _confirm(self) -> None:
+        """See that this is still the job that was stored. Raises: UnknownJob when its transaction was rolled back."""
+        if self._unsure_since_us is not None:
+            self.refresh()
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the job to finish and return what it returned.
+
+        Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, which leaves the
+        job alone; UnknownJob.
+        """
+        self._confirm()
+        ending = self._gq.store.get_ending(self.id)
+        if not ending.is_finished:
+            with Watch(self, timeout_s) as watch:
+                while not (ending := watch.look()).is_finished:
+                    while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                        pass
+        return self._value_of(ending)
+
+    async def aresult(self, timeout_s: float | None = None) -> Any:
+        """The async twin of `result`; any number of them wait without a thread each."""
+        with Watch(self, timeout_s) as watch:
+            while not (ending := await in_thread(watch.look)).is_finished:
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+        return self._value_of(ending)
+
+    def stream(self, timeout_s: float | None = None) -> Iterator[Piece]:
+        """Yield the job's output as it comes, also after it has finished; ends when the job completes.
+
+        An attempt that is tried again begins its output anew: its pieces carry another `attempt_lease`.
+        Raises: as `result`, at the end.
+        """
+        with Watch(self, timeout_s) as watch:
+            while True:
+                pieces, ending = watch.look_for_output()
+                yield from pieces
+                if ending.is_finished:
+                    break
+                while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                    pass
+        self._value_of(ending)
+
+    async def astream(self, timeout_s: float | None = None) -> AsyncIterator[Piece]:
+        """The async twin of `stream`."""
+        with Watch(self, timeout_s) as watch:
+            while True:
+                pieces, ending = await in_thread(watch.look_for_output)
+                for piece in pieces:
+                    yield piece
+                if ending.is_finished:
+                    break
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+        self._value_of(ending)
+
+    def watch(self, timeout_s: float | None = None) -> Iterator[Job]:
+        """Yield the job now, and again whenever it may have changed or said something; the last one yielded is finished.
+
+        It only looks: a job that nobody serves goes on waiting, also where `result` would have it refused.
+        Raises: TimeoutError after `timeout_s`, which leaves the job alone; UnknownJob.
+        """
+        with Watch(self, timeout_s, only_looks=True) as watch:
+            while True:
+                job = watch.look_at_job()
+                yield job
+                if job.state in FINISHED:
+                    return
+                while not watch.has_news(watch.listener.wait(watch.patience_s)):
+                    pass
+
+    async def awatch(self, timeout_s: float | None = None) -> AsyncIterator[Job]:
+        """The async twin of `watch`."""
+        with Watch(self, timeout_s, only_looks=True) as watch:
+            while True:
+                job = await in_thread(watch.look_at_job)
+                yield job
+                if job.state in FINISHED:
+                    return
+                while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
+                    pass
+
+    def follow_logs(self, *, after: int = 0, timeout_s: float | None = None) -> Iterator[LogLine]:
+        """Yield the lines that the job logs as they come, those of the past first, until the job ends, however it ends.
+
+        Raises: as `watch`.
+        """
+        for _ in self.watch(timeout_s):
+            for line in self.logs(after=after):
+                after = line.seq
+                yield line
+
+    async def afollow_logs(self, *, after: int = 0, timeout_s: float | None = None) -> AsyncIterator[LogLine]:
+        """The async twin of `follow_logs`."""
+        async for _ in self.awatch(timeout_s):
+            for line in await self.alogs(after=after):
+                after = line.seq
+                yield line
+
+    def logs(self, *, after: int = 0) -> list[LogLine]:
+        """Return the lines that the job logged, behind the one whose `seq` is `after`."""
+        self._confirm()
+        with self._gq.store.reading() as connection:
+            return queries.logs_after(connection, self.id, after)
+
+    def cancel(self) -> bool:
+        """Stop the job: at once while it waits, from any process while it runs; returns False when it had finished."""
+        self._confirm()
+        before = self._gq.store.cancel(self.id, now_us=self._gq.now_us())
+        self._record = None
+        return before not in FINISHED
+
+    def retry(self) -> JobHandle:
+        """Make a discarded, cancelled or postponed job available again. Raises: StateError for any other."""
+        self._confirm()
+        self._gq.store.retry(self.id, now_us=self._gq.now_us())
+        self._record = None
+        return self
+
+    def explain(self) -> Explanation:
+        """Say why the job is where it is."""
+        self._confirm()
+        return self._gq.explain(self.id)
+
+    arefresh = twin(refresh)
+    alogs = twin(logs)
+    acancel = twin(cancel)
+    aretry = twin(retry)
+    aexplain = twin(explain)
+
+    def __repr__(self) -> str:
+        known = f" {self._record.state} in {self._record.queue}" if self._record else ""
+        return f"<job {self.id}{known}>"
+
+    def _value_of(self, ending: Ending) -> Any:
+        """Return a finished job's result. Raises: the error that says how it ended."""
+        self._record = None
+        if ending.state is State.COMPLETED:
+            return json.loads(ending.result or "null")
+        raise self._error_of(ending)
+
+    def _error_of(self, ending: Ending) -> JobError:
+        error: JobErrorRecord = ending.error or JobErrorRecord(str(ending.state), str(ending.state))
+        if ending.state is State.CANCELLED:
+            return JobCancelled(f"job {self.id} was cancelled", job_id=self.id, code="cancelled")
+        if error.code == "unavailable":
+            return ServiceUnavailable(error.message, job_id=self.id, code=error.code)
+        kind = JobExpired if error.code == "expired" else JobFailed
+        return kind(f"job {self.id}: {error.message}", job_id=self.id, code=error.code)
+
+
+class Watch:
+    """Watches one job for a caller that waits: looks at it, expires it in time, and notices when nobody will run it.
+
+    All of it is the same for callers that block and callers that await; only how they wait for a ring differs. Its output is
+    read behind the piece whose `seq` is `after`.
+    """
+
+    def __init__(self, handle: JobHandle, timeout_s: float | None = None, *, only_looks: bool = False, after: int = 0) -> None:
+        handle._confirm()
+        self._handle = handle
+        self._only_looks = only_looks
+        self._gq = handle._gq
+        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
+        self._waits = True  # the job, for its attempt
+        self.version = -1  # of the file, at the last look
+        self._told = False
+        self._seen = after  # of the output
+        self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+
+    def look(self) -> Ending:
+        """Read how the job stands. Raises: TimeoutError when the caller's patience is at its end."""
+        return self.look_for_output(with_output=False)[1]
+
+    def look_at_job(self) -> Job:
+        """Read the job. Raises: TimeoutError."""
+        self.look()
+        return self._handle.refresh().record
+
+    def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
+        """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
+        store = self._gq.store
+        self.version = store.data_version()
+        with store.reading() as connection:
+            # The state is read first: what is written before the end is then surely seen.
+            ending = queries.get_ending(connection, self._handle.id)
+            rows = queries.chunks_after(connection, self._handle.id, self._seen) if with_output else ()
+        pieces = []
+        for seq, lease, text in rows:
+            piece = Piece(text)
+            piece.attempt_lease = lease
+            piece.seq = seq
+            pieces.append(piece)
+            self._seen = seq
+        self._waits = ending.state in WAITING
+        if self._waits:
+            self._look_after(ending)
+        if not ending.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
+            raise TimeoutError(f"{self._handle.explain()}\n(the job goes on; cancel it with job.cancel())")
+        return pieces, ending
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a ring."""
+        now_s = time.monotonic()
+        patience_s = POLL_S if self._ends_s is None else min(POLL_S, self._ends_s - now_s)
+        if self._waits:  # what runs needs nobody to look after it
+            patience_s = min(patience_s, self._look_again_s - now_s)
+        return max(0.0, patience_s)
+
+    def has_news(self, rang: bool) -> bool:
+        """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
+        return rang or self.patience_s == 0 or self._gq.store.data_version() != self.version
+
+    def _look_after(self, ending: Ending) -> None:
+        """Do for a job that waits what nobody may be there to do."""
+        now_us = self._gq.now_us()
+        if ending.expires_at_us is not None and ending.expires_at_us <= now_us:
+            self._gq.store.move_due(now_us=now_us)
+        if time.monotonic() < self._look_again_s:
+            return
+        self._look_again_s = time.monotonic() + WORKER_CHECK_S
+        if self._gq.is_served(ending.queue):
+            return
+        if not self._only_looks and self._gq.queue_settings(ending.queue).when_unavailable == "reject":
+            self._gq.store.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
+        elif not self._told:
+            self._told = True
+            logger.warning(
+                "job %d waits: no worker serves queue %r. Start one: %s",
+                self._handle.id,
+                ending.queue,
+                self._gq.worker_command(ending.queue),
+            )

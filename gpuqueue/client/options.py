@@ -1,0 +1,138 @@
+"""Owns what a job asks for beside its arguments, and how those options are checked and completed; stores nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypedDict
+
+from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.units import Duration, parse_duration, parse_size, to_us
+
+DEFAULT_QUEUE = "default"
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
+
+
+class Options(TypedDict, total=False):
+    """What may be asked for; None counts as not asked for.
+
+    `delay`, `timeout`, `expires_in`: "90s", "5m", seconds or a timedelta. `at`: an aware datetime. `priority`: higher runs
+    first. `timeout` limits an attempt. `expires_in`: a job that still waits then is discarded. `vram`: the device memory that
+    it needs, "2GB", in place of what is configured or was learned. `device`: the name or label of the device that it runs on.
+    `fallback`: models to take, in this order, when the job's own is missing or fits no device.
+    `tags`: texts to find it by.
+    """
+
+    delay: Duration | None
+    at: datetime | None
+    priority: int | None
+    queue: str | None
+    max_attempts: int | None
+    timeout: Duration | None
+    expires_in: Duration | None
+    vram: str | int | None
+    device: str | None
+    fallback: Iterable[str]
+    tags: Iterable[str]
+
+
+class EnqueueOptions(Options, total=False):
+    """The options, and in whose transaction, on the queue's own file: a SQLAlchemy Connection or Session (or its async kind), or
+    Django's connection.
+    """
+
+    connection: Any
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """Checked options; None means the task's or the queue's default."""
+
+    queue: str | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    delay_s: float | None = None
+    at_us: int | None = None
+    expires_in_s: float | None = None
+    vram_bytes: int | None = None
+    device: str | None = None
+    fallback: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    connection: Any = None
+
+
+def read_options(given: Mapping[str, Any]) -> JobOptions:
+    """Check and convert options, named as in `EnqueueOptions`. Raises: UsageError naming the option."""
+    known = EnqueueOptions.__annotations__
+    for name in given:
+        if name not in known:
+            raise UsageError(f"there is no job option {name!r}{did_you_mean(name, known)}. Options: {', '.join(known)}")
+    asked: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+    if "delay" in asked and "at" in asked:
+        raise UsageError("give delay or at, not both")
+    at = asked.get("at")
+    if at is not None and not isinstance(at, datetime):
+        raise UsageError(f"at must be an aware datetime, not {at!r}")
+    timeout_s = _duration(asked, "timeout")
+    if timeout_s == 0:
+        raise UsageError("timeout must be longer than 0")
+    return JobOptions(
+        queue=asked.get("queue"),
+        priority=_whole_number(asked, "priority", LOWEST_PRIORITY, HIGHEST_PRIORITY),
+        max_attempts=_whole_number(asked, "max_attempts", 1, None),
+        timeout_s=timeout_s,
+        delay_s=_duration(asked, "delay"),
+        at_us=None if at is None else to_us(at),
+        expires_in_s=_duration(asked, "expires_in"),
+        vram_bytes=_size(asked, "vram"),
+        device=_text(asked, "device"),
+        fallback=_texts("fallback", asked.get("fallback", ())),
+        tags=_texts("tags", asked.get("tags", ())),
+        connection=given.get("connection"),
+    )
+
+
+def merged(asked: JobOptions, defaults: JobOptions) -> JobOptions:
+    """Return `asked`, with the defaults where it says nothing; delay and at replace each other."""
+    chosen = {name: getattr(asked, name) for name in JobOptions.__slots__ if getattr(asked, name) not in (None, ())}
+    if "delay_s" in chosen or "at_us" in chosen:
+        defaults = replace(defaults, delay_s=None, at_us=None)
+    return replace(defaults, **chosen)
+
+
+def _duration(asked: Mapping[str, Any], name: str) -> float | None:
+    return parse_duration(asked[name], what=name) if name in asked else None
+
+
+def _size(asked: Mapping[str, Any], name: str) -> int | None:
+    if name not in asked:
+        return None
+    size = parse_size(asked[name], what=name)
+    if not size:
+        raise UsageError(f"{name} must be more than nothing; leave it out where no memory is needed")
+    return size
+
+
+def _text(asked: Mapping[str, Any], name: str) -> str | None:
+    value = asked.get(name)
+    if value is not None and not (isinstance(value, str) and value):
+        raise UsageError(f"{name} must be a text, not {value!r}")
+    return value
+
+
+def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int | None) -> int | None:
+    value = asked.get(name)
+    is_right = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
+    if value is not None and not is_right:
+        limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise UsageError(f"{name} must be a whole number {limits}, not {value!r}")
+    return value
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise UsageError(f"{name} must be a list of texts, not {given!r}")
+    return found

@@ -1,0 +1,419 @@
+"""Owns the client: enqueue, find, wait, control and explain; never runs a job, reads a device or asks a backend."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
+
+from gpuqueue.client.async_twins import in_thread, twin
+from gpuqueue.client.declarations import Declarations, QueueOptions
+from gpuqueue.client.enqueueing import Enqueuer, Request
+from gpuqueue.client.handle import JobHandle
+from gpuqueue.client.ollama import OllamaTasks
+from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
+from gpuqueue.client.tasks import Signature, Task, TaskSettings
+from gpuqueue.config.loading import Config, database_path
+from gpuqueue.config.shared import SharedSettings, settings_from_shared, shared_settings
+from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
+from gpuqueue.domain.job import Cancellation, Explanation, Hold, Pause, QueueSettings, ServiceInfo, State, View, WorkerInfo
+from gpuqueue.domain.units import Duration, from_us, parse_duration
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite import queries, services
+
+if TYPE_CHECKING:
+    from gpuqueue.client.following import Follower, Reader
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+class GPUQueue:
+    """A job queue in one SQLite file.
+
+    `database` is a path or `sqlite:///…` URL; `plugins`, a list or {name: plugin}, are registered beside those installed, and
+    each reads its section of the configuration, `[name]`. The file is opened, and created or upgraded when needed, at the
+    first use. Safe to use from many threads and after a fork.
+    Raises: ConfigurationError; at the first use StoreError.
+    """
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str] | None = None,
+        *,
+        config: Config | None = None,
+        plugins: Iterable[object] | Mapping[str, object] = (),
+        discover_plugins: bool = True,
+    ) -> None:
+        # A web process's start is short: what is needed later is loaded later.
+        from gpuqueue.contract.plugin_set import Plugins
+        from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
+
+        self.config = config if config is not None else Config.default(database)
+        self.plugins = Plugins(
+            default_policies(),
+            blocked=self.config.plugins_blocked,
+            reserved=WORKER_POLICY_NAMES,
+            discover=discover_plugins,
+        )
+        for name, plugin in plugins.items() if isinstance(plugins, Mapping) else ((None, plugin) for plugin in plugins):
+            self.plugins.register(plugin, name)
+        self.plugins.configure(self.config.plugin_tables)
+        self._clock_ns: Callable[[], int] = time.time_ns
+        self._declared = Declarations(self.config.queues)
+        self._enqueuer = Enqueuer(
+            self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
+        )
+        self.ollama = OllamaTasks(self)
+        self._opening = threading.Lock()
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        plugins: Iterable[object] | Mapping[str, object] = (),
+        discover_plugins: bool = True,
+        **overrides: Any,
+    ) -> GPUQueue:
+        """Make the queue that a gpuqueue.toml describes; `overrides` win over it. Raises: ConfigurationError."""
+        return cls(config=Config.load(path, **overrides), plugins=plugins, discover_plugins=discover_plugins)
+
+    # --- declaring ---
+
+    def queue(self, name: str, **settings: Unpack[QueueOptions]) -> QueueSettings:
+        """Make or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
+        return self._declared.add_queue(name, settings)
+
+    @overload
+    def task(self, function: Callable[Parameters, Returned], /) -> Task[Parameters, Returned]: ...
+
+    @overload
+    def task(
+        self, **settings: Unpack[TaskSettings]
+    ) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]: ...
+
+    def task(  # type: ignore[misc]  # that **settings covers a TypedDict is not seen
+        self, function: Callable[..., Any] | None = None, /, **settings: Any
+    ) -> Any:
+        """Register a function, plain or async, as a task; its arguments and what it returns are JSON.
+
+        Its queue exists from now on. Raises: UsageError for a wrong setting, or when the name is taken.
+        """
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            return self.add_task(Task.of(self, function, cast(TaskSettings, settings)))
+
+        return register if function is None else register(function)
+
+    def add_task(self, task: Task[Parameters, Returned]) -> Task[Parameters, Returned]:
+        """Register a task object. Raises: UsageError when another function has its name."""
+        self._declared.add_task(task)
+        return task
+
+    def verb(
+        self,
+        name: str,
+        *,
+        required: Iterable[str] = (),
+        optional: Iterable[str] | None = None,
+        **options: Unpack[EnqueueOptions],
+    ) -> Task[..., Any]:
+        """Declare a task that a plugin's executor runs in the workers; its queue exists from now on.
+
+        `required` and `optional` name its arguments; `optional` None takes any other. Options are those of `Task.using`.
+        Raises: UsageError for a wrong option, or when a function has the name.
+        """
+        needed = frozenset(required)
+        signature = Signature(needed, None if optional is None else needed | frozenset(optional))
+        defaults = read_options({"queue": DEFAULT_QUEUE, **options})
+        return self.add_task(Task[..., Any](self, name, None, defaults, signature=signature))
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]:
+        """The registered tasks: {name: task}."""
+        return self._declared.tasks
+
+    def find_task(self, name: str) -> Task[..., Any] | None:
+        """Find a task for a worker that meets its job; a framework's queue object may look further than what is registered."""
+        return self.tasks.get(name)
+
+    # --- enqueueing ---
+
+    def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> JobHandle:
+        """Store a job of a task by its name. Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError."""
+        task = self._declared.task(name)
+        return self.submit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
+
+    async def aenqueue(
+        self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
+    ) -> JobHandle:
+        """The async twin of `enqueue`."""
+        task = self._declared.task(name)
+        return await self.asubmit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
+
+    def enqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        """Store all the jobs in one transaction, which may be a caller's `connection`, or none.
+
+        Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
+        Raises: as `enqueue`, naming the position of the wrong one.
+        """
+        return [JobHandle(self, job_id, None, unsure) for job_id, unsure in self._enqueuer.enqueue_many(jobs, connection)]
+
+    async def aenqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
+        """The async twin of `enqueue_many`."""
+        stored = await self._enqueuer.aenqueue_many(jobs, connection)
+        return [JobHandle(self, job_id, None, unsure) for job_id, unsure in stored]
+
+    def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
+        job_id, unsure_since_us = self._enqueuer.enqueue(task, arguments, options)
+        if unsure_since_us is None and options.queue in self._declared.rejecting:
+            self._refuse_if_held(job_id, options.queue)
+        return JobHandle(self, job_id, None, unsure_since_us)
+
+    async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
+        """The async twin of `submit`."""
+        job_id, unsure_since_us = await self._enqueuer.aenqueue(task, arguments, options)
+        if unsure_since_us is None and options.queue in self._declared.rejecting:
+            await in_thread(self._refuse_if_held, job_id, options.queue)
+        return JobHandle(self, job_id, None, unsure_since_us)
+
+    def _refuse_if_held(self, job_id: int, queue: str) -> None:
+        """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
+        with self.store.reading() as connection:
+            away = any(not row.available for row in queries.backends(connection).values())
+        if not away:
+            return
+        # A worker leaves a job alone whose time has not come: its backend may be back by then.
+        waits = self.store.get_job(job_id).state is State.AVAILABLE
+        if waits and any(hold.refuse for hold in self.holds().get(queue, ())):
+            self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
+
+    # --- finding and controlling ---
+
+    def job(self, job_id: int) -> JobHandle:
+        """Find a job. Raises: UnknownJob."""
+        return JobHandle(self, job_id).refresh()
+
+    def jobs(
+        self, *, queue: str | None = None, state: State | str | None = None, limit: int = 50, after: int | None = None
+    ) -> list[JobHandle]:
+        """List jobs, the newest first; `after` is the last id of the page before. Raises: UsageError."""
+        if state is not None and state not in list(State):
+            raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+        if queue is not None:
+            self._expect_queue(queue)
+        with self.store.reading() as connection:
+            found = queries.list_jobs(
+                connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after
+            )
+        return [JobHandle(self, job.id, job) for job in found]
+
+    def pause(self, queue: str, *, reason: str = "", until: datetime | Duration | None = None, by: str | None = None) -> None:
+        """Pause a queue: no job of it starts after this returns; what runs goes on.
+
+        `until` is an aware datetime or a duration from now; without it the pause lasts until `resume`. Raises: UnknownQueue.
+        """
+        self._expect_queue(queue)
+        now = self.now()
+        if until is not None and not isinstance(until, datetime):
+            until = now + timedelta(seconds=parse_duration(until, what="until"))
+        self.store.pause(queue, Pause(by or _user(), reason, now, until))
+
+    def resume(self, queue: str, *, by: str | None = None) -> bool:
+        """Lift a manual pause; returns whether there was one. Raises: UnknownQueue."""
+        self._expect_queue(queue)
+        return self.store.resume(queue, by=by or _user(), now_us=self.now_us())
+
+    def retry_failed(self, queue: str | None = None) -> int:
+        """Make all discarded jobs, of one queue or of all, available again; returns how many. Raises: UnknownQueue."""
+        if queue is not None:
+            self._expect_queue(queue)
+        return self.store.retry_failed(queue, now_us=self.now_us())
+
+    def cancel_all(self, queue: str) -> Cancellation:
+        """Cancel all waiting jobs of a queue and ask the running ones to stop; says how many of each.
+
+        Jobs that are stored meanwhile stay. Raises: UnknownQueue.
+        """
+        self._expect_queue(queue)
+        return self.store.cancel_all(queue, now_us=self.now_us())
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
+        with self.store.snapshot() as connection:
+            counted = queries.counts(connection)
+        return {name: counted.get(name, {}) for name in sorted(set(self._declared.queues) | set(counted))}
+
+    def holds(self) -> dict[str, list[Hold]]:
+        """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
+        from gpuqueue.client import inspection
+
+        return {name: list(holds) for name, holds in inspection.holds_of(self.view(), self.plugins).items()}
+
+    def explain(self, job_id: int) -> Explanation:
+        """Say why a job is where it is, with every reason. Raises: UnknownJob."""
+        from gpuqueue.client import inspection
+
+        return inspection.explain_job(self.store, job_id, self.view(), self.plugins, worker_command=self.worker_command(""))
+
+    def expected_ends(self) -> dict[str, datetime]:
+        """Say when what waits in each queue is expected to be done: {queue: datetime}; those not known are left out."""
+        from gpuqueue.client import inspection
+
+        return inspection.expected_ends(self.store, self.agreed_settings(), self.view(), self.plugins)
+
+    def workers(self) -> list[WorkerInfo]:
+        """List the workers that live."""
+        from gpuqueue.client import inspection
+
+        return inspection.workers(self.store, now_us=self.now_us())
+
+    def view(self) -> View:
+        """Read the snapshot that decisions are made from."""
+        from gpuqueue.client import inspection
+
+        return inspection.see(self.store, self.agreed_settings(), self.plugins, self.now())
+
+    def services(self) -> list[ServiceInfo]:
+        """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
+        with self.store.reading() as connection:
+            return services.services(connection, now_us=self.now_us())
+
+    def follow(self, name: str) -> Follower:
+        """Return a reader of all events from now on, or from where the one of this name stands."""
+        from gpuqueue.client.following import Follower
+
+        return Follower(self.store, name)
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Read many jobs as they are at one moment: `with gq.read() as reader`."""
+        from gpuqueue.client.following import Reader
+
+        with self.store.snapshot() as connection:
+            yield Reader(connection)
+
+    def plugin(self, name: str) -> object:
+        """Return a registered plugin, as it read its configuration: for its own commands. Raises: UsageError."""
+        return self.plugins.plugin(name)
+
+    # --- the async twins of all that blocks ---
+
+    ajob = twin(job)
+    ajobs = twin(jobs)
+    apause = twin(pause)
+    aresume = twin(resume)
+    aretry_failed = twin(retry_failed)
+    acancel_all = twin(cancel_all)
+    acounts = twin(counts)
+    aholds = twin(holds)
+    aexplain = twin(explain)
+    aexpected_ends = twin(expected_ends)
+    aworkers = twin(workers)
+    aservices = twin(services)
+
+    # --- what it knows ---
+
+    @cached_property
+    def store(self) -> Store:
+        """The opened database file."""
+        with self._opening:
+            if "store" not in self.__dict__:
+                self.__dict__["store"] = self.open_store()
+            opened: Store = self.__dict__["store"]
+            return opened
+
+    def open_store(self, *, patient: bool = False) -> Store:
+        """Open the file once more, with its own connections; a worker opens it `patient`."""
+        return Store(database_path(self.config.database), synchronous=self.config.synchronous, patient=patient)
+
+    @property
+    def database(self) -> Path:
+        """The absolute path of the file."""
+        return database_path(self.config.database)
+
+    def own_settings(self) -> SharedSettings:
+        """What this process was configured with, queues made in code included."""
+        return SharedSettings(
+            self._declared.queues, self.config.devices, self.config.models, self.config.backends, self.config.placement
+        )
+
+    def agreed_settings(self) -> SharedSettings:
+        """What the workers agreed on; before the first worker, this process's own."""
+        with self.store.reading() as connection:
+            shared = queries.configuration(connection)
+        return self.own_settings() if shared is None else settings_from_shared(shared)
+
+    def queue_settings(self, name: str) -> QueueSettings:
+        """How a queue behaves, as the workers agreed."""
+        return self.agreed_settings().queues.get(name) or QueueSettings(name)
+
+    def queue_names(self) -> set[str]:
+        """Every queue that exists."""
+        with self.store.reading() as connection:
+            return queries.queue_names(connection) | self._declared.queue_names
+
+    def _expect_queue(self, name: str) -> None:
+        if name not in self._declared.queue_names and name not in (known := self.queue_names()):
+            raise UnknownQueue(name, known)
+
+    def is_served(self, queue: str) -> bool:
+        """Say whether a live worker serves the queue."""
+        from gpuqueue.client import inspection
+
+        return inspection.is_served(queue, self.workers())
+
+    def worker_command(self, queue: str) -> str:
+        """Word the command that starts a worker for this queue."""
+        if self.config.path is not None:
+            where = f"--config {shlex.quote(str(self.config.path))}"
+        else:
+            where = f"--database {shlex.quote(str(self.database))}"
+        apps = sorted({task.function.__module__ for task in self.tasks.values() if task.function is not None})
+        app = " --app MODULE:QUEUE_OBJECT" if apps else ""
+        return f"gpuqueue {where} worker{app}"
+
+    def now_us(self) -> int:
+        """Read the clock: microseconds since 1970-01-01 UTC."""
+        return self._clock_ns() // 1000
+
+    def now(self) -> datetime:
+        """Read the clock as an aware time in UTC."""
+        return from_us(self.now_us()).astimezone(UTC)
+
+    def shared(self) -> dict[str, Any]:
+        """This process's own settings as JSON-able data."""
+        return shared_settings(self.own_settings())
+
+    def close(self) -> None:
+        """Close the file's connections."""
+        store = self.__dict__.pop("store", None)
+        if store is not None:
+            store.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lstrip('_')} {self.database}>"
+
+    def __enter__(self) -> GPUQueue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"

@@ -1,0 +1,207 @@
+"""Owns tasks: a registered function or executor verb, its arguments and its jobs' defaults; stores nothing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
+
+from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, Options, merged, read_options
+from gpuqueue.contract.current_job import Alone, running
+from gpuqueue.domain.backoff import Backoff
+from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.units import Duration
+from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules, read_rules
+
+if TYPE_CHECKING:
+    from gpuqueue.client.handle import JobHandle
+    from gpuqueue.client.queue import GPUQueue
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned", covariant=True)
+
+
+class TaskSettings(Options, total=False):
+    """How a task is registered: its name, the options of its jobs, and how a worker runs them.
+
+    `queue` is "default" unless given. `retry_on`: only these errors are tried again, while `max_attempts` allow; by default
+    every error is. `discard_on`: these never are. `backoff`: how long to wait in between, see `gpuqueue.backoff`.
+    `preemptible`: on a device, it may be asked to make room for a job that comes first; it then ends like a cancelled one, and
+    its job starts anew later. `isolate`: run the function in a process of its own, which can be killed and whose end gives
+    back all its memory.
+    """
+
+    name: str | None
+    retry_on: type[BaseException] | Iterable[type[BaseException]] | None
+    discard_on: type[BaseException] | Iterable[type[BaseException]]
+    backoff: Backoff | Callable[[int], Duration] | str | None
+    isolate: bool
+    preemptible: bool
+
+
+class Task(Generic[Parameters, Returned]):
+    """A registered function or executor verb. Call it to run the function here; `enqueue` makes it a job.
+
+    Returned by `@gq.task`.
+    """
+
+    def __init__(
+        self,
+        gq: GPUQueue,
+        name: str,
+        function: Callable[Parameters, Returned] | None,
+        defaults: JobOptions,
+        *,
+        signature: Signature,
+        rules: RetryRules = DEFAULT_RULES,
+        isolate: bool = False,
+        preemptible: bool = False,
+    ) -> None:
+        self.name = name
+        self.function = function
+        self.defaults = defaults
+        self.signature = signature
+        self.rules = rules
+        self.isolate = isolate
+        self.preemptible = preemptible
+        self.arguments_name = f"the arguments of {name}"
+        self.plan: Any = None  # kept by whoever enqueues
+        self._gq = gq
+        if function is not None:
+            self.__doc__ = function.__doc__
+
+    @classmethod
+    def of(cls, gq: GPUQueue, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
+        """Make a task of a function. Raises: UsageError naming the setting."""
+        for option in settings:
+            known = TaskSettings.__annotations__
+            if option not in known and option != "connection":  # which has an error of its own, below
+                raise UsageError(f"a task has no option {option!r}{did_you_mean(option, known)}. Options: {', '.join(known)}")
+        asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
+        name = asked.pop("name", None) or task_name(function)
+        rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))
+        isolate = bool(asked.pop("isolate", False))
+        if isolate and "<" in function.__qualname__:
+            raise UsageError(
+                f"task {name!r}: isolate=True runs the function in another process, which must find it by name; "
+                f"move {function.__qualname__} to the top level of its module"
+            )
+        if isolate and module_of(function) == "__main__":
+            raise UsageError(
+                f"task {name!r}: isolate=True runs the function in another process, which must import it, and what was typed "
+                f"into a notebook or an interpreter has no file; move {function.__qualname__} to a module"
+            )
+        preemptible = bool(asked.pop("preemptible", False))
+        options = read_options(asked)
+        if options.connection is not None:
+            raise UsageError(f"task {name!r}: a connection is given where a job is enqueued, to using() or enqueue()")
+        return cls(
+            gq,
+            name,
+            function,
+            options,
+            signature=Signature.of(function),
+            rules=rules,
+            isolate=isolate,
+            preemptible=preemptible,
+        )
+
+    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        """Run the function here and now, without the queue; `current_job()` works, and what it is told is only logged."""
+        if self.function is None:
+            raise UsageError(f"{self.name} is run by an executor in a worker; enqueue it")
+        if inspect.iscoroutinefunction(self.function):
+            return cast(Returned, self._awaited(*args, **kwargs))
+        with running(Alone(self.name)):
+            return self.function(*args, **kwargs)
+
+    async def _awaited(self, *args: Any, **kwargs: Any) -> Any:
+        with running(Alone(self.name)):
+            return await cast(Callable[..., Any], self.function)(*args, **kwargs)
+
+    def enqueue(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> JobHandle:
+        """Store a job of this task; arguments are passed by name.
+
+        Raises: UsageError for wrong arguments or options; PayloadError; StoreError.
+        """
+        return self._gq.submit(self, self._named(args, kwargs) if args else kwargs, self.defaults)
+
+    async def aenqueue(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> JobHandle:
+        """The async twin of `enqueue`."""
+        return await self._gq.asubmit(self, self._named(args, kwargs), self.defaults)
+
+    def using(self, **options: Unpack[EnqueueOptions]) -> Task[Parameters, Returned]:
+        """Return this task with other options for the jobs enqueued through it. Raises: UsageError naming the option."""
+        made = copy(self)
+        made.defaults = merged(read_options(options), self.defaults)
+        return made
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if args:
+            raise UsageError(f"{self.name}: pass arguments by name, they are stored as JSON by name")
+        return kwargs
+
+    @property
+    def place(self) -> object:
+        """Where the function was written: two tasks of one name are the same when this is."""
+        code = getattr(self.function, "__code__", None)
+        return (code.co_filename, code.co_firstlineno) if code else self.function
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Which arguments a task takes; `allowed` None takes any."""
+
+    required: frozenset[str]
+    allowed: frozenset[str] | None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Signature:
+        required: set[str] = set()
+        allowed: set[str] = set()
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                return cls(frozenset(required), None)
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise UsageError(f"{function.__qualname__}: parameter {name!r} is positional only; jobs pass arguments by name")
+            if parameter.kind is not parameter.VAR_POSITIONAL:
+                allowed.add(name)
+                if parameter.default is parameter.empty:
+                    required.add(name)
+        return cls(frozenset(required), frozenset(allowed))
+
+    def check(self, task: str, arguments: Mapping[str, Any]) -> None:
+        """Raise a UsageError when the arguments do not fit."""
+        given = arguments.keys()
+        if self.allowed is not None and not given <= self.allowed:
+            wrong = sorted(map(str, given - self.allowed))[0]
+            takes = ", ".join(sorted(self.allowed)) or "none"
+            raise UsageError(f"{task} takes no argument {wrong!r}{did_you_mean(wrong, self.allowed)}. It takes: {takes}")
+        if not self.required <= given:
+            raise UsageError(f"{task} needs the argument(s) {', '.join(sorted(self.required - given))}")
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """Name a function by its module and its name there."""
+    return f"{module_of(function)}.{function.__qualname__}"
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Name a function's module; of a script run as `__main__`, the name under which it is imported."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        specification = getattr(main, "__spec__", None)
+        file = getattr(main, "__file__", None)
+        if specification is not None:
+            module = specification.name
+        elif file is not None:
+            module = os.path.splitext(os.path.basename(file))[0]
+    return module

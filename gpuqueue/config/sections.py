@@ -1,0 +1,402 @@
+"""Owns what each section of the configuration may say and what must hold between them; opens no file.
+
+Every function takes the table it reads, so that each error names the file, variable or argument that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
+
+from gpuqueue.config.shared import device_order
+from gpuqueue.config.table import Setting, Table, worded
+from gpuqueue.domain.endpoints import OLLAMA
+from gpuqueue.domain.errors import ConfigurationError, UsageError, did_you_mean
+from gpuqueue.domain.job import (
+    FINISHED,
+    BackendSettings,
+    DeviceSettings,
+    LogFormat,
+    ModelSettings,
+    OnSpill,
+    Overrun,
+    QueueSettings,
+    Rate,
+    Resume,
+    State,
+    WhenUnavailable,
+    WindowRule,
+    YieldMode,
+)
+from gpuqueue.domain.rates import parse_rate
+from gpuqueue.domain.units import format_size, parse_duration
+from gpuqueue.domain.windows import parse_window, parse_zone
+
+DEVICE_KEYS = (
+    *("device", "budget", "margin", "max_models", "slots", "keep_warm"),
+    *("min_free", "affinity", "labels"),
+)
+BACKEND_PATIENCE = ("connect", "first_token", "gap", "total", "settle", "release", "probe_every")
+BACKEND_KEYS = ("name", "url", "device", *BACKEND_PATIENCE)
+MODEL_KEYS = ("vram", "options", "resume", "on_spill")
+QUEUE_KEYS = (
+    "gpu",
+    "concurrency",
+    "rate",
+    "pause",
+    "windows",
+    "overrun",
+    "timezone",
+    "yields_to",
+    "when_unavailable",
+    "retry_every",
+    "yield_mode",
+    "min_run",
+    "nearly_done",
+    "max_preemptions",
+    "max_attempts",
+    "timeout",
+    "priority",
+    "backend",
+    "fallback",
+)
+WORKER_KEYS = ("threads", "async_jobs", "lease", "grace", "max_crashes", "log_format")
+RETENTION_KEYS = tuple(state.value for state in FINISHED)
+PLUGINS_KEYS = ("block",)
+
+DEFAULT_RETENTION: Mapping[State, float | None] = {
+    State.COMPLETED: 7 * 86_400.0,
+    State.CANCELLED: 7 * 86_400.0,
+    State.DISCARDED: 30 * 86_400.0,
+}
+
+OLLAMA_PORT = 11434
+NO_BACKEND = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How one worker process behaves; others may differ."""
+
+    threads: int = 8  # plain functions at once
+    async_jobs: int = 500  # asynchronous ones at once, on one event loop
+    lease_s: float = 30.0
+    grace_s: float = 30.0  # how long a shutdown lets attempts finish
+    max_crashes: int = 3  # workers that one job may take down before it is discarded
+    log_format: LogFormat = "text"  # of `gpuqueue worker`, on stderr
+
+
+def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
+    """Read the cards of [gpu] or [[gpu]]."""
+    devices: dict[str, DeviceSettings] = {}
+    for position, table in enumerate(tables):
+        device = _device(table, position)
+        if device.name in devices:
+            raise table.error(f"the device {device.name!r} is already configured; give each [[gpu]] its own device = …")
+        devices[device.name] = device
+    return tuple(sorted(devices.values(), key=device_order))
+
+
+def backend_names(tables: Sequence[Table]) -> list[str]:
+    """Read the names of [ollama], which needs none, or of several [[ollama]], which all need one."""
+    names = [table.text("name", "" if len(tables) > 1 else OLLAMA, example='name = "desk"') for table in tables]
+    for name, table in zip(names, tables, strict=True):
+        if len(tables) > 1 and (not name or name in (OLLAMA, NO_BACKEND)):
+            raise table.error(f'of several [[ollama]] each needs a name of its own, other than {OLLAMA!r}; write name = "desk"')
+        if names.count(name) > 1:
+            raise table.error(f"the Ollama {name!r} is already configured; give each [[ollama]] its own name = …")
+    return names
+
+
+def read_backends(
+    tables: Sequence[Table], devices: Sequence[DeviceSettings], *, ollama_host: Setting | None
+) -> tuple[BackendSettings, ...]:
+    """Read [ollama] or [[ollama]]; `ollama_host` is used where one has no url; no table means that no Ollama is needed."""
+    names = backend_names(tables)
+    found = []
+    for name, table in zip(names, tables, strict=True):
+        table.expect(BACKEND_KEYS)
+        url = table.get("url") or (ollama_host if len(tables) == 1 else None)
+        if url is None and len(tables) > 1:
+            raise table.error('url is missing; say where it listens: url = "http://127.0.0.1:11435"')
+        address = BackendSettings().url if url is None else worded(url, lambda url=url: ollama_url(url.value))  # type: ignore[misc]
+        device = table.text("device", "", example='device = "gpu0"')
+        known = [item.name for item in devices]
+        setting = table.get("device")
+        if setting is not None and device not in known:
+            raise setting.error(f"there is no such device{did_you_mean(device, known)}. Devices: {', '.join(known) or 'none'}")
+        patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
+        found.append(BackendSettings(name=name, url=address, device=device, **patience))
+    return tuple(sorted(found, key=lambda item: item.name))
+
+
+def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, ModelSettings]:
+    """Read [models.NAME]; each must fit a device, where there are devices."""
+    models = {}
+    for name, table in tables.items():
+        table.expect(MODEL_KEYS)
+        vram = table.get("vram")
+        if vram is None:
+            raise table.error('vram is missing; say how much memory the model takes when loaded: vram = "4.5GB"')
+        vram_bytes = table.size("vram", 0)
+        if not vram_bytes:
+            raise vram.error('a model takes memory; write vram = "4.5GB"')
+        largest = max(devices, key=lambda device: device.budget_bytes, default=None)
+        if largest is not None and vram_bytes > largest.budget_bytes:
+            raise vram.error(
+                f"no device could ever load it; the largest budget is {format_size(largest.budget_bytes)} "
+                f"({largest.name}). Raise gpu.budget or use a smaller model"
+            )
+        options = table.table("options", "options = { num_ctx = 4096 }")
+        resume = cast(Resume, table.choice("resume", "restart", get_args(Resume)))
+        on_spill = cast(OnSpill, table.choice("on_spill", "accept", get_args(OnSpill)))
+        models[name] = ModelSettings(name, vram_bytes, _json_data(options), resume, on_spill)
+    return models
+
+
+def read_queues(
+    tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, backends: Sequence[str], has_ollama: bool
+) -> dict[str, QueueSettings]:
+    """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
+    queues = {
+        name: _queue(name, table, has_device=bool(devices), backends=backends, has_ollama=has_ollama)
+        for name, table in tables.items()
+    }
+    for name, table in tables.items():
+        yields_to = table.get("yields_to")
+        if yields_to is not None:
+            _check_yielding(name, yields_to, queues)
+    return queues
+
+
+def read_worker(table: Table) -> WorkerSettings:
+    """Read [worker]."""
+    table.expect(WORKER_KEYS)
+    default = WorkerSettings()
+    return WorkerSettings(
+        threads=table.integer("threads", default.threads, minimum=1),
+        async_jobs=table.integer("async_jobs", default.async_jobs, minimum=1),
+        lease_s=table.duration("lease", default.lease_s, positive=True),
+        grace_s=table.duration("grace", default.grace_s),
+        max_crashes=table.integer("max_crashes", default.max_crashes, minimum=1),
+        log_format=cast(LogFormat, table.choice("log_format", default.log_format, get_args(LogFormat))),
+    )
+
+
+def read_retention(table: Table) -> dict[State, float | None]:
+    """Read [retention]; None keeps finished jobs for ever."""
+    table.expect(RETENTION_KEYS)
+    retention = dict(DEFAULT_RETENTION)
+    for state in FINISHED:
+        setting = table.get(state.value)
+        if setting is not None:
+            retention[state] = _age(setting)
+    return retention
+
+
+def read_plugins(table: Table) -> tuple[str, ...]:
+    """Read [plugins]."""
+    table.expect(PLUGINS_KEYS)
+    return table.texts("block", example='["windows"]')
+
+
+def needs_ollama(table: Table, models: Mapping[str, ModelSettings], queues: Mapping[str, QueueSettings]) -> bool:
+    """Say whether the configuration speaks of an Ollama, in a section or by using it."""
+    return table.has(OLLAMA) or bool(models) or any(queue.backend for queue in queues.values())
+
+
+def ollama_url(address: object) -> str:
+    """Complete an address as Ollama does: `host`, `host:port`, `:port` or a URL; 0.0.0.0 means this machine."""
+    wrong = UsageError(f'{address!r} is not the address of an Ollama. Right: "http://127.0.0.1:11434", "gpu-host:11434"')
+    if not isinstance(address, str):
+        raise wrong
+    text = address.strip(" '\"")
+    scheme, has_scheme, rest = text.partition("://") if "://" in text else ("http", "", text)
+    rest = rest.rstrip("/")
+    # A bare IPv6 address would be read as a host and a port.
+    if re.fullmatch(r"[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]*", rest):
+        rest = f"[{rest}]"
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if not rest or parts.scheme not in {"http", "https"} or parts.query or parts.fragment or re.search(r"\s", text):
+        raise wrong
+    host = parts.hostname or ""
+    if host in {"", "0.0.0.0"}:
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "::1"
+    if ":" in host:
+        host = f"[{host}]"
+    if port is None and not has_scheme:
+        port = OLLAMA_PORT
+    user, at, _ = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user}{at}{host}{'' if port is None else f':{port}'}{parts.path}"
+
+
+def _device(table: Table, position: int) -> DeviceSettings:
+    table.expect(DEVICE_KEYS)
+    budget = table.get("budget")
+    if budget is None:
+        raise table.error('budget is missing; say how much of the card jobs may use: budget = "5GB"')
+    budget_bytes = table.size("budget", 0)
+    if not budget_bytes:
+        raise budget.error('jobs need some of the card; write budget = "5GB"')
+    name, index = _device_name(table.get("device"), position)
+    default = DeviceSettings(name, budget_bytes)
+    return DeviceSettings(
+        name=name,
+        budget_bytes=budget_bytes,
+        margin_bytes=table.size("margin", 0),
+        max_models=table.integer("max_models", 1, minimum=1),
+        slots=table.integer("slots", 1, minimum=1),
+        keep_warm_s=table.duration("keep_warm", 0.0),
+        index=index,
+        min_free_bytes=table.size("min_free", default.min_free_bytes),
+        affinity_s=table.duration("affinity", default.affinity_s),
+        labels=table.texts("labels", example='["fast"]'),
+    )
+
+
+def _device_name(setting: Setting | None, position: int) -> tuple[str, int]:
+    if setting is None:
+        return f"gpu{position}", position
+    value = setting.value
+    if isinstance(value, str) and (match := re.fullmatch(r"(?:gpu)?([0-9]{1,4})", value.strip())):
+        value = int(match[1])
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return f"gpu{value}", value
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.:/-]*", value.strip()):
+        return value.strip(), position
+    raise setting.error('this is a card\'s index or UUID, as `nvidia-smi -L` lists them; write device = 0 or device = "GPU-…"')
+
+
+def _patience(table: Table, key: str) -> float:
+    default: float = getattr(BackendSettings(), f"{key}_s")
+    return table.duration(key, default, positive=key not in {"settle", "release"})
+
+
+def _json_data(table: Table) -> dict[str, Any]:
+    data = table.data()
+    try:
+        json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError):
+        raise table.error("options are sent to Ollama as JSON: texts, finite numbers, true, false and lists") from None
+    return data
+
+
+def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str], has_ollama: bool) -> QueueSettings:
+    table.expect(QUEUE_KEYS)
+    gpu = table.flag("gpu", False)
+    if gpu and not has_device:
+        raise table.error(
+            'gpu = true, but no card is configured; add [gpu] with budget = "5GB" (also for an Ollama on another machine)'
+        )
+    default = QueueSettings(name)
+    return QueueSettings(
+        name=name,
+        gpu=gpu,
+        concurrency=table.integer("concurrency", None, minimum=1, advice=f"to stop the queue for a while: gpuqueue pause {name}"),
+        rate=_rate(table),
+        pause=_pause(table),
+        windows=_windows(table),
+        overrun=cast(Overrun, table.choice("overrun", default.overrun, get_args(Overrun))),
+        timezone=_zone(table),
+        yields_to=table.texts("yields_to", example='["ai-realtime"]'),
+        when_unavailable=cast(WhenUnavailable, table.choice("when_unavailable", "wait", get_args(WhenUnavailable))),
+        retry_every_s=table.duration("retry_every", default.retry_every_s, positive=True),
+        yield_mode=cast(YieldMode, table.choice("yield_mode", default.yield_mode, get_args(YieldMode))),
+        min_run_s=table.duration("min_run", default.min_run_s),
+        nearly_done_s=table.duration("nearly_done", default.nearly_done_s),
+        max_preemptions=table.integer("max_preemptions", default.max_preemptions, minimum=0),
+        max_attempts=table.integer("max_attempts", None, minimum=1),
+        timeout_s=table.duration("timeout", None, positive=True),
+        priority=table.integer("priority", None),
+        backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND, backends),
+        fallback=table.texts("fallback", example='["gemma3:1b"]'),
+    )
+
+
+def _pause(table: Table) -> tuple[str, ...]:
+    texts = table.texts("pause", example='["09:00-18:00"]')
+    setting = table.get("pause")
+    if setting is not None:
+        for text in texts:
+            worded(setting, lambda text=text: parse_window(text))  # type: ignore[misc]
+    return texts
+
+
+def _rate(table: Table) -> Rate | None:
+    setting = table.get("rate")
+    return None if setting is None else worded(setting, lambda: parse_rate(setting.value))
+
+
+def _windows(table: Table) -> tuple[WindowRule, ...]:
+    rules = []
+    for item in table.sequence("windows", 'windows = [{ at = "18:00-09:00", concurrency = 1 }]'):
+        item.expect(("at", "concurrency", "rate"))
+        at = item.get("at")
+        if at is None:
+            raise item.error('at is missing; say when it holds: { at = "18:00-09:00", concurrency = 1 }')
+        text = item.text("at", "", example='at = "18:00-09:00"')
+        worded(at, lambda text=text: parse_window(text))  # type: ignore[misc]
+        rule = WindowRule(text, item.integer("concurrency", None, minimum=1), _rate(item))
+        if rule.concurrency is None and rule.rate is None:
+            raise item.error("it limits nothing; give it a concurrency or a rate, or write the time into pause")
+        rules.append(rule)
+    return tuple(rules)
+
+
+def _zone(table: Table) -> str:
+    name = table.text("timezone", "UTC", example='timezone = "Asia/Bangkok"')
+    setting = table.get("timezone")
+    if setting is not None:
+        worded(setting, lambda: parse_zone(name))
+    return name
+
+
+def _backend(table: Table, default: str, backends: Sequence[str]) -> str:
+    name = table.choice("backend", default, tuple(dict.fromkeys((OLLAMA, *backends, NO_BACKEND))))
+    return "" if name == NO_BACKEND else name
+
+
+def _check_yielding(name: str, setting: Setting, queues: Mapping[str, QueueSettings]) -> None:
+    for other in queues[name].yields_to:
+        if other == name:
+            raise setting.error("a queue cannot yield to itself; leave its own name out")
+        if other not in queues:
+            raise setting.error(
+                f"there is no queue {other!r}{did_you_mean(other, queues)}. Queues: {', '.join(queues)}. "
+                f"A queue to yield to is configured in a section of its own, [queues.{other}]"
+            )
+    cycle = _path(name, name, queues, set())
+    if cycle:
+        raise setting.error(f"the queues would wait for each other: {' → '.join([name, *cycle])}; take one of these away")
+
+
+def _path(start: str, goal: str, queues: Mapping[str, QueueSettings], seen: set[str]) -> list[str]:
+    """Find the way from one queue to another along yields_to; empty when there is none."""
+    for other in queues[start].yields_to if start in queues else ():
+        if other == goal:
+            return [other]
+        if other not in seen:
+            seen.add(other)
+            rest = _path(other, goal, queues, seen)
+            if rest:
+                return [other, *rest]
+    return []
+
+
+def _age(setting: Setting) -> float | None:
+    if setting.value == "forever":
+        return None
+    try:
+        return parse_duration(setting.value, what=setting.where)
+    except UsageError as error:
+        raise ConfigurationError(f'{error}, or "forever"') from None

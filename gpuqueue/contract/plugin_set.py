@@ -1,0 +1,259 @@
+"""Owns the set of plugins of one queue object: registering them, and calling their hooks one by one; decides nothing.
+
+Implementations are called one at a time, the last registered first, so that a failing plugin is known by name and
+stops no other. Wrappers are refused, because they could not be called that way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pluggy
+
+from gpuqueue.config.plugin_tables import PluginTables
+from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT, SPECIFICATIONS, ConfigureDetails
+from gpuqueue.contract.installed import InstalledPlugin, installed_plugins
+from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
+
+Kind = Literal["default", "installed", "given"]
+logger = logging.getLogger("gpuqueue.plugins")
+
+
+class PluginFailed(GPUQueueError):
+    """A plugin raised while a hook was called; the cause is the error it raised."""
+
+    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+        super().__init__(f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}")
+        self.plugin = plugin
+        self.hook = hook
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """One plugin as a person sees it; a blocked one answers nothing, and an installed one is not even imported then."""
+
+    name: str
+    kind: Kind  # "given" to the queue object in code
+    hooks: tuple[str, ...]
+    blocked: bool = False
+    distribution: str | None = None  # of an installed one
+    version: str | None = None
+
+
+class Plugins:
+    """The plugins of one queue object.
+
+    `defaults` are {name: plugin}, registered first, so that a third party's answer wins where one is wanted; `reserved` are
+    the names of those that `add_defaults` may add. `blocked` names are not registered, defaults included. Installed plugins
+    are found through the entry points of group `gpuqueue`.
+    Raises: ConfigurationError when a plugin cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        defaults: dict[str, object],
+        *,
+        blocked: Iterable[str] = (),
+        reserved: Iterable[str] = (),
+        discover: bool = True,
+    ) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        for specification in SPECIFICATIONS:
+            self._manager.add_hookspecs(specification)
+        self.blocked = frozenset(blocked)
+        for name in self.blocked:
+            self._manager.set_blocked(name)
+        self._defaults: list[str] = []
+        self._reserved = frozenset(reserved)
+        self._installed: dict[str, InstalledPlugin] = {}
+        self._tables: PluginTables | None = None
+        for name, plugin in defaults.items():
+            self._defaults.append(name)
+            if name not in self.blocked:
+                self.register(plugin, name)
+        if discover:
+            self._discover()
+        known = {*defaults, *self._reserved, *self._installed}
+        for name in sorted(self.blocked - known):
+            logger.warning("[plugins] block names %r, but no such plugin is installed%s", name, did_you_mean(name, known))
+
+    def _discover(self) -> None:
+        for found in installed_plugins():
+            if found.name in (*self._defaults, *self._reserved, *self._installed):
+                logger.warning(
+                    "the installed plugin %r of %s is left out: another plugin has its name", found.name, found.distribution
+                )
+                continue
+            self._installed[found.name] = found
+            if found.name not in self.blocked:
+                self.register(found.load(), found.name)
+
+    def add_defaults(self, defaults: dict[str, object]) -> None:
+        """Add default plugins that are not there yet, asked after all others."""
+        new = {name: plugin for name, plugin in defaults.items() if name not in self._defaults}
+        others = self._registered()
+        self._defaults += new
+        for _, plugin in others:
+            self._manager.unregister(plugin)
+        for name, plugin in (*new.items(), *others):
+            if name not in self.blocked:
+                self._manager.register(plugin, name)
+
+    def register(self, plugin: object, name: str | None = None) -> str:
+        """Add a plugin and return its name; of a class, an object of it that is made without arguments.
+
+        Raises: ConfigurationError for a name that is taken, an unknown hook, a hook with other arguments, or a wrapper.
+        """
+        name = name or self._free_name(plugin)
+        plugin = _object_of(plugin, name)
+        self._check(plugin, name)
+        try:
+            self._manager.register(plugin, name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise ConfigurationError(f"plugin {name!r} cannot be registered: {error}") from error
+        if self._tables is not None:
+            self._configure(name, self._tables)
+        return name
+
+    def configure(self, tables: PluginTables) -> None:
+        """Give each plugin that answers `configure` its own section, once; those that are registered later get theirs then.
+
+        Raises: ConfigurationError for a section that is nobody's, and what a plugin says of its own; PluginFailed.
+        """
+        self._tables = tables
+        names = [name for name, _ in self._registered()]
+        claimed = self._configurable()
+        tables.refuse_unclaimed(claimed, silent=set(names) - set(claimed), blocked=self.blocked)
+        for name in claimed:
+            self._configure(name, tables)
+
+    def _configure(self, name: str, tables: PluginTables) -> None:
+        for found in self._manager.hook.configure.get_hookimpls():
+            if found.plugin_name == name:
+                details = ConfigureDetails(name, tables.table_of(name, self._configurable()))
+                try:
+                    _answer(found, "configure", details)
+                except PluginFailed as failed:
+                    if isinstance(failed.__cause__, UsageError):  # it names the file and the key
+                        raise failed.__cause__ from None
+                    raise
+
+    def _configurable(self) -> list[str]:
+        return [found.plugin_name for found in self._manager.hook.configure.get_hookimpls()]
+
+    def _registered(self) -> list[tuple[str, object]]:
+        return [(name, plugin) for name, plugin in self._manager.list_name_plugin() if plugin is not None]
+
+    def _free_name(self, plugin: object) -> str:
+        own = name = str(getattr(plugin, "__name__", None) or type(plugin).__name__)
+        number = 1
+        while self._manager.has_plugin(name):
+            number += 1
+            name = f"{own}-{number}"
+        return name
+
+    def _check(self, plugin: object, name: str) -> None:
+        """Refuse what pluggy would call wrongly, or never."""
+        wrong = f"plugin {name!r} cannot be registered"
+        if self._manager.has_plugin(name) or name in self._reserved:
+            raise ConfigurationError(f"{wrong}: another one has this name; give it one of its own: plugins={{name: plugin}}")
+        for attribute in dir(plugin):
+            options = None if attribute.startswith("__") else self._manager.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
+                continue
+            hook = options.get("specname") or attribute
+            function = getattr(plugin, attribute)
+            if hook not in HOOK_NAMES:
+                raise ConfigurationError(f"{wrong}: there is no hook {hook!r}{did_you_mean(hook, HOOK_NAMES)}")
+            if options.get("wrapper") or options.get("hookwrapper"):
+                raise ConfigurationError(f"plugin {name!r} wraps {hook}; hook wrappers are not supported")
+            if inspect.iscoroutinefunction(function):
+                raise ConfigurationError(f"{wrong}: its {hook} is asynchronous, and hooks are called as plain functions")
+            if list(inspect.signature(function).parameters) not in (["details"], []):
+                raise ConfigurationError(f"{wrong}: its {hook}{inspect.signature(function)} must take one argument, details")
+
+    def plugin(self, name: str) -> object:
+        """Return a registered plugin. Raises: UsageError when there is none of this name, or it is blocked."""
+        found = self._manager.get_plugin(name)
+        if found is None:
+            names = [known for known, _ in self._registered()]
+            blocked = "; [plugins] block names it" if name in self.blocked else did_you_mean(name, names)
+            raise UsageError(f"there is no plugin {name!r}{blocked}. Plugins: {', '.join(sorted(names))}")
+        plugin: object = found
+        return plugin
+
+    def names(self) -> list[tuple[str, list[str]]]:
+        """Return every plugin with the hooks that it answers: [(plugin, [hook])]."""
+        return [(name, self._hooks_of(plugin)) for name, plugin in self._registered()]
+
+    def infos(self) -> list[PluginInfo]:
+        """Describe every plugin in the order in which they are asked, and after them those that are blocked."""
+        found = [self._info(name, hooks) for name, hooks in reversed(self.names())]
+        blocked = [name for name in (*self._defaults, *self._installed) if name in self.blocked]
+        return found + [self._info(name, [], blocked=True) for name in blocked]
+
+    def _info(self, name: str, hooks: Iterable[str], *, blocked: bool = False) -> PluginInfo:
+        installed = self._installed.get(name)
+        if installed is not None:
+            return PluginInfo(name, "installed", tuple(hooks), blocked, installed.distribution, installed.version)
+        return PluginInfo(name, "default" if name in self._defaults else "given", tuple(hooks), blocked)
+
+    def _hooks_of(self, plugin: object) -> list[str]:
+        return sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
+
+    def answers(self, hook: str) -> bool:
+        """Say whether any plugin answers a hook."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def each(self, hook: str, details: Any) -> Iterator[tuple[str, Any]]:
+        """Yield (plugin, answer) for every answer that is not None. Raises: PluginFailed at the first that fails."""
+        for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            answer = _answer(found, hook, details)
+            if answer is not None:
+                yield found.plugin_name, answer
+
+    def ask(self, name: str, hook: str, details: Any) -> Any:
+        """Return one plugin's answer, None also where it does not answer this hook. Raises: PluginFailed."""
+        for found in getattr(self._manager.hook, hook).get_hookimpls():
+            if found.plugin_name == name:
+                return _answer(found, hook, details)
+        return None
+
+    def first(self, hook: str, details: Any) -> Any:
+        """Return the first answer that is not None, or None. Raises: PluginFailed."""
+        return next((answer for _, answer in self.each(hook, details)), None)
+
+    def tell(self, hook: str, details: Any) -> None:
+        """Tell every plugin of an event; what one raises is logged and hurts nobody."""
+        for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            try:
+                found.function(details) if found.argnames else found.function()
+            except Exception:
+                logger.exception("plugin %r failed in the event %s", found.plugin_name, hook)
+
+
+def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
+    try:
+        return found.function(details) if found.argnames else found.function()
+    except Exception as error:
+        raise PluginFailed(found.plugin_name, hook, error) from error
+
+
+def _object_of(plugin: object, name: str) -> object:
+    """Make the object that a class stands for: each queue object gets one of its own."""
+    if isinstance(plugin, str):
+        raise ConfigurationError(f"plugin {plugin!r} is a text; give the object itself, or {{name: object}}")
+    if not inspect.isclass(plugin):
+        return plugin
+    try:
+        made: object = plugin()
+    except Exception as error:
+        raise ConfigurationError(
+            f"plugin {name!r}: {plugin.__qualname__}() failed, and a class is called without arguments: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return made

@@ -1,0 +1,1 @@
+"""Owns what is decided from a view: the view itself, its evaluation, the default policies; claims and changes nothing."""

@@ -1,0 +1,229 @@
+"""Owns deciding: the view and the plugins' answers become holds, demands, placements and reasons; changes nothing.
+
+The same evaluation serves a worker that claims and a person who asks why; only the claim itself is missing here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gpuqueue.contract.hookspecs import (
+    ChoosePreemptionsDetails,
+    JobDemandDetails,
+    OrderCandidatesDetails,
+    PlaceJobDetails,
+    QueueHoldDetails,
+    QueueLimitsDetails,
+    WaitingJob,
+)
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.decisions.expectations import expect
+from gpuqueue.decisions.view import serves
+from gpuqueue.domain.job import (
+    Demand,
+    Explanation,
+    Hold,
+    Job,
+    Limits,
+    Placement,
+    Preemption,
+    QueueSettings,
+    State,
+    Surroundings,
+    View,
+    Wait,
+)
+from gpuqueue.domain.rates import level
+from gpuqueue.domain.yielding import yielding_order
+from gpuqueue.store.sqlite import queries
+
+NAMED_JOBS = 5
+logger = logging.getLogger("gpuqueue.plugins")
+
+
+def limited(view: View, plugins: Plugins) -> View:
+    """Return the view with each queue's limits as they are now; a plugin that fails leaves what is configured."""
+    queues = {}
+    for name, queue in view.queues.items():
+        settings, reasons = queue.settings, []
+        try:
+            for _, limits in plugins.each("queue_limits", QueueLimitsDetails(queue.settings, view.now)):
+                tighter = _tighter(settings, limits)
+                if tighter != settings:
+                    settings = tighter
+                    reasons.append(limits.reason)
+        except PluginFailed as error:
+            logger.error("queue %s keeps its configured limits: %s", name, error)
+        left = None
+        if settings.rate is not None:
+            left = level(settings.rate, queue.rate_before, (view.now - (queue.rate_at or view.now)).total_seconds())
+        queues[name] = replace(queue, settings=settings, rate_level=left, limited_by="; ".join(filter(None, reasons)))
+    return replace(view, queues=queues)
+
+
+def _tighter(settings: QueueSettings, limits: Limits) -> QueueSettings:
+    concurrency, rate = settings.concurrency, settings.rate
+    if limits.concurrency is not None and (concurrency is None or limits.concurrency < concurrency):
+        concurrency = limits.concurrency
+    if limits.rate is not None and (rate is None or limits.rate.count / limits.rate.per_s < rate.count / rate.per_s):
+        rate = limits.rate
+    return replace(settings, concurrency=concurrency, rate=rate)
+
+
+def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
+    """Return every queue's holds; a queue comes after those that it yields to. A plugin that fails holds the queue.
+
+    `failed` has the holds of queues for whose jobs a plugin failed elsewhere.
+    """
+    holds: dict[str, tuple[Hold, ...]] = {}
+    for queue in yielding_order({name: item.settings for name, item in view.queues.items()}):
+        found = []
+        paused = view.queues[queue.name].paused
+        if paused is not None:
+            found.append(Hold("paused", f"paused by {paused.by}" + (f": {paused.reason}" if paused.reason else ""), paused.until))
+        if failed and queue.name in failed:
+            found.append(failed[queue.name])
+        try:
+            for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
+                if not isinstance(hold, Hold):
+                    raise PluginFailed(plugin, "queue_hold", TypeError(f"it answered {hold!r}, which is no Hold"))
+                found.append(replace(hold, plugin=plugin))
+        except PluginFailed as error:
+            found.append(Hold("plugin_failed", str(error), plugin=error.plugin))
+        holds[queue.name] = tuple(found)
+    return holds
+
+
+def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
+    """Return every queue's holds, with those of plugins that only workers have."""
+    here = {name for name, _ in plugins.names()}
+    holds = decide_holds(view, plugins)
+    for worker in view.workers:
+        for queue, published in worker.holds.items():
+            if queue in holds and serves(worker, queue):
+                holds[queue] += tuple(hold for hold in published if hold.plugin not in here and hold not in holds[queue])
+    return holds
+
+
+def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:
+    """Return what the job needs of a device. Raises: PluginFailed, also when no plugin knows."""
+    demand = plugins.first("job_demand", JobDemandDetails(job, view.queues[job.queue].settings, view))
+    if not isinstance(demand, Demand):
+        raise PluginFailed("job_demand", "job_demand", TypeError(f"no plugin knows what job {job.id} needs of a device"))
+    return demand
+
+
+def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
+    """Return the candidates in the order in which they are tried. Raises: PluginFailed."""
+    ordered = plugins.first("order_candidates", OrderCandidatesDetails(tuple(candidates), view))
+    if ordered is None:
+        return list(candidates)
+    known = {job.id: job for job in candidates}
+    try:
+        return [known[job.id] for job in ordered]
+    except (TypeError, AttributeError, KeyError):
+        error = TypeError(f"the answer must have the candidates in another order, not {ordered!r}")
+        raise PluginFailed("order_candidates", "order_candidates", error) from None
+
+
+def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
+    """Return the job's device, or why it waits; a plugin that fails makes it wait."""
+    queue = view.queues[job.queue].settings
+    demand = Demand(job.demand_bytes, job.model)
+    try:
+        answer = plugins.first("place_job", PlaceJobDetails(job, demand, queue, view))
+    except PluginFailed as error:
+        return Wait("plugin_failed", str(error))
+    if answer is None:
+        return Wait("no_device", "no plugin places jobs on a device")
+    if isinstance(answer, Wait) or (isinstance(answer, Placement) and answer.device in view.devices):
+        return answer
+    return Wait("plugin_failed", f"a plugin answered place_job with {answer!r}; devices: {', '.join(view.devices) or 'none'}")
+
+
+def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> list[Preemption]:
+    """Return the attempts that are to stop, for jobs that wait for their device or of themselves. Raises: PluginFailed."""
+    chosen: list[Preemption] = []
+    for plugin, answer in plugins.each("choose_preemptions", ChoosePreemptionsDetails(tuple(waiting), view)):
+        wrong = [item for item in answer if not isinstance(item, Preemption)]
+        if wrong:
+            raise PluginFailed(plugin, "choose_preemptions", TypeError(f"it answered {wrong[0]!r}, which is no Preemption"))
+        chosen += answer
+    return chosen
+
+
+def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, worker_command: str) -> Explanation:
+    """Say why a job is where it is: every reason, with numbers and times, and what to expect.
+
+    `worker_command` is the command that starts a worker for it.
+    """
+    if job.state is State.RUNNING:
+        where = f" on {job.device}" if job.device else ""
+        stopping = ", and was asked to stop" if job.cancel_requested else ""
+        summary = f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}"
+        if job.worker_id is not None and all(worker.id != job.worker_id for worker in view.workers):
+            gone = Hold("worker_gone", f"its worker {job.worker_id} is gone; another worker takes the job over")
+            return Explanation(job.id, job.state, summary, (gone,), view.now, f"start a worker: {worker_command}")
+        return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, beside))
+    if job.state is State.COMPLETED:
+        return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", (), view.now)
+    if job.state in (State.CANCELLED, State.DISCARDED):
+        why = f": {job.error.message} ({job.error.code})" if job.error else ""
+        advice = f"gpuqueue retry {job.id}"
+        if job.error is not None and job.error.code == "caller_fault":  # the same request would fail again
+            advice = "enqueue it anew with what the message asks for"
+        return Explanation(job.id, job.state, f"{job.state}{why}", (), view.now, advice)
+    holds = known_holds(view, plugins)
+    reasons, advice = _waiting_reasons(job, view, plugins, holds[job.queue], beside, worker_command)
+    summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
+    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, beside))
+
+
+def _waiting_reasons(
+    job: Job, view: View, plugins: Plugins, queue_holds: Sequence[Hold], beside: Surroundings, worker_command: str
+) -> tuple[list[Hold], str]:
+    reasons: list[Hold] = []
+    advice = ""
+    queue = view.queues[job.queue]
+    if job.state is State.SCHEDULED:
+        reasons.append(Hold("scheduled", "its time has not come", job.scheduled_at))
+    if job.state is State.RETRYABLE:
+        error = f"{job.error.message}; " if job.error else ""
+        waiting_for = f" for {job.waiting_for} to come back, at the latest" if job.waiting_for else ""
+        reasons.append(Hold("retryable", f"{error}its next attempt waits{waiting_for}", job.scheduled_at))
+    if not queue.served:
+        reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}"))
+        advice = f"start a worker: {worker_command}"
+    reasons += queue_holds
+    if any(hold.reason == "paused" for hold in queue_holds):
+        advice = advice or f"gpuqueue resume {job.queue}"
+    if any(hold.reason in ("unavailable", "device_lost") for hold in queue_holds):
+        advice = advice or "gpuqueue doctor"
+    limit = queue.settings.concurrency
+    if limit is not None and queue.running_count >= limit:
+        jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])
+        why = f"; {queue.limited_by} limits it" if queue.limited_by else ""
+        reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"))
+    if job.device is not None:
+        reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
+    elif queue.settings.gpu and job.state is State.AVAILABLE:
+        # That all devices are lost holds the queue, and is not said again of the job.
+        said = {hold.reason for hold in queue_holds} & {"device_lost"}
+        reasons += [hold for hold in _device_reasons(job, view, plugins) if hold.reason not in said]
+    ahead_count = beside.ahead_count(job.queue)
+    if ahead_count and job.state is State.AVAILABLE:
+        many = "at least " if ahead_count >= queries.FAR else ""
+        which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"
+        reasons.append(Hold("behind", f"{many}{ahead_count} {which} first"))
+    return reasons, advice
+
+
+def _device_reasons(job: Job, view: View, plugins: Plugins) -> list[Hold]:
+    try:
+        demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
+    except PluginFailed as error:
+        return [Hold("plugin_failed", str(error))]
+    answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)
+    return [Hold(answer.reason, answer.detail, answer.until)] if isinstance(answer, Wait) else []

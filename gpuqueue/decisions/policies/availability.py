@@ -1,0 +1,52 @@
+"""Owns what happens while a backend is away: which queues are held, refused or postponed; asks no backend itself.
+
+Each backend has one breaker, its row in `backends`, opened by a failed attempt or probe and closed by an answered one.
+"""
+
+from __future__ import annotations
+
+from gpuqueue.contract.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
+from gpuqueue.domain.endpoints import of_queue
+from gpuqueue.domain.errors import REFUSAL, BackendUnavailable
+from gpuqueue.domain.job import Backend, Hold, View
+from gpuqueue.domain.moments import clock
+from gpuqueue.domain.verdicts import Discard, Snooze
+
+ANOTHER_S = 0.2
+
+
+def away(backend: Backend, view: View) -> str:
+    """Word that a backend is away."""
+    return f"{backend.name} is away: {backend.error}{_asked_again(backend, view)}"
+
+
+def _asked_again(backend: Backend, view: View) -> str:
+    # No `until`: nobody knows when it is back.
+    return "" if backend.retry_at is None else f"; it is asked again at {clock(backend.retry_at, now=view.now)}"
+
+
+class Availability:
+    """Applies a queue's `when_unavailable` while all its backends are away.
+
+    reject ends its jobs at once; retry and wait keep them without spending attempts.
+    """
+
+    @hookimpl
+    def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
+        backends = of_queue(details.queue.backend, details.view.backends.values())
+        if not backends or any(backend.available for backend in backends):
+            return None
+        if details.queue.when_unavailable == "reject":
+            why = "; ".join(f"{backend.error}{_asked_again(backend, details.view)}" for backend in backends)
+            return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True)
+        return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends))
+
+    @hookimpl
+    def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:
+        if not isinstance(details.error, BackendUnavailable):
+            return None
+        if len(details.backends) > 1:
+            return Snooze(ANOTHER_S)  # by then the one that is away is known to be, and another is asked
+        if details.queue.when_unavailable == "reject":
+            return Discard(REFUSAL, code="unavailable")
+        return Snooze(details.queue.retry_every_s, waiting_for=details.error.backend)

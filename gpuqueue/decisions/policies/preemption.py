@@ -1,0 +1,71 @@
+"""Owns which running attempts make room for a job that comes first, and when they are left alone; stops none itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
+from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.job import DeviceView, Preemption, QueueSettings, Reservation, View
+from gpuqueue.domain.yielding import yielded_to
+
+
+class Preempting:
+    """Lets running jobs of a queue make room for those of the queues that it yields to, while its `yield_mode` is preempt.
+
+    Left alone: an attempt that has hardly begun, one that is nearly done, and a job that has made room often enough.
+    """
+
+    @hookimpl
+    def choose_preemptions(self, details: ChoosePreemptionsDetails) -> Sequence[Preemption]:
+        chosen: dict[tuple[int, int], Preemption] = {}
+        for waiting in details.waiting:
+            for device in waiting.devices:
+                found = _make_room(waiting, details.view.devices[device], details.view)
+                if found is not None:
+                    chosen.update({(item.job_id, item.lease): item for item in found})
+                    break
+        return list(chosen.values())
+
+
+def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Preemption] | None:
+    """Find which attempts must end so that the job fits the device; None when not all of those can."""
+    queue = waiting.job.queue
+    running = [item for item in device.reservations if item.running]
+    if len(running) < len(device.reservations):
+        return []  # what is being cleaned up makes room by itself
+    victims: list[Preemption] = []
+    left = list(device.reservations)
+    for item in sorted(running, key=lambda item: item.started_at or view.now, reverse=True):
+        if _fits(waiting, device, left):
+            break
+        moment = _may_end_at(item, queue, view)
+        if moment is None:
+            continue
+        left.remove(item)
+        if not item.preempt_requested:
+            victims.append(Preemption(item.job_id, item.lease, waiting.job.id, moment if moment > view.now else None))
+    return victims if _fits(waiting, device, left) else None
+
+
+def _fits(waiting: WaitingJob, device: DeviceView, left: Sequence[Reservation]) -> bool:
+    models = {item.model for item in left if item.model} | ({waiting.demand.model} if waiting.demand.model else set())
+    return (
+        len(left) < device.settings.slots
+        and len(models) <= device.settings.max_models
+        and sum(item.reserved_bytes for item in left) + waiting.demand.vram_bytes <= device.settings.budget_bytes
+    )
+
+
+def _may_end_at(item: Reservation, queue: str, view: View) -> datetime | None:
+    """Say when this attempt may be asked to make room for that queue; None when it is left alone."""
+    settings = view.queues[item.queue].settings if item.queue in view.queues else QueueSettings(item.queue)
+    if settings.yield_mode != "preempt" or not item.preemptible or queue not in yielded_to(settings, view):
+        return None
+    if item.preemptions >= settings.max_preemptions:
+        return None
+    rest_s = left_s(view.estimates, item, view.now)
+    if rest_s is not None and rest_s <= settings.nearly_done_s:
+        return None
+    return (item.started_at or view.now) + timedelta(seconds=settings.min_run_s)

@@ -1,0 +1,24 @@
+"""Owns that a queue is held while its rate lets no job begin; counts none itself."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from gpuqueue.contract.hookspecs import QueueHoldDetails, hookimpl
+from gpuqueue.domain.job import Hold
+from gpuqueue.domain.rates import format_rate, next_in_s
+
+
+class Rates:
+    """Holds a queue whose rate is spent, until the next job may begin."""
+
+    @hookimpl
+    def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
+        rate = details.queue.rate
+        queue = details.view.queues[details.queue.name]
+        level = queue.rate_level
+        if rate is None or level is None or level >= 1:
+            return None
+        until = details.view.now + timedelta(seconds=next_in_s(rate, level))
+        why = f" ({queue.limited_by})" if queue.limited_by else ""
+        return Hold("rate", f"at most {format_rate(rate)} may begin{why}", until)

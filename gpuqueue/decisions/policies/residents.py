@@ -1,0 +1,330 @@
+"""Owns which models stay loaded on a device around an attempt, and the proof that what an attempt took is back.
+
+Never decides when a job may start, and loads nothing itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpuqueue.contract.executor import AttemptInterrupted
+from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails, hookimpl
+from gpuqueue.domain.errors import BackendUnavailable, ExecutionError, OutOfMemory, RunnerCrashed
+from gpuqueue.domain.job import BackendSettings, CleanUp, DeviceSettings, Lease, Reading, Resident
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.units import format_duration, format_size
+from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
+from gpuqueue.logs import tell
+
+POLL_S = 0.02  # the first pause between two looks; each is longer than the one before
+LONGEST_POLL_S = 0.1  # somebody may be waiting for the memory
+TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory comes back, at most a quarter of that memory
+CONTEXT_BYTES = 2**30  # the most that a runner takes beside what its backend lists
+NOISE_BYTES = 16 * 2**20  # a smaller rise of free memory is not a model's
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class _Stopped(Exception):
+    """`stopping()` turned true during a wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The device and the Ollama of one attempt, and how to ask them."""
+
+    device: DeviceSettings
+    backend: BackendSettings
+    client: OllamaClient
+    read_device: Callable[[], Reading]
+    stopping: Callable[[], bool]
+    deadline_s: float
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What Ollama last said of its models; `gone` when nothing listens there any more."""
+
+    residents: tuple[Resident, ...] | None = None
+    gone: bool = False
+    error: ExecutionError | None = None
+    observed_bytes: int | None = None
+
+    def loaded(self, names: frozenset[str]) -> list[Resident]:
+        return [resident for resident in self.residents or () if full_name(resident.model) in names]
+
+
+class Residents:
+    """Makes room for a job's model before an attempt, and gives its memory back afterwards.
+
+    `clock` and `sleep` are in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        # Free memory before an attempt whose model was not loaded yet, by (job, lease): where it must return to.
+        self._free_before: dict[tuple[int, int], int] = {}
+
+    @hookimpl
+    def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
+        """Evict the other models when they are too many or leave too little of the budget, and see their memory come back."""
+        lease, device = details.lease, details.device
+        if details.backend is None:
+            self._note_free(details)
+            return
+        place = self._place(device, details.backend, details.read_device, details.stopping)
+        wanted = full_name(lease.model)
+        try:
+            residents = place.client.residents(timeout_s=self._query_s(place))
+        except ConnectionRefused:
+            if wanted:
+                raise
+            self._note_free(details)
+            return  # a job without a model needs no Ollama, and one that does not run holds no memory
+        mine = [resident for resident in residents if full_name(resident.model) == wanted]
+        others = [resident for resident in residents if full_name(resident.model) != wanted]
+        needed_bytes = _bytes(mine) or _reserved_bytes(lease)
+        too_many = len(others) + bool(wanted) > device.max_models
+        if others and (too_many or _bytes(others) + needed_bytes > device.budget_bytes):
+            try:
+                began_s = self._clock()
+                self._evict(place, others, needed_bytes=0 if mine else needed_bytes)
+            except _Stopped:
+                raise AttemptInterrupted from None
+            _tell_evicted(lease, others, device, self._clock() - began_s)
+        if not mine:
+            self._note_free(details)
+
+    def _note_free(self, details: PrepareAttemptDetails) -> None:
+        # What a function in this process takes stays in this process when it ends, as CUDA's context does.
+        if not details.lease.model and not details.isolated:
+            return
+        free_bytes = details.read_device().free_bytes
+        if free_bytes is not None:
+            self._free_before[details.lease.job_id, details.lease.lease] = free_bytes
+
+    @hookimpl
+    def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
+        """Keep the job's model when that is wanted; else unload it and wait until its memory is free again.
+
+        Kept: while the device's `keep_warm_s` is above 0, or when the next job needs the same model.
+        Verified: Ollama lists the model no more (or nothing listens there), and the driver's free memory rose by what the
+        model held, or to what it was before the attempt; where neither is known, when it has stopped rising for `settle_s`.
+        Without a driver there is only `settle_s`, and `detail` says so.
+        """
+        with_model = details.backend is not None and details.lease.model
+        if not with_model and not details.isolated:
+            return None
+        began_s = self._clock()
+        place = self._place(details.device, details.backend or BackendSettings(), details.read_device, details.stopping)
+        seen = _Seen()
+        try:
+            verified, detail = self._clean_up(place, details, seen) if with_model else self._process_gone(place, details)
+        except _Stopped:
+            what = details.lease.model or "the job's process"
+            verified, detail = False, f"the wait for the memory of {what} on {details.device.name} was cut short"
+        return CleanUp(
+            verified,
+            detail,
+            waited_s=self._clock() - began_s,
+            residents=seen.residents or (),
+            observed_bytes=seen.observed_bytes,
+        )
+
+    def _clean_up(self, place: _Place, details: CleanUpAttemptDetails, seen: _Seen) -> tuple[bool, str]:
+        lease, backend = details.lease, place.backend
+        free_before_attempt = self._free_before.pop((lease.job_id, lease.lease), None)
+        names = frozenset({full_name(lease.model)})
+        free_bytes: int | None = None
+
+        def looked() -> bool:
+            nonlocal free_bytes
+            # Read first: a model that is listed afterwards still held its memory at this moment.
+            free_bytes = place.read_device().free_bytes
+            return self._look(place, seen)
+
+        if not self._until(looked, place):
+            return False, f"Ollama did not say within {format_duration(backend.release_s)} what it has loaded: {seen.error}"
+        mine = seen.loaded(names)
+        seen.observed_bytes = _observed(mine, free_before_attempt, free_bytes)
+        if mine and not details.orphaned:
+            if place.device.keep_warm_s > 0:
+                keep_warm = format_duration(place.device.keep_warm_s)
+                return True, f"{lease.model} stays loaded on {place.device.name} for {keep_warm} (keep_warm)"
+            if full_name(details.next_model() or "") in names:
+                return True, f"{lease.model} stays loaded on {place.device.name}: the next job needs it too"
+        if mine and not self._unload(place, mine, seen):
+            why = f": {seen.error}" if seen.error else "; a request may still be using it"
+            return False, f"{lease.model} is still loaded after {format_duration(backend.release_s)}{why}"
+        held_bytes = _bytes(mine)
+        margin_bytes = min(TOLERANCE_BYTES, (held_bytes or _reserved_bytes(lease)) // 4)
+        marks = []
+        if mine and free_bytes is not None:
+            marks.append(free_bytes + held_bytes - margin_bytes)
+        if free_before_attempt is not None:
+            marks.append(free_before_attempt - margin_bytes)
+        where = f"{lease.model} is not loaded" + (f" (nothing listens at {place.client.shown_url})" if seen.gone else "")
+        verified, detail = self._memory_back(place, min(marks, default=None))
+        return verified, f"{where}; {detail}"
+
+    def _process_gone(self, place: _Place, details: CleanUpAttemptDetails) -> tuple[bool, str]:
+        lease = details.lease
+        free_before = self._free_before.pop((lease.job_id, lease.lease), None)
+        if free_before is None and place.read_device().free_bytes is None:
+            return True, f"the job's process has ended; no driver here can read {place.device.name}"
+        margin_bytes = min(TOLERANCE_BYTES, _reserved_bytes(lease) // 4)
+        verified, detail = self._memory_back(place, None if free_before is None else free_before - margin_bytes)
+        return verified, f"the job's process has ended; {detail}"
+
+    def _evict(self, place: _Place, others: Sequence[Resident], *, needed_bytes: int) -> None:
+        names = ", ".join(resident.model for resident in others)
+        free_bytes = place.read_device().free_bytes
+        seen = _Seen()
+        if not self._unload(place, others, seen):
+            if isinstance(seen.error, BackendUnavailable):
+                raise seen.error
+            raise RunnerCrashed(
+                f"{names} did not leave {place.device.name} within {format_duration(place.backend.release_s)}: "
+                f"{seen.error or 'another program may be using it, or its runner hangs; see `ollama ps`'}"
+            )
+        if seen.gone and seen.error is not None:
+            raise seen.error
+        held_bytes = _bytes(others)
+        mark = None if free_bytes is None else free_bytes + held_bytes - min(TOLERANCE_BYTES, held_bytes // 4)
+        verified, detail = self._memory_back(place, mark)
+        if verified:
+            return
+        free_bytes = place.read_device().free_bytes
+        if not needed_bytes or free_bytes is None or free_bytes < needed_bytes:
+            raise OutOfMemory(f"{names} was unloaded to make room on {place.device.name}; {detail}. See nvidia-smi")
+
+    def _unload(self, place: _Place, residents: Sequence[Resident], seen: _Seen) -> bool:
+        """Ask for each to be unloaded, and wait until Ollama lists none of them; False when that took too long."""
+        names = frozenset(full_name(resident.model) for resident in residents)
+        to_ask = [resident.model for resident in residents]
+
+        def unloaded() -> bool:
+            try:
+                while to_ask:
+                    place.client.unload(to_ask[-1], timeout_s=self._query_s(place))
+                    to_ask.pop()
+            except ConnectionRefused as error:
+                seen.residents, seen.gone, seen.error = (), True, error
+                return True
+            except ExecutionError as error:
+                seen.error = error
+                return False
+            return self._look(place, seen) and not seen.loaded(names)
+
+        return self._until(unloaded, place)
+
+    def _look(self, place: _Place, seen: _Seen) -> bool:
+        """Ask Ollama what is loaded; False when it did not say."""
+        try:
+            seen.residents, seen.error = place.client.residents(timeout_s=self._query_s(place)), None
+        except ConnectionRefused as error:
+            seen.residents, seen.gone, seen.error = (), True, error
+        except ExecutionError as error:
+            seen.error = error
+            return False
+        return True
+
+    def _memory_back(self, place: _Place, mark: int | None) -> tuple[bool, str]:
+        """Wait until free memory has reached `mark`, or without one has stopped rising; say how it ended."""
+        settle_s = place.backend.settle_s
+        settled_at_s = self._clock() + settle_s
+        reading = place.read_device()
+        highest = reading.free_bytes or 0
+
+        def back() -> bool:
+            nonlocal reading, highest, settled_at_s
+            reading = place.read_device()
+            if reading.lost is not None:
+                return False
+            if reading.free_bytes is not None and mark is not None:
+                return reading.free_bytes >= mark
+            if reading.free_bytes is not None and reading.free_bytes > highest + NOISE_BYTES:
+                highest, settled_at_s = reading.free_bytes, self._clock() + settle_s
+            return self._clock() >= settled_at_s
+
+        is_back = self._until(back, place, deadline_s=max(place.deadline_s, self._clock() + 2 * settle_s))
+        if reading.lost is not None:
+            return False, f"its memory cannot be verified, because {place.device.name} cannot be read: {reading.lost}"
+        if reading.free_bytes is None:
+            return (
+                is_back,
+                f"unverified memory: no driver here can read {place.device.name}, so {format_duration(settle_s)} were waited",
+            )
+        free = f"{format_size(reading.free_bytes)} of {place.device.name} are free"
+        if not is_back:
+            awaited = "still rising" if mark is None else f"{format_size(mark)} are awaited"
+            return False, f"its memory did not come back within {format_duration(place.backend.release_s)}: {free}, {awaited}"
+        return True, free if mark is not None else f"{free}, and that is not rising any more"
+
+    def _until(self, ready: Callable[[], bool], place: _Place, deadline_s: float | None = None) -> bool:
+        """Look until it is ready; False at the deadline. Looks at least once. Raises: _Stopped."""
+        ends_s = place.deadline_s if deadline_s is None else deadline_s
+        pause_s = POLL_S
+        while not ready():
+            if place.stopping():
+                raise _Stopped
+            left_s = ends_s - self._clock()
+            if left_s <= 0:
+                return False
+            self._sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.2, LONGEST_POLL_S)
+        return True
+
+    def _query_s(self, place: _Place) -> float:
+        return max(0.1, min(QUERY_S, place.deadline_s - self._clock()))
+
+    def _place(
+        self,
+        device: DeviceSettings,
+        backend: BackendSettings,
+        read_device: Callable[[], Reading],
+        stopping: Callable[[], bool],
+    ) -> _Place:
+        deadline_s = self._clock() + backend.release_s
+        return _Place(device, backend, OllamaClient(backend), read_device, stopping, deadline_s)
+
+
+def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int | None) -> int | None:
+    """Say what a loaded model takes: what its backend lists, and what the driver saw beside that (its CUDA context)."""
+    if not mine:
+        return None
+    listed_bytes = sum(resident.size_bytes for resident in mine)  # of one that spilled, what it would have needed
+    if free_before is None or free_now is None or listed_bytes > _bytes(mine):
+        return listed_bytes
+    taken_bytes = free_before - free_now
+    # A greater difference is not the model's: another program came or went meanwhile.
+    return max(listed_bytes, taken_bytes) if taken_bytes <= listed_bytes + CONTEXT_BYTES else listed_bytes
+
+
+def _tell_evicted(lease: Lease, others: Sequence[Resident], device: DeviceSettings, evict_s: float) -> None:
+    models = [resident.model for resident in others]
+    job = f"job {lease.job_id} of {lease.queue}"
+    tell(
+        logger,
+        logging.INFO,
+        "model_evicted",
+        f"{', '.join(models)} left {device.name} in {format_duration(evict_s)} for {job} (lease {lease.lease})",
+        job=lease.job_id,
+        lease=lease.lease,
+        queue=lease.queue,
+        task=lease.task,
+        models=models,
+        device=device.name,
+        evict_s=round(evict_s, 6),
+    )
+
+
+def _bytes(residents: Sequence[Resident]) -> int:
+    return sum(resident.vram_bytes for resident in residents)
+
+
+def _reserved_bytes(lease: Lease) -> int:
+    return 0 if lease.placement is None else lease.placement.reserved_bytes

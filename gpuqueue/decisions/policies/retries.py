@@ -1,0 +1,25 @@
+"""Owns whether and when a failed job is tried again; knows nothing of backends that are away."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from gpuqueue.contract.hookspecs import AttemptFailedDetails, hookimpl
+from gpuqueue.domain.errors import CallerFault
+from gpuqueue.domain.verdicts import Discard, Retry, failure
+
+
+class Retries:
+    """Retries as the task's rules say while attempts are left; the caller's own faults are final."""
+
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self._chance = chance
+
+    @hookimpl
+    def attempt_failed(self, details: AttemptFailedDetails) -> Retry | Discard | None:
+        error, attempt = details.error, details.lease.attempt
+        if isinstance(error, CallerFault) or details.rules.is_final(error) or attempt >= details.lease.max_attempts:
+            code, message = failure(error)
+            return Discard(message, code=code)
+        return Retry(details.rules.backoff.wait_s(attempt, self._chance()))

@@ -1,0 +1,92 @@
+"""Owns how long a failed job waits before its next attempt: kinds of backoff, with a cap and jitter; retries nothing.
+
+@gq.task(max_attempts=5, backoff=backoff.exponential("10s", cap="30m"))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.units import Duration, parse_duration
+
+DEFAULT_CAP = "1h"
+DEFAULT_JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """`wait` says how long to wait after the attempt of this number, 1 for the first; the wait is `cap_s` at most.
+
+    `jitter` is the part of each wait that chance may take away, so that jobs that failed together do not return together.
+    """
+
+    wait: Callable[[int], Duration]
+    cap_s: float
+    jitter: float
+
+    def wait_s(self, attempt: int, chance: float) -> float:
+        """Return the wait after an attempt in seconds; `chance` is from 0 to 1. Raises: UsageError for a wrong `wait`."""
+        seconds = parse_duration(self.wait(attempt), what="backoff")
+        return min(seconds, self.cap_s) * (1 - self.jitter * chance)
+
+
+def exponential(
+    first: Duration = "5s", *, factor: float = 2, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER
+) -> Backoff:
+    """Wait `first`, then each time `factor` times as long. Raises: UsageError."""
+    first_s = parse_duration(first, what="first")
+    if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
+        raise UsageError(f"factor must be a number of at least 1, not {factor!r}")
+
+    def wait(attempt: int) -> float:
+        try:
+            return min(first_s * factor ** (attempt - 1), _cap_s(cap))
+        except OverflowError:
+            return _cap_s(cap)
+
+    return custom(wait, cap=cap, jitter=jitter)
+
+
+def polynomial(
+    first: Duration = "5s", *, power: float = 2, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER
+) -> Backoff:
+    """Wait `first` times the number of the attempt to the power of `power`. Raises: UsageError."""
+    first_s = parse_duration(first, what="first")
+    if not (isinstance(power, int | float) and 0 < power <= 10):
+        raise UsageError(f"power must be a number above 0 and at most 10, not {power!r}")
+    return custom(lambda attempt: min(first_s * attempt**power, _cap_s(cap)), cap=cap, jitter=jitter)
+
+
+def fixed(wait: Duration, *, jitter: float = DEFAULT_JITTER) -> Backoff:
+    """Wait the same time after each attempt. Raises: UsageError."""
+    wait_s = parse_duration(wait, what="wait")
+    return custom(lambda _attempt: wait_s, cap=wait_s, jitter=jitter)
+
+
+def custom(wait: Callable[[int], Duration], *, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER) -> Backoff:
+    """Wait what a function of the attempt's number says: "5m", seconds or a timedelta. Raises: UsageError."""
+    if not (isinstance(jitter, int | float) and 0 <= jitter <= 1):
+        raise UsageError(f"jitter must be a part from 0 to 1, not {jitter!r}")
+    return Backoff(wait, _cap_s(cap), jitter)
+
+
+def read_backoff(given: Backoff | Callable[[int], Duration] | str) -> Backoff:
+    """Take a Backoff, the name of a kind with its defaults, or a function of the attempt's number. Raises: UsageError."""
+    kinds: dict[str, Callable[[], Backoff]] = {"exponential": exponential, "polynomial": polynomial}
+    if isinstance(given, Backoff):
+        return given
+    if isinstance(given, str) and given in kinds:
+        return kinds[given]()
+    if callable(given):
+        return custom(given)
+    raise UsageError(
+        f"backoff must be one of backoff.exponential(…), polynomial(…), fixed(…), custom(…), "
+        f"the name 'exponential' or 'polynomial', or a function of the attempt's number, not {given!r}"
+    )
+
+
+def _cap_s(cap: Duration) -> float:
+    return parse_duration(cap, what="cap")

@@ -1,0 +1,85 @@
+"""Owns what was learned from jobs, and what follows from it for another: sizes, rates, durations; learns nothing itself.
+
+Each estimate has a kind and a key. Kinds that end in `_bytes` keep the highest value seen, the others a mean that follows
+recent jobs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from gpuqueue.domain.job import Estimate, Reservation
+from gpuqueue.domain.models import full_name
+
+VRAM = "vram_bytes"  # of a model with its memory-sizing options
+SHOWN = "shown_bytes"  # of the same, as the model's description lets expect
+LOAD = "load_s"  # of the same
+PROMPT_RATE = "prompt_tokens_per_s"  # of a model
+OUTPUT_RATE = "output_tokens_per_s"  # of a model
+OUTPUT = "output_tokens"  # of a queue's task with a model
+RUN = "run_s"  # of the same, once it is loaded
+SPILLED = "spilled"  # bytes of a model with its memory-sizing options that were not on the device
+
+Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
+
+NEWEST_PART = 0.2  # of a mean that one more value makes up, once there are some
+
+
+class Lesson(NamedTuple):
+    """One observation."""
+
+    kind: str
+    key: str
+    value: float
+
+
+def model_key(model: str, options: Mapping[str, Any] | None = None) -> str:
+    """Name a model, or one with the options that size its memory."""
+    name = full_name(model)
+    return f"{name} {json.dumps(options, sort_keys=True)}" if options else name
+
+
+def work_key(queue: str, task: str, model: str) -> str:
+    """Name a kind of work."""
+    return f"{queue} {task} {full_name(model)}".rstrip()
+
+
+def believed(before: Estimate | None, lesson: Lesson) -> Estimate:
+    """Fold an observation into an estimate."""
+    if before is None:
+        return Estimate(lesson.value, 1)
+    count = before.count + 1
+    if lesson.kind.endswith("_bytes"):
+        return Estimate(max(before.value, lesson.value), count)
+    return Estimate(before.value + max(NEWEST_PART, 1 / count) * (lesson.value - before.value), count)
+
+
+def get(known: Known, kind: str, key: str) -> float | None:
+    """Return what is believed, None when nothing was learned."""
+    found = known.get((kind, key))
+    return None if found is None else found.value
+
+
+def run_s(known: Known, queue: str, task: str, model: str) -> float | None:
+    """Return how long such a job runs once its model is loaded."""
+    return get(known, RUN, work_key(queue, task, model))
+
+
+def left_s(known: Known, attempt: Reservation, now: datetime) -> float | None:
+    """Return how much longer a running attempt is expected to take, None when that is not known."""
+    if attempt.started_at is None:
+        return None
+    if not attempt.model:
+        usual_s = run_s(known, attempt.queue, attempt.task, attempt.model)
+        rest_s = None if usual_s is None else usual_s - (now - attempt.started_at).total_seconds()
+        return rest_s if rest_s is None or rest_s > 0 else None
+    rate = get(known, OUTPUT_RATE, model_key(attempt.model))
+    usual = get(known, OUTPUT, work_key(attempt.queue, attempt.task, attempt.model))
+    if not rate:
+        return None
+    # An answer that has grown longer than most may go on to its limit.
+    expected = [value for value in (attempt.output_limit, usual) if value is not None and value >= attempt.output_tokens]
+    return (min(expected) - attempt.output_tokens) / rate if expected else None

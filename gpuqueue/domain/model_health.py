@@ -1,0 +1,67 @@
+"""Owns what is known of a model for a queue's jobs: whether it is there, fits a device, or spilled; asks no backend."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from gpuqueue.domain.endpoints import of_queue
+from gpuqueue.domain.estimates import SHOWN, SPILLED, VRAM, get, model_key
+from gpuqueue.domain.job import ModelSettings, QueueSettings, View
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.units import format_size
+
+SPILL_BYTES = 64 * 2**20  # less than this outside the device slows nothing down
+
+State = Literal["unknown", "missing", "too_large", "spills", "fits"]
+
+
+class ModelHealth(NamedTuple):
+    """What is known, and the sentence that says it; a model that is `missing` or `too_large` cannot run."""
+
+    state: State
+    detail: str
+    needed_bytes: int | None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state not in ("missing", "too_large")
+
+
+def health(model: str, queue: QueueSettings, view: View) -> ModelHealth:
+    """Say how a model is, for the jobs of a queue."""
+    endpoints = of_queue(queue.backend, view.backends.values())
+    needed_bytes = known_bytes(model, view)
+    listed = [item.models for item in endpoints]
+    if listed and all(models is not None and full_name(model) not in {full_name(name) for name in models} for models in listed):
+        names = ", ".join(item.name for item in endpoints)
+        return ModelHealth("missing", f"{names} has no {model}; get it on that machine with: ollama pull {model}", needed_bytes)
+    largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=None)
+    if needed_bytes is None:
+        return ModelHealth("unknown", f"nothing is known of {model} yet", None)
+    takes = f"{model} takes {format_size(needed_bytes)}"
+    if largest_bytes is not None and needed_bytes > largest_bytes:
+        return ModelHealth("too_large", f"{takes}, the largest budget is {format_size(largest_bytes)}", needed_bytes)
+    settings = settings_of(model, view)
+    spilled_bytes = get(view.estimates, SPILLED, model_key(model, settings.options if settings else None)) or 0
+    if spilled_bytes > SPILL_BYTES:
+        return ModelHealth("spills", f"{takes}, and {format_size(int(spilled_bytes))} of it was on the CPU lately", needed_bytes)
+    return ModelHealth("fits", takes, needed_bytes)
+
+
+def known_bytes(model: str, view: View) -> int | None:
+    """Return what a model takes on a device, None when nothing is known of it."""
+    if not model:
+        return None
+    settings = settings_of(model, view)
+    key = model_key(model, settings.options if settings else None)
+    observed, shown = get(view.estimates, VRAM, key), get(view.estimates, SHOWN, key)
+    if observed is not None:
+        return int(observed)
+    if settings is not None:
+        return settings.vram_bytes
+    return None if shown is None else int(shown)
+
+
+def settings_of(model: str, view: View) -> ModelSettings | None:
+    """Find what is configured of a model, under whatever name it goes by."""
+    return next((item for item in view.models.values() if full_name(item.name) == full_name(model)), None)

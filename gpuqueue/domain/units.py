@@ -1,0 +1,215 @@
+"""Owns the units people write and read: durations, sizes, and times as integer microseconds; never reads the clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+from gpuqueue.domain.errors import UsageError
+
+__all__ = ["Duration", "format_duration", "format_size", "from_us", "parse_duration", "parse_size", "to_us"]
+
+Duration = str | float | timedelta  # "90s", seconds, or a timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+DURATION_EXAMPLES = '"5m", "1h30m", "90s", "250ms", "2d"'
+SIZE_EXAMPLES = '"5GB", "4.5GB", "512MB", "5GiB"'
+
+# In falling order, so that "30m1h" and "5m5m" can be refused as slips.
+DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}  # milliseconds
+SIZE_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+# A century: adding it to any date of today still is a date.
+MAX_DURATION_S = 36_525 * 86_400
+# The largest integer that SQLite stores.
+MAX_SIZE_BYTES = 2**63 - 1
+
+NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*")
+COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+THOUSANDS = re.compile(r",[0-9]{3}(?![0-9])")
+
+
+def parse_duration(value: object, *, what: str) -> float:
+    """Read a duration: text with units, a number of seconds, or a timedelta.
+
+    Returns: seconds, finite, from 0 to a century.
+    Raises: UsageError naming `what`, the value and right examples.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = _finite(value, what, DURATION_EXAMPLES)
+    elif isinstance(value, str):
+        seconds = _duration_of_text(value, what)
+    else:
+        raise _wrong(what, value, "a duration", DURATION_EXAMPLES)
+    if seconds < 0:
+        raise UsageError(f"{what} is {value!r}: a duration cannot be negative. Right: {DURATION_EXAMPLES}")
+    if seconds > MAX_DURATION_S:
+        raise UsageError(f"{what} is {value!r}: a duration cannot be longer than a century. Right: {DURATION_EXAMPLES}")
+    return seconds
+
+
+def parse_size(value: object, *, what: str) -> int:
+    """Read an amount of memory: text with a unit, or a whole number of bytes.
+
+    Returns: bytes, from 0 to 2**63 - 1; a fraction of a byte is dropped.
+    Raises: UsageError naming `what`, the value and right examples.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if _finite(value, what, SIZE_EXAMPLES) != math.floor(value):
+            raise UsageError(f"{what} is {value!r}: a number without a unit is bytes, and whole. Right: {SIZE_EXAMPLES}")
+        size = int(value)
+    elif isinstance(value, str):
+        size = _size_of_text(value, what)
+    else:
+        raise _wrong(what, value, "a size", SIZE_EXAMPLES)
+    if size < 0:
+        raise UsageError(f"{what} is {value!r}: a size cannot be negative. Right: {SIZE_EXAMPLES}")
+    if size > MAX_SIZE_BYTES:
+        raise UsageError(f"{what} is {value!r}: that is more than can be counted. Right: {SIZE_EXAMPLES}")
+    return size
+
+
+def counted(count: int, noun: str) -> str:
+    """Word a number of things: `1 worker`, `3 workers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Word a duration for people: `250 ms`, `2.4 s`, `5m`, `1h 30m`, `2d 3h`; at most its two largest units."""
+    if seconds < 0:
+        return "-" + format_duration(-seconds)
+    if seconds < 0.9995:
+        milliseconds = round(seconds * 1000)
+        return f"{milliseconds} ms" if milliseconds else "0 s"
+    if seconds < 59.95:
+        return f"{round(seconds, 1):g} s"
+    # Rounded to the smaller unit shown first, so that 59m 59.7s becomes 1h and not 59m 60s.
+    whole_s = round(seconds)
+    if whole_s >= 3600:
+        whole_s = round(seconds / 60) * 60
+    if whole_s >= 86_400:
+        whole_s = round(seconds / 3600) * 3600
+    days, rest = divmod(whole_s, 86_400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s"))
+    return " ".join(f"{count}{unit}" for count, unit in parts if count)
+
+
+def format_size(size_bytes: int) -> str:
+    """Word an amount of memory for people, in decimal units: `4.5 GB`, `512 MB`, `0 B`."""
+    if size_bytes < 0:
+        return "-" + format_size(-size_bytes)
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        # 999.995 of the unit below would round to 1000 of it.
+        if size_bytes >= unit - unit // 200_000:
+            return f"{round(size_bytes / unit, 2):.2f}".rstrip("0").rstrip(".") + f" {name}"
+    return f"{size_bytes} B"
+
+
+def to_us(moment: datetime) -> int:
+    """Count microseconds from the epoch to an aware datetime, exactly."""
+    try:
+        passed = moment - EPOCH
+    except TypeError:
+        raise UsageError(
+            f"{moment!r} has no time zone: say which moment is meant, for example datetime.now(timezone.utc)"
+        ) from None
+    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+
+
+def from_us(microseconds: int) -> datetime:
+    """Make an aware UTC datetime of microseconds since the epoch, exactly."""
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def _duration_of_text(text: str, what: str) -> float:
+    amounts = _amounts(text)
+    if amounts is None:
+        raise _wrong(what, text, "a duration", DURATION_EXAMPLES)
+    if len(amounts) == 1 and not amounts[0][1]:
+        return _finite(float(amounts[0][0]), what, DURATION_EXAMPLES)
+    order = list(DURATION_UNITS)
+    last = -1
+    total_ms = Fraction(0)
+    for number, unit in amounts:
+        if unit not in DURATION_UNITS:
+            given = f"the unit {unit!r}" if unit else f"{number} without a unit"
+            raise UsageError(f"{what} is {text!r}: {given} is not known; use d, h, m, s or ms. Right: {DURATION_EXAMPLES}")
+        if order.index(unit) <= last:
+            raise UsageError(f"{what} is {text!r}: write each unit once, the largest first. Right: {DURATION_EXAMPLES}")
+        last = order.index(unit)
+        total_ms += Fraction(number) * DURATION_UNITS[unit]
+    if total_ms > MAX_DURATION_S * 1000:
+        raise UsageError(f"{what} is {text!r}: a duration cannot be longer than a century. Right: {DURATION_EXAMPLES}")
+    return float(total_ms / 1000)
+
+
+def _size_of_text(text: str, what: str) -> int:
+    amounts = _amounts(text)
+    if amounts is None or len(amounts) != 1:
+        raise _wrong(what, text, "a size", SIZE_EXAMPLES)
+    number, unit = amounts[0]
+    if not unit and "." not in number:
+        return int(number)
+    if unit in {"k", "m", "g", "t"}:
+        clear = f'"{number}{unit.upper()}B" (powers of 1000) or "{number}{unit.upper()}iB" (powers of 1024)'
+        raise UsageError(f"{what} is {text!r}: the unit could mean two sizes; write {clear}")
+    if unit not in SIZE_UNITS:
+        given = f"the unit {unit!r} is not known" if unit else "a number without a unit is bytes, and whole"
+        raise UsageError(f"{what} is {text!r}: {given}; use MB, GB, MiB or GiB. Right: {SIZE_EXAMPLES}")
+    return int(Fraction(number) * SIZE_UNITS[unit])
+
+
+def _amounts(text: str) -> list[tuple[str, str]] | None:
+    """Split `1h 30m` into its (number, unit) pairs; None when it is not made of those."""
+    rest = text.strip().lower()
+    # Beyond this no number is meant, and int() of a very long text raises an error of its own.
+    if not rest or len(rest) > 60:
+        return None
+    amounts = []
+    while rest:
+        match = AMOUNT.match(rest)
+        if match is None:
+            return None
+        amounts.append((match[1], match[2]))
+        rest = rest[match.end() :]
+    return amounts
+
+
+def _finite(value: float, what: str, examples: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UsageError(f"{what} is {value!r}: that is not a finite number. Right: {examples}")
+    return number
+
+
+def _wrong(what: str, value: object, kind: str, examples: str) -> UsageError:
+    text = value.strip() if isinstance(value, str) else ""
+    if COMMA.search(text):
+        return UsageError(
+            f'{what} is {value!r}: a comma is not understood; write "{COMMA.sub(".", text)}"'
+            + (f' or "{COMMA.sub("", text)}"' if THOUSANDS.search(text) else "")
+        )
+    if text.startswith("-") and NUMBER.match(text[1:]):
+        return UsageError(f"{what} is {value!r}: {kind} cannot be negative. Right: {examples}")
+    return UsageError(f"{what} is {value!r}: that is not {kind}. Right: {examples}")

@@ -1,0 +1,160 @@
+"""Owns what becomes of an attempt: the verdicts that a task raises or a policy returns, and a task's rules for its failures.
+
+raise Retry(after="5m")                     # spends the attempt
+raise Snooze("5m", reason="still closed")   # spends none
+raise Discard("the order was cancelled")    # final
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from gpuqueue.domain.backoff import Backoff, exponential, read_backoff
+from gpuqueue.domain.errors import ExecutionError, UsageError
+from gpuqueue.domain.units import Duration, parse_duration
+
+
+class Verdict(Exception):
+    """What becomes of an attempt; not an error, although a task raises it."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = Exception.__hash__
+
+
+class Retry(Verdict):
+    """Try again, spending the attempt: `after` a time, `at` a moment, or when the task's backoff says; the last one discards."""
+
+    def __init__(self, after: Duration | None = None, *, at: datetime | None = None, reason: str = "") -> None:
+        super().__init__(reason)
+        self.after_s, self.at = _time(after, at, "Retry", "at")
+        self.reason = reason
+
+    def due_at(self, now: datetime) -> datetime | None:
+        """Return when to try again, None for what the backoff says."""
+        return _due_at(self.after_s, self.at, now)
+
+
+class Snooze(Verdict):
+    """Postpone the job without spending the attempt; the return of the backend `waiting_for` ends the wait sooner."""
+
+    def __init__(
+        self,
+        after: Duration | None = None,
+        *,
+        until: datetime | None = None,
+        reason: str = "",
+        waiting_for: str | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.after_s, self.until = _time(after, until, "Snooze", "until")
+        if self.after_s is None and self.until is None:
+            raise UsageError('Snooze needs a time: Snooze("5m") or Snooze(until=…)')
+        self.reason = reason
+        self.waiting_for = waiting_for
+
+    def due_at(self, now: datetime) -> datetime:
+        """Return when the job may start again."""
+        return _due_at(self.after_s, self.until, now) or now
+
+
+class Discard(Verdict):
+    """End the job as discarded, whatever attempts are left."""
+
+    def __init__(self, reason: str = "", *, code: str = "discarded") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+DEFAULT_BACKOFF = exponential()
+
+
+def verdict_data(verdict: Verdict) -> dict[str, Any]:
+    """Make JSON-able data of a verdict."""
+    name = next(kind.__name__ for kind in _KINDS if isinstance(verdict, kind))
+    values = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in vars(verdict).items()}
+    return {"verdict": name, **values}
+
+
+def verdict_of(data: Mapping[str, Any]) -> Verdict:
+    """Make the verdict of `verdict_data` again."""
+    values = dict(data)
+    kind = next(kind for kind in _KINDS if kind.__name__ == values["verdict"])
+    del values["verdict"]
+    if "after_s" in values:
+        values["after"] = values.pop("after_s")
+    for key in ("at", "until"):
+        if values.get(key) is not None:
+            values[key] = datetime.fromisoformat(values[key])
+    return kind(**values)
+
+
+_KINDS: tuple[type[Verdict], ...] = (Retry, Snooze, Discard)
+Errors = tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """How a task's failures are taken: `retry_on` None retries every error, `discard_on` none; both cover subclasses."""
+
+    retry_on: Errors | None = None
+    discard_on: Errors = ()
+    backoff: Backoff = DEFAULT_BACKOFF
+
+    def is_final(self, error: BaseException) -> bool:
+        """Say whether the rules leave no further attempt after this error."""
+        if covers(self.discard_on, error):
+            return True
+        return self.retry_on is not None and not isinstance(error, Retry) and not covers(self.retry_on, error)
+
+
+DEFAULT_RULES = RetryRules()
+
+
+def read_rules(retry_on: Any, discard_on: Any, backoff: Any) -> RetryRules:
+    """Check a task's rules: classes of errors, one or several, and a backoff. Raises: UsageError naming the setting."""
+    return RetryRules(
+        None if retry_on is None else _errors(retry_on, "retry_on"),
+        _errors(discard_on or (), "discard_on"),
+        DEFAULT_BACKOFF if backoff is None else read_backoff(backoff),
+    )
+
+
+def covers(kinds: Errors, error: BaseException) -> bool:
+    """Say whether the error is of one of these kinds; one from another process names its kinds in `kinds`."""
+    named: frozenset[str] = getattr(error, "kinds", frozenset())
+    return isinstance(error, kinds) or any(f"{kind.__module__}.{kind.__qualname__}" in named for kind in kinds)
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Return what a job keeps of an error: its code and its message."""
+    if isinstance(error, Verdict):
+        return "failed", str(error) or f"it asked for a {type(error).__name__.lower()}"
+    if isinstance(error, ExecutionError):
+        return error.code, str(error)
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _errors(given: Any, name: str) -> Errors:
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | type) else (given,)
+    for item in found:
+        if not (isinstance(item, type) and issubclass(item, BaseException)):
+            raise UsageError(f"{name} takes classes of errors, such as ConnectionError, not {item!r}")
+    return found
+
+
+def _time(after: Duration | None, moment: datetime | None, verdict: str, name: str) -> tuple[float | None, datetime | None]:
+    if after is not None and moment is not None:
+        raise UsageError(f"{verdict}: give after or {name}, not both")
+    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise UsageError(f"{verdict}: {name} must be an aware datetime, not {moment!r}")
+    return None if after is None else parse_duration(after, what=f"{verdict}'s after"), moment
+
+
+def _due_at(after_s: float | None, moment: datetime | None, now: datetime) -> datetime | None:
+    return moment if after_s is None else now + timedelta(seconds=after_s)

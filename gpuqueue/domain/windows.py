@@ -1,0 +1,123 @@
+"""Owns how a pause window and a time zone are written; does not know what time it is, nor who is paused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from gpuqueue.domain.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+__all__ = ["Window", "parse_window", "parse_zone"]
+
+DAY_MINUTES = 24 * 60
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+FULL_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+EVERY_DAY = frozenset(range(7))
+WINDOW_EXAMPLES = '"09:00-18:00", "22:00-06:00", "mon-fri 09:00-18:00", "sat,sun 00:00-24:00"'
+ZONE_EXAMPLES = '"Asia/Bangkok", "Europe/Berlin", "UTC"'
+
+HOURS = re.compile(r"(?:(?P<days>.*[^\s-])\s+)?(?P<start>[0-9]{1,2}:[0-9]{2})\s*-\s*(?P<end>[0-9]{1,2}:[0-9]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time of day that recurs on `weekdays` (Monday is 0), those on which it starts; it may end on the next day."""
+
+    weekdays: frozenset[int]
+    start_minute: int  # of the day it starts on, 0..1439
+    end_minute: int  # of the same day, at most 1440; less than the start means the next day
+
+    @property
+    def length_minutes(self) -> int:
+        """Say how long it is on a day without a change of the clock."""
+        over_midnight = DAY_MINUTES if self.end_minute < self.start_minute else 0
+        return self.end_minute - self.start_minute + over_midnight
+
+    def __str__(self) -> str:
+        hours = f"{_clock(self.start_minute)}-{_clock(self.end_minute)}"
+        return hours if self.weekdays == EVERY_DAY else f"{_days_text(self.weekdays)} {hours}"
+
+
+@lru_cache(maxsize=512)
+def parse_window(text: str) -> Window:
+    """Read a pause window such as `mon-fri 09:00-18:00`.
+
+    Raises: UsageError with the text, what is wrong in it, and right examples.
+    """
+    # Word processors turn the hyphen into a dash.
+    match = HOURS.fullmatch(text.strip().lower().replace("–", "-"))
+    if match is None:
+        raise UsageError(f"the window {text!r} is not understood. Right: {WINDOW_EXAMPLES}")
+    start = _minute(match["start"], text)
+    end = _minute(match["end"], text)
+    if start == DAY_MINUTES:
+        raise UsageError(f"the window {text!r} starts at 24:00: write 00:00, and the next weekday if it names one")
+    if start == end:
+        raise UsageError(f"the window {text!r} ends when it starts; 24h pause: use 00:00-24:00")
+    weekdays = _weekdays(match["days"], text) if match["days"] else EVERY_DAY
+    return Window(weekdays, start, end)
+
+
+def parse_zone(name: str) -> ZoneInfo:
+    """Find a time zone by its IANA name.
+
+    Raises: UsageError with the name, the nearest right one, and right examples.
+    """
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+    try:
+        return ZoneInfo(name)
+    # A folder of the zone database ("Asia") is reported by the operating system.
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        zones = sorted(available_timezones())
+        same = [zone for zone in zones if zone.lower() == name.lower()]
+        near = f" (did you mean {same[0]!r}?)" if same else did_you_mean(name, zones)
+        raise UsageError(f"there is no time zone {name!r}{near}. Right: {ZONE_EXAMPLES}") from None
+
+
+def _minute(clock: str, text: str) -> int:
+    hours, minutes = (int(part) for part in clock.split(":"))
+    if minutes > 59 or hours * 60 + minutes > DAY_MINUTES:
+        raise UsageError(f"the window {text!r} has {clock!r}: a time of day is 00:00 to 24:00. Right: {WINDOW_EXAMPLES}")
+    return hours * 60 + minutes
+
+
+def _weekdays(days: str, text: str) -> frozenset[int]:
+    found: set[int] = set()
+    for item in days.split(","):
+        first, dash, last = (part.strip() for part in item.partition("-"))
+        start = _weekday(first, text)
+        end = _weekday(last, text) if dash else start
+        # "fri-mon" goes over the end of the week.
+        found.update((start + step) % 7 for step in range((end - start) % 7 + 1))
+    return frozenset(found)
+
+
+def _weekday(name: str, text: str) -> int:
+    for names in (WEEKDAYS, FULL_WEEKDAYS):
+        if name in names:
+            return names.index(name)
+    near = did_you_mean(name, [*WEEKDAYS, *FULL_WEEKDAYS])
+    raise UsageError(f"the window {text!r} has {name!r}, which is no weekday{near}. Weekdays: {', '.join(WEEKDAYS)}")
+
+
+def _clock(minute: int) -> str:
+    return f"{minute // 60:02}:{minute % 60:02}"
+
+
+def _days_text(weekdays: frozenset[int]) -> str:
+    """Word weekdays as runs, `mon-wed,sat`; a run over the end of the week is worded as one, `sat-mon`."""
+    starts = [day for day in sorted(weekdays) if (day - 1) % 7 not in weekdays]
+    runs = []
+    for start in starts:
+        length = 1
+        while (start + length) % 7 in weekdays:
+            length += 1
+        joint = "-" if length > 2 else ","
+        runs.append(WEEKDAYS[start] + (joint + WEEKDAYS[(start + length - 1) % 7] if length > 1 else ""))
+    return ",".join(runs)

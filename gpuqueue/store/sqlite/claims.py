@@ -1,0 +1,299 @@
+"""Owns the claim: which jobs a worker gets, decided inside the write transaction from rows alone; runs nothing.
+
+Hooks propose (which queues are held, which device a job gets) and the claim disposes: manual pauses, yielding,
+concurrency, device slots, models on a device and its budget are checked here again, under the write lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from gpuqueue.domain.job import DeviceSettings, Job, Lease, Placement, QueueSettings
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.rates import level
+from gpuqueue.domain.units import from_us
+from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
+from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
+
+HEADS = (
+    "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at FROM jobs "
+    "WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 AND device IS NULL "
+    "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
+)
+TAKE = (
+    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
+    "progress = NULL, progress_note = NULL WHERE id = ?"
+)
+TAKE_DEVICE = (
+    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
+    "progress = NULL, progress_note = NULL, device = ?, reserved_bytes = ?, preemptible = ?, output_tokens = 0 WHERE id = ?"
+)
+LOAD_MODEL = (
+    "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
+    "SET model = excluded.model, model_since = excluded.model_since"
+)
+RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
+IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
+IS_WAITING = "SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? LIMIT 1"
+# The (model, class) pairs of a queue that follow a given one: the index is skipped through, never scanned.
+NEXT_CLASS = (
+    "SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ? "
+    "AND (demand_model, demand_class) > (?, ?) ORDER BY demand_model, demand_class LIMIT 1"
+)
+CLASS_HEAD = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ? "
+    "AND device IS NULL ORDER BY priority DESC, scheduled_at, id LIMIT 1"
+)
+UNSIZED = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 "
+    "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
+)
+AS_PLACED = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL "
+    "AND demand_model = ? AND demand_bytes = ? AND demand_class > 0"
+)
+RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device IS NOT NULL AND device = ?"
+PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
+
+
+class Gate(NamedTuple):
+    """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
+
+    held: frozenset[str] = frozenset()
+    queues: Mapping[str, QueueSettings] = MappingProxyType({})
+    largest_bytes: int = 0
+
+    def admits(self, connection: sqlite3.Connection, queue: QueueSettings, paused: Collection[str], *, now_us: int) -> bool:
+        """Say whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
+        if queue.name in self.held or queue.name in paused:
+            return False
+        return not any(self._has_work(connection, name, paused, now_us=now_us) for name in queue.yields_to)
+
+    def _has_work(self, connection: sqlite3.Connection, name: str, paused: Collection[str], *, now_us: int) -> bool:
+        if connection.execute(IS_RUNNING, (name,)).fetchone():
+            return True
+        settings = self.queues.get(name) or QueueSettings(name)
+        if not self.admits(connection, settings, paused, now_us=now_us):  # what cannot start is no work
+            return False
+        if settings.gpu:
+            waits = any(True for _ in classes(connection, name, largest_bytes=self.largest_bytes))
+        else:
+            waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None
+        return waits and is_served(connection, name, now_us=now_us)
+
+
+THREAD, COROUTINE = "thread", "coroutine"
+
+
+def _thread(_task: str) -> str:
+    return THREAD
+
+
+class Room(NamedTuple):
+    """How many jobs a worker can take, by the kind of runner that their task needs."""
+
+    free: Mapping[str, int]
+    kind_of: Callable[[str], str] = _thread
+
+
+def paused_queues(connection: sqlite3.Connection, *, now_us: int) -> set[str]:
+    return {row[0] for row in connection.execute(PAUSED, (now_us,))}
+
+
+def is_served(connection: sqlite3.Connection, queue: str, *, now_us: int) -> bool:
+    """Say whether a worker whose lease has not ended serves the queue."""
+    rows = connection.execute("SELECT queues FROM workers WHERE expires_at > ?", (now_us,))
+    return any(names is None or queue in json.loads(names) for (names,) in rows)
+
+
+def classes(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Iterable[tuple[str, int]]:
+    """Yield the (model, class) pairs of a queue's available jobs that a device with this much room could take.
+
+    A class that is too large is skipped together with all larger ones of its model, whatever their number. The pair
+    ("", 0) stands for jobs whose demand is not known yet.
+    """
+    largest_class = demand_class(largest_bytes)
+    model, size = "", -1
+    while (row := connection.execute(NEXT_CLASS, (queue, model, size)).fetchone()) is not None:
+        model, size = row
+        if size <= largest_class:
+            yield model, size
+        else:
+            size = NEVER_FITS
+
+
+def candidates(connection: sqlite3.Connection, queue: str, *, room_bytes: int) -> list[Job]:
+    """Return the first job of each demand class of a GPU queue that fits into the room."""
+    found = []
+    for model, size in classes(connection, queue, largest_bytes=room_bytes):
+        row = None if size == 0 else connection.execute(CLASS_HEAD, (queue, model, size)).fetchone()
+        if row is not None:
+            job = to_job(connection, row)
+            if job.demand_bytes <= room_bytes:
+                found.append(job)
+    return found
+
+
+def unsized(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[Job]:
+    """Return available jobs of a GPU queue whose demand is not known yet."""
+    return [to_job(connection, row) for row in connection.execute(UNSIZED, (queue, limit)).fetchall()]
+
+
+def claim(
+    connection: sqlite3.Connection, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, room: Room, now_us: int
+) -> list[Lease]:
+    """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
+
+    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in their
+    order: where the next one needs a kind of runner that has no room, those behind it wait too.
+    Order: priority descending, then scheduled_at, then id, across all the queues.
+    Atomic: one transaction; each claim takes the job's next lease number.
+    Returns: no more leases of each kind than `room` says.
+    """
+    move_due(connection, now_us=now_us)
+    paused = paused_queues(connection, now_us=now_us)
+    free = {kind: count for kind, count in room.free.items() if count > 0}
+    most = sum(free.values())
+    waiting: list[Generator[tuple[Any, ...]]] = []
+    stuck: set[str] = set()  # queues whose next job finds no room
+    for queue in queues:
+        limit = most
+        if queue.concurrency is not None:
+            limit = min(most, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
+        if queue.rate is not None and limit > 0:
+            limit = min(limit, int(rate_level(connection, queue, now_us=now_us)))
+        if limit > 0 and gate.admits(connection, queue, paused, now_us=now_us):
+            waiting.append(_heads(connection, queue.name, limit, stuck))
+    taken = []
+    for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
+        kind = room.kind_of(row[2])
+        if kind not in free:
+            stuck.add(row[1])
+            continue
+        taken.append(row)
+        free[kind] -= 1
+        if not free[kind]:
+            del free[kind]
+            if not free:
+                break
+    for heads in waiting:
+        heads.close()  # an open read would outlive the transaction
+    connection.executemany(TAKE, [(worker_id, now_us, row[0]) for row in taken])
+    for queue in queues:
+        if queue.rate is not None:
+            _spend_rate(connection, queue, sum(row[1] == queue.name for row in taken), now_us=now_us)
+    started_at = from_us(now_us)
+    return [
+        Lease(
+            id_,
+            lease + 1,
+            queue,
+            task,
+            attempt + 1,
+            max_attempts,
+            load_arguments(connection, id_, arguments),
+            timeout_s,
+            started_at,
+        )
+        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in taken
+    ]
+
+
+def rate_level(connection: sqlite3.Connection, queue: QueueSettings, *, now_us: int) -> float:
+    """Return how many jobs the queue's rate lets begin now; any number without a rate."""
+    if queue.rate is None:
+        return float("inf")
+    row = connection.execute("SELECT rate_level, rate_at FROM queues WHERE name = ?", (queue.name,)).fetchone()
+    before, at = (None, None) if row is None else row
+    return level(queue.rate, before, 0.0 if at is None else (now_us - at) / 1e6)
+
+
+def _spend_rate(connection: sqlite3.Connection, queue: QueueSettings, count: int, *, now_us: int) -> None:
+    if count and queue.rate is not None:
+        left = rate_level(connection, queue, now_us=now_us) - count
+        ensure_queue(connection, queue.name)
+        connection.execute("UPDATE queues SET rate_level = ?, rate_at = ? WHERE name = ?", (left, now_us, queue.name))
+
+
+def _heads(connection: sqlite3.Connection, queue: str, limit: int, stuck: set[str]) -> Generator[tuple[Any, ...]]:
+    """Yield a queue's first jobs in their order, until it is stuck."""
+    with closing(connection.execute(HEADS, (queue, limit))) as cursor:
+        for row in cursor:
+            if queue in stuck:
+                return
+            yield row
+
+
+def _rank(row: tuple[Any, ...]) -> tuple[int, int, int]:
+    return (-row[8], row[9], row[0])
+
+
+def claim_placed(
+    connection: sqlite3.Connection,
+    candidate: Job,
+    placement: Placement,
+    *,
+    worker_id: str,
+    queue: QueueSettings,
+    device: DeviceSettings,
+    gate: Gate,
+    preemptible: bool,
+    now_us: int,
+) -> Lease | None:
+    """Claim one job for a device, reserving the memory; `preemptible` says whether its attempt can be asked to make room.
+
+    Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
+    concurrency, and within the device's slots, models and budget, counting every reservation whose clean-up is not verified.
+    Returns: the lease, or None when any of this no longer holds.
+    """
+    move_due(connection, now_us=now_us)
+    row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
+    if row is None or not gate.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
+        return None
+    job = to_job(connection, row)
+    if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
+        return None
+    reserved = connection.execute(RESERVED, (device.name,)).fetchall()
+    models = {full_name(model) for model in (job.model, *(item[2] for item in reserved)) if model}
+    if (
+        len(reserved) >= device.slots
+        or len(models) > device.max_models
+        or sum(taken for _, taken, _ in reserved) + placement.reserved_bytes > device.budget_bytes
+        or rate_level(connection, queue, now_us=now_us) < 1
+    ):
+        return None
+    _spend_rate(connection, queue, 1, now_us=now_us)
+    connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id))
+    if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
+        connection.execute(LOAD_MODEL, (device.name, job.model, now_us))
+    return lease_of(job, placement, now_us=now_us)
+
+
+def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
+    """Return the lease of an attempt that was just taken; `job` as it was before."""
+    return Lease(
+        job_id=job.id,
+        lease=job.lease + 1,
+        queue=job.queue,
+        task=job.task,
+        attempt=job.attempt + 1,
+        max_attempts=job.max_attempts,
+        arguments=job.arguments,
+        timeout_s=job.timeout_s,
+        started_at=from_us(now_us),
+        model=job.model,
+        placement=placement,
+    )
+
+
+def _loaded(connection: sqlite3.Connection, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
+    """Name the models that are on a device: those of its reservations, and those that were seen there."""
+    row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
+    seen = json.loads(row[0]) if row is not None and row[0] else ()
+    return {full_name(model) for _, _, model in reserved if model} | {full_name(item["model"]) for item in seen}

@@ -1,0 +1,96 @@
+"""Owns reads of what goes on now: the jobs that run, the one that is next, when one is due; changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpuqueue.domain.job import Job
+from gpuqueue.domain.units import from_us
+from gpuqueue.store.sqlite.claims import classes
+from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS
+from gpuqueue.store.sqlite.queries import get_job
+
+# A model that is only named in the arguments belongs to a job of a queue without a device.
+RUNNING = (
+    "SELECT id, queue, task, CASE WHEN demand_model <> '' THEN demand_model "
+    "WHEN json_type(arguments, '$.model') = 'text' THEN json_extract(arguments, '$.model') ELSE '' END, "
+    "lease, attempt, max_attempts, started_at, worker_id, device, progress, progress_note, output_tokens, "
+    "cancel_requested, preempt_lease IS lease FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?"
+)
+FIRST_WAITING = (
+    "SELECT priority, scheduled_at, id FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
+    "AND demand_class = ? ORDER BY priority DESC, scheduled_at, id LIMIT 1"
+)
+NEXT_DUE = "SELECT scheduled_at FROM jobs WHERE state IN ('scheduled', 'retryable') AND queue = ? ORDER BY scheduled_at LIMIT 1"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAttempt:
+    """A job that runs, without its arguments, which may be large."""
+
+    id: int
+    queue: str
+    task: str
+    model: str
+    lease: int
+    attempt: int
+    max_attempts: int
+    started_at: datetime | None
+    worker_id: str | None
+    device: str | None
+    progress: float | None
+    progress_note: str
+    output_tokens: int
+    cancel_requested: bool
+    preempt_requested: bool
+
+
+def running_attempts(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[RunningAttempt]:
+    """Return running jobs of a queue, at most `limit`, in no promised order."""
+    return [
+        RunningAttempt(
+            id=id_,
+            queue=queue,
+            task=task,
+            model=model,
+            lease=lease,
+            attempt=attempt,
+            max_attempts=max_attempts,
+            started_at=None if started_at is None else from_us(started_at),
+            worker_id=worker_id,
+            device=device,
+            progress=progress,
+            progress_note=note or "",
+            output_tokens=output_tokens,
+            cancel_requested=bool(cancelled),
+            preempt_requested=bool(preempted),
+        )
+        for (
+            id_, queue, task, model, lease, attempt, max_attempts, started_at, worker_id, device,
+            progress, note, output_tokens, cancelled, preempted,
+        ) in connection.execute(RUNNING, (queue, limit))
+    ]  # fmt: skip
+
+
+def first_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:
+    """Return the available job of a queue that comes first, None when none waits.
+
+    One that no device could take comes first only where there is no other.
+    """
+    for most_bytes in (largest_bytes, NEVER_FITS * DEMAND_CLASS_BYTES):
+        heads = [
+            connection.execute(FIRST_WAITING, (queue, model, size)).fetchone()
+            for model, size in classes(connection, queue, largest_bytes=most_bytes)
+        ]
+        found = min(((-priority, at, job_id) for priority, at, job_id in filter(None, heads)), default=None)
+        if found is not None:
+            return get_job(connection, found[2])
+    return None
+
+
+def next_due(connection: sqlite3.Connection, queue: str) -> datetime | None:
+    """Return when the next scheduled or postponed job of a queue is due."""
+    row = connection.execute(NEXT_DUE, (queue,)).fetchone()
+    return None if row is None else from_us(row[0])

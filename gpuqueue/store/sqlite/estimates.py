@@ -1,0 +1,32 @@
+"""Owns the rows of what was learned from jobs; knows what they mean as little as possible."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from gpuqueue.domain.estimates import Lesson, believed
+from gpuqueue.domain.job import Estimate
+
+
+def learn(connection: sqlite3.Connection, lessons: Sequence[Lesson], *, now_us: int) -> None:
+    """Fold observations into what is believed."""
+    known: dict[tuple[str, str], Estimate] = {}
+    for lesson in lessons:
+        key = (lesson.kind, lesson.key)
+        if key not in known:
+            row = connection.execute("SELECT value, count FROM estimates WHERE kind = ? AND key = ?", key).fetchone()
+            before = None if row is None else Estimate(*row)
+        else:
+            before = known[key]
+        known[key] = believed(before, lesson)
+    connection.executemany(
+        "INSERT OR REPLACE INTO estimates (kind, key, value, count, at) VALUES (?, ?, ?, ?, ?)",
+        [(kind, key, found.value, found.count, now_us) for (kind, key), found in known.items()],
+    )
+
+
+def read(connection: sqlite3.Connection) -> dict[tuple[str, str], Estimate]:
+    """Return all that is believed: {(kind, key): estimate}."""
+    rows = connection.execute("SELECT kind, key, value, count FROM estimates")
+    return {(kind, key): Estimate(value, count) for kind, key, value, count in rows}

@@ -1,0 +1,155 @@
+"""Owns the check of a database file: SQLite's own, and what the rows promise each other; mends nothing.
+
+Rows contradict each other only after a fault of this program or of the disk, or when somebody changed them by hand.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gpuqueue.domain.errors import NotADatabase
+from gpuqueue.store.sqlite import migrate
+from gpuqueue.store.sqlite.connections import read_only
+
+SHOWN_IDS = 5
+_FINISHED = "state IN ('completed', 'cancelled', 'discarded')"
+_COUNTED = f"SELECT queue, state, count(*) FROM jobs WHERE {_FINISHED} GROUP BY queue, state"
+_LOOK = "see it with: gpuqueue job ID; when it matters, put back a backup"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong; `check` names the promise that is broken, `mend` says what to do."""
+
+    check: str
+    detail: str
+    mend: str
+
+
+class _Promise(NamedTuple):
+    """What must hold for every row; `broken_by` selects the ids of the jobs for which it does not."""
+
+    check: str
+    broken_by: str
+    detail: str
+    mend: str
+
+
+def _belongs_to_a_job(table: str) -> _Promise:
+    of_none = "job_id NOT IN (SELECT id FROM jobs)"
+    return _Promise(
+        table,
+        f"SELECT DISTINCT job_id FROM {table} WHERE {of_none}",
+        f"rows in `{table}` of jobs that are not there",
+        f"they only take room; delete them: sqlite3 {{path}} 'DELETE FROM {table} WHERE {of_none}'",
+    )
+
+
+_PROMISES = (
+    _Promise(
+        "state",
+        f"SELECT id FROM jobs WHERE state NOT IN ('scheduled', 'available', 'running', 'retryable') AND NOT {_FINISHED}",
+        "a state that does not exist",
+        _LOOK,
+    ),
+    _Promise(
+        "finished_at",
+        f"SELECT id FROM jobs WHERE (finished_at IS NOT NULL) <> ({_FINISHED})",
+        "finished without a time of finishing, or the other way round",
+        _LOOK,
+    ),
+    _Promise(
+        "reservation",
+        "SELECT id FROM jobs WHERE device IS NULL AND reserved_bytes > 0",
+        "memory is reserved, but of no device",
+        "it holds nothing up; set it right: sqlite3 {path} 'UPDATE jobs SET reserved_bytes = 0 WHERE device IS NULL'",
+    ),
+    _Promise(
+        "attempt",
+        "SELECT id FROM jobs WHERE attempt < 0 OR attempt > lease",
+        "more attempts than claims, or fewer than none",
+        _LOOK,
+    ),
+    _Promise(
+        "running",
+        "SELECT id FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)",
+        "running without a worker or a time of starting, so that nobody rescues it",
+        "make it wait again: sqlite3 {path} \"UPDATE jobs SET state = 'available', lease = lease + 1 WHERE id = ID\"",
+    ),
+    _Promise(
+        "arguments",
+        "SELECT id FROM jobs WHERE arguments IS NULL AND id NOT IN (SELECT job_id FROM payloads WHERE kind = 'arguments')",
+        "the arguments are lost",
+        "put back a backup, or cancel it and enqueue it anew",
+    ),
+    _Promise(
+        "result",
+        "SELECT id FROM jobs WHERE state = 'completed' AND result IS NULL "
+        "AND id NOT IN (SELECT job_id FROM payloads WHERE kind = 'result')",
+        "completed, and the result is lost",
+        "put back a backup, or enqueue it anew",
+    ),
+    *map(_belongs_to_a_job, ("payloads", "chunks", "logs", "attempts")),
+)
+
+
+def check_file(path: Path) -> list[Finding]:
+    """Check a file without changing it; its rows only where its schema is the newest.
+
+    Raises: NotADatabase; another StoreError when it cannot be read.
+    """
+    with read_only(path) as connection:
+        try:
+            return _check(connection, path)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            return [_damage(str(error), path)]
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
+    version = migrate.version(connection)
+    if version is None and migrate.table_names(connection):
+        raise NotADatabase(f"{path} is a SQLite database, but not gpuqueue's: give another path")
+    lines = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
+    if lines or version != migrate.HEAD:
+        return [_damage(line, path) for line in lines]
+    connection.execute("BEGIN")
+    return list(contradictions(connection, path))
+
+
+def _damage(line: str, path: Path) -> Finding:
+    mend = (
+        "stop everything that uses it and put back a backup (`gpuqueue db backup` makes them); without one, save what can "
+        f"be read: sqlite3 {path} .recover | sqlite3 saved.db"
+    )
+    return Finding("sqlite", line, mend)
+
+
+def contradictions(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
+    """Yield where the rows contradict each other; wants a connection inside one read transaction."""
+    stored = {(queue, state): count for queue, state, count in connection.execute(_COUNTED)}
+    counters = connection.execute("SELECT queue, state, count FROM counters WHERE count <> 0")
+    counted = {(queue, state): count for queue, state, count in counters}
+    for queue, state in sorted(stored.keys() | counted.keys()):
+        there, told = stored.get((queue, state), 0), counted.get((queue, state), 0)
+        if there != told:
+            yield Finding(
+                "counters",
+                f"{told} {state} jobs of {queue} are counted, {there} are stored",
+                f"only what `gpuqueue status` shows is wrong; count anew: sqlite3 {path} "
+                f'"DELETE FROM counters; INSERT INTO counters {_COUNTED}"',
+            )
+    for promise in _PROMISES:
+        ids = sorted(row[0] for row in connection.execute(promise.broken_by))
+        if ids:
+            yield Finding(promise.check, f"{promise.detail}: {_named(ids)}", promise.mend.format(path=path))
+
+
+def _named(ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return f"jobs {', '.join(map(str, ids[:SHOWN_IDS]))}{more}"

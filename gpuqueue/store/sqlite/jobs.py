@@ -1,0 +1,308 @@
+"""Owns a job's life outside an attempt: enqueue, cancel, retry, expire, refuse, promote, size, prune; claims nothing.
+
+Every function takes the connection of a write transaction that its caller began.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from gpuqueue.domain.errors import StateError, UnknownJob
+from gpuqueue.domain.job import FINISHED, Demand, JobErrorRecord, State
+from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD, from_error
+
+DEMAND_CLASS_BYTES = 64 * 2**20
+NEVER_FITS = 2**62  # the demand class of what no device can take
+SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody waits long behind it
+_WAITING = "state IN ('scheduled', 'available', 'retryable')"
+# A reservation keeps its model, which its clean-up unloads; `release_device` then takes the model away too.
+_UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device IS NULL THEN '' ELSE demand_model END"
+RETRY = (
+    "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
+    f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, error = NULL, {_UNSIZE} WHERE id = ?"
+)
+CANCEL = "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?"
+ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
+
+
+_INSERTED = (
+    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
+    "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
+)  # fmt: skip
+INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
+# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds. Their arguments are inline.
+INSERT_PLAIN_JOB = (
+    "INSERT INTO jobs (queue, task, state, priority, enqueued_at, scheduled_at, max_attempts, arguments) "
+    "VALUES (?, ?, 'available', ?, ?, ?, ?, ?)"
+)
+
+
+# A job that is to be stored: the statement that inserts its row, the row, which begins with the queue, and arguments too
+# large to lie in it. A bare tuple, because every enqueue makes one.
+NewJob = tuple[str, tuple[Any, ...], str | None]
+
+
+def new_job(
+    queue: str,
+    task: str,
+    arguments: str,
+    now_us: int,
+    scheduled_at_us: int,
+    priority: int = 0,
+    max_attempts: int = 1,
+    timeout_s: float | None = None,
+    expires_at_us: int | None = None,
+    tags: tuple[str, ...] = (),
+    wanted_bytes: int | None = None,
+    wanted_device: str | None = None,
+    fallback: tuple[str, ...] = (),
+) -> NewJob:
+    """Word a job's insertion; times in microseconds, arguments as JSON text."""
+    is_inline = len(arguments) <= INLINE_BYTES
+    row = (
+        queue,
+        task,
+        "available" if scheduled_at_us <= now_us else "scheduled",
+        priority,
+        now_us,
+        scheduled_at_us,
+        expires_at_us,
+        max_attempts,
+        timeout_s,
+        arguments if is_inline else None,
+        json.dumps(tags) if tags else None,
+        wanted_bytes,
+        wanted_device,
+        json.dumps(fallback) if fallback else None,
+    )
+    return INSERT_JOB, row, None if is_inline else arguments
+
+
+class Statements(Protocol):
+    """What storing a job needs of a connection, which may be a caller's own."""
+
+    def execute(self, statement: str, values: tuple[Any, ...] = ..., /) -> Any: ...
+
+
+def insert_job(connection: Statements, job: NewJob) -> int:
+    """Store a job and return its id."""
+    statement, row, large_arguments = job
+    job_id = connection.execute(statement, row).lastrowid or 0
+    if large_arguments is not None:
+        connection.execute(PUT_PAYLOAD, (job_id, "arguments", large_arguments))
+    return int(job_id)
+
+
+def ensure_queue(connection: Statements, name: str) -> None:
+    """Make sure that the queue has a row."""
+    connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (name,))
+
+
+def cancel(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> State:
+    """Cancel a waiting job at once, ask a running one to stop, leave a finished one; returns the state before.
+
+    Raises: UnknownJob.
+    """
+    state, queue = _state_of(connection, job_id)
+    if state is State.RUNNING:
+        connection.execute(ASK_TO_STOP, (job_id,))
+    elif state not in FINISHED:
+        connection.execute(CANCEL, (now_us, job_id))
+        count_finished(connection, {(queue, "cancelled"): 1})
+    return state
+
+
+def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
+    """Make a discarded, cancelled or postponed job available again, its attempts and crashes counted anew.
+
+    Raises: UnknownJob; StateError when it runs, waits already, or completed.
+    """
+    state, queue = _state_of(connection, job_id)
+    if state not in (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED):
+        raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
+    connection.execute(RETRY, (now_us, job_id))
+    if state in FINISHED:
+        count_finished(connection, {(queue, str(state)): -1})
+
+
+def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> int:
+    """Make those of the jobs available again that are discarded; returns how many."""
+    retried: Counter[tuple[str, str]] = Counter()
+    for job_id in job_ids:
+        row = connection.execute("SELECT queue FROM jobs WHERE id = ? AND state = 'discarded'", (job_id,)).fetchone()
+        if row is not None:
+            connection.execute(RETRY, (now_us, job_id))
+            retried[row[0], "discarded"] -= 1
+    count_finished(connection, dict(retried))
+    return -sum(retried.values())
+
+
+def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> tuple[list[int], list[int]]:
+    """Cancel those of the jobs that wait and ask those that run to stop; returns the ids of (cancelled, asked)."""
+    cancelled: list[int] = []
+    asked: list[int] = []
+    counted: Counter[tuple[str, str]] = Counter()
+    for job_id in job_ids:
+        row = connection.execute("SELECT state, queue FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None or row[0] in FINISHED:
+            continue
+        if row[0] == State.RUNNING:
+            connection.execute(ASK_TO_STOP, (job_id,))
+            asked.append(job_id)
+        else:
+            connection.execute(CANCEL, (now_us, job_id))
+            cancelled.append(job_id)
+            counted[row[1], "cancelled"] += 1
+    count_finished(connection, dict(counted))
+    return cancelled, asked
+
+
+def move_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
+    """Promote and expire what is due, so that a claim sees it; returns the ids of the expired."""
+    promote_due(connection, now_us=now_us)
+    return expire_due(connection, now_us=now_us)
+
+
+def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
+    """Make scheduled and retryable jobs available whose time has come; returns how many.
+
+    Their place in the queue is their due time, so that a long postponed job is not sent to the end.
+    """
+    return connection.execute(
+        "UPDATE jobs SET state = 'available', waiting_for = NULL WHERE id IN (SELECT id FROM jobs "
+        "WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= ? ORDER BY scheduled_at LIMIT ?)",
+        (now_us, SCAN_LIMIT),
+    ).rowcount
+
+
+def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
+    """Make the jobs available that this backend's absence postponed, before those that came later; returns how many."""
+    return connection.execute(
+        "UPDATE jobs SET state = 'available', scheduled_at = enqueued_at, waiting_for = NULL "
+        "WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'",
+        (backend,),
+    ).rowcount
+
+
+def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
+    """Discard waiting jobs whose time to be useful has passed, with the code `expired`; returns their ids."""
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at <= ? "
+        f"AND {_WAITING} LIMIT ?",
+        (now_us, SCAN_LIMIT),
+    ).fetchall()
+    if rows:
+        _discard_all(
+            connection, rows, JobErrorRecord("expired", "it still waited when its time to be useful had passed"), now_us=now_us
+        )
+    return [row[0] for row in rows]
+
+
+def refuse_waiting(connection: sqlite3.Connection, queue: str, *, message: str, now_us: int) -> list[int]:
+    """Discard a queue's available jobs with the code `unavailable`; returns their ids."""
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE state = 'available' AND queue = ? LIMIT ?", (queue, SCAN_LIMIT)
+    ).fetchall()
+    if rows:
+        _discard_all(connection, rows, JobErrorRecord("unavailable", message), now_us=now_us)
+    return [row[0] for row in rows]
+
+
+def refuse_one(connection: sqlite3.Connection, job_id: int, *, message: str, now_us: int) -> bool:
+    """Discard one waiting job with the code `unavailable`; returns whether it still waited."""
+    row = connection.execute(f"SELECT id, queue FROM jobs WHERE id = ? AND {_WAITING}", (job_id,)).fetchone()
+    if row is None:
+        return False
+    _discard_all(connection, [row], JobErrorRecord("unavailable", message), now_us=now_us)
+    return True
+
+
+def set_demands(connection: sqlite3.Connection, demands: Iterable[tuple[int, Demand]], *, largest_bytes: int) -> None:
+    """Write what waiting jobs need of a device, which puts them into their demand class.
+
+    What is larger than every device's budget goes to a class of its own, so that it never stands before what fits.
+    """
+    connection.executemany(
+        "UPDATE jobs SET demand_model = ?, demand_bytes = ?, demand_class = ? WHERE id = ? AND state = 'available'",
+        [
+            (
+                demand.model,
+                demand.vram_bytes,
+                demand_class(demand.vram_bytes) if demand.vram_bytes <= largest_bytes else NEVER_FITS,
+                job_id,
+            )
+            for job_id, demand in demands
+        ],
+    )
+
+
+def demand_class(vram_bytes: int) -> int:
+    """The class of a demand: at least 1, because 0 means that the demand is not known yet."""
+    return 1 + vram_bytes // DEMAND_CLASS_BYTES
+
+
+def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
+    """Put one waiting job back into the class 'not known yet', after what sizes it has changed."""
+    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
+
+
+def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None:
+    """The same for the available jobs of a model, after its size became known; or of all, after the models there changed."""
+    which = "demand_model != ''" if model is None else "demand_model = ?"
+    connection.execute(
+        f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND {which}",
+        () if model is None else (model,),
+    )
+
+
+def forget_demands(connection: sqlite3.Connection) -> None:
+    """Put all unfinished jobs back into the class 'not known yet', after the settings that size them changed."""
+    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class > 0 AND ({_WAITING} OR state = 'running')")
+
+
+def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:
+    """Delete up to `limit` jobs of a finished state that finished before a time, with all that belongs to them.
+
+    The newest job stays, so that its id is never given again.
+    """
+    rows = connection.execute(
+        "SELECT id, queue FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ? AND device IS NULL "
+        "AND id < (SELECT max(id) FROM jobs) "
+        "ORDER BY finished_at LIMIT ?",
+        (before_us, str(state), limit),
+    ).fetchall()
+    ids = [(row[0],) for row in rows]
+    connection.executemany("DELETE FROM jobs WHERE id = ?", ids)
+    for table in ("payloads", "chunks", "logs", "attempts"):
+        connection.executemany(f"DELETE FROM {table} WHERE job_id = ?", ids)
+    removed = Counter((row[1], str(state)) for row in rows)
+    count_finished(connection, {key: -count for key, count in removed.items()})
+    return len(ids)
+
+
+def count_finished(connection: sqlite3.Connection, changes: dict[tuple[str, str], int]) -> None:
+    """Move the counters of finished jobs: {(queue, state): change}."""
+    connection.executemany(
+        "INSERT INTO counters (queue, state, count) VALUES (?, ?, ?) "
+        "ON CONFLICT (queue, state) DO UPDATE SET count = count + excluded.count",
+        [(queue, state, change) for (queue, state), change in changes.items()],
+    )
+
+
+def _state_of(connection: sqlite3.Connection, job_id: int) -> tuple[State, str]:
+    row = connection.execute("SELECT state, queue FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    return State(row[0]), row[1]
+
+
+def _discard_all(connection: sqlite3.Connection, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int) -> None:
+    connection.executemany(
+        "UPDATE jobs SET state = 'discarded', finished_at = ?, error = ? WHERE id = ?",
+        [(now_us, from_error(error), row[0]) for row in rows],
+    )
+    count_finished(connection, dict(Counter((row[1], "discarded") for row in rows)))

@@ -1,0 +1,338 @@
+"""Owns the end of attempts: finish, fail, give back, rescue, release a device; every write is fenced by the lease number.
+
+Every function takes the connection of a write transaction that its caller began. A write under a lease number that is
+no longer the job's changes nothing and says so.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from gpuqueue.domain.job import JobErrorRecord, Lease, Reservation, State
+from gpuqueue.domain.units import counted, from_us
+from gpuqueue.store.sqlite.events import record
+from gpuqueue.store.sqlite.jobs import count_finished
+from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
+
+COMPLETE = (
+    "UPDATE jobs SET state = 'completed', finished_at = ?, result = ?, error = NULL "
+    "WHERE id = ? AND lease = ? AND state = 'running'"
+)
+FINISH = (
+    "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 WHERE id = ? AND lease = ? AND state = 'running'"
+)
+POSTPONE = (
+    "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, "
+    "error = coalesce(?, error), waiting_for = ?, preemptions = preemptions + ? "
+    "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
+)
+# What a job would wait for may have come back while the attempt still ran: nobody would wake it then.
+CAME_BACK = (
+    "SELECT enqueued_at FROM jobs WHERE id = ? AND lease = ? AND EXISTS (SELECT 1 FROM events WHERE at >= jobs.started_at "
+    "AND name = 'backend_recovered' AND json_extract(data, '$.backend') = ?)"
+)
+RESERVATIONS = (
+    "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id, task, started_at, "
+    "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
+    "FROM jobs WHERE device IS NOT NULL"
+)
+RUNNING_OF = "SELECT id, lease, queue, task, attempt FROM jobs WHERE state = 'running' AND worker_id = ?"
+
+
+class Completed(NamedTuple):
+    """The attempt succeeded; `result` is JSON text."""
+
+    lease: Lease
+    result: str
+
+
+class Ended(NamedTuple):
+    """The job is over without a result: `state` is discarded or cancelled."""
+
+    lease: Lease
+    state: State
+    error: JobErrorRecord
+
+
+class Postponed(NamedTuple):
+    """The job goes back: available at `at_us`. `spent` counts the attempt.
+
+    `outcome` is retried, snoozed, released or preempted; the last two keep the job's place in its queue.
+    """
+
+    lease: Lease
+    outcome: str
+    at_us: int
+    spent: bool
+    error: JobErrorRecord | None = None
+    waiting_for: str | None = None
+
+
+Outcome = Completed | Ended | Postponed
+
+
+class Rescued(NamedTuple):
+    """A job that a dead worker ran, as it is now; `lease` is its new lease number."""
+
+    job_id: int
+    lease: int
+    queue: str
+    task: str
+    state: State
+    crashes: int
+
+
+class Rescue(NamedTuple):
+    """What a dead worker left: the jobs that it ran, and the device reservations that the rescuer must clean up."""
+
+    jobs: tuple[Rescued, ...]
+    orphans: tuple[Reservation, ...]
+
+
+def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_us: int) -> list[Lease]:
+    """Write how attempts ended; returns the leases that were no longer held, for which nothing was changed."""
+    late: list[Lease] = []
+    counted: Counter[tuple[str, str]] = Counter()
+    completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+    rows = [_completed_row(outcome, now_us) for outcome in completed]
+    if completed and connection.executemany(COMPLETE, rows).rowcount == len(completed):
+        for outcome in completed:
+            counted[outcome.lease.queue, "completed"] += 1
+    else:
+        # Some lease was lost: ask which rows carry this very completion.
+        for outcome in completed:
+            if connection.execute(
+                "SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'completed' AND finished_at = ?",
+                (outcome.lease.job_id, outcome.lease.lease, now_us),
+            ).fetchone():
+                counted[outcome.lease.queue, "completed"] += 1
+            else:
+                late.append(outcome.lease)
+    lost = {(lease.job_id, lease.lease) for lease in late}
+    for outcome in completed:
+        if len(outcome.result) > INLINE_BYTES and (outcome.lease.job_id, outcome.lease.lease) not in lost:
+            put_payload(connection, outcome.lease.job_id, "result", outcome.result)
+    for other in outcomes:
+        if isinstance(other, Completed):
+            continue
+        state = (
+            _end(connection, other, now_us=now_us) if isinstance(other, Ended) else _postpone(connection, other, now_us=now_us)
+        )
+        if state is None:
+            late.append(other.lease)
+        elif state in (State.CANCELLED, State.DISCARDED):
+            counted[other.lease.queue, str(state)] += 1
+    if counted:
+        count_finished(connection, dict(counted))
+    return late
+
+
+def _completed_row(outcome: Completed, now_us: int) -> tuple[int, str | None, int, int]:
+    inline = outcome.result if len(outcome.result) <= INLINE_BYTES else None
+    return (now_us, inline, outcome.lease.job_id, outcome.lease.lease)
+
+
+def _end(connection: sqlite3.Connection, outcome: Ended, *, now_us: int) -> State | None:
+    lease = outcome.lease
+    row = (str(outcome.state), now_us, from_error(outcome.error), lease.job_id, lease.lease)
+    if connection.execute(FINISH, row).rowcount == 0:
+        return None
+    _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, str(outcome.state), outcome.error, now_us=now_us)
+    return outcome.state
+
+
+def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int) -> State | None:
+    lease = outcome.lease
+    state = State.AVAILABLE if outcome.at_us <= now_us else State.RETRYABLE
+    error = None if outcome.error is None else from_error(outcome.error)
+    # What was given back through no doing of its own keeps its place in the queue.
+    at_us = None if outcome.outcome in ("released", "preempted") else outcome.at_us
+    preempted = int(outcome.outcome == "preempted")
+    waiting_for = outcome.waiting_for
+    if waiting_for is not None:
+        back = connection.execute(CAME_BACK, (lease.job_id, lease.lease, waiting_for)).fetchone()
+        if back is not None:
+            state, at_us, waiting_for = State.AVAILABLE, back[0], None
+    row = (str(state), at_us, 0 if outcome.spent else 1, error, waiting_for, preempted, lease.job_id, lease.lease)
+    if connection.execute(POSTPONE, row).rowcount == 0:
+        # A cancel that came while it ran ends what would otherwise go on.
+        cancelled = JobErrorRecord("cancelled", "cancelled while it ran")
+        return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
+    _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
+    return state
+
+
+def _note_attempt(
+    connection: sqlite3.Connection,
+    job_id: int,
+    lease: int,
+    attempt: int,
+    outcome: str,
+    error: JobErrorRecord | None,
+    *,
+    now_us: int,
+) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO attempts "
+        "(job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error, numbers) "
+        "SELECT id, ?, ?, ?, started_at, ?, worker_id, device, ?, "
+        "CASE WHEN output_tokens > 0 THEN json_object('output_tokens', output_tokens) END FROM jobs WHERE id = ?",
+        (lease, attempt, outcome, now_us, None if error is None else from_error(error), job_id),
+    )
+
+
+def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
+    """Free the device that a job's ended attempt had reserved, after its clean-up; returns False when the lease is lost."""
+    return (
+        connection.execute(
+            "UPDATE jobs SET device = NULL, reserved_bytes = 0, "
+            "demand_model = CASE WHEN demand_class = 0 THEN '' ELSE demand_model END "
+            "WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'",
+            (job_id, lease),
+        ).rowcount
+        == 1
+    )
+
+
+class Report(NamedTuple):
+    """What a running attempt says: output, log lines as (time in microseconds, message), and how far it is."""
+
+    job_id: int
+    lease: int
+    text: str = ""
+    lines: Sequence[tuple[int, str]] = ()
+    progress: tuple[float, str] | None = None
+    output_tokens: int | None = None
+    output_lease: int | None = None  # under which the output began, where this attempt continues an earlier one's
+
+
+def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
+    """Write what running attempts say; what a lost lease says is dropped."""
+    connection.executemany(
+        "INSERT INTO chunks (job_id, seq, lease, content) "
+        "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, coalesce(?, lease), ? "
+        "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
+        [(item.output_lease, item.text, item.job_id, item.lease) for item in reports if item.text],
+    )
+    connection.executemany(
+        "INSERT INTO logs (job_id, seq, lease, at, message) "
+        "SELECT id, coalesce((SELECT max(seq) FROM logs WHERE job_id = jobs.id), 0) + 1, lease, ?, ? "
+        "FROM jobs WHERE id = ? AND lease = ? AND state = 'running'",
+        [(at_us, message, item.job_id, item.lease) for item in reports for at_us, message in item.lines],
+    )
+    connection.executemany(
+        "UPDATE jobs SET progress = ?, progress_note = ? WHERE id = ? AND lease = ? AND state = 'running'",
+        [(*item.progress, item.job_id, item.lease) for item in reports if item.progress is not None],
+    )
+    connection.executemany(
+        "UPDATE jobs SET output_tokens = ? WHERE id = ? AND lease = ? AND state = 'running'",
+        [(item.output_tokens, item.job_id, item.lease) for item in reports if item.output_tokens is not None],
+    )
+
+
+def abandoned_by(connection: sqlite3.Connection) -> list[str]:
+    """Return workers that have no row any more, but still hold running jobs or device reservations."""
+    rows = connection.execute(
+        "SELECT worker_id FROM jobs WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM workers) "
+        "UNION SELECT worker_id FROM jobs WHERE device IS NOT NULL AND worker_id NOT IN (SELECT id FROM workers)"
+    )
+    return [worker_id for (worker_id,) in rows]
+
+
+def reservations(connection: sqlite3.Connection) -> list[Reservation]:
+    """Return every device reservation, running or waiting for its clean-up."""
+    return [
+        Reservation(
+            job_id=id_,
+            lease=lease,
+            queue=queue,
+            model=model,
+            device=device,
+            reserved_bytes=taken,
+            running=bool(running),
+            worker_id=worker_id,
+            task=task,
+            started_at=None if started_at is None else from_us(started_at),
+            preemptible=bool(preemptible),
+            preempt_requested=bool(asked),
+            preemptions=preemptions,
+            output_tokens=tokens,
+            output_limit=limit if isinstance(limit, int) and limit > 0 else None,
+        )
+        for (
+            id_, lease, queue, model, device, taken, running, worker_id, task, started_at,
+            preemptible, asked, preemptions, tokens, limit,
+        ) in connection.execute(RESERVATIONS).fetchall()
+    ]  # fmt: skip
+
+
+def request_preemption(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
+    """Ask a running attempt to make room; returns False when it has ended, or was asked already."""
+    return (
+        connection.execute(
+            "UPDATE jobs SET preempt_lease = lease "
+            "WHERE id = ? AND lease = ? AND state = 'running' AND preempt_lease IS NOT lease",
+            (job_id, lease),
+        ).rowcount
+        == 1
+    )
+
+
+def rescue(
+    connection: sqlite3.Connection,
+    dead_worker: str,
+    *,
+    by_worker: str,
+    executing: Collection[int] | None,
+    proof: str,
+    max_crashes: int,
+    now_us: int,
+) -> Rescue:
+    """Take back everything a dead worker held, under new lease numbers.
+
+    Running jobs become available, their attempts unspent. `executing` are the jobs that it executed when it died (None:
+    not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
+    """
+    connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,))
+    discarded: Counter[tuple[str, str]] = Counter()
+    jobs = []
+    for job_id, lease, queue, task, attempt in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
+        crashed = executing is None or job_id in executing
+        error = JobErrorRecord("crashed", f"worker {dead_worker} died ({proof})") if crashed else None
+        crashes, cancel = connection.execute(
+            "SELECT crashes + ?, cancel_requested FROM jobs WHERE id = ?", (int(crashed), job_id)
+        ).fetchone()
+        state, finished_at = State.AVAILABLE, None
+        if cancel:
+            state, finished_at = State.CANCELLED, now_us
+        elif crashes >= max_crashes:
+            state, finished_at = State.DISCARDED, now_us
+            error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it, the last was {dead_worker}")
+        if finished_at is not None:
+            discarded[queue, str(state)] += 1
+        _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)
+        connection.execute(
+            "UPDATE jobs SET state = ?, finished_at = ?, crashes = ?, attempt = attempt - 1, lease = lease + 1, "
+            "error = coalesce(?, error), cancel_requested = 0 WHERE id = ?",
+            (str(state), finished_at, crashes, None if error is None else from_error(error), job_id),
+        )
+        record(
+            connection,
+            "lease_rescued",
+            at_us=now_us,
+            job_id=job_id,
+            queue=queue,
+            data={"worker": dead_worker, "by": by_worker, "proof": proof, "crashes": crashes},
+        )
+        jobs.append(Rescued(job_id, lease + 1, queue, task, state, crashes))
+    count_finished(connection, dict(discarded))
+    orphans = [item for item in reservations(connection) if item.worker_id == dead_worker]
+    for item in orphans:
+        # An attempt that had finished but was not cleaned up keeps its lease number so far: fence its clean-up too.
+        connection.execute("UPDATE jobs SET worker_id = ?, lease = lease + 1 WHERE id = ?", (by_worker, item.job_id))
+    taken = {item.job_id for item in orphans}
+    mine = tuple(item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in taken)
+    return Rescue(tuple(jobs), mine)

@@ -1,0 +1,430 @@
+"""Owns reads: jobs, counts, timelines, and the rows of the view; changes nothing.
+
+Every function takes a connection; those that read several tables want it inside one read transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from gpuqueue.domain.errors import UnknownJob
+from gpuqueue.domain.job import (
+    FINISHED,
+    WAITING,
+    Backend,
+    DeviceProcess,
+    Hold,
+    Job,
+    LogLine,
+    PartialOutput,
+    Pause,
+    QueueSettings,
+    Reading,
+    Resident,
+    RunningJob,
+    State,
+    Work,
+    WorkerInfo,
+)
+from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
+from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
+
+FAR = 10_000  # the jobs before one are counted up to here
+FEW = 5_000  # jobs that are sorted in no time
+MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
+RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
+
+
+def get_job(connection: sqlite3.Connection, job_id: int) -> Job:
+    """Return one job. Raises: UnknownJob."""
+    row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    return to_job(connection, row)
+
+
+def list_jobs(
+    connection: sqlite3.Connection,
+    *,
+    queue: str | None,
+    state: State | None,
+    limit: int,
+    after: int | None = None,
+    before: int | None = None,
+) -> list[Job]:
+    """Return jobs, the newest first: those that follow the id `after`, or those that lead to the id `before`."""
+    selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
+    rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {selected} LIMIT ?", (*values, limit)).fetchall()
+    return [to_job(connection, row) for row in (rows if before is None else reversed(rows))]
+
+
+def newest(
+    connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None, before: int | None = None
+) -> tuple[str, list[Any]]:
+    """Word which jobs a list shows, the newest first, those before an id backwards: WHERE and ORDER BY, and their values."""
+    conditions = [f"state = '{State(state)}'"] if state is not None else []
+    for together in (("cancelled", "discarded"), ("scheduled", "retryable")):
+        if state in together:
+            conditions.append(f"state IN {together}")  # as the index of these states spells it
+    values: list[Any] = []
+    if queue is not None:
+        conditions.append("queue = ?")
+        values.append(queue)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    order = "id"
+    if state in (*WAITING, State.RUNNING):
+        # Few of them, and old ones, would be looked for among all jobs; the state's own index has them at once, in another order.
+        counted = f"SELECT count(*) FROM (SELECT 1 FROM jobs {where} LIMIT ?)"
+        if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
+            order = "+id"
+    for compared, job_id in (("<", after), (">", before)):
+        if job_id is not None:
+            where = f"{where} AND {order} {compared} ?" if where else f"WHERE {order} {compared} ?"
+            values.append(job_id)
+    return f"{where} ORDER BY {order} {'DESC' if before is None else 'ASC'}", values
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a waiting caller needs of a job: its state and, once finished, its result (JSON text) or error."""
+
+    state: State
+    result: str | None
+    error: Any
+    expires_at_us: int | None
+    queue: str
+    lease: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in FINISHED
+
+
+def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
+    """Return how a job stands, with its result when it has one. Raises: UnknownJob."""
+    row = connection.execute(RESULT, (job_id,)).fetchone()
+    if row is None:
+        raise UnknownJob(job_id)
+    state, result, error, expires_at, queue, lease = row
+    if state == "completed" and result is None:
+        result = get_payload(connection, job_id, "result")
+    return Ending(State(state), result, to_error(error), expires_at, queue, lease)
+
+
+def chunks_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[tuple[int, int, str]]:
+    """Return a job's output after a sequence number: [(seq, lease, text)]."""
+    return connection.execute(
+        "SELECT seq, lease, content FROM chunks WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq)
+    ).fetchall()
+
+
+def partial_output(connection: sqlite3.Connection, job_id: int) -> PartialOutput | None:
+    """Return what a job had written when its latest attempt was interrupted through no doing of its own, None else."""
+    row = connection.execute("SELECT outcome FROM attempts WHERE job_id = ? ORDER BY lease DESC LIMIT 1", (job_id,)).fetchone()
+    if row is None or row[0] not in ("preempted", "released"):
+        return None
+    (lease,) = connection.execute("SELECT max(lease) FROM chunks WHERE job_id = ?", (job_id,)).fetchone()
+    if lease is None:
+        return None
+    texts = connection.execute("SELECT content FROM chunks WHERE job_id = ? AND lease = ? ORDER BY seq", (job_id, lease))
+    text = "".join(content for (content,) in texts)
+    (tokens,) = connection.execute(
+        "SELECT coalesce(sum(json_extract(numbers, '$.output_tokens')), 0) FROM attempts WHERE job_id = ? AND lease >= ?",
+        (job_id, lease),
+    ).fetchone()
+    return PartialOutput(lease, text, tokens)
+
+
+def logs_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[LogLine]:
+    """Return a job's log lines after a sequence number."""
+    rows = connection.execute("SELECT seq, lease, at, message FROM logs WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq))
+    return [LogLine(number, lease, from_us(at), message) for number, lease, at, message in rows]
+
+
+def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
+    """Count jobs: {queue: {state: number}}, only what is not zero; finished ones as long as they are kept."""
+    found: dict[str, dict[str, int]] = {name: {} for (name,) in connection.execute("SELECT name FROM queues ORDER BY name")}
+    statements = (
+        "SELECT queue, 'available', count(*) FROM jobs WHERE state = 'available' GROUP BY queue",
+        "SELECT queue, state, count(*) FROM jobs WHERE state IN ('scheduled', 'retryable') GROUP BY queue, state",
+        "SELECT queue, 'running', count(*) FROM jobs WHERE state = 'running' GROUP BY queue",
+        "SELECT queue, state, count FROM counters WHERE count > 0",
+    )
+    for statement in statements:
+        for queue, state, count in connection.execute(statement):
+            found.setdefault(queue, {})[state] = count
+    return found
+
+
+def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
+    """Return a job's interrupted attempts, oldest first.
+
+    Each is a dict with attempt, lease, outcome, started_at, finished_at, worker, device and error.
+    """
+    rows = connection.execute(
+        "SELECT attempt, lease, outcome, started_at, finished_at, worker_id, device, error FROM attempts "
+        "WHERE job_id = ? ORDER BY lease",
+        (job_id,),
+    )
+    return [
+        {
+            "attempt": attempt,
+            "lease": lease,
+            "outcome": outcome,
+            "started_at": None if started_at is None else from_us(started_at),
+            "finished_at": from_us(finished_at),
+            "worker": worker,
+            "device": device,
+            "error": to_error(error),
+        }
+        for attempt, lease, outcome, started_at, finished_at, worker, device, error in rows
+    ]
+
+
+def rate_levels(connection: sqlite3.Connection) -> dict[str, tuple[float, datetime]]:
+    """Return how many jobs each queue's rate let begin at a moment: {queue: (level, moment)}."""
+    rows = connection.execute("SELECT name, rate_level, rate_at FROM queues WHERE rate_at IS NOT NULL")
+    return {name: (level, from_us(at)) for name, level, at in rows}
+
+
+def queue_names(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM queues")}
+
+
+def configuration(connection: sqlite3.Connection) -> Mapping[str, Any] | None:
+    """Return the settings that the workers agreed on, or None before the first worker."""
+    row = connection.execute("SELECT settings FROM configuration WHERE id = 1").fetchone()
+    if row is None:
+        return None
+    settings: Mapping[str, Any] = json.loads(row[0])
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker as stored; whether it lives is for the caller to find out."""
+
+    info: WorkerInfo
+    runtime_dir: str
+
+
+def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
+    """Return the workers, `alive` meaning only that their lease has not ended."""
+    rows = connection.execute(
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
+    )
+    return [
+        WorkerRow(
+            WorkerInfo(
+                id=id_,
+                host=host,
+                pid=pid,
+                queues=None if queues is None else tuple(json.loads(queues)),
+                started_at=from_us(started_at),
+                expires_at=from_us(expires_at),
+                digest=digest,
+                alive=expires_at > now_us,
+                holds=_published(holds),
+            ),
+            runtime_dir,
+        )
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds in rows.fetchall()
+    ]
+
+
+def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
+    return {
+        queue: tuple(
+            Hold(reason, detail, None if until is None else from_us(until), plugin=plugin)
+            for reason, detail, until, plugin in holds
+        )
+        for queue, holds in json.loads(text or "{}").items()
+    }
+
+
+def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
+    """Return the manual pauses in force: {queue: pause}."""
+    rows = connection.execute(
+        "SELECT name, paused_by, pause_reason, paused_at, paused_until FROM queues "
+        "WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)",
+        (now_us,),
+    )
+    return {
+        name: Pause(by or "", reason or "", from_us(at), None if until is None else from_us(until))
+        for name, by, reason, at, until in rows
+    }
+
+
+def noted_reasons(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Return the reasons that a worker noted when it last saw a queue held: {queue: reasons}."""
+    rows = connection.execute("SELECT name, holds FROM queues WHERE holds IS NOT NULL AND holds != '[]'")
+    return {name: tuple(json.loads(reasons)) for name, reasons in rows}
+
+
+def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
+    """Return the state of each backend that was ever asked; its url is for the caller to add."""
+    rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error, models FROM backends")
+    return {
+        name: Backend(
+            name=name,
+            url="",
+            available=bool(available),
+            failures=failures,
+            since=None if since is None else from_us(since),
+            retry_at=None if retry_at is None else from_us(retry_at),
+            checked_at=None if checked_at is None else from_us(checked_at),
+            error=error or "",
+            models=None if models is None else json.loads(models),
+        )
+        for name, available, failures, since, retry_at, checked_at, error, models in rows
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What a device was last seen to be, and the last model that was loaded for a job."""
+
+    reading: Reading | None = None
+    residents: tuple[Resident, ...] = ()
+    model: str = ""
+    model_since: datetime | None = None
+
+
+def device_sightings(connection: sqlite3.Connection) -> dict[str, Sighting]:
+    """Return what is known of each device: {device: sighting}."""
+    found = {}
+    rows = connection.execute("SELECT name, reading, residents, model, model_since FROM devices")
+    for name, reading, residents, model, since in rows:
+        values = json.loads(reading) if reading else None
+        found[name] = Sighting(
+            None if values is None else _reading(values),
+            tuple(Resident(**resident) for resident in json.loads(residents or "[]")),
+            model or "",
+            None if since is None else from_us(since),
+        )
+    return found
+
+
+def _reading(values: Mapping[str, Any]) -> Reading:
+    processes = values.get("processes")
+    return Reading(
+        **{
+            **values,
+            "at": from_us(values["at"]),
+            "processes": None if processes is None else tuple(DeviceProcess(**process) for process in processes),
+        }
+    )
+
+
+def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
+    """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY."""
+    running = connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0]
+    pairs: Iterable[tuple[str, int]] = classes(connection, queue.name, largest_bytes=largest_bytes) if queue.gpu else [("", 0)]
+    waiting = 0
+    for model, size in pairs:
+        waiting += connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
+            "AND demand_class = ? LIMIT ?)",
+            (queue.name, model, size, MANY - waiting),
+        ).fetchone()[0]
+        if waiting >= MANY:
+            break
+    return running, waiting
+
+
+# In the order of the claim index: those of a higher priority, then those of the same that came earlier.
+_OF_CLASS = "state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ?"
+FIRST_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority > ? LIMIT ?"
+EARLIER_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority = ? AND (scheduled_at, id) < (?, ?) LIMIT ?"
+LAST_WAITING = (
+    f"SELECT priority, scheduled_at, id FROM jobs WHERE {_OF_CLASS} ORDER BY priority, scheduled_at DESC, id DESC LIMIT 1"
+)
+
+
+def work_ahead(connection: sqlite3.Connection, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
+    """Return a queue's available jobs that come before a job of this or another queue, or all; of at most FAR jobs.
+
+    Left out is what no device could take.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for model, size in classes(connection, queue, largest_bytes=largest_bytes):
+        if before is None:
+            asked: list[tuple[str, tuple[Any, ...]]] = [(FIRST_AHEAD, (-sys.maxsize,))]
+        else:
+            earlier = (before.priority, to_us(before.scheduled_at), before.id)
+            asked = [(FIRST_AHEAD, (before.priority,)), (EARLIER_AHEAD, earlier)]
+        for statement, values in asked:
+            rows = connection.execute(statement, (queue, model, size, *values, FAR - found.total()))
+            found.update((task, model) for (task,) in rows)
+    return [Work(queue, task, model, count) for (task, model), count in found.items()]
+
+
+def last_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:
+    """Return the available job of a queue that comes last, None when none waits that a device could take."""
+    last = [
+        connection.execute(LAST_WAITING, (queue, model, size)).fetchone()
+        for model, size in classes(connection, queue, largest_bytes=largest_bytes)
+    ]
+    found = max(((-priority, at, job_id) for priority, at, job_id in filter(None, last)), default=None)
+    return None if found is None else get_job(connection, found[2])
+
+
+def running_jobs(connection: sqlite3.Connection, queue: str) -> list[RunningJob]:
+    """Return running jobs of a queue, at most MANY."""
+    rows = connection.execute(
+        "SELECT id, task, started_at FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, MANY)
+    )
+    return [RunningJob(job_id, task, None if at is None else from_us(at)) for job_id, task, at in rows]
+
+
+def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int]:
+    """Return the ids of the discarded jobs of one queue, or of all, the oldest first."""
+    # As the index `jobs_unsuccessful` spells it.
+    statement = "SELECT id FROM jobs WHERE state = 'discarded' AND state IN ('cancelled', 'discarded')"
+    if queue is None:
+        return [row[0] for row in connection.execute(f"{statement} ORDER BY id")]
+    return [row[0] for row in connection.execute(f"{statement} AND queue = ? ORDER BY id", (queue,))]
+
+
+def unfinished_ids(connection: sqlite3.Connection, queue: str) -> list[int]:
+    """Return the ids of a queue's running and waiting jobs, those that run first; wants one read transaction."""
+    states = ("state = 'running'", "state = 'available'", "state IN ('scheduled', 'retryable')")
+    return [
+        row[0] for state in states for row in connection.execute(f"SELECT id FROM jobs WHERE {state} AND queue = ?", (queue,))
+    ]
+
+
+def prunable_count(connection: sqlite3.Connection, state: State, *, before_us: int) -> int:
+    """Count the finished jobs of a state that finished before a time."""
+    found: int = connection.execute(
+        "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ?", (before_us, str(state))
+    ).fetchone()[0]
+    return found
+
+
+def stop_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int, bool]]:
+    """Return what a worker runs and must stop, as (job, lease, whether a person cancelled it); else it is to make room."""
+    rows = connection.execute(
+        "SELECT id, lease, cancel_requested FROM jobs WHERE state = 'running' AND worker_id = ? "
+        "AND (cancel_requested = 1 OR preempt_lease = lease)",
+        (worker_id,),
+    )
+    return [(job_id, lease, bool(cancelled)) for job_id, lease, cancelled in rows]
+
+
+def next_due_us(connection: sqlite3.Connection) -> int | None:
+    """Return when the next scheduled, retryable or expiring job is due."""
+    row = connection.execute("SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')").fetchone()
+    expiring = connection.execute(
+        "SELECT min(expires_at) FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND state <> 'running'"
+    ).fetchone()
+    times = [value for (value,) in (row, expiring) if value is not None]
+    return min(times) if times else None

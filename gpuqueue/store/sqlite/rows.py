@@ -1,0 +1,126 @@
+"""Owns the translation between rows and domain objects, and where JSON is kept; runs no decision.
+
+JSON past INLINE_BYTES lies in `payloads`, because every update of a job rewrites its row.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from gpuqueue.domain.errors import PayloadError
+from gpuqueue.domain.job import Job, JobErrorRecord, State
+from gpuqueue.domain.units import format_size, from_us
+
+INLINE_BYTES = 1000
+NO_ARGUMENTS = "{}"
+PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)"
+
+_encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
+# What `encode` makes anew for each value, at the cost of encoding a small one; None without the C accelerator.
+_make_chunks = getattr(json.encoder, "c_make_encoder", None)
+_chunks = _make_chunks and _make_chunks(
+    None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
+
+
+def to_json(value: Any, limit_bytes: int, what: str) -> str:
+    """Encode a value that must be JSON.
+
+    Raises: PayloadError, naming `what`, when the value is not JSON or takes more than `limit_bytes`.
+    """
+    try:
+        text = "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(f"{what} must be JSON (text, numbers, booleans, None, lists, dicts with text keys): {error}") from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: JSON has it as an escape, and SQLite's texts do not
+            text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    # A character takes at most 4 bytes, so most texts need no second encoding to be measured.
+    if len(text) * 4 > limit_bytes and (size := len(text.encode())) > limit_bytes:
+        raise PayloadError(
+            f"{format_size(size)} of JSON in {what}, the limit is {format_size(limit_bytes)} (max_payload). "
+            "Store it in a file and pass its path"
+        )
+    return text
+
+
+def put_payload(connection: sqlite3.Connection, job_id: int, kind: str, text: str) -> None:
+    connection.execute(PUT_PAYLOAD, (job_id, kind, text))
+
+
+def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str | None:
+    row = connection.execute("SELECT content FROM payloads WHERE job_id = ? AND kind = ?", (job_id, kind)).fetchone()
+    return None if row is None else row[0]
+
+
+JOB_COLUMNS = (
+    "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
+    "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
+    "cancel_requested, arguments, tags, error, progress, progress_note, "
+    "wanted_bytes, wanted_device, fallback, preemptions, output_tokens"
+)
+
+
+def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
+    """Make a Job from a row of JOB_COLUMNS, fetching arguments that lie in payloads."""
+    (
+        id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
+        finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
+        cancel_requested, arguments, tags, error, progress, progress_note,
+        wanted_bytes, wanted_device, fallback, preemptions, output_tokens,
+    ) = row  # fmt: skip
+    return Job(
+        id=id_,
+        queue=queue,
+        task=task,
+        state=State(state),
+        priority=priority,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        lease=lease,
+        crashes=crashes,
+        enqueued_at=from_us(enqueued_at),
+        scheduled_at=from_us(scheduled_at),
+        started_at=None if started_at is None else from_us(started_at),
+        finished_at=None if finished_at is None else from_us(finished_at),
+        expires_at=None if expires_at is None else from_us(expires_at),
+        timeout_s=timeout_s,
+        worker_id=worker_id,
+        model=model,
+        demand_bytes=demand_bytes,
+        device=device,
+        reserved_bytes=reserved_bytes,
+        waiting_for=waiting_for,
+        cancel_requested=bool(cancel_requested),
+        arguments=load_arguments(connection, id_, arguments),
+        tags=tuple(json.loads(tags)) if tags else (),
+        error=to_error(error),
+        progress=progress,
+        progress_note=progress_note or "",
+        wanted_bytes=wanted_bytes,
+        wanted_device=wanted_device,
+        fallback=tuple(json.loads(fallback)) if fallback else (),
+        preemptions=preemptions,
+        output_tokens=output_tokens,
+    )
+
+
+def load_arguments(connection: sqlite3.Connection, job_id: int, inline: str | None) -> Mapping[str, Any]:
+    if inline == NO_ARGUMENTS:
+        return {}
+    text = inline if inline is not None else get_payload(connection, job_id, "arguments")
+    arguments: dict[str, Any] = json.loads(text or NO_ARGUMENTS)
+    return arguments
+
+
+def to_error(text: str | None) -> JobErrorRecord | None:
+    return None if text is None else JobErrorRecord(**json.loads(text))
+
+
+def from_error(error: JobErrorRecord) -> str:
+    return json.dumps({"code": error.code, "message": error.message[:4000], "traceback": error.traceback[-8000:]})

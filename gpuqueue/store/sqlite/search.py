@@ -1,0 +1,53 @@
+"""Owns finding jobs by the name of their task, a bounded number of rows at a time; changes nothing.
+
+No index has the tasks' names: it would cost every job that is stored, for the few times that a person searches.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import NamedTuple
+
+from gpuqueue.domain.job import Job, State
+from gpuqueue.store.sqlite.queries import get_job, newest
+
+__all__ = ["LOOKED_AT", "Found", "by_task"]
+
+LOOKED_AT = 20_000  # jobs in one call: about 20 ms
+
+
+class Found(NamedTuple):
+    """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
+
+    jobs: list[Job]
+    looked_to: int | None
+
+
+def by_task(
+    connection: sqlite3.Connection,
+    text: str,
+    *,
+    queue: str | None = None,
+    state: State | None = None,
+    limit: int,
+    after: int | None = None,
+    before: int | None = None,
+) -> Found:
+    """Find the jobs next to an id, else the newest, whose task's name has a text in it, in any case of its letters.
+
+    Wants one read transaction.
+    """
+    selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
+    wanted = text.casefold()
+    found: list[Job] = []
+    seen_count, last = 0, None
+    rows = connection.execute(f"SELECT id, task FROM jobs {selected} LIMIT ?", (*values, LOOKED_AT + 1))
+    for job_id, task in rows:
+        if len(found) == limit or seen_count == LOOKED_AT:
+            break
+        seen_count, last = seen_count + 1, job_id
+        if wanted in task.casefold():
+            found.append(get_job(connection, job_id))
+    else:
+        last = None
+    return Found(found if before is None else found[::-1], last)

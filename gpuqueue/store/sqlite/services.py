@@ -1,0 +1,75 @@
+"""Owns the rows of services: which worker does what only one of all does, and what it says of it; runs nothing.
+
+Every function takes a connection; those that change something that of a write transaction which its caller began.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from gpuqueue.domain.job import ServiceInfo
+from gpuqueue.domain.units import from_us
+
+HELD = (
+    "SELECT 1 FROM services JOIN workers ON workers.id = services.worker_id "
+    "WHERE services.name = ? AND services.worker_id <> ? AND services.expires_at > ? AND workers.expires_at > ?"
+)
+
+
+def is_held(connection: sqlite3.Connection, name: str, *, by_other_than: str, now_us: int) -> bool:
+    """Say whether another worker, one that lives, has the service."""
+    return connection.execute(HELD, (name, by_other_than, now_us, now_us)).fetchone() is not None
+
+
+def take(connection: sqlite3.Connection, name: str, worker_id: str, *, expires_at_us: int, now_us: int) -> int | None:
+    """Begin to do what the service does; returns the new term, None when another worker does it."""
+    if is_held(connection, name, by_other_than=worker_id, now_us=now_us):
+        return None
+    connection.execute(
+        "INSERT INTO services (name, worker_id, term, since, expires_at) VALUES (?, ?, 1, ?, ?) ON CONFLICT (name) DO UPDATE "
+        "SET worker_id = excluded.worker_id, term = term + 1, since = excluded.since, expires_at = excluded.expires_at",
+        (name, worker_id, now_us, expires_at_us),
+    )
+    term: int = connection.execute("SELECT term FROM services WHERE name = ?", (name,)).fetchone()[0]
+    return term
+
+
+def extend(connection: sqlite3.Connection, name: str, term: int, *, expires_at_us: int) -> bool:
+    """Go on; returns False when another worker took the service over."""
+    statement = "UPDATE services SET expires_at = ? WHERE name = ? AND term = ? AND worker_id IS NOT NULL"
+    return connection.execute(statement, (expires_at_us, name, term)).rowcount == 1
+
+
+def release(connection: sqlite3.Connection, name: str, term: int) -> None:
+    """Leave the service to others."""
+    connection.execute("UPDATE services SET worker_id = NULL, expires_at = NULL WHERE name = ? AND term = ?", (name, term))
+
+
+def note(connection: sqlite3.Connection, name: str, term: int, status: Mapping[str, Any], *, now_us: int) -> bool:
+    """Write what a service says of itself; returns False when another worker took it over."""
+    statement = "UPDATE services SET status = ?, noted_at = ? WHERE name = ? AND term = ?"
+    return connection.execute(statement, (json.dumps(status), now_us, name, term)).rowcount == 1
+
+
+def services(connection: sqlite3.Connection, *, now_us: int) -> list[ServiceInfo]:
+    """Return every service that a worker ever ran, by name."""
+    rows = connection.execute(
+        "SELECT services.name, workers.id, term, since, services.expires_at, status, noted_at FROM services LEFT JOIN workers "
+        "ON workers.id = services.worker_id AND workers.expires_at > ? AND services.expires_at > ? ORDER BY services.name",
+        (now_us, now_us),
+    )
+    return [
+        ServiceInfo(
+            name=name,
+            worker_id=worker_id,
+            term=term,
+            since=None if since is None else from_us(since),
+            expires_at=None if expires_at is None else from_us(expires_at),
+            status=json.loads(status or "{}"),
+            noted_at=None if noted_at is None else from_us(noted_at),
+        )
+        for name, worker_id, term, since, expires_at, status, noted_at in rows
+    ]

@@ -1,0 +1,209 @@
+"""Owns the write lock: a fair wait for it, and one transaction for all threads that want it at once; knows no table.
+
+A thread that finds the writer taken leaves its work to the holder, which runs all waiting work in one transaction, each
+in a savepoint of its own (flat combining): a failing work fails alone, a failing COMMIT fails all of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpuqueue.domain.errors import StoreBusy
+from gpuqueue.store.sqlite.connections import explain, is_busy
+from gpuqueue.store.sqlite.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, holders, when_free
+
+Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
+
+
+class _Call:
+    """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
+
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Work[Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done: threading.Lock | None = None
+
+
+class Writer:
+    """Runs write work on one held connection.
+
+    `patient` writers (workers) leave the lock to eager ones (producers). `timeout_s` bounds the wait for the lock.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], *, path: Path, patient: bool, timeout_s: float) -> None:
+        self._connect = connect
+        self._path = path
+        self._wait_s = PATIENT_WAIT_S if patient else EAGER_WAIT_S
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._queue: deque[_Call] = deque()
+        self._held_here = HeldHere(path)
+        self.connection: sqlite3.Connection | None = None
+        self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would make a new one for every row
+
+    def run(self, work: Work[Result]) -> Result:
+        """Run the work in a write transaction and return what it returned, after the commit.
+
+        Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError;
+        UsageError where this thread would wait for itself.
+        """
+        self._held_here.refuse()
+        call = _Call(work)
+        if self._lock.acquire(blocking=False):
+            self._serve(call)
+        else:
+            call.done = threading.Lock()
+            call.done.acquire()
+            self._queue.append(call)
+            # The holder may have looked at the queue just before: whoever gets the lock serves.
+            if self._lock.acquire(blocking=False):
+                self._serve(None)
+            call.done.acquire()
+        if call.error is not None:
+            raise call.error
+        return call.result  # type: ignore[no-any-return]
+
+    def insert(self, statement: str, row: Sequence[Any]) -> int:
+        """Insert one row and return its id; where no other thread writes, the statement is a transaction by itself.
+
+        Raises: as `run`.
+        """
+        if holders:
+            self._held_here.refuse()
+        if self._queue or not self._lock.acquire(False):
+            return self.run(partial(_insert, statement, row))
+        try:
+            cursor = self.cursor or self._open().cursor()
+            return cursor.execute(statement, row).lastrowid or 0
+        except sqlite3.Error as error:
+            return self._insert_late(statement, row, error)
+        finally:
+            self._lock.release()
+            if self._queue and self._lock.acquire(False):  # left to this thread meanwhile
+                self._serve(None)
+
+    def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
+        """Insert a row that met an error at first, when that was another process's lock."""
+        if not is_busy(error):
+            raise explain(error, self._path) from error
+        try:
+            return self._when_free(partial(_insert, statement, row), self._open())
+        except sqlite3.Error as late:
+            raise explain(late, self._path) from late
+
+    def keep_out(self, timeout_s: float) -> bool:
+        """Let no transaction be open until `let_in`; returns False when one was not ended in time."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def let_in(self) -> None:
+        """Go on after `keep_out`."""
+        self._lock.release()
+        if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
+            self._serve(None)
+
+    def close(self) -> None:
+        """Close the connection once no work runs."""
+        with self._lock:
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = self.cursor = None
+
+    def _serve(self, own: _Call | None) -> None:
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                calls = [] if own is None else [own]
+                while self._queue:
+                    calls.append(self._queue.popleft())
+                if calls:
+                    self._transact(calls)
+            except BaseException as error:  # an interrupt waits until the calls that were left to this thread are served
+                interrupt = interrupt or error
+            finally:
+                self._lock.release()
+            own = None
+            # A call may have been queued after the last look and before the release.
+            if not self._queue or not self._lock.acquire(blocking=False):
+                break
+        if interrupt is not None:
+            raise interrupt
+
+    def _transact(self, calls: list[_Call]) -> None:
+        connection = None
+        try:
+            connection = self._open()
+            self._when_free(_begin, connection)
+            if len(calls) == 1:
+                calls[0].result = calls[0].work(connection)
+            else:
+                for call in calls:
+                    self._run_in_savepoint(connection, call)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+            if failure is not error:
+                failure.__cause__ = error
+            # The calls are told before the rollback, which may itself fail on a broken disk.
+            is_interrupt = not isinstance(error, Exception)  # it belongs to the thread that it hit, which is this one
+            for call in calls:
+                if is_interrupt:
+                    call.error = StoreBusy(
+                        "the thread that was writing for this one was interrupted; nothing was changed, try again"
+                    )
+                else:
+                    call.error = call.error or failure
+            if connection is not None and connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if is_interrupt:
+                raise
+        finally:
+            for call in calls:
+                if call.done is not None:
+                    call.done.release()
+
+    def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
+        connection.execute("SAVEPOINT one_call")
+        try:
+            call.result = call.work(connection)
+        except Exception as error:
+            if not connection.in_transaction:  # SQLite has rolled back everything, as it does on a full disk
+                raise
+            connection.execute("ROLLBACK TO one_call")
+            call.error = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+        connection.execute("RELEASE one_call")
+
+    def _open(self) -> sqlite3.Connection:
+        if self.connection is None:
+            self.connection = self._connect()
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            self.cursor = self.connection.cursor()
+        return self.connection
+
+    def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:
+        """Do what needs the write lock first thing, again and again until the lock is free."""
+        try:
+            return when_free(lambda: work(connection), wait_s=self._wait_s, timeout_s=self._timeout_s)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            raise StoreBusy(
+                f"{self._path} stayed locked for {self._timeout_s:g} s by another process; nothing was changed, try again"
+            ) from None
+
+
+def _insert(statement: str, row: Sequence[Any], connection: sqlite3.Connection) -> int:
+    return connection.execute(statement, row).lastrowid or 0
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")

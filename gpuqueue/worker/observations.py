@@ -1,0 +1,65 @@
+"""Owns what this worker has observed of its jobs since it last told the store; decides nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gpuqueue.domain import estimates
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.estimates import Lesson, model_key, work_key
+from gpuqueue.domain.job import Lease
+from gpuqueue.store import Store
+
+MOST_KEPT = 1000  # observations that wait for the store
+LOADED_S = 0.01  # a "load" that takes less found the model loaded already (1-2 ms)
+
+
+class Lessons:
+    """Gathered from any thread, written by `tell` in one transaction."""
+
+    def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
+        self._store = store
+        self._now_us = now_us
+        self._lessons: list[Lesson] = []
+        self._lock = threading.Lock()
+
+    def learn(self, kind: str, key: str, value: float) -> None:
+        """Take one observation; past MOST_KEPT the next are lost, of which there are enough then."""
+        with self._lock:
+            if len(self._lessons) < MOST_KEPT:
+                self._lessons.append(Lesson(kind, key, value))
+
+    def of_run(self, lease: Lease, run_s: float) -> None:
+        """Learn from how long a completed attempt took."""
+        self.learn(estimates.RUN, work_key(lease.queue, lease.task, lease.model), run_s)
+
+    def of_answer(self, lease: Lease, answer: Mapping[str, Any], memory_options: Mapping[str, Any]) -> None:
+        """Learn from the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
+        model = model_key(lease.model)
+        load_s, prompt_s, generate_s = (float(answer.get(name) or 0) for name in ("load_s", "prompt_s", "generate_s"))
+        prompt_tokens, output_tokens = (int(answer.get(name) or 0) for name in ("prompt_tokens", "output_tokens"))
+        if load_s > LOADED_S:
+            self.learn(estimates.LOAD, model_key(lease.model, memory_options), load_s)
+        if "spilled_bytes" in answer:
+            self.learn(estimates.SPILLED, model_key(lease.model, memory_options), float(answer["spilled_bytes"]))
+        if prompt_tokens and prompt_s:
+            self.learn(estimates.PROMPT_RATE, model, prompt_tokens / prompt_s)
+        if output_tokens and generate_s:
+            self.learn(estimates.OUTPUT_RATE, model, output_tokens / generate_s)
+            self.learn(estimates.OUTPUT, work_key(lease.queue, lease.task, lease.model), output_tokens)
+        self.of_run(lease, prompt_s + generate_s)
+
+    def tell(self) -> None:
+        """Write what was observed; keeps it when the store cannot be written now."""
+        with self._lock:
+            lessons, self._lessons = self._lessons, []
+        if not lessons:
+            return
+        try:
+            self._store.learn(lessons, now_us=self._now_us())
+        except StoreError:
+            with self._lock:
+                self._lessons = (lessons + self._lessons)[:MOST_KEPT]
+            raise

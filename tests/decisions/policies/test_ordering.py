@@ -1,0 +1,56 @@
+"""The order in which waiting jobs are tried for a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from gpuqueue.contract.hookspecs import OrderCandidatesDetails
+from gpuqueue.decisions.policies.ordering import Ordering
+from gpuqueue.domain.job import DeviceView, Resident
+from gpuqueue.testing.views import GPU0, NOW, job, reservation, view
+
+
+def test_priority_comes_first_then_the_due_time_then_the_id_over_all_queues():
+    later = NOW + timedelta(seconds=1)
+    candidates = (
+        job(5),
+        job(4, scheduled_at=later),
+        job(3, queue="ai-realtime"),
+        job(2, priority=1, scheduled_at=later),
+        job(1, priority=-1),
+    )
+    ordered = Ordering().order_candidates(OrderCandidatesDetails(candidates, view()))
+    assert [item.id for item in ordered] == [2, 3, 5, 4, 1]
+
+
+LOADED = DeviceView(GPU0, residents=(Resident("nomic-embed-text:latest", 1, 1),), model="nomic-embed-text", model_since=NOW)
+
+
+def ordered(*candidates, device=LOADED):
+    found = Ordering().order_candidates(OrderCandidatesDetails(candidates, view(devices=(device,))))
+    return [item.id for item in found]
+
+
+def test_of_equal_priority_the_jobs_of_the_loaded_model_come_first():
+    gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
+    assert ordered(gemma, nomic) == [2, 1]
+    assert ordered(replace(gemma, priority=1), nomic) == [1, 2]
+    assert ordered(gemma, nomic, device=replace(LOADED, residents=())) == [1, 2]
+
+
+def test_the_model_of_a_running_job_counts_as_loaded_before_any_clean_up_has_seen_it():
+    gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
+    running = reservation(7, model="nomic-embed-text")
+    assert ordered(gemma, nomic, device=replace(LOADED, residents=(), reservations=(running,))) == [2, 1]
+    without_model = replace(nomic, model="")
+    plain = replace(running, model="")
+    assert ordered(gemma, without_model, device=replace(LOADED, residents=(), reservations=(plain,))) == [1, 2]
+
+
+def test_a_model_that_was_served_long_enough_gives_way_to_the_job_whose_turn_has_come():
+    gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
+    almost = replace(LOADED, model_since=NOW - timedelta(seconds=119))
+    enough = replace(LOADED, model_since=NOW - timedelta(seconds=120))
+    assert ordered(gemma, nomic, device=almost) == [2, 1]
+    assert ordered(gemma, nomic, device=enough) == [1, 2]

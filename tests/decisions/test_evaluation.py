@@ -1,0 +1,217 @@
+"""Deciding: what the view and the plugins' answers come to; a plugin that fails or answers nonsense starts nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, order, place
+from gpuqueue.decisions.policies import default_policies
+from gpuqueue.domain.errors import ConfigurationError
+from gpuqueue.domain.job import (
+    Demand,
+    DeviceView,
+    Hold,
+    JobErrorRecord,
+    Pause,
+    Placement,
+    QueueSettings,
+    QueueView,
+    RunningJob,
+    State,
+    Surroundings,
+    Wait,
+    Work,
+)
+from gpuqueue.domain.yielding import yielding_order
+from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+
+
+def plugins(*others: object) -> Plugins:
+    found = Plugins(default_policies(), discover=False)
+    for number, plugin in enumerate(others):
+        found.register(plugin, f"mine{number}")
+    return found
+
+
+class Answers:
+    """A plugin that answers every decision with the same."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def _say(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    @hookimpl
+    def queue_hold(self, details):
+        return self._say()
+
+    @hookimpl
+    def job_demand(self, details):
+        return self._say()
+
+    @hookimpl
+    def place_job(self, details):
+        return self._say()
+
+    @hookimpl
+    def order_candidates(self, details):
+        return self._say()
+
+
+BROKEN = Answers(RuntimeError("oops"))
+
+
+def explained(job, view, *others, ahead_count=0):
+    ahead = (Work(job.queue, job.task, "", ahead_count),) if ahead_count else ()
+    beside = Surroundings(ahead, (RunningJob(7, job.task, NOW),))
+    return explain(job, view, plugins(*others), beside, worker_command="gpuqueue worker")
+
+
+def test_a_queue_may_start_jobs_when_nothing_holds_it():
+    assert decide_holds(view(), plugins()) == {"ai-realtime": (), "ai-batch": (), "mail": ()}
+
+
+def test_every_reason_counts_and_the_pause_comes_first():
+    pause = Pause("ana", "update", NOW, NOW + timedelta(hours=1))
+    busy = view(QueueView(REALTIME, running_count=1), QueueView(BATCH, paused=pause))
+    holds = decide_holds(busy, plugins(Answers(Hold("mine", "because"))))
+    assert [hold.reason for hold in holds["ai-batch"]] == ["paused", "mine", "yielding"]
+    assert holds["ai-batch"][0] == Hold("paused", "paused by ana: update", NOW + timedelta(hours=1))
+
+
+def test_a_queue_is_decided_after_those_that_it_yields_to():
+    seen = []
+
+    class Watch:
+        @hookimpl
+        def queue_hold(self, details):
+            seen.append((details.queue.name, sorted(details.holds)))
+
+    decide_holds(view(QueueView(BATCH), QueueView(REALTIME)), plugins(Watch()))
+    assert seen == [("ai-realtime", []), ("ai-batch", ["ai-realtime"])]
+
+
+def test_queues_that_yield_in_a_circle_are_refused():
+    a, b = QueueSettings("a", yields_to=("b",)), QueueSettings("b", yields_to=("a",))
+    with pytest.raises(ConfigurationError, match="circle: a → b → a"):
+        yielding_order({"a": a, "b": b})
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (RuntimeError("oops"), "plugin 'mine0' failed in queue_hold: RuntimeError: oops"),
+        ("no", "answered 'no', which is no Hold"),
+    ],
+)
+def test_a_plugin_that_fails_about_a_queue_holds_it(answer, said):
+    for holds in decide_holds(view(), plugins(Answers(answer))).values():
+        assert [hold.reason for hold in holds] == ["plugin_failed"]
+        assert said in holds[0].detail
+
+
+def test_the_answer_registered_last_comes_first():
+    mine, theirs = Answers(Demand(1)), Answers(Demand(2))
+    assert decide_demand(job(), view(), plugins(mine, theirs)) == Demand(2)
+    assert decide_demand(job(), view(), plugins(mine, Answers(None))) == Demand(1)
+    assert decide_demand(job(), view(), plugins()) == Demand(4_500_000_000, "gemma4:e4b")
+
+
+def test_a_demand_that_nobody_knows_is_a_failure():
+    nobody = Plugins({}, discover=False)
+    with pytest.raises(PluginFailed, match="no plugin knows what job 1 needs"):
+        decide_demand(job(), view(), nobody)
+    with pytest.raises(PluginFailed, match="oops"):
+        decide_demand(job(), view(), plugins(BROKEN))
+
+
+def test_a_job_is_placed_by_the_first_answer():
+    assert place(job(demand_bytes=5), view(), plugins()) == Placement("gpu0", 5)
+    assert place(job(demand_bytes=5), view(), plugins(Answers(Placement("gpu0", 9)))) == Placement("gpu0", 9)
+    assert place(job(), view(), Plugins({}, discover=False)) == Wait("no_device", "no plugin places jobs on a device")
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("oops"), "gpu0", Placement("gpu9", 5)])
+def test_a_plugin_that_fails_to_place_a_job_makes_it_wait(answer):
+    assert place(job(demand_bytes=5), view(), plugins(Answers(answer))).reason == "plugin_failed"
+
+
+def test_candidates_are_put_into_the_order_that_a_plugin_says():
+    first, second = job(1), job(2)
+    assert order([second, first], view(), plugins()) == [first, second]
+    assert order([first, second], view(), plugins(Answers([second]))) == [second]
+    assert order([second, first], view(), Plugins({}, discover=False)) == [second, first]
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("oops"), 7, [7], [job(9)]])
+def test_an_order_that_is_none_is_a_failure(answer):
+    with pytest.raises(PluginFailed, match="order_candidates"):
+        order([job(1)], view(), plugins(Answers(answer)))
+
+
+# --- explaining ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"state": State.RUNNING, "attempt": 1, "device": "gpu0"}, "job 1: running on gpu0, attempt 1 of 3"),
+        (
+            {"state": State.RUNNING, "attempt": 1, "worker_id": "w"},
+            "job 1: running, attempt 1 of 3\n  - worker_gone: its worker w is gone; another worker takes the job over\n"
+            "  → start a worker: gpuqueue worker",
+        ),
+        ({"state": State.COMPLETED, "attempt": 2}, "job 1: completed in attempt 2"),
+        ({"state": State.CANCELLED}, "job 1: cancelled\n  → gpuqueue retry 1"),
+        (
+            {"state": State.DISCARDED, "error": JobErrorRecord("failed", "no")},
+            "job 1: discarded: no (failed)\n  → gpuqueue retry 1",
+        ),
+        ({}, "job 1: would start now; a worker picks it up in a moment"),
+    ],
+)
+def test_each_state_is_explained(changes, text):
+    assert str(explained(job(**changes), view())) == text
+
+
+def test_a_waiting_job_is_told_every_reason():
+    busy = view(
+        QueueView(REALTIME, running_count=1),
+        QueueView(BATCH, running_count=1, served=False),
+        devices=(DeviceView(GPU0, reservations=(reservation(),)),),
+    )
+    found = explained(job(), busy, ahead_count=10_000)
+    assert [hold.reason for hold in found.reasons] == ["no_worker", "yielding", "concurrency", "device_busy", "behind"]
+    assert "at least 10000 jobs of ai-batch come first" in str(found)
+    assert found.advice == "start a worker: gpuqueue worker"
+
+
+def test_a_postponed_job_is_told_what_ends_its_wait():
+    text = str(explained(job(state=State.RETRYABLE, waiting_for="ollama", error=JobErrorRecord("unavailable", "away")), view()))
+    assert "retryable: away; its next attempt waits for ollama to come back, at the latest" in text
+
+
+def test_a_job_whose_memory_is_not_back_is_told_so():
+    text = str(explained(job(device="gpu0"), view()))
+    assert "clean_up: the memory of its last attempt on gpu0" in text
+
+
+def test_a_plugin_that_fails_about_a_job_is_its_reason():
+    only = replace(BATCH, yields_to=())
+    found = explained(job(), view(QueueView(only)), BROKEN)
+    assert [hold.reason for hold in found.reasons] == ["plugin_failed", "plugin_failed"]
+    assert "mine0' failed in job_demand: RuntimeError: oops" in found.reasons[1].detail
+
+
+def test_a_job_of_a_queue_without_a_gpu_is_not_told_of_devices():
+    assert explained(job(queue="mail", task="send"), view(QueueView(MAIL)), ahead_count=2).reasons == (
+        Hold("behind", "2 jobs of mail come first"),
+    )

@@ -1,0 +1,135 @@
+"""When a job is expected to start and to finish, and that nothing is said where nothing was learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from gpuqueue.decisions.expectations import expect
+from gpuqueue.domain import estimates
+from gpuqueue.domain.estimates import model_key, work_key
+from gpuqueue.domain.job import (
+    DeviceView,
+    Estimate,
+    Expectation,
+    Hold,
+    QueueView,
+    Resident,
+    RunningJob,
+    State,
+    Surroundings,
+    Work,
+)
+from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+
+MODEL = "gemma4:e4b"
+GENERATE = "ollama.generate"
+LEARNED = {
+    (estimates.RUN, work_key("ai-batch", GENERATE, MODEL)): Estimate(20.0, 5),
+    (estimates.RUN, work_key("ai-realtime", GENERATE, MODEL)): Estimate(5.0, 5),
+    (estimates.RUN, work_key("mail", "send", "")): Estimate(3.0, 5),
+    (estimates.LOAD, model_key(MODEL)): Estimate(4.0, 5),
+    (estimates.OUTPUT_RATE, model_key(MODEL)): Estimate(50.0, 5),
+    (estimates.OUTPUT, work_key("ai-batch", GENERATE, MODEL)): Estimate(400.0, 5),
+}
+WAITING = job(model=MODEL, demand_bytes=4_500_000_000)
+LOADED = DeviceView(GPU0, residents=(Resident(MODEL, 4 * 10**9, 4 * 10**9),))
+
+
+def learned(*queues, devices=(LOADED,), known=LEARNED):
+    return replace(view(*queues, devices=devices), estimates=known)
+
+
+def seconds(expected):
+    """Start and finish, in seconds from now."""
+    return tuple(None if at is None else (at - NOW).total_seconds() for at in (expected.start_at, expected.finish_at))
+
+
+def ahead(*counts, queue="ai-batch", task=GENERATE, model=MODEL):
+    return Surroundings(tuple(Work(queue, task, model, count) for count in counts))
+
+
+def test_a_job_that_nothing_holds_starts_now_and_takes_what_its_like_took():
+    expected = expect(WAITING, learned(), (), {}, Surroundings())
+    assert (expected.position, seconds(expected)) == (1, (0.0, 20.0))
+
+
+def test_a_model_that_is_not_loaded_is_loaded_first():
+    expected = expect(WAITING, learned(devices=(DeviceView(GPU0),)), (), {}, Surroundings())
+    assert seconds(expected) == (0.0, 24.0)
+
+
+def test_the_jobs_before_it_and_the_running_one_come_first():
+    running = replace(reservation(), task=GENERATE, started_at=NOW - timedelta(seconds=6), output_tokens=300, preemptible=True)
+    busy = learned(devices=(replace(LOADED, reservations=(running,)),))
+    reasons = (Hold("device_busy", ""), Hold("behind", ""))
+    expected = expect(WAITING, busy, reasons, {}, ahead(3))
+    assert (expected.position, seconds(expected)) == (4, (62.0, 82.0))
+    persons = replace(WAITING, queue="ai-realtime")
+    assert seconds(expect(persons, busy, reasons, {}, Surroundings())) == (0.0, 5.0), "the running one makes room for it"
+    draining = learned(QueueView(REALTIME), QueueView(replace(BATCH, yield_mode="drain")), devices=busy.devices.values())
+    assert seconds(expect(persons, draining, reasons, {}, Surroundings())) == (2.0, 7.0)
+
+
+def test_the_jobs_of_a_queue_that_comes_first_count_unless_they_cannot_start():
+    first = ahead(2, queue="ai-realtime")
+    assert seconds(expect(WAITING, learned(), (), {}, first)) == (10.0, 30.0)
+    paused = {"ai-realtime": [Hold("paused", "")]}
+    assert seconds(expect(WAITING, learned(), (), paused, first)) == (0.0, 20.0)
+    yielding = {"ai-realtime": [Hold("yielding", "")]}
+    assert seconds(expect(WAITING, learned(), (), yielding, first)) == (10.0, 30.0)
+    assert expect(WAITING, learned(), (), {}, first).position == 1
+
+
+def test_it_starts_no_sooner_than_what_holds_it_ends():
+    reasons = (Hold("window", "", NOW + timedelta(hours=2)), Hold("scheduled", "", NOW + timedelta(hours=1)))
+    assert seconds(expect(WAITING, learned(), reasons, {}, ahead(1))) == (7200.0, 7220.0)
+
+
+@pytest.mark.parametrize("reason", [Hold("paused", ""), Hold("no_worker", ""), Hold("unavailable", ""), Hold("mine", "")])
+def test_nobody_knows_when_a_job_starts_that_is_held_without_an_end(reason):
+    expected = expect(WAITING, learned(), (reason,), {}, ahead(1))
+    assert (expected.position, seconds(expected)) == (2, (None, None))
+
+
+def test_nothing_is_said_where_nothing_was_learned():
+    assert seconds(expect(WAITING, learned(known={}), (), {}, Surroundings())) == (0.0, None)
+    assert seconds(expect(WAITING, learned(known={}), (), {}, ahead(1))) == (None, None)
+    assert seconds(expect(WAITING, learned(), (), {}, ahead(1, task="new"))) == (None, None)
+
+
+def test_several_slots_work_the_waiting_jobs_off_together():
+    two = replace(LOADED, settings=replace(GPU0, slots=2))
+    assert seconds(expect(WAITING, learned(devices=(two,)), (), {}, ahead(4))) == (40.0, 60.0)
+
+
+def test_a_queue_without_a_device_is_worked_off_as_many_at_once_as_it_may():
+    mail = QueueView(replace(MAIL, concurrency=2), running_count=2)
+    waiting = job(queue="mail", task="send", arguments={})
+    running = tuple(RunningJob(id, "send", NOW - timedelta(seconds=1)) for id in (7, 8))
+    beside = Surroundings((Work("mail", "send", "", 4),), running)
+    assert seconds(expect(waiting, learned(mail), (Hold("concurrency", ""),), {}, beside)) == (8.0, 11.0)
+
+
+def test_a_running_job_is_expected_to_finish_and_an_ended_one_nothing():
+    running = replace(reservation(1), task=GENERATE, started_at=NOW, output_tokens=300)
+    at_work = learned(devices=(replace(LOADED, reservations=(running,)),))
+    expected = expect(job(1, state=State.RUNNING, started_at=NOW, model=MODEL), at_work, (), {}, Surroundings())
+    assert (expected.position, seconds(expected)) == (None, (0.0, 2.0))
+    sending = job(2, queue="mail", task="send", state=State.RUNNING, started_at=NOW - timedelta(seconds=1))
+    assert seconds(expect(sending, learned(), (), {}, Surroundings())) == (-1.0, 2.0)
+    assert expect(job(state=State.COMPLETED, finished_at=NOW), learned(), (), {}, Surroundings()) is None
+
+
+def test_a_model_named_in_the_arguments_counts_only_where_models_are_loaded():
+    named = job(queue="mail", task="send", arguments={"model": MODEL})
+    assert seconds(expect(named, learned(QueueView(MAIL)), (), {}, Surroundings())) == (0.0, 3.0)
+
+
+def test_it_is_worded_for_people():
+    soon = Expectation(3, NOW + timedelta(seconds=90.4), NOW + timedelta(seconds=125))
+    assert soon.worded(now=NOW).startswith("expected: number 3 of its queue, starts at ")
+    assert "(1m 30s from now), finishes at " in soon.worded(now=NOW)
+    assert Expectation(1, NOW, None).worded(now=NOW) == ""

@@ -1,0 +1,57 @@
+"""What is learned from jobs, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from gpuqueue.domain import estimates
+from gpuqueue.domain.estimates import Lesson, believed, left_s, model_key, work_key
+from gpuqueue.domain.job import Estimate
+from gpuqueue.testing.views import NOW, reservation
+
+WRITING = replace(reservation(), task="ollama.generate", started_at=NOW - timedelta(seconds=30), output_tokens=100)
+RATE = {(estimates.OUTPUT_RATE, model_key("gemma4:e4b")): Estimate(50.0, 9)}
+USUAL = {(estimates.OUTPUT, work_key("ai-batch", "ollama.generate", "gemma4:e4b")): Estimate(400.0, 9)}
+
+
+def folded(kind, *values):
+    found = None
+    for value in values:
+        found = believed(found, Lesson(kind, "k", value))
+    return found
+
+
+def test_a_mean_begins_with_what_is_seen_first_and_then_follows_what_is_seen_last():
+    assert folded("load_s", 4.0) == Estimate(4.0, 1)
+    assert folded("load_s", 4.0, 2.0) == Estimate(3.0, 2)
+    assert folded("load_s", 10, 10, 10, 10, 10, 0).value == pytest.approx(8.0)
+    late = folded("load_s", *[10] * 5, *[2] * 40)
+    assert late.value == pytest.approx(2.0, abs=0.01)
+
+
+def test_of_sizes_the_highest_is_kept():
+    assert folded("vram_bytes", 4, 9, 5) == Estimate(9, 3)
+
+
+def test_two_names_of_one_model_are_learned_together_and_its_memory_options_apart():
+    assert model_key("Gemma4") == model_key("gemma4:latest")
+    assert model_key("m", {"num_ctx": 1, "num_gpu": 2}) == model_key("m", {"num_gpu": 2, "num_ctx": 1}) != model_key("m")
+
+
+def test_an_answer_is_expected_to_end_at_its_limit_or_its_usual_length():
+    assert left_s(RATE, WRITING, NOW) is None, "nothing says how long it will be"
+    assert left_s({}, replace(WRITING, output_limit=200), NOW) is None, "nothing says how fast it is"
+    assert left_s(RATE, replace(WRITING, output_limit=200), NOW) == 2.0
+    assert left_s({**RATE, **USUAL}, replace(WRITING, output_limit=5000), NOW) == 6.0
+    assert left_s({**RATE, **USUAL}, replace(WRITING, output_limit=5000, output_tokens=500), NOW) == 90.0
+
+
+def test_a_function_is_expected_to_take_as_long_as_it_usually_does():
+    running = replace(WRITING, model="", task="train", queue="train")
+    usual = {(estimates.RUN, work_key("train", "train", "")): Estimate(45.0, 3)}
+    assert left_s(usual, running, NOW) == 15.0
+    assert left_s(usual, replace(running, started_at=NOW - timedelta(minutes=5)), NOW) is None
+    assert left_s({}, running, NOW) is None

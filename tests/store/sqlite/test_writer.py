@@ -1,0 +1,343 @@
+"""The writer: threads combine their work, a failing one fails alone, a locked file changes nothing, a fork is survived."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuqueue.domain.errors import NotADatabase, StoreBusy, StoreError, StoreFull
+from gpuqueue.domain.job import QueueSettings
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite.connections import explain
+from tests.conftest import fork, forks, wait_until
+from tests.history import FOLLOWER, check, events_of
+from tests.store.rows import Rows
+
+PATIENCE_S = 30.0
+
+
+def until(condition: Callable[[], object]) -> None:
+    wait_until(condition, "the other threads wait", PATIENCE_S)
+
+
+def pause_queue(name: str) -> Callable[[sqlite3.Connection], str]:
+    def work(connection: sqlite3.Connection) -> str:
+        connection.execute("INSERT INTO queues (name) VALUES (?)", (name,))
+        return name
+
+    return work
+
+
+class Gathering:
+    """Holds the writer until `count` other threads wait behind it, so that the next transaction carries all of theirs."""
+
+    def __init__(self, store: Store, works: list[Callable[[sqlite3.Connection], object]]) -> None:
+        self.statements: list[str] = []
+        self.results: list[object] = [None] * len(works)
+        store.ensure_queue("there")
+        connection = store.writer.connection
+        assert connection is not None
+        threads = [threading.Thread(target=self._run, args=(store, number, work)) for number, work in enumerate(works)]
+
+        def first(connection: sqlite3.Connection) -> None:
+            for thread in threads:
+                thread.start()
+            until(lambda: len(store.writer._queue) == len(works))
+            connection.set_trace_callback(self.statements.append)
+
+        store.write(first)
+        for thread in threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        connection.set_trace_callback(None)
+
+    def _run(self, store: Store, number: int, work: Callable[[sqlite3.Connection], object]) -> None:
+        try:
+            self.results[number] = store.write(work)
+        except BaseException as error:
+            self.results[number] = error
+
+
+def names(store: Store) -> set[str]:
+    with store.reading() as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM queues")} - {"there"}
+
+
+def test_the_work_of_many_threads_is_one_transaction(store: Store) -> None:
+    gathering = Gathering(store, [pause_queue(f"q{number}") for number in range(8)])
+    assert gathering.results == [f"q{number}" for number in range(8)]
+    assert names(store) == {f"q{number}" for number in range(8)}
+    assert gathering.statements.count("BEGIN IMMEDIATE") == 1
+    assert gathering.statements.count("SAVEPOINT one_call") == 8
+
+
+def test_a_failing_work_fails_alone_and_leaves_nothing(store: Store) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        pause_queue("half")(connection)
+        raise ValueError("mine alone")
+
+    def wrong(connection: sqlite3.Connection) -> None:
+        pause_queue("wrong")(connection)
+        connection.execute("INSERT INTO nowhere VALUES (1)")
+
+    results = Gathering(store, [pause_queue("a"), half, pause_queue("b"), wrong, pause_queue("c")]).results
+    assert [results[0], results[2], results[4]] == ["a", "b", "c"]
+    assert isinstance(results[1], ValueError)
+    assert isinstance(results[3], StoreError)
+    assert names(store) == {"a", "b", "c"}
+
+
+def test_a_failing_commit_fails_all_of_them(store: Store) -> None:
+    def defer(connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA defer_foreign_keys = ON")
+        connection.execute("INSERT INTO child VALUES (1)")
+
+    store.write(lambda connection: connection.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+    store.write(lambda connection: connection.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"))
+    assert store.writer.connection is not None
+    store.writer.connection.execute("PRAGMA foreign_keys = ON")
+    results = Gathering(store, [pause_queue("a"), defer, pause_queue("b")]).results
+    assert all(isinstance(result, StoreError) for result in results), results
+    assert names(store) == set()
+    assert store.write(pause_queue("after")) == "after"
+
+
+def test_an_interrupt_hits_only_the_thread_that_writes_and_those_who_wait_are_told(store: Store) -> None:
+    waiting: list[threading.Thread] = []
+    results: list[object] = []
+
+    def wait_behind() -> None:
+        try:
+            results.append(store.write(pause_queue("behind")))
+        except StoreError as error:
+            results.append(error)
+
+    def interrupted(connection: sqlite3.Connection) -> None:
+        pause_queue("interrupted")(connection)
+        waiting.append(threading.Thread(target=wait_behind))
+        waiting[0].start()
+        until(lambda: store.writer._queue)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(interrupted)
+    waiting[0].join(PATIENCE_S)
+    assert results == ["behind"]
+    assert names(store) == {"behind"}
+
+
+def test_a_locked_file_is_busy_and_nothing_is_changed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "jobs.db", write_timeout_s=0.05)
+    rows = Rows(store)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    rows.queues["work"] = QueueSettings("work")
+    with pytest.raises(StoreBusy, match="nothing was changed, try again"):
+        rows.enqueue()
+    with pytest.raises(StoreBusy, match="nothing was changed, try again"):
+        store.enqueue_many([])
+    other.execute("COMMIT")
+    other.close()
+    assert rows.one("SELECT count(*) FROM jobs") == 0
+    assert rows.enqueue() == 1
+    store.close()
+
+
+def test_a_wait_for_the_lock_ends_when_it_is_free(store: Store, rows: Rows) -> None:
+    rows.queue("work")
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(rows.enqueue()))
+    thread.start()
+    assert not found
+    other.execute("COMMIT")
+    thread.join(PATIENCE_S)
+    other.close()
+    assert found == [1]
+
+
+def test_readers_see_the_last_commit_while_another_writes(store: Store, rows: Rows) -> None:
+    job_id = rows.enqueue()
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE jobs SET task = 'changed'")
+    assert store.get_job(job_id).task == "app.task"
+    other.execute("COMMIT")
+    other.close()
+    assert store.get_job(job_id).task == "changed"
+
+
+def test_a_snapshot_belongs_to_one_moment(store: Store, rows: Rows) -> None:
+    rows.enqueue()
+    with store.snapshot() as connection:
+        first = connection.execute("SELECT count(*) FROM jobs").fetchone()
+        rows.enqueue()
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == first
+    assert rows.one("SELECT count(*) FROM jobs") == 2
+
+
+def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows) -> None:
+    rows.queue("work")
+    store.add_follower(FOLLOWER)
+    code = (
+        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.sqlite.jobs import new_job\n"
+        "store = Store(Path(sys.argv[1]), write_timeout_s=60)\n"
+        "for _ in range(100): store.enqueue(new_job('work', 't', '{}', 1, 0))\n"
+        "store.close()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(store.path)]) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: [rows.enqueue() for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.wait(PATIENCE_S * 2) for process in processes] == [0, 0]
+    assert rows.one("SELECT count(*) FROM jobs") == 400
+    assert rows.one("SELECT max(id) FROM jobs") == 400
+    with store.snapshot() as connection:
+        check(events_of(connection), connection, unfinished=range(1, 401))
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, rows: Rows) -> None:
+    store.add_follower(FOLLOWER)
+    mine = rows.enqueue()
+    pid = fork()
+    if pid == 0:
+        code = 1
+        try:
+            assert store.get_job(mine).task == "app.task"
+            assert store.writer.connection is None
+            for _ in range(20):
+                rows.enqueue()
+            code = 0
+        finally:
+            os._exit(code)
+    for _ in range(20):
+        rows.enqueue()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert rows.one("SELECT count(*) FROM jobs") == 41
+    assert rows.one("PRAGMA integrity_check") == "ok"
+    other = Store(store.path)
+    other.close()
+    assert rows.enqueue() == 42
+    assert rows.one("SELECT count(*) FROM jobs") == 42
+    with store.snapshot() as connection:
+        check(events_of(connection), connection, unfinished=range(1, 43))
+
+
+_at_fork: list[threading.Event] = []  # what a test sets when its process is about to fork
+
+
+def _set_at_fork() -> None:
+    while _at_fork:
+        _at_fork.pop().set()
+
+
+if hasattr(os, "fork"):
+    os.register_at_fork(before=_set_at_fork)  # called before the store's own, which was registered earlier
+
+
+def fork_beside(work: Callable[[threading.Event, threading.Event], object]) -> tuple[int, threading.Thread]:
+    """Fork while a thread does work that sets its first event and waits for its second, which is set when the fork begins."""
+    inside, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work, args=(inside, may_end))
+    thread.start()
+    assert inside.wait(PATIENCE_S)
+    _at_fork.append(may_end)
+    return fork(), thread
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows) -> None:
+    # A mutex of SQLite's own that a thread holds while the process forks is held in the child for ever.
+    mine = rows.enqueue()
+    read_to_its_end: list[bool] = []
+
+    def read(inside: threading.Event, may_end: threading.Event) -> None:
+        with store.reading():
+            inside.set()
+            assert may_end.wait(PATIENCE_S)
+            read_to_its_end.append(True)
+
+    pid, thread = fork_beside(read)
+    if pid == 0:
+        code = 1
+        try:
+            assert read_to_its_end
+            assert store.get_job(mine).task == "app.task"
+            assert store.data_version() > 0
+            code = 0
+        finally:
+            os._exit(code)
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert store.get_job(mine).task == "app.task"
+    assert store.data_version() > 0
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "hint"),
+    [
+        (sqlite3.SQLITE_BUSY, StoreBusy, "try again"),
+        (sqlite3.SQLITE_LOCKED, StoreBusy, "try again"),
+        (sqlite3.SQLITE_FULL, StoreFull, "free some space"),
+        (sqlite3.SQLITE_CORRUPT, NotADatabase, "give another path"),
+        (sqlite3.SQLITE_IOERR, StoreError, "check the disk"),
+    ],
+)
+def test_an_error_of_sqlite_says_what_to_do(code: int, kind: type[StoreError], hint: str) -> None:
+    error = sqlite3.OperationalError("oops")
+    error.sqlite_errorcode = code
+    found = explain(error, Path("/data/jobs.db"))
+    assert type(found) is kind
+    assert hint in str(found)
+    assert "/data/jobs.db" in str(found)
+
+
+def test_a_full_disk_is_told_and_nothing_is_stored(store: Store, rows: Rows) -> None:
+    rows.enqueue()
+    connection = store.writer.connection
+    assert connection is not None
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreFull, match="no space left"):
+        for _ in range(100):
+            rows.enqueue(arguments='{"x": "' + "y" * 9000 + '"}')
+    assert rows.one("SELECT count(*) FROM payloads") == rows.one("SELECT count(*) FROM jobs WHERE arguments IS NULL")
+    connection.execute("PRAGMA max_page_count = 1000000")
+    rows.enqueue(arguments='{"x": "' + "y" * 9000 + '"}')
+
+
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child_would_wait_for(store: Store, rows: Rows) -> None:
+    def write(inside: threading.Event, may_end: threading.Event) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            inside.set()
+            assert may_end.wait(PATIENCE_S)
+
+        store.write(work)
+
+    pid, thread = fork_beside(write)
+    if pid == 0:
+        code = 1
+        try:
+            rows.enqueue()
+            code = 0
+        finally:
+            os._exit(code)
+    thread.join()
+    rows.enqueue()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert rows.one("SELECT count(*) FROM jobs") == 2

@@ -1,0 +1,92 @@
+"""The life file: death is proven only when the process is dead, and its slots survive being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuqueue.store.liveness import Life, forget, path_of, proven_dead
+
+WORKER = """
+import os, sys
+from pathlib import Path
+from gpuqueue.store.life import Life
+life = Life(Path(sys.argv[1]), "w", slots=4)
+life.executes(0, 11)
+life.executes(2, 2**40)
+life.executes(3, 5)
+life.executes(3, 0)
+print("ready", flush=True)
+sys.stdin.read()
+life.close()
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    process.communicate()
+
+
+def test_a_living_worker_is_not_dead_and_a_killed_one_leaves_what_it_executed(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert proven_dead(tmp_path, "w") is None
+    process.send_signal(signal.SIGSTOP)
+    assert proven_dead(tmp_path, "w") is None, "a stopped process is not dead"
+    process.kill()
+    process.wait()
+    finish(process)
+    assert proven_dead(tmp_path, "w") == {11, 2**40}
+    assert proven_dead(tmp_path, "w") == {11, 2**40}, "looking changes nothing"
+    forget(tmp_path, "w")
+    forget(tmp_path, "w")
+    assert proven_dead(tmp_path, "w") is None
+
+
+def test_a_worker_that_ends_in_good_order_leaves_no_file(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    finish(process)
+    assert process.returncode == 0
+    assert not path_of(tmp_path, "w").exists()
+
+
+def test_a_worker_whose_file_cannot_be_seen_is_not_proven_dead(tmp_path: Path) -> None:
+    assert proven_dead(tmp_path / "another host's", "w") is None
+
+
+def test_a_process_sees_its_own_life(tmp_path: Path) -> None:
+    life = Life(tmp_path, "me", slots=2)
+    assert proven_dead(tmp_path, "me") is None
+    life.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_started_by_a_job_does_not_keep_its_dead_worker_alive(tmp_path: Path) -> None:
+    code = WORKER.replace(
+        'print("ready", flush=True)',
+        'import subprocess; child = subprocess.Popen(["sleep", "1000"]); print(child.pid, flush=True)',
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        assert proven_dead(tmp_path, "w") == {11, 2**40}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        finish(process)

@@ -1,0 +1,170 @@
+"""The bell wakes who listens, forgets who died, and a ring that is lost costs no more than the slow poll."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuqueue.store import Store
+from gpuqueue.store.sqlite.outcomes import Report
+from gpuqueue.store.wakeups import Bell, Listener, runtime_dir
+from tests.conftest import fork, forks
+from tests.store.rows import Rows
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # pytest's own folders are too deep for a socket's path.
+    with tempfile.TemporaryDirectory(prefix="bell-") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        yield runtime_dir(tmp_path / "jobs.db")
+
+
+def test_a_ring_wakes_every_worker_that_listens(directory: Path) -> None:
+    bell = Bell(directory)
+    with Listener(directory, "workers", "a") as first, Listener(directory, "workers", "b") as second:
+        bell.ring_workers()
+        assert first.wait(PATIENCE_S)
+        assert second.wait(PATIENCE_S)
+        assert not first.wait(0.001)
+    bell.close()
+
+
+def test_a_ring_for_a_job_wakes_only_those_that_wait_for_it(directory: Path) -> None:
+    bell = Bell(directory)
+    with (
+        Listener.for_job(directory, 1) as one,
+        Listener.for_job(directory, 11) as eleven,
+        Listener.for_job(directory, 1) as again,
+    ):
+        bell.ring_waiters([1, 7])
+        assert one.wait(PATIENCE_S)
+        assert again.wait(PATIENCE_S)
+        assert not eleven.wait(0.001)
+    bell.close()
+
+
+def test_many_rings_count_as_one(directory: Path) -> None:
+    bell = Bell(directory)
+    with Listener(directory, "workers", "a") as listener:
+        for _ in range(50):
+            bell.ring_workers()
+        assert listener.wait(PATIENCE_S)
+        assert not listener.wait(0.001)
+    bell.close()
+
+
+def test_a_ring_never_blocks_on_a_worker_that_does_not_listen(directory: Path) -> None:
+    bell = Bell(directory)
+    with Listener(directory, "workers", "a"):
+        for _ in range(5000):  # far more than a socket holds
+            bell.ring_workers()
+    bell.close()
+
+
+@forks
+def test_the_socket_of_a_dead_owner_is_removed_and_a_closed_listener_leaves_none(directory: Path) -> None:
+    bell = Bell(directory)
+    pid = fork()
+    if pid == 0:
+        Listener(directory, "workers", "dead")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    path = directory / "workers" / "dead"
+    assert path.exists()
+    bell.ring_workers()
+    assert not path.exists()
+    with Listener(directory, "workers", "alive"):
+        assert (directory / "workers" / "alive").exists()
+    assert not (directory / "workers" / "alive").exists()
+    bell.ring_workers()
+    bell.close()
+
+
+def test_a_listener_that_came_in_the_same_tick_as_another_is_rung_too(directory: Path) -> None:
+    """A folder's time has a resolution of milliseconds; a second socket may leave it as the first did."""
+    bell = Bell(directory)
+    folder = directory / "waiters"
+    tick_ns = time.time_ns() + 60 * 10**9
+    with Listener.for_job(directory, 1) as first:
+        os.utime(folder, ns=(tick_ns, tick_ns))
+        bell.ring_waiters([1])
+        assert first.wait(PATIENCE_S)
+        with Listener.for_job(directory, 1) as second:
+            os.utime(folder, ns=(tick_ns, tick_ns))
+            bell.ring_waiters([1])
+            assert second.wait(PATIENCE_S)
+    bell.close()
+
+
+def test_a_worker_that_came_after_a_burst_is_rung_once_the_listing_is_old(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = Bell(directory)
+    clock = [1000.0]
+    monkeypatch.setattr("gpuqueue.store.wakeups.time.monotonic", lambda: clock[0])
+    bell.ring_workers()
+    with Listener(directory, "workers", "new") as listener:
+        clock[0] += 1
+        bell.ring_workers()
+        assert listener.wait(PATIENCE_S)
+    bell.close()
+
+
+def test_a_thread_wakes_its_own_listener(directory: Path) -> None:
+    with Listener(directory, "workers", "a") as listener:
+        thread = threading.Thread(target=listener.ring)
+        thread.start()
+        assert listener.wait(PATIENCE_S)
+        thread.join()
+
+
+def test_a_listener_without_a_socket_only_polls_and_leaks_nothing(directory: Path) -> None:
+    listener = Listener(directory, "workers", "x" * 200)  # longer than a socket's path may be
+    assert listener.wait(0.001)
+    listener.ring()
+    listener.close()
+
+
+def test_the_runtime_directory_is_private_short_and_the_same_for_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    (tmp_path / "link.db").symlink_to(deep / "jobs.db")
+    short = tmp_path / "run"
+    short.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
+    path = runtime_dir(deep / "jobs.db")
+    assert path == runtime_dir(tmp_path / "link.db") == runtime_dir(deep / ".." / ("e" * 100) / "jobs.db")
+    assert len(os.fsencode(path.name)) == 16
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert runtime_dir(tmp_path / "other.db") != path
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    runtime_dir(tmp_path / "jobs.db")
+    monkeypatch.setattr("os.getuid", lambda: 4242)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        runtime_dir(tmp_path / "jobs.db")
+
+
+def test_the_store_rings_after_what_somebody_waits_for(store: Store, rows: Rows) -> None:
+    with Listener(store.runtime_dir, "workers", "me") as worker:
+        first = rows.enqueue()
+        assert worker.wait(PATIENCE_S), "a new job rings the workers"
+        with Listener.for_job(store.runtime_dir, first) as waiter:
+            lease = rows.claim_one()
+            store.report([Report(first, lease.lease, "text")])
+            assert waiter.wait(PATIENCE_S), "output rings who waits"
+            rows.complete(lease)
+            assert waiter.wait(PATIENCE_S), "the end rings who waits"
