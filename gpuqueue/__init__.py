@@ -10,6 +10,7 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config
 from gpuqueue.contract.current_job import CurrentJob, current_job
 from gpuqueue.domain import backoff
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import (
     ConfigurationError,
     GPUQueueError,
@@ -27,22 +28,11 @@ from gpuqueue.domain.errors import (
     UnknownTask,
     UsageError,
 )
-from gpuqueue.domain.job import (
-    Cancellation,
-    Entry,
-    Event,
-    Explanation,
-    Hold,
-    Job,
-    LogLine,
-    Rate,
-    Record,
-    ServiceInfo,
-    State,
-    WindowRule,
-    WorkerInfo,
-)
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.job import Cancellation, Entry, Event, Job, LogLine, Record, State
+from gpuqueue.domain.settings import Rate, WindowRule
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
+from gpuqueue.domain.view import ServiceInfo, WorkerInfo
 
 if TYPE_CHECKING:
     from gpuqueue.client.following import Follower, Reader

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TextIO, get_args
 
 from gpuqueue.contract.current_job import current_lease
 from gpuqueue.domain.errors import UsageError, did_you_mean
-from gpuqueue.domain.job import LogFormat
 from gpuqueue.domain.moments import iso
+from gpuqueue.domain.settings import LogFormat
 
 __all__ = ["EVENTS", "KEYS", "JSONFormatter", "LogFormat", "configure_logging"]
 

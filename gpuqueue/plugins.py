@@ -14,6 +14,7 @@ failure of an HTTP server.
 from __future__ import annotations
 
 from gpuqueue.config.table import Setting, Table
+from gpuqueue.contract.device import Device
 from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor
 from gpuqueue.contract.hookspecs import (
     AttemptFailedDetails,
@@ -33,7 +34,8 @@ from gpuqueue.contract.hookspecs import (
     WaitingJob,
     hookimpl,
 )
-from gpuqueue.devices.cached import Device
+from gpuqueue.domain.answers import CleanUp, Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.errors import (
     AttemptTimedOut,
@@ -44,38 +46,10 @@ from gpuqueue.domain.errors import (
     OutOfMemory,
     RunnerCrashed,
 )
-from gpuqueue.domain.job import (
-    Backend,
-    BackendSettings,
-    CleanUp,
-    Demand,
-    DeviceSettings,
-    DeviceView,
-    Entry,
-    Event,
-    Hold,
-    Job,
-    Lease,
-    Limits,
-    LogLine,
-    ModelSettings,
-    Pause,
-    Placement,
-    Preemption,
-    QueueSettings,
-    QueueView,
-    Rate,
-    Reading,
-    Record,
-    Reservation,
-    Resident,
-    ServiceInfo,
-    State,
-    View,
-    Wait,
-    WorkerInfo,
-)
+from gpuqueue.domain.job import Entry, Event, Job, Lease, LogLine, Record, State
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, Rate
 from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze
+from gpuqueue.domain.view import Backend, DeviceView, Pause, QueueView, Reservation, ServiceInfo, View, WorkerInfo
 from gpuqueue.executors.replies import reason_in, was_refused
 
 __all__ = [

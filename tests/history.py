@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuqueue import GPUQueue
-from gpuqueue.domain.job import DeviceSettings, Event, QueueSettings
+from gpuqueue.domain.job import Event
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store.sqlite import integrity
 from gpuqueue.store.sqlite.events import to_event
 from gpuqueue.store.sqlite.outcomes import reservations

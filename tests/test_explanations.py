@@ -17,27 +17,13 @@ from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import explain, limited
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain import estimates
+from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import work_key
-from gpuqueue.domain.job import (
-    DeviceProcess,
-    DeviceView,
-    Estimate,
-    Job,
-    JobErrorRecord,
-    Pause,
-    QueueSettings,
-    QueueView,
-    Rate,
-    Reading,
-    Resident,
-    RunningJob,
-    State,
-    Surroundings,
-    WindowRule,
-    Work,
-    WorkerInfo,
-)
+from gpuqueue.domain.explanation import RunningJob, Surroundings, Work
+from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.moments import until
+from gpuqueue.domain.settings import QueueSettings, Rate, WindowRule
+from gpuqueue.domain.view import DeviceView, Estimate, Pause, QueueView, WorkerInfo
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, backend, job, reservation, view
 
 HERE = WorkerInfo("w", "desk", 1, None, NOW, NOW + timedelta(minutes=1), "", True)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.domain.job import DeviceSettings, Event, QueueSettings
+from gpuqueue.domain.job import Event
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from tests.history import History, check
 

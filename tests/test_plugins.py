@@ -13,7 +13,8 @@ from gpuqueue import ConfigurationError, JobFailed, UsageError, hookimpl
 from gpuqueue.contract.hookspecs import EVENT_NAMES
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
-from gpuqueue.domain.job import CleanUp, Demand, Hold, Placement, Reading, Wait
+from gpuqueue.domain.answers import CleanUp, Demand, Hold, Placement, Wait
+from gpuqueue.domain.device import Reading
 from gpuqueue.domain.verdicts import Retry
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'

@@ -362,7 +362,7 @@ def test_realtime_jobs_that_never_fit_leave_batch_free(ai, start_worker, until):
 class TooLarge:
     @hookimpl
     def job_demand(self, details):
-        from gpuqueue.domain.job import Demand
+        from gpuqueue.domain.answers import Demand
 
         return Demand(6_000_000_000, "huge") if details.job.arguments["model"] == "huge" else None
 

@@ -13,9 +13,11 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.decisions.discrepancies import CardSight, Disagreement, OllamaSight, disagreements
 from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.owners import kin_here, owner_of
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.endpoints import standing_on
 from gpuqueue.domain.errors import ConfigurationError, ExecutionError
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, Reading, Resident, View
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings
+from gpuqueue.domain.view import View
 from gpuqueue.executors.ollama_client import OllamaClient
 
 ASK_S = 1.0  # for each Ollama

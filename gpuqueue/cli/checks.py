@@ -20,8 +20,9 @@ from gpuqueue.config.loading import Config
 from gpuqueue.config.shared import settings_difference, shared_settings
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.errors import ConfigurationError, ExecutionError, GPUQueueError
-from gpuqueue.domain.job import BackendSettings, State
+from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import format_size
 from gpuqueue.store.sqlite import migrate, queries
 from gpuqueue.store.sqlite.connections import MINIMUM_SQLITE

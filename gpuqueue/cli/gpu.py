@@ -11,12 +11,13 @@ from gpuqueue.cli.rendering import heading, print_json, print_table, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import device_shape, model_shape, resident_shape
 from gpuqueue.cli.status import condition, rest
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.endpoints import shown_url
-from gpuqueue.domain.job import Resident, View
 from gpuqueue.domain.model_health import ModelHealth, health
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.moments import iso, since
 from gpuqueue.domain.units import format_size
+from gpuqueue.domain.view import View
 
 if TYPE_CHECKING:
     from gpuqueue.cli.cards_now import Sight

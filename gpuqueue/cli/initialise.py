@@ -17,7 +17,7 @@ from gpuqueue.config.initial import EMBEDDING_MODEL, initial_toml, local_timezon
 from gpuqueue.config.loading import DEFAULT_FILE, Config
 from gpuqueue.config.sections import ollama_url
 from gpuqueue.domain.errors import ConfigurationError, UsageError
-from gpuqueue.domain.job import BackendSettings
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import format_size, parse_size
 
 PROBE_S = 1.0
@@ -87,7 +87,7 @@ def init(
 def find_card() -> Card:
     """Ask NVML for the first card."""
     from gpuqueue.devices.nvml import NvmlDevice
-    from gpuqueue.domain.job import DeviceSettings
+    from gpuqueue.domain.settings import DeviceSettings
 
     device = NvmlDevice(DeviceSettings("gpu0", 0))
     reading = device.read()

@@ -14,7 +14,8 @@ from gpuqueue.cli.rendering import in_terminal, note, print_json, print_table, s
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import attempt_shape, expectation_shape, explanation_shape, job_shape
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.domain.job import FINISHED, Explanation, Job, State
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.job import FINISHED, Job, State
 from gpuqueue.domain.moments import clock, since
 from gpuqueue.domain.timeline import progress, timeline_of
 from gpuqueue.domain.units import counted, format_duration, format_size

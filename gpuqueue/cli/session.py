@@ -20,7 +20,7 @@ from gpuqueue.config.loading import DEFAULT_DATABASE, DEFAULT_FILE, Config, data
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
-from gpuqueue.domain.job import Explanation
+from gpuqueue.domain.explanation import Explanation
 from gpuqueue.store.sqlite.migrate import is_queue_file
 
 __all__ = ["AppSession", "Session", "app_option", "json_option", "pass_session"]

@@ -7,25 +7,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.estimates import left_s
-from gpuqueue.domain.job import (
-    Backend,
-    DeviceView,
-    Expectation,
-    Explanation,
-    Hold,
-    Job,
-    Pause,
-    Reading,
-    Resident,
-    ServiceInfo,
-    State,
-    View,
-    WorkerInfo,
-)
+from gpuqueue.domain.explanation import Expectation, Explanation
+from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import ModelHealth
 from gpuqueue.domain.moments import iso
+from gpuqueue.domain.view import Backend, DeviceView, Pause, ServiceInfo, View, WorkerInfo
 from gpuqueue.store.sqlite.integrity import Finding
 
 __all__ = [

@@ -12,12 +12,15 @@ from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import service_shape, status_shape
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.decisions.evaluation import known_holds
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import Reading
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.estimates import left_s
-from gpuqueue.domain.job import Backend, DeviceView, Hold, Reading, Reservation, ServiceInfo, State, View
+from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, since, until
 from gpuqueue.domain.units import format_duration, format_size
+from gpuqueue.domain.view import Backend, DeviceView, Reservation, ServiceInfo, View
 
 REFRESH_S = 1.0
 ALWAYS_SHOWN = (State.AVAILABLE, State.RUNNING)

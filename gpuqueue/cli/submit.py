@@ -18,7 +18,7 @@ from gpuqueue.cli.shapes import explanation_shape, job_shape
 from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.errors import JobError, UnknownTask, UsageError
-from gpuqueue.domain.job import Explanation
+from gpuqueue.domain.explanation import Explanation
 
 INTERRUPTED = 130
 

@@ -11,14 +11,18 @@ from typing import Literal
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
-from gpuqueue.decisions.policies.windows import held_until, next_edge, parse_window
+from gpuqueue.decisions.policies.windows import parse_window
 from gpuqueue.decisions.view import build, largest_budget
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.estimates import left_s, run_s
-from gpuqueue.domain.job import DeviceView, Hold, Job, QueueSettings, QueueView, RunningJob, State, Surroundings, View
+from gpuqueue.domain.explanation import RunningJob, Surroundings
+from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
-from gpuqueue.domain.windows import parse_zone
+from gpuqueue.domain.view import DeviceView, QueueView, View
+from gpuqueue.domain.windows import held_until, next_edge, parse_zone
 from gpuqueue.store.sqlite import current, queries, services
 from gpuqueue.store.sqlite.current import RunningAttempt
 

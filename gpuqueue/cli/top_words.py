@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
-from gpuqueue.domain.job import Hold
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.moments import clock, since, until
 from gpuqueue.domain.units import format_duration

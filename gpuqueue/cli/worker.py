@@ -11,7 +11,7 @@ import click
 
 from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.session import Session, app_option, pass_session
-from gpuqueue.domain.job import LogFormat
+from gpuqueue.domain.settings import LogFormat
 from gpuqueue.logs import ATTRIBUTE, JSONFormatter, configure_logging
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, get_args
 from gpuqueue.client.options import DEFAULT_QUEUE
 from gpuqueue.client.tasks import Task
 from gpuqueue.domain.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
-from gpuqueue.domain.job import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
+from gpuqueue.domain.settings import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
 from gpuqueue.domain.windows import parse_window, parse_zone
 from gpuqueue.domain.yielding import yielding_order
 

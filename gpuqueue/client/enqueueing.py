@@ -15,12 +15,13 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownQueue, UsageError
-from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
 from gpuqueue.domain.models import VERBS
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.jobs import INSERT_PLAIN_JOB, NewJob, new_job
-from gpuqueue.store.sqlite.rows import INLINE_BYTES, NO_ARGUMENTS, to_json
+from gpuqueue.store.sqlite.rows import INLINE_BYTES
 
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
-from gpuqueue.domain.job import FINISHED, WAITING, Explanation, Job, JobErrorRecord, LogLine, State
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, LogLine, State
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.wakeups import POLL_S, Listener
 
 if TYPE_CHECKING:
     from gpuqueue.client.queue import GPUQueue
-    from gpuqueue.store.sqlite.queries import Ending
+    from gpuqueue.domain.job import Ending
 
 logger = logging.getLogger("gpuqueue")
 WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody serves the queue

@@ -12,7 +12,9 @@ from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.view import largest_budget, live_workers, read_view, serves, surroundings
-from gpuqueue.domain.job import Explanation, Hold, View, WorkerInfo
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.view import View, WorkerInfo
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries
 

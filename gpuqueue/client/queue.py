@@ -22,9 +22,13 @@ from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, m
 from gpuqueue.client.tasks import Signature, Task, TaskSettings
 from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings, settings_from_shared, shared_settings
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
-from gpuqueue.domain.job import Cancellation, Explanation, Hold, Pause, QueueSettings, ServiceInfo, State, View, WorkerInfo
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.job import Cancellation, State
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import Duration, from_us, parse_duration
+from gpuqueue.domain.view import Pause, ServiceInfo, View, WorkerInfo
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries, services
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpuqueue.config.table import quoted_key
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.domain.job import BackendSettings
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import format_size, parse_size
 from gpuqueue.domain.windows import parse_zone
 

@@ -32,7 +32,8 @@ from gpuqueue.config.sections import (
 )
 from gpuqueue.config.table import Setting, Table, worded
 from gpuqueue.domain.errors import ConfigurationError, did_you_mean
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, PlacementMode, QueueSettings, State
+from gpuqueue.domain.job import State
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, PlacementMode, QueueSettings
 
 __all__ = ["Config", "WorkerSettings", "database_path", "database_url"]
 

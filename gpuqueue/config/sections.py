@@ -16,8 +16,9 @@ from gpuqueue.config.shared import device_order
 from gpuqueue.config.table import Setting, Table, worded
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import ConfigurationError, UsageError, did_you_mean
-from gpuqueue.domain.job import (
-    FINISHED,
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.domain.rates import parse_rate
+from gpuqueue.domain.settings import (
     BackendSettings,
     DeviceSettings,
     LogFormat,
@@ -27,12 +28,10 @@ from gpuqueue.domain.job import (
     QueueSettings,
     Rate,
     Resume,
-    State,
     WhenUnavailable,
     WindowRule,
     YieldMode,
 )
-from gpuqueue.domain.rates import parse_rate
 from gpuqueue.domain.units import format_size, parse_duration
 from gpuqueue.domain.windows import parse_window, parse_zone
 

@@ -10,7 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, PlacementMode, QueueSettings, Rate, WindowRule
+from gpuqueue.domain.settings import (
+    BackendSettings,
+    DeviceSettings,
+    ModelSettings,
+    PlacementMode,
+    QueueSettings,
+    Rate,
+    WindowRule,
+)
 from gpuqueue.domain.units import format_duration, format_size
 
 __all__ = ["SharedSettings", "settings_difference", "settings_digest", "settings_from_shared", "shared_settings"]

@@ -14,20 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from gpuqueue.config.table import Table
-from gpuqueue.domain.job import (
-    BackendSettings,
-    Demand,
-    DeviceSettings,
-    Hold,
-    Job,
-    Lease,
-    ModelSettings,
-    QueueSettings,
-    Reading,
-    State,
-    View,
-)
+from gpuqueue.domain.answers import Demand, Hold
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.job import Job, Lease, State
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
+from gpuqueue.domain.view import View
 
 if TYPE_CHECKING:
     from gpuqueue.client.queue import GPUQueue

@@ -31,14 +31,15 @@ from gpuqueue.contract.details import (
     hookspec,
 )
 from gpuqueue.contract.events import Events
-from gpuqueue.domain.job import CleanUp, Demand, Hold, Job, Limits, Placement, Preemption, State, Wait
+from gpuqueue.domain.answers import CleanUp, Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
     import click
 
+    from gpuqueue.contract.device import Device
     from gpuqueue.contract.executor import Executor
-    from gpuqueue.devices.cached import Device
 
 __all__ = [
     "EVENT_NAMES",

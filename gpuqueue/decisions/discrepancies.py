@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gpuqueue.decisions.policies.residents import CONTEXT_BYTES, TOLERANCE_BYTES
-from gpuqueue.decisions.policies.vram import FRESH_S, available
 from gpuqueue.devices.owners import Owner
+from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import VRAM, get, model_key
-from gpuqueue.domain.job import Backend, DeviceProcess, DeviceView, Reading, Reservation, Resident, View
+from gpuqueue.domain.memory import FRESH_S, available
 from gpuqueue.domain.model_health import SPILL_BYTES
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.units import format_duration, format_size
+from gpuqueue.domain.view import Backend, DeviceView, Reservation, View
 
 LOADING_S = 60.0  # an attempt that began more recently may still be loading its model
 SHOWN_PROCESSES = 3

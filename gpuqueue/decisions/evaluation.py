@@ -21,21 +21,12 @@ from gpuqueue.contract.hookspecs import (
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.view import serves
-from gpuqueue.domain.job import (
-    Demand,
-    Explanation,
-    Hold,
-    Job,
-    Limits,
-    Placement,
-    Preemption,
-    QueueSettings,
-    State,
-    Surroundings,
-    View,
-    Wait,
-)
+from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.explanation import Explanation, Surroundings
+from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.rates import level
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import View
 from gpuqueue.domain.yielding import yielding_order
 from gpuqueue.store.sqlite import queries
 

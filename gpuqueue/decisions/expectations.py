@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.estimates import LOAD, get, left_s, model_key, run_s
-from gpuqueue.domain.job import Expectation, Hold, Job, QueueView, Reservation, State, Surroundings, View
+from gpuqueue.domain.explanation import Expectation, Surroundings
+from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.view import QueueView, Reservation, View
 
 # What ends when other jobs do; any other reason without an end of its own may last for ever.
 WORKED_OFF = frozenset({"yielding", "device_busy", "clean_up", "concurrency", "behind", "max_models", "vram"})

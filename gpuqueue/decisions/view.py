@@ -10,8 +10,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
-from gpuqueue.domain.job import WAITING, Backend, DeviceView, Job, QueueSettings, QueueView, Surroundings, View, WorkerInfo
+from gpuqueue.domain.explanation import Surroundings
+from gpuqueue.domain.job import WAITING, Job
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
+from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import proven_dead
@@ -58,7 +61,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
     sightings = queries.device_sightings(connection)
     devices = {}
     for device in settings.devices:
-        seen = sightings.get(device.name) or queries.Sighting()
+        seen = sightings.get(device.name) or Sighting()
         mine = tuple(item for item in taken if item.device == device.name)
         devices[device.name] = DeviceView(device, seen.reading, seen.residents, mine, seen.model, seen.model_since)
     asked = queries.backends(connection)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from gpuqueue.domain.job import Reading
-
-
-class Device(Protocol):
-    """One card. `read` takes some milliseconds, never raises, and puts a failure into the reading's `lost`."""
-
-    def read(self) -> Reading: ...
-
+from gpuqueue.contract.device import Device
+from gpuqueue.domain.device import Reading
 
 READING_LASTS_S = 1.0
 

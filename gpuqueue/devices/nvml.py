@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import pynvml  # type: ignore[import-untyped]  # it ships no types
 
+from gpuqueue.contract.device import Device
 from gpuqueue.contract.hookspecs import hookimpl
-from gpuqueue.devices.cached import Device
 from gpuqueue.devices.remote import BudgetDevice, runs_here
-from gpuqueue.domain.job import BackendSettings, DeviceProcess, DeviceSettings, Reading
+from gpuqueue.domain.device import DeviceProcess, Reading
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gpuqueue.domain.job import DeviceProcess
+from gpuqueue.domain.device import DeviceProcess
 
 Owner = Literal["ollama", "gpuqueue", "other", "unknown"]
 

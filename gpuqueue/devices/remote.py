@@ -8,7 +8,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from gpuqueue.domain.job import DeviceSettings, Reading
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.settings import DeviceSettings
 
 
 class BudgetDevice:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from gpuqueue.domain.moments import clock
+from gpuqueue.domain.view import Backend, View
+
 OLLAMA = "ollama"  # a queue with this backend uses every Ollama, or the one of this name
 
 
@@ -44,3 +47,13 @@ def shown_url(url: str) -> str:
     scheme, separator, rest = url.partition("?")[0].partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def away(backend: Backend, view: View) -> str:
+    """Word that a backend is away."""
+    return f"{backend.name} is away: {backend.error}{asked_again(backend, view)}"
+
+
+def asked_again(backend: Backend, view: View) -> str:
+    # No `until`: nobody knows when it is back.
+    return "" if backend.retry_at is None else f"; it is asked again at {clock(backend.retry_at, now=view.now)}"

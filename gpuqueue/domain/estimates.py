@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gpuqueue.domain.job import Estimate, Reservation
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.view import Estimate, Reservation
 
 VRAM = "vram_bytes"  # of a model with its memory-sizing options
 SHOWN = "shown_bytes"  # of the same, as the model's description lets expect

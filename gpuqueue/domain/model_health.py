@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 
 from gpuqueue.domain.endpoints import of_queue
 from gpuqueue.domain.estimates import SHOWN, SPILLED, VRAM, get, model_key
-from gpuqueue.domain.job import ModelSettings, QueueSettings, View
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import ModelSettings, QueueSettings
 from gpuqueue.domain.units import format_size
+from gpuqueue.domain.view import View
 
 SPILL_BYTES = 64 * 2**20  # less than this outside the device slows nothing down
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.domain.job import Rate
+from gpuqueue.domain.settings import Rate
 from gpuqueue.domain.units import format_duration, parse_duration
 
 RATE_EXAMPLES = '"10/m", "100/h", "1/30s", "5/d"'

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -121,3 +123,101 @@ def _days_text(weekdays: frozenset[int]) -> str:
         joint = "-" if length > 2 else ","
         runs.append(WEEKDAYS[start] + (joint + WEEKDAYS[(start + length - 1) % 7] if length > 1 else ""))
     return ",".join(runs)
+
+
+# What `held_until` answers when the windows leave no minute of the week free.
+FOREVER = datetime.max.replace(tzinfo=UTC)
+
+
+WEEK_MINUTES = 7 * DAY_MINUTES
+DAY = timedelta(days=1)
+
+
+# A weekly window that falls into the skipped hour is empty that week; this sees the next one and the one after.
+LOOK_AHEAD_DAYS = 22
+
+
+def held_until(windows: Sequence[Window], zone: tzinfo, now: datetime) -> datetime | None:
+    """Say when the windows open at `now` leave the queue free: windows that overlap or adjoin count as one.
+
+    Returns: an aware UTC datetime; None when no window is open; FOREVER when the windows cover the whole week.
+    """
+    free_at = now
+    while True:
+        ends = [end for window in windows if (end := open_until(window, zone, free_at))]
+        if not ends:
+            return free_at.astimezone(UTC) if free_at > now else None
+        if _cover_week(tuple(windows)):
+            return FOREVER
+        free_at = max(ends)
+
+
+def next_edge(windows: Sequence[Window], zone: tzinfo, now: datetime) -> datetime | None:
+    """Say when the queue is next held or freed by its windows, strictly after `now`.
+
+    Returns: an aware UTC datetime; None when that never changes.
+    """
+    until = held_until(windows, zone, now)
+    if until is not None:
+        return None if until == FOREVER else until
+    starts = [
+        start
+        for window in windows
+        for start, end in occurrences(window, zone, _local_date(now, zone) - DAY, days=LOOK_AHEAD_DAYS)
+        if now < start < end
+    ]
+    return min(starts, default=None)
+
+
+def open_until(window: Window, zone: tzinfo, now: datetime) -> datetime | None:
+    nearby = occurrences(window, zone, _local_date(now, zone) - 2 * DAY, days=4)
+    return max((end for start, end in nearby if start <= now < end), default=None)
+
+
+def occurrences(window: Window, zone: tzinfo, first: date, *, days: int) -> Iterator[tuple[datetime, datetime]]:
+    for step in range(days):
+        day = first + step * DAY
+        if day.weekday() in window.weekdays:
+            yield _occurrence(window, zone, day)
+
+
+@lru_cache(maxsize=4096)
+def _occurrence(window: Window, zone: tzinfo, day: date) -> tuple[datetime, datetime]:
+    """Find the instants (UTC) between which the window that starts on `day` is open."""
+    midnight = datetime.combine(day, time())
+    start = midnight + timedelta(minutes=window.start_minute)
+    end = start + timedelta(minutes=window.length_minutes)
+    return _instant(start, zone, fold=0), _instant(end, zone, fold=1)
+
+
+def _instant(local: datetime, zone: tzinfo, *, fold: int) -> datetime:
+    """Find the instant at which the clock shows `local`: of two the one that `fold` says, of none the first after."""
+    instant = local.replace(tzinfo=zone, fold=fold).astimezone(UTC)
+    if instant.astimezone(zone).replace(tzinfo=None, fold=0) == local:
+        return instant
+    # Of a skipped time, fold 1 makes an instant before the jump and fold 0 one after it.
+    before = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    after = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    offset_after = after.astimezone(zone).utcoffset()
+    low, high = 0, int((after - before).total_seconds())
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (before + timedelta(seconds=middle)).astimezone(zone).utcoffset() == offset_after:
+            high = middle
+        else:
+            low = middle
+    return before + timedelta(seconds=high)
+
+
+def _local_date(moment: datetime, zone: tzinfo) -> date:
+    return moment.astimezone(zone).date()
+
+
+@lru_cache(maxsize=512)
+def _cover_week(windows: tuple[Window, ...]) -> bool:
+    covered: set[int] = set()
+    for window in windows:
+        for day in window.weekdays:
+            start = day * DAY_MINUTES + window.start_minute
+            covered.update((start + step) % WEEK_MINUTES for step in range(window.length_minutes))
+    return len(covered) == WEEK_MINUTES

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gpuqueue.domain.errors import ConfigurationError
-from gpuqueue.domain.job import QueueSettings, View
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import View
 
 
 def yielding_order(queues: Mapping[str, QueueSettings]) -> list[QueueSettings]:

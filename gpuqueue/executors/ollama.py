@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 from gpuqueue.contract.executor import AttemptContext, Executor
 from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import CallerFault, ExecutionError, Spilled, did_you_mean
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, PartialOutput, Placement
+from gpuqueue.domain.job import PartialOutput
 from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb, full_name
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.ollama_client import OllamaClient
 

@@ -21,9 +21,10 @@ from typing import Any
 import httpx
 
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ConfigurationError, ExecutionError, OutOfMemory, RunnerCrashed
-from gpuqueue.domain.job import BackendSettings, Resident
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.executors.replies import reason_in, was_refused
 
 QUERY_S = 5.0  # for the calls that Ollama answers from memory

@@ -20,8 +20,9 @@ from contextlib import suppress
 from typing import Any
 
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import IsolatedFailure, ProcessDied
-from gpuqueue.domain.job import DeviceSettings, Placement
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.verdicts import verdict_of
 from gpuqueue.executors import guardian
 

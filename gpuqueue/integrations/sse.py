@@ -30,8 +30,7 @@ from typing import Any
 from gpuqueue.client.async_twins import in_thread
 from gpuqueue.client.handle import JobHandle, Piece, Watch
 from gpuqueue.domain.errors import UnknownJob
-from gpuqueue.domain.job import FINISHED, State
-from gpuqueue.store.sqlite.queries import Ending
+from gpuqueue.domain.job import FINISHED, Ending, State
 
 HEADERS: Mapping[str, str] = MappingProxyType(
     {

@@ -17,23 +17,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gpuqueue.domain.answers import Demand, Hold, Placement
+from gpuqueue.domain.claim import Room
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.estimates import Lesson
-from gpuqueue.domain.job import (
-    Cancellation,
-    Demand,
-    DeviceSettings,
-    Event,
-    Hold,
-    Job,
-    Lease,
-    Pause,
-    Placement,
-    QueueSettings,
-    Reading,
-    Resident,
-    State,
-)
+from gpuqueue.domain.job import Cancellation, Ending, Event, Job, Lease, State
+from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Report, Rescue
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
+from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import (
+    backends,
     claims,
     connections,
     estimates,
@@ -46,9 +39,9 @@ from gpuqueue.store.sqlite import (
     services,
     workers,
 )
-from gpuqueue.store.sqlite.claims import Gate, Room
+from gpuqueue.store.sqlite import queues as queue_rows
+from gpuqueue.store.sqlite.claims import Gate
 from gpuqueue.store.sqlite.jobs import NewJob
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Report, Rescue
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.writer import Result, Work, Writer
 from gpuqueue.store.wakeups import Bell, runtime_dir
@@ -214,12 +207,12 @@ class Store:
 
     def pause(self, queue: str, pause: Pause) -> None:
         """Pause a queue; no job of it is claimed after this returns."""
-        self.write(lambda connection: workers.pause(connection, queue, pause))
+        self.write(lambda connection: queue_rows.pause(connection, queue, pause))
         self.bell.ring_workers()
 
     def resume(self, queue: str, *, by: str, now_us: int) -> bool:
         """Lift a manual pause; returns whether there was one."""
-        was_paused = self.write(lambda connection: workers.resume(connection, queue, by=by, now_us=now_us))
+        was_paused = self.write(lambda connection: queue_rows.resume(connection, queue, by=by, now_us=now_us))
         self.bell.ring_workers()
         return was_paused
 
@@ -392,7 +385,7 @@ class Store:
 
     def note_holds(self, holds: Mapping[str, tuple[Hold, ...]], *, now_us: int) -> None:
         """Record which queues began or ceased to be held."""
-        self.write(lambda connection: workers.note_holds(connection, holds, now_us=now_us))
+        self.write(lambda connection: queue_rows.note_holds(connection, holds, now_us=now_us))
 
     def publish_holds(self, worker_id: str, holds: Mapping[str, Sequence[Hold]]) -> None:
         """Write what a worker's own plugins hold, for processes that do not have them."""
@@ -401,7 +394,7 @@ class Store:
     def backend_lost(self, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> datetime | None:
         """Open a backend's breaker; returns when it is asked again where that is news, None when it was open already."""
         retry_at = self.write(
-            lambda connection: workers.backend_lost(
+            lambda connection: backends.backend_lost(
                 connection, name, error=error, probe_every_s=probe_every_s, longest_s=longest_s, now_us=now_us
             )
         )
@@ -412,7 +405,7 @@ class Store:
         """Close a backend's breaker and, when it was open, wake what waited for it; returns whether it was open."""
 
         def work(connection: sqlite3.Connection) -> bool:
-            was_open = workers.backend_answered(connection, name, worked=worked, now_us=now_us)
+            was_open = backends.backend_answered(connection, name, worked=worked, now_us=now_us)
             if was_open:
                 jobs.promote_waiting_for(connection, name)
             return was_open
@@ -424,13 +417,13 @@ class Store:
 
     def note_models(self, backend: str, models: Mapping[str, int]) -> None:
         """Write which models a backend has on its disk: {name: bytes}."""
-        self.write(lambda connection: workers.note_models(connection, backend, models))
+        self.write(lambda connection: backends.note_models(connection, backend, models))
 
     def publish_reading(
         self, device: str, *, reading: Reading | None, residents: tuple[Resident, ...] | None, now_us: int
     ) -> str | None:
         """Write what a device was seen to be; returns the event that this made known: device_lost, device_recovered or none."""
-        return self.write(lambda connection: workers.publish_reading(connection, device, reading, residents, now_us=now_us))
+        return self.write(lambda connection: backends.publish_reading(connection, device, reading, residents, now_us=now_us))
 
     def learn(self, lessons: Sequence[Lesson], *, now_us: int) -> None:
         """Fold observations of jobs into the estimates."""
@@ -502,7 +495,7 @@ class Store:
         with self.reading() as connection:
             return queries.get_job(connection, job_id)
 
-    def get_ending(self, job_id: int) -> queries.Ending:
+    def get_ending(self, job_id: int) -> Ending:
         """Return how a job stands. Raises: UnknownJob."""
         with self.reading() as connection:
             return queries.get_ending(connection, job_id)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gpuqueue.domain.job import FINISHED, Demand, Hold, Job, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.job import FINISHED, Job
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 __all__ = ["what_is_wrong"]

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from gpuqueue.contract.current_job import running
 from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
-from gpuqueue.domain.job import Lease, Placement
+from gpuqueue.domain.answers import Placement
+from gpuqueue.domain.job import Lease
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.output import Output

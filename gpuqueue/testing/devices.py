@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 import pytest
 
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.devices.cached import Device
-from gpuqueue.domain.job import DeviceProcess, DeviceSettings, Reading
+from gpuqueue.contract.device import Device
+from gpuqueue.domain.device import DeviceProcess, Reading
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.leftovers import nothing_left_behind
 from gpuqueue.testing.queues import foreign_variables, queue_maker

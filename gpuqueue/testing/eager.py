@@ -29,14 +29,15 @@ from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInt
 from gpuqueue.decisions.policies import worker_policies
 from gpuqueue.domain.endpoints import OLLAMA, on_device
 from gpuqueue.domain.errors import UnknownJob, UsageError
-from gpuqueue.domain.job import BackendSettings, Lease, QueueSettings, State
+from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.models import VERBS
+from gpuqueue.domain.outcomes import Ended, Postponed
+from gpuqueue.domain.settings import BackendSettings, QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, queries
 from gpuqueue.store.sqlite.jobs import NewJob
-from gpuqueue.store.sqlite.outcomes import Ended, Postponed
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop

@@ -26,8 +26,8 @@ import pytest
 from gpuqueue.contract.executor import AsyncExecutor, AttemptInterrupted, Executor, is_async
 from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.domain import errors
+from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError
-from gpuqueue.domain.job import Placement
 from gpuqueue.domain.verdicts import failure
 from gpuqueue.testing.attempts import Bench, Ended, RecordedAttempt
 from gpuqueue.testing.idle import run_until_idle

@@ -10,7 +10,9 @@ from dataclasses import replace
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.decisions.evaluation import explain
 from gpuqueue.decisions.view import surroundings
-from gpuqueue.domain.job import WAITING, Explanation, Job, State, View
+from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.job import WAITING, Job, State
+from gpuqueue.domain.view import View
 from gpuqueue.worker import Worker
 
 __all__ = ["JobsStuck", "run_until_idle"]

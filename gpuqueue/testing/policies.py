@@ -22,7 +22,7 @@ import pytest
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT
 from gpuqueue.contract.plugin_set import Plugins
-from gpuqueue.domain.job import Explanation
+from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.verdicts import Verdict
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from gpuqueue.client.queue import GPUQueue
-    from gpuqueue.domain.job import Explanation
+    from gpuqueue.domain.explanation import Explanation
     from gpuqueue.domain.units import Duration
     from gpuqueue.simulators.card import SimulatedCard
     from gpuqueue.simulators.ollama import OllamaSimulator

@@ -23,21 +23,12 @@ from gpuqueue.contract.hookspecs import (
     RetentionDetails,
     WaitingJob,
 )
+from gpuqueue.domain.answers import Demand, Hold, Placement
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
-from gpuqueue.domain.job import (
-    Backend,
-    Demand,
-    DeviceSettings,
-    DeviceView,
-    Hold,
-    Job,
-    Pause,
-    Placement,
-    QueueView,
-    Reading,
-    Resident,
-    View,
-)
+from gpuqueue.domain.job import Job
+from gpuqueue.domain.settings import DeviceSettings
+from gpuqueue.domain.view import Backend, DeviceView, Pause, QueueView, View
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, MODELS, NOW, OLLAMA, REALTIME, backend, device, job, lease, reservation
 from gpuqueue.testing.views import view as made_up
 

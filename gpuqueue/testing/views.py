@@ -10,21 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gpuqueue.domain.job import (
-    Backend,
-    BackendSettings,
-    DeviceSettings,
-    DeviceView,
-    Job,
-    Lease,
-    ModelSettings,
-    QueueSettings,
-    QueueView,
-    Reading,
-    Reservation,
-    State,
-    View,
-)
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.job import Job, Lease, State
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
+from gpuqueue.domain.view import Backend, DeviceView, QueueView, Reservation, View
 
 __all__ = [
     "BATCH",

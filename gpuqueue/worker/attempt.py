@@ -17,11 +17,12 @@ from gpuqueue.contract.hookspecs import AttemptFailedDetails
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.domain.endpoints import of_queue
 from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError
-from gpuqueue.domain.job import BackendSettings, JobErrorRecord, Lease, ModelSettings, PartialOutput, QueueSettings, State
+from gpuqueue.domain.job import JobErrorRecord, Lease, PartialOutput, State
+from gpuqueue.domain.json_text import to_json
+from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.domain.settings import BackendSettings, ModelSettings, QueueSettings
 from gpuqueue.domain.units import format_duration, to_us
 from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed
-from gpuqueue.store.sqlite.rows import to_json
 from gpuqueue.worker.output import Output
 
 Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease_lost"]

@@ -17,10 +17,10 @@ from gpuqueue.contract.current_job import running
 from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import JobErrorRecord, Lease
+from gpuqueue.domain.outcomes import Completed, Outcome, Postponed
 from gpuqueue.domain.units import to_us
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import Completed, Outcome, Postponed
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.log import WorkerLog

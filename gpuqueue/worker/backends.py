@@ -9,7 +9,8 @@ from datetime import datetime
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.endpoints import of_queue, on_device
 from gpuqueue.domain.errors import BackendUnavailable, StoreError
-from gpuqueue.domain.job import BackendSettings, Lease
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries

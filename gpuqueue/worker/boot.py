@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared
+from gpuqueue.contract.device import Device
 from gpuqueue.contract.plugin_set import Plugins
-from gpuqueue.devices.cached import CachedDevice, Device
+from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
-from gpuqueue.domain.job import Lease, QueueSettings
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.outcomes import Outcome
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import format_size
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.processes import Children
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import Life
-from gpuqueue.store.sqlite.claims import COROUTINE, THREAD
-from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts

@@ -14,15 +14,18 @@ from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.answers import CleanUp, Placement
 from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, StoreError
 from gpuqueue.domain.estimates import VRAM, model_key
-from gpuqueue.domain.job import CleanUp, DeviceSettings, Lease, Placement, Reservation
+from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.outcomes import Completed
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Reservation
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import Life
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import Completed
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.attempts import Ending
 from gpuqueue.worker.backends import Backends

@@ -14,19 +14,22 @@ from gpuqueue.contract.hookspecs import WaitingJob
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
 from gpuqueue.decisions.policies import default_policies
-from gpuqueue.decisions.policies.vram import devices_for, may_have
-from gpuqueue.decisions.policies.windows import next_edge
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.domain.answers import Demand, Hold, Placement
+from gpuqueue.domain.claim import Room
 from gpuqueue.domain.errors import REFUSAL
-from gpuqueue.domain.job import Demand, Hold, Job, Lease, Placement, QueueSettings, QueueView, View
+from gpuqueue.domain.job import Job, Lease
+from gpuqueue.domain.memory import devices_for, may_have
+from gpuqueue.domain.outcomes import Outcome
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
-from gpuqueue.domain.windows import parse_window, parse_zone
+from gpuqueue.domain.view import QueueView, View
+from gpuqueue.domain.windows import next_edge, parse_window, parse_zone
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, queries
-from gpuqueue.store.sqlite.claims import Gate, Room
-from gpuqueue.store.sqlite.outcomes import Outcome
+from gpuqueue.store.sqlite.claims import Gate
 from gpuqueue.worker.log import WorkerLog
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge

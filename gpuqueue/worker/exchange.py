@@ -13,11 +13,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gpuqueue.domain.claim import Room
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.outcomes import Outcome, Postponed
 from gpuqueue.domain.units import to_us
-from gpuqueue.store.sqlite.claims import Room
-from gpuqueue.store.sqlite.outcomes import Outcome, Postponed
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.log import WorkerLog
 

@@ -11,11 +11,12 @@ from datetime import datetime
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
-from gpuqueue.domain.job import Hold, Lease, Preemption, State
+from gpuqueue.domain.answers import Hold, Preemption
+from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.moments import iso
+from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.domain.units import counted, format_duration, format_size, from_us
 from gpuqueue.logs import tell
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.worker.observations import LOADED_S
 
 logger = logging.getLogger("gpuqueue.worker")

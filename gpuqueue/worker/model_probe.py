@@ -14,9 +14,9 @@ from gpuqueue.config.shared import SharedSettings
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.endpoints import standing_on
 from gpuqueue.domain.estimates import SHOWN, Lesson, model_key
-from gpuqueue.domain.job import BackendSettings
 from gpuqueue.domain.model_health import known_bytes, settings_of
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes

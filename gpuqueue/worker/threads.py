@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.store.liveness import Life
-from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.worker.exchange import Exchange
 
 PREFETCH_S = 0.02

@@ -9,11 +9,13 @@ from statistics import median
 
 import pytest
 
-from gpuqueue.domain.job import DeviceSettings, Placement, QueueSettings
+from gpuqueue.domain.answers import Placement
+from gpuqueue.domain.claim import THREAD, Room
+from gpuqueue.domain.outcomes import Postponed
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims
-from gpuqueue.store.sqlite.claims import THREAD, Gate, Room
-from gpuqueue.store.sqlite.outcomes import Postponed
+from gpuqueue.store.sqlite.claims import Gate
 from tests.benchmarks.floor import PAYLOAD
 
 pytestmark = pytest.mark.benchmark

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.domain.job import Reading, Resident
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import to_us
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue, Worker
-from gpuqueue.domain.job import Demand
+from gpuqueue.domain.answers import Demand
 
 Run = Callable[..., Any]
 ISO_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

@@ -14,8 +14,8 @@ from gpuqueue import GPUQueue
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, Figuring, JobFigures, QueueFigures
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.estimates import OUTPUT_RATE, RUN, Lesson, model_key, work_key
-from gpuqueue.domain.job import Pause
 from gpuqueue.domain.units import to_us
+from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import estimates
 
 TOML = """

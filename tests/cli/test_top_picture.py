@@ -14,7 +14,7 @@ from gpuqueue.cli import top_words
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, Figures, JobFigures, QueueFigures, ServiceFigures
 from gpuqueue.cli.top_picture import ASCII, Choice, picture
 from gpuqueue.cli.top_screen import warnings_to
-from gpuqueue.domain.job import Hold
+from gpuqueue.domain.answers import Hold
 
 NOW = datetime(2026, 7, 1, 2, 13, 7, tzinfo=UTC)
 GB = 10**9

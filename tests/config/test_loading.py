@@ -14,7 +14,8 @@ import pytest
 from gpuqueue.config.loading import Config, WorkerSettings, database_path, database_url
 from gpuqueue.config.table import Table
 from gpuqueue.domain.errors import ConfigurationError
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, QueueSettings, State
+from gpuqueue.domain.job import State
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
 
 GB = 10**9
 DAY_S = 86_400.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared, shared_settings
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
 
 GB = 10**9
 REALTIME = QueueSettings("ai-realtime", gpu=True, concurrency=1, when_unavailable="reject", backend="ollama")

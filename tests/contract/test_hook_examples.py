@@ -17,7 +17,7 @@ from gpuqueue import GPUQueue, JobHandle, Worker, plugins
 from gpuqueue.cli import main
 from gpuqueue.contract import current_job
 from gpuqueue.contract.hookspecs import EVENT_NAMES, HOOK_NAMES
-from gpuqueue.domain.job import Explanation
+from gpuqueue.domain.explanation import Explanation
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store.sqlite import claims

@@ -14,8 +14,8 @@ import pytest
 import gpuqueue
 from gpuqueue.client.declarations import QueueOptions
 from gpuqueue.client.ollama import ChatRequest, EmbedRequest, GenerateRequest, OllamaTasks
-from gpuqueue.domain.job import QueueSettings
 from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb
+from gpuqueue.domain.settings import QueueSettings
 
 # What comes back from the database as JSON has no type that could be known.
 RETURN_ANY = {"JobHandle.result", "JobHandle.aresult"}

@@ -18,12 +18,17 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.domain.job import Demand, DeviceSettings, Lease, Pause, QueueSettings, Resident, State
+from gpuqueue.domain.answers import Demand
+from gpuqueue.domain.device import Resident
+from gpuqueue.domain.job import Lease, State
+from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Pause
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import jobs, migrate
 from gpuqueue.store.sqlite.jobs import NewJob, new_job
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Postponed, Report, abandoned_by
+from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.store.tables import metadata
 from tests import history
 from tests.conftest import fork, forks

@@ -9,18 +9,10 @@ from typing import Any
 import pytest
 
 from gpuqueue.decisions.discrepancies import CardSight, Disagreement, OllamaSight, disagreements
+from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import VRAM, model_key
-from gpuqueue.domain.job import (
-    DeviceProcess,
-    DeviceView,
-    Estimate,
-    ModelSettings,
-    Reading,
-    Reservation,
-    Resident,
-    View,
-    WorkerInfo,
-)
+from gpuqueue.domain.settings import ModelSettings
+from gpuqueue.domain.view import DeviceView, Estimate, Reservation, View, WorkerInfo
 from gpuqueue.testing.views import GB, GPU0, MODELS, NOW, backend, reservation, view
 
 GEMMA = Resident("gemma4:e4b", 4_500_000_000, 4_500_000_000)

@@ -11,22 +11,12 @@ from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, order, place
 from gpuqueue.decisions.policies import default_policies
+from gpuqueue.domain.answers import Demand, Hold, Placement, Wait
 from gpuqueue.domain.errors import ConfigurationError
-from gpuqueue.domain.job import (
-    Demand,
-    DeviceView,
-    Hold,
-    JobErrorRecord,
-    Pause,
-    Placement,
-    QueueSettings,
-    QueueView,
-    RunningJob,
-    State,
-    Surroundings,
-    Wait,
-    Work,
-)
+from gpuqueue.domain.explanation import RunningJob, Surroundings, Work
+from gpuqueue.domain.job import JobErrorRecord, State
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import DeviceView, Pause, QueueView
 from gpuqueue.domain.yielding import yielding_order
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
 

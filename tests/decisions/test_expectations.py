@@ -9,19 +9,12 @@ import pytest
 
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.domain import estimates
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.estimates import model_key, work_key
-from gpuqueue.domain.job import (
-    DeviceView,
-    Estimate,
-    Expectation,
-    Hold,
-    QueueView,
-    Resident,
-    RunningJob,
-    State,
-    Surroundings,
-    Work,
-)
+from gpuqueue.domain.explanation import Expectation, RunningJob, Surroundings, Work
+from gpuqueue.domain.job import State
+from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
 
 MODEL = "gemma4:e4b"

@@ -14,7 +14,8 @@ import pytest
 
 from gpuqueue.devices.nvml import REOPEN_S, Devices, NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain.job import BackendSettings, DeviceProcess, DeviceSettings, Reading
+from gpuqueue.domain.device import DeviceProcess, Reading
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from tests.conftest import forks

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.devices.owners import Kin, kin_here, owner_of
-from gpuqueue.domain.job import DeviceProcess
+from gpuqueue.domain.device import DeviceProcess
 
 has_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc to look into")
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from gpuqueue.devices.remote import BudgetDevice, runs_here
-from gpuqueue.domain.job import DeviceSettings, Reading
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.settings import DeviceSettings
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gpuqueue.domain.endpoints import standing_on
-from gpuqueue.domain.job import BackendSettings
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.plugins import shown_url
 
 TIED, OTHER, FREE = (BackendSettings(name=device or "free", device=device) for device in ("gpu0", "gpu1", ""))

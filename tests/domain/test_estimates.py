@@ -9,7 +9,7 @@ import pytest
 
 from gpuqueue.domain import estimates
 from gpuqueue.domain.estimates import Lesson, believed, left_s, model_key, work_key
-from gpuqueue.domain.job import Estimate
+from gpuqueue.domain.view import Estimate
 from gpuqueue.testing.views import NOW, reservation
 
 WRITING = replace(reservation(), task="ollama.generate", started_at=NOW - timedelta(seconds=30), output_tokens=100)

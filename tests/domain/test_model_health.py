@@ -8,9 +8,10 @@ import pytest
 
 from gpuqueue.contract.hookspecs import JobDemandDetails
 from gpuqueue.decisions.policies.vram import Memory
+from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.estimates import SHOWN, SPILLED, VRAM, model_key
-from gpuqueue.domain.job import Demand, Estimate
 from gpuqueue.domain.model_health import health
+from gpuqueue.domain.view import Estimate
 from gpuqueue.testing.views import BATCH, GB, backend, job, view
 
 THERE = {"gemma4:e4b": 4 * GB, "small:latest": GB, "large:latest": 9 * GB}

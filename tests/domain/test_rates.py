@@ -11,8 +11,8 @@ import time_machine
 from gpuqueue import Rate, UsageError, Worker
 from gpuqueue.contract.hookspecs import QueueHoldDetails
 from gpuqueue.decisions.policies.rates import Rates
-from gpuqueue.domain.job import QueueView
 from gpuqueue.domain.rates import format_rate, level, next_in_s, parse_rate
+from gpuqueue.domain.view import QueueView
 from gpuqueue.testing.views import MAIL, NOW, view
 
 

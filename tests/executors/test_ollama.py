@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from gpuqueue.contract.executor import AttemptInterrupted, Executor
+from gpuqueue.domain.answers import Placement
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ConfigurationError, ExecutionError, OutOfMemory, RunnerCrashed
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, ModelSettings, Placement, Resident
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
 from gpuqueue.executors.ollama import KEEP_ALIVE_S, Chat, Embed, Generate, OllamaVerbs
 from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient
 from gpuqueue.simulators.card import SimulatedCard

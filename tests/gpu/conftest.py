@@ -18,7 +18,8 @@ import pynvml  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from gpuqueue.devices.nvml import NvmlDevice
-from gpuqueue.domain.job import DeviceSettings, Reading
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import format_size
 from tests.gpu.cuda import LIBRARY
 

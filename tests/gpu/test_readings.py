@@ -7,7 +7,8 @@ import pytest
 from gpuqueue.decisions.policies.residents import CONTEXT_BYTES
 from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain.job import DeviceSettings, Reading
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.settings import DeviceSettings
 from tests.gpu.conftest import NOISE_BYTES, SIZE_BYTES
 
 MIB = 2**20

@@ -11,10 +11,10 @@ import pytest
 
 from gpuqueue import GPUQueue, State
 from gpuqueue.contract import current_job
+from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.integrations import sse
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.outcomes import Report
 from gpuqueue.store.wakeups import Listener
 from tests.integrations.server_events import heard_in, text_of
 from tests.store.rows import Rows

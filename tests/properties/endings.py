@@ -10,7 +10,7 @@ from typing import Any
 from gpuqueue import Discard, Retry, Snooze
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.domain.errors import BackendUnavailable, CallerFault
-from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.worker.attempt import Interruption
 from tests.properties.model_jobs import SECOND, Ended, Job

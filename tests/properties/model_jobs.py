@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gpuqueue.domain.job import BackendSettings, DeviceSettings, QueueSettings
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, QueueSettings
 
 Job = dict[str, Any]
 Ended = dict[str, Any]  # how an attempt ends: kind, state, code, due, spent, outcome, waiting_for, result

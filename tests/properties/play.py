@@ -17,12 +17,12 @@ from sqlalchemy.pool import NullPool
 
 from gpuqueue import UnknownJob
 from gpuqueue.config.shared import settings_digest
+from gpuqueue.domain.claim import COROUTINE, THREAD, Room
 from gpuqueue.domain.errors import BackendUnavailable
 from gpuqueue.domain.job import Event, Lease, State
+from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.claims import COROUTINE, THREAD, Room
-from gpuqueue.store.sqlite.outcomes import Outcome
 from gpuqueue.worker.attempt import Attempt
 from tests import history
 from tests.properties.endings import ENDINGS, MAKES_ROOM

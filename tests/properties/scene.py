@@ -17,10 +17,13 @@ from typing import Any
 from gpuqueue import Config, GPUQueue, hookimpl
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain import backoff
-from gpuqueue.domain.job import Demand, Lease, PlacementMode, Reading
+from gpuqueue.domain.answers import Demand
+from gpuqueue.domain.claim import COROUTINE, THREAD
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.settings import PlacementMode
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.claims import COROUTINE, THREAD
 from gpuqueue.worker.attempt import Attempt, Judge
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.dispatcher import Dispatcher

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from gpuqueue.domain.job import Demand, Placement
+from gpuqueue.domain.answers import Demand, Placement
 from tests.properties.endings import ENDINGS
 from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step

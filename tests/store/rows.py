@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gpuqueue.domain.job import Demand, DeviceSettings, Job, JobErrorRecord, Lease, Placement, QueueSettings, State
+from gpuqueue.domain.answers import Demand, Placement
+from gpuqueue.domain.claim import THREAD, Room
+from gpuqueue.domain.job import Job, JobErrorRecord, Lease, State
+from gpuqueue.domain.outcomes import Completed, Ended, Postponed
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.claims import THREAD, Gate, Room
+from gpuqueue.store.sqlite.claims import Gate
 from gpuqueue.store.sqlite.jobs import new_job
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Postponed
 
 NOW_US = 1_700_000_000_000_000
 GB = 10**9

@@ -6,9 +6,13 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from gpuqueue.domain.job import Demand, DeviceSettings, Pause, Resident, State
+from gpuqueue.domain.answers import Demand
+from gpuqueue.domain.device import Resident
+from gpuqueue.domain.job import State
+from gpuqueue.domain.outcomes import Completed
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
-from gpuqueue.store.sqlite.outcomes import Completed
+from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite.queries import device_sightings
 from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.units import from_us
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import current
-from gpuqueue.store.sqlite.outcomes import Report
 from tests.store.rows import CARD, Rows, at
 
 

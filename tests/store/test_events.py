@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 
-from gpuqueue.domain.job import Hold, Pause, Reading, Resident
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Pause
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import events
 from tests.store.rows import BOOM, GB, Rows, at

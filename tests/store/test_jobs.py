@@ -8,11 +8,11 @@ import pytest
 
 from gpuqueue.domain.errors import StateError, UnknownJob
 from gpuqueue.domain.job import State
+from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.units import from_us
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, jobs, queries
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, demand_class, new_job
-from gpuqueue.store.sqlite.outcomes import Report
 from tests.store.rows import CARD, GB, Rows, assert_counters_are_true, at
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gpuqueue.domain.job import JobErrorRecord, State
+from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import Completed, Ended, Outcome, Postponed, Report, abandoned_by, reservations
+from gpuqueue.store.sqlite.outcomes import abandoned_by, reservations
 from tests.store.rows import BOOM, Rows, assert_counters_are_true, at
 
 

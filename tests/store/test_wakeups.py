@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuqueue.domain.outcomes import Report
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.outcomes import Report
 from gpuqueue.store.wakeups import Bell, Listener, runtime_dir
 from tests.conftest import fork, forks
 from tests.store.rows import Rows

@@ -14,7 +14,8 @@ import pytest
 from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.devices.remote import BudgetDevice
-from gpuqueue.domain.job import DeviceProcess, DeviceSettings, Reading
+from gpuqueue.domain.device import DeviceProcess, Reading
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.testing.devices import DeviceSuite, what_is_wrong_with

@@ -13,8 +13,9 @@ import pytest
 
 from gpuqueue.contract import current_job
 from gpuqueue.contract.executor import AttemptContext
+from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError
-from gpuqueue.domain.job import BackendSettings, Placement
+from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.ollama import Chat, Embed, Generate
 from gpuqueue.executors.processes import Children, ProcessExecutor

@@ -67,7 +67,9 @@ from gpuqueue.contract.hookspecs import (
     RetentionDetails,
 )
 from gpuqueue.domain import backoff
-from gpuqueue.domain.job import Demand, JobErrorRecord, Lease, Placement, QueueSettings, Wait
+from gpuqueue.domain.answers import Demand, Placement, Wait
+from gpuqueue.domain.job import JobErrorRecord, Lease
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.plugins import Device, Reading
 from gpuqueue.testing import (
     JobsStuck,

@@ -17,9 +17,10 @@ import pytest
 
 from gpuqueue import GPUQueue, ServiceUnavailable, Snooze
 from gpuqueue.contract import current_job
+from gpuqueue.domain.claim import Room
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
-from gpuqueue.store.sqlite.claims import Gate, Room
+from gpuqueue.store.sqlite.claims import Gate
 from tests.conftest import AI, GEMMA
 
 SHOP = """\

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from gpuqueue.cli.demo.evidence import Check
 from gpuqueue.cli.demo.recorder import QUEUES, Sample
-from gpuqueue.domain.job import DeviceView, Hold
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.units import format_size
+from gpuqueue.domain.view import DeviceView
 
 LINE_COUNT = 9
 BAR_WIDTH = 40

@@ -8,8 +8,8 @@ import httpx
 
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.domain.errors import BackendUnavailable, UsageError
-from gpuqueue.domain.job import BackendSettings, DeviceSettings
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.executors.ollama_client import OllamaClient
 
 QUERY_S = 5.0

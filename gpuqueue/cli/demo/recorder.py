@@ -15,9 +15,12 @@ from types import TracebackType
 
 from gpuqueue.cli.demo.stage import Stage
 from gpuqueue.decisions.evaluation import known_holds
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import Reading
 from gpuqueue.domain.errors import ExecutionError
-from gpuqueue.domain.job import Event, Hold, Reading, State, View
+from gpuqueue.domain.job import Event, State
 from gpuqueue.domain.units import format_duration
+from gpuqueue.domain.view import View
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.store.sqlite import queries
 

@@ -6,23 +6,12 @@ Each backend has one breaker, its row in `backends`, opened by a failed attempt 
 from __future__ import annotations
 
 from gpuqueue.contract.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
-from gpuqueue.domain.endpoints import of_queue
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.endpoints import asked_again, away, of_queue
 from gpuqueue.domain.errors import REFUSAL, BackendUnavailable
-from gpuqueue.domain.job import Backend, Hold, View
-from gpuqueue.domain.moments import clock
 from gpuqueue.domain.verdicts import Discard, Snooze
 
 ANOTHER_S = 0.2
-
-
-def away(backend: Backend, view: View) -> str:
-    """Word that a backend is away."""
-    return f"{backend.name} is away: {backend.error}{_asked_again(backend, view)}"
-
-
-def _asked_again(backend: Backend, view: View) -> str:
-    # No `until`: nobody knows when it is back.
-    return "" if backend.retry_at is None else f"; it is asked again at {clock(backend.retry_at, now=view.now)}"
 
 
 class Availability:
@@ -37,7 +26,7 @@ class Availability:
         if not backends or any(backend.available for backend in backends):
             return None
         if details.queue.when_unavailable == "reject":
-            why = "; ".join(f"{backend.error}{_asked_again(backend, details.view)}" for backend in backends)
+            why = "; ".join(f"{backend.error}{asked_again(backend, details.view)}" for backend in backends)
             return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True)
         return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends))
 

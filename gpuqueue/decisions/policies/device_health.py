@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gpuqueue.contract.hookspecs import QueueHoldDetails, hookimpl
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL
-from gpuqueue.domain.job import Hold
 
 
 class DeviceHealth:

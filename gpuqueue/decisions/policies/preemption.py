@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
+from gpuqueue.domain.answers import Preemption
 from gpuqueue.domain.estimates import left_s
-from gpuqueue.domain.job import DeviceView, Preemption, QueueSettings, Reservation, View
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import DeviceView, Reservation, View
 from gpuqueue.domain.yielding import yielded_to
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from gpuqueue.contract.hookspecs import QueueHoldDetails, hookimpl
-from gpuqueue.domain.job import Hold
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.rates import format_rate, next_in_s
 
 

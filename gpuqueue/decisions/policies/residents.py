@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails, hookimpl
+from gpuqueue.domain.answers import CleanUp
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError, OutOfMemory, RunnerCrashed
-from gpuqueue.domain.job import BackendSettings, CleanUp, DeviceSettings, Lease, Reading, Resident
+from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
 from gpuqueue.logs import tell

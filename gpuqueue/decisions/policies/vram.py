@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
-from gpuqueue.decisions.policies.availability import away
-from gpuqueue.domain.endpoints import of_queue, on_device
-from gpuqueue.domain.job import Demand, DeviceView, Placement, QueueSettings, Resident, View, Wait
+from gpuqueue.domain.answers import Demand, Placement, Wait
+from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of
 from gpuqueue.domain.model_health import health, known_bytes
 from gpuqueue.domain.models import VERBS, full_name
 from gpuqueue.domain.units import counted, format_duration, format_size
-
-FRESH_S = 10.0  # a reading that is older says nothing about what is free now
+from gpuqueue.domain.view import DeviceView, View
 
 
 class Memory:
@@ -42,7 +38,7 @@ class Memory:
             return _no_device(details)
         waits = []
         for device in devices:
-            wait = _absent(device, demand.model, queue, view) or _wait(device, demand, view)
+            wait = backend_away(device, demand.model, queue, view) or _wait(device, demand, view)
             if wait is None:
                 return Placement(device.settings.name, demand.vram_bytes)
             waits.append(wait)
@@ -50,69 +46,15 @@ class Memory:
         return Wait(waits[0].reason, "; ".join(dict.fromkeys(wait.detail for wait in waits)), waits[0].until)
 
 
-def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
-    """Return the devices that a job may run on, whether or not they have room now, the one to be tried first first.
-
-    `wanted` is the device's name or label that it asked for. A device that has the model loaded comes first.
-    """
-    endpoints = of_queue(queue.backend, view.backends.values())
-    found = [
-        device
-        for device in view.devices.values()
-        if (wanted is None or wanted in _names(device))
-        and (not model or not endpoints or on_device(queue.backend, device.settings.name, endpoints) is not None)
-    ]
-    sign = -1 if view.placement == "pack" else 1
-
-    def order(device: DeviceView) -> tuple[bool, int]:
-        loaded = {full_name(item.model) for item in device.residents}
-        return not model or full_name(model) not in loaded, sign * device.reserved_bytes
-
-    return sorted(found, key=order)
-
-
-def may_have(device: DeviceView, model: str, queue: QueueSettings, view: View) -> bool:
-    """Say whether nothing but its other jobs can keep a device from this one: it can be read, and its Ollama is there."""
-    is_lost = device.reading is not None and device.reading.lost is not None
-    return not is_lost and _absent(device, model, queue, view) is None
-
-
-def available(device: DeviceView, model: str) -> int | None:
-    """Return the memory that a job for a model would find on a device, from its last reading; None when that does not say.
-
-    Counts what the models that nobody uses hold, and leaves out what other jobs have reserved and not taken yet. Negative
-    when they could not take it.
-    """
-    if device.reading is None or device.reading.free_bytes is None:
-        return None
-    in_use = {full_name(item.model) for item in device.reservations if item.model}
-    evictable = [item for item in device.residents if full_name(item.model) not in {*in_use, full_name(model)}]
-    taken_bytes = _bytes([item for item in device.residents if full_name(item.model) in in_use])
-    return device.reading.free_bytes + _bytes(evictable) - max(0, device.reserved_bytes - taken_bytes)
-
-
 def _no_device(details: PlaceJobDetails) -> Wait:
     view, wanted = details.view, details.job.wanted_device
     if not view.devices:
         return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
-    if wanted is None or any(wanted in _names(device) for device in view.devices.values()):
+    if wanted is None or any(wanted in names_of(device) for device in view.devices.values()):
         tied = ", ".join(f"{item.name} computes on {item.device}" for item in view.backends.values())
         return Wait("no_device", f"no Ollama of queue {details.queue.name!r} computes on {wanted or 'a device'}; {tied}")
-    names = ", ".join(sorted({name for device in view.devices.values() for name in _names(device)}))
+    names = ", ".join(sorted({name for device in view.devices.values() for name in names_of(device)}))
     return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
-
-
-def _absent(device: DeviceView, model: str, queue: QueueSettings, view: View) -> Wait | None:
-    """Say that the Ollama of this device is away, where another one of the queue is there."""
-    backends = of_queue(queue.backend, view.backends.values()) if model else []
-    backend = on_device(queue.backend, device.settings.name, backends)
-    if backend is None or backend.available or not any(item.available for item in backends):
-        return None  # its queue is held while all are away
-    return Wait("unavailable", away(backend, view))
-
-
-def _names(device: DeviceView) -> tuple[str, ...]:
-    return (device.settings.name, *device.settings.labels)
 
 
 def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
@@ -154,7 +96,7 @@ def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | N
     if not demand.vram_bytes or reading is None or available_bytes is None or reading.age_s(view.now) > FRESH_S:
         return None
     mine = [item for item in device.residents if demand.model and full_name(item.model) == full_name(demand.model)]
-    needed_bytes = max(0, demand.vram_bytes - _bytes(mine)) + device.settings.min_free_bytes
+    needed_bytes = max(0, demand.vram_bytes - vram_of(mine)) + device.settings.min_free_bytes
     if available_bytes >= needed_bytes:
         return None
     return Wait(
@@ -173,9 +115,5 @@ def _others(device: DeviceView) -> str:
         return "the most is held by " + ", ".join(
             f"{item.name or 'a program'} (pid {item.pid}, {format_size(item.used_bytes or 0)})" for item in largest
         )
-    taken_bytes = (reading.total_bytes or 0) - reading.free_bytes - _bytes(device.residents)
+    taken_bytes = (reading.total_bytes or 0) - reading.free_bytes - vram_of(device.residents)
     return f"other programs hold {format_size(max(0, taken_bytes))}"
-
-
-def _bytes(residents: Sequence[Resident]) -> int:
-    return sum(item.vram_bytes for item in residents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuqueue.contract.hookspecs import QueueHoldDetails, hookimpl
-from gpuqueue.domain.job import Hold
+from gpuqueue.domain.answers import Hold
 
 
 class Yielding:

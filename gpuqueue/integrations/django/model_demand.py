@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpuqueue.contract.hookspecs import JobDemandDetails, hookimpl
 from gpuqueue.decisions.policies.vram import Memory
-from gpuqueue.domain.job import Demand
+from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.models import GENERATE
 
 

@@ -17,6 +17,7 @@ from gpuqueue.contract.current_job import current_job
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
 from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.json_text import to_json
 from gpuqueue.domain.verdicts import DEFAULT_RULES, Discard, Retry, Snooze
 from gpuqueue.integrations.django.results import change, result_of
 from gpuqueue.integrations.django.tasks_api import (
@@ -28,7 +29,6 @@ from gpuqueue.integrations.django.tasks_api import (
     task_started,
 )
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.rows import to_json
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue

@@ -9,14 +9,17 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gpuqueue.domain.job import DeviceSettings, Job, Lease, Placement, QueueSettings
+from gpuqueue.domain.answers import Placement
+from gpuqueue.domain.claim import Room
+from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.rates import level
+from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
@@ -86,20 +89,6 @@ class Gate(NamedTuple):
         else:
             waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None
         return waits and is_served(connection, name, now_us=now_us)
-
-
-THREAD, COROUTINE = "thread", "coroutine"
-
-
-def _thread(_task: str) -> str:
-    return THREAD
-
-
-class Room(NamedTuple):
-    """How many jobs a worker can take, by the kind of runner that their task needs."""
-
-    free: Mapping[str, int]
-    kind_of: Callable[[str], str] = _thread
 
 
 def paused_queues(connection: sqlite3.Connection, *, now_us: int) -> set[str]:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from gpuqueue.domain.estimates import Lesson, believed
-from gpuqueue.domain.job import Estimate
+from gpuqueue.domain.view import Estimate
 
 
 def learn(connection: sqlite3.Connection, lessons: Sequence[Lesson], *, now_us: int) -> None:

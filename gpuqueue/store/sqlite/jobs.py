@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.errors import StateError, UnknownJob
-from gpuqueue.domain.job import FINISHED, Demand, JobErrorRecord, State
+from gpuqueue.domain.job import FINISHED, JobErrorRecord, State
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD, from_error
 
 DEMAND_CLASS_BYTES = 64 * 2**20

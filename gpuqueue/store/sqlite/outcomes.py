@@ -9,10 +9,11 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
-from gpuqueue.domain.job import JobErrorRecord, Lease, Reservation, State
+from gpuqueue.domain.job import JobErrorRecord, Lease, State
+from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report, Rescue, Rescued
 from gpuqueue.domain.units import counted, from_us
+from gpuqueue.domain.view import Reservation
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
@@ -40,56 +41,6 @@ RESERVATIONS = (
     "FROM jobs WHERE device IS NOT NULL"
 )
 RUNNING_OF = "SELECT id, lease, queue, task, attempt FROM jobs WHERE state = 'running' AND worker_id = ?"
-
-
-class Completed(NamedTuple):
-    """The attempt succeeded; `result` is JSON text."""
-
-    lease: Lease
-    result: str
-
-
-class Ended(NamedTuple):
-    """The job is over without a result: `state` is discarded or cancelled."""
-
-    lease: Lease
-    state: State
-    error: JobErrorRecord
-
-
-class Postponed(NamedTuple):
-    """The job goes back: available at `at_us`. `spent` counts the attempt.
-
-    `outcome` is retried, snoozed, released or preempted; the last two keep the job's place in its queue.
-    """
-
-    lease: Lease
-    outcome: str
-    at_us: int
-    spent: bool
-    error: JobErrorRecord | None = None
-    waiting_for: str | None = None
-
-
-Outcome = Completed | Ended | Postponed
-
-
-class Rescued(NamedTuple):
-    """A job that a dead worker ran, as it is now; `lease` is its new lease number."""
-
-    job_id: int
-    lease: int
-    queue: str
-    task: str
-    state: State
-    crashes: int
-
-
-class Rescue(NamedTuple):
-    """What a dead worker left: the jobs that it ran, and the device reservations that the rescuer must clean up."""
-
-    jobs: tuple[Rescued, ...]
-    orphans: tuple[Reservation, ...]
 
 
 def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_us: int) -> list[Lease]:
@@ -195,18 +146,6 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
         ).rowcount
         == 1
     )
-
-
-class Report(NamedTuple):
-    """What a running attempt says: output, log lines as (time in microseconds, message), and how far it is."""
-
-    job_id: int
-    lease: int
-    text: str = ""
-    lines: Sequence[tuple[int, str]] = ()
-    progress: tuple[float, str] | None = None
-    output_tokens: int | None = None
-    output_lease: int | None = None  # under which the output began, where this attempt continues an earlier one's
 
 
 def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:

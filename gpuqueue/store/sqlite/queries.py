@@ -10,30 +10,17 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.errors import UnknownJob
-from gpuqueue.domain.job import (
-    FINISHED,
-    WAITING,
-    Backend,
-    DeviceProcess,
-    Hold,
-    Job,
-    LogLine,
-    PartialOutput,
-    Pause,
-    QueueSettings,
-    Reading,
-    Resident,
-    RunningJob,
-    State,
-    Work,
-    WorkerInfo,
-)
+from gpuqueue.domain.explanation import RunningJob, Work
+from gpuqueue.domain.job import WAITING, Ending, Job, LogLine, PartialOutput, State
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.domain.view import Backend, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
@@ -90,22 +77,6 @@ def newest(
             where = f"{where} AND {order} {compared} ?" if where else f"WHERE {order} {compared} ?"
             values.append(job_id)
     return f"{where} ORDER BY {order} {'DESC' if before is None else 'ASC'}", values
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What a waiting caller needs of a job: its state and, once finished, its result (JSON text) or error."""
-
-    state: State
-    result: str | None
-    error: Any
-    expires_at_us: int | None
-    queue: str
-    lease: int
-
-    @property
-    def is_finished(self) -> bool:
-        return self.state in FINISHED
 
 
 def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
@@ -208,14 +179,6 @@ def configuration(connection: sqlite3.Connection) -> Mapping[str, Any] | None:
     return settings
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRow:
-    """A worker as stored; whether it lives is for the caller to find out."""
-
-    info: WorkerInfo
-    runtime_dir: str
-
-
 def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
     """Return the workers, `alive` meaning only that their lease has not ended."""
     rows = connection.execute(
@@ -286,16 +249,6 @@ def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
         )
         for name, available, failures, since, retry_at, checked_at, error, models in rows
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """What a device was last seen to be, and the last model that was loaded for a job."""
-
-    reading: Reading | None = None
-    residents: tuple[Resident, ...] = ()
-    model: str = ""
-    model_since: datetime | None = None
 
 
 def device_sightings(connection: sqlite3.Connection) -> dict[str, Sighting]:

@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from gpuqueue.domain.job import ServiceInfo
 from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import ServiceInfo
 
 HELD = (
     "SELECT 1 FROM services JOIN workers ON workers.id = services.worker_id "

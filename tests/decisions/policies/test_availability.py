@@ -9,8 +9,8 @@ import pytest
 
 from gpuqueue.contract.hookspecs import AttemptFailedDetails, QueueHoldDetails
 from gpuqueue.decisions.policies.availability import ANOTHER_S, REFUSAL, Availability
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import BackendUnavailable, RunnerCrashed
-from gpuqueue.domain.job import Hold
 from gpuqueue.domain.moments import clock
 from gpuqueue.domain.verdicts import Discard, Snooze
 from gpuqueue.testing.views import BATCH, MAIL, NOW, OLLAMA, REALTIME, backend, lease, view

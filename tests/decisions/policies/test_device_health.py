@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from gpuqueue.contract.hookspecs import QueueHoldDetails
 from gpuqueue.decisions.policies.device_health import DeviceHealth
-from gpuqueue.domain.job import DeviceView, Reading
+from gpuqueue.domain.device import Reading
+from gpuqueue.domain.view import DeviceView
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, view
 
 HERE = DeviceView(GPU0, Reading(NOW))

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from gpuqueue.contract.hookspecs import OrderCandidatesDetails
 from gpuqueue.decisions.policies.ordering import Ordering
-from gpuqueue.domain.job import DeviceView, Resident
+from gpuqueue.domain.device import Resident
+from gpuqueue.domain.view import DeviceView
 from gpuqueue.testing.views import GPU0, NOW, job, reservation, view
 
 

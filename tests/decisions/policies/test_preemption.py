@@ -9,8 +9,9 @@ import pytest
 
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob
 from gpuqueue.decisions.policies.preemption import Preempting
+from gpuqueue.domain.answers import Demand, Preemption
 from gpuqueue.domain.estimates import OUTPUT_RATE, model_key
-from gpuqueue.domain.job import Demand, DeviceView, Estimate, Preemption, QueueView
+from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, job, reservation, view
 

@@ -21,8 +21,11 @@ from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.decisions.policies.residents import Residents
 from gpuqueue.devices.nvml import NvmlDevice
+from gpuqueue.domain.answers import CleanUp, Placement
+from gpuqueue.domain.device import Reading
 from gpuqueue.domain.errors import BackendUnavailable, OutOfMemory, RunnerCrashed
-from gpuqueue.domain.job import BackendSettings, CleanUp, DeviceSettings, Lease, ModelSettings, Placement, Reading
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator

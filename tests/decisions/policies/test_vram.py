@@ -8,9 +8,12 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails
-from gpuqueue.decisions.policies.vram import Memory, devices_for
+from gpuqueue.decisions.policies.vram import Memory
+from gpuqueue.domain.answers import Demand, Placement
+from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import SHOWN, VRAM, model_key
-from gpuqueue.domain.job import Demand, DeviceProcess, DeviceView, Estimate, Placement, Reading, Resident
+from gpuqueue.domain.memory import devices_for
+from gpuqueue.domain.view import DeviceView, Estimate
 from gpuqueue.testing.views import BATCH, GB, GPU0, MODELS, NOW, backend, job, reservation, view
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")

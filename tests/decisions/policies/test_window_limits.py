@@ -13,8 +13,10 @@ from gpuqueue.decisions.evaluation import limited
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.policies.windows import Windows
 from gpuqueue.domain import estimates
+from gpuqueue.domain.answers import Demand, Limits, Preemption, Wait
 from gpuqueue.domain.estimates import work_key
-from gpuqueue.domain.job import Demand, DeviceView, Estimate, Limits, Preemption, QueueView, Rate, Wait, WindowRule
+from gpuqueue.domain.settings import Rate, WindowRule
+from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, job, reservation, view
 
 NOON, EVENING = "09:00-18:00", "18:00-09:00"  # NOW is at 12:00 UTC

@@ -15,10 +15,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gpuqueue.contract.hookspecs import PROJECT, Decisions, QueueHoldDetails
-from gpuqueue.decisions.policies.windows import FOREVER, Windows, held_until, next_edge, parse_window
+from gpuqueue.decisions.policies.windows import Windows, parse_window
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.domain.job import Hold, QueueSettings, View
-from gpuqueue.domain.windows import Window
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import View
+from gpuqueue.domain.windows import FOREVER, Window, held_until, next_edge
 
 BANGKOK = ZoneInfo("Asia/Bangkok")
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -8,7 +8,8 @@ import pytest
 
 from gpuqueue.contract.hookspecs import QueueHoldDetails
 from gpuqueue.decisions.policies.yielding import Yielding
-from gpuqueue.domain.job import Hold, QueueView
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.view import QueueView
 from gpuqueue.testing.views import BATCH, REALTIME, view
 
 

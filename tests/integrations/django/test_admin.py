@@ -19,7 +19,8 @@ from django.test import Client, override_settings
 
 from gpuqueue import State, Worker
 from gpuqueue.contract import current_job
-from gpuqueue.domain.job import FINISHED, Rate, WindowRule
+from gpuqueue.domain.job import FINISHED
+from gpuqueue.domain.settings import Rate, WindowRule
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator

@@ -15,9 +15,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from gpuqueue.domain.errors import NewerSchema, NotADatabase, StoreUnwritable
+from gpuqueue.domain.outcomes import Report
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import migrate
-from gpuqueue.store.sqlite.outcomes import Report
 from gpuqueue.store.tables import metadata
 from tests.store.rows import Rows, at
 

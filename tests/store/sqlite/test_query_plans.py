@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.domain.job import FINISHED, Demand, State
+from gpuqueue.domain.answers import Demand
+from gpuqueue.domain.job import FINISHED, State
+from gpuqueue.domain.outcomes import Completed, Report
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, current, following, jobs, outcomes, queries
-from gpuqueue.store.sqlite.outcomes import Completed, Report
 from tests.store.rows import Rows, at, room_for
 
 # statement → the index it must use; "key" is the primary key.

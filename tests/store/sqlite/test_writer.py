@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreBusy, StoreError, StoreFull
-from gpuqueue.domain.job import QueueSettings
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite.connections import explain
 from tests.conftest import fork, forks, wait_until

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gpuqueue.domain.device import Reading
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.estimates import left_s
-from gpuqueue.domain.job import Backend, DeviceView, Reading, ServiceInfo, State, View
+from gpuqueue.domain.job import State
 from gpuqueue.domain.units import format_duration, format_size
+from gpuqueue.domain.view import Backend, DeviceView, ServiceInfo, View
 from gpuqueue.integrations.django.pages.jobs import rows_of
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import Moment, held

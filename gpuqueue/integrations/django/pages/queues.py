@@ -9,9 +9,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gpuqueue.decisions.evaluation import known_holds
+from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import UnknownQueue
-from gpuqueue.domain.job import Hold, QueueSettings, QueueView, Rate, State, View, WindowRule
+from gpuqueue.domain.job import State
+from gpuqueue.domain.settings import QueueSettings, Rate, WindowRule
 from gpuqueue.domain.units import DURATION_UNITS
+from gpuqueue.domain.view import QueueView, View
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, held
 

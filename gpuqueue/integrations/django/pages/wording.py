@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.domain.job import Explanation, Hold
+from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.moments import clock, iso, since, until
 from gpuqueue.domain.units import format_duration
 

@@ -1,0 +1,72 @@
+"""Owns which device may take a demand now: budget, reservations, free memory; places nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpuqueue.domain.answers import Wait
+from gpuqueue.domain.device import Resident
+from gpuqueue.domain.endpoints import away, of_queue, on_device
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.view import DeviceView, View
+
+FRESH_S = 10.0  # a reading that is older says nothing about what is free now
+
+
+def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
+    """Return the devices that a job may run on, whether or not they have room now, the one to be tried first first.
+
+    `wanted` is the device's name or label that it asked for. A device that has the model loaded comes first.
+    """
+    endpoints = of_queue(queue.backend, view.backends.values())
+    found = [
+        device
+        for device in view.devices.values()
+        if (wanted is None or wanted in names_of(device))
+        and (not model or not endpoints or on_device(queue.backend, device.settings.name, endpoints) is not None)
+    ]
+    sign = -1 if view.placement == "pack" else 1
+
+    def order(device: DeviceView) -> tuple[bool, int]:
+        loaded = {full_name(item.model) for item in device.residents}
+        return not model or full_name(model) not in loaded, sign * device.reserved_bytes
+
+    return sorted(found, key=order)
+
+
+def may_have(device: DeviceView, model: str, queue: QueueSettings, view: View) -> bool:
+    """Say whether nothing but its other jobs can keep a device from this one: it can be read, and its Ollama is there."""
+    is_lost = device.reading is not None and device.reading.lost is not None
+    return not is_lost and backend_away(device, model, queue, view) is None
+
+
+def available(device: DeviceView, model: str) -> int | None:
+    """Return the memory that a job for a model would find on a device, from its last reading; None when that does not say.
+
+    Counts what the models that nobody uses hold, and leaves out what other jobs have reserved and not taken yet. Negative
+    when they could not take it.
+    """
+    if device.reading is None or device.reading.free_bytes is None:
+        return None
+    in_use = {full_name(item.model) for item in device.reservations if item.model}
+    evictable = [item for item in device.residents if full_name(item.model) not in {*in_use, full_name(model)}]
+    taken_bytes = vram_of([item for item in device.residents if full_name(item.model) in in_use])
+    return device.reading.free_bytes + vram_of(evictable) - max(0, device.reserved_bytes - taken_bytes)
+
+
+def backend_away(device: DeviceView, model: str, queue: QueueSettings, view: View) -> Wait | None:
+    """Say that the Ollama of this device is away, where another one of the queue is there."""
+    backends = of_queue(queue.backend, view.backends.values()) if model else []
+    backend = on_device(queue.backend, device.settings.name, backends)
+    if backend is None or backend.available or not any(item.available for item in backends):
+        return None  # its queue is held while all are away
+    return Wait("unavailable", away(backend, view))
+
+
+def names_of(device: DeviceView) -> tuple[str, ...]:
+    return (device.settings.name, *device.settings.labels)
+
+
+def vram_of(residents: Sequence[Resident]) -> int:
+    return sum(item.vram_bytes for item in residents)
