@@ -12,7 +12,7 @@ def _thread(_task: str) -> str:
     return THREAD
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """How many jobs a worker can take, by the kind of runner that their task needs."""
 
     free: Mapping[str, int]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import Room
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.estimates import Lesson
 from gpuqueue.domain.job import Cancellation, Ending, Event, Job, Lease, State
@@ -40,7 +40,7 @@ from gpuqueue.store.sqlite import (
     workers,
 )
 from gpuqueue.store.sqlite import queues as queue_rows
-from gpuqueue.store.sqlite.claims import Gate
+from gpuqueue.store.sqlite.claims import ClaimRules
 from gpuqueue.store.sqlite.jobs import NewJob
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.writer import Result, Work, Writer
@@ -232,8 +232,8 @@ class Store:
         *,
         worker_id: str,
         queues: Sequence[QueueSettings],
-        gate: Gate,
-        room: Room,
+        rules: ClaimRules,
+        capacity: Capacity,
         now_us: int,
     ) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases).
@@ -243,9 +243,12 @@ class Store:
 
         def work(connection: sqlite3.Connection) -> tuple[list[Lease], list[Lease]]:
             late = outcomes.finish(connection, ended, now_us=now_us) if ended else []
-            if not queues or not any(room.free.values()):
+            if not queues or not any(capacity.free.values()):
                 return late, []
-            return late, claims.claim(connection, worker_id=worker_id, queues=queues, gate=gate, room=room, now_us=now_us)
+            claimed = claims.claim(
+                connection, worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us
+            )
+            return late, claimed
 
         late, leases = self.write(work)
         if ended:
@@ -256,11 +259,13 @@ class Store:
 
     def finish(self, ended: Sequence[Outcome], *, now_us: int) -> list[Lease]:
         """Write how attempts ended; returns the leases that were lost, for which nothing was changed."""
-        return self.finish_and_claim(ended, worker_id="", queues=(), gate=Gate(), room=Room({}), now_us=now_us)[0]
+        return self.finish_and_claim(ended, worker_id="", queues=(), rules=ClaimRules(), capacity=Capacity({}), now_us=now_us)[0]
 
-    def claim(self, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, room: Room, now_us: int) -> list[Lease]:
+    def claim(
+        self, *, worker_id: str, queues: Sequence[QueueSettings], rules: ClaimRules, capacity: Capacity, now_us: int
+    ) -> list[Lease]:
         """Claim jobs of queues without a GPU, as many as there is room for."""
-        return self.finish_and_claim((), worker_id=worker_id, queues=queues, gate=gate, room=room, now_us=now_us)[1]
+        return self.finish_and_claim((), worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us)[1]
 
     def claim_placed(
         self,
@@ -270,7 +275,7 @@ class Store:
         worker_id: str,
         queue: QueueSettings,
         device: DeviceSettings,
-        gate: Gate,
+        rules: ClaimRules,
         preemptible: bool = False,
         now_us: int,
     ) -> Lease | None:
@@ -283,7 +288,7 @@ class Store:
                 worker_id=worker_id,
                 queue=queue,
                 device=device,
-                gate=gate,
+                rules=rules,
                 preemptible=preemptible,
                 now_us=now_us,
             )

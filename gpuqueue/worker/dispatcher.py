@@ -17,7 +17,7 @@ from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import Room
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.errors import REFUSAL
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
@@ -29,7 +29,7 @@ from gpuqueue.domain.windows import next_edge, parse_window, parse_zone
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, queries
-from gpuqueue.store.sqlite.claims import Gate
+from gpuqueue.store.sqlite.claims import ClaimRules
 from gpuqueue.worker.log import WorkerLog
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
@@ -75,7 +75,7 @@ class Dispatcher:
         self._published_at_s = 0.0
         self._unsizable: dict[str, Hold] = {}  # queues with a job whose demand a plugin failed to say
         self.view: View | None = None
-        self.gate = Gate()
+        self.rules = ClaimRules()
         self.plain: tuple[QueueSettings, ...] = ()
         self.gpu: tuple[QueueSettings, ...] = ()
 
@@ -93,7 +93,7 @@ class Dispatcher:
             open_queues = [queue for name, queue in queues.items() if name not in held and self._serves(name)]
             self.plain = tuple(queue for queue in open_queues if not queue.gpu)
             self.gpu = tuple(queue for queue in open_queues if queue.gpu)
-            self.gate = Gate(held, queues, largest_budget(self._settings))
+            self.rules = ClaimRules(held, queues, largest_budget(self._settings))
             self.view = view
             self._decided_at_s = time.monotonic()
             if not self._noted or _reasons(self._holds) != _reasons(holds):
@@ -131,11 +131,11 @@ class Dispatcher:
         self._store.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
 
-    def exchange(self, ended: Sequence[Outcome], *, room: Room) -> tuple[list[Lease], list[Lease]]:
+    def exchange(self, ended: Sequence[Outcome], *, capacity: Capacity) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
         queues = self.plain if self._may_claim() else ()
         return self._store.finish_and_claim(
-            ended, worker_id=self._worker_id, queues=queues, gate=self.gate, room=room, now_us=to_us(self.now())
+            ended, worker_id=self._worker_id, queues=queues, rules=self.rules, capacity=capacity, now_us=to_us(self.now())
         )
 
     def claim_for_devices(self) -> list[Lease]:
@@ -162,7 +162,7 @@ class Dispatcher:
                 worker_id=self._worker_id,
                 queue=view.queues[job.queue].settings,
                 device=view.devices[answer.device].settings,
-                gate=self.gate,
+                rules=self.rules,
                 preemptible=self._is_preemptible(job.task),
                 now_us=to_us(self.now()),
             )

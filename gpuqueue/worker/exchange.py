@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gpuqueue.domain.claim import Room
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome, Postponed
@@ -94,7 +94,7 @@ class Exchange:
             if not ended and not free:
                 return 0
             self._exchanged_at_s = time.monotonic()
-            late, leases = self._dispatcher.exchange(ended, room=Room(free, self._kind_of))
+            late, leases = self._dispatcher.exchange(ended, capacity=Capacity(free, self._kind_of))
             taken: dict[str, list[Lease]] = {}
             for lease in leases:
                 taken.setdefault(self._kind_of(lease.task), []).append(lease)

@@ -10,12 +10,12 @@ from statistics import median
 import pytest
 
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import THREAD, Room
+from gpuqueue.domain.claim import THREAD, Capacity
 from gpuqueue.domain.outcomes import Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims
-from gpuqueue.store.sqlite.claims import Gate
+from gpuqueue.store.sqlite.claims import ClaimRules
 from tests.benchmarks.floor import PAYLOAD
 
 pytestmark = pytest.mark.benchmark
@@ -39,10 +39,10 @@ def fill(store: Store, count: int, *, queue: str, state: str, offset_us: int = 0
 
 
 def claim_plain(store: Store) -> Callable[[], None]:
-    gate = Gate(queues={"work": WORK})
+    rules = ClaimRules(queues={"work": WORK})
 
     def once() -> None:
-        leases = store.claim(worker_id="w", queues=[WORK], gate=gate, room=Room({THREAD: 1}), now_us=NOW_US)
+        leases = store.claim(worker_id="w", queues=[WORK], rules=rules, capacity=Capacity({THREAD: 1}), now_us=NOW_US)
         store.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
         assert len(leases) == 1
 
@@ -94,7 +94,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
         fill(store, 1, **fits)
 
     def claim_gpu(store: Store) -> Callable[[], None]:
-        gate = Gate(queues={"gpu": GPU}, largest_bytes=DEVICE.budget_bytes)
+        rules = ClaimRules(queues={"gpu": GPU}, largest_bytes=DEVICE.budget_bytes)
 
         def once() -> None:
             with store.snapshot() as connection:
@@ -105,7 +105,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
                 worker_id="w",
                 queue=GPU,
                 device=DEVICE,
-                gate=gate,
+                rules=rules,
                 now_us=NOW_US,
             )
             assert lease is not None

@@ -32,7 +32,7 @@ from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.store.tables import metadata
 from tests import history
 from tests.conftest import fork, forks
-from tests.store.rows import BOOM, CARD, GB, NOW_US, Rows, at, room_for
+from tests.store.rows import BOOM, CARD, GB, NOW_US, Rows, at, capacity_for
 
 pytestmark = forks
 
@@ -134,8 +134,8 @@ def work_queues(scene: Scene) -> dict[str, Any]:
     return {
         "worker_id": "w",
         "queues": [scene.rows.queues["work"]],
-        "gate": scene.rows.gate(),
-        "room": room_for(9),
+        "rules": scene.rows.rules(),
+        "capacity": capacity_for(9),
         "now_us": at(5),
     }
 

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from gpuqueue import UnknownJob
 from gpuqueue.config.shared import settings_digest
-from gpuqueue.domain.claim import COROUTINE, THREAD, Room
+from gpuqueue.domain.claim import COROUTINE, THREAD, Capacity
 from gpuqueue.domain.errors import BackendUnavailable
 from gpuqueue.domain.job import Event, Lease, State
 from gpuqueue.domain.outcomes import Outcome
@@ -208,7 +208,7 @@ class Play(RuleBasedStateMachine):
         assert worker.dispatcher is not None
         if "held" not in self.model.workers[worker.name]:
             self.decides(worker)
-        return worker.dispatcher.gate
+        return worker.dispatcher.rules
 
     def decides(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None
@@ -217,11 +217,11 @@ class Play(RuleBasedStateMachine):
 
     def exchanges(self, worker: PlayedWorker, threads: int, coroutines: int) -> None:
         assert worker.dispatcher is not None
-        room = {THREAD: threads, COROUTINE: coroutines}
+        capacity = {THREAD: threads, COROUTINE: coroutines}
         batch, worker.ended = worker.ended, []
-        late, leases = worker.dispatcher.exchange([outcome for outcome, _ in batch], room=Room(room, kind_of))
+        late, leases = worker.dispatcher.exchange([outcome for outcome, _ in batch], capacity=Capacity(capacity, kind_of))
         self.compare_finish(batch, late)
-        self.begins(worker, leases, self.model.claim(worker.name, room))
+        self.begins(worker, leases, self.model.claim(worker.name, capacity))
 
     def claims_for_devices(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None

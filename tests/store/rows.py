@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
-from gpuqueue.domain.claim import THREAD, Room
+from gpuqueue.domain.claim import THREAD, Capacity
 from gpuqueue.domain.job import Job, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.claims import Gate
+from gpuqueue.store.sqlite.claims import ClaimRules
 from gpuqueue.store.sqlite.jobs import new_job
 
 NOW_US = 1_700_000_000_000_000
@@ -24,8 +24,8 @@ def at(seconds: float) -> int:
     return NOW_US + int(seconds * 1e6)
 
 
-def room_for(count: int) -> Room:
-    return Room({THREAD: count})
+def capacity_for(count: int) -> Capacity:
+    return Capacity({THREAD: count})
 
 
 class Rows:
@@ -47,8 +47,8 @@ class Rows:
         self.store.ensure_queue(name)
         return self.queues[name]
 
-    def gate(self, *held: str) -> Gate:
-        return Gate(frozenset(held), dict(self.queues), CARD.budget_bytes)
+    def rules(self, *held: str) -> ClaimRules:
+        return ClaimRules(frozenset(held), dict(self.queues), CARD.budget_bytes)
 
     def enqueue(self, queue: str = "work", *, s: float = 0, due_s: float | None = None, **options: Any) -> int:
         if queue not in self.queues:
@@ -69,7 +69,7 @@ class Rows:
     ) -> list[Lease]:
         wanted = [self.queues[name] for name in queues or self.queues]
         return self.store.claim(
-            worker_id=worker or self.worker, queues=wanted, gate=self.gate(*held), room=room_for(limit), now_us=at(s)
+            worker_id=worker or self.worker, queues=wanted, rules=self.rules(*held), capacity=capacity_for(limit), now_us=at(s)
         )
 
     def claim_one(self, queue: str = "work", **options: Any) -> Lease:
@@ -87,7 +87,7 @@ class Rows:
             worker_id=worker or self.worker,
             queue=self.queues[job.queue],
             device=device,
-            gate=self.gate(*held),
+            rules=self.rules(*held),
             now_us=at(s),
         )
 

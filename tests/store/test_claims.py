@@ -14,7 +14,7 @@ from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite.queries import device_sightings
-from tests.store.rows import CARD, GB, NOW_US, Rows, at, room_for
+from tests.store.rows import CARD, GB, NOW_US, Rows, at, capacity_for
 
 
 def test_jobs_are_claimed_by_priority_then_due_time_then_id_across_queues(rows: Rows) -> None:
@@ -52,8 +52,8 @@ def test_concurrency_counts_all_workers_and_frees_with_the_finish(rows: Rows) ->
         [Completed(first[0], "null")],
         worker_id="a",
         queues=[rows.queues["work"]],
-        gate=rows.gate(),
-        room=room_for(9),
+        rules=rows.rules(),
+        capacity=capacity_for(9),
         now_us=at(2),
     )
     assert (late, len(leases)) == ([], 1), "a finish and the claim of its slot are one transaction"

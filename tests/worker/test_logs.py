@@ -17,10 +17,10 @@ import pytest
 
 from gpuqueue import GPUQueue, ServiceUnavailable, Snooze
 from gpuqueue.contract import current_job
-from gpuqueue.domain.claim import Room
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
-from gpuqueue.store.sqlite.claims import Gate
+from gpuqueue.store.sqlite.claims import ClaimRules
 from tests.conftest import AI, GEMMA
 
 SHOP = """\
@@ -353,8 +353,8 @@ def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
     (lease,) = gq.store.claim(
         worker_id="dead",
         queues=[gq.queue_settings("default")],
-        gate=Gate(),
-        room=Room({"": 1}, lambda _task: ""),
+        rules=ClaimRules(),
+        capacity=Capacity({"": 1}, lambda _task: ""),
         now_us=now_us,
     )
     return lease

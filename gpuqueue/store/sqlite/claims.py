@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import Room
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.rates import level
@@ -65,7 +65,7 @@ RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device I
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
 
-class Gate(NamedTuple):
+class ClaimRules(NamedTuple):
     """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
 
     held: frozenset[str] = frozenset()
@@ -135,7 +135,13 @@ def unsized(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[J
 
 
 def claim(
-    connection: sqlite3.Connection, *, worker_id: str, queues: Sequence[QueueSettings], gate: Gate, room: Room, now_us: int
+    connection: sqlite3.Connection,
+    *,
+    worker_id: str,
+    queues: Sequence[QueueSettings],
+    rules: ClaimRules,
+    capacity: Capacity,
+    now_us: int,
 ) -> list[Lease]:
     """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
@@ -143,11 +149,11 @@ def claim(
     order: where the next one needs a kind of runner that has no room, those behind it wait too.
     Order: priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
-    Returns: no more leases of each kind than `room` says.
+    Returns: no more leases of each kind than `capacity` says.
     """
     move_due(connection, now_us=now_us)
     paused = paused_queues(connection, now_us=now_us)
-    free = {kind: count for kind, count in room.free.items() if count > 0}
+    free = {kind: count for kind, count in capacity.free.items() if count > 0}
     most = sum(free.values())
     waiting: list[Generator[tuple[Any, ...]]] = []
     stuck: set[str] = set()  # queues whose next job finds no room
@@ -157,11 +163,11 @@ def claim(
             limit = min(most, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
         if queue.rate is not None and limit > 0:
             limit = min(limit, int(rate_level(connection, queue, now_us=now_us)))
-        if limit > 0 and gate.admits(connection, queue, paused, now_us=now_us):
+        if limit > 0 and rules.admits(connection, queue, paused, now_us=now_us):
             waiting.append(_heads(connection, queue.name, limit, stuck))
     taken = []
     for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
-        kind = room.kind_of(row[2])
+        kind = capacity.kind_of(row[2])
         if kind not in free:
             stuck.add(row[1])
             continue
@@ -231,7 +237,7 @@ def claim_placed(
     worker_id: str,
     queue: QueueSettings,
     device: DeviceSettings,
-    gate: Gate,
+    rules: ClaimRules,
     preemptible: bool,
     now_us: int,
 ) -> Lease | None:
@@ -243,7 +249,7 @@ def claim_placed(
     """
     move_due(connection, now_us=now_us)
     row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
-    if row is None or not gate.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
+    if row is None or not rules.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
         return None
     job = to_job(connection, row)
     if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:

@@ -14,7 +14,7 @@ from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.outcomes import Completed, Report
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, current, following, jobs, outcomes, queries
-from tests.store.rows import Rows, at, room_for
+from tests.store.rows import Rows, at, capacity_for
 
 # statement → the index it must use; "key" is the primary key.
 STATEMENTS = {
@@ -125,7 +125,12 @@ class Seen:
 def finish_and_claim(rows: Rows) -> None:
     lease = rows.claim_one(s=5)
     rows.store.finish_and_claim(
-        [Completed(lease, "1")], worker_id="w", queues=[rows.queues["work"]], gate=rows.gate(), room=room_for(2), now_us=at(6)
+        [Completed(lease, "1")],
+        worker_id="w",
+        queues=[rows.queues["work"]],
+        rules=rows.rules(),
+        capacity=capacity_for(2),
+        now_us=at(6),
     )
 
 
