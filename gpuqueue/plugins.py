@@ -13,7 +13,9 @@ failure of an HTTP server.
 
 from __future__ import annotations
 
+from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.table import Setting, Table
+from gpuqueue.contract import details
 from gpuqueue.contract.device import Device
 from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor
 from gpuqueue.contract.hookspecs import (
@@ -27,10 +29,8 @@ from gpuqueue.contract.hookspecs import (
     PrepareAttemptDetails,
     QueueHoldDetails,
     QueueLimitsDetails,
-    RegisterServicesDetails,
     RetentionDetails,
     Service,
-    ServiceContext,
     WaitingJob,
     hookimpl,
 )
@@ -51,6 +51,9 @@ from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSetti
 from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze
 from gpuqueue.domain.view import Backend, DeviceView, Pause, QueueView, Reservation, ServiceInfo, View, WorkerInfo
 from gpuqueue.executors.replies import reason_in, was_refused
+
+RegisterServicesDetails = details.RegisterServicesDetails[GPUQueue]
+ServiceContext = details.ServiceContext[GPUQueue]
 
 __all__ = [
     "AsyncExecutor",

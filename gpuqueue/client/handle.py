@@ -7,22 +7,37 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
 from gpuqueue.domain.explanation import Explanation
-from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, LogLine, State
+from gpuqueue.domain.job import FINISHED, WAITING, Ending, Job, JobErrorRecord, LogLine, State
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
+from gpuqueue.store import Store
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.wakeups import POLL_S, Listener
 
-if TYPE_CHECKING:
-    from gpuqueue.client.queue import GPUQueue
-    from gpuqueue.domain.job import Ending
-
 logger = logging.getLogger("gpuqueue")
 WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody serves the queue
+
+
+class HasJobs(Protocol):
+    """What a handle needs of its queue object."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def now_us(self) -> int: ...
+
+    def explain(self, job_id: int, /) -> Explanation: ...
+
+    def is_served(self, queue: str, /) -> bool: ...
+
+    def queue_settings(self, name: str, /) -> QueueSettings: ...
+
+    def worker_command(self, queue: str, /) -> str: ...
 
 
 class Piece(str):
@@ -40,7 +55,7 @@ class JobHandle:
 
     __slots__ = ("_gq", "_record", "_unsure_since_us", "id")
 
-    def __init__(self, gq: GPUQueue, job_id: int, record: Job | None = None, unsure_since_us: int | None = None) -> None:
+    def __init__(self, gq: HasJobs, job_id: int, record: Job | None = None, unsure_since_us: int | None = None) -> None:
         self.id = job_id
         self._gq = gq
         self._record = record

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 from gpuqueue.client.async_twins import twin
+from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.options import EnqueueOptions, JobOptions, merged, read_options
-from gpuqueue.client.tasks import Signature, Task
+from gpuqueue.client.tasks import Signature, Submits, Task
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.models import CHAT, EMBED, GENERATE, VERBS, Verb
-
-if TYPE_CHECKING:
-    from gpuqueue.client.handle import JobHandle
-    from gpuqueue.client.queue import GPUQueue
 
 
 class _Generating(TypedDict, total=False):
@@ -51,6 +48,12 @@ class EmbedRequest(TypedDict, total=False):
     options: Mapping[str, Any] | None
 
 
+class Registers(Submits, Protocol):
+    """What the Ollama verbs need of their queue object: `submit`, and where they register."""
+
+    def add_task(self, task: Task[..., Any], /) -> Task[..., Any]: ...
+
+
 class OllamaTasks:
     """`gq.ollama`: enqueue generate, chat and embed requests.
 
@@ -58,7 +61,7 @@ class OllamaTasks:
     the text (or embeddings) and every token and timing figure; see the executor.
     """
 
-    def __init__(self, gq: GPUQueue) -> None:
+    def __init__(self, gq: Registers) -> None:
         self._gq = gq
         self._tasks = {name: self._register(verb) for name, verb in VERBS.items()}
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast
 
+from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, Options, merged, read_options
 from gpuqueue.contract.current_job import Alone, running
 from gpuqueue.domain.backoff import Backoff
@@ -17,12 +18,16 @@ from gpuqueue.domain.errors import UsageError, did_you_mean
 from gpuqueue.domain.units import Duration
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules, read_rules
 
-if TYPE_CHECKING:
-    from gpuqueue.client.handle import JobHandle
-    from gpuqueue.client.queue import GPUQueue
-
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned", covariant=True)
+
+
+class Submits(Protocol):
+    """What a task needs of its queue object."""
+
+    def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, /) -> JobHandle: ...
+
+    async def asubmit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, /) -> JobHandle: ...
 
 
 class TaskSettings(Options, total=False):
@@ -51,7 +56,7 @@ class Task(Generic[Parameters, Returned]):
 
     def __init__(
         self,
-        gq: GPUQueue,
+        gq: Submits,
         name: str,
         function: Callable[Parameters, Returned] | None,
         defaults: JobOptions,
@@ -75,7 +80,7 @@ class Task(Generic[Parameters, Returned]):
             self.__doc__ = function.__doc__
 
     @classmethod
-    def of(cls, gq: GPUQueue, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
+    def of(cls, gq: Submits, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
         """Make a task of a function. Raises: UsageError naming the setting."""
         for option in settings:
             known = TaskSettings.__annotations__

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import pluggy
 
@@ -21,9 +21,7 @@ from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSetti
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.domain.view import View
 
-if TYPE_CHECKING:
-    from gpuqueue.client.queue import GPUQueue
-
+Client = TypeVar("Client")  # the queue object; `gpuqueue.plugins` has these classes with it
 PROJECT = "gpuqueue"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -161,24 +159,24 @@ class ConfigureDetails:
 
 
 @dataclass(frozen=True, slots=True)
-class RegisterServicesDetails:
+class RegisterServicesDetails(Generic[Client]):
     """The queue object of the worker that starts."""
 
-    gq: GPUQueue
+    gq: Client
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceContext:
+class ServiceContext(Generic[Client]):
     """What a service works with. It returns soon after `stopping` is set: the worker stops, or another one took it over.
 
     `term` is a number that grows with each worker that takes the service over, to fence what a late one writes elsewhere.
     `note({…})` publishes JSON that says how it is, for `GPUQueue.services()` in every process.
     """
 
-    gq: GPUQueue
+    gq: Client
     stopping: threading.Event
     term: int
     note: Callable[[Mapping[str, Any]], None]
 
 
-Service = Callable[[ServiceContext], None]
+Service = Callable[[ServiceContext[Any]], None]

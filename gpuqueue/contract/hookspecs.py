@@ -341,7 +341,7 @@ class Registrations:
         """
 
     @hookspec
-    def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service] | None:
+    def register_services(self, details: RegisterServicesDetails[Any]) -> Mapping[str, Service] | None:
         """Add what one worker of all does beside its jobs, in a thread of its own: {name: function}.
 
         Asked when a worker starts. The function gets a ServiceContext and returns soon after `context.stopping` is set. A service

@@ -1,7 +1,7 @@
 """Owns a simulated NVML under the real `pynvml`: what it reads comes from simulated cards; never used unless installed by name.
 
-`simulated_nvml(card)` serves tests of one process. `python -m gpuqueue.simulators.nvml --card URL -- ARGUMENTS` runs gpuqueue's
-command line in a process whose NVML shows the card of an Ollama simulator in another process.
+`simulated_nvml(card)` serves tests of one process. `python -m gpuqueue.simulators.nvml --card URL -m MODULE …` runs a
+program in a process whose NVML shows the card of an Ollama simulator in another process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import http.client
 import json
+import runpy
 import sys
 import threading
 import time
@@ -388,29 +389,25 @@ def _replace(library: object, cache: dict[str, Any], refcount: int) -> None:
         inside._nvmlLib_refcount = refcount
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run gpuqueue's command line with simulated NVML installed.
-
-    Returns: gpuqueue's exit status; wrong arguments exit with 2.
-    """
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a Python program with simulated NVML installed, as `python -m MODULE` would; wrong arguments exit with 2."""
     parser = argparse.ArgumentParser(
         prog="python -m gpuqueue.simulators.nvml",
-        description="Run gpuqueue with the card of an Ollama simulator in place of a real one.",
+        description="Run a program with the card of an Ollama simulator in place of a real one.",
     )
     parser.add_argument(
         "--card", required=True, metavar="URL", help="address of the Ollama simulator, e.g. http://127.0.0.1:11434"
     )
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="after --: the arguments of gpuqueue")
+    parser.add_argument("-m", dest="module", required=True, metavar="MODULE", help="the program, e.g. gpuqueue")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="what the program is given")
     given = parser.parse_args(arguments)
     try:
         install(given.card)
     except ValueError as wrong:
         parser.error(str(wrong))
-    import importlib
-
-    status = importlib.import_module("gpuqueue.cli").main(list(given.arguments))
-    return status if isinstance(status, int) else 0
+    sys.argv = [given.module, *given.arguments]
+    runpy.run_module(given.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

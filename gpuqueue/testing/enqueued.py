@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.queue import GPUQueue
@@ -106,7 +106,7 @@ def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arg
             f"{name!r} is a task's name: say of which queue object, assert_enqueued({name!r}, gq, …), or give the task"
         )
     else:
-        gq = task._gq
+        gq = cast(GPUQueue, task._gq)
     if args:
         raise UsageError(f"{name}: give arguments by name, as they are stored")
     known = gq.tasks.get(name) if isinstance(task, str) else task
@@ -138,7 +138,7 @@ def _options(task: Task[..., Any] | str) -> dict[str, Any]:
     """What `using` has changed."""
     if isinstance(task, str):
         return {}
-    registered = task._gq.tasks.get(task.name)
+    registered = cast(GPUQueue, task._gq).tasks.get(task.name)
     before = None if registered is None else registered.defaults
     asked = {name: getattr(task.defaults, name) for name in _OPTIONS}
     return {name: value for name, value in asked.items() if value != getattr(before, name, None)}

@@ -118,7 +118,7 @@ class _Host:
         if self._stop.is_set():
             self._store.release_service(self._name, term)
 
-    def _go_on(self, context: ServiceContext) -> None:
+    def _go_on(self, context: ServiceContext[GPUQueue]) -> None:
         while not context.stopping.is_set():
             try:
                 self._service(context)

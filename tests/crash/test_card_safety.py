@@ -47,7 +47,7 @@ def history(gq: GPUQueue) -> History:
 @contextmanager
 def workers(gq: GPUQueue, ollama: OllamaSimulator, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run worker processes that read the simulated card through NVML."""
-    command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "--"]
+    command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "-m", "gpuqueue"]
     command += ["--config", str(gq.config.path), "worker"]
     started: list[subprocess.Popen[bytes]] = []
     try:

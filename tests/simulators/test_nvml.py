@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import subprocess
 import sys
-import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pynvml
 import pytest
@@ -219,29 +220,30 @@ def test_a_card_whose_simulator_is_gone_is_lost() -> None:
             pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
 
 
-def test_the_launcher_runs_gpuqueue_with_the_card_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
+PROGRAM = """
+import subprocess
+import sys
+import pynvml
+pynvml.nvmlInit()
+print(__name__, sys.argv[1:], pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0)))
+sys.exit(3)
+"""
 
-    def cli_main(arguments: list[str]) -> int:
-        pynvml.nvmlInit()
-        seen.extend([arguments, pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0))])
-        return 3
 
-    command_line = types.ModuleType("gpuqueue.cli")
-    command_line.main = cli_main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gpuqueue.cli", command_line)
-    restore = install(SimulatedCard())
-    try:
-        with OllamaSimulator(speed=100) as ollama:
-            assert nvml.main(["--card", ollama.url, "--", "worker", "--json", "--queue", "ai"]) == 3
-            assert seen == [["worker", "--json", "--queue", "ai"], ollama.card.uuid]
-    finally:
-        restore()
+def test_the_launcher_runs_a_program_with_the_card_installed(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with OllamaSimulator(speed=100) as ollama:
+        command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "-m", "program", "worker", "--json"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (ran.returncode, ran.stdout) == (3, f"__main__ ['worker', '--json'] {ollama.card.uuid}\n"), ran.stderr
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [([], "required: --card"), (["--card", "nonsense", "--", "worker"], "'nonsense' is no address of a simulator")],
+    [
+        ([], "required: --card, -m"),
+        (["--card", "nonsense", "-m", "gpuqueue", "worker"], "'nonsense' is no address of a simulator"),
+    ],
 )
 def test_the_launcher_refuses_wrong_arguments(wrong: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = pynvml.nvmlLib

@@ -89,10 +89,9 @@ class Stage:
     def start_worker(self) -> None:
         """Start `gpuqueue worker`, with the simulated card's NVML under it where there is one."""
         command = ["--config", str(self.config_file), "worker", "--app", "gpuqueue.cli.demo.app:gq"]
+        start = ["-m", "gpuqueue", *command]
         if self.simulator is not None:
-            start = ["-m", "gpuqueue.simulators.nvml", "--card", self.simulator.control_url, "--", *command]
-        else:
-            start = ["-m", "gpuqueue", *command]
+            start = ["-m", "gpuqueue.simulators.nvml", "--card", self.simulator.control_url, *start]
         log = self._leaving.enter_context(self.worker_log.open("wb"))
         # In a session of its own, so that Ctrl-C reaches the demo alone, which then ends the worker in order.
         self._worker = subprocess.Popen(

@@ -183,7 +183,7 @@ def _enqueue(gq: GPUQueue, queue: str, model: str, said: list[dict[str, str]], t
 def _worker(file: Path, log: Path, ollama: OllamaSimulator) -> Iterator[subprocess.Popen[bytes]]:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("GPUQUEUE_") and key != "OLLAMA_HOST"}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.control_url, "--"]
+    command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.control_url, "-m", "gpuqueue"]
     with log.open("wb") as printed:
         worker = subprocess.Popen(
             [*command, "--config", str(file), "worker"], stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, env=environ
