@@ -128,7 +128,7 @@ class _Host:
                 self._note_failure(context, error)
             context.stopping.wait(AGAIN_S)
 
-    def _note_failure(self, context: ServiceContext, error: Exception) -> None:
+    def _note_failure(self, context: ServiceContext[GPUQueue], error: Exception) -> None:
         try:
             context.note({"error": f"{type(error).__name__}: {error}"})
         except StoreError as failed:
