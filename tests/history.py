@@ -29,16 +29,16 @@ class History:
         """`is_kept` says that somebody else followed from before the first job, and all events are still there."""
         self._gq = gq
         if not is_kept:
-            gq.store.add_follower(FOLLOWER)
+            gq.store.followers.add(FOLLOWER)
 
     def events(self) -> list[Event]:
-        with self._gq.store.snapshot() as connection:
+        with self._gq.store.engine.reading() as connection:
             return events_of(connection)
 
     def check(self, *, completed: Iterable[int] = (), unfinished: Collection[int] = ()) -> None:
         """Check what happened so far by the settings that the workers agreed on; `check` says what is meant by the rest."""
         settings = self._gq.agreed_settings()
-        with self._gq.store.snapshot() as connection:  # workers may go on meanwhile
+        with self._gq.store.engine.reading() as connection:  # workers may go on meanwhile
             check(
                 events_of(connection),
                 connection,

@@ -13,6 +13,7 @@ from gpuqueue.domain.model_health import health
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from tests.store.rows import job_of
 
 GEMMA = "gemma4:e4b"
 ALWAYS = "00:00-24:00"
@@ -58,7 +59,7 @@ def test_a_spill_that_is_not_accepted_ends_the_job_before_a_token_was_written(cr
     with pytest.raises(JobFailed, match="did not fit the card and would run on the CPU") as caught:
         job.result(timeout_s=30)
     assert caught.value.code == "spilled"
-    assert list(gq.store.get_job(job.id).arguments["options"]) == ["num_predict"]
+    assert list(job_of(gq.store, job.id).arguments["options"]) == ["num_predict"]
 
 
 def test_a_spill_may_be_waited_out_without_spending_an_attempt(crowded, start_worker, until):

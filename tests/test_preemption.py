@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gpuqueue.contract import current_job
+from gpuqueue import current_job
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
 from gpuqueue.store.sqlite.queries import timeline
 from tests.history import History
@@ -39,7 +39,7 @@ def realtime(gq, prompt="now"):
 
 
 def attempts(gq, job):
-    with gq.store.reading() as connection:
+    with gq.store.engine.reading() as connection:
         return [(found["attempt"], found["outcome"]) for found in timeline(connection, job.id)]
 
 

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue
-from gpuqueue.contract import current_job
+from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue, current_job
 from gpuqueue.domain.verdicts import Retry
 
 
@@ -80,7 +79,7 @@ def test_an_unknown_job_cannot_be_watched(gq, steps):
     job = steps.enqueue()
     job.cancel()
     steps.enqueue()
-    gq.store.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
+    gq.store.jobs.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
     with pytest.raises(UnknownJob):
         next(job.watch())
 

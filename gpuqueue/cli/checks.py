@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gpuqueue.cli.database import file_version
 from gpuqueue.cli.session import Session
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.initial import local_timezone
@@ -24,8 +22,7 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock
 from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import format_size
-from gpuqueue.store.sqlite import migrate, queries
-from gpuqueue.store.sqlite.connections import MINIMUM_SQLITE
+from gpuqueue.store import database
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
 
@@ -52,8 +49,9 @@ def versions() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     is_new = sys.version_info >= MINIMUM_PYTHON
     yield Check(OK if is_new else PROBLEM, "python", python, "" if is_new else "gpuqueue needs Python 3.11 or newer")
-    is_new = sqlite3.sqlite_version_info >= MINIMUM_SQLITE
-    yield Check(OK if is_new else PROBLEM, "sqlite", sqlite3.sqlite_version, "" if is_new else "gpuqueue needs 3.35 or newer")
+    found = ".".join(map(str, database.LIBRARY_VERSION))
+    is_new = database.LIBRARY_VERSION >= database.MINIMUM_SQLITE
+    yield Check(OK if is_new else PROBLEM, "sqlite", found, "" if is_new else "gpuqueue needs 3.35 or newer")
 
 
 def clock_and_zone() -> Iterator[Check]:
@@ -147,23 +145,23 @@ def database_file(path: Path) -> Iterator[Check]:
             yield Check(OK, "database", f"{path} is not there yet; the first worker or submit makes it")
         return
     try:
-        version = file_version(path)
+        version = database.schema_version(path)
     except GPUQueueError as error:
         yield Check(PROBLEM, "database", str(error), "give another `database`, or restore the file")
         return
-    if version != migrate.HEAD and version is not None and version not in migrate.known_versions():
+    if version != database.HEAD and version is not None and version not in database.known_versions():
         yield Check(
             PROBLEM,
             "database",
-            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {migrate.HEAD})",
+            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {database.HEAD})",
             "pip install --upgrade gpuqueue",
             has_command=True,
         )
-    elif version != migrate.HEAD:
+    elif version != database.HEAD:
         yield Check(
             WARN,
             "database",
-            f"{path} has schema {version or 'none'}, {migrate.HEAD} is current",
+            f"{path} has schema {version or 'none'}, {database.HEAD} is current",
             "gpuqueue db upgrade, or just use it",
         )
     else:
@@ -182,12 +180,10 @@ def database_file(path: Path) -> Iterator[Check]:
 
 def database_use(gq: GPUQueue) -> Iterator[Check]:
     """Open the database as a worker does, and take its write lock once."""
-    with gq.store.reading() as connection:
-        newest = connection.execute(
-            "SELECT max(enqueued_at) FROM (SELECT enqueued_at FROM jobs ORDER BY id DESC LIMIT 10)"
-        ).fetchone()[0]
-    gq.store.write(lambda connection: None)
-    wal_bytes = gq.store.wal_bytes()
+    with gq.store.snapshot() as reads:
+        newest = reads.newest_enqueued_us()
+    gq.store.upkeep.try_write()
+    wal_bytes = gq.store.upkeep.log_bytes()
     if wal_bytes > LARGE_WAL_BYTES:
         yield Check(
             WARN,
@@ -221,8 +217,8 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
         if queue.paused is not None and queue.paused.until is None:
             paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
             yield Check(WARN, f"queue {name}", paused, session.command("resume", name), has_command=True)
-    with gq.store.reading() as connection:
-        agreed = queries.configuration(connection)
+    with gq.store.snapshot() as reads:
+        agreed = reads.configuration()
     mine = shared_settings(gq.own_settings())
     if agreed is not None and view.workers and agreed != mine:
         differences = "; ".join(settings_difference(mine, agreed))

@@ -6,22 +6,23 @@ the store, which would create or upgrade it.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Collection
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from gpuqueue.cli.session import Session
+from gpuqueue.contract.engine import Reads
 from gpuqueue.domain.job import FINISHED, WAITING, State
+from gpuqueue.store.database import as_it_is
 
 SHELLS = ("bash", "zsh", "fish")
 RECENT = 1000  # of so many newest jobs are ids offered
 OFFERED = 30
 PATIENCE_S = 0.2
 
+Returned = TypeVar("Returned")
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -44,9 +45,9 @@ def completion(context: click.Context, shell: str) -> None:
 
 def queue_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a queue: those of the database and those that are configured."""
-    names = {name for (name,) in _read(context, "SELECT name FROM queues")}
+    names = set(_read(context, lambda reads: reads.queue_names()) or ())
     names |= set(_quietly(lambda: _session(context).config.queues) or ())
-    return _beginning(incomplete, {name: None for name in sorted(names)})
+    return _beginning(incomplete, dict.fromkeys(sorted(names)))
 
 
 def state_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -68,8 +69,8 @@ def job_ids(*states: State) -> Completer:
     """Complete the id of a recent job that is in one of these states; without any, of every recent job."""
 
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        statement = "SELECT id, state, queue, task FROM jobs ORDER BY id DESC LIMIT ?"
-        rows = [row for row in _read(context, statement, RECENT) if not states or row[1] in states]
+        recent = _read(context, lambda reads: reads.headlines(limit=RECENT)) or ()
+        rows = [row for row in recent if not states or row[1] in states]
         found = {str(job_id): f"{state} {task} in {queue}" for job_id, state, queue, task in rows}
         return _beginning(incomplete, found)[:OFFERED]
 
@@ -89,16 +90,15 @@ def _session(context: click.Context) -> Session:
     return Session.of_parameters(context.find_root().params)
 
 
-def _read(context: click.Context, statement: str, *values: object) -> Collection[tuple[Any, ...]]:
-    def read() -> list[tuple[Any, ...]]:
-        uri = f"{_session(context).database.as_uri()}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE_S)) as connection:
-            return connection.execute(statement, values).fetchall()
+def _read(context: click.Context, what: Callable[[Reads], Returned]) -> Returned | None:
+    def read() -> Returned:
+        with as_it_is(_session(context).database, patience_s=PATIENCE_S) as reads:
+            return what(reads)
 
-    return _quietly(read) or ()
+    return _quietly(read)
 
 
-def _quietly(read: Callable[[], Any]) -> Any:
+def _quietly(read: Callable[[], Returned]) -> Returned | None:
     try:
         return read()
     except Exception:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import click
 
@@ -11,8 +10,7 @@ from gpuqueue.cli import upkeep
 from gpuqueue.cli.rendering import note, print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import finding_shape
-from gpuqueue.store.sqlite import integrity, migrate
-from gpuqueue.store.sqlite.connections import read_only
+from gpuqueue.store import database
 
 
 @click.group(short_help="The database file: check, back up, prune, upgrade.")
@@ -44,14 +42,14 @@ def show_version(session: Session, as_json: bool) -> None:
     \b
     Keys: database, version (null: empty), newest, current.
     """
-    found = file_version(session.present_database())
+    found = database.schema_version(session.present_database())
     if as_json:
         print_json(
-            {"database": str(session.database), "version": found, "newest": migrate.HEAD, "current": found == migrate.HEAD}
+            {"database": str(session.database), "version": found, "newest": database.HEAD, "current": found == database.HEAD}
         )
         return
-    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {migrate.HEAD}")
-    if found != migrate.HEAD:
+    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {database.HEAD}")
+    if found != database.HEAD:
         click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (or by using it)")
 
 
@@ -64,9 +62,9 @@ def upgrade(session: Session, as_json: bool) -> None:
     \b
     Keys: database, before (null: it was empty), version, upgraded.
     """
-    before = file_version(session.present_database())
+    before = database.schema_version(session.present_database())
     session.queue().queue_names()
-    after = file_version(session.database)
+    after = database.schema_version(session.database)
     if as_json:
         print_json({"database": str(session.database), "before": before, "version": after, "upgraded": before != after})
         return
@@ -84,8 +82,8 @@ def check(session: Session, as_json: bool) -> int:
     \b
     Keys: ok, database, version, findings: [{check, detail, mend}].
     """
-    version = file_version(session.present_database())
-    found = integrity.check_file(session.database)
+    version = database.schema_version(session.present_database())
+    found = database.check_file(session.database)
     if as_json:
         shapes = [finding_shape(finding) for finding in found]
         print_json({"ok": not found, "database": str(session.database), "version": version, "findings": shapes})
@@ -99,16 +97,10 @@ def check(session: Session, as_json: bool) -> int:
             click.echo(f"         {command}{rest}")
     if not found:
         say(f"{session.database}: nothing wrong")
-    if version != migrate.HEAD:
+    if version != database.HEAD:
         note(f"its rows were not compared: the schema is {version or 'none yet'}; first {session.command('db', 'upgrade')}")
     return 1 if found else 0
 
 
 for command in (upkeep.prune, upkeep.backup, upkeep.vacuum):
     db.add_command(command)
-
-
-def file_version(path: Path) -> str | None:
-    """Read a file's schema version without changing it. Raises: StoreError."""
-    with read_only(path) as connection:
-        return migrate.version(connection)

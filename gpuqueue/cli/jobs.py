@@ -19,7 +19,6 @@ from gpuqueue.domain.job import FINISHED, Job, State
 from gpuqueue.domain.moments import clock, since
 from gpuqueue.domain.timeline import progress, timeline_of
 from gpuqueue.domain.units import counted, format_duration, format_size
-from gpuqueue.store.sqlite import queries
 
 SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
 SHOWN_OF_ERROR = 120  # characters, in a list
@@ -153,11 +152,11 @@ def _worded_progress(job: Job) -> str:
 
 def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
     """Read everything about a job at one moment, as `job --json` prints it. Raises: UnknownJob."""
-    with gq.store.snapshot() as connection:
-        job = queries.get_job(connection, job_id)
-        ending = queries.get_ending(connection, job_id)
-        chunks = queries.chunks_after(connection, job_id, 0)
-        attempts = queries.timeline(connection, job_id)
+    with gq.store.snapshot() as reads:
+        job = reads.job(job_id)
+        ending = reads.status(job_id)
+        chunks = reads.chunks(job_id, 0)
+        attempts = reads.timeline(job_id)
     latest = max((lease for _, lease, _ in chunks), default=0)
     return {
         **job_shape(job),
@@ -169,8 +168,8 @@ def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
 
 
 def _show_timeline(gq: GPUQueue, job: Job, now: datetime) -> None:
-    with gq.store.reading() as connection:
-        attempts = queries.timeline(connection, job.id)
+    with gq.store.snapshot() as reads:
+        attempts = reads.timeline(job.id)
     for at, what in timeline_of(job, attempts, now=now):
         ago = f" ({since(at, now=now)})" if at <= now else ""
         say(f"  {clock(at, now=now)}  {what}{ago}")

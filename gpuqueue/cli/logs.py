@@ -18,7 +18,6 @@ from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.job import FINISHED, WAITING, Job, LogLine, State
 from gpuqueue.domain.moments import clock, iso
-from gpuqueue.store.sqlite import queries
 
 LINE, BEGAN, ENDED = "line", "began", "ended"
 # How an attempt that did not complete ended, as `attempts.outcome` has it.
@@ -122,10 +121,10 @@ class _Story:
 
     def news(self) -> Iterator[Entry]:
         """Yield what came since the last call, in the order in which it happened."""
-        with self._gq.store.snapshot() as connection:
-            job = queries.get_job(connection, self._job_id)
-            lines = queries.logs_after(connection, self._job_id, self._seq)
-            attempts = {attempt["lease"]: attempt for attempt in queries.timeline(connection, self._job_id)}
+        with self._gq.store.snapshot() as reads:
+            job = reads.job(self._job_id)
+            lines = reads.logs(self._job_id, self._seq)
+            attempts = {attempt["lease"]: attempt for attempt in reads.timeline(self._job_id)}
         # A lease number without an end is the latest attempt's, also where a rescue has raised the job's own since.
         by_attempt: dict[int, list[LogLine]] = {lease: [] for lease in attempts.keys() - self._ended}
         if job.state in (State.RUNNING, State.COMPLETED) and job.lease not in attempts:

@@ -21,7 +21,7 @@ from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
 from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
 from gpuqueue.domain.explanation import Explanation
-from gpuqueue.store.sqlite.migrate import is_queue_file
+from gpuqueue.store.database import schema_version
 
 __all__ = ["AppSession", "Session", "app_option", "json_option", "pass_session"]
 
@@ -101,7 +101,7 @@ class Session:
         named = "--database" if self._database_option is not None else os.environ.get(DATABASE_VARIABLE) and DATABASE_VARIABLE
         if named and not gq.database.exists():
             raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this {named} makes it")
-        if named and not is_queue_file(gq.database):
+        if named and schema_version(gq.database) is None:
             raise UsageError(f"{gq.database} has no queue in it. A worker or a `submit` with this {named} would make one there")
         return gq
 

@@ -12,11 +12,11 @@ from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.estimates import left_s
 from gpuqueue.domain.explanation import Expectation, Explanation
+from gpuqueue.domain.findings import Finding
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import ModelHealth
 from gpuqueue.domain.moments import iso
 from gpuqueue.domain.view import Backend, DeviceView, Pause, ServiceInfo, View, WorkerInfo
-from gpuqueue.store.sqlite.integrity import Finding
 
 __all__ = [
     "attempt_shape",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from gpuqueue.client.queue import GPUQueue
+from gpuqueue.contract.engine import Reads
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.policies.windows import parse_window
 from gpuqueue.decisions.view import build, largest_budget
@@ -17,14 +17,12 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.estimates import left_s, run_s
 from gpuqueue.domain.explanation import RunningJob, Surroundings
-from gpuqueue.domain.job import Job, State
+from gpuqueue.domain.job import Job, RunningAttempt, State
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import DeviceView, QueueView, View
 from gpuqueue.domain.windows import held_until, next_edge, parse_zone
-from gpuqueue.store.sqlite import current, queries, services
-from gpuqueue.store.sqlite.current import RunningAttempt
 
 JOBS_OF_A_QUEUE = 100  # that are read
 RATE_S = 5.0  # over which a rate is taken
@@ -139,28 +137,28 @@ class Figuring:
 
     gq: GPUQueue
     _tokens: dict[tuple[int, int], deque[tuple[datetime, int]]] = field(default_factory=dict)
-    _file: tuple[int, int] | None = None
+    _file: object = None
 
     def read(self) -> Figures:
         """Read everything as of now."""
         gq = self.gq
         settings, now = gq.agreed_settings(), gq.now()
         self._expect_same_file()
-        with gq.store.snapshot() as connection:
-            view = build(connection, settings, now)
-            counts = queries.counts(connection)
+        with gq.store.snapshot() as reads:
+            view = build(reads, settings, now)
+            counts = reads.counts()
             running = {
-                name: current.running_attempts(connection, name, limit=JOBS_OF_A_QUEUE)
+                name: reads.running_attempts(name, limit=JOBS_OF_A_QUEUE)
                 for name, queue in view.queues.items()
                 if queue.running_count
             }
             first = {
-                name: current.first_waiting(connection, name, largest_bytes=largest_budget(settings))
+                name: reads.first_waiting(name, largest_bytes=largest_budget(settings))
                 for name in view.queues
                 if counts.get(name, {}).get(State.AVAILABLE)
             }
-            due = {name: _due(connection, name, counts.get(name, {})) for name in view.queues}
-            doing = _services(connection, now)
+            due = {name: _due(reads, name, counts.get(name, {})) for name in view.queues}
+            doing = _services(reads, now)
         view = limited(view, gq.plugins)
         holds = known_holds(view, gq.plugins)
         jobs = [self._job(item, view) for attempts in running.values() for item in attempts]
@@ -187,7 +185,7 @@ class Figuring:
         )
 
     def _expect_same_file(self) -> None:
-        found = self.gq.store.file_id()
+        found = self.gq.store.identity()
         self._file = self._file or found
         if found is None or found != self._file:
             raise StoreError(f"{self.gq.database} was deleted or replaced meanwhile; start `gpuqueue top` again")
@@ -232,9 +230,9 @@ class Figuring:
         self._tokens = {key: seen for key, seen in self._tokens.items() if key in running}
 
 
-def _due(connection: sqlite3.Connection, queue: str, counts: Mapping[str, int]) -> datetime | None:
+def _due(reads: Reads, queue: str, counts: Mapping[str, int]) -> datetime | None:
     later = counts.get(State.SCHEDULED, 0) + counts.get(State.RETRYABLE, 0)
-    return current.next_due(connection, queue) if later and not counts.get(State.AVAILABLE) else None
+    return reads.next_due(queue) if later and not counts.get(State.AVAILABLE) else None
 
 
 def _left_s(item: RunningAttempt, elapsed_s: float | None, view: View) -> float | None:
@@ -361,12 +359,12 @@ def _edges_of(queue: QueueSettings, now: datetime) -> Iterable[Edge]:
             yield Edge(queue.name, at, "limits end" if held_until(window, zone, now) else "limits begin")
 
 
-def _services(connection: sqlite3.Connection, now: datetime) -> tuple[ServiceFigures, ...]:
+def _services(reads: Reads, now: datetime) -> tuple[ServiceFigures, ...]:
     return tuple(
         ServiceFigures(
             item.name, item.worker_id, _number(item.status.get("lag_s")), _text(item.status.get("error")), item.noted_at
         )
-        for item in services.services(connection, now_us=to_us(now))
+        for item in reads.services(now_us=to_us(now))
     )
 
 

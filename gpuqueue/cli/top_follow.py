@@ -14,7 +14,6 @@ from gpuqueue.cli.top_picture import framed, told
 from gpuqueue.cli.top_words import fitted, length, one_line, percent
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.job import FINISHED, WAITING, Job, LogLine
-from gpuqueue.store.sqlite import queries
 
 KEPT_CHARACTERS = 200_000  # of the output, twice as many at most
 KEPT_LINES = 2000  # of the log
@@ -40,10 +39,10 @@ class Following:
 
     def read(self) -> None:
         """Take what came since. Raises: UnknownJob, StoreError."""
-        with self._gq.store.snapshot() as connection:
-            self.job = queries.get_job(connection, self.job_id)
-            chunks = queries.chunks_after(connection, self.job_id, self._chunk)
-            lines = queries.logs_after(connection, self.job_id, self._line)
+        with self._gq.store.snapshot() as reads:
+            self.job = reads.job(self.job_id)
+            chunks = reads.chunks(self.job_id, self._chunk)
+            lines = reads.logs(self.job_id, self._line)
         for seq, lease, text in chunks:
             self._chunk = seq
             if self._lease and lease != self._lease:

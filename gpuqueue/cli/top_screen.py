@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -122,7 +122,7 @@ class Screen:
         self._asked: JobFigures | None = None  # which job is to be cancelled, while that is asked
         self._message: Text | None = None
         self._message_ends_s = 0.0
-        self._version = -1
+        self._version: Hashable = None
         self._read_at_s = time.monotonic()
         self._cost_s = 0.0
 
@@ -167,12 +167,12 @@ class Screen:
         return passed_s >= self._interval_s or (passed_s >= min(CHANGED_S, self._interval_s / 2) and self._is_changed())
 
     def _is_changed(self) -> bool:
-        return self._gq.store.data_version() != self._version
+        return bool(self._gq.store.changed() != self._version)
 
     def _read(self) -> None:
         self._read_at_s = time.monotonic()
         try:
-            self._version = self._gq.store.data_version()
+            self._version = self._gq.store.changed()
             if self._following is not None:
                 self._following.read()
             else:

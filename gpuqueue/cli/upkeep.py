@@ -17,9 +17,7 @@ from gpuqueue.contract.hookspecs import RetentionDetails
 from gpuqueue.domain.errors import UsageError, did_you_mean
 from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.units import format_duration, format_size, parse_duration
-from gpuqueue.store.sqlite import backup as copying
-from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite import vacuum as shrinking
+from gpuqueue.store import database as store_database
 
 LARGE_PRUNING = 1000
 
@@ -46,12 +44,12 @@ def prune(session: Session, older_than: str | None, state: str | None, yes: bool
     now_us = gq.now_us()
     before_us = {state: now_us - int(seconds * 1e6) for state, seconds in kept.items() if seconds is not None}
     if older_than is not None:
-        with gq.store.snapshot() as connection:
-            count = sum(queries.prunable_count(connection, state, before_us=at) for state, at in before_us.items())
+        with gq.store.snapshot() as reads:
+            count = sum(reads.prunable_count(state, before_us=at) for state, at in before_us.items())
         question = f"Delete {count:,} jobs that finished more than {format_duration(parse_duration(older_than, what=''))} ago?"
         if not may_go_on(question, count=count, yes=yes):
             return 1
-    pruned = {state: gq.store.prune_all(state, before_us=at) for state, at in before_us.items()}
+    pruned = {state: gq.store.jobs.prune_all(state, before_us=at) for state, at in before_us.items()}
     if as_json:
         print_json({"pruned": {str(state): pruned.get(state, 0) for state in kept}})
         return 0
@@ -99,7 +97,7 @@ def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
     """
     database = session.present_database()
     target = Path(os.path.abspath(file.expanduser()))
-    done = copying.back_up(database, target, overwrite=force)
+    done = store_database.back_up(database, target, overwrite=force)
     if done.findings:
         broken = ", ".join(dict.fromkeys(finding.check for finding in done.findings))
         note(f"Warning: the copy is whole, but as wrong as the database ({broken}). All of it: {session.command('db', 'check')}")
@@ -125,7 +123,7 @@ def vacuum(session: Session, as_json: bool) -> None:
     """
     gq = session.present_queue()
     _expect_no_worker(gq)
-    done = shrinking.vacuum(gq.database)
+    done = store_database.vacuum(gq.database)
     if as_json:
         found = {"before_bytes": done.before_bytes, "after_bytes": done.after_bytes, "finished": done.finished}
         print_json({"database": str(gq.database), **found})

@@ -6,15 +6,15 @@ nobody tells, they find the job at their next look, within 250 ms.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.store.sqlite import migrate
-from gpuqueue.store.sqlite.jobs import NewJob, ensure_queue, insert_job
+from gpuqueue.domain.job import NewJob
+from gpuqueue.store.handed import expect_own, insert_jobs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -53,10 +53,8 @@ def store(
     return ids
 
 
-def _insert(jobs: Sequence[NewJob], driver: _Statements, ensured: Collection[str]) -> list[int]:
-    for queue in {row[0] for _, row, _ in jobs} - set(ensured):
-        ensure_queue(driver, queue)
-    return [insert_job(driver, job) for job in jobs]
+def _insert(jobs: Sequence[NewJob], statements: Statements, ensured: Collection[str]) -> list[int]:
+    return insert_jobs(statements, jobs, {job.queue for job in jobs}.difference(ensured))
 
 
 # --- Django ---
@@ -83,29 +81,13 @@ def _store_within_django(
 
 
 class _Statements:
-    """A SQLAlchemy connection that takes the store's statements as SQLite's own would."""
+    """A SQLAlchemy connection that takes an engine's statements as the engine's own would."""
 
     _upgrade = "gpuqueue db upgrade"
 
     def __init__(self, connection: Any, database: Path) -> None:
         self._connection = connection
-        dialect = self._dialect()
-        if dialect != "sqlite":
-            raise UsageError(f"the connection speaks to {dialect}, and this queue lives in {database}")
-        file = next(row[2] for row in self.execute("PRAGMA database_list") if row[1] == "main")
-        if not file or not os.path.exists(database) or not os.path.samefile(file, database):
-            raise UsageError(
-                f"the connection's database is {file or 'in memory'}, and this queue lives in {database}: a job belongs to a "
-                "transaction only when both are one file"
-            )
-        if migrate.VERSION_TABLE not in {row[0] for row in self.execute("SELECT name FROM sqlite_master")}:
-            raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {self._upgrade}")
-        version = self.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
-        if version != migrate.HEAD:
-            raise UsageError(
-                f"the queue in {database} has schema {version}, and {migrate.HEAD} is needed; upgrade it before the transaction "
-                f"begins: {self._upgrade}"
-            )
+        expect_own(self, self._dialect(), database, upgrade=self._upgrade)
 
     def _dialect(self) -> str:
         if not callable(getattr(self._connection, "exec_driver_sql", None)):
@@ -115,7 +97,7 @@ class _Statements:
         connection: Connection = self._connection
         return connection.dialect.name
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+    def execute(self, statement: str, values: Any = (), /) -> Any:
         return self._connection.exec_driver_sql(statement, tuple(values))
 
 
@@ -127,7 +109,7 @@ class _DjangoStatements(_Statements):
     def _dialect(self) -> str:
         return str(self._connection.vendor)
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+    def execute(self, statement: str, values: Any = (), /) -> Any:
         cursor = self._connection.cursor()
         cursor.execute(statement.replace("%", "%%").replace("?", "%s"), tuple(values))
         return cursor

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from gpuqueue.client import callers_transaction
 from gpuqueue.client.async_twins import in_thread
@@ -15,13 +16,11 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownQueue, UsageError
+from gpuqueue.domain.job import NewJob
 from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.jobs import INSERT_PLAIN_JOB, NewJob, new_job
-from gpuqueue.store.sqlite.rows import INLINE_BYTES
 
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
@@ -44,23 +43,24 @@ class _Plan:
     is_plain: bool  # they may start at once and ask for nothing special
 
 
-class Enqueuer:
-    """Stores jobs of declared tasks. `store` opens the file at its first use."""
+class HasStore(Protocol):
+    """What storing jobs needs of a queue object; the file is opened when `store` is first asked for."""
 
-    def __init__(
-        self,
-        declarations: Declarations,
-        config: Config,
-        *,
-        store: Callable[[], Store],
-        agreed_settings: Callable[[], SharedSettings],
-        now_us: Callable[[], int],
-    ) -> None:
+    @property
+    def store(self) -> Store: ...
+
+    def now_us(self) -> int: ...
+
+    def agreed_settings(self) -> SharedSettings: ...
+
+
+class Enqueuer:
+    """Stores jobs of declared tasks."""
+
+    def __init__(self, gq: HasStore, declarations: Declarations, config: Config) -> None:
+        self._gq = gq
         self._declared = declarations
         self._config = config
-        self._store = store
-        self._agreed_settings = agreed_settings
-        self._now_us = now_us
         self._ensured: set[str] = set()  # queues that have a row
         self._model_queues: set[str] = set()  # queues that may run models
 
@@ -72,25 +72,25 @@ class Enqueuer:
 
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
-        now_us = self._now_us()
+        now_us = self._gq.now_us()
         job = self._new_job(task, arguments, options, now_us)
         if options.connection is None:
-            return self._store().enqueue(job), None
+            return self._gq.store.jobs.enqueue(job), None
         return self._store_within(options.connection, [job])[0], now_us
 
     def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
-        now_us = self._now_us()
+        now_us = self._gq.now_us()
         new = self._new_jobs(requests, connection, now_us)
         if connection is None:
-            return [(job_id, None) for job_id in self._store().enqueue_many(new)]
+            return [(job_id, None) for job_id in self._gq.store.jobs.enqueue_many(new)]
         return [(job_id, now_us) for job_id in self._store_within(connection, new)]
 
     async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
         if options.connection is None:
             return await in_thread(self.enqueue, task, arguments, options)
-        now_us = self._now_us()
+        now_us = self._gq.now_us()
         job = self._new_job(task, arguments, options, now_us)
         return (await self._astore_within(options.connection, [job]))[0], now_us
 
@@ -98,17 +98,21 @@ class Enqueuer:
         """The async twin of `enqueue_many`."""
         if connection is None:
             return await in_thread(self.enqueue_many, requests)
-        now_us = self._now_us()
+        now_us = self._gq.now_us()
         new = self._new_jobs(requests, connection, now_us)
         return [(job_id, now_us) for job_id in await self._astore_within(connection, new)]
+
+    @property
+    def _database(self) -> Path:
+        return database_path(self._config.database)
 
     def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
         return callers_transaction.store(
             jobs,
             connection,
-            database=database_path(self._config.database),
+            database=self._database,
             ensured=self._ensured,
-            ring=lambda: self._store().bell.ring_workers(),
+            ring=lambda: self._gq.store.bell.ring_workers(),
         )
 
     async def _astore_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
@@ -155,15 +159,15 @@ class Enqueuer:
         text = NO_ARGUMENTS
         if arguments:
             text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
-        if plan.is_plain and len(text) <= INLINE_BYTES:  # most are: fewer steps and values are fewer microseconds
-            return INSERT_PLAIN_JOB, (queue, task.name, plan.priority, now_us, now_us, plan.max_attempts, text), None
+        if plan.is_plain:  # most are: fewer steps are fewer microseconds
+            return NewJob(queue, task.name, text, now_us, now_us, plan.priority, plan.max_attempts)
         complete = plan.complete
         scheduled_at_us = now_us
         if complete.at_us is not None:
             scheduled_at_us = complete.at_us
         elif complete.delay_s is not None:
             scheduled_at_us = now_us + int(complete.delay_s * 1e6)
-        return new_job(
+        return NewJob(
             queue,
             task.name,
             text,
@@ -206,20 +210,20 @@ class Enqueuer:
 
     def _expect_queue(self, name: str) -> None:
         if name not in self._declared.queue_names:
-            with self._store().reading() as connection:
-                stored = queries.queue_names(connection)
+            with self._gq.store.snapshot() as reads:
+                stored = reads.queue_names()
             if name not in stored:
                 raise UnknownQueue(name, stored | self._declared.queue_names)
 
     def _ensure_queue(self, name: str) -> None:
-        self._store().ensure_queue(name)
+        self._gq.store.queues.ensure(name)
         self._ensured.add(name)
 
     def _ensure_model_queue(self, name: str) -> None:
         """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
         if name in self._model_queues:
             return
-        settings = self._agreed_settings()
+        settings = self._gq.agreed_settings()
         queues = {**settings.queues, **self._declared.queues}
         if settings.devices and not (name in queues and queues[name].gpu):
             right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"

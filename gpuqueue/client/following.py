@@ -5,15 +5,14 @@ Loaded when it is first asked for. Changes nothing but the cursor.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
 
+from gpuqueue.contract.engine import Reads
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import FINISHED, Entry, Event, Record, State
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import events, following, queries
 
 
 class Follower:
@@ -27,12 +26,12 @@ class Follower:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self.name = name
-        self.is_new = store.add_follower(name)
+        self.is_new = store.followers.add(name)
 
     def read(self, *, limit: int = 500) -> list[Event]:
         """Return the next events, in their order, without passing them. Raises: UsageError when it was forgotten."""
-        with self._store.reading() as connection:
-            found = events.after(connection, self.name, limit=limit)
+        with self._store.snapshot() as reads:
+            found = reads.events(self.name, limit=limit)
         if found is None:
             raise self._forgotten()
         return found
@@ -40,19 +39,19 @@ class Follower:
     @property
     def position(self) -> int:
         """The last event that it passed, 0 for none. Raises: UsageError when it was forgotten."""
-        with self._store.reading() as connection:
-            found = following.follower_position(connection, self.name)
+        with self._store.snapshot() as reads:
+            found = reads.follower_position(self.name)
         if found is None:
             raise self._forgotten()
         return found
 
     def advance(self, event_id: int) -> None:
         """Pass the events up to this one, for good."""
-        self._store.advance_follower(self.name, event_id)
+        self._store.followers.advance(self.name, event_id)
 
     def forget(self) -> None:
         """End the following; with the last follower, events are no longer written for everything."""
-        self._store.remove_follower(self.name)
+        self._store.followers.remove(self.name)
 
     def _forgotten(self) -> UsageError:
         return UsageError(f"the follower {self.name!r} is not registered any more; make it anew with follow()")
@@ -61,25 +60,25 @@ class Follower:
 class Reader:
     """Many jobs as they are at one moment; made by `GPUQueue.read()`, and good inside its `with` only."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
 
     @property
     def last_event_id(self) -> int:
         """The newest event that has happened by this moment, 0 for none."""
-        return following.last_event_id(self._connection)
+        return self._reads.last_event_id()
 
     def followers(self) -> dict[str, datetime | None]:
         """Return when the first event happened that each follower has not passed: {name: moment}, None where it passed all."""
-        return following.followers(self._connection)
+        return self._reads.followers()
 
     def queues(self) -> list[str]:
         """Return the names of the queues, sorted."""
-        return sorted(queries.queue_names(self._connection))
+        return sorted(self._reads.queue_names())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the jobs: {queue: {state: number}}, leaving out zeros."""
-        return queries.counts(self._connection)
+        return self._reads.counts()
 
     def entries(self, queue: str, *states: State | str, limit: int | None = None, newest_first: bool = False) -> list[Entry]:
         """Return a queue's jobs in a state, or in several that have one order, in the order of the queue: cheap for thousands.
@@ -89,16 +88,16 @@ class Reader:
         Raises: UsageError for a state that does not exist, and for several without an order in common.
         """
         found = _states(states)
-        return following.entries(self._connection, queue, found, limit=limit, newest_first=newest_first)
+        return self._reads.entries(queue, found, limit=limit, newest_first=newest_first)
 
     def finished_by_minute(self, queue: str, *states: State | str, since: datetime) -> dict[datetime, int]:
         """Count the jobs of a queue that finished in each minute since a moment, of those that are kept: {minute: number}."""
-        found = following.finished_by_minute(self._connection, queue, _states(states), since_us=to_us(since))
+        found = self._reads.finished_by_minute(queue, _states(states), since_us=to_us(since))
         return {from_us(minute * 60_000_000): count for minute, count in found.items()}
 
     def records(self, ids: Iterable[int]) -> dict[int, Record]:
         """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
-        return following.records(self._connection, ids)
+        return self._reads.records(ids)
 
 
 _TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, set(FINISHED))

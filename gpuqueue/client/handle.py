@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator
 from datetime import datetime
 from typing import Any, Protocol
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
 from gpuqueue.domain.explanation import Explanation
-from gpuqueue.domain.job import FINISHED, WAITING, Ending, Job, JobErrorRecord, LogLine, State
+from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, JobStatus, LogLine, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
 from gpuqueue.store.wakeups import POLL_S, Listener
 
 logger = logging.getLogger("gpuqueue")
@@ -111,7 +110,8 @@ class JobHandle:
 
     def refresh(self) -> JobHandle:
         """Read the job again and return this handle. Raises: UnknownJob when it was pruned."""
-        record = self._gq.store.get_job(self.id)
+        with self._gq.store.snapshot() as reads:
+            record = reads.job(self.id)
         if self._unsure_since_us is not None and to_us(record.enqueued_at) != self._unsure_since_us:
             raise UnknownJob(self.id)
         self._unsure_since_us = None
@@ -130,7 +130,8 @@ class JobHandle:
         job alone; UnknownJob.
         """
         self._confirm()
-        ending = self._gq.store.get_ending(self.id)
+        with self._gq.store.snapshot() as reads:
+            ending = reads.status(self.id)
         if not ending.is_finished:
             with Watch(self, timeout_s) as watch:
                 while not (ending := watch.look()).is_finished:
@@ -221,20 +222,20 @@ class JobHandle:
     def logs(self, *, after: int = 0) -> list[LogLine]:
         """Return the lines that the job logged, behind the one whose `seq` is `after`."""
         self._confirm()
-        with self._gq.store.reading() as connection:
-            return queries.logs_after(connection, self.id, after)
+        with self._gq.store.snapshot() as reads:
+            return reads.logs(self.id, after)
 
     def cancel(self) -> bool:
         """Stop the job: at once while it waits, from any process while it runs; returns False when it had finished."""
         self._confirm()
-        before = self._gq.store.cancel(self.id, now_us=self._gq.now_us())
+        before = self._gq.store.jobs.cancel(self.id, now_us=self._gq.now_us())
         self._record = None
         return before not in FINISHED
 
     def retry(self) -> JobHandle:
         """Make a discarded, cancelled or postponed job available again. Raises: StateError for any other."""
         self._confirm()
-        self._gq.store.retry(self.id, now_us=self._gq.now_us())
+        self._gq.store.jobs.retry(self.id, now_us=self._gq.now_us())
         self._record = None
         return self
 
@@ -253,14 +254,14 @@ class JobHandle:
         known = f" {self._record.state} in {self._record.queue}" if self._record else ""
         return f"<job {self.id}{known}>"
 
-    def _value_of(self, ending: Ending) -> Any:
+    def _value_of(self, ending: JobStatus) -> Any:
         """Return a finished job's result. Raises: the error that says how it ended."""
         self._record = None
         if ending.state is State.COMPLETED:
             return json.loads(ending.result or "null")
         raise self._error_of(ending)
 
-    def _error_of(self, ending: Ending) -> JobError:
+    def _error_of(self, ending: JobStatus) -> JobError:
         error: JobErrorRecord = ending.error or JobErrorRecord(str(ending.state), str(ending.state))
         if ending.state is State.CANCELLED:
             return JobCancelled(f"job {self.id} was cancelled", job_id=self.id, code="cancelled")
@@ -285,7 +286,7 @@ class Watch:
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
         self._waits = True  # the job, for its attempt
-        self.version = -1  # of the file, at the last look
+        self.version: Hashable = None  # of the file, at the last look
         self._told = False
         self._seen = after  # of the output
         self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
@@ -296,7 +297,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.listener.close()
 
-    def look(self) -> Ending:
+    def look(self) -> JobStatus:
         """Read how the job stands. Raises: TimeoutError when the caller's patience is at its end."""
         return self.look_for_output(with_output=False)[1]
 
@@ -305,14 +306,14 @@ class Watch:
         self.look()
         return self._handle.refresh().record
 
-    def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], Ending]:
+    def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], JobStatus]:
         """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
         store = self._gq.store
-        self.version = store.data_version()
-        with store.reading() as connection:
+        self.version = store.changed()
+        with store.snapshot() as reads:
             # The state is read first: what is written before the end is then surely seen.
-            ending = queries.get_ending(connection, self._handle.id)
-            rows = queries.chunks_after(connection, self._handle.id, self._seen) if with_output else ()
+            ending = reads.status(self._handle.id)
+            rows = reads.chunks(self._handle.id, self._seen) if with_output else ()
         pieces = []
         for seq, lease, text in rows:
             piece = Piece(text)
@@ -338,20 +339,20 @@ class Watch:
 
     def has_news(self, rang: bool) -> bool:
         """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
-        return rang or self.patience_s == 0 or self._gq.store.data_version() != self.version
+        return rang or self.patience_s == 0 or self._gq.store.changed() != self.version
 
-    def _look_after(self, ending: Ending) -> None:
+    def _look_after(self, ending: JobStatus) -> None:
         """Do for a job that waits what nobody may be there to do."""
         now_us = self._gq.now_us()
         if ending.expires_at_us is not None and ending.expires_at_us <= now_us:
-            self._gq.store.move_due(now_us=now_us)
+            self._gq.store.jobs.move_due(now_us=now_us)
         if time.monotonic() < self._look_again_s:
             return
         self._look_again_s = time.monotonic() + WORKER_CHECK_S
         if self._gq.is_served(ending.queue):
             return
         if not self._only_looks and self._gq.queue_settings(ending.queue).when_unavailable == "reject":
-            self._gq.store.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
+            self._gq.store.jobs.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
         elif not self._told:
             self._told = True
             logger.warning(

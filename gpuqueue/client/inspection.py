@@ -16,7 +16,6 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.view import View, WorkerInfo
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
 
 
 def see(store: Store, settings: SharedSettings, plugins: Plugins, now: datetime) -> View:
@@ -31,20 +30,20 @@ def holds_of(view: View, plugins: Plugins) -> Mapping[str, Sequence[Hold]]:
 
 def explain_job(store: Store, job_id: int, view: View, plugins: Plugins, *, worker_command: str) -> Explanation:
     """Say why a job is where it is. Raises: UnknownJob."""
-    with store.snapshot() as connection:
-        job = queries.get_job(connection, job_id)
-        beside = surroundings(connection, job, view)
+    with store.snapshot() as reads:
+        job = reads.job(job_id)
+        beside = surroundings(reads, job, view)
     return explain(job, view, plugins, beside, worker_command=worker_command)
 
 
 def expected_ends(store: Store, settings: SharedSettings, view: View, plugins: Plugins) -> dict[str, datetime]:
     """Say when what waits in each queue is expected to be done; those not known are left out."""
     ends = {}
-    with store.snapshot() as connection:
+    with store.snapshot() as reads:
         for name in view.queues:
-            last = queries.last_waiting(connection, name, largest_bytes=largest_budget(settings))
+            last = reads.last_waiting(name, largest_bytes=largest_budget(settings))
             if last is not None:
-                expected = explain(last, view, plugins, surroundings(connection, last, view), worker_command="").expected
+                expected = explain(last, view, plugins, surroundings(reads, last, view), worker_command="").expected
                 if expected is not None and expected.finish_at is not None:
                     ends[name] = expected.finish_at
     return ends
@@ -52,8 +51,8 @@ def expected_ends(store: Store, settings: SharedSettings, view: View, plugins: P
 
 def workers(store: Store, *, now_us: int) -> list[WorkerInfo]:
     """List the workers that live."""
-    with store.reading() as connection:
-        return live_workers(connection, now_us=now_us)
+    with store.snapshot() as reads:
+        return live_workers(reads, now_us=now_us)
 
 
 def is_served(queue: str, found: Sequence[WorkerInfo]) -> bool:

@@ -29,8 +29,7 @@ from gpuqueue.domain.job import Cancellation, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import Duration, from_us, parse_duration
 from gpuqueue.domain.view import Pause, ServiceInfo, View, WorkerInfo
-from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries, services
+from gpuqueue.store import Store, open_store
 
 if TYPE_CHECKING:
     from gpuqueue.client.following import Follower, Reader
@@ -72,9 +71,7 @@ class GPUQueue:
         self.plugins.configure(self.config.plugin_tables)
         self._clock_ns: Callable[[], int] = time.time_ns
         self._declared = Declarations(self.config.queues)
-        self._enqueuer = Enqueuer(
-            self._declared, self.config, store=lambda: self.store, agreed_settings=self.agreed_settings, now_us=self.now_us
-        )
+        self._enqueuer = Enqueuer(self, self._declared, self.config)
         self.ollama = OllamaTasks(self)
         self._opening = threading.Lock()
 
@@ -192,14 +189,15 @@ class GPUQueue:
 
     def _refuse_if_held(self, job_id: int, queue: str) -> None:
         """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
-        with self.store.reading() as connection:
-            away = any(not row.available for row in queries.backends(connection).values())
+        with self.store.snapshot() as reads:
+            away = any(not row.available for row in reads.backends().values())
+            job = reads.job(job_id)
         if not away:
             return
         # A worker leaves a job alone whose time has not come: its backend may be back by then.
-        waits = self.store.get_job(job_id).state is State.AVAILABLE
+        waits = job.state is State.AVAILABLE
         if waits and any(hold.refuse for hold in self.holds().get(queue, ())):
-            self.store.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
+            self.store.jobs.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
 
     # --- finding and controlling ---
 
@@ -215,10 +213,8 @@ class GPUQueue:
             raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
         if queue is not None:
             self._expect_queue(queue)
-        with self.store.reading() as connection:
-            found = queries.list_jobs(
-                connection, queue=queue, state=None if state is None else State(state), limit=limit, after=after
-            )
+        with self.store.snapshot() as reads:
+            found = reads.jobs(queue=queue, state=None if state is None else State(state), limit=limit, after=after)
         return [JobHandle(self, job.id, job) for job in found]
 
     def pause(self, queue: str, *, reason: str = "", until: datetime | Duration | None = None, by: str | None = None) -> None:
@@ -230,18 +226,18 @@ class GPUQueue:
         now = self.now()
         if until is not None and not isinstance(until, datetime):
             until = now + timedelta(seconds=parse_duration(until, what="until"))
-        self.store.pause(queue, Pause(by or _user(), reason, now, until))
+        self.store.queues.pause(queue, Pause(by or _user(), reason, now, until))
 
     def resume(self, queue: str, *, by: str | None = None) -> bool:
         """Lift a manual pause; returns whether there was one. Raises: UnknownQueue."""
         self._expect_queue(queue)
-        return self.store.resume(queue, by=by or _user(), now_us=self.now_us())
+        return self.store.queues.resume(queue, by=by or _user(), now_us=self.now_us())
 
     def retry_failed(self, queue: str | None = None) -> int:
         """Make all discarded jobs, of one queue or of all, available again; returns how many. Raises: UnknownQueue."""
         if queue is not None:
             self._expect_queue(queue)
-        return self.store.retry_failed(queue, now_us=self.now_us())
+        return self.store.jobs.retry_failed(queue, now_us=self.now_us())
 
     def cancel_all(self, queue: str) -> Cancellation:
         """Cancel all waiting jobs of a queue and ask the running ones to stop; says how many of each.
@@ -249,12 +245,12 @@ class GPUQueue:
         Jobs that are stored meanwhile stay. Raises: UnknownQueue.
         """
         self._expect_queue(queue)
-        return self.store.cancel_all(queue, now_us=self.now_us())
+        return self.store.jobs.cancel_all(queue, now_us=self.now_us())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
-        with self.store.snapshot() as connection:
-            counted = queries.counts(connection)
+        with self.store.snapshot() as reads:
+            counted = reads.counts()
         return {name: counted.get(name, {}) for name in sorted(set(self._declared.queues) | set(counted))}
 
     def holds(self) -> dict[str, list[Hold]]:
@@ -289,8 +285,8 @@ class GPUQueue:
 
     def services(self) -> list[ServiceInfo]:
         """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
-        with self.store.reading() as connection:
-            return services.services(connection, now_us=self.now_us())
+        with self.store.snapshot() as reads:
+            return reads.services(now_us=self.now_us())
 
     def follow(self, name: str) -> Follower:
         """Return a reader of all events from now on, or from where the one of this name stands."""
@@ -303,8 +299,8 @@ class GPUQueue:
         """Read many jobs as they are at one moment: `with gq.read() as reader`."""
         from gpuqueue.client.following import Reader
 
-        with self.store.snapshot() as connection:
-            yield Reader(connection)
+        with self.store.snapshot() as reads:
+            yield Reader(reads)
 
     def plugin(self, name: str) -> object:
         """Return a registered plugin, as it read its configuration: for its own commands. Raises: UsageError."""
@@ -338,7 +334,7 @@ class GPUQueue:
 
     def open_store(self, *, patient: bool = False) -> Store:
         """Open the file once more, with its own connections; a worker opens it `patient`."""
-        return Store(database_path(self.config.database), synchronous=self.config.synchronous, patient=patient)
+        return open_store(self.database, synchronous=self.config.synchronous, patient=patient, now_us=self.now_us)
 
     @property
     def database(self) -> Path:
@@ -353,8 +349,8 @@ class GPUQueue:
 
     def agreed_settings(self) -> SharedSettings:
         """What the workers agreed on; before the first worker, this process's own."""
-        with self.store.reading() as connection:
-            shared = queries.configuration(connection)
+        with self.store.snapshot() as reads:
+            shared = reads.configuration()
         return self.own_settings() if shared is None else settings_from_shared(shared)
 
     def queue_settings(self, name: str) -> QueueSettings:
@@ -363,8 +359,8 @@ class GPUQueue:
 
     def queue_names(self) -> set[str]:
         """Every queue that exists."""
-        with self.store.reading() as connection:
-            return queries.queue_names(connection) | self._declared.queue_names
+        with self.store.snapshot() as reads:
+            return reads.queue_names() | self._declared.queue_names
 
     def _expect_queue(self, name: str) -> None:
         if name not in self._declared.queue_names and name not in (known := self.queue_names()):
@@ -387,11 +383,11 @@ class GPUQueue:
         return f"gpuqueue {where} worker{app}"
 
     def now_us(self) -> int:
-        """Read the clock: microseconds since 1970-01-01 UTC."""
+        """Read the queue's time: microseconds since 1970-01-01 UTC."""
         return self._clock_ns() // 1000
 
     def now(self) -> datetime:
-        """Read the clock as an aware time in UTC."""
+        """Read the queue's time as an aware datetime in UTC."""
         return from_us(self.now_us()).astimezone(UTC)
 
     def shared(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from gpuqueue.contract.engine import FAR
 from gpuqueue.contract.hookspecs import (
     ChoosePreemptionsDetails,
     JobDemandDetails,
@@ -28,7 +29,6 @@ from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import View
 from gpuqueue.domain.yielding import yielding_order
-from gpuqueue.store.sqlite import queries
 
 NAMED_JOBS = 5
 logger = logging.getLogger("gpuqueue.plugins")
@@ -205,7 +205,7 @@ def _waiting_reasons(
         reasons += [hold for hold in _device_reasons(job, view, plugins) if hold.reason not in said]
     ahead_count = beside.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
-        many = "at least " if ahead_count >= queries.FAR else ""
+        many = "at least " if ahead_count >= FAR else ""
         which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"
         reasons.append(Hold("behind", f"{many}{ahead_count} {which} first"))
     return reasons, advice

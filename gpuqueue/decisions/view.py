@@ -5,11 +5,11 @@ A worker and a web process build the same view from the same rows: device readin
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
 from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
+from gpuqueue.contract.engine import Reads
 from gpuqueue.domain.explanation import Surroundings
 from gpuqueue.domain.job import WAITING, Job
 from gpuqueue.domain.settings import QueueSettings
@@ -18,8 +18,6 @@ from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View,
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import proven_dead
-from gpuqueue.store.sqlite import estimates, queries
-from gpuqueue.store.sqlite.outcomes import reservations
 
 STALE_S = 30.0  # after the moment at which a backend that is away was to be asked again
 
@@ -31,22 +29,22 @@ def largest_budget(settings: SharedSettings) -> int:
 
 def read_view(store: Store, settings: SharedSettings, now: datetime) -> View:
     """Read the view at one moment, in one read transaction."""
-    with store.snapshot() as connection:
-        return build(connection, settings, now)
+    with store.snapshot() as reads:
+        return build(reads, settings, now)
 
 
-def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetime) -> View:
-    """Build the view from the rows that this connection sees."""
+def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
+    """Build the view of the moment that is read."""
     now_us = to_us(now)
-    workers = tuple(live_workers(connection, now_us=now_us))
-    pauses = queries.pauses(connection, now_us=now_us)
-    noted = queries.noted_reasons(connection)
+    workers = tuple(live_workers(reads, now_us=now_us))
+    pauses = reads.pauses(now_us=now_us)
+    noted = reads.noted_reasons()
     largest_bytes = largest_budget(settings)
     queues = {}
-    levels = queries.rate_levels(connection)
-    for name in sorted(queries.queue_names(connection) | set(settings.queues)):
+    levels = reads.rate_levels()
+    for name in sorted(reads.queue_names() | set(settings.queues)):
         queue = settings.queues.get(name) or QueueSettings(name)
-        running, waiting = queries.queue_load(connection, queue, largest_bytes=largest_bytes)
+        running, waiting = reads.queue_load(queue, largest_bytes=largest_bytes)
         queues[name] = QueueView(
             settings=queue,
             paused=pauses.get(name),
@@ -57,14 +55,14 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
             rate_before=levels[name][0] if name in levels else None,
             rate_at=levels[name][1] if name in levels else None,
         )
-    taken = reservations(connection)
-    sightings = queries.device_sightings(connection)
+    taken = reads.reservations()
+    sightings = reads.sightings()
     devices = {}
     for device in settings.devices:
         seen = sightings.get(device.name) or Sighting()
         mine = tuple(item for item in taken if item.device == device.name)
         devices[device.name] = DeviceView(device, seen.reading, seen.residents, mine, seen.model, seen.model_since)
-    asked = queries.backends(connection)
+    asked = reads.backends()
     backends = {}
     for backend in settings.backends:
         row = asked.get(backend.name) or Backend(backend.name, "", True, 0, None, None, None, "")
@@ -76,7 +74,7 @@ def build(connection: sqlite3.Connection, settings: SharedSettings, now: datetim
         backends=backends,
         models=settings.models,
         workers=workers,
-        estimates=estimates.read(connection),
+        estimates=reads.estimates(),
         placement=settings.placement,
     )
 
@@ -88,25 +86,25 @@ def _unless_stale(row: Backend, now: datetime) -> Backend:
     return Backend(row.name, "", True, row.failures, None, None, None, "")
 
 
-def surroundings(connection: sqlite3.Connection, job: Job, view: View) -> Surroundings:
+def surroundings(reads: Reads, job: Job, view: View) -> Surroundings:
     """Read what stands beside a waiting job: what comes first in its queue, in those that its queue yields to, on its devices."""
     if job.state not in WAITING:
         return Surroundings()
     queue = view.queues[job.queue].settings
     first = yielded_to(queue, view)
     largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
-    ahead = [work for name in sorted(first) for work in queries.work_ahead(connection, name, None, largest_bytes=largest_bytes)]
+    ahead = [work for name in sorted(first) for work in reads.work_ahead(name, None, largest_bytes=largest_bytes)]
     beside = [name for name, item in view.queues.items() if queue.gpu and item.settings.gpu and name not in (job.queue, *first)]
     for name in (job.queue, *beside):
         if job.queue not in yielded_to(view.queues[name].settings, view):
-            ahead += queries.work_ahead(connection, name, job, largest_bytes=largest_bytes)
-    return Surroundings(tuple(ahead), tuple(queries.running_jobs(connection, job.queue)))
+            ahead += reads.work_ahead(name, job, largest_bytes=largest_bytes)
+    return Surroundings(tuple(ahead), tuple(reads.running_jobs(job.queue)))
 
 
-def live_workers(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerInfo]:
+def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:
     """Return the workers whose lease has not ended and whose death is not proven."""
     found = []
-    for row in queries.worker_rows(connection, now_us=now_us):
+    for row in reads.workers(now_us=now_us):
         if row.info.alive and proven_dead(row.runtime_dir, row.info.id) is None:
             found.append(row.info)
     return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
+
+from gpuqueue.domain.settings import QueueSettings
 
 THREAD, COROUTINE = "thread", "coroutine"
 
@@ -17,3 +20,11 @@ class Capacity(NamedTuple):
 
     free: Mapping[str, int]
     kind_of: Callable[[str], str] = _thread
+
+
+class ClaimRules(NamedTuple):
+    """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
+
+    held: frozenset[str] = frozenset()
+    queues: Mapping[str, QueueSettings] = MappingProxyType({})
+    largest_bytes: int = 0

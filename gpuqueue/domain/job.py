@@ -97,6 +97,24 @@ class LogLine(NamedTuple):
     message: str
 
 
+class NewJob(NamedTuple):
+    """A job that is to be stored; `arguments` is JSON text, times are microseconds since 1970-01-01 UTC."""
+
+    queue: str
+    task: str
+    arguments: str
+    enqueued_at_us: int
+    scheduled_at_us: int
+    priority: int = 0
+    max_attempts: int = 1
+    timeout_s: float | None = None
+    expires_at_us: int | None = None
+    tags: tuple[str, ...] = ()
+    wanted_bytes: int | None = None
+    wanted_device: str | None = None
+    fallback: tuple[str, ...] = ()
+
+
 class Entry(NamedTuple):
     """Where a job stands in its queue."""
 
@@ -160,7 +178,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class JobStatus:
     """What a waiting caller needs of a job: its state and, once finished, its result (JSON text) or error."""
 
     state: State
@@ -173,3 +191,31 @@ class Ending:
     @property
     def is_finished(self) -> bool:
         return self.state in FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAttempt:
+    """A job that runs, without its arguments, which may be large."""
+
+    id: int
+    queue: str
+    task: str
+    model: str
+    lease: int
+    attempt: int
+    max_attempts: int
+    started_at: datetime | None
+    worker_id: str | None
+    device: str | None
+    progress: float | None
+    progress_note: str
+    output_tokens: int
+    cancel_requested: bool
+    preempt_requested: bool
+
+
+class Found(NamedTuple):
+    """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
+
+    jobs: list[Job]
+    looked_to: int | None

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Hashable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 from gpuqueue.client.async_twins import in_thread
 from gpuqueue.client.handle import JobHandle, Piece, Watch
 from gpuqueue.domain.errors import UnknownJob
-from gpuqueue.domain.job import FINISHED, Ending, State
+from gpuqueue.domain.job import FINISHED, JobStatus, State
 
 HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -93,7 +93,7 @@ class _Telling:
         self._state: dict[str, Any] = {}  # as last told
         self._state_of: tuple[State, int] | None = None
         self._refreshed_s = now_s
-        self._version = -1  # of the file then
+        self._version: Hashable = None  # of the file then
         self._is_stale = False  # something happened since
         self._spoke_s: float | None = None
         self.is_over = heard_the_end(after)
@@ -150,7 +150,7 @@ class _Telling:
             due_s = min(due_s, self._refreshed_s + REFRESH_S)
         return due_s if self._ends_s is None else min(due_s, self._ends_s)
 
-    def _changed_state(self, ending: Ending) -> list[bytes]:
+    def _changed_state(self, ending: JobStatus) -> list[bytes]:
         now_s = time.monotonic()
         is_new = (ending.state, ending.lease) != self._state_of
         version = self._watch.version
@@ -195,7 +195,7 @@ def _state(job: JobHandle) -> dict[str, Any]:
     }
 
 
-def _end_of(ending: Ending) -> bytes:
+def _end_of(ending: JobStatus) -> bytes:
     if ending.state is State.COMPLETED:
         return _event("done", f'{{"result": {ending.result or "null"}}}', END)  # stored as JSON in one line
     code, message = (ending.error.code, ending.error.message) if ending.error else (str(ending.state),) * 2

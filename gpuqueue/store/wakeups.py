@@ -46,6 +46,9 @@ class Bell:
 
     def __init__(self, directory: Path) -> None:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
+        self._begin()
+
+    def _begin(self) -> None:
         self._socket: socket.socket | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -70,6 +73,12 @@ class Bell:
             for name in names:
                 if name.partition("-")[0] in keys:
                     self._send(os.path.join(self._folders["waiters"], name))
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a forked process: a thread of the parent's may have held the lock, and its socket is its own."""
+        if self._socket is not None:
+            self._socket.close()
+        self._begin()
 
     def close(self) -> None:
         """Close the sending socket; a thread that rings after this is not heard."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,15 +28,13 @@ from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInt
 from gpuqueue.decisions.policies import worker_policies
 from gpuqueue.domain.endpoints import OLLAMA, on_device
 from gpuqueue.domain.errors import UnknownJob, UsageError
-from gpuqueue.domain.job import Lease, State
+from gpuqueue.domain.job import Lease, NewJob, State
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.outcomes import Ended, Postponed
 from gpuqueue.domain.settings import BackendSettings, QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import claims, queries
-from gpuqueue.store.sqlite.jobs import NewJob
 from gpuqueue.worker.attempt import Judge
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop
@@ -98,7 +95,7 @@ class _Eager(Enqueuer):
     def _store_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
         ids: list[int] = []
         ids += callers_transaction.store(
-            jobs, connection, database=self._store().path, ensured=self._ensured, ring=lambda: self._run(ids)
+            jobs, connection, database=self._database, ensured=self._ensured, ring=lambda: self._run(ids)
         )
         return ids
 
@@ -132,7 +129,8 @@ class _Runner:
     def _take(self, job_id: int) -> Lease | None:
         """Take a job whose time has come, or whose next attempt waits; None for any other, and after a rollback."""
         try:
-            job = self._gq.store.get_job(job_id)
+            with self._gq.store.snapshot() as reads:
+                job = reads.job(job_id)
         except UnknownJob:
             return None
         if job.state not in (State.AVAILABLE, State.RETRYABLE):
@@ -142,24 +140,14 @@ class _Runner:
                 f"eager: nobody here runs the task {job.task!r} of job {job_id}; register its function, or give the queue "
                 "object the plugin with its executor"
             )
-        now_us = self._gq.now_us()
-
-        def take(connection: sqlite3.Connection) -> bool:
-            if queries.get_job(connection, job_id) != job:  # a worker was faster
-                return False
-            connection.execute(claims.TAKE, (self._worker_id, now_us, job_id))
-            return True
-
-        if not self._gq.store.write(take):
-            return None
-        return claims.lease_of(job, now_us=now_us)
+        return self._gq.store.attempts.claim_job(job, worker_id=self._worker_id, now_us=self._gq.now_us())
 
     def _run_attempt(self, lease: Lease) -> bool:
         """Run one attempt and write how it ended; returns whether another comes next."""
         ending = self._parts().attempts.run(lease)
         assert ending is not None  # nobody gives up what runs here
         outcome, error = ending.outcome, ending.error
-        self._gq.store.finish([outcome], now_us=self._gq.now_us())
+        self._gq.store.attempts.finish([outcome], now_us=self._gq.now_us())
         if error is not None and not isinstance(error, ENDS_THE_ATTEMPT_ONLY):
             raise error  # such as Ctrl-C, or what pytest raises to fail a test
         if self._raises and isinstance(outcome, Ended):

@@ -18,7 +18,6 @@ from gpuqueue.client.tasks import Signature, Task
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Job
 from gpuqueue.domain.units import to_us
-from gpuqueue.store.sqlite import queries
 
 __all__ = ["assert_enqueued", "assert_not_enqueued", "enqueued"]
 
@@ -118,9 +117,9 @@ def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arg
 def _jobs(gq: GPUQueue) -> list[Job]:
     """All jobs, in their order; inside a transaction of Django's, as that one sees them."""
     found: list[Job] = []
-    with getattr(gq, "rows", gq.store.snapshot)() as connection:
+    with getattr(gq, "rows", gq.store.snapshot)() as reads:
         after: int | None = None
-        while page := queries.list_jobs(connection, queue=None, state=None, limit=READ_AT_ONCE, after=after):
+        while page := reads.jobs(queue=None, state=None, limit=READ_AT_ONCE, after=after):
             found += page
             after = page[-1].id
     return found[::-1]

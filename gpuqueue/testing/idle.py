@@ -91,8 +91,8 @@ def _explained(gq: GPUQueue, served: tuple[str, ...] | None, states: Iterable[St
     jobs = [found.record for state in states for found in gq.jobs(state=state, limit=LISTED_AT_MOST)]
     explanations = {}
     for job in jobs:
-        with gq.store.snapshot() as connection:
-            beside = surroundings(connection, job, view)
+        with gq.store.snapshot() as reads:
+            beside = surroundings(reads, job, view)
         command = f"run_until_idle(…, queues=[{job.queue!r}])"
         explanations[job.id] = explain(job, view, gq.plugins, beside, worker_command=command)
     return jobs, explanations

@@ -20,7 +20,6 @@ from gpuqueue.domain.job import JobErrorRecord, Lease
 from gpuqueue.domain.outcomes import Completed, Outcome, Postponed
 from gpuqueue.domain.units import to_us
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
 from gpuqueue.worker.attempt import Attempt, Interruption, Judge
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.log import WorkerLog
@@ -128,8 +127,8 @@ class Attempts:
         """Interrupt the attempts that a person wants stopped, or that are to make room for another queue's job."""
         if not self._running:
             return
-        with self._store.reading() as connection:
-            wanted = queries.stop_requests(connection, self._worker_id)
+        with self._store.snapshot() as reads:
+            wanted = reads.stop_requests(self._worker_id)
         for job_id, lease, cancelled in wanted:
             attempt = self._running.get((job_id, lease))
             if attempt is not None:
@@ -183,7 +182,7 @@ class Attempts:
         return True
 
     def _written(self, outcome: Outcome) -> None:
-        self._store.finish([outcome], now_us=to_us(self._now()))
+        self._store.attempts.finish([outcome], now_us=to_us(self._now()))
 
     def _unknown_task(self, lease: Lease) -> Outcome:
         message = (

@@ -13,7 +13,6 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
 from gpuqueue.worker.log import WorkerLog
 
 LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
@@ -38,8 +37,8 @@ class Backends:
     def probe(self) -> None:
         """Ask each backend whether it is there: when its breaker says so, and at its interval while it is available."""
         for backend in self._settings.backends:
-            with self._store.reading() as connection:
-                row = queries.backends(connection).get(backend.name)
+            with self._store.snapshot() as reads:
+                row = reads.backends().get(backend.name)
             now = self._now()
             if row is not None and row.checked_at is not None:
                 age_s = (now - row.checked_at).total_seconds()
@@ -63,7 +62,7 @@ class Backends:
             for queue in self._settings.queues.values()
             if backend in of_queue(queue.backend, self._settings.backends)
         ]
-        retry_at = self._store.backend_lost(
+        retry_at = self._store.backends.lost(
             backend.name,
             error=str(error),
             probe_every_s=backend.probe_every_s,
@@ -82,13 +81,13 @@ class Backends:
 
     def worked(self, backend: BackendSettings) -> None:
         """Forget the outages of a backend on which a job succeeded."""
-        with self._store.reading() as connection:
-            row = queries.backends(connection).get(backend.name)
+        with self._store.snapshot() as reads:
+            row = reads.backends().get(backend.name)
         if row is not None and row.failures:
             self._answered(backend, worked=True)
 
     def _answered(self, backend: BackendSettings, *, worked: bool) -> None:
-        if self._store.backend_answered(backend.name, worked=worked, now_us=to_us(self._now())):
+        if self._store.backends.answered(backend.name, worked=worked, now_us=to_us(self._now())):
             self._log.backend_recovered(backend.name)
 
     def _named(self, name: str) -> BackendSettings | None:

@@ -121,12 +121,13 @@ def boot(
     life = Life(store.runtime_dir, worker_id, slots=threads + device_slots + async_jobs)
     listener = Listener(store.runtime_dir, "workers", worker_id)
     lease_s = gq.config.worker.lease_s
-    while not store.register_worker(
+    while not store.workers.register(
         worker_id,
         host=socket.gethostname(),
         pid=os.getpid(),
         queues=queues,
         digest=settings_digest(gq.shared()),
+        runtime_dir=str(store.runtime_dir),
         expires_at_us=gq.now_us() + int(lease_s * 1e6),
         now_us=gq.now_us(),
     ):
@@ -248,11 +249,13 @@ def boot(
 def _agree(gq: GPUQueue, store: Store, *, accept_config: bool) -> SharedSettings:
     """Make this process's settings the shared ones, or refuse to start beside a worker that has others."""
     mine = gq.shared()
-    theirs = store.accept_configuration(digest=settings_digest(mine), settings=mine, force=accept_config, now_us=gq.now_us())
+    theirs = store.workers.accept_configuration(
+        digest=settings_digest(mine), settings=mine, force=accept_config, now_us=gq.now_us()
+    )
     if theirs is not None:
         lines = "\n  ".join(settings_difference(mine, theirs))
         raise ConfigurationError(
-            f"a running worker of {store.path} has other settings:\n  {lines}\n"
+            f"a running worker of {store.name} has other settings:\n  {lines}\n"
             "Start this one with the same configuration, or with --accept-config to make its settings the shared ones"
         )
     return settings_from_shared(mine)

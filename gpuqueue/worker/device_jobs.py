@@ -25,7 +25,6 @@ from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Reservation
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import Life
-from gpuqueue.store.sqlite import queries
 from gpuqueue.worker.attempt import Attempt
 from gpuqueue.worker.attempts import Ending
 from gpuqueue.worker.backends import Backends
@@ -135,8 +134,8 @@ class DeviceJobs:
                 largest_bytes = max(device.budget_bytes for device in self._settings.devices)
                 self._lessons.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
                 self._written(self._lessons.tell)
-                self._written(lambda: self._store.forget_demand(lease.job_id))
-            if self._written(lambda: self._store.finish([ended.outcome], now_us=self._now_us())):
+                self._written(lambda: self._store.jobs.forget_demand(lease.job_id))
+            if self._written(lambda: self._store.attempts.finish([ended.outcome], now_us=self._now_us())):
                 self._log.late(lease)
                 return  # the rescuer cleans up
             if isinstance(ended.outcome, Completed):
@@ -163,8 +162,8 @@ class DeviceJobs:
 
     def _prepare(self, attempt: Attempt, lease: Lease, placement: Placement | None) -> None:
         assert placement is not None
-        with self._store.reading() as connection:
-            attempt.partial = queries.partial_output(connection, lease.job_id)
+        with self._store.snapshot() as reads:
+            attempt.partial = reads.partial_output(lease.job_id)
         device = self._device_settings[placement.device]
         details = PrepareAttemptDetails(
             lease=lease,
@@ -188,7 +187,7 @@ class DeviceJobs:
         assert lease.placement is not None
         device = self._device_settings.get(lease.placement.device)
         if device is None:  # no longer configured: nothing here can be verified
-            return self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
+            return self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
         while True:
             found = self._clean_up_once(lease, device, orphaned=orphaned)
             if found.observed_bytes is not None and not orphaned:
@@ -196,7 +195,7 @@ class DeviceJobs:
             self._publish(device.name, found)
             if found.verified:
                 self._log.memory_released(lease, device.name, found.detail, found.waited_s)
-                self._written(lambda: self._store.release_device(lease.job_id, lease.lease))
+                self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
                 return True
             self._log.memory_kept(lease, device.name, found.detail)
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
@@ -235,7 +234,9 @@ class DeviceJobs:
     def _publish(self, device: str, found: CleanUp) -> None:
         reading = self._devices[device].read_now()
         event = self._written(
-            lambda: self._store.publish_reading(device, reading=reading, residents=found.residents, now_us=self._now_us())
+            lambda: self._store.backends.publish_reading(
+                device, reading=reading, residents=found.residents, now_us=self._now_us()
+            )
         )
         self._log.device_changed(event, device, reading.lost)
 

@@ -17,7 +17,7 @@ from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import Capacity
+from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.errors import REFUSAL
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
@@ -28,8 +28,6 @@ from gpuqueue.domain.view import QueueView, View
 from gpuqueue.domain.windows import next_edge, parse_window, parse_zone
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import claims, queries
-from gpuqueue.store.sqlite.claims import ClaimRules
 from gpuqueue.worker.log import WorkerLog
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
@@ -85,8 +83,8 @@ class Dispatcher:
             if self.view is not None and not force and time.monotonic() - self._decided_at_s < DECISION_LASTS_S:
                 return self.view
             now = self.now()
-            with self._store.snapshot() as connection:
-                view = limited(build(connection, self._settings, now), self._plugins)
+            with self._store.snapshot() as reads:
+                view = limited(build(reads, self._settings, now), self._plugins)
             holds = decide_holds(view, self._plugins, self._unsizable)
             held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
             queues = {name: item.settings for name, item in view.queues.items()}
@@ -97,7 +95,7 @@ class Dispatcher:
             self.view = view
             self._decided_at_s = time.monotonic()
             if not self._noted or _reasons(self._holds) != _reasons(holds):
-                self._store.note_holds(holds, now_us=to_us(now))
+                self._store.queues.note_holds(holds, now_us=to_us(now))
                 self._tell(holds)
                 self._noted = True
             self._holds = holds
@@ -105,13 +103,13 @@ class Dispatcher:
             for name, reasons in holds.items():
                 # Also what no device could ever take: its caller would wait in vain.
                 if any(hold.refuse for hold in reasons) and self._has_available(name):
-                    while refused := self._store.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
+                    while refused := self._store.jobs.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
                         self._log.refused(name, len(refused))  # some hundred jobs at a time
             return view
 
     def _has_available(self, queue: str) -> bool:
-        with self._store.reading() as connection:
-            return connection.execute(claims.IS_WAITING, (queue,)).fetchone() is not None
+        with self._store.snapshot() as reads:
+            return reads.has_available(queue)
 
     def _tell(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
         for name, reasons in holds.items():
@@ -128,13 +126,13 @@ class Dispatcher:
         now_s = time.monotonic()
         if own == self._published or (own and self._published and now_s - self._published_at_s < PUBLISH_EVERY_S):
             return
-        self._store.publish_holds(self._worker_id, own)
+        self._store.workers.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
 
     def exchange(self, ended: Sequence[Outcome], *, capacity: Capacity) -> tuple[list[Lease], list[Lease]]:
         """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
         queues = self.plain if self._may_claim() else ()
-        return self._store.finish_and_claim(
+        return self._store.attempts.finish_and_claim(
             ended, worker_id=self._worker_id, queues=queues, rules=self.rules, capacity=capacity, now_us=to_us(self.now())
         )
 
@@ -156,7 +154,7 @@ class Dispatcher:
             answer = place(job, view, self._plugins)
             if not isinstance(answer, Placement):
                 continue
-            lease = self._store.claim_placed(
+            lease = self._store.attempts.claim_placed(
                 job,
                 answer,
                 worker_id=self._worker_id,
@@ -200,7 +198,7 @@ class Dispatcher:
         for item in chosen:
             if item.not_before is not None:
                 self._preempt_at = min(self._preempt_at or item.not_before, item.not_before)
-            elif self._store.request_preemption(item.job_id, item.lease):
+            elif self._store.attempts.request_preemption(item.job_id, item.lease):
                 self._log.preemption_requested(item)
 
     def next_model(self, device: str) -> str | None:
@@ -220,8 +218,8 @@ class Dispatcher:
         view = self.view
         if view is None:
             return None
-        with self._store.reading() as connection:
-            due_us = queries.next_due_us(connection)
+        with self._store.snapshot() as reads:
+            due_us = reads.next_due_us()
         times = [] if due_us is None else [from_us(due_us)]
         if self._preempt_at is not None:
             times.append(self._preempt_at)
@@ -242,10 +240,10 @@ class Dispatcher:
         its queue being held or no thread free, would make `next_change` ask for a tick at once, again and again.
         """
         now_us = to_us(self.now())
-        with self._store.reading() as connection:
-            due_us = queries.next_due_us(connection)
+        with self._store.snapshot() as reads:
+            due_us = reads.next_due_us()
         if due_us is not None and due_us <= now_us:
-            self._store.move_due(now_us=now_us)
+            self._store.jobs.move_due(now_us=now_us)
 
     def _size(self, view: View) -> bool:
         """Ask what waiting GPU jobs need, so that they fall into their demand classes; returns whether a hold changed.
@@ -256,8 +254,8 @@ class Dispatcher:
         for name, item in view.queues.items():
             if not (item.settings.gpu and self._serves(name)):
                 continue
-            with self._store.reading() as connection:
-                jobs = claims.unsized(connection, name, limit=SIZED_AT_ONCE)
+            with self._store.snapshot() as reads:
+                jobs = reads.unsized(name, limit=SIZED_AT_ONCE)
             demands: list[tuple[int, Demand]] = []
             for job in jobs:
                 try:
@@ -267,14 +265,14 @@ class Dispatcher:
                     unsizable[name] = Hold("plugin_failed", detail, plugin=f"{error.plugin} in job_demand")
                     break
             if demands:
-                self._store.set_demands(demands, largest_bytes=largest_budget(self._settings))
+                self._store.jobs.set_demands(demands, largest_bytes=largest_budget(self._settings))
         changed = unsizable.keys() != self._unsizable.keys()
         self._unsizable = unsizable
         return changed
 
     def _candidates(self, view: View, queues: Sequence[QueueSettings], *, room_bytes: int) -> list[Job]:
-        with self._store.snapshot() as connection:
-            found = [job for queue in queues for job in claims.candidates(connection, queue.name, room_bytes=room_bytes)]
+        with self._store.snapshot() as reads:
+            found = [job for queue in queues for job in reads.candidates(queue.name, room_bytes=room_bytes)]
         try:
             return order(found, view, self._plugins)
         except PluginFailed as error:

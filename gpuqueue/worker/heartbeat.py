@@ -54,7 +54,7 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
             try:
-                held = self._store.extend(self._worker_id, expires_at_us=self._now_us() + int(self._lease_s * 1e6))
+                held = self._store.workers.extend(self._worker_id, expires_at_us=self._now_us() + int(self._lease_s * 1e6))
             except StoreError as error:
                 logger.warning("the lease could not be extended: %s", error)
                 held = self.is_fresh

@@ -18,8 +18,6 @@ from gpuqueue.domain.units import format_size, to_us
 from gpuqueue.executors.processes import Children
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import executing, forget, proven_dead
-from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
 from gpuqueue.worker.log import WorkerLog
@@ -33,6 +31,9 @@ LARGE_WAL_BYTES = 256_000_000
 READING_EVERY_S = 2.0
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # a follower that has not read an event for so long is not waited for any more
+EVENTS_AT_ONCE = 200
+JOBS_AT_ONCE = 1000
+EVENTS_PRUNED_AT_ONCE = 5000
 FOLLOWER = "hooks"
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -70,7 +71,7 @@ class Maintenance:
         self._lessons = lessons
         self._worker_id = worker_id
         self._on_file_gone = on_file_gone
-        self._file = store.file_id()
+        self._file = store.identity()
         self._max_crashes = max_crashes
         self._retention = retention
         self._now = now
@@ -84,9 +85,9 @@ class Maintenance:
 
     def start(self) -> None:
         if self._follows:
-            self._store.add_follower(FOLLOWER)
+            self._store.followers.add(FOLLOWER)
         elif self._is_alone():  # nobody is left who would read what the triggers write
-            self._store.remove_follower(FOLLOWER)
+            self._store.followers.remove(FOLLOWER)
         self._do(self.read_devices)  # before the first decision, which would not know that a card is hot
         self._thread.start()
 
@@ -98,8 +99,8 @@ class Maintenance:
             self.deliver_events()
 
     def _is_alone(self) -> bool:
-        with self._store.reading() as connection:
-            rows = queries.worker_rows(connection, now_us=to_us(self._now()))
+        with self._store.snapshot() as reads:
+            rows = reads.workers(now_us=to_us(self._now()))
         return all(row.info.id == self._worker_id for row in rows)
 
     def _run(self) -> None:
@@ -135,16 +136,16 @@ class Maintenance:
 
     def look_for_file(self) -> None:
         """Notice that the file was deleted or replaced: what this worker holds open is nobody's any more."""
-        if self._store.file_id() != self._file:
-            self._on_file_gone(f"{self._store.path} was deleted or replaced while this worker used it")
-            self._file = self._store.file_id()
+        if self._store.identity() != self._file:
+            self._on_file_gone(f"{self._store.name} was deleted or replaced while this worker used it")
+            self._file = self._store.identity()
 
     def rescue(self) -> None:
         """Take back what dead workers held: at once with proof of death, else when their lease has ended."""
         now_us = to_us(self._now())
-        with self._store.snapshot() as connection:
-            rows = queries.worker_rows(connection, now_us=now_us)
-            left = abandoned_by(connection)
+        with self._store.snapshot() as reads:
+            rows = reads.workers(now_us=now_us)
+            left = reads.abandoned_workers()
         for row in rows:
             if row.info.id == self._worker_id:
                 continue
@@ -161,7 +162,7 @@ class Maintenance:
                 self._take_back(worker_id, frozenset(), "it stopped before a clean-up was verified", now_us)
 
     def _take_back(self, worker_id: str, executed: frozenset[int] | None, proof: str, now_us: int) -> None:
-        found = self._store.rescue(
+        found = self._store.attempts.rescue(
             worker_id, by_worker=self._worker_id, executing=executed, proof=proof, max_crashes=self._max_crashes, now_us=now_us
         )
         self._log.rescued(worker_id, proof, found.jobs)
@@ -178,14 +179,14 @@ class Maintenance:
         self._read_at_s = time.monotonic()
         for name, device in self._devices.items():
             reading = device.read()
-            event = self._store.publish_reading(name, reading=reading, residents=None, now_us=to_us(self._now()))
+            event = self._store.backends.publish_reading(name, reading=reading, residents=None, now_us=to_us(self._now()))
             self._log.device_changed(event, name, reading.lost)
 
     def deliver_events(self) -> None:
         """Tell the plugins what happened."""
         if not self._follows:
             return
-        while events := self._store.take_events(FOLLOWER):
+        while events := self._store.followers.take(FOLLOWER, limit=EVENTS_AT_ONCE):
             for event in events:
                 if event.name in EVENT_NAMES:
                     self._plugins.tell(event.name, event)
@@ -203,20 +204,23 @@ class Maintenance:
             return
         for state, kept_s in (keep or {}).items():
             if kept_s is not None:
-                while self._store.prune(state, before_us=now_us - int(kept_s * 1e6)) and not self._stop.is_set():
-                    pass
-        self._store.prune_events(
-            before_us=now_us - int(EVENTS_KEPT_S * 1e6), forget_before_us=now_us - int(FOLLOWERS_KEPT_S * 1e6)
+                while self._store.jobs.prune(state, before_us=now_us - int(kept_s * 1e6), limit=JOBS_AT_ONCE):
+                    if self._stop.is_set():
+                        break
+        self._store.followers.prune(
+            before_us=now_us - int(EVENTS_KEPT_S * 1e6),
+            forget_before_us=now_us - int(FOLLOWERS_KEPT_S * 1e6),
+            limit=EVENTS_PRUNED_AT_ONCE,
         )
 
     def checkpoint(self) -> None:
         """Keep the write-ahead log small, so that no producer has to do it."""
-        size = self._store.wal_bytes()
+        size = self._store.upkeep.log_bytes()
         if size > CHECKPOINT_BYTES:
-            self._store.checkpoint()
+            self._store.upkeep.checkpoint()
         if size > LARGE_WAL_BYTES and not self._warned_of_wal:
             self._warned_of_wal = True
-            logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.path, format_size(size))
+            logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.name, format_size(size))
 
 
 def _named(duty: Callable[[], None]) -> str:

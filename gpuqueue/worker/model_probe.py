@@ -21,9 +21,6 @@ from gpuqueue.domain.units import to_us
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.claims import classes
-from gpuqueue.store.sqlite.outcomes import reservations
 
 LOOK_EVERY_S = 2.0
 LIST_EVERY_S = 30.0
@@ -46,13 +43,13 @@ class ModelsSeen:
         if time.monotonic() - self._listed_at_s < LIST_EVERY_S:
             return
         self._listed_at_s = time.monotonic()
-        with self._store.reading() as connection:
-            noted = {name: row.models for name, row in queries.backends(connection).items()}
+        with self._store.snapshot() as reads:
+            noted = {name: row.models for name, row in reads.backends().items()}
         for backend in self._available():
             found = OllamaClient(backend).models(timeout_s=QUERY_S)
             if found != noted.get(backend.name):
-                self._store.note_models(backend.name, found)
-                self._store.forget_demands_of(None)  # a job's own model may be there now, or gone
+                self._store.backends.note_models(backend.name, found)
+                self._store.jobs.forget_demands_of(None)  # a job's own model may be there now, or gone
                 self._asked.clear()
 
     def look_at_loaded(self) -> None:
@@ -63,22 +60,22 @@ class ModelsSeen:
         for device in self._settings.devices:
             backends = standing_on(device.name, self._available(), device_count=len(self._settings.devices))
             residents = tuple(item for backend in backends for item in OllamaClient(backend).residents(timeout_s=QUERY_S))
-            with self._store.snapshot() as connection:
-                busy = any(item.device == device.name for item in reservations(connection))
-                sighting = queries.device_sightings(connection).get(device.name)
+            with self._store.snapshot() as reads:
+                busy = any(item.device == device.name for item in reads.reservations())
+                sighting = reads.sightings().get(device.name)
             if backends and not busy and (sighting is None or sighting.residents != residents):
-                self._store.publish_reading(device.name, reading=None, residents=residents, now_us=to_us(self._now()))
+                self._store.backends.publish_reading(device.name, reading=None, residents=residents, now_us=to_us(self._now()))
 
     def size_unknown(self) -> None:
         """Estimate the size of a model that waiting jobs need and nothing is known of, and let them be sized again."""
         largest_bytes = largest_budget(self._settings)
-        with self._store.snapshot() as connection:
+        with self._store.snapshot() as reads:
             gpu = [name for name, queue in self._settings.queues.items() if queue.gpu]
-            waiting = {model for name in gpu for model, _ in classes(connection, name, largest_bytes=largest_bytes)}
+            waiting = {model for name in gpu for model, _ in reads.demand_classes(name, largest_bytes=largest_bytes)}
             new = waiting - self._asked - {""}
             if not new or not largest_bytes:
                 return
-            view = build(connection, self._settings, self._now())
+            view = build(reads, self._settings, self._now())
         for model in new:
             self._asked.add(model)
             if known_bytes(model, view) is not None:
@@ -94,11 +91,11 @@ class ModelsSeen:
                 size = min(expected_bytes(info, weights_bytes, num_ctx), largest_bytes)
                 logger.info("%s is expected to take %d MB", model, size // 10**6)
                 lesson = Lesson(SHOWN, model_key(model, settings.options if settings else None), size)
-                self._store.learn([lesson], now_us=to_us(self._now()))
-                self._store.forget_demands_of(model)
+                self._store.estimates.learn([lesson], now_us=to_us(self._now()))
+                self._store.jobs.forget_demands_of(model)
                 break
 
     def _available(self) -> Iterable[BackendSettings]:
-        with self._store.reading() as connection:
-            rows = queries.backends(connection)
+        with self._store.snapshot() as reads:
+            rows = reads.backends()
         return [item for item in self._settings.backends if item.name not in rows or rows[item.name].available]

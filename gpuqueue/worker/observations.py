@@ -58,7 +58,7 @@ class Lessons:
         if not lessons:
             return
         try:
-            self._store.learn(lessons, now_us=self._now_us())
+            self._store.estimates.learn(lessons, now_us=self._now_us())
         except StoreError:
             with self._lock:
                 self._lessons = (lessons + self._lessons)[:MOST_KEPT]

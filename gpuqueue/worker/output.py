@@ -113,7 +113,7 @@ class Output:
             if not taken:
                 return
             try:
-                self._store.report(
+                self._store.attempts.report(
                     [
                         Report(
                             job_id,

@@ -82,7 +82,7 @@ class _Host:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                term = self._store.take_service(
+                term = self._store.services.take(
                     self._name, self._worker_id, expires_at_us=self._expiry_us(), now_us=self._now_us()
                 )
                 if term is not None:
@@ -96,7 +96,7 @@ class _Host:
         stopping = threading.Event()
 
         def note(status: Mapping[str, Any]) -> None:
-            self._store.note_service(self._name, term, status, now_us=self._now_us())
+            self._store.services.note(self._name, term, status, now_us=self._now_us())
 
         context = ServiceContext(self._gq, stopping, term, note)
         runner = threading.Thread(target=self._go_on, args=(context,), name=f"gpuqueue-{self._name}", daemon=True)
@@ -104,7 +104,7 @@ class _Host:
         extended_at_s = time.monotonic()
         while not self._stop.wait(SERVICE_LEASE_S / 4):
             try:
-                held = self._store.extend_service(self._name, term, expires_at_us=self._expiry_us())
+                held = self._store.services.extend(self._name, term, expires_at_us=self._expiry_us())
             except StoreError as error:
                 logger.warning("the lease of the service %s could not be extended: %s", self._name, error)
                 held = time.monotonic() - extended_at_s < SERVICE_LEASE_S / 2
@@ -116,7 +116,7 @@ class _Host:
         stopping.set()
         runner.join(STOP_S)
         if self._stop.is_set():
-            self._store.release_service(self._name, term)
+            self._store.services.release(self._name, term)
 
     def _go_on(self, context: ServiceContext[GPUQueue]) -> None:
         while not context.stopping.is_set():

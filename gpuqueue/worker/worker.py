@@ -129,7 +129,7 @@ class Worker:
                 on_file_gone=self._file_gone,
             )
             self.id = parts.id
-            parts.log.started(self._queues, str(parts.store.path))
+            parts.log.started(self._queues, str(parts.store.name))
             parts.start()
             self._booted.set()
             try:
@@ -153,7 +153,7 @@ class Worker:
             self._booted.set()
 
     def _loop(self, parts: Parts) -> None:
-        data_version = parts.store.data_version()
+        data_version = parts.store.changed()
         while not (self._stop_requested.is_set() or parts.heartbeat.lost):
             if self._left == 0:
                 return self._wait_for_the_last(parts)
@@ -174,7 +174,7 @@ class Worker:
                 if left_s <= 0 or parts.listener.wait(left_s):
                     break
                 parts.threads.nudge()
-                found = parts.store.data_version()
+                found = parts.store.changed()
                 if found != data_version:
                     data_version = found
                     break
@@ -267,7 +267,7 @@ class Worker:
         parts.heartbeat.stop()
         parts.output.stop()
         try:
-            parts.store.unregister_worker(parts.id, now_us=self._gq.now_us())
+            parts.store.workers.unregister(parts.id, now_us=self._gq.now_us())
         except StoreError as error:
             logger.warning("worker %s could not sign off: %s; it is rescued instead", parts.id, error)
         try:

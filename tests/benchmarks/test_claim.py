@@ -10,12 +10,11 @@ from statistics import median
 import pytest
 
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import THREAD, Capacity
+from gpuqueue.domain.claim import THREAD, Capacity, ClaimRules
 from gpuqueue.domain.outcomes import Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite import claims
-from gpuqueue.store.sqlite.claims import ClaimRules
 from tests.benchmarks.floor import PAYLOAD
 
 pytestmark = pytest.mark.benchmark
@@ -27,7 +26,7 @@ DEVICE = DeviceSettings("gpu0", budget_bytes=8_000_000_000)
 
 
 def fill(store: Store, count: int, *, queue: str, state: str, offset_us: int = 0, demand: str = "0", size: str = "0") -> None:
-    store.write(
+    store.engine.writer.run(
         lambda connection: connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
             "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments, "
@@ -43,7 +42,7 @@ def claim_plain(store: Store) -> Callable[[], None]:
 
     def once() -> None:
         leases = store.claim(worker_id="w", queues=[WORK], rules=rules, capacity=Capacity({THREAD: 1}), now_us=NOW_US)
-        store.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
+        store.attempts.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
         assert len(leases) == 1
 
     return once
@@ -64,11 +63,11 @@ def microseconds(stores: list[tuple[str, Callable[[], None]]], *, rounds: int = 
 def test_a_claim_is_flat_from_a_thousand_to_a_million_waiting_jobs(tmp_path: Path) -> None:
     stores = {}
     for name, waiting, scheduled in (("1k", 1_000, 0), ("1M", 1_000_000, 0), ("1M beside 1M scheduled", 1_000_000, 1_000_000)):
-        store = stores[name] = Store(tmp_path / f"{waiting}-{scheduled}.db")
+        store = stores[name] = open_store(tmp_path / f"{waiting}-{scheduled}.db")
         fill(store, waiting, queue="work", state="available")
         if scheduled:
             fill(store, scheduled, queue="work", state="scheduled", offset_us=3_600_000_000)
-        store.checkpoint()
+        store.upkeep.checkpoint()
     found = microseconds([(name, claim_plain(store)) for name, store in stores.items()])
     print("\nclaim and give back: " + ", ".join(f"{name} {value:.1f} µs" for name, value in found.items()))
     assert found["1M"] <= FLAT * found["1k"]
@@ -79,7 +78,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
     fits = dict(queue="gpu", state="available", demand="500000000", size="8")
     stores = {}
     for name, misfits in (("nothing before it", 0), ("100k misfits before it", 100_000)):
-        store = stores[name] = Store(tmp_path / f"{misfits}.db")
+        store = stores[name] = open_store(tmp_path / f"{misfits}.db")
         if misfits:
             # 1,000 distinct demands, all larger than the card, all older than the one that fits.
             fill(
@@ -97,9 +96,9 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
         rules = ClaimRules(queues={"gpu": GPU}, largest_bytes=DEVICE.budget_bytes)
 
         def once() -> None:
-            with store.snapshot() as connection:
+            with store.engine.reading() as connection:
                 (job,) = claims.candidates(connection, "gpu", room_bytes=DEVICE.budget_bytes)
-            lease = store.claim_placed(
+            lease = store.attempts.claim_placed(
                 job,
                 Placement("gpu0", job.demand_bytes),
                 worker_id="w",
@@ -109,8 +108,8 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
                 now_us=NOW_US,
             )
             assert lease is not None
-            store.finish([Postponed(lease, "released", NOW_US, spent=False)], now_us=NOW_US)
-            assert store.release_device(lease.job_id, lease.lease)
+            store.attempts.finish([Postponed(lease, "released", NOW_US, spent=False)], now_us=NOW_US)
+            assert store.attempts.release_device(lease.job_id, lease.lease)
 
         return once
 

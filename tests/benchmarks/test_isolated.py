@@ -30,7 +30,7 @@ def test_a_process_that_is_used_again_costs_a_small_part_of_a_new_one(
         in_thread_s = median(seconds("plain") for _ in range(30))
         seconds("isolated")
         again_s = median(seconds("isolated") for _ in range(30))
-        monkeypatch.setattr("gpuqueue.contract.executor.processes.JOBS_PER_CHILD", 0)
+        monkeypatch.setattr("gpuqueue.executors.processes.JOBS_PER_CHILD", 0)
         anew_s = median(seconds("isolated") for _ in range(10))
     print(f"\na job in a thread {in_thread_s * 1e3:.2f} ms, in a used process {again_s * 1e3:.2f} ms, new {anew_s * 1e3:.0f} ms")
     assert again_s <= anew_s / 10

@@ -48,7 +48,7 @@ def drained_per_second(gq: GPUQueue, meanwhile: Callable[[], None] | None = None
     if meanwhile:
         meanwhile()
     wait_until(lambda: finished(gq) == JOBS, "all jobs are done", timeout_s=600)
-    with gq.store.reading() as connection:
+    with gq.store.engine.reading() as connection:
         first_us, last_us = connection.execute(SPAN).fetchone()
     worker.stop()  # the mirror's writer writes what is left before it goes
     assert gq.counts() == {name: {"completed": JOBS // len(QUEUES)} for name in QUEUES}

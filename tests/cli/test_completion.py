@@ -43,8 +43,8 @@ def filled(configured: Path) -> Path:
         gq.task(name="send", queue="letters")(lambda: None)
         for _ in range(3):
             gq.enqueue("send")
-        gq.store.ensure_queue("letters")
-        gq.store.refuse_one(1, message="away", now_us=gq.now_us())
+        gq.store.queues.ensure("letters")
+        gq.store.jobs.refuse_one(1, message="away", now_us=gq.now_us())
         gq.job(3).cancel()
     return configured
 

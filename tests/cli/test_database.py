@@ -36,7 +36,7 @@ def gq(configured: Path) -> Iterator[GPUQueue]:
 
 
 def change(gq: GPUQueue, statement: str) -> None:
-    gq.store.write(lambda connection: connection.execute(statement))
+    gq.store.engine.writer.run(lambda connection: connection.execute(statement))
 
 
 def test_a_file_in_order_has_nothing_wrong(gq: GPUQueue, run: Run) -> None:

@@ -102,7 +102,7 @@ def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simu
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         at = gq.now() - timedelta(minutes=5)
         there = Reading(at, name="RTX", total_bytes=8 * GB, free_bytes=3 * GB)
-        gq.store.publish_reading("gpu9999", reading=there, residents=(Resident("seen:1b", 1, 1),), now_us=to_us(at))
+        gq.store.backends.publish_reading("gpu9999", reading=there, residents=(Resident("seen:1b", 1, 1),), now_us=to_us(at))
     out = run("gpu").out
     assert row(out, "driver") == "driver 5 GB used of 8 GB, 3 GB free (as a worker read it 5m ago)"
     assert "the driver does not list processes" in out
@@ -118,7 +118,7 @@ def test_where_nobody_has_looked_nothing_is_said_of_what_is_loaded(configured: P
 
 def test_where_ollama_cannot_be_asked_what_a_worker_saw_is_shown_and_why(configured: Path, run: Run) -> None:
     with GPUQueue.from_config("gpuqueue.toml") as gq:
-        gq.store.publish_reading("gpu0", reading=None, residents=(Resident("seen:1b", GB, GB),), now_us=gq.now_us())
+        gq.store.backends.publish_reading("gpu0", reading=None, residents=(Resident("seen:1b", GB, GB),), now_us=gq.now_us())
     said = row(run("gpu").out, "ollama")
     assert said.startswith("ollama 1 GB seen:1b is loaded (as a worker last saw it; ")
     assert "127.0.0.1:9" in said

@@ -11,10 +11,9 @@ import click
 import httpx
 import pytest
 
-from gpuqueue import GPUQueue, Worker
+from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.cli.database import db
-from gpuqueue.contract import current_job
 from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
@@ -131,12 +130,14 @@ def test_the_keys_are_those_of_the_help(
 
 def reserve(gq: GPUQueue) -> None:
     """Put a model and a reservation on the card, as a running job does, and let them stay while they are looked at."""
-    gq.store.write(
+    gq.store.engine.writer.run(
         lambda connection: connection.execute(
             "UPDATE devices SET residents = ?", (json.dumps([{"model": "m", "size_bytes": 1, "vram_bytes": 1}]),)
         )
     )
-    gq.store.write(lambda connection: connection.execute("UPDATE jobs SET device = 'gpu0', reserved_bytes = 5 WHERE id = 1"))
+    gq.store.engine.writer.run(
+        lambda connection: connection.execute("UPDATE jobs SET device = 'gpu0', reserved_bytes = 5 WHERE id = 1")
+    )
 
 
 def load(url: str) -> None:
@@ -163,7 +164,7 @@ def test_the_lines_of_a_log(filled: GPUQueue, run: Run, keys: Any) -> None:
 def test_the_keys_of_checks_backups_and_vacuums(configured: Path, run: Run, keys: Any) -> None:
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         gq.counts()
-        gq.store.write(lambda connection: connection.execute("INSERT INTO counters VALUES ('mail', 'completed', 7)"))
+        gq.store.engine.writer.run(lambda connection: connection.execute("INSERT INTO counters VALUES ('mail', 'completed', 7)"))
     for command, argv in (
         ("db check", ["db", "check"]),
         ("db backup", ["db", "backup", "copy.db"]),

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, Snooze, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, Snooze, Worker, current_job
 
 Run = Callable[..., Any]
 TIME = r"\d\d:\d\d:\d\d UTC  "
@@ -66,7 +65,9 @@ def ended(handle: Any) -> str:
     """Wait for the job's end; a postponed attempt is made due at once."""
     for job in handle.watch(timeout_s=20):
         if job.state == "retryable":
-            handle._gq.store.write(lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at"))
+            handle._gq.store.engine.writer.run(
+                lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at")
+            )
             handle._gq.store.bell.ring_workers()
     return str(job.state)
 
@@ -113,7 +114,7 @@ def test_times_are_in_the_zone_of_the_machine(shop: Shop, worked: Worker, config
 
 def test_a_line_of_another_day_has_its_date_and_its_seconds_too(shop: Shop, worked: Worker, run: Run) -> None:
     ended(shop.send.enqueue())
-    shop.gq.store.write(lambda connection: connection.execute("UPDATE logs SET at = at - 2 * 86400000000"))
+    shop.gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE logs SET at = at - 2 * 86400000000"))
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  to a@b\.c", run("logs", 1).out)
 
 

@@ -97,7 +97,7 @@ def test_the_list_names_the_model_that_a_job_takes_where_its_own_is_not_to_be_ha
     run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=large", "--arg", "prompt=x")
     assert "ollama.generate large  " in run("jobs").out
     with GPUQueue.from_config("gpuqueue.toml") as gq:
-        gq.store.set_demands([(1, Demand(10**9, "small"))], largest_bytes=5 * 10**9)
+        gq.store.jobs.set_demands([(1, Demand(10**9, "small"))], largest_bytes=5 * 10**9)
     assert "ollama.generate small  " in run("jobs").out
 
 

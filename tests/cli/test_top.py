@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.conftest import CONFIGURATION
 from tests.cli.emulator import Terminal
@@ -179,7 +178,7 @@ def test_forty_columns_show_each_state_and_the_progress(gq: GPUQueue, worker: Wo
 def test_what_has_no_room_is_counted_and_can_be_reached(gq: GPUQueue, top: Open) -> None:
     for number in range(40):
         gq.queue(f"queue-{number:02d}")
-    gq.store.write(
+    gq.store.engine.writer.run(
         lambda connection: connection.executemany(
             "INSERT INTO queues (name) VALUES (?)", [(f"queue-{number:02d}",) for number in range(40)]
         )
@@ -330,7 +329,7 @@ def test_what_is_long_can_be_scrolled_back(gq: GPUQueue, start_worker: Callable[
 
     start_worker(gq, queues=["mail"])
     gq.enqueue("count").result(timeout_s=20)
-    gq.store.write(lambda connection: connection.execute("UPDATE jobs SET state = 'running', finished_at = NULL"))
+    gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE jobs SET state = 'running', finished_at = NULL"))
     terminal = top()
     terminal.press("\tf")
     terminal.wait("line 499")

@@ -49,8 +49,15 @@ def gq(make_queue: MakeQueue) -> GPUQueue:
 
 def serve(gq: GPUQueue) -> None:
     """Let a worker be there that does nothing."""
-    gq.store.register_worker(
-        "w", host="here", pid=1, queues=None, digest="d", expires_at_us=gq.now_us() + 10**9, now_us=gq.now_us()
+    gq.store.workers.register(
+        "w",
+        host="here",
+        pid=1,
+        runtime_dir="/nowhere",
+        queues=None,
+        digest="d",
+        expires_at_us=gq.now_us() + 10**9,
+        now_us=gq.now_us(),
     )
 
 
@@ -59,17 +66,19 @@ def run(gq: GPUQueue, job_id: int, *, for_s: float = 10, **columns: Any) -> None
     values = {"state": "running", "worker_id": "w", "lease": 1, "attempt": 1, "started_at": gq.now_us() - int(for_s * 1e6)}
     values |= columns
     names = ", ".join(f"{name} = ?" for name in values)
-    gq.store.write(lambda connection: connection.execute(f"UPDATE jobs SET {names} WHERE id = ?", (*values.values(), job_id)))
+    gq.store.engine.writer.run(
+        lambda connection: connection.execute(f"UPDATE jobs SET {names} WHERE id = ?", (*values.values(), job_id))
+    )
 
 
 def learn(gq: GPUQueue, *lessons: Lesson) -> None:
-    gq.store.write(lambda connection: estimates.learn(connection, lessons, now_us=gq.now_us()))
+    gq.store.engine.writer.run(lambda connection: estimates.learn(connection, lessons, now_us=gq.now_us()))
 
 
 def publish(gq: GPUQueue, *, reading: dict[str, Any] | None, residents: list[dict[str, Any]] | None = None) -> None:
     """Let a card be seen as a worker publishes it."""
     said = None if reading is None else json.dumps({"at": to_us(gq.now()), **reading})
-    gq.store.write(
+    gq.store.engine.writer.run(
         lambda connection: connection.execute(
             "INSERT OR REPLACE INTO devices (name, reading, residents) VALUES ('gpu0', ?, ?)", (said, json.dumps(residents or []))
         )
@@ -101,7 +110,7 @@ def test_a_queue_without_work_is_idle_and_one_without_a_worker_says_so(gq: GPUQu
 def test_a_pause_comes_before_everything_else_that_holds_a_queue(gq: GPUQueue) -> None:
     with time_machine.travel(NOON, tick=False):
         assert queue_of(Figuring(gq).read(), "nightly").state == "held"
-        gq.store.pause("nightly", Pause("ana", "moves", gq.now(), gq.now() + timedelta(hours=1)))
+        gq.store.queues.pause("nightly", Pause("ana", "moves", gq.now(), gq.now() + timedelta(hours=1)))
         queue = queue_of(Figuring(gq).read(), "nightly")
     assert queue.state == "paused"
     assert [hold.reason for hold in queue.holds] == ["paused", "window"]
@@ -135,7 +144,7 @@ def test_the_first_job_of_a_queue_says_what_it_waits_for(gq: GPUQueue) -> None:
 
 def test_finished_jobs_are_counted_by_how_they_ended(gq: GPUQueue) -> None:
     gq.enqueue("app.send").cancel()
-    gq.store.write(
+    gq.store.engine.writer.run(
         lambda connection: connection.executemany(
             "INSERT INTO counters VALUES ('mail', ?, ?)", [("completed", 7), ("discarded", 2)]
         )
@@ -276,14 +285,14 @@ def test_a_service_says_how_far_it_lags_behind(gq: GPUQueue) -> None:
     assert Figuring(gq).read().services == ()
     serve(gq)
     now_us = gq.now_us()
-    term = gq.store.take_service("mirror", "w", expires_at_us=now_us + 10**9, now_us=now_us)
-    gq.store.note_service("mirror", term, {"lag_s": 1.5, "else": 3}, now_us=now_us)
+    term = gq.store.services.take("mirror", "w", expires_at_us=now_us + 10**9, now_us=now_us)
+    gq.store.services.note("mirror", term, {"lag_s": 1.5, "else": 3}, now_us=now_us)
     (service,) = Figuring(gq).read().services
     assert (service.name, service.worker_id, service.lag_s, service.error) == ("mirror", "w", 1.5, None)
-    gq.store.note_service("mirror", term, {"lag_s": "soon", "error": "no Redis"}, now_us=now_us)
+    gq.store.services.note("mirror", term, {"lag_s": "soon", "error": "no Redis"}, now_us=now_us)
     (service,) = Figuring(gq).read().services
     assert (service.lag_s, service.error) == (None, "no Redis")
-    gq.store.release_service("mirror", term)
+    gq.store.services.release("mirror", term)
     assert Figuring(gq).read().services[0].worker_id is None
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.conftest import CONFIGURATION
 from tests.cli.emulator import Terminal

@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from gpuqueue import GPUQueue, JobCancelled, JobFailed, JobHandle, ServiceUnavailable, Task, UnknownJob
+from gpuqueue import GPUQueue, JobCancelled, JobFailed, JobHandle, ServiceUnavailable, Task, UnknownJob, current_job
 from gpuqueue.client.ollama import OllamaTasks
-from gpuqueue.contract import current_job
 
 
 def run(coroutine):

@@ -209,10 +209,10 @@ def test_a_transaction_that_meets_a_locked_file_waits_as_its_owner_said(gq, appl
 
 
 def test_followers_are_told_of_jobs_that_came_this_way(gq, application, send):
-    gq.store.add_follower("mirror")
+    gq.store.followers.add("mirror")
     with application.begin() as connection:
         job = send.using(connection=connection).enqueue(order=1)
-    assert [(found.name, found.job_id) for found in gq.store.take_events("mirror")] == [("job_enqueued", job.id)]
+    assert [(found.name, found.job_id) for found in gq.store.followers.take("mirror", limit=200)] == [("job_enqueued", job.id)]
 
 
 # --- async ---

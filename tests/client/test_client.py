@@ -567,7 +567,7 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
     assert "retryable: RuntimeError: no; its next attempt waits" in str(failing.explain())
     third.cancel()
     assert str(third.explain()) == f"job {third.id}: cancelled\n  → gpuqueue retry {third.id}"
-    gq.store.refuse_one(later.id, message="away", now_us=gq.now_us())
+    gq.store.jobs.refuse_one(later.id, message="away", now_us=gq.now_us())
     assert "discarded: away (unavailable)" in str(later.explain())
 
 

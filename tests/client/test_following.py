@@ -6,8 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue import Discard, JobFailed, UsageError
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, JobFailed, UsageError, current_job
 
 
 def ids(entries):
@@ -66,7 +65,7 @@ def test_what_a_row_does_not_tell_is_told_too(make_queue, start_worker):
         "queue_resumed",
     ]
     talk.using(delay="1h").enqueue()
-    gq.store.prune("completed", before_us=gq.now_us(), limit=10)
+    gq.store.jobs.prune("completed", before_us=gq.now_us(), limit=10)
     removed = [event for event in follower.read() if event.name == "job_removed"]
     assert [(event.job_id, event.queue, event.data) for event in removed] == [(job.id, "default", {"state": "completed"})]
 

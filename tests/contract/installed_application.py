@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from gpuqueue import GPUQueue, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, Worker, current_job
 
 gq = GPUQueue("application.db")
 

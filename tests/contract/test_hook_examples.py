@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, JobHandle, Worker, plugins
+from gpuqueue import GPUQueue, JobHandle, Worker, current_job, plugins
 from gpuqueue.cli import main
-from gpuqueue.contract import current_job
 from gpuqueue.contract.hookspecs import EVENT_NAMES, HOOK_NAMES
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.simulators.card import SimulatedCard
@@ -80,10 +79,17 @@ def run(gq: GPUQueue) -> dict[int, Explanation]:
 def claim_and_die(gq: GPUQueue, job: JobHandle, *, worker: str) -> None:
     """Leave a job running under a worker of another host, whose lease has ended."""
     now_us = gq.now_us()
-    gq.store.register_worker(
-        worker, host="elsewhere", pid=1, queues=None, digest="", expires_at_us=now_us - 1, now_us=now_us - 60_000_000
+    gq.store.workers.register(
+        worker,
+        host="elsewhere",
+        pid=1,
+        runtime_dir="/nowhere",
+        queues=None,
+        digest="",
+        expires_at_us=now_us - 1,
+        now_us=now_us - 60_000_000,
     )
-    gq.store.write(lambda connection: connection.execute(claims.TAKE, (worker, now_us, job.id)) and None)
+    gq.store.engine.writer.run(lambda connection: connection.execute(claims.TAKE, (worker, now_us, job.id)) and None)
 
 
 def command_line(*words: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 from alembic import command
 
 import gpuqueue
-from gpuqueue.store import Store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from tests.contract.installation import DEMO_KEYS, Environment, output, uv
 
@@ -73,7 +73,7 @@ def old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     upgrade = command.upgrade
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, "0001"))
-        Store(path).close()
+        open_store(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute(
             "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "

@@ -16,9 +16,7 @@ from gpuqueue.contract import details, events, hookspecs
 def named_in_annotations() -> set[str]:
     """The classes that the hooks and their details name, which gpuqueue itself defines."""
     nodes = [
-        node
-        for module in (details, events, hookspecs)
-        for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text()))
+        node for module in (details, events, hookspecs) for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text()))
     ]
     known = {
         alias.name

@@ -110,7 +110,7 @@ def stopped_while_it_runs_a_job(
 
 def can_write(gq: GPUQueue) -> bool:
     """Whether the file's write lock is free, or becomes so within a second."""
-    with closing(sqlite3.connect(gq.store.path, timeout=1, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(gq.store.engine.path, timeout=1, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:

@@ -20,14 +20,13 @@ import pytest
 
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.device import Resident
-from gpuqueue.domain.job import Lease, State
+from gpuqueue.domain.job import Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite import jobs, migrate
-from gpuqueue.store.sqlite.jobs import NewJob, new_job
 from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.store.tables import metadata
 from tests import history
@@ -89,8 +88,8 @@ WIDE = DeviceSettings("gpu1", budget_bytes=9 * 10**9, slots=9, max_models=9)
 
 def prepare(path: Path) -> None:
     """Make the file that every operation begins with; the constants above are its jobs' ids."""
-    store = Store(path)
-    store.add_follower("history")
+    store = open_store(path)
+    store.followers.add("history")
     rows = Rows(store)
     rows.queue("work")
     rows.queue("ai", gpu=True)
@@ -119,13 +118,13 @@ def prepare(path: Path) -> None:
         elif lease.job_id == SNOOZED:
             rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=900, s=1)
         elif lease.job_id == OLD:
-            rows.store.report([Report(OLD, lease.lease, "text")])
+            rows.store.attempts.report([Report(OLD, lease.lease, "text")])
             rows.complete(lease, LARGE, s=1)
-    rows.store.cancel(ASKED, now_us=at(1))
+    rows.store.jobs.cancel(ASKED, now_us=at(1))
     rows.complete(rows.placed(CLEANING, device=WIDE), s=1)
     rows.placed(PLACED, device=WIDE)
     rows.enqueue("work", priority=-9)
-    with store.reading() as connection:
+    with store.engine.reading() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
 
@@ -141,14 +140,14 @@ def work_queues(scene: Scene) -> dict[str, Any]:
 
 
 def new(arguments: str) -> NewJob:
-    return new_job("work", "app.task", arguments, at(5), at(5))
+    return NewJob("work", "app.task", arguments, at(5), at(5))
 
 
 Operation = Callable[[Scene], object]
 OPERATIONS: dict[str, Operation] = {
-    "enqueue": lambda scene: scene.store.enqueue(new("{}")),
-    "enqueue a large one": lambda scene: scene.store.enqueue(new(LARGE)),
-    "enqueue many": lambda scene: scene.store.enqueue_many([new("{}"), new(LARGE), new("{}")]),
+    "enqueue": lambda scene: scene.store.jobs.enqueue(new("{}")),
+    "enqueue a large one": lambda scene: scene.store.jobs.enqueue(new(LARGE)),
+    "enqueue many": lambda scene: scene.store.jobs.enqueue_many([new("{}"), new(LARGE), new("{}")]),
     "claim": lambda scene: scene.store.claim(**work_queues(scene)),
     "claim for a device": lambda scene: scene.rows.placed(SIZED, s=5),
     "complete": lambda scene: scene.rows.complete(scene.lease(RUNNING), s=5),
@@ -158,7 +157,7 @@ OPERATIONS: dict[str, Operation] = {
     "give back": lambda scene: scene.rows.postpone(scene.lease(RUNNING), "released", spent=False, due_s=5, s=5),
     "discard": lambda scene: scene.rows.end(scene.lease(RUNNING), s=5),
     "cancel while it runs": lambda scene: scene.rows.postpone(scene.lease(ASKED), s=5),
-    "finish several and claim": lambda scene: scene.store.finish_and_claim(
+    "finish several and claim": lambda scene: scene.store.attempts.finish_and_claim(
         [
             Completed(scene.lease(RUNNING), LARGE),
             Ended(scene.lease(ASKED), State.CANCELLED, BOOM),
@@ -166,51 +165,53 @@ OPERATIONS: dict[str, Operation] = {
         ],
         **work_queues(scene),
     ),
-    "release a device": lambda scene: scene.store.release_device(CLEANING, scene.rows.job(CLEANING).lease),
+    "release a device": lambda scene: scene.store.attempts.release_device(CLEANING, scene.rows.job(CLEANING).lease),
     "rescue": lambda scene: scene.rows.rescue(executing=[RUNNING, PLACED], s=5),
     "rescue at the last crash": lambda scene: scene.rows.rescue(executing=[RUNNING, PLACED], s=5, max_crashes=1),
-    "cancel a waiting job": lambda scene: scene.store.cancel(AVAILABLE, now_us=at(5)),
-    "cancel a running job": lambda scene: scene.store.cancel(RUNNING, now_us=at(5)),
-    "retry": lambda scene: scene.store.retry(DISCARDED, now_us=at(5)),
-    "retry what failed": lambda scene: scene.store.retry_failed(None, now_us=at(5)),
-    "cancel all of a queue": lambda scene: scene.store.cancel_all("setup", now_us=at(5)),
-    "move what is due": lambda scene: scene.store.move_due(now_us=at(5)),
-    "refuse a queue": lambda scene: scene.store.refuse_waiting("work", message="away", now_us=at(5)),
-    "refuse a job": lambda scene: scene.store.refuse_one(AVAILABLE, message="away", now_us=at(5)),
-    "promote what waited for a backend": lambda scene: scene.store.write(
+    "cancel a waiting job": lambda scene: scene.store.jobs.cancel(AVAILABLE, now_us=at(5)),
+    "cancel a running job": lambda scene: scene.store.jobs.cancel(RUNNING, now_us=at(5)),
+    "retry": lambda scene: scene.store.jobs.retry(DISCARDED, now_us=at(5)),
+    "retry what failed": lambda scene: scene.store.jobs.retry_failed(None, now_us=at(5)),
+    "cancel all of a queue": lambda scene: scene.store.jobs.cancel_all("setup", now_us=at(5)),
+    "move what is due": lambda scene: scene.store.jobs.move_due(now_us=at(5)),
+    "refuse a queue": lambda scene: scene.store.jobs.refuse_waiting("work", message="away", now_us=at(5)),
+    "refuse a job": lambda scene: scene.store.jobs.refuse_one(AVAILABLE, message="away", now_us=at(5)),
+    "promote what waited for a backend": lambda scene: scene.store.engine.writer.run(
         lambda connection: jobs.promote_waiting_for(connection, "ollama")
     ),
-    "extend": lambda scene: scene.store.extend("w", expires_at_us=at(99)),
-    "pause": lambda scene: scene.store.pause("work", Pause("me", "why", from_us(at(5)), None)),
-    "resume": lambda scene: scene.store.resume("work", by="me", now_us=at(5)),
-    "prune": lambda scene: scene.store.prune(State.COMPLETED, before_us=at(5)),
-    "report": lambda scene: scene.store.report(
+    "extend": lambda scene: scene.store.workers.extend("w", expires_at_us=at(99)),
+    "pause": lambda scene: scene.store.queues.pause("work", Pause("me", "why", from_us(at(5)), None)),
+    "resume": lambda scene: scene.store.queues.resume("work", by="me", now_us=at(5)),
+    "prune": lambda scene: scene.store.jobs.prune(State.COMPLETED, before_us=at(5), limit=1000),
+    "report": lambda scene: scene.store.attempts.report(
         [
             Report(RUNNING, scene.rows.job(RUNNING).lease, "a", [(at(3), "line")], (0.5, "half")),
             Report(ASKED, 1, "b"),
             Report(RUNNING, 1, "c"),
         ]
     ),
-    "accept a configuration": lambda scene: scene.store.accept_configuration(
+    "accept a configuration": lambda scene: scene.store.workers.accept_configuration(
         digest="new", settings={"queues": {"one": {}, "two": {}}}, force=True, now_us=at(5)
     ),
-    "set demands": lambda scene: scene.store.set_demands([(UNSIZED, Demand(5, "n")), (SIZED, Demand(10**12))], largest_bytes=9),
+    "set demands": lambda scene: scene.store.jobs.set_demands(
+        [(UNSIZED, Demand(5, "n")), (SIZED, Demand(10**12))], largest_bytes=9
+    ),
     "register a worker": lambda scene: scene.rows.register("other"),
-    "unregister a worker": lambda scene: scene.store.unregister_worker("w", now_us=at(5)),
-    "lose a backend": lambda scene: scene.store.backend_lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(5)),
+    "unregister a worker": lambda scene: scene.store.workers.unregister("w", now_us=at(5)),
+    "lose a backend": lambda scene: scene.store.backends.lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(5)),
     "hear of a backend": lambda scene: [
-        scene.store.backend_lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(5)),
-        scene.store.backend_answered("ollama", worked=True, now_us=at(6)),
+        scene.store.backends.lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(5)),
+        scene.store.backends.answered("ollama", worked=True, now_us=at(6)),
     ],
-    "publish a reading": lambda scene: scene.store.publish_reading(
+    "publish a reading": lambda scene: scene.store.backends.publish_reading(
         "gpu0", reading=None, residents=(Resident("m", 1, 1),), now_us=at(5)
     ),
-    "follow": lambda scene: scene.store.add_follower("other"),
-    "stop following": lambda scene: scene.store.remove_follower("history"),
-    "take events": lambda scene: scene.store.take_events("history", limit=3),
+    "follow": lambda scene: scene.store.followers.add("other"),
+    "stop following": lambda scene: scene.store.followers.remove("history"),
+    "take events": lambda scene: scene.store.followers.take("history", limit=3),
     "prune events": lambda scene: [
-        scene.store.take_events("history", limit=9),
-        scene.store.prune_events(before_us=at(5)),
+        scene.store.followers.take("history", limit=9),
+        scene.store.followers.prune(before_us=at(5), limit=5000),
     ],
 }
 SEVERAL_TRANSACTIONS = {"hear of a backend", "prune events"}
@@ -219,7 +220,7 @@ NO_LONGER_FOLLOWED = {"stop following", "take events", "prune events"}
 
 @contextmanager
 def opened(path: Path) -> Iterator[Scene]:
-    store = Store(path)
+    store = open_store(path)
     rows = Rows.__new__(Rows)
     rows.store, rows.queues, rows.worker = store, {}, "w"
     rows.queues = {name: QueueSettings(name, gpu=name == "ai") for name in ("work", "ai", "setup")}
@@ -257,8 +258,8 @@ def run_and_die(path: Path, operation: Operation, moment: int | None) -> list[st
 
     def work() -> str:
         with opened(path) as scene:
-            dying = Dying(scene.store.writer._open(), moment)
-            scene.store.writer.connection = scene.store.writer.cursor = dying  # type: ignore[assignment]
+            dying = Dying(scene.store.engine.writer._open(), moment)
+            scene.store.engine.writer.connection = scene.store.engine.writer.cursor = dying  # type: ignore[assignment]
             operation(scene)
             return "\n".join(statement[:40] for statement in dying.moments)
 
@@ -275,7 +276,7 @@ def copy(prepared: Path, path: Path) -> None:
 
 def contents(path: Path) -> dict[str, list[Any]]:
     """All rows of all tables; the time of an event and what is counted to it are left out, because a trigger reads the clock."""
-    with opened(path) as scene, scene.store.snapshot() as connection:
+    with opened(path) as scene, scene.store.engine.reading() as connection:
         found = {
             table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
             for table in (*metadata.tables, "sqlite_master")
@@ -297,33 +298,33 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
     """Rescue what the dead worker held, clean up, run everything that is left, and check the whole history."""
     with opened(path) as scene:
         store, rows = scene.store, scene.rows
-        with store.snapshot() as connection:
+        with store.engine.reading() as connection:
             history.check_rows(connection)
-        with store.reading() as connection:
+        with store.engine.reading() as connection:
             gone = abandoned_by(connection)
         for dead in ("w", "other", *gone):
             for orphan in rows.rescue(dead, by="survivor", executing=[], s=10):
-                assert store.release_device(orphan.job_id, orphan.lease)
+                assert store.attempts.release_device(orphan.job_id, orphan.lease)
         assert rows.one("SELECT count(*) FROM jobs WHERE state = 'running' OR device IS NOT NULL") == 0
-        store.resume("work", by="me", now_us=at(10))
+        store.queues.resume("work", by="me", now_us=at(10))
         waiting = rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL")
         s, done = 10_000, 0
-        store.move_due(now_us=at(s))
+        store.jobs.move_due(now_us=at(s))
         for lease in rows.claim("work", "setup", s=s, worker="survivor"):
             assert rows.complete(lease, s=s)
             done += 1
-        with store.reading() as connection:
+        with store.engine.reading() as connection:
             placeable = [row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'available' AND queue = 'ai'")]
-        store.set_demands([(job_id, Demand(GB, "")) for job_id in placeable], largest_bytes=CARD.budget_bytes)
+        store.jobs.set_demands([(job_id, Demand(GB, "")) for job_id in placeable], largest_bytes=CARD.budget_bytes)
         for job_id in placeable:
             lease = rows.placed(job_id, gb=1, s=s, worker="survivor")
             assert rows.complete(lease, s=s)
-            assert store.release_device(job_id, lease.lease)
+            assert store.attempts.release_device(job_id, lease.lease)
             done += 1
         expired = rows.one("SELECT count(*) FROM jobs WHERE state = 'discarded' AND finished_at = ?", at(s))
         assert done + expired == waiting, "a job was lost"
         assert rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
-        with store.snapshot() as connection:
+        with store.engine.reading() as connection:
             history.check_rows(connection)
             if followed:
                 history.check(history.events_of(connection), connection, devices=[CARD, WIDE], retried={DISCARDED: 1})
@@ -374,7 +375,7 @@ def test_the_creation_of_a_file_killed_at_any_statement_leaves_one_that_the_next
             def trace(connection: sqlite3.Connection, _record: Any) -> None:
                 connection.set_trace_callback(reach)
 
-            Store(path).close()
+            open_store(path).close()
             return "\n".join(begun)
 
         answer = in_child(work)

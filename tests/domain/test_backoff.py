@@ -6,8 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue import GPUQueue, UsageError
-from gpuqueue.domain import backoff
+from gpuqueue import GPUQueue, UsageError, backoff
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 

@@ -9,12 +9,11 @@ from contextlib import closing, suppress
 
 import pytest
 
-from gpuqueue import GPUQueue, State
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, State, current_job
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.integrations import sse
-from gpuqueue.store import Store
+from gpuqueue.store import open_store
 from gpuqueue.store.wakeups import Listener
 from tests.integrations.server_events import heard_in, text_of
 from tests.store.rows import Rows
@@ -171,7 +170,7 @@ def test_a_job_that_was_removed_meanwhile_says_so(gq, speak):
     events = heard_in(sse.stream(job))
     assert next(events).name == "state"
     job.cancel()
-    gq.store.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
+    gq.store.jobs.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
     told = list(events)
     assert told[-1].name == "failed"
     assert told[-1].data["code"] == "unknown_job"
@@ -194,7 +193,7 @@ def test_a_new_position_is_told(gq, speak):
 
 def test_progress_is_told_also_when_nothing_follows_it(tmp_path):
     # Claimed by no worker, so that nobody writes anything else.
-    rows = Rows(Store(tmp_path / "gpuqueue.db"))
+    rows = Rows(open_store(tmp_path / "gpuqueue.db"))
     job_id = rows.enqueue()
     (lease,) = rows.claim()
     with GPUQueue(tmp_path / "gpuqueue.db", discover_plugins=False) as gq:
@@ -202,7 +201,7 @@ def test_progress_is_told_also_when_nothing_follows_it(tmp_path):
         assert next(events).data["progress"] is None
         for round in ("first", "second"):
             for step in range(5):
-                rows.store.report([Report(job_id, lease.lease, progress=(step / 4, f"{round} {step}"))])
+                rows.store.attempts.report([Report(job_id, lease.lease, progress=(step / 4, f"{round} {step}"))])
             assert any(event.data["progress_note"] == f"{round} 4" for event in events)
     rows.store.close()
 

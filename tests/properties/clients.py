@@ -73,10 +73,10 @@ class Clients(Play):
         if (job_id := self.any_job(pick, *WAITING)) is None:
             return
         if pick % 2:
-            refused = self.store.refuse_one(job_id, message="nobody serves it", now_us=self.clock.now)
+            refused = self.store.jobs.refuse_one(job_id, message="nobody serves it", now_us=self.clock.now)
             assert refused is self.model.refuse_one(job_id)
         else:
-            self.store.move_due(now_us=self.clock.now)
+            self.store.jobs.move_due(now_us=self.clock.now)
             self.model.move_due()
 
     @step(seconds=st.sampled_from([1, 5, 12, 25, 31, 60, 300, 3600, 20_000]))

@@ -87,7 +87,7 @@ class Play(RuleBasedStateMachine):
         self.old_clean_ups: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.digest = ""
-        self.store.add_follower(history.FOLLOWER)
+        self.store.followers.add(history.FOLLOWER)
         self.accept()
         self.starts_worker(None)
         self.enqueues(jobs, "many", None)
@@ -99,7 +99,7 @@ class Play(RuleBasedStateMachine):
     def accept(self) -> None:
         shared = self.gq.shared()
         self.digest = f"{settings_digest(shared)} {self.clock.now}"
-        self.store.accept_configuration(digest=self.digest, settings=shared, force=True, now_us=self.clock.now)
+        self.store.workers.accept_configuration(digest=self.digest, settings=shared, force=True, now_us=self.clock.now)
 
     def any_job(self, pick: int, *states: str) -> int | None:
         ids = [job["id"] for job in self.model.jobs.values() if not states or job["state"] in states]
@@ -137,7 +137,7 @@ class Play(RuleBasedStateMachine):
         engine = _engine(self.gq.database)
         with engine.connect() if way == "connection" else Session(engine) as connection:
             yield connection
-            with self.store.reading() as reading:
+            with self.store.engine.reading() as reading:
                 newest = reading.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()[0]
             assert newest <= self.model.newest, "a job is seen before its transaction has committed"
             connection.commit() if commits else connection.rollback()
@@ -178,10 +178,11 @@ class Play(RuleBasedStateMachine):
 
     def starts_worker(self, queues: tuple[str, ...] | None) -> None:
         worker = self.workshop.worker(self.workshop.name(), queues)
-        assert self.store.register_worker(
+        assert self.store.workers.register(
             worker.name,
             host="here",
             pid=1,
+            runtime_dir="/nowhere",
             queues=queues,
             digest=self.digest,
             expires_at_us=self.clock.now + LEASE_S * SECOND,
@@ -191,7 +192,7 @@ class Play(RuleBasedStateMachine):
         self.workers.append(worker)
 
     def extends(self, worker: PlayedWorker) -> None:
-        held = self.store.extend(worker.name, expires_at_us=self.clock.now + LEASE_S * SECOND)
+        held = self.store.workers.extend(worker.name, expires_at_us=self.clock.now + LEASE_S * SECOND)
         assert held is self.model.extend(worker.name)
         if held:
             worker.extended_at = self.clock.now
@@ -201,7 +202,7 @@ class Play(RuleBasedStateMachine):
         self.model.backend_lost("ollama")
 
     def backend_answers(self, *, worked: bool) -> None:
-        was_open = self.store.backend_answered("ollama", worked=worked, now_us=self.clock.now)
+        was_open = self.store.backends.answered("ollama", worked=worked, now_us=self.clock.now)
         assert was_open is self.model.backend_answered("ollama", worked=worked)
 
     def gate_of(self, worker: PlayedWorker) -> Any:
@@ -230,7 +231,7 @@ class Play(RuleBasedStateMachine):
 
     def stops_what_is_asked(self, worker: PlayedWorker, how: str) -> None:
         """A worker looks at what it must stop; `how` is how an attempt ends that is to make room."""
-        with self.store.reading() as connection:
+        with self.store.engine.reading() as connection:
             wanted = queries.stop_requests(connection, worker.name)
         expected = sorted(self.model.stop_requests(worker.name))
         assert sorted(wanted) == expected, f"to be stopped, as the store and as the model says: {sorted(wanted)}, {expected}"
@@ -245,7 +246,7 @@ class Play(RuleBasedStateMachine):
 
     def reads_devices(self) -> None:
         for name, card in self.workshop.cards.items():
-            self.store.publish_reading(name, reading=card.read(), residents=None, now_us=self.clock.now)
+            self.store.backends.publish_reading(name, reading=card.read(), residents=None, now_us=self.clock.now)
             self.model.read_device(name)
 
     def begins(self, worker: PlayedWorker, leases: Sequence[Lease], expected: list[int]) -> None:
@@ -287,7 +288,7 @@ class Play(RuleBasedStateMachine):
             worker.clean_ups.append((attempt.lease.job_id, attempt.lease.lease))
 
     def finishes(self, batch: list[tuple[Outcome, Any]]) -> bool:
-        late = self.store.finish([outcome for outcome, _ in batch], now_us=self.clock.now)
+        late = self.store.attempts.finish([outcome for outcome, _ in batch], now_us=self.clock.now)
         self.compare_finish(batch, late)
         return not late
 
@@ -300,7 +301,7 @@ class Play(RuleBasedStateMachine):
         assert sorted((lease.job_id, lease.lease) for lease in late) == sorted(expected), "who came too late"
 
     def releases(self, item: tuple[int, int]) -> None:
-        assert self.store.release_device(*item) is self.model.release(*item)
+        assert self.store.attempts.release_device(*item) is self.model.release(*item)
 
     def collects_abandoned(self, by: PlayedWorker) -> None:
         for name in sorted(self.model.abandoned_by()):
@@ -309,7 +310,7 @@ class Play(RuleBasedStateMachine):
     def rescues(self, dead: PlayedWorker, by: PlayedWorker, executed: str) -> None:
         running = [attempt.lease.job_id for attempt in dead.running]
         executing = {"all": running, "none": [], "every second": running[::2], "not known": None}[executed]
-        rescue = self.store.rescue(
+        rescue = self.store.attempts.rescue(
             dead.name, by_worker=by.name, executing=executing, proof="a test", max_crashes=MAX_CRASHES, now_us=self.clock.now
         )
         found = rescue.orphans
@@ -328,9 +329,9 @@ class Play(RuleBasedStateMachine):
     def prunes(self, state: str, age_s: int, limit: int) -> None:
         before = self.clock.now - age_s * SECOND
         prunable = self.model.prunable(state, before)
-        count = self.store.prune(State(state), before_us=before, limit=limit)
+        count = self.store.jobs.prune(State(state), before_us=before, limit=limit)
         assert count == min(limit, len(prunable))
-        with self.store.reading() as connection:
+        with self.store.engine.reading() as connection:
             kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
         gone = [job for job in prunable if job["id"] not in kept]
         assert len(gone) == count

@@ -14,16 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gpuqueue import Config, GPUQueue, hookimpl
+from gpuqueue import Config, GPUQueue, backoff, hookimpl
 from gpuqueue.devices.cached import CachedDevice
-from gpuqueue.domain import backoff
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import PlacementMode
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.worker.attempt import Attempt, Judge
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.dispatcher import Dispatcher
@@ -89,7 +88,7 @@ class ClockedQueue(GPUQueue):
         return self.clock.now
 
     def open_store(self, *, patient: bool = False) -> Store:
-        return Store(self.database, synchronous="off", patient=patient)
+        return open_store(self.database, synchronous="off", patient=patient)
 
 
 class Sizes:
@@ -132,7 +131,7 @@ class Card:
 def _new_file() -> bytes:
     """The file of a queue without jobs, made once: making it takes a second."""
     with TemporaryDirectory() as folder:
-        Store(Path(folder) / "new.db").close()
+        open_store(Path(folder) / "new.db").close()
         return (Path(folder) / "new.db").read_bytes()
 
 

@@ -66,7 +66,7 @@ class Troubles(Play):
         for item in worker.clean_ups if cleans else []:
             self.releases(item)
         self.old_clean_ups += [] if cleans else worker.clean_ups
-        self.store.unregister_worker(worker.name, now_us=self.clock.now)
+        self.store.workers.unregister(worker.name, now_us=self.clock.now)
         self.model.unregister(worker.name)
         self.workers.remove(worker)
 

@@ -12,6 +12,7 @@ from tests.properties.endings import ENDINGS
 from tests.properties.offers import COMPUTING_JOBS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
 from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker, is_preemptible
+from tests.store.rows import job_of
 
 RESERVED = st.sampled_from([0, GB // 2, GB, 3 * GB, 5 * GB, 6 * GB])
 
@@ -87,9 +88,9 @@ class Workers(Play):
         settings = choose(self.workshop.settings.devices, device)
         job = self.model.jobs[job_id]
         if self.model.size_one(job):  # no worker proposes a job whose demand it does not know
-            self.store.set_demands([(job_id, Demand(job["bytes"], job["model"]))], largest_bytes=self.model.largest)
-        lease = self.store.claim_placed(
-            self.store.get_job(job_id),
+            self.store.jobs.set_demands([(job_id, Demand(job["bytes"], job["model"]))], largest_bytes=self.model.largest)
+        lease = self.store.attempts.claim_placed(
+            job_of(self.store, job_id),
             Placement(settings.name, reserved),
             worker_id=worker.name,
             queue=self.workshop.settings.queues[self.model.jobs[job_id]["queue"]],

@@ -1,19 +1,26 @@
-"""Owns what the store's tests share: a store in a file of its own, a live worker, and jobs made with few words."""
+"""Owns what the store's tests share: a store of each engine, a live worker, and jobs made with few words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from tests.store.rows import Rows
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "jobs.db", write_timeout_s=30.0)
+def open_sqlite(folder: Path) -> Store:
+    return open_store(folder / "jobs.db", write_timeout_s=30.0)
+
+
+ENGINES: dict[str, Callable[[Path], Store]] = {"sqlite": open_sqlite}
+
+
+@pytest.fixture(params=ENGINES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened = ENGINES[request.param](tmp_path)
     yield opened
     opened.close()
 

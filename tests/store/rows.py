@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
-from gpuqueue.domain.claim import THREAD, Capacity
-from gpuqueue.domain.job import Job, JobErrorRecord, Lease, State
+from gpuqueue.domain.claim import THREAD, Capacity, ClaimRules
+from gpuqueue.domain.job import Job, JobErrorRecord, JobStatus, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
-from gpuqueue.store.sqlite.claims import ClaimRules
-from gpuqueue.store.sqlite.jobs import new_job
 
 NOW_US = 1_700_000_000_000_000
 GB = 10**9
@@ -38,13 +36,20 @@ class Rows:
         self.register(worker)
 
     def register(self, worker: str, *, queues: tuple[str, ...] | None = None, expires_s: float = 1e6) -> None:
-        self.store.register_worker(
-            worker, host="here", pid=1, queues=queues, digest="d", expires_at_us=at(expires_s), now_us=NOW_US
+        self.store.workers.register(
+            worker,
+            host="here",
+            pid=1,
+            queues=queues,
+            digest="d",
+            runtime_dir=str(self.store.runtime_dir),
+            expires_at_us=at(expires_s),
+            now_us=NOW_US,
         )
 
     def queue(self, name: str, **settings: Any) -> QueueSettings:
         self.queues[name] = QueueSettings(name, **settings)
-        self.store.ensure_queue(name)
+        self.store.queues.ensure(name)
         return self.queues[name]
 
     def rules(self, *held: str) -> ClaimRules:
@@ -57,20 +62,26 @@ class Rows:
             options["expires_at_us"] = at(options.pop("expires_s"))
         arguments = options.pop("arguments", "{}")
         due_us = at(s if due_s is None else due_s)
-        return self.store.enqueue(new_job(queue, "app.task", arguments, at(s), due_us, **options))
+        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), due_us, **options))
 
     def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
         job_id = self.enqueue(queue, **options)
-        self.store.set_demands([(job_id, Demand(int(gb * GB), model))], largest_bytes=CARD.budget_bytes)
+        self.store.jobs.set_demands([(job_id, Demand(int(gb * GB), model))], largest_bytes=CARD.budget_bytes)
         return job_id
 
     def claim(
         self, *queues: str, limit: int = 100, s: float = 0, worker: str | None = None, held: Sequence[str] = ()
     ) -> list[Lease]:
         wanted = [self.queues[name] for name in queues or self.queues]
-        return self.store.claim(
-            worker_id=worker or self.worker, queues=wanted, rules=self.rules(*held), capacity=capacity_for(limit), now_us=at(s)
+        _, leases = self.store.attempts.finish_and_claim(
+            (),
+            worker_id=worker or self.worker,
+            queues=wanted,
+            rules=self.rules(*held),
+            capacity=capacity_for(limit),
+            now_us=at(s),
         )
+        return leases
 
     def claim_one(self, queue: str = "work", **options: Any) -> Lease:
         (lease,) = self.claim(queue, limit=1, **options)
@@ -81,13 +92,14 @@ class Rows:
         worker: str | None = None, seen: Job | None = None,
     ) -> Lease | None:  # fmt: skip
         job = seen or self.job(job_id)
-        return self.store.claim_placed(
+        return self.store.attempts.claim_placed(
             job,
             Placement(device.name, job.demand_bytes if gb is None else int(gb * GB)),
             worker_id=worker or self.worker,
             queue=self.queues[job.queue],
             device=device,
             rules=self.rules(*held),
+            preemptible=False,
             now_us=at(s),
         )
 
@@ -98,39 +110,49 @@ class Rows:
 
     def complete(self, lease: Lease, result: str = "null", *, s: float = 1) -> bool:
         """Finish a lease; returns whether it was still held."""
-        return not self.store.finish([Completed(lease, result)], now_us=at(s))
+        return not self.store.attempts.finish([Completed(lease, result)], now_us=at(s))
 
     def end(self, lease: Lease, state: State = State.DISCARDED, *, s: float = 1) -> bool:
-        return not self.store.finish([Ended(lease, state, BOOM)], now_us=at(s))
+        return not self.store.attempts.finish([Ended(lease, state, BOOM)], now_us=at(s))
 
     def postpone(
         self, lease: Lease, outcome: str = "retried", *, spent: bool = True, due_s: float = 60, s: float = 1, **rest: Any
     ) -> bool:
-        return not self.store.finish([Postponed(lease, outcome, at(due_s), spent, **rest)], now_us=at(s))
+        return not self.store.attempts.finish([Postponed(lease, outcome, at(due_s), spent, **rest)], now_us=at(s))
 
     def rescue(
         self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = None, s: float = 2, max_crashes: int = 3
     ) -> list[Any]:
-        found = self.store.rescue(
+        found = self.store.attempts.rescue(
             dead, by_worker=by, executing=executing, proof="a test says so", max_crashes=max_crashes, now_us=at(s)
         )
         return list(found.orphans)
 
     def job(self, job_id: int) -> Job:
-        return self.store.get_job(job_id)
+        return job_of(self.store, job_id)
 
     def state(self, job_id: int) -> State:
         return self.job(job_id).state
 
     def one(self, statement: str, *values: Any) -> Any:
         """The first column of the first row."""
-        with self.store.reading() as connection:
+        with self.store.engine.reading() as connection:
             return connection.execute(statement, values).fetchone()[0]
+
+
+def job_of(store: Store, job_id: int) -> Job:
+    with store.snapshot() as reads:
+        return reads.job(job_id)
+
+
+def status_of(store: Store, job_id: int) -> JobStatus:
+    with store.snapshot() as reads:
+        return reads.status(job_id)
 
 
 def assert_counters_are_true(store: Store) -> None:
     """The counters of finished jobs equal what a count over all the rows finds."""
-    with store.snapshot() as connection:
+    with store.engine.reading() as connection:
         counted = {
             (queue, state): count
             for queue, state, count in connection.execute(

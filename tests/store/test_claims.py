@@ -48,7 +48,7 @@ def test_concurrency_counts_all_workers_and_frees_with_the_finish(rows: Rows) ->
     first = rows.claim(worker="a")
     assert len(first) == 2
     assert rows.claim(worker="b") == []
-    late, leases = rows.store.finish_and_claim(
+    late, leases = rows.store.attempts.finish_and_claim(
         [Completed(first[0], "null")],
         worker_id="a",
         queues=[rows.queues["work"]],
@@ -63,11 +63,11 @@ def test_a_paused_queue_starts_nothing_until_the_pause_ends(rows: Rows) -> None:
     rows.enqueue()
     other = rows.enqueue("mail")
     now = from_us(NOW_US)
-    rows.store.pause("work", Pause("me", "why", now, None))
+    rows.store.queues.pause("work", Pause("me", "why", now, None))
     assert [lease.job_id for lease in rows.claim(s=1e6)] == [other]
-    assert rows.store.resume("work", by="me", now_us=at(1))
-    assert not rows.store.resume("work", by="me", now_us=at(1))
-    rows.store.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
+    assert rows.store.queues.resume("work", by="me", now_us=at(1))
+    assert not rows.store.queues.resume("work", by="me", now_us=at(1))
+    rows.store.queues.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
     assert rows.claim(s=9.999999) == []
     assert len(rows.claim(s=10)) == 1
 
@@ -75,11 +75,11 @@ def test_a_paused_queue_starts_nothing_until_the_pause_ends(rows: Rows) -> None:
 def test_a_pause_that_has_ended_by_itself_is_not_resumed(rows: Rows) -> None:
     rows.queue("work")
     now = from_us(NOW_US)
-    rows.store.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
-    assert not rows.store.resume("work", by="me", now_us=at(10))
+    rows.store.queues.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
+    assert not rows.store.queues.resume("work", by="me", now_us=at(10))
     assert rows.one("SELECT count(*) FROM events WHERE name = 'queue_resumed'") == 0
-    rows.store.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
-    assert rows.store.resume("work", by="me", now_us=at(9.999999))
+    rows.store.queues.pause("work", Pause("me", "why", now, now + timedelta(seconds=10)))
+    assert rows.store.queues.resume("work", by="me", now_us=at(9.999999))
 
 
 def test_a_held_queue_starts_nothing(rows: Rows) -> None:
@@ -121,20 +121,20 @@ def test_work_that_cannot_start_is_not_yielded_to(yielding: Rows) -> None:
     assert batch_starts(yielding, s=102), "retryable"
     assert not batch_starts(yielding, s=200), "and due again"
     assert batch_starts(yielding, s=201, held=("realtime",)), "held"
-    yielding.store.pause("realtime", Pause("me", "", from_us(at(0)), None))
+    yielding.store.queues.pause("realtime", Pause("me", "", from_us(at(0)), None))
     assert batch_starts(yielding, s=202), "paused"
 
 
 def test_a_running_job_of_a_paused_queue_is_still_yielded_to(yielding: Rows) -> None:
     yielding.enqueue("realtime")
     yielding.claim_one("realtime")
-    yielding.store.pause("realtime", Pause("me", "", from_us(at(0)), None))
+    yielding.store.queues.pause("realtime", Pause("me", "", from_us(at(0)), None))
     assert not batch_starts(yielding)
 
 
 def test_work_that_no_live_worker_serves_is_not_yielded_to(yielding: Rows) -> None:
     yielding.enqueue("realtime")
-    yielding.store.unregister_worker("w", now_us=at(0))
+    yielding.store.workers.unregister("w", now_us=at(0))
     assert batch_starts(yielding), "no worker"
     yielding.register("other", queues=("batch",))
     assert batch_starts(yielding), "none that serves it"
@@ -161,7 +161,7 @@ def test_gpu_work_that_waits_for_the_device_is_yielded_to_and_work_that_never_fi
     assert batch_starts(rows), "it never fits"
     unsized = rows.enqueue("realtime")
     assert not batch_starts(rows), "its demand is not known yet"
-    rows.store.cancel(unsized, now_us=at(0))
+    rows.store.jobs.cancel(unsized, now_us=at(0))
     assert batch_starts(rows)
     blocker = rows.queue("blocker", gpu=True)
     taken = rows.placed(rows.enqueue_sized(blocker.name, 5))
@@ -189,8 +189,8 @@ def test_a_reservation_counts_until_its_clean_up_is_verified(rows: Rows) -> None
     lease = rows.placed(first)
     assert rows.complete(lease)
     assert rows.place(second) is None
-    assert rows.store.release_device(first, lease.lease)
-    assert not rows.store.release_device(first, lease.lease)
+    assert rows.store.attempts.release_device(first, lease.lease)
+    assert not rows.store.attempts.release_device(first, lease.lease)
     assert rows.place(second) is not None
 
 
@@ -202,7 +202,7 @@ def test_a_job_whose_own_last_attempt_is_not_cleaned_up_does_not_start(rows: Row
     rows.postpone(lease, "released", spent=False, due_s=0)
     assert rows.state(job_id) is State.AVAILABLE
     assert rows.place(job_id, device=wide) is None
-    rows.store.release_device(job_id, lease.lease)
+    rows.store.attempts.release_device(job_id, lease.lease)
     assert rows.place(job_id, device=wide) is not None
 
 
@@ -234,7 +234,7 @@ def test_a_device_tells_when_a_model_was_last_loaded(rows: Rows) -> None:
 
     def claimed(model: str, s: float) -> tuple[str, datetime | None]:
         held.append(rows.placed(rows.enqueue_sized("ai", 1, model), device=wide, s=s))
-        with rows.store.reading() as connection:
+        with rows.store.engine.reading() as connection:
             found = device_sightings(connection)["gpu0"]
         return found.model, found.model_since
 
@@ -245,8 +245,8 @@ def test_a_device_tells_when_a_model_was_last_loaded(rows: Rows) -> None:
     assert claimed("m", s=5) == ("n", from_us(at(3)))
     for lease in held:
         rows.complete(lease)
-        rows.store.release_device(lease.job_id, lease.lease)
-    rows.store.publish_reading("gpu0", reading=None, residents=(Resident("m:latest", GB, GB),), now_us=at(6))
+        rows.store.attempts.release_device(lease.job_id, lease.lease)
+    rows.store.backends.publish_reading("gpu0", reading=None, residents=(Resident("m:latest", GB, GB),), now_us=at(6))
     assert claimed("m", s=7) == ("n", from_us(at(3))), "it was seen there"
     assert claimed("k", s=8) == ("k", from_us(at(8)))
 
@@ -257,12 +257,12 @@ def test_a_placement_is_checked_again_under_the_lock(rows: Rows) -> None:
     wide = DeviceSettings("gpu0", budget_bytes=5 * GB, slots=9, max_models=9)
     job_id = rows.enqueue_sized("ai", 1)
     assert rows.place(job_id, held=["ai"]) is None
-    rows.store.pause("ai", Pause("me", "", from_us(at(0)), None))
+    rows.store.queues.pause("ai", Pause("me", "", from_us(at(0)), None))
     assert rows.place(job_id) is None
-    rows.store.resume("ai", by="me", now_us=at(0))
+    rows.store.queues.resume("ai", by="me", now_us=at(0))
     urgent = rows.enqueue_sized("realtime", 1)
     assert rows.place(job_id, device=wide) is None, "it yields"
-    rows.store.cancel(urgent, now_us=at(0))
+    rows.store.jobs.cancel(urgent, now_us=at(0))
     assert rows.place(job_id, gb=6) is None, "more than the budget"
     assert rows.place(job_id, device=wide) is not None
     assert rows.place(rows.enqueue_sized("ai", 1), device=wide) is None, "concurrency"
@@ -271,7 +271,7 @@ def test_a_placement_is_checked_again_under_the_lock(rows: Rows) -> None:
 def test_a_job_that_was_cancelled_or_expired_meanwhile_is_not_placed(rows: Rows) -> None:
     rows.queue("ai", gpu=True)
     cancelled, expired = rows.enqueue_sized("ai", 1), rows.enqueue_sized("ai", 1, expires_s=5)
-    rows.store.cancel(cancelled, now_us=at(1))
+    rows.store.jobs.cancel(cancelled, now_us=at(1))
     assert rows.place(cancelled) is None
     assert rows.place(expired, s=5) is None
     assert rows.state(expired) is State.DISCARDED
@@ -281,13 +281,13 @@ def test_a_job_whose_demand_became_unknown_or_another_meanwhile_is_not_placed(ro
     rows.queue("ai", gpu=True)
     job_id = rows.enqueue_sized("ai", 1, "m")
     placed = rows.job(job_id)
-    rows.store.forget_demands_of(None)
+    rows.store.jobs.forget_demands_of(None)
     assert rows.place(job_id, seen=placed) is None
     assert rows.place(job_id) is None, "nobody knows what it needs"
     for demand in (Demand(2 * GB, "m"), Demand(GB, "n")):
-        rows.store.set_demands([(job_id, demand)], largest_bytes=5 * GB)
+        rows.store.jobs.set_demands([(job_id, demand)], largest_bytes=5 * GB)
         assert rows.place(job_id, seen=placed) is None
-    rows.store.set_demands([(job_id, Demand(GB, "m"))], largest_bytes=5 * GB)
+    rows.store.jobs.set_demands([(job_id, Demand(GB, "m"))], largest_bytes=5 * GB)
     lease = rows.place(job_id, seen=placed)
     assert lease is not None and lease.model == "m"
 

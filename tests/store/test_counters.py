@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpuqueue.domain.errors import StateError
 from gpuqueue.domain.job import Cancellation, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite import integrity, queries
 from tests.store.rows import BOOM, CARD, Rows, assert_counters_are_true, at
 
@@ -74,52 +74,52 @@ class Run:
                         break
             case "complete" | "discard" | "cancel running" | "retry later" | "snooze" | "give back":
                 if (lease := self.lease(pick)) is not None:
-                    assert self.store.finish([self.outcome(kind, lease, s, pick)], now_us=at(s)) == []
+                    assert self.store.attempts.finish([self.outcome(kind, lease, s, pick)], now_us=at(s)) == []
             case "finish late":
                 if self.old:
                     lease = self.old[pick % len(self.old)]
                     late = self.outcome(("complete", "discard", "retry later")[pick % 3], lease, s, pick)
-                    assert self.store.finish([late], now_us=at(s)) == [lease]
+                    assert self.store.attempts.finish([late], now_us=at(s)) == [lease]
             case "mixed finish":
                 kinds = ("complete", "discard", "retry later")
                 late = [self.outcome(kinds[(pick + i) % 3], lease, s, pick) for i, lease in enumerate(self.old[-2:])]
                 mine = [lease for lease in (self.lease(pick), self.lease(pick)) if lease is not None]
                 good = [self.outcome(kinds[(pick + i) % 3], lease, s, pick) for i, lease in enumerate(mine)]
-                found = self.store.finish([*late, *good], now_us=at(s))
+                found = self.store.attempts.finish([*late, *good], now_us=at(s))
                 assert sorted(lease.job_id for lease in found) == sorted(outcome.lease.job_id for outcome in late)
             case "release":
                 for lease in self.old:
-                    self.store.release_device(lease.job_id, lease.lease)
+                    self.store.attempts.release_device(lease.job_id, lease.lease)
             case "rescue":
                 executing = None if pick % 2 else [lease.job_id for lease in self.held[::2]]
                 orphans = rows.rescue("w", executing=executing, s=s, max_crashes=1 + pick % 3)
                 for orphan in orphans:
-                    assert self.store.release_device(orphan.job_id, orphan.lease)
+                    assert self.store.attempts.release_device(orphan.job_id, orphan.lease)
                 self.old += self.held
                 self.held = []
                 rows.register("w")
             case "cancel" | "retry":
                 if self.ids and self.exists(job_id := self.ids[pick % len(self.ids)]):
                     if kind == "cancel":
-                        self.store.cancel(job_id, now_us=at(s))
+                        self.store.jobs.cancel(job_id, now_us=at(s))
                     else:
                         with contextlib.suppress(StateError):
-                            self.store.retry(job_id, now_us=at(s))
+                            self.store.jobs.retry(job_id, now_us=at(s))
             case "cancel all":
                 queue = ("a", "b", "ai")[pick % 3]
                 unfinished = rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL AND queue = ?", queue)
                 running = sum(lease.queue == queue for lease in self.held)
-                assert self.store.cancel_all(queue, now_us=at(s)) == Cancellation(unfinished - running, running)
+                assert self.store.jobs.cancel_all(queue, now_us=at(s)) == Cancellation(unfinished - running, running)
             case "retry failed":
                 queue = (None, "a", "b", "ai")[pick % 4]
                 discarded = rows.one("SELECT count(*) FROM jobs WHERE state = 'discarded' AND coalesce(?, queue) = queue", queue)
-                assert self.store.retry_failed(queue, now_us=at(s)) == discarded
+                assert self.store.jobs.retry_failed(queue, now_us=at(s)) == discarded
             case "refuse":
-                self.store.refuse_waiting(("a", "b", "ai")[pick % 3], message="away", now_us=at(s))
+                self.store.jobs.refuse_waiting(("a", "b", "ai")[pick % 3], message="away", now_us=at(s))
             case "expire":
-                self.store.move_due(now_us=at(s))
+                self.store.jobs.move_due(now_us=at(s))
             case "prune":
-                self.store.prune(
+                self.store.jobs.prune(
                     (State.COMPLETED, State.DISCARDED, State.CANCELLED)[pick % 3], before_us=at(s), limit=1 + pick % 3
                 )
 
@@ -128,13 +128,13 @@ class Run:
 
     def check(self) -> None:
         assert_counters_are_true(self.store)
-        with self.store.snapshot() as connection:
-            assert list(integrity.contradictions(connection, self.store.path)) == []
+        with self.store.engine.reading() as connection:
+            assert list(integrity.contradictions(connection, self.store.engine.path)) == []
         one = self.rows.one
         assert one("SELECT count(*) FROM jobs WHERE state = 'running'") == len(self.held)
         assert one("SELECT coalesce(sum(reserved_bytes), 0) FROM jobs WHERE device IS NOT NULL") <= CARD.budget_bytes
         assert one("SELECT count(*) FROM jobs WHERE device IS NOT NULL") <= CARD.slots
-        with self.store.snapshot() as connection:
+        with self.store.engine.reading() as connection:
             counted = queries.counts(connection)
         for state in State:
             assert sum(found.get(state, 0) for found in counted.values()) == one(
@@ -146,7 +146,7 @@ class Run:
 @given(steps)
 def test_counters_and_invariants_hold_after_every_mixture(history: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "jobs.db", synchronous="off")
+        store = open_store(Path(folder) / "jobs.db", synchronous="off")
         try:
             run = Run(store)
             for kind, pick in history:

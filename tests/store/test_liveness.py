@@ -15,7 +15,7 @@ from gpuqueue.store.liveness import Life, forget, path_of, proven_dead
 WORKER = """
 import os, sys
 from pathlib import Path
-from gpuqueue.store.life import Life
+from gpuqueue.store.liveness import Life
 life = Life(Path(sys.argv[1]), "w", slots=4)
 life.executes(0, 11)
 life.executes(2, 2**40)

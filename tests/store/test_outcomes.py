@@ -8,7 +8,7 @@ from gpuqueue.domain.job import JobErrorRecord, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.outcomes import abandoned_by, reservations
-from tests.store.rows import BOOM, Rows, assert_counters_are_true, at
+from tests.store.rows import BOOM, Rows, assert_counters_are_true, at, status_of
 
 
 def test_a_completed_job_has_its_result_and_no_error_left(rows: Rows) -> None:
@@ -16,7 +16,7 @@ def test_a_completed_job_has_its_result_and_no_error_left(rows: Rows) -> None:
     rows.postpone(rows.claim_one(), due_s=2, error=BOOM)
     assert rows.job(job_id).error == BOOM
     assert rows.complete(rows.claim_one(s=2), '"done"', s=3)
-    ending = rows.store.get_ending(job_id)
+    ending = status_of(rows.store, job_id)
     assert (ending.state, ending.result, ending.error) == (State.COMPLETED, '"done"', None)
 
 
@@ -25,13 +25,13 @@ def test_a_late_outcome_changes_nothing_and_says_so(rows: Rows) -> None:
     old = rows.claim_one()
     rows.rescue()
     current = rows.claim_one(s=3, worker="rescuer")
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         before = connection.execute("SELECT * FROM jobs").fetchall()
     for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), True, BOOM)):
-        assert rows.store.finish([late], now_us=at(4)) == [old]
-    rows.store.report([Report(job_id, old.lease, "late")])
-    assert not rows.store.release_device(job_id, old.lease)
-    with rows.store.reading() as connection:
+        assert rows.store.attempts.finish([late], now_us=at(4)) == [old]
+    rows.store.attempts.report([Report(job_id, old.lease, "late")])
+    assert not rows.store.attempts.release_device(job_id, old.lease)
+    with rows.store.engine.reading() as connection:
         assert connection.execute("SELECT * FROM jobs").fetchall() == before
         assert queries.chunks_after(connection, job_id, 0) == []
     assert rows.complete(current, s=5)
@@ -44,7 +44,7 @@ def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
         rows.enqueue()
     leases = rows.claim()
     large = '"' + "x" * 3000 + '"'
-    rows.store.finish([Completed(leases[1], "1")], now_us=at(1))
+    rows.store.attempts.finish([Completed(leases[1], "1")], now_us=at(1))
     outcomes: list[Outcome] = [
         Completed(leases[0], large),
         Completed(leases[1], large),
@@ -54,10 +54,10 @@ def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
         Postponed(leases[1], "retried", at(9), True),
         Postponed(leases[4], "retried", at(9), True),
     ]
-    late = rows.store.finish(outcomes, now_us=at(2))
+    late = rows.store.attempts.finish(outcomes, now_us=at(2))
     assert late == [leases[1]] * 3
-    assert rows.store.get_ending(leases[0].job_id).result == large
-    assert rows.store.get_ending(leases[1].job_id).result == "1"
+    assert status_of(rows.store, leases[0].job_id).result == large
+    assert status_of(rows.store, leases[1].job_id).result == "1"
     assert rows.one("SELECT count(*) FROM payloads") == 1
     assert [rows.state(lease.job_id) for lease in leases[2:]] == [
         State.COMPLETED, State.DISCARDED, State.RETRYABLE, State.RUNNING,
@@ -72,7 +72,7 @@ def test_an_attempt_is_spent_only_when_the_outcome_says_so(rows: Rows, outcome: 
     assert rows.postpone(lease, outcome, spent=spent, due_s=30, error=BOOM)
     job = rows.job(job_id)
     assert (job.state, job.attempt, job.lease) == (State.RETRYABLE, attempt, lease.lease)
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         (line,) = queries.timeline(connection, job_id)
     assert (line["attempt"], line["outcome"], line["worker"], line["error"]) == (1, outcome, "w", BOOM)
     assert rows.claim_one(s=30).attempt == attempt + 1
@@ -89,7 +89,7 @@ def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> No
     for number, (outcome, spent) in enumerate((("retried", True), ("snoozed", False), ("released", False), ("retried", True))):
         rows.postpone(rows.claim_one(s=number * 10), outcome, spent=spent, due_s=number * 10 + 9, s=number * 10 + 1)
     rows.end(rows.claim_one(s=90), s=91)
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         lines = queries.timeline(connection, job_id)
     assert [line["outcome"] for line in lines] == ["retried", "snoozed", "released", "retried", "discarded"]
     assert [line["attempt"] for line in lines] == [1, 2, 2, 2, 3]
@@ -98,12 +98,14 @@ def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> No
 def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
     job_id, other = rows.enqueue(), rows.enqueue()
     first, second = rows.claim()
-    rows.store.report([Report(job_id, first.lease, "a"), Report(other, second.lease, "x"), Report(job_id, first.lease, "b")])
-    rows.store.report([Report(job_id, first.lease, "c"), Report(job_id, first.lease + 1, "not mine")])
+    rows.store.attempts.report(
+        [Report(job_id, first.lease, "a"), Report(other, second.lease, "x"), Report(job_id, first.lease, "b")]
+    )
+    rows.store.attempts.report([Report(job_id, first.lease, "c"), Report(job_id, first.lease + 1, "not mine")])
     rows.postpone(first, "snoozed", spent=False, due_s=5)
     again = rows.claim_one(s=5)
-    rows.store.report([Report(job_id, first.lease, "late"), Report(job_id, again.lease, "d")])
-    with rows.store.reading() as connection:
+    rows.store.attempts.report([Report(job_id, first.lease, "late"), Report(job_id, again.lease, "d")])
+    with rows.store.engine.reading() as connection:
         assert queries.chunks_after(connection, job_id, 0) == [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, job_id, 2) == [(3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, other, 0) == [(1, 1, "x")]
@@ -143,16 +145,16 @@ def test_a_job_that_kills_its_workers_is_discarded_and_can_be_retried(rows: Rows
     assert job.error is not None
     assert job.error.code == "crashed"
     assert_counters_are_true(rows.store)
-    rows.store.retry(job_id, now_us=at(9))
+    rows.store.jobs.retry(job_id, now_us=at(9))
     assert rows.job(job_id).crashes == 0
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 3
 
 
 def test_a_cancelled_job_of_a_dead_worker_is_cancelled(rows: Rows) -> None:
     job_id = rows.enqueue()
     rows.claim_one()
-    rows.store.cancel(job_id, now_us=at(1))
+    rows.store.jobs.cancel(job_id, now_us=at(1))
     rows.rescue(executing=[job_id])
     assert rows.state(job_id) is State.CANCELLED
     assert_counters_are_true(rows.store)
@@ -173,9 +175,9 @@ def test_reservations_of_a_dead_worker_go_to_the_rescuer_under_a_new_lease(rows:
     assert (orphan.job_id, orphan.model, orphan.device, orphan.reserved_bytes) == (job_id, "m", "gpu0", 2 * 10**9)
     assert (orphan.worker_id, orphan.running) == ("rescuer", False)
     assert orphan.lease > lease.lease
-    assert not rows.store.release_device(job_id, lease.lease), "the dead worker's clean-up is fenced off"
-    assert rows.store.release_device(job_id, orphan.lease)
-    with rows.store.reading() as connection:
+    assert not rows.store.attempts.release_device(job_id, lease.lease), "the dead worker's clean-up is fenced off"
+    assert rows.store.attempts.release_device(job_id, orphan.lease)
+    with rows.store.engine.reading() as connection:
         assert reservations(connection) == []
     assert_counters_are_true(rows.store)
 
@@ -211,25 +213,27 @@ def test_a_worker_without_a_row_that_still_holds_something_is_noticed(rows: Rows
     rows.complete(lease)
     rows.enqueue()
     rows.claim_one()
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         assert sorted(abandoned_by(connection)) == ["away", "gone"]
     rows.rescue("gone", by="w", executing=[])
     (orphan,) = rows.rescue("away", by="w", executing=[])
-    with rows.store.reading() as connection:
+    with rows.store.engine.reading() as connection:
         assert abandoned_by(connection) == []
-    assert rows.store.release_device(placed, orphan.lease)
+    assert rows.store.attempts.release_device(placed, orphan.lease)
     assert rows.job(plain).crashes == 0
 
 
 def test_a_worker_that_was_rescued_cannot_extend_its_lease(rows: Rows) -> None:
-    assert rows.store.extend("w", expires_at_us=at(99))
+    assert rows.store.workers.extend("w", expires_at_us=at(99))
     rows.rescue("w")
-    assert not rows.store.extend("w", expires_at_us=at(99))
+    assert not rows.store.workers.extend("w", expires_at_us=at(99))
 
 
 def test_a_long_error_is_cut_and_still_read(rows: Rows) -> None:
     job_id = rows.enqueue()
-    rows.store.finish([Ended(rows.claim_one(), State.DISCARDED, JobErrorRecord("x", "m" * 9999, "t" * 99999))], now_us=at(1))
+    rows.store.attempts.finish(
+        [Ended(rows.claim_one(), State.DISCARDED, JobErrorRecord("x", "m" * 9999, "t" * 99999))], now_us=at(1)
+    )
     error = rows.job(job_id).error
     assert error is not None
     assert (len(error.message), len(error.traceback)) == (4000, 8000)

@@ -164,7 +164,7 @@ def test_the_store_rings_after_what_somebody_waits_for(store: Store, rows: Rows)
         assert worker.wait(PATIENCE_S), "a new job rings the workers"
         with Listener.for_job(store.runtime_dir, first) as waiter:
             lease = rows.claim_one()
-            store.report([Report(first, lease.lease, "text")])
+            store.attempts.report([Report(first, lease.lease, "text")])
             assert waiter.wait(PATIENCE_S), "output rings who waits"
             rows.complete(lease)
             assert waiter.wait(PATIENCE_S), "the end rings who waits"

@@ -9,9 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, hookimpl
-from gpuqueue.contract import current_job
-from gpuqueue.domain import backoff
+from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, backoff, current_job, hookimpl
 from gpuqueue.testing import eager, run_until_idle
 
 seen: ContextVar[str] = ContextVar("seen")
@@ -204,7 +202,7 @@ def test_a_job_of_a_sessions_transaction_runs_when_that_is_committed_and_not_at_
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
 
-    gq.store.ensure_queue("default")
+    gq.store.queues.ensure("default")
     engine = create_engine(f"sqlite:///{gq.database}")
     with eager(gq):
         with Session(engine) as session:

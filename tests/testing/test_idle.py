@@ -7,8 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from gpuqueue import Retry, Snooze, hookimpl
-from gpuqueue.domain import backoff
+from gpuqueue import Retry, Snooze, backoff, hookimpl
 from gpuqueue.plugins import Hold
 from gpuqueue.testing import JobsStuck, run_until_idle, wait_until
 

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 
-from gpuqueue import JobExpired, Snooze, State, UsageError, Worker
-from gpuqueue.domain import backoff
+from gpuqueue import JobExpired, Snooze, State, UsageError, Worker, backoff
 from gpuqueue.store.sqlite import claims
 from gpuqueue.testing import JobsStuck, eager, run_until_idle, travel
 
@@ -90,14 +89,21 @@ def test_windows_pauses_and_rates_follow(make_queue):
 
 def test_a_dead_workers_lease_ends_and_its_job_is_taken_over(gq):
     job = gq.task(name="one", max_attempts=2)(lambda: 1).enqueue()
-    gq.store.register_worker(
-        "elsewhere", host="another", pid=1, queues=None, digest="", expires_at_us=gq.now_us() + 60_000_000, now_us=gq.now_us()
+    gq.store.workers.register(
+        "elsewhere",
+        host="another",
+        pid=1,
+        runtime_dir="/nowhere",
+        queues=None,
+        digest="",
+        expires_at_us=gq.now_us() + 60_000_000,
+        now_us=gq.now_us(),
     )
 
     def take(connection):
         connection.execute(claims.TAKE, ("elsewhere", gq.now_us(), job.id))
 
-    gq.store.write(take)
+    gq.store.engine.writer.run(take)
     run_until_idle(gq, may_wait=True)
     assert job.refresh().state is State.RUNNING
     with travel(gq, "10m"), Worker(gq):

@@ -53,11 +53,11 @@ from gpuqueue import (
     WindowRule,
     Worker,
     WorkerInfo,
+    backoff,
+    current_job,
     hookimpl,
 )
 from gpuqueue.client.handle import Piece
-from gpuqueue.contract import current_job
-from gpuqueue.contract.executor import AttemptContext, Executor
 from gpuqueue.contract.hookspecs import (
     AttemptFailedDetails,
     JobDemandDetails,
@@ -66,11 +66,10 @@ from gpuqueue.contract.hookspecs import (
     QueueHoldDetails,
     RetentionDetails,
 )
-from gpuqueue.domain import backoff
 from gpuqueue.domain.answers import Demand, Placement, Wait
 from gpuqueue.domain.job import JobErrorRecord, Lease
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.plugins import Device, Reading
+from gpuqueue.plugins import AttemptContext, Device, Executor, Reading
 from gpuqueue.testing import (
     JobsStuck,
     assert_enqueued,

@@ -1,7 +1,6 @@
 """Uses the public API wrongly; a test checks that each `# E:` is reported on its line, and nothing else is."""
 
-from gpuqueue import GPUQueue, Wroker  # E: Module "gpuqueue" has no attribute "Wroker"; maybe "Worker"?
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, Wroker, current_job  # E: Module "gpuqueue" has no attribute "Wroker"; maybe "Worker"?
 from gpuqueue.contract.hookspecs import QueueHoldDetails
 from gpuqueue.testing import assert_enqueued, eager, enqueued, travel
 

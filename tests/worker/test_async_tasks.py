@@ -11,8 +11,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from gpuqueue import JobCancelled, JobFailed, Retry
-from gpuqueue.contract import current_job
+from gpuqueue import JobCancelled, JobFailed, Retry, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
 
 

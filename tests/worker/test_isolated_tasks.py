@@ -161,7 +161,7 @@ def test_verdicts_come_from_there(isolated, gq, start_worker, until, kind, outco
     start_worker(gq)
     job = fail.enqueue(kind=kind)
     until(lambda: job.refresh().state == "retryable", "the verdict")
-    with gq.store.reading() as connection:
+    with gq.store.engine.reading() as connection:
         (attempt,) = timeline(connection, job.id)
     assert (attempt["outcome"], job.attempt) == (outcome, 1 if kind == "retry" else 0)
     assert 3500 < (job.record.scheduled_at - job.started_at).total_seconds() < 3700
@@ -276,7 +276,7 @@ def test_that_a_process_grows_is_seen_however_large_its_worker_is(isolated, gq, 
 
 
 def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, until, monkeypatch):
-    monkeypatch.setattr("gpuqueue.contract.executor.processes.IDLE_S", IDLE_S / 1000)
+    monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
     remember = isolated(functions.remember)
     start_worker(gq)
     pid = remember.enqueue(size=10).result(timeout_s=30)

@@ -15,12 +15,10 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, ServiceUnavailable, Snooze
-from gpuqueue.contract import current_job
-from gpuqueue.domain.claim import Capacity
+from gpuqueue import GPUQueue, ServiceUnavailable, Snooze, current_job
+from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
-from gpuqueue.store.sqlite.claims import ClaimRules
 from tests.conftest import AI, GEMMA
 
 SHOP = """\
@@ -339,7 +337,7 @@ def test_an_attempt_that_ends_too_late_is_told(gq: GPUQueue, start_worker: Any, 
     worker = start_worker(gq)
     job = slow.enqueue()
     gate.wait_reached()
-    gq.store.rescue(worker.id, by_worker="other", executing=[], proof="a test", max_crashes=3, now_us=gq.now_us())
+    gq.store.attempts.rescue(worker.id, by_worker="other", executing=[], proof="a test", max_crashes=3, now_us=gq.now_us())
     gq.pause("default", reason="so that nobody runs it again")
     gate.open()
     (late,) = until(lambda: told.named("attempt_late", job=job.id), "its end")
@@ -349,7 +347,9 @@ def test_an_attempt_that_ends_too_late_is_told(gq: GPUQueue, start_worker: Any, 
 def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
     """A worker of another host that claimed the only job and has given no sign of life since."""
     now_us = gq.now_us()
-    gq.store.register_worker("dead", host="far", pid=1, queues=None, digest="x", expires_at_us=now_us - 1, now_us=now_us - 9)
+    gq.store.workers.register(
+        "dead", host="far", pid=1, runtime_dir="/nowhere", queues=None, digest="x", expires_at_us=now_us - 1, now_us=now_us - 9
+    )
     (lease,) = gq.store.claim(
         worker_id="dead",
         queues=[gq.queue_settings("default")],

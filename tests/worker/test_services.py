@@ -71,7 +71,7 @@ def test_one_whose_lease_another_took_is_told_to_stop(make_queue, start_worker, 
     gq = make_queue(plugins={"counting": plugin})
     start_worker(gq)
     until(lambda: plugin.terms, "it runs")
-    gq.store.write(lambda connection: connection.execute("UPDATE services SET term = term + 1"))
+    gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE services SET term = term + 1"))
     assert plugin.ended.wait(20)
     until(lambda: len(plugin.terms) > 1, "it takes it again, in a later term")
     assert plugin.terms[1] == 3

@@ -22,9 +22,9 @@ from gpuqueue.domain.job import Event, State
 from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.view import View
 from gpuqueue.executors.ollama_client import OllamaClient
-from gpuqueue.store.sqlite import queries
 
 FOLLOWER = "demo"
+EVENTS_AT_ONCE = 200
 LOOK_EVERY_S = 0.1
 REALTIME, BATCH, REMINDERS, DISTRIBUTION = "ai-realtime", "ai-batch", "rfa-reminders", "rfa-distribution"
 QUEUES = (REALTIME, BATCH, REMINDERS, DISTRIBUTION)
@@ -198,7 +198,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="demo-recorder", daemon=True)
 
     def __enter__(self) -> Recorder:
-        self._stage.gq.store.add_follower(FOLLOWER)
+        self._stage.gq.store.followers.add(FOLLOWER)
         self._thread.start()
         return self
 
@@ -241,7 +241,7 @@ class Recorder:
 
     def _look(self) -> None:
         gq = self._stage.gq
-        for event in gq.store.take_events(FOLLOWER):
+        for event in gq.store.followers.take(FOLLOWER, limit=EVENTS_AT_ONCE):
             with self._changed:
                 line = self.replay.take(event)
                 self._changed.notify_all()
@@ -250,8 +250,8 @@ class Recorder:
         view = gq.view()
         device = view.devices[self._stage.device.name]
         self.watched.read(device.reading, device.reserved_bytes)
-        with gq.store.snapshot() as connection:
-            counts = queries.counts(connection)
+        with gq.store.snapshot() as reads:
+            counts = reads.counts()
         loaded = self._loaded()
         self.watched.seen_loaded(loaded)
         sample = Sample(view, counts, known_holds(view, gq.plugins), self._used_bytes(device.reading, loaded), tuple(loaded))

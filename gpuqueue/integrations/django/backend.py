@@ -18,7 +18,6 @@ from gpuqueue.integrations.django.tasks_api import (
     TaskResultDoesNotExist,
     task_enqueued,
 )
-from gpuqueue.store.sqlite import queries
 
 __all__ = ["Backend"]
 
@@ -99,10 +98,10 @@ class Backend(BaseTaskBackend):
         if named is None:
             raise TaskResultDoesNotExist(result_id)
         try:
-            with gq.rows() as connection:
-                job = queries.get_job(connection, named[0])
+            with gq.rows() as reads:
+                job = reads.job(named[0])
                 if to_us(job.enqueued_at) == named[1]:
-                    return results.result_of(gq, connection, job)
+                    return results.result_of(gq, reads, job)
         except UnknownJob:
             pass
         raise TaskResultDoesNotExist(result_id)

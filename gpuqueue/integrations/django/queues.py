@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from gpuqueue.client.options import DEFAULT_QUEUE, JobOptions, read_options
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Signature, Task
 from gpuqueue.config.loading import Config, database_path, database_url
+from gpuqueue.contract.engine import Reads
 from gpuqueue.domain.errors import ConfigurationError, UsageError
 from gpuqueue.domain.job import Job
 from gpuqueue.integrations.django import isolated, temporary
@@ -34,6 +34,7 @@ from gpuqueue.integrations.django.results import import_task, read_result_id
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, task_backends
 from gpuqueue.store import Store
+from gpuqueue.store.handed import reads_over
 
 __all__ = ["DjangoQueue", "queue"]
 
@@ -162,15 +163,15 @@ class DjangoQueue(GPUQueue):
         return connection if is_in_transaction else None
 
     @contextmanager
-    def rows(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection that reads the rows of one moment; inside a transaction of Django's, as that one sees them."""
+    def rows(self) -> Iterator[Reads]:
+        """Read the rows of one moment; inside a transaction of Django's, as that one sees them."""
         inside = self.transaction()
         if inside is None:
-            with self.store.snapshot() as connection:
-                yield connection
+            with self.store.snapshot() as reads:
+                yield reads
         else:
             inside.ensure_connection()
-            yield inside.connection
+            yield reads_over(inside.connection)
 
 
 class TemporaryQueue(DjangoQueue):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,11 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from gpuqueue.contract.engine import Reads
 from gpuqueue.domain import errors
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.units import to_us
 from gpuqueue.integrations.django.tasks_api import Task, TaskError, TaskResult, TaskResultStatus
-from gpuqueue.store.sqlite import queries
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -75,13 +74,13 @@ def new_result(job_id: int, enqueued_at: datetime, task: Any, args: Any, kwargs:
     )
 
 
-def result_of(gq: DjangoQueue, connection: sqlite3.Connection, job: Job) -> Any:
+def result_of(gq: DjangoQueue, reads: Reads, job: Job) -> Any:
     """Tell a job as its rows say it. Raises: ImportError, SuspiciousOperation when its task is not there any more."""
     task = import_task(job.task)
     args, kwargs = job.arguments.get("args", []), job.arguments.get("kwargs", {})
     result = new_result(job.id, job.enqueued_at, _as_enqueued(task, job), args, kwargs, gq.alias)
     status = STATUS.get(job.state, "READY")
-    attempts = [attempt for attempt in queries.timeline(connection, job.id) if attempt["outcome"] in SPENT]
+    attempts = [attempt for attempt in reads.timeline(job.id) if attempt["outcome"] in SPENT]
     workers = [attempt["worker"] or "" for attempt in attempts]
     failures = [error_of(attempt["error"]) for attempt in attempts if attempt["error"] is not None]
     if status in ("RUNNING", "SUCCESSFUL"):
@@ -101,7 +100,7 @@ def result_of(gq: DjangoQueue, connection: sqlite3.Connection, job: Job) -> Any:
         "worker_ids": workers,
     }
     if status == "SUCCESSFUL":
-        changes["_return_value"] = json.loads(queries.get_ending(connection, job.id).result or "null")
+        changes["_return_value"] = json.loads(reads.status(job.id).result or "null")
     change(result, changes)
     return result
 

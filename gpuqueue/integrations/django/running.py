@@ -28,7 +28,6 @@ from gpuqueue.integrations.django.tasks_api import (
     task_finished,
     task_started,
 )
-from gpuqueue.store.sqlite import queries
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -98,8 +97,8 @@ class _Attempt:
     def __init__(self, gq: DjangoQueue, arguments: Mapping[str, Any]) -> None:
         self._gq = gq
         self._context: AttemptContext = current_job()._context
-        with gq.rows() as connection:
-            self.result = result_of(gq, connection, queries.get_job(connection, self._lease.job_id))
+        with gq.rows() as reads:
+            self.result = result_of(gq, reads, reads.job(self._lease.job_id))
         self.task = self.result.task
         self.sender = type(self.task.get_backend())
         context = [TaskContext(task_result=self.result)] if self.task.takes_context else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import threading
 from functools import cache
 from multiprocessing.util import Finalize
@@ -16,7 +15,6 @@ from django.core import mail
 from django.db import connections
 
 from gpuqueue.store import Store
-from gpuqueue.store.tables import metadata
 
 # The names of the databases before a test runner gave them others: {alias: NAME}.
 at_start: dict[str, str] = {}
@@ -59,19 +57,11 @@ def begin_anew(store: Store) -> None:
     """
     outbox, name = getattr(mail, "outbox", None), os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     with _beginning:
-        last = _last.setdefault((os.getpid(), store.path), (outbox, name))
+        last = _last.setdefault((os.getpid(), store.name), (outbox, name))
         if last[0] is not outbox or last[1] != name:
-            store.write(_empty)
-            _last[os.getpid(), store.path] = outbox, name
-
-
-def _empty(connection: sqlite3.Connection) -> None:
-    for table in metadata.sorted_tables:
-        if table.name != "queues":  # whose rows a queue object knows to be there
-            connection.execute(f"DELETE FROM {table.name}")
-    names = [column.name for column in metadata.tables["queues"].columns if column.name != "name"]
-    connection.execute(f"UPDATE queues SET {', '.join(f'{name} = NULL' for name in names)}")
+            store.upkeep.empty()
+            _last[os.getpid(), store.name] = outbox, name
 
 
 _beginning = threading.Lock()
-_last: dict[tuple[int, Path], tuple[Any, str]] = {}
+_last: dict[tuple[int, str], tuple[Any, str]] = {}

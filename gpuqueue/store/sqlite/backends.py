@@ -11,9 +11,10 @@ from datetime import datetime
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite.events import record
+from gpuqueue.store.sqlite.jobs import promote_waiting_for
 
 
-def backend_lost(
+def lost(
     connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int
 ) -> datetime | None:
     """Open a backend's breaker, or keep it open; returns when it is asked again where it was closed, else None.
@@ -37,7 +38,7 @@ def backend_lost(
     return from_us(now_us + wait_us)
 
 
-def backend_answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
+def _close(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
     """Close a backend's breaker; `worked` (a job succeeded on it) also forgets its outages. Returns whether it was open."""
     row = connection.execute("SELECT available FROM backends WHERE name = ?", (name,)).fetchone()
     was_open = row is not None and not row[0]
@@ -51,6 +52,14 @@ def backend_answered(connection: sqlite3.Connection, name: str, *, worked: bool,
     return was_open
 
 
+def answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
+    """Close a backend's breaker and, when it was open, make available what waited for it; returns whether it was open."""
+    was_open = _close(connection, name, worked=worked, now_us=now_us)
+    if was_open:
+        promote_waiting_for(connection, name)
+    return was_open
+
+
 def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, int]) -> None:
     """Write which models a backend has on its disk."""
     connection.execute(
@@ -60,7 +69,12 @@ def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, 
 
 
 def publish_reading(
-    connection: sqlite3.Connection, device: str, reading: Reading | None, residents: tuple[Resident, ...] | None, *, now_us: int
+    connection: sqlite3.Connection,
+    device: str,
+    *,
+    reading: Reading | None,
+    residents: tuple[Resident, ...] | None,
+    now_us: int,
 ) -> str | None:
     """Write what a device was seen to be; None leaves what was there. A change to or from lost becomes an event.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpuqueue.domain.errors import NotADatabase, StoreError, StoreUnwritable, UsageError
+from gpuqueue.domain.findings import Finding
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.connections import explained, read_only
-from gpuqueue.store.sqlite.integrity import Finding, check_file
+from gpuqueue.store.sqlite.integrity import check_file
 
 PAGES_AT_ONCE = 2000  # so that Ctrl-C is heard; nobody waits for the copy, whatever its pace
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import Capacity
+from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
+from gpuqueue.store.sqlite.outcomes import finish
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
 
 HEADS = (
@@ -65,43 +67,42 @@ RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device I
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
 
-class ClaimRules(NamedTuple):
-    """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
-
-    held: frozenset[str] = frozenset()
-    queues: Mapping[str, QueueSettings] = MappingProxyType({})
-    largest_bytes: int = 0
-
-    def admits(self, connection: sqlite3.Connection, queue: QueueSettings, paused: Collection[str], *, now_us: int) -> bool:
-        """Say whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
-        if queue.name in self.held or queue.name in paused:
-            return False
-        return not any(self._has_work(connection, name, paused, now_us=now_us) for name in queue.yields_to)
-
-    def _has_work(self, connection: sqlite3.Connection, name: str, paused: Collection[str], *, now_us: int) -> bool:
-        if connection.execute(IS_RUNNING, (name,)).fetchone():
-            return True
-        settings = self.queues.get(name) or QueueSettings(name)
-        if not self.admits(connection, settings, paused, now_us=now_us):  # what cannot start is no work
-            return False
-        if settings.gpu:
-            waits = any(True for _ in classes(connection, name, largest_bytes=self.largest_bytes))
-        else:
-            waits = connection.execute(IS_WAITING, (name,)).fetchone() is not None
-        return waits and is_served(connection, name, now_us=now_us)
+def admits(connection: Statements, queue: QueueSettings, rules: ClaimRules, paused: Collection[str], *, now_us: int) -> bool:
+    """Say whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
+    if queue.name in rules.held or queue.name in paused:
+        return False
+    return not any(_has_work(connection, name, rules, paused, now_us=now_us) for name in queue.yields_to)
 
 
-def paused_queues(connection: sqlite3.Connection, *, now_us: int) -> set[str]:
+def _has_work(connection: Statements, name: str, rules: ClaimRules, paused: Collection[str], *, now_us: int) -> bool:
+    if connection.execute(IS_RUNNING, (name,)).fetchone():
+        return True
+    settings = rules.queues.get(name) or QueueSettings(name)
+    if not admits(connection, settings, rules, paused, now_us=now_us):  # what cannot start is no work
+        return False
+    if settings.gpu:
+        waits = any(True for _ in classes(connection, name, largest_bytes=rules.largest_bytes))
+    else:
+        waits = has_available(connection, name)
+    return waits and is_served(connection, name, now_us=now_us)
+
+
+def has_available(connection: Statements, queue: str) -> bool:
+    """Say whether a job of the queue is available."""
+    return connection.execute(IS_WAITING, (queue,)).fetchone() is not None
+
+
+def paused_queues(connection: Statements, *, now_us: int) -> set[str]:
     return {row[0] for row in connection.execute(PAUSED, (now_us,))}
 
 
-def is_served(connection: sqlite3.Connection, queue: str, *, now_us: int) -> bool:
+def is_served(connection: Statements, queue: str, *, now_us: int) -> bool:
     """Say whether a worker whose lease has not ended serves the queue."""
     rows = connection.execute("SELECT queues FROM workers WHERE expires_at > ?", (now_us,))
     return any(names is None or queue in json.loads(names) for (names,) in rows)
 
 
-def classes(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Iterable[tuple[str, int]]:
+def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterable[tuple[str, int]]:
     """Yield the (model, class) pairs of a queue's available jobs that a device with this much room could take.
 
     A class that is too large is skipped together with all larger ones of its model, whatever their number. The pair
@@ -117,7 +118,12 @@ def classes(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -
             size = NEVER_FITS
 
 
-def candidates(connection: sqlite3.Connection, queue: str, *, room_bytes: int) -> list[Job]:
+def demand_classes(connection: Statements, queue: str, *, largest_bytes: int) -> list[tuple[str, int]]:
+    """Return the same as a list."""
+    return list(classes(connection, queue, largest_bytes=largest_bytes))
+
+
+def candidates(connection: Statements, queue: str, *, room_bytes: int) -> list[Job]:
     """Return the first job of each demand class of a GPU queue that fits into the room."""
     found = []
     for model, size in classes(connection, queue, largest_bytes=room_bytes):
@@ -129,7 +135,7 @@ def candidates(connection: sqlite3.Connection, queue: str, *, room_bytes: int) -
     return found
 
 
-def unsized(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[Job]:
+def unsized(connection: Statements, queue: str, *, limit: int) -> list[Job]:
     """Return available jobs of a GPU queue whose demand is not known yet."""
     return [to_job(connection, row) for row in connection.execute(UNSIZED, (queue, limit)).fetchall()]
 
@@ -163,7 +169,7 @@ def claim(
             limit = min(most, queue.concurrency - connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0])
         if queue.rate is not None and limit > 0:
             limit = min(limit, int(rate_level(connection, queue, now_us=now_us)))
-        if limit > 0 and rules.admits(connection, queue, paused, now_us=now_us):
+        if limit > 0 and admits(connection, queue, rules, paused, now_us=now_us):
             waiting.append(_heads(connection, queue.name, limit, stuck))
     taken = []
     for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
@@ -200,7 +206,7 @@ def claim(
     ]
 
 
-def rate_level(connection: sqlite3.Connection, queue: QueueSettings, *, now_us: int) -> float:
+def rate_level(connection: Statements, queue: QueueSettings, *, now_us: int) -> float:
     """Return how many jobs the queue's rate lets begin now; any number without a rate."""
     if queue.rate is None:
         return float("inf")
@@ -249,7 +255,7 @@ def claim_placed(
     """
     move_due(connection, now_us=now_us)
     row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
-    if row is None or not rules.admits(connection, queue, paused_queues(connection, now_us=now_us), now_us=now_us):
+    if row is None or not admits(connection, queue, rules, paused_queues(connection, now_us=now_us), now_us=now_us):
         return None
     job = to_job(connection, row)
     if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
@@ -287,8 +293,34 @@ def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Le
     )
 
 
-def _loaded(connection: sqlite3.Connection, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
+def _loaded(connection: Statements, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
     """Name the models that are on a device: those of its reservations, and those that were seen there."""
     row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
     seen = json.loads(row[0]) if row is not None and row[0] else ()
     return {full_name(model) for _, _, model in reserved if model} | {full_name(item["model"]) for item in seen}
+
+
+def finish_and_claim(
+    connection: sqlite3.Connection,
+    ended: Sequence[Outcome],
+    *,
+    worker_id: str,
+    queues: Sequence[QueueSettings],
+    rules: ClaimRules,
+    capacity: Capacity,
+    now_us: int,
+) -> tuple[list[Lease], list[Lease]]:
+    """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases)."""
+    late = finish(connection, ended, now_us=now_us) if ended else []
+    if not queues or not any(capacity.free.values()):
+        return late, []
+    return late, claim(connection, worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us)
+
+
+def claim_job(connection: sqlite3.Connection, job: Job, *, worker_id: str, now_us: int) -> Lease | None:
+    """Claim one job that is as it was seen, whatever its queue allows; None when it has changed since."""
+    row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job.id,)).fetchone()
+    if row is None or to_job(connection, row) != job:
+        return None
+    connection.execute(TAKE, (worker_id, now_us, job.id))
+    return lease_of(job, now_us=now_us)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 MINIMUM_SQLITE = (3, 35, 0)
+LIBRARY_VERSION = sqlite3.sqlite_version_info
 READ_TIMEOUT_MS = 5000  # a reader in WAL mode meets a lock only while the file is recovered
 SWITCH_PAUSE_S = 0.01
 
@@ -89,10 +90,10 @@ def connect(engine: Engine) -> sqlite3.Connection:
 
 
 @contextmanager
-def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+def read_only(path: Path, *, patience_s: float = READ_TIMEOUT_MS / 1000) -> Iterator[sqlite3.Connection]:
     """Open a file that is there as it is, whatever its schema, without changing it. Raises: StoreError."""
     with explained(path):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=patience_s)
         try:
             yield connection
         finally:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-from dataclasses import dataclass
 from datetime import datetime
 
-from gpuqueue.domain.job import Job
+from gpuqueue.contract.engine import Statements
+from gpuqueue.domain.job import Job, RunningAttempt
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.claims import classes
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS
@@ -26,28 +25,7 @@ FIRST_WAITING = (
 NEXT_DUE = "SELECT scheduled_at FROM jobs WHERE state IN ('scheduled', 'retryable') AND queue = ? ORDER BY scheduled_at LIMIT 1"
 
 
-@dataclass(frozen=True, slots=True)
-class RunningAttempt:
-    """A job that runs, without its arguments, which may be large."""
-
-    id: int
-    queue: str
-    task: str
-    model: str
-    lease: int
-    attempt: int
-    max_attempts: int
-    started_at: datetime | None
-    worker_id: str | None
-    device: str | None
-    progress: float | None
-    progress_note: str
-    output_tokens: int
-    cancel_requested: bool
-    preempt_requested: bool
-
-
-def running_attempts(connection: sqlite3.Connection, queue: str, *, limit: int) -> list[RunningAttempt]:
+def running_attempts(connection: Statements, queue: str, *, limit: int) -> list[RunningAttempt]:
     """Return running jobs of a queue, at most `limit`, in no promised order."""
     return [
         RunningAttempt(
@@ -74,7 +52,7 @@ def running_attempts(connection: sqlite3.Connection, queue: str, *, limit: int) 
     ]  # fmt: skip
 
 
-def first_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:
+def first_waiting(connection: Statements, queue: str, *, largest_bytes: int) -> Job | None:
     """Return the available job of a queue that comes first, None when none waits.
 
     One that no device could take comes first only where there is no other.
@@ -90,7 +68,7 @@ def first_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: 
     return None
 
 
-def next_due(connection: sqlite3.Connection, queue: str) -> datetime | None:
+def next_due(connection: Statements, queue: str) -> datetime | None:
     """Return when the next scheduled or postponed job of a queue is due."""
     row = connection.execute(NEXT_DUE, (queue,)).fetchone()
     return None if row is None else from_us(row[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.estimates import Lesson, believed
 from gpuqueue.domain.view import Estimate
 
@@ -26,7 +27,7 @@ def learn(connection: sqlite3.Connection, lessons: Sequence[Lesson], *, now_us: 
     )
 
 
-def read(connection: sqlite3.Connection) -> dict[tuple[str, str], Estimate]:
+def read(connection: Statements) -> dict[tuple[str, str], Estimate]:
     """Return all that is believed: {(kind, key): estimate}."""
     rows = connection.execute("SELECT kind, key, value, count FROM estimates")
     return {(kind, key): Estimate(value, count) for kind, key, value, count in rows}

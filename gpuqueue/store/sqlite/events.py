@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import Event
 from gpuqueue.domain.units import from_us
 
@@ -92,7 +93,7 @@ def remove_follower(connection: sqlite3.Connection, name: str) -> None:
             connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
 
 
-def after(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event] | None:
+def after(connection: Statements, follower: str, *, limit: int) -> list[Event] | None:
     """Return the events that a follower has not passed yet; None when it is not, or no longer, registered."""
     row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
     if row is None:

@@ -5,10 +5,10 @@ Every function takes a connection; a copy of one moment wants them all inside on
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import FINISHED, Entry, LogLine, Record, State
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_job
@@ -23,12 +23,12 @@ _ORDERS = {
 RECORDS_AT_ONCE = 500
 
 
-def follower_position(connection: sqlite3.Connection, follower: str) -> int | None:
+def follower_position(connection: Statements, follower: str) -> int | None:
     row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
     return None if row is None else int(row[0])
 
 
-def followers(connection: sqlite3.Connection) -> dict[str, datetime | None]:
+def followers(connection: Statements) -> dict[str, datetime | None]:
     """Return when the first event happened that each follower has not passed: {name: moment or None}."""
     rows = connection.execute(
         "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers ORDER BY name"
@@ -36,13 +36,13 @@ def followers(connection: sqlite3.Connection) -> dict[str, datetime | None]:
     return {name: None if at is None else from_us(at) for name, at in rows}
 
 
-def last_event_id(connection: sqlite3.Connection) -> int:
+def last_event_id(connection: Statements) -> int:
     (found,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     return int(found)
 
 
 def entries(
-    connection: sqlite3.Connection, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
+    connection: Statements, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
 ) -> list[Entry]:
     """Return a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
     wanted = sorted(states)
@@ -66,7 +66,7 @@ def entries(
     ]
 
 
-def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:
+def finished_by_minute(connection: Statements, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:
     """Count the jobs of a queue that finished in each minute, of those that are kept: {minutes since 1970: number}."""
     named = ", ".join(f"'{state}'" for state in states)
     rows = connection.execute(
@@ -77,7 +77,7 @@ def finished_by_minute(connection: sqlite3.Connection, queue: str, states: Itera
     return dict(rows.fetchall())
 
 
-def records(connection: sqlite3.Connection, ids: Iterable[int]) -> dict[int, Record]:
+def records(connection: Statements, ids: Iterable[int]) -> dict[int, Record]:
     """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
     found: dict[int, Record] = {}
     wanted = list(ids)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpuqueue.domain.errors import NotADatabase
+from gpuqueue.domain.findings import Finding
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.connections import read_only
 
@@ -18,14 +19,6 @@ SHOWN_IDS = 5
 _FINISHED = "state IN ('completed', 'cancelled', 'discarded')"
 _COUNTED = f"SELECT queue, state, count(*) FROM jobs WHERE {_FINISHED} GROUP BY queue, state"
 _LOOK = "see it with: gpuqueue job ID; when it matters, put back a backup"
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong; `check` names the promise that is broken, `mend` says what to do."""
-
-    check: str
-    detail: str
-    mend: str
 
 
 class _Promise(NamedTuple):

@@ -5,16 +5,15 @@ Every function takes the connection of a write transaction that its caller began
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.errors import StateError, UnknownJob
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, State
-from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD, from_error
+from gpuqueue.store.sqlite.rows import from_error
 
 DEMAND_CLASS_BYTES = 64 * 2**20
 NEVER_FITS = 2**62  # the demand class of what no device can take
@@ -28,74 +27,6 @@ RETRY = (
 )
 CANCEL = "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?"
 ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
-
-
-_INSERTED = (
-    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
-    "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
-)  # fmt: skip
-INSERT_JOB = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
-# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds. Their arguments are inline.
-INSERT_PLAIN_JOB = (
-    "INSERT INTO jobs (queue, task, state, priority, enqueued_at, scheduled_at, max_attempts, arguments) "
-    "VALUES (?, ?, 'available', ?, ?, ?, ?, ?)"
-)
-
-
-# A job that is to be stored: the statement that inserts its row, the row, which begins with the queue, and arguments too
-# large to lie in it. A bare tuple, because every enqueue makes one.
-NewJob = tuple[str, tuple[Any, ...], str | None]
-
-
-def new_job(
-    queue: str,
-    task: str,
-    arguments: str,
-    now_us: int,
-    scheduled_at_us: int,
-    priority: int = 0,
-    max_attempts: int = 1,
-    timeout_s: float | None = None,
-    expires_at_us: int | None = None,
-    tags: tuple[str, ...] = (),
-    wanted_bytes: int | None = None,
-    wanted_device: str | None = None,
-    fallback: tuple[str, ...] = (),
-) -> NewJob:
-    """Word a job's insertion; times in microseconds, arguments as JSON text."""
-    is_inline = len(arguments) <= INLINE_BYTES
-    row = (
-        queue,
-        task,
-        "available" if scheduled_at_us <= now_us else "scheduled",
-        priority,
-        now_us,
-        scheduled_at_us,
-        expires_at_us,
-        max_attempts,
-        timeout_s,
-        arguments if is_inline else None,
-        json.dumps(tags) if tags else None,
-        wanted_bytes,
-        wanted_device,
-        json.dumps(fallback) if fallback else None,
-    )
-    return INSERT_JOB, row, None if is_inline else arguments
-
-
-class Statements(Protocol):
-    """What storing a job needs of a connection, which may be a caller's own."""
-
-    def execute(self, statement: str, values: tuple[Any, ...] = ..., /) -> Any: ...
-
-
-def insert_job(connection: Statements, job: NewJob) -> int:
-    """Store a job and return its id."""
-    statement, row, large_arguments = job
-    job_id = connection.execute(statement, row).lastrowid or 0
-    if large_arguments is not None:
-        connection.execute(PUT_PAYLOAD, (job_id, "arguments", large_arguments))
-    return int(job_id)
 
 
 def ensure_queue(connection: Statements, name: str) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuqueue.domain.errors import NewerSchema, NotADatabase
-from gpuqueue.store.sqlite.connections import explained, is_busy
+from gpuqueue.store.sqlite.connections import READ_TIMEOUT_MS, explained, is_busy, read_only
 from gpuqueue.store.sqlite.write_lock import HeldHere
 
 if TYPE_CHECKING:
@@ -33,10 +32,13 @@ def version(connection: sqlite3.Connection) -> str | None:
     return None
 
 
-def is_queue_file(path: Path) -> bool:
-    """Say whether a database file has a queue in it; changes nothing. Raises: NotADatabase, StoreError."""
-    with explained(path), closing(sqlite3.connect(path)) as connection:
-        return version(connection) is not None
+def schema_version(path: Path, *, patience_s: float = READ_TIMEOUT_MS / 1000) -> str | None:
+    """Read the schema version of a file that is there without changing it, None where it has no queue.
+
+    Raises: NotADatabase; another StoreError, after `patience_s` with a file that is locked.
+    """
+    with read_only(path, patience_s=patience_s) as connection:
+        return version(connection)
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:

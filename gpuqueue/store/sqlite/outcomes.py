@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report, Rescue, Rescued
 from gpuqueue.domain.units import counted, from_us
@@ -172,7 +173,7 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
     )
 
 
-def abandoned_by(connection: sqlite3.Connection) -> list[str]:
+def abandoned_by(connection: Statements) -> list[str]:
     """Return workers that have no row any more, but still hold running jobs or device reservations."""
     rows = connection.execute(
         "SELECT worker_id FROM jobs WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM workers) "
@@ -181,7 +182,7 @@ def abandoned_by(connection: sqlite3.Connection) -> list[str]:
     return [worker_id for (worker_id,) in rows]
 
 
-def reservations(connection: sqlite3.Connection) -> list[Reservation]:
+def reservations(connection: Statements) -> list[Reservation]:
     """Return every device reservation, running or waiting for its clean-up."""
     return [
         Reservation(

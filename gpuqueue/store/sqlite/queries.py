@@ -6,31 +6,30 @@ Every function takes a connection; those that read several tables want it inside
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from gpuqueue.contract.engine import FAR, Statements
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.domain.explanation import RunningJob, Work
-from gpuqueue.domain.job import WAITING, Ending, Job, LogLine, PartialOutput, State
+from gpuqueue.domain.job import WAITING, Job, JobStatus, LogLine, PartialOutput, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Backend, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
-FAR = 10_000  # the jobs before one are counted up to here
 FEW = 5_000  # jobs that are sorted in no time
 MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
 RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
 
 
-def get_job(connection: sqlite3.Connection, job_id: int) -> Job:
+def get_job(connection: Statements, job_id: int) -> Job:
     """Return one job. Raises: UnknownJob."""
     row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
     if row is None:
@@ -39,7 +38,7 @@ def get_job(connection: sqlite3.Connection, job_id: int) -> Job:
 
 
 def list_jobs(
-    connection: sqlite3.Connection,
+    connection: Statements,
     *,
     queue: str | None,
     state: State | None,
@@ -54,7 +53,7 @@ def list_jobs(
 
 
 def newest(
-    connection: sqlite3.Connection, *, queue: str | None, state: State | None, after: int | None, before: int | None = None
+    connection: Statements, *, queue: str | None, state: State | None, after: int | None, before: int | None = None
 ) -> tuple[str, list[Any]]:
     """Word which jobs a list shows, the newest first, those before an id backwards: WHERE and ORDER BY, and their values."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
@@ -79,7 +78,7 @@ def newest(
     return f"{where} ORDER BY {order} {'DESC' if before is None else 'ASC'}", values
 
 
-def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
+def get_status(connection: Statements, job_id: int) -> JobStatus:
     """Return how a job stands, with its result when it has one. Raises: UnknownJob."""
     row = connection.execute(RESULT, (job_id,)).fetchone()
     if row is None:
@@ -87,17 +86,16 @@ def get_ending(connection: sqlite3.Connection, job_id: int) -> Ending:
     state, result, error, expires_at, queue, lease = row
     if state == "completed" and result is None:
         result = get_payload(connection, job_id, "result")
-    return Ending(State(state), result, to_error(error), expires_at, queue, lease)
+    return JobStatus(State(state), result, to_error(error), expires_at, queue, lease)
 
 
-def chunks_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[tuple[int, int, str]]:
+def chunks_after(connection: Statements, job_id: int, seq: int) -> list[tuple[int, int, str]]:
     """Return a job's output after a sequence number: [(seq, lease, text)]."""
-    return connection.execute(
-        "SELECT seq, lease, content FROM chunks WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq)
-    ).fetchall()
+    statement = "SELECT seq, lease, content FROM chunks WHERE job_id = ? AND seq > ? ORDER BY seq"
+    return list(connection.execute(statement, (job_id, seq)))
 
 
-def partial_output(connection: sqlite3.Connection, job_id: int) -> PartialOutput | None:
+def partial_output(connection: Statements, job_id: int) -> PartialOutput | None:
     """Return what a job had written when its latest attempt was interrupted through no doing of its own, None else."""
     row = connection.execute("SELECT outcome FROM attempts WHERE job_id = ? ORDER BY lease DESC LIMIT 1", (job_id,)).fetchone()
     if row is None or row[0] not in ("preempted", "released"):
@@ -114,13 +112,13 @@ def partial_output(connection: sqlite3.Connection, job_id: int) -> PartialOutput
     return PartialOutput(lease, text, tokens)
 
 
-def logs_after(connection: sqlite3.Connection, job_id: int, seq: int) -> list[LogLine]:
+def logs_after(connection: Statements, job_id: int, seq: int) -> list[LogLine]:
     """Return a job's log lines after a sequence number."""
     rows = connection.execute("SELECT seq, lease, at, message FROM logs WHERE job_id = ? AND seq > ? ORDER BY seq", (job_id, seq))
     return [LogLine(number, lease, from_us(at), message) for number, lease, at, message in rows]
 
 
-def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
+def counts(connection: Statements) -> dict[str, dict[str, int]]:
     """Count jobs: {queue: {state: number}}, only what is not zero; finished ones as long as they are kept."""
     found: dict[str, dict[str, int]] = {name: {} for (name,) in connection.execute("SELECT name FROM queues ORDER BY name")}
     statements = (
@@ -135,7 +133,7 @@ def counts(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     return found
 
 
-def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
+def timeline(connection: Statements, job_id: int) -> list[dict[str, Any]]:
     """Return a job's interrupted attempts, oldest first.
 
     Each is a dict with attempt, lease, outcome, started_at, finished_at, worker, device and error.
@@ -160,17 +158,17 @@ def timeline(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]
     ]
 
 
-def rate_levels(connection: sqlite3.Connection) -> dict[str, tuple[float, datetime]]:
+def rate_levels(connection: Statements) -> dict[str, tuple[float, datetime]]:
     """Return how many jobs each queue's rate let begin at a moment: {queue: (level, moment)}."""
     rows = connection.execute("SELECT name, rate_level, rate_at FROM queues WHERE rate_at IS NOT NULL")
     return {name: (level, from_us(at)) for name, level, at in rows}
 
 
-def queue_names(connection: sqlite3.Connection) -> set[str]:
+def queue_names(connection: Statements) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM queues")}
 
 
-def configuration(connection: sqlite3.Connection) -> Mapping[str, Any] | None:
+def configuration(connection: Statements) -> Mapping[str, Any] | None:
     """Return the settings that the workers agreed on, or None before the first worker."""
     row = connection.execute("SELECT settings FROM configuration WHERE id = 1").fetchone()
     if row is None:
@@ -179,7 +177,7 @@ def configuration(connection: sqlite3.Connection) -> Mapping[str, Any] | None:
     return settings
 
 
-def worker_rows(connection: sqlite3.Connection, *, now_us: int) -> list[WorkerRow]:
+def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
     """Return the workers, `alive` meaning only that their lease has not ended."""
     rows = connection.execute(
         "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
@@ -213,7 +211,7 @@ def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
     }
 
 
-def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
+def pauses(connection: Statements, *, now_us: int) -> dict[str, Pause]:
     """Return the manual pauses in force: {queue: pause}."""
     rows = connection.execute(
         "SELECT name, paused_by, pause_reason, paused_at, paused_until FROM queues "
@@ -226,13 +224,13 @@ def pauses(connection: sqlite3.Connection, *, now_us: int) -> dict[str, Pause]:
     }
 
 
-def noted_reasons(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+def noted_reasons(connection: Statements) -> dict[str, tuple[str, ...]]:
     """Return the reasons that a worker noted when it last saw a queue held: {queue: reasons}."""
     rows = connection.execute("SELECT name, holds FROM queues WHERE holds IS NOT NULL AND holds != '[]'")
     return {name: tuple(json.loads(reasons)) for name, reasons in rows}
 
 
-def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
+def backends(connection: Statements) -> dict[str, Backend]:
     """Return the state of each backend that was ever asked; its url is for the caller to add."""
     rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error, models FROM backends")
     return {
@@ -251,7 +249,7 @@ def backends(connection: sqlite3.Connection) -> dict[str, Backend]:
     }
 
 
-def device_sightings(connection: sqlite3.Connection) -> dict[str, Sighting]:
+def device_sightings(connection: Statements) -> dict[str, Sighting]:
     """Return what is known of each device: {device: sighting}."""
     found = {}
     rows = connection.execute("SELECT name, reading, residents, model, model_since FROM devices")
@@ -277,7 +275,7 @@ def _reading(values: Mapping[str, Any]) -> Reading:
     )
 
 
-def queue_load(connection: sqlite3.Connection, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
+def queue_load(connection: Statements, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
     """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY."""
     running = connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0]
     pairs: Iterable[tuple[str, int]] = classes(connection, queue.name, largest_bytes=largest_bytes) if queue.gpu else [("", 0)]
@@ -302,7 +300,7 @@ LAST_WAITING = (
 )
 
 
-def work_ahead(connection: sqlite3.Connection, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
+def work_ahead(connection: Statements, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
     """Return a queue's available jobs that come before a job of this or another queue, or all; of at most FAR jobs.
 
     Left out is what no device could take.
@@ -320,7 +318,7 @@ def work_ahead(connection: sqlite3.Connection, queue: str, before: Job | None, *
     return [Work(queue, task, model, count) for (task, model), count in found.items()]
 
 
-def last_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: int) -> Job | None:
+def last_waiting(connection: Statements, queue: str, *, largest_bytes: int) -> Job | None:
     """Return the available job of a queue that comes last, None when none waits that a device could take."""
     last = [
         connection.execute(LAST_WAITING, (queue, model, size)).fetchone()
@@ -330,7 +328,7 @@ def last_waiting(connection: sqlite3.Connection, queue: str, *, largest_bytes: i
     return None if found is None else get_job(connection, found[2])
 
 
-def running_jobs(connection: sqlite3.Connection, queue: str) -> list[RunningJob]:
+def running_jobs(connection: Statements, queue: str) -> list[RunningJob]:
     """Return running jobs of a queue, at most MANY."""
     rows = connection.execute(
         "SELECT id, task, started_at FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, MANY)
@@ -338,7 +336,7 @@ def running_jobs(connection: sqlite3.Connection, queue: str) -> list[RunningJob]
     return [RunningJob(job_id, task, None if at is None else from_us(at)) for job_id, task, at in rows]
 
 
-def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int]:
+def discarded_ids(connection: Statements, queue: str | None) -> list[int]:
     """Return the ids of the discarded jobs of one queue, or of all, the oldest first."""
     # As the index `jobs_unsuccessful` spells it.
     statement = "SELECT id FROM jobs WHERE state = 'discarded' AND state IN ('cancelled', 'discarded')"
@@ -347,7 +345,7 @@ def discarded_ids(connection: sqlite3.Connection, queue: str | None) -> list[int
     return [row[0] for row in connection.execute(f"{statement} AND queue = ? ORDER BY id", (queue,))]
 
 
-def unfinished_ids(connection: sqlite3.Connection, queue: str) -> list[int]:
+def unfinished_ids(connection: Statements, queue: str) -> list[int]:
     """Return the ids of a queue's running and waiting jobs, those that run first; wants one read transaction."""
     states = ("state = 'running'", "state = 'available'", "state IN ('scheduled', 'retryable')")
     return [
@@ -355,7 +353,7 @@ def unfinished_ids(connection: sqlite3.Connection, queue: str) -> list[int]:
     ]
 
 
-def prunable_count(connection: sqlite3.Connection, state: State, *, before_us: int) -> int:
+def prunable_count(connection: Statements, state: State, *, before_us: int) -> int:
     """Count the finished jobs of a state that finished before a time."""
     found: int = connection.execute(
         "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ?", (before_us, str(state))
@@ -363,7 +361,7 @@ def prunable_count(connection: sqlite3.Connection, state: State, *, before_us: i
     return found
 
 
-def stop_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[int, int, bool]]:
+def stop_requests(connection: Statements, worker_id: str) -> list[tuple[int, int, bool]]:
     """Return what a worker runs and must stop, as (job, lease, whether a person cancelled it); else it is to make room."""
     rows = connection.execute(
         "SELECT id, lease, cancel_requested FROM jobs WHERE state = 'running' AND worker_id = ? "
@@ -373,7 +371,7 @@ def stop_requests(connection: sqlite3.Connection, worker_id: str) -> list[tuple[
     return [(job_id, lease, bool(cancelled)) for job_id, lease, cancelled in rows]
 
 
-def next_due_us(connection: sqlite3.Connection) -> int | None:
+def next_due_us(connection: Statements) -> int | None:
     """Return when the next scheduled, retryable or expiring job is due."""
     row = connection.execute("SELECT min(scheduled_at) FROM jobs WHERE state IN ('scheduled', 'retryable')").fetchone()
     expiring = connection.execute(
@@ -381,3 +379,16 @@ def next_due_us(connection: sqlite3.Connection) -> int | None:
     ).fetchone()
     times = [value for (value,) in (row, expiring) if value is not None]
     return min(times) if times else None
+
+
+def newest_enqueued_us(connection: Statements) -> int | None:
+    """Return the latest time at which one of the last jobs was enqueued, by whichever process."""
+    statement = "SELECT max(enqueued_at) FROM (SELECT enqueued_at FROM jobs ORDER BY id DESC LIMIT 10)"
+    found: int | None = connection.execute(statement).fetchone()[0]
+    return found
+
+
+def headlines(connection: Statements, *, limit: int) -> list[tuple[int, State, str, str]]:
+    """Return the newest jobs in short: [(id, state, queue, task)]."""
+    rows = connection.execute("SELECT id, state, queue, task FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
+    return [(job_id, State(state), queue, task) for job_id, state, queue, task in rows]

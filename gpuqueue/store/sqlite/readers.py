@@ -16,14 +16,14 @@ class Readers:
         self._idle: list[sqlite3.Connection] = []
         self._lent_count = 0
         self._is_open = True
-        self._is_kept_out = False
+        self._is_quiet = False
         self._changed = threading.Condition(threading.Lock())
 
     @contextmanager
     def lend(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection outside of any transaction; one that the block leaves open is ended."""
         with self._changed:
-            while self._is_kept_out:
+            while self._is_quiet:
                 self._changed.wait()
             self._lent_count += 1
             connection = self._idle.pop() if self._idle else None
@@ -41,19 +41,19 @@ class Readers:
                     self._idle.append(connection)
                 elif connection is not None:  # closed by another thread meanwhile
                     connection.close()
-                if self._is_kept_out:
+                if self._is_quiet:
                     self._changed.notify_all()
 
-    def keep_out(self, timeout_s: float) -> bool:
-        """Let no connection be lent until `let_in`; returns False when one was not given back in time."""
+    def quiesce(self, timeout_s: float) -> bool:
+        """Let no connection be lent until `resume`; returns False when one was not given back in time."""
         with self._changed:
-            self._is_kept_out = True
+            self._is_quiet = True
             return self._changed.wait_for(lambda: not self._lent_count, timeout_s)
 
-    def let_in(self) -> None:
-        """Go on after `keep_out`."""
+    def resume(self) -> None:
+        """Go on after `quiesce`."""
         with self._changed:
-            self._is_kept_out = False
+            self._is_quiet = False
             self._changed.notify_all()
 
     def close(self) -> None:

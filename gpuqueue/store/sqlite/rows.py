@@ -6,10 +6,10 @@ JSON past INLINE_BYTES lies in `payloads`, because every update of a job rewrite
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.json_text import NO_ARGUMENTS
 from gpuqueue.domain.units import from_us
@@ -18,11 +18,11 @@ INLINE_BYTES = 1000
 PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)"
 
 
-def put_payload(connection: sqlite3.Connection, job_id: int, kind: str, text: str) -> None:
+def put_payload(connection: Statements, job_id: int, kind: str, text: str) -> None:
     connection.execute(PUT_PAYLOAD, (job_id, kind, text))
 
 
-def get_payload(connection: sqlite3.Connection, job_id: int, kind: str) -> str | None:
+def get_payload(connection: Statements, job_id: int, kind: str) -> str | None:
     row = connection.execute("SELECT content FROM payloads WHERE job_id = ? AND kind = ?", (job_id, kind)).fetchone()
     return None if row is None else row[0]
 
@@ -35,7 +35,7 @@ JOB_COLUMNS = (
 )
 
 
-def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
+def to_job(connection: Statements, row: tuple[Any, ...]) -> Job:
     """Make a Job from a row of JOB_COLUMNS, fetching arguments that lie in payloads."""
     (
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
@@ -79,7 +79,7 @@ def to_job(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Job:
     )
 
 
-def load_arguments(connection: sqlite3.Connection, job_id: int, inline: str | None) -> Mapping[str, Any]:
+def load_arguments(connection: Statements, job_id: int, inline: str | None) -> Mapping[str, Any]:
     if inline == NO_ARGUMENTS:
         return {}
     text = inline if inline is not None else get_payload(connection, job_id, "arguments")

@@ -5,26 +5,13 @@ No index has the tasks' names: it would cost every job that is stored, for the f
 
 from __future__ import annotations
 
-import sqlite3
-from typing import NamedTuple
-
-from gpuqueue.domain.job import Job, State
+from gpuqueue.contract.engine import LOOKED_AT, Statements
+from gpuqueue.domain.job import Found, Job, State
 from gpuqueue.store.sqlite.queries import get_job, newest
-
-__all__ = ["LOOKED_AT", "Found", "by_task"]
-
-LOOKED_AT = 20_000  # jobs in one call: about 20 ms
-
-
-class Found(NamedTuple):
-    """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
-
-    jobs: list[Job]
-    looked_to: int | None
 
 
 def by_task(
-    connection: sqlite3.Connection,
+    connection: Statements,
     text: str,
     *,
     queue: str | None = None,

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
+from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import ServiceInfo
 
@@ -54,7 +55,7 @@ def note(connection: sqlite3.Connection, name: str, term: int, status: Mapping[s
     return connection.execute(statement, (json.dumps(status), now_us, name, term)).rowcount == 1
 
 
-def services(connection: sqlite3.Connection, *, now_us: int) -> list[ServiceInfo]:
+def services(connection: Statements, *, now_us: int) -> list[ServiceInfo]:
     """Return every service that a worker ever ran, by name."""
     rows = connection.execute(
         "SELECT services.name, workers.id, term, since, services.expires_at, status, noted_at FROM services LEFT JOIN workers "

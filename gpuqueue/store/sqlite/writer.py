@@ -10,25 +10,26 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from gpuqueue.domain.errors import StoreBusy
 from gpuqueue.store.sqlite.connections import explain, is_busy
 from gpuqueue.store.sqlite.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, holders, when_free
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Work = Callable[[sqlite3.Connection], Result]
 
 
 class _Call:
     """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
 
-    __slots__ = ("done", "error", "result", "work")
+    __slots__ = ("args", "done", "error", "kwargs", "result", "work")
 
-    def __init__(self, work: Work[Any]) -> None:
+    def __init__(self, work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.work = work
+        self.args = args
+        self.kwargs = kwargs
         self.result: Any = None
         self.error: BaseException | None = None
         self.done: threading.Lock | None = None
@@ -51,14 +52,21 @@ class Writer:
         self.connection: sqlite3.Connection | None = None
         self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would make a new one for every row
 
-    def run(self, work: Work[Result]) -> Result:
+    def run(
+        self,
+        work: Callable[Concatenate[sqlite3.Connection, Parameters], Result],
+        /,
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
 
         Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError;
         UsageError where this thread would wait for itself.
         """
-        self._held_here.refuse()
-        call = _Call(work)
+        if holders:
+            self._held_here.refuse()
+        call = _Call(work, args, kwargs)
         if self._lock.acquire(blocking=False):
             self._serve(call)
         else:
@@ -81,7 +89,7 @@ class Writer:
         if holders:
             self._held_here.refuse()
         if self._queue or not self._lock.acquire(False):
-            return self.run(partial(_insert, statement, row))
+            return self.run(_insert, statement, row)
         try:
             cursor = self.cursor or self._open().cursor()
             return cursor.execute(statement, row).lastrowid or 0
@@ -97,16 +105,17 @@ class Writer:
         if not is_busy(error):
             raise explain(error, self._path) from error
         try:
-            return self._when_free(partial(_insert, statement, row), self._open())
+            connection = self._open()
+            return self._when_free(lambda: _insert(connection, statement, row))
         except sqlite3.Error as late:
             raise explain(late, self._path) from late
 
-    def keep_out(self, timeout_s: float) -> bool:
-        """Let no transaction be open until `let_in`; returns False when one was not ended in time."""
+    def quiesce(self, timeout_s: float) -> bool:
+        """Let no transaction be open until `resume`; returns False when one was not ended in time."""
         return self._lock.acquire(timeout=timeout_s)
 
-    def let_in(self) -> None:
-        """Go on after `keep_out`."""
+    def resume(self) -> None:
+        """Go on after `quiesce`."""
         self._lock.release()
         if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
             self._serve(None)
@@ -141,10 +150,11 @@ class Writer:
     def _transact(self, calls: list[_Call]) -> None:
         connection = None
         try:
-            connection = self._open()
-            self._when_free(_begin, connection)
+            connection = self.connection or self._open()
+            self._begin(connection)
             if len(calls) == 1:
-                calls[0].result = calls[0].work(connection)
+                call = calls[0]
+                call.result = call.work(connection, *call.args, **call.kwargs)
             else:
                 for call in calls:
                     self._run_in_savepoint(connection, call)
@@ -174,7 +184,7 @@ class Writer:
     def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
         connection.execute("SAVEPOINT one_call")
         try:
-            call.result = call.work(connection)
+            call.result = call.work(connection, *call.args, **call.kwargs)
         except Exception as error:
             if not connection.in_transaction:  # SQLite has rolled back everything, as it does on a full disk
                 raise
@@ -189,10 +199,18 @@ class Writer:
             self.cursor = self.connection.cursor()
         return self.connection
 
-    def _when_free(self, work: Work[Result], connection: sqlite3.Connection) -> Result:
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+    def _when_free(self, work: Callable[[], Result]) -> Result:
         """Do what needs the write lock first thing, again and again until the lock is free."""
         try:
-            return when_free(lambda: work(connection), wait_s=self._wait_s, timeout_s=self._timeout_s)
+            return when_free(work, wait_s=self._wait_s, timeout_s=self._timeout_s)
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
@@ -201,9 +219,5 @@ class Writer:
             ) from None
 
 
-def _insert(statement: str, row: Sequence[Any], connection: sqlite3.Connection) -> int:
+def _insert(connection: sqlite3.Connection, statement: str, row: Sequence[Any]) -> int:
     return connection.execute(statement, row).lastrowid or 0
-
-
-def _begin(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")

@@ -199,7 +199,7 @@ def test_a_wrong_key_ends_the_job_and_stands_in_nothing_that_is_kept_of_it(make,
     with pytest.raises(JobFailed, match=r"set api_key in \[openai\], or GPUQUEUE_OPENAI_API_KEY"):
         job.result(timeout_s=0)
     assert (job.refresh().error.code, len(server.requests)) == ("caller_fault", 1)
-    kept = b"".join(path.read_bytes() for path in gq.store.path.parent.glob("gpuqueue.db*"))
+    kept = b"".join(path.read_bytes() for path in gq.store.engine.path.parent.glob("gpuqueue.db*"))
     assert b"Incorrect API key provided" in kept
     assert b"sk-secret" not in kept and "sk-secret" not in caplog.text
 
@@ -212,7 +212,7 @@ def test_a_worker_that_dies_leaves_the_server_and_its_place_on_the_card(make, sc
     gq, chat = make(server.url, CARD, 'vram = "2GB"')
     job = chat.enqueue(messages=ASKED)
     only_this = '["prometheus", "mirror", "thermal"]'
-    command = [sys.executable, "-m", "gpuqueue", "--config", str(gq.store.path.with_name("gpuqueue.toml")), "worker"]
+    command = [sys.executable, "-m", "gpuqueue", "--config", str(gq.store.engine.path.with_name("gpuqueue.toml")), "worker"]
     with subprocess.Popen(command, env={**os.environ, "GPUQUEUE_PLUGINS_BLOCK": only_this}) as worker:
         wait_until(lambda: server.requests, "the server is asked")
         worker.kill()

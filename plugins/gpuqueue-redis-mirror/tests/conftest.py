@@ -14,8 +14,7 @@ from mirror_scene.readers import READERS, BullBoard, NodeBullMQ, PythonBullMQ, R
 from mirror_scene.scene import section
 from mirror_scene.servers import Server, servers
 
-from gpuqueue import Discard, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, Worker, current_job
 
 
 @pytest.fixture

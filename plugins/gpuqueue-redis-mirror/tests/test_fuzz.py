@@ -15,8 +15,7 @@ from gpuqueue_redis_mirror.source import Kept, Source
 from gpuqueue_redis_mirror.target import Occupied, Superseded, Target
 from gpuqueue_redis_mirror.workers import WorkerConnections
 
-from gpuqueue import Discard, Snooze, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, Snooze, Worker, current_job
 
 SEEDS = range(40)
 STEPS = 40

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gpuqueue import backoff
 from gpuqueue.contract.hookspecs import AttemptFailedDetails
 from gpuqueue.decisions.policies.retries import Retries
-from gpuqueue.domain import backoff
 from gpuqueue.domain.errors import CallerFault, RunnerCrashed
 from gpuqueue.domain.verdicts import Discard, Retry, RetryRules
 from gpuqueue.testing.views import BATCH, NOW, lease

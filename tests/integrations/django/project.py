@@ -163,7 +163,7 @@ class Project:
 
     def attempts(self, job: JobHandle) -> list[tuple[str, str]]:
         """Return how a job's attempts ended that did not complete, and who ran each: [(outcome, worker)]."""
-        with self.gq.store.reading() as connection:
+        with self.gq.store.engine.reading() as connection:
             return [(row["outcome"], row["worker"]) for row in queries.timeline(connection, job.id)]
 
     def is_reached(self, name: str) -> bool:

@@ -17,8 +17,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import Client, override_settings
 
-from gpuqueue import State, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import State, Worker, current_job
 from gpuqueue.domain.job import FINISHED
 from gpuqueue.domain.settings import Rate, WindowRule
 from gpuqueue.integrations.django import DjangoQueue, job_of
@@ -641,7 +640,7 @@ def test_a_locked_file_is_shown_and_what_cannot_be_done_is_told(
     boss: Client, gq: DjangoQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = gq.task(name="x", queue="default")(lambda: None).enqueue()
-    monkeypatch.setattr(gq.store.writer, "_timeout_s", 0.05)
+    monkeypatch.setattr(gq.store.engine.writer, "_timeout_s", 0.05)
     other = sqlite3.connect(gq.database, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:

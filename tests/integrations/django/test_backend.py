@@ -209,7 +209,7 @@ def test_a_job_whose_task_is_gone_is_told_so(own_file: DjangoQueue) -> None:
         ("tests.integrations.django.nowhere.add", ImportError),
         (f"{tasks.__name__}.undecorated", SuspiciousOperation),
     ):
-        own_file.store.write(lambda connection, path=path: connection.execute("UPDATE jobs SET task = ?", (path,)))
+        own_file.store.engine.writer.run(lambda connection, path=path: connection.execute("UPDATE jobs SET task = ?", (path,)))
         with pytest.raises(kind):
             tasks.add.get_result(result.id)
 

@@ -116,7 +116,7 @@ def test_arguments_too_large_for_the_row_belong_to_the_transaction_too(shared: D
         tasks.fail.enqueue("y" * 100_000)
         raise Refused
     assert tasks.fail.get_result(kept.id).args == ["x" * 100_000]
-    with shared.store.reading() as reading:
+    with shared.store.engine.reading() as reading:
         assert reading.execute("SELECT count(*) FROM payloads").fetchone() == (1,)
 
 
@@ -212,7 +212,7 @@ def test_a_second_connection_of_gpuqueues_raises_at_once_in_a_transaction(shared
             lambda: shared.enqueue("own"),
             lambda: shared.enqueue_many([("own", {})]),
             lambda: shared.pause("default"),
-            lambda: shared.store.ensure_queue("other"),
+            lambda: shared.store.queues.ensure("other"),
         ):
             with pytest.raises(UsageError, match="Django's connection 'default' is in a transaction") as raised:
                 call()

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreError, StoreUnwritable, UsageError
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.backup import PAGES_AT_ONCE, back_up
-from tests.store.rows import Rows
+from tests.store.rows import Rows, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'
 
@@ -28,23 +28,23 @@ def test_a_copy_is_whole_private_and_one_file(store: Store, rows: Rows, tmp_path
     rows.complete(rows.claim_one())
     target = tmp_path / "copies" / "backup.db"
     target.parent.mkdir()
-    done = back_up(store.path, target, overwrite=False)
+    done = back_up(store.engine.path, target, overwrite=False)
     assert (done.job_count, done.findings, done.size_bytes) == (5, [], target.stat().st_size)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert [file.name for file in target.parent.iterdir()] == ["backup.db"]
-    with store.snapshot() as connection:
+    with store.engine.reading() as connection:
         expected = connection.execute("SELECT * FROM jobs").fetchall()
-    copy = Store(target)
-    with copy.reading() as connection:
+    copy = open_store(target)
+    with copy.engine.reading() as connection:
         assert connection.execute("SELECT * FROM jobs").fetchall() == expected
-    assert copy.get_job(1).arguments == {"text": "x" * 20_000}
+    assert job_of(copy, 1).arguments == {"text": "x" * 20_000}
     copy.close()
 
 
 def test_a_copy_can_be_read_where_nothing_may_be_written(store: Store, rows: Rows, tmp_path: Path) -> None:
     rows.enqueue()
     target = tmp_path / "backup.db"
-    back_up(store.path, target, overwrite=False)
+    back_up(store.engine.path, target, overwrite=False)
     with closing(sqlite3.connect(f"{target.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
         assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
     # The header's versions for reading and writing: 1 is a rollback journal, 2 a write-ahead log, which is a file beside it.
@@ -52,8 +52,8 @@ def test_a_copy_can_be_read_where_nothing_may_be_written(store: Store, rows: Row
 
 
 def test_beside_a_busy_writer_the_copy_ends_and_is_of_one_moment(store: Store, rows: Rows, tmp_path: Path) -> None:
-    while store.path.stat().st_size + store.wal_bytes() < 3 * PAGES_AT_ONCE * 4096:  # several steps of copying
-        store.write(lambda connection: connection.executemany(
+    while store.engine.path.stat().st_size + store.upkeep.log_bytes() < 3 * PAGES_AT_ONCE * 4096:  # several steps of copying
+        store.engine.writer.run(lambda connection: connection.executemany(
             "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "
             "VALUES ('work', 't', 'available', 0, 0, ?)",
             [(LARGE,)] * 100,
@@ -71,7 +71,7 @@ def test_beside_a_busy_writer_the_copy_ends_and_is_of_one_moment(store: Store, r
     producer = threading.Thread(target=produce)
     producer.start()
     assert written.wait(20)
-    done = back_up(store.path, tmp_path / "backup.db", overwrite=False)
+    done = back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
     stop.set()
     producer.join()
     assert done.findings == []
@@ -83,10 +83,10 @@ def test_what_is_there_is_overwritten_only_when_asked(store: Store, rows: Rows, 
     target.write_text("mine")
     target.chmod(0o644)
     with pytest.raises(UsageError, match="--force"):
-        back_up(store.path, target, overwrite=False)
+        back_up(store.engine.path, target, overwrite=False)
     assert target.read_text() == "mine"
     rows.enqueue()
-    assert back_up(store.path, target, overwrite=True).job_count == 1
+    assert back_up(store.engine.path, target, overwrite=True).job_count == 1
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
@@ -94,26 +94,26 @@ def test_what_is_there_is_overwritten_only_when_asked(store: Store, rows: Rows, 
 def test_the_database_itself_and_one_in_use_are_no_target(store: Store, rows: Rows, tmp_path: Path, overwrite: bool) -> None:
     rows.enqueue()
     link = tmp_path / "link.db"
-    os.link(store.path, link)
+    os.link(store.engine.path, link)
     with pytest.raises(UsageError, match="the database itself"):
-        back_up(store.path, link, overwrite=overwrite)
-    other = Store(tmp_path / "other.db")
-    other.ensure_queue("theirs")
+        back_up(store.engine.path, link, overwrite=overwrite)
+    other = open_store(tmp_path / "other.db")
+    other.queues.ensure("theirs")
     with pytest.raises(UsageError, match="--force" if not overwrite else "in use"):
-        back_up(store.path, tmp_path / "other.db", overwrite=overwrite)
+        back_up(store.engine.path, tmp_path / "other.db", overwrite=overwrite)
     other.close()
     (tmp_path / "gone.db-wal").write_bytes(b"left by a crash")
     with pytest.raises(UsageError, match=r"gone\.db-wal"):
-        back_up(store.path, tmp_path / "gone.db", overwrite=overwrite)
+        back_up(store.engine.path, tmp_path / "gone.db", overwrite=overwrite)
 
 
 def test_a_place_where_nothing_can_be_written_is_named(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mkdir -p"):
-        back_up(store.path, tmp_path / "missing" / "backup.db", overwrite=False)
+        back_up(store.engine.path, tmp_path / "missing" / "backup.db", overwrite=False)
     with pytest.raises(UsageError, match="is a folder"):
-        back_up(store.path, tmp_path, overwrite=True)
+        back_up(store.engine.path, tmp_path, overwrite=True)
     with pytest.raises(StoreUnwritable, match="/proc"):
-        back_up(store.path, Path("/proc/backup.db"), overwrite=False)
+        back_up(store.engine.path, Path("/proc/backup.db"), overwrite=False)
 
 
 def test_a_full_disk_leaves_no_half_copy_and_what_was_there(store: Store, rows: Rows, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_no_half_copy_and_what_was_there(store: Store, rows: 
         "except Exception as error: print(type(error).__name__, error)"
     )
     ran = subprocess.run(
-        ["bash", "-c", f'ulimit -f 100; exec "{sys.executable}" -c "$0" "$@"', code, store.path, folder / "backup.db"],
+        ["bash", "-c", f'ulimit -f 100; exec "{sys.executable}" -c "$0" "$@"', code, store.engine.path, folder / "backup.db"],
         capture_output=True,
         text=True,
         check=True,
@@ -144,28 +144,28 @@ def test_a_damaged_database_gives_no_copy(store: Store, rows: Rows, tmp_path: Pa
     for _ in range(30):
         rows.enqueue(arguments=LARGE)
     store.close()
-    pages = store.path.read_bytes()
-    store.path.write_bytes(pages[:40960] + b"\xff" * 8192 + pages[49152:])
+    pages = store.engine.path.read_bytes()
+    store.engine.path.write_bytes(pages[:40960] + b"\xff" * 8192 + pages[49152:])
     with pytest.raises(StoreError, match="gpuqueue db check"):
-        back_up(store.path, tmp_path / "backup.db", overwrite=False)
-    store.path.write_bytes(b"my notes, no database " * 1000)
-    with pytest.raises(NotADatabase, match=str(store.path)):
-        back_up(store.path, tmp_path / "backup.db", overwrite=False)
+        back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
+    store.engine.path.write_bytes(b"my notes, no database " * 1000)
+    with pytest.raises(NotADatabase, match=str(store.engine.path)):
+        back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
     assert not list(tmp_path.glob("*backup*"))
 
 
 def test_contradictions_of_the_database_are_told_and_copied(store: Store, rows: Rows, tmp_path: Path) -> None:
     rows.enqueue()
     rows.complete(rows.claim_one())
-    store.write(lambda connection: connection.execute("UPDATE counters SET count = 5"))
-    done = back_up(store.path, tmp_path / "backup.db", overwrite=False)
+    store.engine.writer.run(lambda connection: connection.execute("UPDATE counters SET count = 5"))
+    done = back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
     assert [finding.check for finding in done.findings] == ["counters"]
     assert (tmp_path / "backup.db").exists()
 
 
 def test_a_file_of_an_older_schema_is_copied_before_it_is_upgraded(store: Store, rows: Rows, tmp_path: Path) -> None:
     rows.enqueue()
-    store.write(lambda connection: connection.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '0001'"))
-    back_up(store.path, tmp_path / "backup.db", overwrite=False)
+    store.engine.writer.run(lambda connection: connection.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '0001'"))
+    back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
     with closing(sqlite3.connect(tmp_path / "backup.db")) as connection:
         assert migrate.version(connection) == "0001"

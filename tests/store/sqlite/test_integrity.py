@@ -28,15 +28,15 @@ def filled(store: Store, rows: Rows) -> Path:
         rows.enqueue(max_attempts=2)
     rows.enqueue(due_s=100)
     leases = rows.claim(limit=5, s=1)
-    store.report([Report(leases[0].job_id, leases[0].lease, "text", [(at(1), "line")], (0.5, "half"))])
+    store.attempts.report([Report(leases[0].job_id, leases[0].lease, "text", [(at(1), "line")], (0.5, "half"))])
     rows.complete(leases[0], LARGE)
     rows.end(leases[1])
     rows.postpone(leases[2])
     rows.complete(leases[3])
     rows.queue("ai", gpu=True)
     rows.placed(rows.enqueue_sized("ai", 1, "m"))
-    store.cancel(rows.enqueue(), now_us=at(2))
-    return store.path
+    store.jobs.cancel(rows.enqueue(), now_us=at(2))
+    return store.engine.path
 
 
 def change(path: Path, statement: str) -> None:

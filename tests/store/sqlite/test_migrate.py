@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from gpuqueue.domain.errors import NewerSchema, NotADatabase, StoreUnwritable
 from gpuqueue.domain.outcomes import Report
-from gpuqueue.store import Store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.tables import metadata
 from tests.store.rows import Rows, at
@@ -44,7 +44,7 @@ def shape(path: Path) -> dict[str, object]:
 
 
 def test_a_new_file_equals_the_tables_as_they_are_described(tmp_path: Path) -> None:
-    Store(tmp_path / "migrated.db").close()
+    open_store(tmp_path / "migrated.db").close()
     connections = create_engine(f"sqlite:///{tmp_path / 'described.db'}")
     metadata.create_all(connections)
     connections.dispose()
@@ -64,7 +64,7 @@ def old_file(path: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the file that a gpuqueue of this schema version would have made."""
     upgrade = command.upgrade
     monkeypatch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, version))
-    Store(path).close()
+    open_store(path).close()
     monkeypatch.undo()
 
 
@@ -83,24 +83,24 @@ def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(tmp_path:
             "INSERT INTO events (at, name) VALUES (0, 'of the old version'); END"
         )
     connection.close()
-    store = Store(path)
+    store = open_store(path)
     rows = Rows(store)
     job = rows.job(1)
     assert (job.arguments, job.progress, job.progress_note) == ({"x": 1}, None, "")
-    store.add_follower("mirror")  # as a worker does when it starts
+    store.followers.add("mirror")  # as a worker does when it starts
     rows.queue("work")
-    rows.store.report([Report(1, rows.claim_one().lease, "", [(at(1), "line")], (0.5, "half"))])
-    told = [event.name for event in store.take_events("mirror")]
+    rows.store.attempts.report([Report(1, rows.claim_one().lease, "", [(at(1), "line")], (0.5, "half"))])
+    told = [event.name for event in store.followers.take("mirror", limit=200)]
     assert told == ["worker_started", "attempt_started", "job_logged", "job_progressed"]
     store.close()
-    Store(tmp_path / "new.db").close()
+    open_store(tmp_path / "new.db").close()
     assert shape(path) == shape(tmp_path / "new.db")
 
 
 def test_opening_a_file_that_is_up_to_date_loads_no_alembic(tmp_path: Path) -> None:
-    Store(tmp_path / "jobs.db").close()
+    open_store(tmp_path / "jobs.db").close()
     code = (
-        "import sys; from pathlib import Path; from gpuqueue.store import Store; Store(Path(sys.argv[1])).close(); "
+        "import sys; from pathlib import Path; from gpuqueue.store import open_store; open_store(Path(sys.argv[1])).close(); "
         "assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "jobs.db")], check=True)
@@ -108,13 +108,13 @@ def test_opening_a_file_that_is_up_to_date_loads_no_alembic(tmp_path: Path) -> N
 
 def test_a_file_of_a_newer_gpuqueue_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    Store(path).close()
+    open_store(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute(f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'")
     connection.close()
     before = shape(path)
     with pytest.raises(NewerSchema, match=r"9999.*pip install --upgrade gpuqueue"):
-        Store(path)
+        open_store(path)
     assert shape(path) == before
 
 
@@ -126,7 +126,7 @@ def test_a_database_with_a_table_of_one_of_our_names_is_refused_and_left_alone(t
         connection.execute(f"INSERT INTO {table} VALUES (7)")
     connection.close()
     with pytest.raises(NotADatabase, match=rf"already has a table `{table}`"):
-        Store(path)
+        open_store(path)
     with sqlite3.connect(path) as connection:
         assert connection.execute(f"SELECT mine FROM {table}").fetchall() == [(7,)]
         assert migrate.table_names(connection) == {table}
@@ -138,7 +138,7 @@ def test_a_database_of_other_tables_is_joined(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE customers (id INTEGER)")
     connection.close()
-    store = Store(path)
+    store = open_store(path)
     assert Rows(store).enqueue() == 1
     store.close()
 
@@ -150,30 +150,30 @@ def test_what_is_not_a_database_is_refused_and_left_alone(tmp_path: Path, conten
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(NotADatabase, match="give another path"):
-        Store(path)
+        open_store(path)
     assert path.read_bytes() == content
 
 
 def test_a_folder_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreUnwritable, match="is a folder"):
-        Store(tmp_path)
+        open_store(tmp_path)
     with pytest.raises(StoreUnwritable, match="mkdir -p"):
-        Store(tmp_path / "missing" / "jobs.db")
+        open_store(tmp_path / "missing" / "jobs.db")
 
 
 @pytest.mark.skipif(hasattr(os, "getuid") and os.getuid() == 0, reason="root may write everywhere")
 def test_a_file_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    Store(path).close()
+    open_store(path).close()
     path.chmod(0o400)
     with pytest.raises(StoreUnwritable, match="for writing"):
-        Store(path)
+        open_store(path)
 
 
 def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        store = Store(tmp_path / "jobs.db")
+        store = open_store(tmp_path / "jobs.db")
         Rows(store).enqueue()
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         store.close()
@@ -184,10 +184,10 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
 
 def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.sqlite.jobs import new_job\n"
+        "import sys; from pathlib import Path; from gpuqueue.store import open_store; from gpuqueue.domain.job import NewJob\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "store = Store(Path(sys.argv[1]))\n"
-        "store.enqueue(new_job('work', 't', '{}', 1, 0)); store.close()"
+        "store = open_store(Path(sys.argv[1]))\n"
+        "store.jobs.enqueue(NewJob('work', 't', '{}', 1, 0)); store.close()"
     )
     for number in range(3):
         command = [sys.executable, "-c", code, str(tmp_path / f"{number}.db")]
@@ -204,7 +204,7 @@ def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
         for process in processes:
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors.decode()
-        store = Store(tmp_path / f"{number}.db")
+        store = open_store(tmp_path / f"{number}.db")
         assert Rows(store).one("SELECT count(*) FROM jobs") == 4
         store.close()
 
@@ -228,7 +228,7 @@ def test_a_process_that_looks_while_another_creates_the_tables_does_not_take_the
             if "sqlite_master" in statement and not self._looked:
                 self._looked = True
                 rows = cursor.fetchall()
-                Store(path).close()
+                open_store(path).close()
                 return iter(rows)  # type: ignore[return-value]
             return cursor
 
@@ -239,6 +239,6 @@ def test_a_process_that_looks_while_another_creates_the_tables_does_not_take_the
     migrate.ensure_schema(made, Slow(connection), path)  # type: ignore[arg-type]
     connection.close()
     made.dispose()
-    store = Store(path)
+    store = open_store(path)
     assert Rows(store).enqueue() == 1
     store.close()

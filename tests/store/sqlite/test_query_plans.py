@@ -12,7 +12,7 @@ import pytest
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.outcomes import Completed, Report
-from gpuqueue.store import Store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import claims, current, following, jobs, outcomes, queries
 from tests.store.rows import Rows, at, capacity_for
 
@@ -51,7 +51,7 @@ STATEMENTS = {
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """A file with jobs in every state, many of them finished, so that a scan would be the wrong plan."""
-    store = Store(tmp_path_factory.mktemp("plans") / "jobs.db")
+    store = open_store(tmp_path_factory.mktemp("plans") / "jobs.db")
     rows = Rows(store)
     rows.queue("ai", gpu=True)
     for number in range(40):
@@ -84,7 +84,7 @@ def assert_good(lines: list[str], statement: str, index: str | None = None) -> N
 
 @pytest.mark.parametrize(("statement", "index"), STATEMENTS.items(), ids=[text[:40] for text in STATEMENTS])
 def test_a_hot_statement_uses_its_index(filled: Rows, statement: str, index: str) -> None:
-    with filled.store.reading() as connection:
+    with filled.store.engine.reading() as connection:
         assert_good(plan(connection, statement), statement, index)
 
 
@@ -124,7 +124,7 @@ class Seen:
 
 def finish_and_claim(rows: Rows) -> None:
     lease = rows.claim_one(s=5)
-    rows.store.finish_and_claim(
+    rows.store.attempts.finish_and_claim(
         [Completed(lease, "1")],
         worker_id="w",
         queues=[rows.queues["work"]],
@@ -136,13 +136,13 @@ def finish_and_claim(rows: Rows) -> None:
 
 def cancel_all(rows: Rows) -> None:
     rows.enqueue("many", s=4)
-    rows.store.cancel_all("many", now_us=at(9))
+    rows.store.jobs.cancel_all("many", now_us=at(9))
 
 
 def retry_failed(rows: Rows) -> None:
     rows.enqueue("failing", s=4)
     rows.end(rows.claim_one("failing", s=5))
-    rows.store.retry_failed("failing", now_us=at(9))
+    rows.store.jobs.retry_failed("failing", now_us=at(9))
 
 
 HOT: dict[str, Callable[[Rows], object]] = {
@@ -150,25 +150,25 @@ HOT: dict[str, Callable[[Rows], object]] = {
     "finish and claim": finish_and_claim,
     "claim for a device": lambda rows: rows.place(rows.enqueue_sized("ai", 1, "m"), s=4),
     "give back": lambda rows: rows.postpone(rows.claim_one(s=7), "released", spent=False, due_s=7, s=7),
-    "release": lambda rows: rows.store.release_device(1, 1),
-    "move what is due": lambda rows: rows.store.move_due(now_us=at(8)),
-    "backend": lambda rows: rows.store.write(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
-    "chunks": lambda rows: rows.store.report([Report(1, 1, "x")]),
-    "cancel": lambda rows: rows.store.cancel(rows.enqueue(s=9), now_us=at(9)),
+    "release": lambda rows: rows.store.attempts.release_device(1, 1),
+    "move what is due": lambda rows: rows.store.jobs.move_due(now_us=at(8)),
+    "backend": lambda rows: rows.store.engine.writer.run(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
+    "chunks": lambda rows: rows.store.attempts.report([Report(1, 1, "x")]),
+    "cancel": lambda rows: rows.store.jobs.cancel(rows.enqueue(s=9), now_us=at(9)),
     "cancel all": cancel_all,
     "retry what failed": retry_failed,
-    "set demands": lambda rows: rows.store.set_demands([(1, Demand(1))], largest_bytes=1),
-    "refuse": lambda rows: rows.store.refuse_waiting("nowhere", message="", now_us=at(9)),
-    "prune": lambda rows: rows.store.prune(State.COMPLETED, before_us=at(5)),
-    "prune events": lambda rows: rows.store.prune_events(before_us=at(5)),
+    "set demands": lambda rows: rows.store.jobs.set_demands([(1, Demand(1))], largest_bytes=1),
+    "refuse": lambda rows: rows.store.jobs.refuse_waiting("nowhere", message="", now_us=at(9)),
+    "prune": lambda rows: rows.store.jobs.prune(State.COMPLETED, before_us=at(5), limit=1000),
+    "prune events": lambda rows: rows.store.followers.prune(before_us=at(5), limit=5000),
     "rescue": lambda rows: rows.rescue("nobody", s=9),
 }
 
 
 @pytest.mark.parametrize("name", HOT)
 def test_what_an_operation_really_runs_scans_and_sorts_nothing(filled: Rows, name: str) -> None:
-    writer = filled.store.writer
-    filled.store.ensure_queue("work")
+    writer = filled.store.engine.writer
+    filled.store.queues.ensure("work")
     real, cursor = writer.connection, writer.cursor
     assert real is not None
     seen = Seen(real)
@@ -183,7 +183,7 @@ def test_what_an_operation_really_runs_scans_and_sorts_nothing(filled: Rows, nam
 
 
 def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) -> None:
-    with filled.store.reading() as connection:
+    with filled.store.engine.reading() as connection:
         seen = Seen(connection)
         queries.next_due_us(seen)  # type: ignore[arg-type]
         queries.stop_requests(seen, "w")  # type: ignore[arg-type]
@@ -209,8 +209,8 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
 
 
 def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
-    store = Store(tmp_path / "jobs.db")
-    with store.reading() as connection:
+    store = open_store(tmp_path / "jobs.db")
+    with store.engine.reading() as connection:
         seen = Seen(connection)
         for state in (State.CANCELLED, State.DISCARDED):
             for place in ({}, {"after": 5}, {"before": 5}):
@@ -222,7 +222,7 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
 
 def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled: Rows) -> None:
     due = [State.RETRYABLE, State.SCHEDULED]
-    with filled.store.reading() as connection:
+    with filled.store.engine.reading() as connection:
         seen = Seen(connection)
         for states in ([State.AVAILABLE], [State.RUNNING], [State.SCHEDULED], [State.RETRYABLE], due, FINISHED):
             for newest_first in (False, True):
@@ -251,7 +251,7 @@ def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled
 def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
     filled: Rows, state: State, index: str, queue: str | None
 ) -> None:
-    with filled.store.reading() as connection:
+    with filled.store.engine.reading() as connection:
         seen = Seen(connection)
         for place in ({}, {"after": 5}, {"before": 5}):
             queries.list_jobs(seen, queue=queue, state=state, limit=9, **place)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from gpuqueue.domain.job import State
 from gpuqueue.store import Store
 from gpuqueue.store.sqlite.integrity import check_file
 from gpuqueue.store.sqlite.vacuum import vacuum
-from tests.store.rows import Rows, at
+from tests.store.rows import Rows, at, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'
 
@@ -21,37 +21,37 @@ def emptied(store: Store, rows: Rows) -> Store:
     """A file with much room that is no longer needed."""
     for _ in range(100):
         rows.enqueue(arguments=LARGE)
-    store.cancel_all("work", now_us=at(1))
+    store.jobs.cancel_all("work", now_us=at(1))
     rows.enqueue(arguments=LARGE)
-    store.prune_all(State.CANCELLED, before_us=at(9))
-    store.checkpoint()
+    store.jobs.prune_all(State.CANCELLED, before_us=at(9))
+    store.upkeep.checkpoint()
     return store
 
 
 def test_the_file_becomes_smaller_and_keeps_its_jobs(emptied: Store, rows: Rows) -> None:
-    before = emptied.path.stat().st_size
-    done = vacuum(emptied.path)
+    before = emptied.engine.path.stat().st_size
+    done = vacuum(emptied.engine.path)
     assert done.finished
     assert done.before_bytes >= before > 2_000_000
-    assert done.after_bytes == emptied.path.stat().st_size < 300_000
+    assert done.after_bytes == emptied.engine.path.stat().st_size < 300_000
     assert emptied.wal_bytes() == 0
-    assert emptied.get_job(101).arguments == {"text": "x" * 20_000}
-    assert check_file(emptied.path) == []
+    assert job_of(emptied, 101).arguments == {"text": "x" * 20_000}
+    assert check_file(emptied.engine.path) == []
     assert rows.enqueue() == 102
 
 
 def test_a_reader_or_a_writer_in_the_way_is_told_and_nothing_is_changed(emptied: Store, rows: Rows) -> None:
-    size = emptied.path.stat().st_size
-    with emptied.snapshot() as connection:
-        connection.execute("SELECT count(*) FROM jobs").fetchone()
+    size = emptied.engine.path.stat().st_size
+    with emptied.snapshot() as reads:
+        reads.counts()
         rows.enqueue()
         with pytest.raises(StoreBusy, match="another connection"):
-            vacuum(emptied.path, patience_s=0.01)
-    assert emptied.path.stat().st_size == size
+            vacuum(emptied.engine.path, patience_s=0.01)
+    assert emptied.engine.path.stat().st_size == size
 
     def while_writing(_connection: sqlite3.Connection) -> None:
         with pytest.raises(StoreBusy, match="another connection"):
-            vacuum(emptied.path, patience_s=0.01)
+            vacuum(emptied.engine.path, patience_s=0.01)
 
-    emptied.write(while_writing)
-    assert vacuum(emptied.path).finished
+    emptied.engine.writer.run(while_writing)
+    assert vacuum(emptied.engine.path).finished

@@ -14,11 +14,11 @@ import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite.connections import explain
 from tests.conftest import fork, forks, wait_until
 from tests.history import FOLLOWER, check, events_of
-from tests.store.rows import Rows
+from tests.store.rows import Rows, job_of
 
 PATIENCE_S = 30.0
 
@@ -41,18 +41,18 @@ class Gathering:
     def __init__(self, store: Store, works: list[Callable[[sqlite3.Connection], object]]) -> None:
         self.statements: list[str] = []
         self.results: list[object] = [None] * len(works)
-        store.ensure_queue("there")
-        connection = store.writer.connection
+        store.queues.ensure("there")
+        connection = store.engine.writer.connection
         assert connection is not None
         threads = [threading.Thread(target=self._run, args=(store, number, work)) for number, work in enumerate(works)]
 
         def first(connection: sqlite3.Connection) -> None:
             for thread in threads:
                 thread.start()
-            until(lambda: len(store.writer._queue) == len(works))
+            until(lambda: len(store.engine.writer._queue) == len(works))
             connection.set_trace_callback(self.statements.append)
 
-        store.write(first)
+        store.engine.writer.run(first)
         for thread in threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
@@ -60,13 +60,13 @@ class Gathering:
 
     def _run(self, store: Store, number: int, work: Callable[[sqlite3.Connection], object]) -> None:
         try:
-            self.results[number] = store.write(work)
+            self.results[number] = store.engine.writer.run(work)
         except BaseException as error:
             self.results[number] = error
 
 
 def names(store: Store) -> set[str]:
-    with store.reading() as connection:
+    with store.engine.reading() as connection:
         return {name for (name,) in connection.execute("SELECT name FROM queues")} - {"there"}
 
 
@@ -99,14 +99,16 @@ def test_a_failing_commit_fails_all_of_them(store: Store) -> None:
         connection.execute("PRAGMA defer_foreign_keys = ON")
         connection.execute("INSERT INTO child VALUES (1)")
 
-    store.write(lambda connection: connection.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
-    store.write(lambda connection: connection.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"))
-    assert store.writer.connection is not None
-    store.writer.connection.execute("PRAGMA foreign_keys = ON")
+    store.engine.writer.run(lambda connection: connection.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+    store.engine.writer.run(
+        lambda connection: connection.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+    )
+    assert store.engine.writer.connection is not None
+    store.engine.writer.connection.execute("PRAGMA foreign_keys = ON")
     results = Gathering(store, [pause_queue("a"), defer, pause_queue("b")]).results
     assert all(isinstance(result, StoreError) for result in results), results
     assert names(store) == set()
-    assert store.write(pause_queue("after")) == "after"
+    assert store.engine.writer.run(pause_queue("after")) == "after"
 
 
 def test_an_interrupt_hits_only_the_thread_that_writes_and_those_who_wait_are_told(store: Store) -> None:
@@ -115,7 +117,7 @@ def test_an_interrupt_hits_only_the_thread_that_writes_and_those_who_wait_are_to
 
     def wait_behind() -> None:
         try:
-            results.append(store.write(pause_queue("behind")))
+            results.append(store.engine.writer.run(pause_queue("behind")))
         except StoreError as error:
             results.append(error)
 
@@ -123,26 +125,26 @@ def test_an_interrupt_hits_only_the_thread_that_writes_and_those_who_wait_are_to
         pause_queue("interrupted")(connection)
         waiting.append(threading.Thread(target=wait_behind))
         waiting[0].start()
-        until(lambda: store.writer._queue)
+        until(lambda: store.engine.writer._queue)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.write(interrupted)
+        store.engine.writer.run(interrupted)
     waiting[0].join(PATIENCE_S)
     assert results == ["behind"]
     assert names(store) == {"behind"}
 
 
 def test_a_locked_file_is_busy_and_nothing_is_changed(tmp_path: Path) -> None:
-    store = Store(tmp_path / "jobs.db", write_timeout_s=0.05)
+    store = open_store(tmp_path / "jobs.db", write_timeout_s=0.05)
     rows = Rows(store)
-    other = sqlite3.connect(store.path, isolation_level=None)
+    other = sqlite3.connect(store.engine.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     rows.queues["work"] = QueueSettings("work")
     with pytest.raises(StoreBusy, match="nothing was changed, try again"):
         rows.enqueue()
     with pytest.raises(StoreBusy, match="nothing was changed, try again"):
-        store.enqueue_many([])
+        store.jobs.enqueue_many([])
     other.execute("COMMIT")
     other.close()
     assert rows.one("SELECT count(*) FROM jobs") == 0
@@ -152,7 +154,7 @@ def test_a_locked_file_is_busy_and_nothing_is_changed(tmp_path: Path) -> None:
 
 def test_a_wait_for_the_lock_ends_when_it_is_free(store: Store, rows: Rows) -> None:
     rows.queue("work")
-    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    other = sqlite3.connect(store.engine.path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(rows.enqueue()))
@@ -166,34 +168,34 @@ def test_a_wait_for_the_lock_ends_when_it_is_free(store: Store, rows: Rows) -> N
 
 def test_readers_see_the_last_commit_while_another_writes(store: Store, rows: Rows) -> None:
     job_id = rows.enqueue()
-    other = sqlite3.connect(store.path, isolation_level=None)
+    other = sqlite3.connect(store.engine.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     other.execute("UPDATE jobs SET task = 'changed'")
-    assert store.get_job(job_id).task == "app.task"
+    assert job_of(store, job_id).task == "app.task"
     other.execute("COMMIT")
     other.close()
-    assert store.get_job(job_id).task == "changed"
+    assert job_of(store, job_id).task == "changed"
 
 
 def test_a_snapshot_belongs_to_one_moment(store: Store, rows: Rows) -> None:
     rows.enqueue()
-    with store.snapshot() as connection:
-        first = connection.execute("SELECT count(*) FROM jobs").fetchone()
+    with store.snapshot() as reads:
+        first = reads.counts()
         rows.enqueue()
-        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == first
+        assert reads.counts() == first
     assert rows.one("SELECT count(*) FROM jobs") == 2
 
 
 def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows) -> None:
     rows.queue("work")
-    store.add_follower(FOLLOWER)
+    store.followers.add(FOLLOWER)
     code = (
-        "import sys; from pathlib import Path; from gpuqueue.store import Store; from gpuqueue.store.sqlite.jobs import new_job\n"
-        "store = Store(Path(sys.argv[1]), write_timeout_s=60)\n"
-        "for _ in range(100): store.enqueue(new_job('work', 't', '{}', 1, 0))\n"
+        "import sys; from pathlib import Path; from gpuqueue.store import open_store; from gpuqueue.domain.job import NewJob\n"
+        "store = open_store(Path(sys.argv[1]), write_timeout_s=60)\n"
+        "for _ in range(100): store.jobs.enqueue(NewJob('work', 't', '{}', 1, 0))\n"
         "store.close()"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(store.path)]) for _ in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(store.engine.path)]) for _ in range(2)]
     threads = [threading.Thread(target=lambda: [rows.enqueue() for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -202,21 +204,21 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     assert [process.wait(PATIENCE_S * 2) for process in processes] == [0, 0]
     assert rows.one("SELECT count(*) FROM jobs") == 400
     assert rows.one("SELECT max(id) FROM jobs") == 400
-    with store.snapshot() as connection:
+    with store.engine.reading() as connection:
         check(events_of(connection), connection, unfinished=range(1, 401))
 
 
 @forks
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, rows: Rows) -> None:
-    store.add_follower(FOLLOWER)
+    store.followers.add(FOLLOWER)
     mine = rows.enqueue()
     pid = fork()
     if pid == 0:
         code = 1
         try:
-            assert store.get_job(mine).task == "app.task"
-            assert store.writer.connection is None
+            assert job_of(store, mine).task == "app.task"
+            assert store.engine.writer.connection is None
             for _ in range(20):
                 rows.enqueue()
             code = 0
@@ -227,11 +229,11 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert rows.one("SELECT count(*) FROM jobs") == 41
     assert rows.one("PRAGMA integrity_check") == "ok"
-    other = Store(store.path)
+    other = open_store(store.engine.path)
     other.close()
     assert rows.enqueue() == 42
     assert rows.one("SELECT count(*) FROM jobs") == 42
-    with store.snapshot() as connection:
+    with store.engine.reading() as connection:
         check(events_of(connection), connection, unfinished=range(1, 43))
 
 
@@ -265,7 +267,7 @@ def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows)
     read_to_its_end: list[bool] = []
 
     def read(inside: threading.Event, may_end: threading.Event) -> None:
-        with store.reading():
+        with store.engine.reading():
             inside.set()
             assert may_end.wait(PATIENCE_S)
             read_to_its_end.append(True)
@@ -275,15 +277,15 @@ def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows)
         code = 1
         try:
             assert read_to_its_end
-            assert store.get_job(mine).task == "app.task"
-            assert store.data_version() > 0
+            assert job_of(store, mine).task == "app.task"
+            assert store.changed() > 0
             code = 0
         finally:
             os._exit(code)
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert store.get_job(mine).task == "app.task"
-    assert store.data_version() > 0
+    assert job_of(store, mine).task == "app.task"
+    assert store.changed() > 0
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_an_error_of_sqlite_says_what_to_do(code: int, kind: type[StoreError], h
 
 def test_a_full_disk_is_told_and_nothing_is_stored(store: Store, rows: Rows) -> None:
     rows.enqueue()
-    connection = store.writer.connection
+    connection = store.engine.writer.connection
     assert connection is not None
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -327,7 +329,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child
             inside.set()
             assert may_end.wait(PATIENCE_S)
 
-        store.write(work)
+        store.engine.writer.run(work)
 
     pid, thread = fork_beside(write)
     if pid == 0:

@@ -13,7 +13,6 @@ from gpuqueue.domain.timeline import progress, timeline_of
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import NOTHING, Moment, Text, as_json, held, next_step
-from gpuqueue.store.sqlite import queries
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -29,12 +28,12 @@ def job_page(gq: DjangoQueue, name: str, *, whole: bool) -> dict[str, Any]:
     job_id = int(name) if name.isascii() and name.isdecimal() and len(name) < 19 else 0
     if not job_id:
         raise UnknownJob(job_id)
-    with gq.store.snapshot() as connection:
-        job = queries.get_job(connection, job_id)
-        ending = queries.get_ending(connection, job_id)
-        chunks = queries.chunks_after(connection, job_id, 0)
-        attempts = queries.timeline(connection, job_id)
-        lines = queries.logs_after(connection, job_id, 0)
+    with gq.store.snapshot() as reads:
+        job = reads.job(job_id)
+        ending = reads.status(job_id)
+        chunks = reads.chunks(job_id, 0)
+        attempts = reads.timeline(job_id)
+        lines = reads.logs(job_id, 0)
     now, key_of = gq.now(), keys_of(gq.alias)
     explanation = gq.explain(job_id)
     latest = max((lease for _, lease, _ in chunks), default=0)

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gpuqueue.contract.engine import LOOKED_AT
 from gpuqueue.domain.errors import UnknownJob, UnknownQueue, UsageError
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.timeline import progress
 from gpuqueue.domain.units import format_duration
 from gpuqueue.integrations.django.pages.sources import keys_of
 from gpuqueue.integrations.django.pages.wording import Moment, Text
-from gpuqueue.store.sqlite import queries, search
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -58,7 +58,7 @@ def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str, 
         "newer": newer,
         "older": older,
         "looked_far": page.looked_far,
-        "looked_at": search.LOOKED_AT,
+        "looked_at": LOOKED_AT,
         "known_queues": [(name, found.get(state, 0) if state else sum(found.values())) for name, found in counts.items()],
         "known_states": [
             (str(one), sum(found.get(one, 0) for name, found in counts.items() if queue in ("", name))) for one in State
@@ -68,11 +68,11 @@ def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str, 
 
 def _page(gq: DjangoQueue, queue: str, state: str, text: str, after: int | None, before: int | None) -> Page:
     wanted: dict[str, Any] = {"queue": queue or None, "state": State(state) if state else None, "after": after, "before": before}
-    with gq.store.snapshot() as connection:
+    with gq.store.snapshot() as reads:
         if text:
-            found = search.by_task(connection, text, limit=PER_PAGE, **wanted)
+            found = reads.find_by_task(text, limit=PER_PAGE, **wanted)
             return Page(found.jobs, found.looked_to, found.looked_to is not None and len(found.jobs) < PER_PAGE)
-        jobs = queries.list_jobs(connection, limit=PER_PAGE + 1, **wanted)
+        jobs = reads.jobs(limit=PER_PAGE + 1, **wanted)
     if len(jobs) <= PER_PAGE:
         return Page(jobs)
     return Page(jobs[:-1], jobs[-2].id) if before is None else Page(jobs[1:], jobs[1].id)

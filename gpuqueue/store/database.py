@@ -1,0 +1,22 @@
+"""Owns what is done to a queue's database as a whole, whether or not a store has it open: look, check, back up, shrink."""
+
+from gpuqueue.store.sqlite.backup import BackedUp, back_up
+from gpuqueue.store.sqlite.connections import LIBRARY_VERSION, MINIMUM_SQLITE
+from gpuqueue.store.sqlite.engine import as_it_is
+from gpuqueue.store.sqlite.integrity import check_file
+from gpuqueue.store.sqlite.migrate import HEAD, known_versions, schema_version
+from gpuqueue.store.sqlite.vacuum import Vacuumed, vacuum
+
+__all__ = [
+    "HEAD",
+    "LIBRARY_VERSION",
+    "MINIMUM_SQLITE",
+    "BackedUp",
+    "Vacuumed",
+    "as_it_is",
+    "back_up",
+    "check_file",
+    "known_versions",
+    "schema_version",
+    "vacuum",
+]

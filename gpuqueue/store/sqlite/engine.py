@@ -1,0 +1,268 @@
+"""The SQLite engine: the contract's roles, each a list of which function is which transaction."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from gpuqueue.domain.job import NewJob
+from gpuqueue.store.sqlite import (
+    backends,
+    claims,
+    connections,
+    enqueueing,
+    estimates,
+    events,
+    jobs,
+    migrate,
+    outcomes,
+    queues,
+    services,
+    workers,
+)
+from gpuqueue.store.sqlite.readers import Readers
+from gpuqueue.store.sqlite.reads import SQLiteReads
+from gpuqueue.store.sqlite.rows import INLINE_BYTES
+from gpuqueue.store.sqlite.writer import Writer
+
+CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+class SQLite:
+    """A queue's database file, opened; created and upgraded when needed.
+
+    `patient` is for workers: they leave the write lock to producers.
+    Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
+    """
+
+    def __init__(self, path: Path, *, synchronous: str, patient: bool, write_timeout_s: float, now_us: Callable[[], int]) -> None:
+        self.path = path
+        self.name = str(path)
+        self.now_us = now_us
+        self._engine = connections.create(path, synchronous=synchronous)
+        self._patient = patient
+        self._write_timeout_s = write_timeout_s
+        self.jobs = _Jobs(self)
+        self.attempts = _Attempts(self)
+        self.queues = _Queues(self)
+        self.workers = _Workers(self)
+        self.backends = _Backends(self)
+        self.services = _Services(self)
+        self.followers = _Followers(self)
+        self.estimates = _Estimates(self)
+        self.upkeep = _Upkeep(self)
+        self._inherited: list[object] = []
+        self._begin()
+        try:
+            with self.reading() as connection:
+                migrate.ensure_schema(self._engine, connection, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
+        self._readers = Readers(lambda: connections.connect(self._engine))
+        self._version_reader: sqlite3.Connection | None = None
+        self._version_lock = threading.Lock()
+        self._resuming: list[Callable[[], None]] = []  # what ends `quiesce`
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        connection = connections.connect(self._engine)
+        # A worker checkpoints in the background instead.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {0 if self._patient else CHECKPOINT_PAGES}")
+        return connection
+
+    def close(self) -> None:
+        self.writer.close()
+        self._readers.close()
+        with self._version_lock:
+            if self._version_reader is not None:
+                self._version_reader.close()
+                self._version_reader = None
+        self._engine.dispose()
+
+    def begin_in_child(self) -> None:
+        # The parent's connections are kept: closing them here would drop the parent's file locks.
+        self._inherited.append((self.writer, self._readers, self._version_reader))
+        self._begin()
+
+    def quiesce(self, timeout_s: float) -> None:
+        give_up_s = time.monotonic() + timeout_s
+        if self.writer.quiesce(timeout_s):
+            self._resuming.append(self.writer.resume)
+        self._resuming.append(self._readers.resume)
+        self._readers.quiesce(max(0.0, give_up_s - time.monotonic()))
+        if self._version_lock.acquire(timeout=max(0.0, give_up_s - time.monotonic())):
+            self._resuming.append(self._version_lock.release)
+
+    def resume(self) -> None:
+        while self._resuming:
+            self._resuming.pop()()
+
+    def identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection for reading outside any transaction."""
+        with connections.explained(self.path), self._readers.lend() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[SQLiteReads]:
+        with connections.explained(self.path), self._readers.lend() as connection:
+            connection.execute("BEGIN")
+            yield SQLiteReads(connection)
+
+    def changed(self) -> int:
+        with connections.explained(self.path), self._version_lock:
+            if self._version_reader is None:
+                self._version_reader = connections.connect(self._engine)
+            version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
+            return version
+
+
+@contextmanager
+def as_it_is(path: Path, *, patience_s: float) -> Iterator[SQLiteReads]:
+    """Read a file that is there, whatever its schema, without creating, upgrading or changing it. Raises: StoreError."""
+    with connections.read_only(path, patience_s=patience_s) as connection:
+        connection.execute("BEGIN")
+        yield SQLiteReads(connection)
+
+
+class _Role:
+    def __init__(self, engine: SQLite) -> None:
+        self._engine = engine
+
+
+def _transaction(
+    work: Callable[Concatenate[sqlite3.Connection, Parameters], Returned],
+) -> Callable[Concatenate[_Role, Parameters], Returned]:
+    """Make a method that runs this function in one write transaction."""
+
+    def run(self: _Role, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        return self._engine.writer.run(work, *args, **kwargs)
+
+    return run
+
+
+class _Jobs(_Role):
+    def enqueue(self, job: NewJob, /) -> int:
+        if len(job.arguments) > INLINE_BYTES:
+            return self.enqueue_many((job,))[0]
+        return self._engine.writer.insert(*enqueueing.worded(job))
+
+    enqueue_many = _transaction(enqueueing.insert_jobs)
+    cancel = _transaction(jobs.cancel)
+    cancel_several = _transaction(jobs.cancel_several)
+    retry = _transaction(jobs.retry)
+    retry_discarded = _transaction(jobs.retry_discarded)
+    move_due = _transaction(jobs.move_due)
+    refuse_waiting = _transaction(jobs.refuse_waiting)
+    refuse_one = _transaction(jobs.refuse_one)
+    set_demands = _transaction(jobs.set_demands)
+    forget_demand = _transaction(jobs.forget_demand)
+    forget_demands_of = _transaction(jobs.forget_demands_of)
+    prune = _transaction(jobs.prune)
+
+
+class _Attempts(_Role):
+    finish_and_claim = _transaction(claims.finish_and_claim)
+    finish = _transaction(outcomes.finish)
+    claim_placed = _transaction(claims.claim_placed)
+    claim_job = _transaction(claims.claim_job)
+    request_preemption = _transaction(outcomes.request_preemption)
+    release_device = _transaction(outcomes.release_device)
+    report = _transaction(outcomes.report)
+    rescue = _transaction(outcomes.rescue)
+
+
+class _Queues(_Role):
+    ensure = _transaction(jobs.ensure_queue)
+    pause = _transaction(queues.pause)
+    resume = _transaction(queues.resume)
+    note_holds = _transaction(queues.note_holds)
+
+
+class _Workers(_Role):
+    accept_configuration = _transaction(workers.accept_configuration)
+    register = _transaction(workers.register)
+    extend = _transaction(workers.extend)
+    unregister = _transaction(workers.unregister)
+    publish_holds = _transaction(workers.publish_holds)
+
+
+class _Backends(_Role):
+    lost = _transaction(backends.lost)
+    answered = _transaction(backends.answered)
+    note_models = _transaction(backends.note_models)
+    publish_reading = _transaction(backends.publish_reading)
+
+
+class _Services(_Role):
+    def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
+        with self._engine.reading() as connection:  # every worker asks every second: most need no write lock
+            if services.is_held(connection, name, by_other_than=worker_id, now_us=now_us):
+                return None
+        return self._take(name, worker_id, expires_at_us=expires_at_us, now_us=now_us)
+
+    _take = _transaction(services.take)
+    extend = _transaction(services.extend)
+    release = _transaction(services.release)
+    note = _transaction(services.note)
+
+
+class _Followers(_Role):
+    add = _transaction(events.add_follower)
+    remove = _transaction(events.remove_follower)
+    take = _transaction(events.take)
+    advance = _transaction(events.advance)
+    prune = _transaction(events.prune)
+
+
+class _Estimates(_Role):
+    learn = _transaction(estimates.learn)
+
+
+class _Upkeep(_Role):
+    def try_write(self) -> None:
+        self._engine.writer.run(_nothing)
+
+    def checkpoint(self) -> None:
+        with self._engine.reading() as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def log_bytes(self) -> int:
+        try:
+            return os.stat(f"{self._engine.path}-wal").st_size
+        except OSError:
+            return 0
+
+    def empty(self) -> None:
+        self._engine.writer.run(_empty)
+
+
+def _nothing(_connection: sqlite3.Connection) -> None: ...
+
+
+def _empty(connection: sqlite3.Connection) -> None:
+    from gpuqueue.store.tables import metadata
+
+    for table in metadata.sorted_tables:
+        if table.name != "queues":  # whose rows a queue object knows to be there
+            connection.execute(f"DELETE FROM {table.name}")
+    names = [column.name for column in metadata.tables["queues"].columns if column.name != "name"]
+    connection.execute(f"UPDATE queues SET {', '.join(f'{name} = NULL' for name in names)}")

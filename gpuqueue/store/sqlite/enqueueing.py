@@ -1,0 +1,93 @@
+"""Owns all that an enqueue writes, over a cursor that is handed: the writer's own, or that of a caller's transaction.
+
+An event for it is written by a trigger, while somebody follows the events.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpuqueue.contract.engine import Statements
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.job import NewJob
+from gpuqueue.store.sqlite import migrate
+from gpuqueue.store.sqlite.jobs import ensure_queue
+from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD
+
+_COLUMNS = (
+    "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",
+    "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
+)  # fmt: skip
+INSERT_JOB = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
+INSERT_PLAIN_JOB = (
+    "INSERT INTO jobs (queue, task, arguments, enqueued_at, scheduled_at, priority, max_attempts, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
+)
+_PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
+_NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[_PLAIN:])
+
+
+def worded(job: NewJob) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that inserts a job's row, and its values; arguments that are too large for the row are left out."""
+    arguments, now_us, scheduled_at_us = job[2:5]
+    is_inline = len(arguments) <= INLINE_BYTES
+    if is_inline and scheduled_at_us <= now_us and job[_PLAIN:] == _NOTHING_SPECIAL:
+        return INSERT_PLAIN_JOB, job[:_PLAIN]
+    return INSERT_JOB, (
+        job.queue,
+        job.task,
+        "available" if scheduled_at_us <= now_us else "scheduled",
+        job.priority,
+        now_us,
+        scheduled_at_us,
+        job.expires_at_us,
+        job.max_attempts,
+        job.timeout_s,
+        arguments if is_inline else None,
+        json.dumps(job.tags) if job.tags else None,
+        job.wanted_bytes,
+        job.wanted_device,
+        json.dumps(job.fallback) if job.fallback else None,
+    )
+
+
+def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
+    """Store jobs, and rows for those of the queues that have none; returns the jobs' ids in order."""
+    for queue in queues:
+        ensure_queue(cursor, queue)
+    return [_insert(cursor, job) for job in jobs]
+
+
+def _insert(cursor: Statements, job: NewJob) -> int:
+    job_id = int(cursor.execute(*worded(job)).lastrowid or 0)
+    if len(job.arguments) > INLINE_BYTES:
+        cursor.execute(PUT_PAYLOAD, (job_id, "arguments", job.arguments))
+    return job_id
+
+
+def expect_own(cursor: Statements, dialect: str, database: Path, *, upgrade: str) -> None:
+    """See that a caller's connection is one to the queue's own file, with a queue of this schema in it; `upgrade` makes one.
+
+    Raises: UsageError.
+    """
+    if dialect != "sqlite":
+        raise UsageError(f"the connection speaks to {dialect}, and this queue lives in {database}")
+    file = next(row[2] for row in cursor.execute("PRAGMA database_list") if row[1] == "main")
+    if not file or not os.path.exists(database) or not os.path.samefile(file, database):
+        raise UsageError(
+            f"the connection's database is {file or 'in memory'}, and this queue lives in {database}: a job belongs to a "
+            "transaction only when both are one file"
+        )
+    if migrate.VERSION_TABLE not in {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}:
+        raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {upgrade}")
+    version = cursor.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
+    if version != migrate.HEAD:
+        raise UsageError(
+            f"the queue in {database} has schema {version}, and {migrate.HEAD} is needed; upgrade it before the transaction "
+            f"begins: {upgrade}"
+        )

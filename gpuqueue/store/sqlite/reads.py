@@ -1,0 +1,66 @@
+"""Owns the list of all reads: which function answers which of them; holds no statement itself."""
+
+from __future__ import annotations
+
+from gpuqueue.contract.engine import Statements
+from gpuqueue.store.sqlite import claims, current, estimates, events, following, outcomes, queries, search, services
+
+
+class SQLiteReads:
+    """Reads over one connection. It stands in for the connection itself: the functions below are its methods."""
+
+    __slots__ = ("execute",)
+
+    def __init__(self, connection: Statements) -> None:
+        self.execute = connection.execute
+
+    # jobs
+    job = queries.get_job
+    jobs = queries.list_jobs
+    headlines = queries.headlines
+    find_by_task = search.by_task
+    status = queries.get_status
+    timeline = queries.timeline
+    chunks = queries.chunks_after
+    logs = queries.logs_after
+    partial_output = queries.partial_output
+    counts = queries.counts
+    newest_enqueued_us = queries.newest_enqueued_us
+    # what waits and runs
+    has_available = claims.has_available
+    queue_load = queries.queue_load
+    demand_classes = claims.demand_classes
+    work_ahead = queries.work_ahead
+    first_waiting = current.first_waiting
+    last_waiting = queries.last_waiting
+    next_due = current.next_due
+    next_due_us = queries.next_due_us
+    running_jobs = queries.running_jobs
+    running_attempts = current.running_attempts
+    stop_requests = queries.stop_requests
+    unsized = claims.unsized
+    candidates = claims.candidates
+    discarded_ids = queries.discarded_ids
+    unfinished_ids = queries.unfinished_ids
+    prunable_count = queries.prunable_count
+    # queues, workers, devices, backends
+    queue_names = queries.queue_names
+    pauses = queries.pauses
+    noted_reasons = queries.noted_reasons
+    rate_levels = queries.rate_levels
+    configuration = queries.configuration
+    workers = queries.worker_rows
+    abandoned_workers = outcomes.abandoned_by
+    reservations = outcomes.reservations
+    sightings = queries.device_sightings
+    backends = queries.backends
+    estimates = estimates.read
+    services = services.services
+    # for programs that follow the queue
+    events = events.after
+    follower_position = following.follower_position
+    followers = following.followers
+    last_event_id = following.last_event_id
+    entries = following.entries
+    finished_by_minute = following.finished_by_minute
+    records = following.records
