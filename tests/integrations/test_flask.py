@@ -294,7 +294,7 @@ def told(queue, make_app):
 
     @queue.task(name="speak")
     def speak() -> str:
-        from gpuqueue.contract import current_job
+        from gpuqueue import current_job
 
         current_job().emit("well")
         return "done"

@@ -16,7 +16,7 @@ def made(tmp_path):
 
     @queue.task(name="where", queue="mail")
     def where(greeting: str) -> str:
-        from gpuqueue.contract import current_job
+        from gpuqueue import current_job
 
         current_job().emit("on the way")
         return f"{greeting} from {current_app.name}"

@@ -9,8 +9,7 @@ from contextlib import closing, suppress
 
 import pytest
 
-from gpuqueue import GPUQueue, State
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, State, current_job
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.integrations import sse

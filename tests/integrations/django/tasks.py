@@ -9,8 +9,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from gpuqueue import Discard, Retry, Snooze
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, Retry, Snooze, current_job
 from gpuqueue.domain import backoff
 from gpuqueue.integrations.django import task
 

@@ -17,8 +17,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import Client, override_settings
 
-from gpuqueue import State, Worker
-from gpuqueue.contract import current_job
+from gpuqueue import State, Worker, current_job
 from gpuqueue.domain.job import FINISHED
 from gpuqueue.domain.settings import Rate, WindowRule
 from gpuqueue.integrations.django import DjangoQueue, job_of
