@@ -102,7 +102,7 @@ class Backend(BaseTaskBackend):
             with gq.rows() as connection:
                 job = queries.get_job(connection, named[0])
                 if to_us(job.enqueued_at) == named[1]:
-                    return results.result_of(gq, connection, job)
+                    return results.result_of(connection, job, self.alias)
         except UnknownJob:
             pass
         raise TaskResultDoesNotExist(result_id)

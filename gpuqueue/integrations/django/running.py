@@ -99,7 +99,7 @@ class _Attempt:
         self._gq = gq
         self._context: AttemptContext = current_job()._context
         with gq.rows() as connection:
-            self.result = result_of(gq, connection, queries.get_job(connection, self._lease.job_id))
+            self.result = result_of(connection, queries.get_job(connection, self._lease.job_id), gq.alias)
         self.task = self.result.task
         self.sender = type(self.task.get_backend())
         context = [TaskContext(task_result=self.result)] if self.task.takes_context else []
