@@ -87,9 +87,7 @@ class InProcessWorker:
             if self._thread is None or not self._thread.is_alive() or self._stopping.is_set():
                 _started[self._gq.database] = self
                 self._stopping = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stopping,), name="gpuqueue-in-process", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="gpuqueue-in-process", daemon=True)
                 self._thread.start()
         return None
 
