@@ -9,8 +9,8 @@ from gpuqueue.domain.errors import UnknownJob, did_you_mean
 from gpuqueue.domain.units import to_us
 from gpuqueue.integrations.django import queues, results
 from gpuqueue.integrations.django.arguments import stored_arguments
-from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, asked_of, check_options, declared
+from gpuqueue.integrations.django.installed import check_installed
 from gpuqueue.integrations.django.queues import DjangoQueue, TemporaryQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,

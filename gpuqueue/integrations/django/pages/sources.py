@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from django.core.exceptions import ImproperlyConfigured
 
 from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError
-from gpuqueue.integrations.django.checks import INSTALL, NO_TASKS, has_tasks
+from gpuqueue.integrations.django.installed import INSTALL, NO_TASKS, has_tasks
 from gpuqueue.store.sqlite.connections import explained
 from gpuqueue.store.sqlite.migrate import version
 
