@@ -25,7 +25,7 @@ def check(app_configs: Sequence[Any] | None = None, **_: Any) -> list[checks.Che
 
 
 def _messages() -> Iterator[checks.CheckMessage]:
-    from gpuqueue.integrations.django.queues import backends
+    from gpuqueue.integrations.django.lookup import backends
 
     for backend in backends():
         try:

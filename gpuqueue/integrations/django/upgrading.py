@@ -16,7 +16,7 @@ def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: An
 
     It comes for each database, and after a flush too: what is new already is left alone. Raises: StoreError.
     """
-    from gpuqueue.integrations.django.queues import queues
+    from gpuqueue.integrations.django.lookup import queues
 
     for gq in queues():
         if (gq.database_alias or DEFAULT_DB_ALIAS) != using:

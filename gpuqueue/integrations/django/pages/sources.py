@@ -32,7 +32,7 @@ def aliases() -> list[str]:
     """
     if not has_tasks():
         raise ImproperlyConfigured(f"{NO_TASKS} {INSTALL}")
-    from gpuqueue.integrations.django.queues import backends
+    from gpuqueue.integrations.django.lookup import backends
     from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
     files: dict[Any, str] = {}
@@ -51,7 +51,7 @@ def aliases() -> list[str]:
 def opened(alias: str) -> DjangoQueue:
     """Return the queue object of an entry of TASKS whose file is there. Raises: one of TROUBLES."""
     known = aliases()
-    from gpuqueue.integrations.django.queues import queue
+    from gpuqueue.integrations.django.lookup import queue
 
     if alias not in known:
         raise UsageError(f"no entry {alias!r} of TASKS has a queue to show. Those that have: {', '.join(known)}")
