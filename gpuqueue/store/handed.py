@@ -1,6 +1,7 @@
-"""Owns what is done over a connection that is handed: jobs inside a caller's transaction, and reads inside Django's."""
+"""Owns what is done over a connection that is handed: jobs inside a caller's transaction, reads inside Django's, and whose it is."""
 
 from gpuqueue.store.sqlite.enqueueing import expect_own, insert_jobs
 from gpuqueue.store.sqlite.reads import SQLiteReads as reads_over
+from gpuqueue.store.sqlite.write_lock import holders
 
-__all__ = ["expect_own", "insert_jobs", "reads_over"]
+__all__ = ["expect_own", "holders", "insert_jobs", "reads_over"]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gpuqueue.integrations.django.backend import Backend
     from gpuqueue.integrations.django.eager import EagerBackend
     from gpuqueue.integrations.django.gpu_task import GPUTask, task
-    from gpuqueue.integrations.django.queues import DjangoQueue, job_of, queue
+    from gpuqueue.integrations.django.lookup import job_of, queue
+    from gpuqueue.integrations.django.queues import DjangoQueue
     from gpuqueue.integrations.django.streaming import sse_response
 
 __all__ = ["Backend", "DjangoQueue", "EagerBackend", "GPUTask", "job_of", "queue", "sse_response", "task"]
@@ -32,8 +33,8 @@ if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every 
         "DjangoQueue": "queues",
         "EagerBackend": "eager",
         "GPUTask": "gpu_task",
-        "job_of": "queues",
-        "queue": "queues",
+        "job_of": "lookup",
+        "queue": "lookup",
         "sse_response": "streaming",
         "task": "gpu_task",
     }

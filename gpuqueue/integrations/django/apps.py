@@ -17,10 +17,11 @@ class GPUQueueConfig(AppConfig):
 
     def ready(self) -> None:
         from gpuqueue.integrations.django import checks, holding
+        from gpuqueue.integrations.django.installed import has_tasks
 
         holding.watch()
         register(checks.check)
-        if checks.has_tasks():
+        if has_tasks():
             from gpuqueue.integrations.django import temporary
             from gpuqueue.integrations.django.upgrading import after_migrate
 

@@ -7,10 +7,10 @@ from typing import Any
 from gpuqueue.client.options import merged, read_options
 from gpuqueue.domain.errors import UnknownJob, did_you_mean
 from gpuqueue.domain.units import to_us
-from gpuqueue.integrations.django import queues, results
+from gpuqueue.integrations.django import entries, results
 from gpuqueue.integrations.django.arguments import stored_arguments
-from gpuqueue.integrations.django.checks import check_installed
 from gpuqueue.integrations.django.gpu_task import GPUTask, asked_of, check_options, declared
+from gpuqueue.integrations.django.installed import check_installed
 from gpuqueue.integrations.django.queues import DjangoQueue, TemporaryQueue
 from gpuqueue.integrations.django.tasks_api import (
     BaseTaskBackend,
@@ -48,7 +48,7 @@ class Backend(BaseTaskBackend):
     @property
     def gq(self) -> DjangoQueue:
         """The queue object, which all threads share."""
-        return queues.queue_of(self.alias, self.options, self._names, self.queue_class)
+        return entries.queue_of(self.alias, self.options, self._names, self.queue_class)
 
     def check(self, **kwargs: Any) -> Any:
         """Check the settings; most of it is the app's to do, once for all backends."""
@@ -101,7 +101,7 @@ class Backend(BaseTaskBackend):
             with gq.rows() as reads:
                 job = reads.job(named[0])
                 if to_us(job.enqueued_at) == named[1]:
-                    return results.result_of(gq, reads, job)
+                    return results.result_of(reads, job, self.alias)
         except UnknownJob:
             pass
         raise TaskResultDoesNotExist(result_id)

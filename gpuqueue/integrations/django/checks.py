@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import django
-from django.apps import apps
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from gpuqueue.domain.errors import GPUQueueError
+from gpuqueue.integrations.django.installed import INSTALL, NO_TASKS, has_tasks
 
 ENGINE = "gpuqueue.integrations.django.sqlite3"
 LEAST_TIMEOUT_S = 5.0
-NO_TASKS = f"Django {django.get_version()} has no tasks, and the backport is not installed."
-INSTALL = "pip install django-tasks, and add 'django_tasks' to INSTALLED_APPS."
-
-
-def has_tasks() -> bool:
-    """Say whether there are tasks, without importing the backport, which reads the settings."""
-    return django.VERSION >= (6, 0) or importlib.util.find_spec("django_tasks") is not None
 
 
 def check(app_configs: Sequence[Any] | None = None, **_: Any) -> list[checks.CheckMessage]:
@@ -34,7 +25,7 @@ def check(app_configs: Sequence[Any] | None = None, **_: Any) -> list[checks.Che
 
 
 def _messages() -> Iterator[checks.CheckMessage]:
-    from gpuqueue.integrations.django.queues import backends
+    from gpuqueue.integrations.django.lookup import backends
 
     for backend in backends():
         try:
@@ -84,16 +75,3 @@ def _database(alias: str, file: str) -> Iterator[checks.CheckMessage]:
             hint="Leave it out, and put transaction.atomic() around what belongs together.",
             id="gpuqueue.W004",
         )
-
-
-def check_installed() -> list[checks.CheckMessage]:
-    """Check, for a backend whose app may not be installed, that it is."""
-    if apps.is_installed("gpuqueue.integrations.django"):
-        return []
-    return [
-        checks.Error(
-            "TASKS uses gpuqueue, and its app is not installed: there is no manage.py gpuqueue_worker.",
-            hint="Add 'gpuqueue.integrations.django' to INSTALLED_APPS.",
-            id="gpuqueue.E004",
-        )
-    ]

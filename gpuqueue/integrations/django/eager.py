@@ -11,7 +11,8 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config
 from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.integrations.django.backend import Backend
-from gpuqueue.integrations.django.queues import TemporaryQueue, job_of
+from gpuqueue.integrations.django.lookup import job_of
+from gpuqueue.integrations.django.queues import TemporaryQueue
 from gpuqueue.testing.eager import run_at_once
 
 __all__ = ["EagerBackend"]

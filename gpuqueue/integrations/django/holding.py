@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from django.db import connections
 
-from gpuqueue.store.sqlite.write_lock import holders
+from gpuqueue.store.handed import holders
 
 
 def holder_here(path: str) -> str | None:

@@ -14,8 +14,7 @@ def run(**arguments: Any) -> Any:
     """Run the current job's task. Raises: what the task raises."""
     if not apps.ready:
         django.setup()  # with the settings that DJANGO_SETTINGS_MODULE names, as in the worker
-    from gpuqueue.integrations.django.queues import queue
     from gpuqueue.integrations.django.results import import_task
     from gpuqueue.integrations.django.running import run_here
 
-    return run_here(queue(import_task(current_job().task).backend), arguments)
+    return run_here(import_task(current_job().task).get_backend().gq, arguments)

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
@@ -18,9 +18,6 @@ from gpuqueue.domain import errors
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.units import to_us
 from gpuqueue.integrations.django.tasks_api import Task, TaskError, TaskResult, TaskResultStatus
-
-if TYPE_CHECKING:
-    from gpuqueue.integrations.django.queues import DjangoQueue
 
 STATUS = {
     State.RUNNING: "RUNNING",
@@ -74,11 +71,11 @@ def new_result(job_id: int, enqueued_at: datetime, task: Any, args: Any, kwargs:
     )
 
 
-def result_of(gq: DjangoQueue, reads: Reads, job: Job) -> Any:
+def result_of(reads: Reads, job: Job, alias: str) -> Any:
     """Tell a job as its rows say it. Raises: ImportError, SuspiciousOperation when its task is not there any more."""
     task = import_task(job.task)
     args, kwargs = job.arguments.get("args", []), job.arguments.get("kwargs", {})
-    result = new_result(job.id, job.enqueued_at, _as_enqueued(task, job), args, kwargs, gq.alias)
+    result = new_result(job.id, job.enqueued_at, _as_enqueued(task, job), args, kwargs, alias)
     status = STATUS.get(job.state, "READY")
     attempts = [attempt for attempt in reads.timeline(job.id) if attempt["outcome"] in SPENT]
     workers = [attempt["worker"] or "" for attempt in attempts]

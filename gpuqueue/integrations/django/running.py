@@ -5,19 +5,24 @@ from __future__ import annotations
 import inspect
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 from django.utils import timezone
 
 from gpuqueue.client.async_twins import in_thread
+from gpuqueue.client.tasks import Task
+from gpuqueue.config.loading import Config
 from gpuqueue.contract.current_job import current_job
+from gpuqueue.contract.engine import Reads
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
 from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.json_text import to_json
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, Discard, Retry, Snooze
 from gpuqueue.integrations.django.results import change, result_of
 from gpuqueue.integrations.django.tasks_api import (
@@ -29,11 +34,28 @@ from gpuqueue.integrations.django.tasks_api import (
     task_started,
 )
 
-if TYPE_CHECKING:
-    from gpuqueue.integrations.django.queues import DjangoQueue
+
+class RunsTasks(Protocol):
+    """What running a Django task needs of its queue object."""
+
+    @property
+    def alias(self) -> str: ...
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def runs_here(self) -> bool: ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task[..., Any]]: ...
+
+    def queue_settings(self, name: str, /) -> QueueSettings: ...
+
+    def rows(self) -> AbstractContextManager[Reads]: ...
 
 
-def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
+def runner(gq: RunsTasks, function: Callable[..., Any]) -> Callable[..., Any]:
     """Make the function that a worker calls with a job's arguments; asynchronous where the task is."""
     if inspect.iscoroutinefunction(function) and not gq.runs_here:
 
@@ -48,7 +70,7 @@ def runner(gq: DjangoQueue, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def run_here(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+def run_here(gq: RunsTasks, arguments: Mapping[str, Any]) -> Any:
     """Run the current job's task in this thread. Raises: what the task raises."""
     close = close_old_connections if not gq.runs_here else lambda: None  # which are in use here
     close()
@@ -67,7 +89,7 @@ def run_here(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
         close()
 
 
-async def _arun(gq: DjangoQueue, arguments: Mapping[str, Any]) -> Any:
+async def _arun(gq: RunsTasks, arguments: Mapping[str, Any]) -> Any:
     # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another, and where
     # asgiref lets them find the error that is being handled here.
     close, tell = sync_to_async(close_old_connections), sync_to_async(_tell)
@@ -94,11 +116,11 @@ def _tell(signal: Any, attempt: _Attempt) -> None:
 class _Attempt:
     """One attempt of a Django task, told as Django tells it."""
 
-    def __init__(self, gq: DjangoQueue, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, gq: RunsTasks, arguments: Mapping[str, Any]) -> None:
         self._gq = gq
         self._context: AttemptContext = current_job()._context
         with gq.rows() as reads:
-            self.result = result_of(gq, reads, reads.job(self._lease.job_id))
+            self.result = result_of(reads, reads.job(self._lease.job_id), gq.alias)
         self.task = self.result.task
         self.sender = type(self.task.get_backend())
         context = [TaskContext(task_result=self.result)] if self.task.takes_context else []

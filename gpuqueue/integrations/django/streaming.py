@@ -10,7 +10,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from gpuqueue.client.handle import JobHandle
 from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.integrations import sse
-from gpuqueue.integrations.django.queues import job_of, queue
+from gpuqueue.integrations.django.lookup import job_of, queue
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
 __all__ = ["sse_response"]

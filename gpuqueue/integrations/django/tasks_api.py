@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.core.exceptions import ImproperlyConfigured
 
-from gpuqueue.integrations.django.checks import INSTALL, NO_TASKS, has_tasks
+from gpuqueue.integrations.django.installed import INSTALL, NO_TASKS, has_tasks
 
 __all__ = [
     "DEFAULT_ALIAS",

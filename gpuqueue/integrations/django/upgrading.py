@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
-from gpuqueue.store.sqlite import connections, migrate
+from gpuqueue.store.database import HEAD, schema_version
 
 
 def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: Any) -> None:
@@ -16,16 +16,13 @@ def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: An
 
     It comes for each database, and after a flush too: what is new already is left alone. Raises: StoreError.
     """
-    from gpuqueue.integrations.django.queues import queues
+    from gpuqueue.integrations.django.lookup import queues
 
     for gq in queues():
         if (gq.database_alias or DEFAULT_DB_ALIAS) != using:
             continue
-        before = None
-        if gq.database.exists():
-            with connections.read_only(gq.database) as connection:
-                before = migrate.version(connection)
-        if before == migrate.HEAD:
+        before = schema_version(gq.database) if gq.database.exists() else None
+        if before == HEAD:
             continue
         with closing(gq.open_store()):
             pass

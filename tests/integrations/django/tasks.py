@@ -9,7 +9,8 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from gpuqueue import Discard, Retry, Snooze, backoff, current_job
+from gpuqueue import Discard, Retry, Snooze, current_job
+from gpuqueue.domain import backoff
 from gpuqueue.integrations.django import task
 
 gates: dict[str, Any] = {}  # given by a test, by name

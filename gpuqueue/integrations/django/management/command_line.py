@@ -11,7 +11,8 @@ from gpuqueue.cli.app import WRONG, main
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import AppSession
 from gpuqueue.domain.errors import GPUQueueError
-from gpuqueue.integrations.django.queues import configuration_beside, queue
+from gpuqueue.integrations.django.entries import configuration_beside
+from gpuqueue.integrations.django.lookup import queue
 
 WORKS = {"worker", "submit"}  # the commands that need to know the project's tasks
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from django.core.exceptions import ImproperlyConfigured
 
 from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError
-from gpuqueue.integrations.django.checks import INSTALL, NO_TASKS, has_tasks
-from gpuqueue.store.sqlite.connections import explained
-from gpuqueue.store.sqlite.migrate import version
+from gpuqueue.integrations.django.installed import INSTALL, NO_TASKS, has_tasks
+from gpuqueue.store.database import schema_version
 
 if TYPE_CHECKING:
     from gpuqueue.integrations.django.queues import DjangoQueue
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TROUBLES", "aliases", "keys_of", "opened", "read_key", "sections"]
 
 PATIENCE_S = 2.0  # with a file that another program has locked for itself
-TROUBLES = (GPUQueueError, ImproperlyConfigured, sqlite3.Error, OSError)  # told on the page, and no error of the server
+TROUBLES = (GPUQueueError, ImproperlyConfigured, OSError)  # told on the page, and no error of the server
 
 
 def aliases() -> list[str]:
@@ -32,7 +28,7 @@ def aliases() -> list[str]:
     """
     if not has_tasks():
         raise ImproperlyConfigured(f"{NO_TASKS} {INSTALL}")
-    from gpuqueue.integrations.django.queues import backends
+    from gpuqueue.integrations.django.lookup import backends
     from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
     files: dict[Any, str] = {}
@@ -51,7 +47,7 @@ def aliases() -> list[str]:
 def opened(alias: str) -> DjangoQueue:
     """Return the queue object of an entry of TASKS whose file is there. Raises: one of TROUBLES."""
     known = aliases()
-    from gpuqueue.integrations.django.queues import queue
+    from gpuqueue.integrations.django.lookup import queue
 
     if alias not in known:
         raise UsageError(f"no entry {alias!r} of TASKS has a queue to show. Those that have: {', '.join(known)}")
@@ -59,15 +55,9 @@ def opened(alias: str) -> DjangoQueue:
     makes = "`python manage.py migrate` makes it, and so does the first job"
     if not gq.database.exists():
         raise StoreError(f"there is no queue yet: {gq.database} does not exist. {makes}")
-    with explained(gq.database), closing(_looking_at(gq.database)) as connection:
-        has_queue = version(connection) is not None
-    if not has_queue:
+    if schema_version(gq.database, patience_s=PATIENCE_S) is None:
         raise StoreError(f"there is no queue yet in {gq.database}. {makes}")
     return gq
-
-
-def _looking_at(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=PATIENCE_S)
 
 
 def sections(build: Callable[[DjangoQueue], Mapping[str, Any]]) -> list[dict[str, Any]]:

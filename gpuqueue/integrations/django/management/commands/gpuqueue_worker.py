@@ -19,6 +19,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import autoreload
 
 from gpuqueue.domain.errors import GPUQueueError
+from gpuqueue.integrations.django.lookup import queue
 from gpuqueue.integrations.django.management.command_line import run
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
@@ -99,8 +100,6 @@ class Command(BaseCommand):
         return None
 
     def handle(self, *args: Any, **options: Any) -> None:
-        from gpuqueue.integrations.django.queues import queue
-
         try:
             gq = queue(options["backend"])
             gq.discover()
