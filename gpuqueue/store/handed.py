@@ -1,4 +1,4 @@
-"""Owns what is done over a connection that is handed: jobs inside a caller's transaction, reads inside Django's, and whose it is."""
+"""Owns what is done over a connection that is handed: jobs in a caller's transaction, reads in Django's, and whose it is."""
 
 from gpuqueue.store.sqlite.enqueueing import expect_own, insert_jobs
 from gpuqueue.store.sqlite.reads import SQLiteReads as reads_over

@@ -72,7 +72,7 @@ def example_of(hook: object) -> str:
 
 def _details(hook: Callable[..., object]) -> str:
     """Say what a hook gets: the fields of its details, where these are a class of their own."""
-    annotation = hook.__annotations__["details"].partition("[")[0]
+    annotation = hook.__annotations__["details"].removesuffix("[Any]")
     kind = vars(details).get(annotation) or vars(job).get(annotation)
     if kind is None:
         return ""
@@ -107,7 +107,7 @@ def hooks_page() -> str:
             if name.startswith("_"):
                 continue
             notes = hook.__annotations__
-            head = f"```text\n{name}(details: {notes['details'].partition('[')[0]}) -> {notes['return']}\n```"
+            head = f"```text\n{name}(details: {notes['details'].removesuffix('[Any]')}) -> {notes['return']}\n```"
             example = f"```python\n{example_of(hook)}```"
             parts.append(f"### {name}\n\n{head}\n\n{_said(hook)}\n\n{_details(hook)}{example}\n")
     return "\n".join(parts)
