@@ -1,4 +1,4 @@
-"""Owns the command line's entry point; the commands are in this package's other files, and the queue is not here."""
+"""Owns the command line: its entry point here, one command or one concern of all commands in a file."""
 
 from __future__ import annotations
 

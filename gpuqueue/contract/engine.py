@@ -1,21 +1,33 @@
 """What the store needs of a database: the contract of an engine. Each method that writes is one transaction.
 
-**Exactness.** A claim is right under any interleaving of processes, because everything that it decides by is read again
-inside its own transaction, and nothing that would change the answer can be committed between that read and the claim's
-commit. SQLite has one writer, so the write lock stands for that. An engine with many writers must serialise claims that
-could break one limit together. Row locks are enough when they are taken in one order, by name: the rows in `queues` of the
-queues to claim from and of all that they yield to, then the row in `devices`; rates, pauses and the counters of finished
-jobs lie in rows that are locked the same way. An advisory lock for each device and queue, or one for all claims, stands for
-the same. An enqueue takes none of these locks: of an enqueue and a claim that commit side by side either may count as first.
+**Exactness.** Limits, pauses and lease numbers hold at every commit, whatever processes do at once. A claim that begins after
+an enqueue, a resume or a retry has returned sees it; of two that run at once either may count as first, so an enqueue takes
+no lock of the claim's. SQLite has one writer, whose lock stands for everything below. Where many write, a claim locks first,
+touches rows afterwards, and decides from what it reads then:
 
-**Repeating.** A method depends on its arguments and the rows alone, and has no effect outside its transaction, so that an
-engine may run it again after a deadlock or a serialisation failure. So it takes data, never a callback, and nothing of what
-it returns is read before it has committed.
+- concurrency and rate: the queue, exclusively. Only a claim raises what they limit, so a finish, a rescue and the release of
+  a device need no lock. A rate's moment never goes back: `now_us` may be older than the wait for the lock.
+- pause: a claim shares the lock of a queue without a limit, `pause` takes it alone, and so nothing starts after it returned.
+- yielding: no lock. What the queues that are yielded to have (paused, running, waiting, served) is read in one statement,
+  after the jobs to take are locked; in two statements a job that starts in between is seen by neither.
+- slots, models and budget: the device, exclusively; then its reservations are read.
+- locks come in one order: queues, then the device, then jobs, then counters, each sorted by its key. An advisory lock for
+  each queue and device serves as well as the lock of a row; one for all claims costs three to four times as much.
 
-**Errors.** A method either raises and has changed nothing, or has changed all that it says. Any may raise StoreBusy (no lock
-in time; it may be called again), StoreFull or another StoreError.
+Rows that are locked (queues, devices, the configuration's) exist before a claim. The snapshot is taken after the locks, so
+each statement sees what is committed then: a transaction that reads as of its begin decides from before the wait.
+
+**Repeating.** A method depends on its arguments and the rows alone and has no effect outside its transaction, so an engine may
+run it again after a deadlock or a serialisation failure. It takes data, never a callback; nobody is woken inside it. A change
+that selects rows and then updates them repeats the condition in the update: another process may have moved them meanwhile.
+
+**Errors.** A method that raises has changed nothing: StoreBusy (no lock in time; it may be called again), StoreFull, another
+StoreError. Where the connection is lost during a commit an engine cannot know; it has to find its own work again by what the
+rows carry (worker and lease number, time of finishing).
 
 **Time** is an argument, `now_us`: microseconds since 1970-01-01 UTC, from the engine's own `now_us()`.
+
+**Ids** are never given twice. They grow, but where many write they do not become visible in their order.
 """
 
 from __future__ import annotations
@@ -62,7 +74,7 @@ class Jobs(Protocol):
     """Jobs outside an attempt."""
 
     def enqueue(self, job: NewJob, /) -> int:
-        """Store a job in a queue that has a row; returns its id. Ids grow, and are never given twice."""
+        """Store a job in a queue that has a row; returns its id."""
 
     def enqueue_many(self, jobs: Sequence[NewJob], /) -> list[int]:
         """Store all the jobs or none; returns their ids in order."""
@@ -284,7 +296,8 @@ class Services(Protocol):
 class Followers(Protocol):
     """Events, and who reads them. While there is a follower, every transition of a job writes one.
 
-    Events become readable in the order of their ids: none appears before one that was read already.
+    Events are read in one order, and none appears before one that was read already: where ids become visible out of order, a
+    reader waits for the transactions that may still write an earlier one.
     """
 
     def add(self, name: str, /) -> bool:
@@ -512,7 +525,7 @@ class Engine(Protocol):
         """Read: all that is read inside the block belongs to one moment."""
 
     def changed(self) -> Hashable:
-        """Return a token that differs from the last one when anybody has changed the database since; takes microseconds."""
+        """Return a token that differs from the last one when anybody has changed the database since, and perhaps without."""
 
     def now_us(self) -> int:
         """Read the queue's time: of this process where the database is a file, of the server elsewhere."""

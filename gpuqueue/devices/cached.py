@@ -1,4 +1,4 @@
-"""Owns the contract of a device: what a GPU says of itself; it decides nothing and reserves nothing."""
+"""Owns the memory of a device's last reading, so that several who ask at once read the card once."""
 
 from __future__ import annotations
 

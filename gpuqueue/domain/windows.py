@@ -1,4 +1,8 @@
-"""Owns how a pause window and a time zone are written; does not know what time it is, nor who is paused."""
+"""Owns the windows of the week: how they and time zones are written, and when they are open; never reads the clock.
+
+A window is written in local time, and the clock may jump. An edge inside the hour that is skipped is the first instant
+after it; in an hour that comes twice a start takes the first, an end the second.
+"""
 
 from __future__ import annotations
 

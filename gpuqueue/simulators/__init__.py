@@ -1,4 +1,4 @@
-"""Owns the simulators' place in the package: a card, an Ollama and NVML that behave like the real ones.
+"""Owns the simulators: a card, an Ollama and NVML that behave like the real ones.
 
 The real path never imports them; they import nothing else of gpuqueue.
 """

@@ -1,4 +1,4 @@
-"""Owns what is generated from the code: parts of the README, gpuqueue/cli/README.md, and plugins/HOOKS.md.
+"""Owns what is generated from the code: parts of the README, gpuqueue/README.md, gpuqueue/cli/README.md, and plugins/HOOKS.md.
 
 `python -m tests.contract.readme` writes them anew.
 """
@@ -23,12 +23,15 @@ from gpuqueue.config.initial import initial_toml
 from gpuqueue.contract import details, hookspecs
 from gpuqueue.domain import job
 from gpuqueue.logs import EVENTS
+from tests.contract.test_layers import FLOORS, PACKAGE
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 HELPS = ROOT / "gpuqueue" / "cli" / "README.md"
 HOOKS = ROOT / "plugins" / "HOOKS.md"
+HOUSE = ROOT / "gpuqueue" / "README.md"
 COLUMNS = "80"
+SHOWN_AS = {"Client": "GPUQueue"}  # as `gpuqueue.plugins` binds it
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -37,14 +40,49 @@ def first_sentence(docstring: str | None) -> str:
     return text.removeprefix("Owns ").split(";")[0].rstrip(".")
 
 
-def modules() -> str:
-    lines = ["| module | owns |", "| --- | --- |"]
-    for path in sorted((ROOT / "gpuqueue").rglob("*.py"), key=lambda path: (len(path.parts) > len(ROOT.parts) + 2, path)):
-        name = path.relative_to(ROOT).as_posix()
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        if docstring and path.name not in ("__main__.py",) and name != "gpuqueue/__init__.py":
-            lines.append(f"| `{name.removeprefix('gpuqueue/')}` | {first_sentence(docstring)} |")
-    return "\n".join(lines)
+HOUSE_PAGE = """\
+# The house
+
+The folders of the package are the floors of a house. A file imports only from lower floors or its own folder, whatever way it
+imports and for types too; no files import each other in a circle. `tests/contract/test_layers.py` holds the floors and fails on
+anything else. This file is generated: `uv run python -m tests.contract.readme`.
+
+Floors, lowest first: {floors}.
+"""
+
+
+def house() -> str:
+    """Return every folder with its rule, lowest floor first, and every file with what it owns."""
+    floors = " < ".join(", ".join(f"`{_shown(room)}`" for room in floor) for floor in FLOORS)
+    parts = [HOUSE_PAGE.format(floors=floors)]
+    for room in (room for floor in FLOORS for room in floor):
+        path = PACKAGE / room
+        if not path.is_dir():
+            parts.append(f"## {_shown(room)}\n\n{_whole(path.with_suffix('.py'))}\n")
+            continue
+        for folder in sorted({file.parent for file in path.rglob("*.py")}):
+            files = [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py" and _docstring(file)]
+            init = folder / "__init__.py"
+            rule = _whole(init) if init.exists() and _docstring(init) else ""
+            if not files and not rule:
+                continue
+            lines = [f"| `{file.name}` | {first_sentence(_docstring(file))} |" for file in files]
+            table = "\n".join(["| file | owns |", "| --- | --- |", *lines]) + "\n" if lines else ""
+            parts.append("\n\n".join(filter(None, [f"## {folder.relative_to(PACKAGE)}/", rule, table])).rstrip("\n") + "\n")
+    return "\n".join(parts)
+
+
+def _shown(room: str) -> str:
+    return f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
+
+
+def _docstring(file: Path) -> str | None:
+    return ast.get_docstring(ast.parse(file.read_text()))
+
+
+def _whole(file: Path) -> str:
+    """Return the first paragraph of a module's docstring."""
+    return " ".join((_docstring(file) or "").split("\n\n")[0].split())
 
 
 def hook_functions() -> Iterator[tuple[str, Callable[..., object]]]:
@@ -76,7 +114,7 @@ def _details(hook: Callable[..., object]) -> str:
     kind = vars(details).get(annotation) or vars(job).get(annotation)
     if kind is None:
         return ""
-    fields = ", ".join(f"`{field.name}: {field.type}`" for field in dataclasses.fields(kind))
+    fields = ", ".join(f"`{field.name}: {SHOWN_AS.get(field.type, field.type)}`" for field in dataclasses.fields(kind))
     return f"`details` is a `{annotation}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
 
 
@@ -171,7 +209,6 @@ def with_generated_parts(text: str) -> str:
         "configuration": configuration(),
         "events": events(),
         "hooks": hooks(),
-        "modules": modules(),
     }
     for name, part in generated.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -185,3 +222,4 @@ if __name__ == "__main__":
     README.write_text(with_generated_parts(README.read_text()))
     HELPS.write_text(helps())
     HOOKS.write_text(hooks_page())
+    HOUSE.write_text(house())

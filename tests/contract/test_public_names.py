@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ from gpuqueue.client.ollama import ChatRequest, EmbedRequest, GenerateRequest, O
 from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb
 from gpuqueue.domain.settings import QueueSettings
 
+PACKAGE = Path(gpuqueue.__file__).parent
 # What comes back from the database as JSON has no type that could be known.
 RETURN_ANY = {"JobHandle.result", "JobHandle.aresult"}
 NAMES = {**{name: getattr(gpuqueue, name) for name in gpuqueue.__all__}, "OllamaTasks": OllamaTasks}
@@ -90,3 +93,41 @@ def test_a_request_may_have_every_field_that_its_verb_takes(verb: Verb, request_
     named = method.parameters.keys() - {"self", "queue", "job", "request"}
     assert named == verb.required
     assert request_type.__annotations__.keys() == verb.allowed - verb.required
+
+
+MODULES = sorted(
+    ".".join(("gpuqueue", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for room in ("testing", "integrations", "simulators")
+    for path in (PACKAGE / room).rglob("*.py")
+    if "__main__" not in path.name and "django" not in path.parts
+)
+ATTRIBUTES = [
+    "gpuqueue.backoff.exponential",
+    "gpuqueue.cli.main",
+    "gpuqueue.decisions.policies.spills.WAIT_S",
+    "gpuqueue.devices.nvml.open_device",
+    "gpuqueue.integrations.django.Backend",
+    "gpuqueue.logs.EVENTS",
+    "gpuqueue.plugins.hookimpl",
+    "gpuqueue.worker.maintenance.RETENTION_EVERY_S",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_users_name_is_there(name: str) -> None:
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_name_that_users_import_is_where_it_was(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    if "django" in module:
+        pytest.importorskip("django")
+        assert attribute in importlib.import_module(module).__all__
+    else:
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_every_public_name_of_the_package_is_imported_as_users_do() -> None:
+    for name in gpuqueue.__all__:
+        exec(f"from gpuqueue import {name}", {})

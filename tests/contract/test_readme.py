@@ -16,12 +16,13 @@ from gpuqueue import Worker
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
-from tests.contract.readme import README, with_generated_parts
+from tests.contract.readme import HOUSE, README, house, with_generated_parts
 
 
 def test_the_generated_parts_are_those_of_the_code() -> None:
     text = README.read_text()
     assert text == with_generated_parts(text), "run: uv run python -m tests.contract.readme"
+    assert HOUSE.read_text() == house(), "run: uv run python -m tests.contract.readme"
 
 
 SNIPPET = re.compile(r"(?:<!-- file: (\S+) -->\n)?```python\n(.*?)```", flags=re.S)
