@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
@@ -48,7 +50,7 @@ def drained_per_second(gq: GPUQueue, meanwhile: Callable[[], None] | None = None
     if meanwhile:
         meanwhile()
     wait_until(lambda: finished(gq) == JOBS, "all jobs are done", timeout_s=600)
-    with gq.store.engine.reading() as connection:
+    with closing(sqlite3.connect(gq.database)) as connection:
         first_us, last_us = connection.execute(SPAN).fetchone()
     worker.stop()  # the mirror's writer writes what is left before it goes
     assert gq.counts() == {name: {"completed": JOBS // len(QUEUES)} for name in QUEUES}

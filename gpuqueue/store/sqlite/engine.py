@@ -28,7 +28,6 @@ from gpuqueue.store.sqlite import (
 )
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.reads import SQLiteReads
-from gpuqueue.store.sqlite.rows import INLINE_BYTES
 from gpuqueue.store.sqlite.writer import Writer
 
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
@@ -161,9 +160,9 @@ def _transaction(
 
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
-        if len(job.arguments) > INLINE_BYTES:
-            return self.enqueue_many((job,))[0]
-        return self._engine.writer.insert(*enqueueing.worded(job))
+        if enqueueing.is_plain(job):
+            return self._engine.writer.insert(enqueueing.INSERT_PLAIN_JOB, job[: enqueueing.PLAIN])
+        return self.enqueue_many((job,))[0]
 
     enqueue_many = _transaction(enqueueing.insert_jobs)
     cancel = _transaction(jobs.cancel)

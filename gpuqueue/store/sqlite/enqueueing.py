@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.errors import UsageError
@@ -28,32 +27,13 @@ INSERT_PLAIN_JOB = (
     "INSERT INTO jobs (queue, task, arguments, enqueued_at, scheduled_at, priority, max_attempts, state) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
 )
-_PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
-_NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[_PLAIN:])
+PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
+_NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[PLAIN:])
 
 
-def worded(job: NewJob) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement that inserts a job's row, and its values; arguments that are too large for the row are left out."""
-    arguments, now_us, scheduled_at_us = job[2:5]
-    is_inline = len(arguments) <= INLINE_BYTES
-    if is_inline and scheduled_at_us <= now_us and job[_PLAIN:] == _NOTHING_SPECIAL:
-        return INSERT_PLAIN_JOB, job[:_PLAIN]
-    return INSERT_JOB, (
-        job.queue,
-        job.task,
-        "available" if scheduled_at_us <= now_us else "scheduled",
-        job.priority,
-        now_us,
-        scheduled_at_us,
-        job.expires_at_us,
-        job.max_attempts,
-        job.timeout_s,
-        arguments if is_inline else None,
-        json.dumps(job.tags) if job.tags else None,
-        job.wanted_bytes,
-        job.wanted_device,
-        json.dumps(job.fallback) if job.fallback else None,
-    )
+def is_plain(job: NewJob) -> bool:
+    """Say whether the plain statement stores all of a job."""
+    return job[PLAIN:] == _NOTHING_SPECIAL and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
@@ -64,8 +44,27 @@ def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str
 
 
 def _insert(cursor: Statements, job: NewJob) -> int:
-    job_id = int(cursor.execute(*worded(job)).lastrowid or 0)
-    if len(job.arguments) > INLINE_BYTES:
+    if is_plain(job):
+        return int(cursor.execute(INSERT_PLAIN_JOB, job[:PLAIN]).lastrowid or 0)
+    is_inline = len(job.arguments) <= INLINE_BYTES
+    row = (
+        job.queue,
+        job.task,
+        "available" if job.scheduled_at_us <= job.enqueued_at_us else "scheduled",
+        job.priority,
+        job.enqueued_at_us,
+        job.scheduled_at_us,
+        job.expires_at_us,
+        job.max_attempts,
+        job.timeout_s,
+        job.arguments if is_inline else None,
+        json.dumps(job.tags) if job.tags else None,
+        job.wanted_bytes,
+        job.wanted_device,
+        json.dumps(job.fallback) if job.fallback else None,
+    )
+    job_id = int(cursor.execute(INSERT_JOB, row).lastrowid or 0)
+    if not is_inline:
         cursor.execute(PUT_PAYLOAD, (job_id, "arguments", job.arguments))
     return job_id
 
