@@ -26,8 +26,10 @@ from gpuqueue.store.sqlite import (
     services,
     workers,
 )
+from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB, NOTHING_SPECIAL, PLAIN
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.reads import SQLiteReads
+from gpuqueue.store.sqlite.rows import INLINE_BYTES
 from gpuqueue.store.sqlite.writer import Writer
 
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
@@ -160,8 +162,9 @@ def _transaction(
 
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
-        if enqueueing.is_plain(job):
-            return self._engine.writer.insert(enqueueing.INSERT_PLAIN_JOB, job[: enqueueing.PLAIN])
+        # As `is_plain` says, without a call: every enqueue comes by here.
+        if job[PLAIN:] == NOTHING_SPECIAL and job[4] <= job[3] and len(job[2]) <= INLINE_BYTES:
+            return self._engine.writer.insert(INSERT_PLAIN_JOB, job[:PLAIN])
         return self.enqueue_many((job,))[0]
 
     enqueue_many = _transaction(enqueueing.insert_jobs)

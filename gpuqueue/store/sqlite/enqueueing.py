@@ -28,12 +28,12 @@ INSERT_PLAIN_JOB = (
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
 )
 PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
-_NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[PLAIN:])
+NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[PLAIN:])
 
 
 def is_plain(job: NewJob) -> bool:
     """Say whether the plain statement stores all of a job."""
-    return job[PLAIN:] == _NOTHING_SPECIAL and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
+    return job[PLAIN:] == NOTHING_SPECIAL and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
