@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from gpuqueue.config.shared import SharedSettings
+from gpuqueue.config.shared import SharedSettings, agreed
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
-from gpuqueue.decisions.view import largest_budget, live_workers, read_view, serves, surroundings
+from gpuqueue.decisions.view import build, largest_budget, live_workers, serves, surroundings
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.view import View, WorkerInfo
 from gpuqueue.store import Store
 
 
-def see(store: Store, settings: SharedSettings, plugins: Plugins, now: datetime) -> View:
-    """Read the snapshot that decisions are made from."""
-    return limited(read_view(store, settings, now), plugins)
+def see(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> View:
+    """Read the snapshot that decisions are made from; `own` are the settings before the workers agreed on any."""
+    with store.snapshot() as reads:
+        view = build(reads, agreed(reads.configuration(), own), now)
+    return limited(view, plugins)
 
 
 def holds_of(view: View, plugins: Plugins) -> Mapping[str, Sequence[Hold]]:
@@ -28,24 +30,30 @@ def holds_of(view: View, plugins: Plugins) -> Mapping[str, Sequence[Hold]]:
     return known_holds(view, plugins)
 
 
-def explain_job(store: Store, job_id: int, view: View, plugins: Plugins, *, worker_command: str) -> Explanation:
+def explain_job(
+    store: Store, job_id: int, own: SharedSettings, plugins: Plugins, *, now: datetime, worker_command: str
+) -> Explanation:
     """Say why a job is where it is. Raises: UnknownJob."""
     with store.snapshot() as reads:
         job = reads.job(job_id)
+        view = build(reads, agreed(reads.configuration(), own), now)
         beside = surroundings(reads, job, view)
-    return explain(job, view, plugins, beside, worker_command=worker_command)
+    return explain(job, limited(view, plugins), plugins, beside, worker_command=worker_command)
 
 
-def expected_ends(store: Store, settings: SharedSettings, view: View, plugins: Plugins) -> dict[str, datetime]:
+def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
     """Say when what waits in each queue is expected to be done; those not known are left out."""
-    ends = {}
     with store.snapshot() as reads:
-        for name in view.queues:
-            last = reads.last_waiting(name, largest_bytes=largest_budget(settings))
-            if last is not None:
-                expected = explain(last, view, plugins, surroundings(reads, last, view), worker_command="").expected
-                if expected is not None and expected.finish_at is not None:
-                    ends[name] = expected.finish_at
+        settings = agreed(reads.configuration(), own)
+        view = build(reads, settings, now)
+        lasts = [reads.last_waiting(name, largest_bytes=largest_budget(settings)) for name in view.queues]
+        found = [(job, surroundings(reads, job, view)) for job in lasts if job is not None]
+    view = limited(view, plugins)
+    ends = {}
+    for job, beside in found:
+        expected = explain(job, view, plugins, beside, worker_command="").expected
+        if expected is not None and expected.finish_at is not None:
+            ends[job.queue] = expected.finish_at
     return ends
 
 

@@ -21,7 +21,7 @@ from gpuqueue.client.ollama import OllamaTasks
 from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
 from gpuqueue.client.tasks import Signature, Task, TaskSettings
 from gpuqueue.config.loading import Config, database_path
-from gpuqueue.config.shared import SharedSettings, settings_from_shared, shared_settings
+from gpuqueue.config.shared import SharedSettings, agreed, shared_settings
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
 from gpuqueue.domain.explanation import Explanation
@@ -263,13 +263,15 @@ class GPUQueue:
         """Say why a job is where it is, with every reason. Raises: UnknownJob."""
         from gpuqueue.client import inspection
 
-        return inspection.explain_job(self.store, job_id, self.view(), self.plugins, worker_command=self.worker_command(""))
+        return inspection.explain_job(
+            self.store, job_id, self.own_settings(), self.plugins, now=self.now(), worker_command=self.worker_command("")
+        )
 
     def expected_ends(self) -> dict[str, datetime]:
         """Say when what waits in each queue is expected to be done: {queue: datetime}; those not known are left out."""
         from gpuqueue.client import inspection
 
-        return inspection.expected_ends(self.store, self.agreed_settings(), self.view(), self.plugins)
+        return inspection.expected_ends(self.store, self.own_settings(), self.plugins, self.now())
 
     def workers(self) -> list[WorkerInfo]:
         """List the workers that live."""
@@ -281,7 +283,7 @@ class GPUQueue:
         """Read the snapshot that decisions are made from."""
         from gpuqueue.client import inspection
 
-        return inspection.see(self.store, self.agreed_settings(), self.plugins, self.now())
+        return inspection.see(self.store, self.own_settings(), self.plugins, self.now())
 
     def services(self) -> list[ServiceInfo]:
         """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
@@ -350,8 +352,7 @@ class GPUQueue:
     def agreed_settings(self) -> SharedSettings:
         """What the workers agreed on; before the first worker, this process's own."""
         with self.store.snapshot() as reads:
-            shared = reads.configuration()
-        return self.own_settings() if shared is None else settings_from_shared(shared)
+            return agreed(reads.configuration(), self.own_settings())
 
     def queue_settings(self, name: str) -> QueueSettings:
         """How a queue behaves, as the workers agreed."""

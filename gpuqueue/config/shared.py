@@ -21,7 +21,7 @@ from gpuqueue.domain.settings import (
 )
 from gpuqueue.domain.units import format_duration, format_size
 
-__all__ = ["SharedSettings", "settings_difference", "settings_digest", "settings_from_shared", "shared_settings"]
+__all__ = ["SharedSettings", "agreed", "settings_difference", "settings_digest", "settings_from_shared", "shared_settings"]
 
 Named = TypeVar("Named", QueueSettings, DeviceSettings, ModelSettings, BackendSettings)
 
@@ -75,6 +75,11 @@ def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
         backends=tuple(_build(BackendSettings, shared.get("backends", {}))),
         placement=shared.get("scheduling", {}).get("devices", {}).get("placement", "pack"),
     )
+
+
+def agreed(shared: Mapping[str, Any] | None, own: SharedSettings) -> SharedSettings:
+    """Return the settings that the workers agreed on, from the data that is stored; before the first worker, a process's own."""
+    return own if shared is None else settings_from_shared(shared)
 
 
 def settings_digest(shared: Mapping[str, Any]) -> str:

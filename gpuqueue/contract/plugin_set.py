@@ -186,6 +186,10 @@ class Plugins:
         plugin: object = found
         return plugin
 
+    def has(self, name: str) -> bool:
+        """Say whether a plugin of this name is registered."""
+        return bool(self._manager.has_plugin(name))
+
     def names(self) -> list[tuple[str, list[str]]]:
         """Return every plugin with the hooks that it answers: [(plugin, [hook])]."""
         return [(name, self._hooks_of(plugin)) for name, plugin in self._registered()]

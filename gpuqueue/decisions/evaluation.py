@@ -89,12 +89,11 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
 
 def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
     """Return every queue's holds, with those of plugins that only workers have."""
-    here = {name for name, _ in plugins.names()}
     holds = decide_holds(view, plugins)
     for worker in view.workers:
         for queue, published in worker.holds.items():
             if queue in holds and serves(worker, queue):
-                holds[queue] += tuple(hold for hold in published if hold.plugin not in here and hold not in holds[queue])
+                holds[queue] += tuple(hold for hold in published if not plugins.has(hold.plugin) and hold not in holds[queue])
     return holds
 
 

@@ -16,7 +16,6 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
 from gpuqueue.domain.yielding import yielded_to
-from gpuqueue.store import Store
 from gpuqueue.store.liveness import proven_dead
 
 STALE_S = 30.0  # after the moment at which a backend that is away was to be asked again
@@ -25,12 +24,6 @@ STALE_S = 30.0  # after the moment at which a backend that is away was to be ask
 def largest_budget(settings: SharedSettings) -> int:
     """Return the largest budget of any device in bytes, 0 without a device."""
     return max((device.budget_bytes for device in settings.devices), default=0)
-
-
-def read_view(store: Store, settings: SharedSettings, now: datetime) -> View:
-    """Read the view at one moment, in one read transaction."""
-    with store.snapshot() as reads:
-        return build(reads, settings, now)
 
 
 def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:

@@ -122,11 +122,8 @@ class SQLite:
         with connections.explained(self.path), self._readers.lend() as connection:
             yield connection
 
-    @contextmanager
-    def snapshot(self) -> Iterator[SQLiteReads]:
-        with connections.explained(self.path), self._readers.lend() as connection:
-            connection.execute("BEGIN")
-            yield SQLiteReads(connection)
+    def snapshot(self) -> _Snapshot:
+        return _Snapshot(self._readers, self.path)
 
     def changed(self) -> int:
         with connections.explained(self.path), self._version_lock:
@@ -134,6 +131,30 @@ class SQLite:
                 self._version_reader = connections.connect(self._engine)
             version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
             return version
+
+
+class _Snapshot(SQLiteReads):
+    """Reads of one moment, over a connection that is lent for the length of a block."""
+
+    __slots__ = ("_connection", "_path", "_readers")
+
+    def __init__(self, readers: Readers, path: Path) -> None:
+        self._readers = readers
+        self._path = path
+
+    def __enter__(self) -> _Snapshot:
+        try:
+            self._connection = connection = self._readers.take()
+            connection.execute("BEGIN")
+        except sqlite3.Error as error:
+            raise connections.explain(error, self._path) from error
+        self.execute = connection.execute
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._readers.give_back(self._connection)
+        if isinstance(error, sqlite3.Error):
+            raise connections.explain(error, self._path) from error
 
 
 @contextmanager

@@ -21,28 +21,43 @@ class Readers:
 
     @contextmanager
     def lend(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection outside of any transaction; one that the block leaves open is ended."""
+        """Lend a connection for the length of a block, outside of any transaction."""
+        connection = self.take()
+        try:
+            yield connection
+        finally:
+            self.give_back(connection)
+
+    def take(self) -> sqlite3.Connection:
+        """Lend a connection outside of any transaction, until `give_back`."""
         with self._changed:
             while self._is_quiet:
                 self._changed.wait()
             self._lent_count += 1
             connection = self._idle.pop() if self._idle else None
         try:
-            connection = connection or self._connect()
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+            return connection or self._connect()
+        except BaseException:
+            self._returned(None)
+            raise
+
+    def give_back(self, connection: sqlite3.Connection) -> None:
+        """Take a connection back; a transaction that was left open is ended."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         finally:
-            with self._changed:
-                self._lent_count -= 1
-                if connection is not None and self._is_open:
-                    self._idle.append(connection)
-                elif connection is not None:  # closed by another thread meanwhile
-                    connection.close()
-                if self._is_quiet:
-                    self._changed.notify_all()
+            self._returned(connection)
+
+    def _returned(self, connection: sqlite3.Connection | None) -> None:
+        with self._changed:
+            self._lent_count -= 1
+            if connection is not None and self._is_open:
+                self._idle.append(connection)
+            elif connection is not None:  # closed by another thread meanwhile
+                connection.close()
+            if self._is_quiet:
+                self._changed.notify_all()
 
     def quiesce(self, timeout_s: float) -> bool:
         """Let no connection be lent until `resume`; returns False when one was not given back in time."""
