@@ -205,7 +205,7 @@ def test_a_reason_is_told_with_its_numbers_and_until_when(reason: str) -> None:
 def reasons_in_the_code() -> Iterator[str]:
     """The first argument of every Hold and Wait that is made with a text."""
     package = Path(gpuqueue.__file__).parent
-    for path in [package / "decisions.py", *(package / "policies").glob("*.py"), *(package / "worker").glob("*.py")]:
+    for path in [*(package / "decisions").rglob("*.py"), *(package / "domain").glob("*.py"), *(package / "worker").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id="Hold" | "Wait"), args=[ast.Constant(value=reason), *_]):

@@ -149,19 +149,19 @@ def database_file(path: Path) -> Iterator[Check]:
     except GPUQueueError as error:
         yield Check(PROBLEM, "database", str(error), "give another `database`, or restore the file")
         return
-    if version != database.HEAD and version is not None and version not in database.known_versions():
+    if version != database.head() and version is not None and version not in database.known_versions():
         yield Check(
             PROBLEM,
             "database",
-            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {database.HEAD})",
+            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {database.head()})",
             "pip install --upgrade gpuqueue",
             has_command=True,
         )
-    elif version != database.HEAD:
+    elif version != database.head():
         yield Check(
             WARN,
             "database",
-            f"{path} has schema {version or 'none'}, {database.HEAD} is current",
+            f"{path} has schema {version or 'none'}, {database.head()} is current",
             "gpuqueue db upgrade, or just use it",
         )
     else:

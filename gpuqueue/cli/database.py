@@ -45,11 +45,11 @@ def show_version(session: Session, as_json: bool) -> None:
     found = database.schema_version(session.present_database())
     if as_json:
         print_json(
-            {"database": str(session.database), "version": found, "newest": database.HEAD, "current": found == database.HEAD}
+            {"database": str(session.database), "version": found, "newest": database.head(), "current": found == database.head()}
         )
         return
-    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {database.HEAD}")
-    if found != database.HEAD:
+    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {database.head()}")
+    if found != database.head():
         click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (or by using it)")
 
 
@@ -97,7 +97,7 @@ def check(session: Session, as_json: bool) -> int:
             click.echo(f"         {command}{rest}")
     if not found:
         say(f"{session.database}: nothing wrong")
-    if version != database.HEAD:
+    if version != database.head():
         note(f"its rows were not compared: the schema is {version or 'none yet'}; first {session.command('db', 'upgrade')}")
     return 1 if found else 0
 

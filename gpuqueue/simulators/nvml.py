@@ -398,15 +398,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--card", required=True, metavar="URL", help="address of the Ollama simulator, e.g. http://127.0.0.1:11434"
     )
-    parser.add_argument("-m", dest="module", required=True, metavar="MODULE", help="the program, e.g. gpuqueue")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="what the program is given")
+    parser.add_argument("-m", required=True, nargs=argparse.REMAINDER, metavar="MODULE", help="the program and its arguments")
     given = parser.parse_args(arguments)
+    if not given.m:
+        parser.error("-m needs the module to run, e.g. gpuqueue")
     try:
         install(given.card)
     except ValueError as wrong:
         parser.error(str(wrong))
-    sys.argv = [given.module, *given.arguments]
-    runpy.run_module(given.module, run_name="__main__", alter_sys=True)
+    sys.argv = list(given.m)
+    runpy.run_module(given.m[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

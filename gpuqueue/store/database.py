@@ -4,11 +4,10 @@ from gpuqueue.store.sqlite.backup import BackedUp, back_up
 from gpuqueue.store.sqlite.connections import LIBRARY_VERSION, MINIMUM_SQLITE
 from gpuqueue.store.sqlite.engine import as_it_is
 from gpuqueue.store.sqlite.integrity import check_file
-from gpuqueue.store.sqlite.migrate import HEAD, known_versions, schema_version
+from gpuqueue.store.sqlite.migrate import head, known_versions, schema_version
 from gpuqueue.store.sqlite.vacuum import Vacuumed, vacuum
 
 __all__ = [
-    "HEAD",
     "LIBRARY_VERSION",
     "MINIMUM_SQLITE",
     "BackedUp",
@@ -16,6 +15,7 @@ __all__ = [
     "as_it_is",
     "back_up",
     "check_file",
+    "head",
     "known_versions",
     "schema_version",
     "vacuum",

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
-from gpuqueue.store.database import HEAD, schema_version
+from gpuqueue.store.database import head, schema_version
 
 
 def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: Any) -> None:
@@ -22,7 +22,7 @@ def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: An
         if (gq.database_alias or DEFAULT_DB_ALIAS) != using:
             continue
         before = schema_version(gq.database) if gq.database.exists() else None
-        if before == HEAD:
+        if before == head():
             continue
         with closing(gq.open_store()):
             pass

@@ -85,8 +85,8 @@ def expect_own(cursor: Statements, dialect: str, database: Path, *, upgrade: str
     if migrate.VERSION_TABLE not in {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}:
         raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {upgrade}")
     version = cursor.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
-    if version != migrate.HEAD:
+    if version != migrate.head():
         raise UsageError(
-            f"the queue in {database} has schema {version}, and {migrate.HEAD} is needed; upgrade it before the transaction "
+            f"the queue in {database} has schema {version}, and {migrate.head()} is needed; upgrade it before the transaction "
             f"begins: {upgrade}"
         )

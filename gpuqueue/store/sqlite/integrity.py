@@ -107,7 +107,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
     if version is None and migrate.table_names(connection):
         raise NotADatabase(f"{path} is a SQLite database, but not gpuqueue's: give another path")
     lines = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
-    if lines or version != migrate.HEAD:
+    if lines or version != migrate.head():
         return [_damage(line, path) for line in lines]
     connection.execute("BEGIN")
     return list(contradictions(connection, path))

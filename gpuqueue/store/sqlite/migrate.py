@@ -6,8 +6,10 @@ which is the lock against a second process and which a crash half-way rolls back
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 VERSION_TABLE = "gpuqueue_version"
-HEAD = "0004"  # the newest migration; a test compares it with the folder
 UPGRADE_TIMEOUT_S = 60.0
 
 
@@ -46,7 +47,7 @@ def table_names(connection: sqlite3.Connection) -> set[str]:
 
 
 def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the file to HEAD; returns at once when it is there.
+    """Bring the file to the newest schema; returns at once when it is there.
 
     Raises: NewerSchema for a file of a newer gpuqueue; NotADatabase for a database that has a table of one of our names.
     """
@@ -57,7 +58,7 @@ def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) ->
             names = table_names(connection) if found is None else set()
         finally:
             connection.execute("ROLLBACK")
-        if found == HEAD:
+        if found == head():
             return
         foreign = sorted(names & set(_own_tables())) if names else []
         if foreign:
@@ -68,10 +69,15 @@ def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) ->
 
 
 def known_versions() -> list[str]:
-    """Return the versions that this gpuqueue can read, oldest first."""
-    from alembic.script import ScriptDirectory
+    """Return the versions that this gpuqueue can read, oldest first, as the names of the migrations begin."""
+    names = os.listdir(os.path.join(migrations_folder(), "versions"))
+    return sorted(name.partition("_")[0] for name in names if name[0].isdigit())
 
-    return [revision.revision for revision in ScriptDirectory(migrations_folder()).walk_revisions()][::-1]
+
+@cache
+def head() -> str:
+    """Return the version that this gpuqueue writes."""
+    return known_versions()[-1]
 
 
 def migrations_folder() -> str:
@@ -101,7 +107,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
             found = version(driver)  # another process may have upgraded meanwhile
             if found is not None and found not in known_versions():
                 raise NewerSchema(
-                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one knows up to {HEAD}); "
+                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one knows up to {head()}); "
                     "upgrade gpuqueue here: pip install --upgrade gpuqueue"
                 )
             settings.attributes["connection"] = connection

@@ -138,7 +138,7 @@ def test_migrate_makes_the_queue_in_the_apps_database(use_database: UseDatabase,
     use_database()
     use_queue(database="default")
     assert f"gpuqueue: created the queue in {tmp_path / 'app.db'}" in migrated()
-    assert version_of(tmp_path / "app.db") == migrate.HEAD
+    assert version_of(tmp_path / "app.db") == migrate.head()
     assert "gpuqueue:" not in migrated()
 
 
@@ -152,7 +152,7 @@ def test_migrate_upgrades_an_older_queue(use_database: UseDatabase, use_queue: U
         open_store(tmp_path / "app.db").close()
     use_queue(database="default")
     assert "upgraded from schema 0001" in migrated()
-    assert version_of(tmp_path / "app.db") == migrate.HEAD
+    assert version_of(tmp_path / "app.db") == migrate.head()
 
 
 def test_migrating_another_database_leaves_the_queue_alone(

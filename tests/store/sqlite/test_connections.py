@@ -12,7 +12,7 @@ from gpuqueue.store import open_store
 VISITOR = """
 import sys
 from pathlib import Path
-from gpuqueue.store import Store
+from gpuqueue.store import open_store
 store = open_store(Path(sys.argv[1]))
 store.queues.ensure("visitor")
 store.close()

@@ -56,8 +56,8 @@ def test_a_new_file_equals_the_tables_as_they_are_described(tmp_path: Path) -> N
 
 def test_the_newest_migration_is_the_one_that_the_code_knows() -> None:
     script = ScriptDirectory(migrate.migrations_folder())
-    assert script.get_heads() == [migrate.HEAD]
-    assert migrate.known_versions()[-1] == migrate.HEAD
+    assert script.get_heads() == [migrate.head()]
+    assert migrate.known_versions()[-1] == migrate.head()
 
 
 def old_file(path: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_the_file_becomes_smaller_and_keeps_its_jobs(emptied: Store, rows: Rows)
     assert done.finished
     assert done.before_bytes >= before > 2_000_000
     assert done.after_bytes == emptied.engine.path.stat().st_size < 300_000
-    assert emptied.wal_bytes() == 0
+    assert emptied.upkeep.log_bytes() == 0
     assert job_of(emptied, 101).arguments == {"text": "x" * 20_000}
     assert check_file(emptied.engine.path) == []
     assert rows.enqueue() == 102
