@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gpuqueue.contract import current_job
+from gpuqueue import current_job
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
 from gpuqueue.store.sqlite.queries import timeline
 from tests.history import History

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue
-from gpuqueue.contract import current_job
+from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue, current_job
 from gpuqueue.domain.verdicts import Retry
 
 

@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpuqueue import Discard, Retry, Snooze
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, Retry, Snooze, current_job
 
 
 class Odd(LookupError):

@@ -9,8 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, hookimpl
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, current_job, hookimpl
 from gpuqueue.domain import backoff
 from gpuqueue.testing import eager, run_until_idle
 

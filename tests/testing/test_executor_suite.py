@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.contract import current_job
+from gpuqueue import current_job
 from gpuqueue.contract.executor import AttemptContext
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError

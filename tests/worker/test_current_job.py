@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gpuqueue import Discard, JobCancelled, JobFailed, Retry, Snooze, UsageError, hookimpl
-from gpuqueue.contract import current_job
+from gpuqueue import Discard, JobCancelled, JobFailed, Retry, Snooze, UsageError, current_job, hookimpl
 from gpuqueue.domain import backoff
 from gpuqueue.store.sqlite.queries import timeline
 
