@@ -243,11 +243,9 @@ class Store:
 
         def work(connection: sqlite3.Connection) -> tuple[list[Lease], list[Lease]]:
             late = outcomes.finish(connection, ended, now_us=now_us) if ended else []
-            if not queues or not any(capacity.free.values()):
+            if not queues or not (capacity.threads or capacity.coroutines):
                 return late, []
-            claimed = claims.claim(
-                connection, worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us
-            )
+            claimed = claims.claim(connection, worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us)
             return late, claimed
 
         late, leases = self.write(work)
@@ -259,7 +257,7 @@ class Store:
 
     def finish(self, ended: Sequence[Outcome], *, now_us: int) -> list[Lease]:
         """Write how attempts ended; returns the leases that were lost, for which nothing was changed."""
-        return self.finish_and_claim(ended, worker_id="", queues=(), rules=ClaimRules(), capacity=Capacity({}), now_us=now_us)[0]
+        return self.finish_and_claim(ended, worker_id="", queues=(), rules=ClaimRules(), capacity=Capacity(0), now_us=now_us)[0]
 
     def claim(
         self, *, worker_id: str, queues: Sequence[QueueSettings], rules: ClaimRules, capacity: Capacity, now_us: int

@@ -13,7 +13,6 @@ from gpuqueue.config.shared import SharedSettings, settings_difference, settings
 from gpuqueue.contract.device import Device
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.devices.cached import CachedDevice
-from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome
@@ -116,7 +115,7 @@ def boot(
         known = gq.tasks.get(task)
         return DEFAULT_RULES if known is None else known.rules
 
-    async_jobs = gq.config.worker.async_jobs if executors.any_asynchronous else 0
+    async_jobs = gq.config.worker.async_jobs if executors.asynchronous() else 0
     device_slots = sum(device.slots for device in settings.devices)
     life = Life(store.runtime_dir, worker_id, slots=threads + device_slots + async_jobs)
     listener = Listener(store.runtime_dir, "workers", worker_id)
@@ -171,7 +170,15 @@ def boot(
         now=gq.now,
         log=log,
     )
-    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if executors.is_asynchronous(task) else THREAD, log=log)
+    exchange = Exchange(
+        store,
+        dispatcher,
+        worker_id=worker_id,
+        may_claim=lambda: heartbeat.is_fresh,
+        asynchronous=executors.asynchronous,
+        now_us=gq.now_us,
+        log=log,
+    )
     device_jobs = DeviceJobs(
         store,
         plugins,
@@ -222,8 +229,7 @@ def boot(
         first_slot=threads + device_slots,
         on_error=backends.heard,
     )
-    exchange.add_runner(THREAD, runner_threads)
-    exchange.add_runner(COROUTINE, coroutines)
+    exchange.claim_for(runner_threads, coroutines)
     return Parts(
         id=worker_id,
         log=log,

@@ -17,11 +17,9 @@ from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.errors import REFUSAL
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
-from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import QueueView, View
@@ -130,13 +128,6 @@ class Dispatcher:
             return
         self._store.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
-
-    def exchange(self, ended: Sequence[Outcome], *, capacity: Capacity) -> tuple[list[Lease], list[Lease]]:
-        """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
-        queues = self.plain if self._may_claim() else ()
-        return self._store.finish_and_claim(
-            ended, worker_id=self._worker_id, queues=queues, rules=self.rules, capacity=capacity, now_us=to_us(self.now())
-        )
 
     def claim_for_devices(self) -> list[Lease]:
         """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""

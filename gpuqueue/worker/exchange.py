@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome, Postponed
 from gpuqueue.domain.units import to_us
+from gpuqueue.store import Store
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.log import WorkerLog
 
@@ -40,28 +41,43 @@ class Runner(Protocol):
 
 
 class Exchange:
-    """`kind_of` says which kind of runner a task needs."""
+    """`asynchronous` names the tasks whose jobs the coroutines take; all others' are taken by the threads."""
 
-    def __init__(self, dispatcher: Dispatcher, *, kind_of: Callable[[str], str], log: WorkerLog) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        *,
+        worker_id: str,
+        may_claim: Callable[[], bool],
+        asynchronous: Callable[[], frozenset[str]],
+        now_us: Callable[[], int],
+        log: WorkerLog,
+    ) -> None:
+        self._store = store
         self._dispatcher = dispatcher
-        self._kind_of = kind_of
+        self._worker_id = worker_id
+        self._may_claim = may_claim
+        self._asynchronous = asynchronous
+        self._now_us = now_us
         self._log = log
         self._ended: deque[Outcome] = deque()
         self._unwritten_count = 0
         self._lock = threading.Lock()
         self._exchanged_at_s = 0.0
         self._stopping = False
-        self._runners: dict[str, Runner] = {}
-        self._claiming: Counter[str] = Counter()  # the room that exchanges under way are about to fill, by kind
+        self._threads: Runner
+        self._coroutines: Runner
+        self._claiming = Capacity(0)  # the room that exchanges under way are about to fill
 
-    def add_runner(self, kind: str, runner: Runner) -> None:
-        """Claim for this runner too."""
-        self._runners[kind] = runner
+    def claim_for(self, threads: Runner, coroutines: Runner) -> None:
+        """Say who takes what is claimed."""
+        self._threads, self._coroutines = threads, coroutines
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is claimed, runs, or waits to be written."""
-        if not all(runner.is_idle for runner in self._runners.values()):  # first: what ends is added before its runner is idle
+        if not (self._threads.is_idle and self._coroutines.is_idle):  # first: what ends is added before its runner is idle
             return False
         with self._lock:
             return not self._ended and not self._unwritten_count
@@ -89,36 +105,49 @@ class Exchange:
             while self._ended:
                 ended.append(self._ended.popleft())
             self._unwritten_count += len(ended)
-            free = self._reserve_room()
+            capacity = self._reserve_room()
         try:
-            if not ended and not free:
+            if not (ended or capacity.threads or capacity.coroutines):
                 return 0
             self._exchanged_at_s = time.monotonic()
-            late, leases = self._dispatcher.exchange(ended, capacity=Capacity(free, self._kind_of))
-            taken: dict[str, list[Lease]] = {}
-            for lease in leases:
-                taken.setdefault(self._kind_of(lease.task), []).append(lease)
-            for kind, mine in taken.items():
-                self._runners[kind].take(mine)
+            late, leases = self._store.finish_and_claim(
+                ended,
+                worker_id=self._worker_id,
+                queues=self._dispatcher.plain if self._may_claim() else (),
+                rules=self._dispatcher.rules,
+                capacity=capacity,
+                now_us=self._now_us(),
+            )
+            if leases:
+                self._hand_out(leases, capacity.asynchronous)
         except StoreError:
             self._ended.extend(ended)
             raise
         finally:
             with self._lock:
                 self._unwritten_count -= len(ended)
-                self._claiming.subtract(free)
+                before = self._claiming
+                self._claiming = Capacity(before.threads - capacity.threads, before.coroutines - capacity.coroutines)
         for lease in late:
             self._log.late(lease)
         return len(leases)
 
-    def _reserve_room(self) -> dict[str, int]:
+    def _reserve_room(self) -> Capacity:
         """Take all the room there is for one exchange, so that another at the same time does not fill it too."""
         if self._stopping:
-            return {}
-        room = {kind: runner.room() - self._claiming[kind] for kind, runner in self._runners.items()}
-        free = {kind: count for kind, count in room.items() if count > 0}
-        self._claiming.update(free)
-        return free
+            return Capacity(0)
+        threads = max(0, self._threads.room() - self._claiming.threads)
+        coroutines = max(0, self._coroutines.room() - self._claiming.coroutines)
+        self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
+        return Capacity(threads, coroutines, self._asynchronous())
+
+    def _hand_out(self, leases: Sequence[Lease], asynchronous: frozenset[str]) -> None:
+        on_loop = [lease for lease in leases if lease.task in asynchronous]
+        if on_loop:
+            self._coroutines.take(on_loop)
+            leases = [lease for lease in leases if lease.task not in asynchronous]
+        if leases:
+            self._threads.take(leases)
 
     def exchange_or_keep(self) -> None:
         """Exchange; where the store cannot be written now, keep what ended for the next time."""

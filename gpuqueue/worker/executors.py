@@ -37,15 +37,22 @@ class Executors:
         for name in gq.tasks:
             self.named(name)
         known = {*self._of_plugins, *self._of_functions}
-        self._asynchronous = frozenset(name for name in known if (found := self.named(name)) is not None and is_async(found))
+        self._asynchronous = frozenset(name for name in known if self._is_asynchronous(name))
+        self._seen = {name: gq.tasks.get(name) for name in self._asynchronous}  # as they were when that was found out
 
-    @property
-    def any_asynchronous(self) -> bool:
-        return bool(self._asynchronous)
+    def asynchronous(self) -> frozenset[str]:
+        """Name the tasks that run on the event loop; one that was registered after the start waits for it in a thread."""
+        tasks = self._gq.tasks
+        for name, task in self._seen.items():
+            if tasks.get(name) is not task:  # registered anew, perhaps as a plain function
+                self._seen = {known: tasks.get(known) for known in self._seen}
+                self._asynchronous = frozenset(known for known in self._seen if self._is_asynchronous(known))
+                break
+        return self._asynchronous
 
-    def is_asynchronous(self, name: str) -> bool:
-        """Say whether a task runs on the event loop; one that was registered later waits for it in a thread."""
-        return name in self._asynchronous and (found := self.named(name)) is not None and is_async(found)
+    def _is_asynchronous(self, name: str) -> bool:
+        found = self.named(name)
+        return found is not None and is_async(found)
 
     def named(self, name: str) -> AnyExecutor | None:
         """Find what runs a task; None when this worker does not know it."""

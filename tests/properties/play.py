@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from gpuqueue import UnknownJob
 from gpuqueue.config.shared import settings_digest
-from gpuqueue.domain.claim import COROUTINE, THREAD, Capacity
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.errors import BackendUnavailable
 from gpuqueue.domain.job import Event, Lease, State
 from gpuqueue.domain.outcomes import Outcome
@@ -29,7 +29,17 @@ from tests.properties.endings import ENDINGS, MAKES_ROOM
 from tests.properties.model import Model
 from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, SECOND
 from tests.properties.offers import JOBS
-from tests.properties.scene import CARDS, Clock, PlayedWorker, Workshop, demand_of, is_preemptible, kind_of, open_queue
+from tests.properties.scene import (
+    ASYNCHRONOUS,
+    CARDS,
+    Clock,
+    PlayedWorker,
+    Workshop,
+    demand_of,
+    is_preemptible,
+    kind_of,
+    open_queue,
+)
 
 PICK = st.integers(0, 997)
 ANY_END = st.just("returns") | st.sampled_from(sorted(ENDINGS))  # to complete is the end that must be fenced first of all
@@ -217,11 +227,17 @@ class Play(RuleBasedStateMachine):
 
     def exchanges(self, worker: PlayedWorker, threads: int, coroutines: int) -> None:
         assert worker.dispatcher is not None
-        capacity = {THREAD: threads, COROUTINE: coroutines}
         batch, worker.ended = worker.ended, []
-        late, leases = worker.dispatcher.exchange([outcome for outcome, _ in batch], capacity=Capacity(capacity, kind_of))
+        late, leases = self.store.finish_and_claim(
+            [outcome for outcome, _ in batch],
+            worker_id=worker.name,
+            queues=worker.dispatcher.plain if worker.may_claim() else (),
+            rules=worker.dispatcher.rules,
+            capacity=Capacity(threads, coroutines, ASYNCHRONOUS),
+            now_us=self.clock.now,
+        )
         self.compare_finish(batch, late)
-        self.begins(worker, leases, self.model.claim(worker.name, capacity))
+        self.begins(worker, leases, self.model.claim(worker.name, {"thread": threads, "coroutine": coroutines}))
 
     def claims_for_devices(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None

@@ -18,7 +18,6 @@ from gpuqueue import Config, GPUQueue, hookimpl
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain import backoff
 from gpuqueue.domain.answers import Demand
-from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import PlacementMode
@@ -71,6 +70,7 @@ QUEUES: dict[str, dict[str, Any]] = {
 PLAIN = ("mail", "narrow", "office", "remote", "idle")
 ON_DEVICES = ("ai", "batch", "train", "steady")
 COMPUTING = ("compute", "firm")  # tasks whose jobs say themselves what they need; the second cannot be asked to make room
+ASYNCHRONOUS = frozenset({"awork"})
 PREEMPTIBLE = ("compute", "ollama.generate")
 
 
@@ -110,7 +110,7 @@ def demand_of(job: Job, largest: int) -> tuple[int, str]:
 
 
 def kind_of(task: str) -> str:
-    return COROUTINE if task == "awork" else THREAD
+    return "coroutine" if task in ASYNCHRONOUS else "thread"
 
 
 def is_preemptible(task: str) -> bool:
@@ -185,10 +185,15 @@ class PlayedWorker:
 
     name: str
     extended_at: int
+    clock: Clock = field(default_factory=Clock)
     dispatcher: Dispatcher | None = None
     running: list[Attempt] = field(default_factory=list)
     ended: list[tuple[Any, Ended]] = field(default_factory=list)
     clean_ups: list[tuple[int, int]] = field(default_factory=list)  # (job, lease)
+
+    def may_claim(self) -> bool:
+        """Whether its lease surely still runs."""
+        return self.clock.now - self.extended_at < LEASE_S * SECOND * SAFE_PART
 
 
 class Workshop:
@@ -221,7 +226,7 @@ class Workshop:
         return f"w{next(self._numbers)}"
 
     def worker(self, name: str, queues: tuple[str, ...] | None) -> PlayedWorker:
-        worker = PlayedWorker(name, self._clock.now)
+        worker = PlayedWorker(name, self._clock.now, self._clock)
         worker.dispatcher = Dispatcher(
             self._gq.store,
             self._gq.plugins,
@@ -229,7 +234,7 @@ class Workshop:
             {name: CachedDevice(card) for name, card in self.cards.items()},
             worker_id=name,
             serves=lambda queue: queues is None or queue in queues,
-            may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
+            may_claim=worker.may_claim,
             is_preemptible=is_preemptible,
             now=self._gq.now,
             log=WorkerLog(name),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
-from gpuqueue.domain.claim import THREAD, Capacity
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.job import Job, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
@@ -25,7 +25,7 @@ def at(seconds: float) -> int:
 
 
 def capacity_for(count: int) -> Capacity:
-    return Capacity({THREAD: count})
+    return Capacity(count)
 
 
 class Rows:

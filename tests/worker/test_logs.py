@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, ServiceUnavailable, Snooze
-from gpuqueue.contract import current_job
+from gpuqueue import GPUQueue, ServiceUnavailable, Snooze, current_job
 from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
@@ -354,7 +353,7 @@ def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
         worker_id="dead",
         queues=[gq.queue_settings("default")],
         rules=ClaimRules(),
-        capacity=Capacity({"": 1}, lambda _task: ""),
+        capacity=Capacity(1),
         now_us=now_us,
     )
     return lease
