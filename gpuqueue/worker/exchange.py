@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -18,9 +17,9 @@ from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome, Postponed
 from gpuqueue.domain.units import to_us
-from gpuqueue.store import Store
 from gpuqueue.worker.dispatcher import Dispatcher
-from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.site import Site
 
 EXCHANGE_S = 0.01
 logger = logging.getLogger("gpuqueue.worker")
@@ -45,22 +44,21 @@ class Exchange:
 
     def __init__(
         self,
-        store: Store,
+        site: Site,
         dispatcher: Dispatcher,
+        orders: Orders,
         *,
-        worker_id: str,
         may_claim: Callable[[], bool],
         asynchronous: Callable[[], frozenset[str]],
-        now_us: Callable[[], int],
-        log: WorkerLog,
     ) -> None:
-        self._store = store
+        self._store = site.store
+        self._worker_id = site.worker_id
+        self._clock = site.clock
+        self._log = site.log
         self._dispatcher = dispatcher
-        self._worker_id = worker_id
+        self._orders = orders
         self._may_claim = may_claim
         self._asynchronous = asynchronous
-        self._now_us = now_us
-        self._log = log
         self._ended: deque[Outcome] = deque()
         self._unwritten_count = 0
         self._lock = threading.Lock()
@@ -84,7 +82,7 @@ class Exchange:
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() - self._exchanged_at_s > EXCHANGE_S
+        return self._clock.monotonic() - self._exchanged_at_s > EXCHANGE_S
 
     def add(self, outcome: Outcome) -> None:
         """Take the outcome of an ended attempt."""
@@ -101,25 +99,26 @@ class Exchange:
     def exchange(self) -> int:
         """Write what ended and claim what there is room for; returns how many were claimed. Raises: StoreError."""
         ended: list[Outcome] = []
+        asynchronous = self._asynchronous()
         with self._lock:
             while self._ended:
                 ended.append(self._ended.popleft())
             self._unwritten_count += len(ended)
-            capacity = self._reserve_room()
+            capacity = self._reserve_room(asynchronous)
         try:
             if not (ended or capacity.threads or capacity.coroutines):
                 return 0
-            self._exchanged_at_s = time.monotonic()
+            self._exchanged_at_s = self._clock.monotonic()
             late, leases = self._store.finish_and_claim(
                 ended,
                 worker_id=self._worker_id,
                 queues=self._dispatcher.plain if self._may_claim() else (),
                 rules=self._dispatcher.rules,
                 capacity=capacity,
-                now_us=self._now_us(),
+                now_us=self._clock.wall(),
             )
             if leases:
-                self._hand_out(leases, capacity.asynchronous)
+                self._hand_out(leases, capacity)
         except StoreError:
             self._ended.extend(ended)
             raise
@@ -132,22 +131,20 @@ class Exchange:
             self._log.late(lease)
         return len(leases)
 
-    def _reserve_room(self) -> Capacity:
+    def _reserve_room(self, asynchronous: frozenset[str]) -> Capacity:
         """Take all the room there is for one exchange, so that another at the same time does not fill it too."""
-        if self._stopping:
+        if self._stopping or self._orders.all_begun:
             return Capacity(0)
         threads = max(0, self._threads.room() - self._claiming.threads)
         coroutines = max(0, self._coroutines.room() - self._claiming.coroutines)
         self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
-        return Capacity(threads, coroutines, self._asynchronous())
+        return Capacity(threads, coroutines, asynchronous)
 
-    def _hand_out(self, leases: Sequence[Lease], asynchronous: frozenset[str]) -> None:
-        on_loop = [lease for lease in leases if lease.task in asynchronous]
-        if on_loop:
-            self._coroutines.take(on_loop)
-            leases = [lease for lease in leases if lease.task not in asynchronous]
-        if leases:
-            self._threads.take(leases)
+    def _hand_out(self, leases: Sequence[Lease], capacity: Capacity) -> None:
+        if capacity.coroutines:
+            self._coroutines.take([lease for lease in leases if lease.task in capacity.asynchronous])
+            leases = [lease for lease in leases if lease.task not in capacity.asynchronous]
+        self._threads.take(leases)
 
     def exchange_or_keep(self) -> None:
         """Exchange; where the store cannot be written now, keep what ended for the next time."""
