@@ -82,11 +82,6 @@ class Worker:
         """Begin to stop, without waiting; a second call gives running jobs back at once."""
         self._orders.request_stop()
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it was asked to stop."""
-        return self._orders.stop.is_set()
-
     def __enter__(self) -> Worker:
         return self.start()
 
@@ -94,6 +89,11 @@ class Worker:
         self.stop()
 
     # --- the story ---
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._orders.stop.is_set()
 
     def _work(self) -> None:
         while True:
@@ -108,7 +108,7 @@ class Worker:
                 drain(parts, self._orders)
             if self._orders.gone:
                 raise StoreError(f"{self._orders.gone}; start it again")
-            if not parts.heartbeat.lost or self.is_stopping or self._orders.all_begun:
+            if not parts.heartbeat.lost or self._is_stopping or self._orders.all_begun:
                 return
             logger.warning("worker %s begins anew under another id", self.id)
 
