@@ -136,7 +136,7 @@ class Exchange:
         if self._stopping or self._orders.all_begun:
             return Capacity(0)
         threads = max(0, self._threads.room() - self._claiming.threads)
-        coroutines = max(0, self._coroutines.room() - self._claiming.coroutines)
+        coroutines = max(0, self._coroutines.room() - self._claiming.coroutines) if asynchronous else 0
         self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
         return Capacity(threads, coroutines, asynchronous)
 
