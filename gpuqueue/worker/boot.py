@@ -35,8 +35,8 @@ from gpuqueue.worker.heartbeat import Heartbeat
 from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.maintenance import Maintenance
-from gpuqueue.worker.model_probe import ModelsSeen
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.model_probe import ModelProbe
+from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.on_device import OnDevice
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
@@ -103,7 +103,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     _register(gq, site, accept_config=accept_config)
 
     output = Output(site.store)
-    lessons = Lessons(site)
+    observations = Observations(site)
     event_loop = EventLoop()
     judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
     attempts = Attempts(site, judge, output, orders)
@@ -112,21 +112,21 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
 
     dispatcher = Dispatcher(site, may_claim=heartbeat.is_fresh, is_preemptible=executors.is_preemptible)
     exchange = Exchange(site, dispatcher, orders, may_claim=heartbeat.is_fresh, asynchronous=executors.asynchronous)
-    plain = without_device(exchange, backends, lessons)
+    plain = without_device(exchange, backends, observations)
     job_threads = Threads(site, pipeline, plain, exchange, life, count=threads)
     coroutines = Coroutines(pipeline, plain, exchange, life, limit=async_jobs, first_slot=threads + device_slots)
     exchange.claim_for(job_threads, coroutines)
 
-    on_device = OnDevice(site, backends, lessons, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
+    on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
     device_jobs = DeviceJobs(site, pipeline, on_device, life, first_slot=threads)
 
     maintenance = Maintenance(
         site,
         on_device,
         backends,
-        ModelsSeen(site),
+        ModelProbe(site),
         children,
-        lessons,
+        observations,
         on_file_gone=orders.file_gone,
         max_crashes=config.max_crashes,
         retention=gq.config.retention,

@@ -16,8 +16,8 @@ from gpuqueue.store.liveness import executing, forget, proven_dead
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.outcomes import abandoned_by
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.model_probe import ModelsSeen
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.model_probe import ModelProbe
+from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.on_device import OnDevice, lease_of_reservation
 from gpuqueue.worker.site import Site
 
@@ -40,9 +40,9 @@ class Maintenance:
         site: Site,
         on_device: OnDevice,
         backends: Backends,
-        models_seen: ModelsSeen,
+        model_probe: ModelProbe,
         children: Children,
-        lessons: Lessons,
+        observations: Observations,
         *,
         on_file_gone: Callable[[str], None],
         max_crashes: int,
@@ -56,9 +56,9 @@ class Maintenance:
         self._log = site.log
         self._on_device = on_device
         self._backends = backends
-        self._models_seen = models_seen
+        self._model_probe = model_probe
         self._children = children
-        self._lessons = lessons
+        self._observations = observations
         self._on_file_gone = on_file_gone
         self._file = self._store.file_id()
         self._max_crashes = max_crashes
@@ -81,7 +81,7 @@ class Maintenance:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._lessons.tell()
+        self._observations.tell()
         if self._follows:
             self.deliver_events()
 
@@ -111,12 +111,12 @@ class Maintenance:
             self.rescue,
             self._backends.probe,
             self.read_devices,
-            self._models_seen.list_models,
-            self._models_seen.look_at_loaded,
-            self._models_seen.size_unknown,
+            self._model_probe.list_models,
+            self._model_probe.look_at_loaded,
+            self._model_probe.size_unknown,
             self.deliver_events,
             self._children.tidy,
-            self._lessons.tell,
+            self._observations.tell,
             self.prune,
             self.checkpoint,
         )

@@ -27,7 +27,7 @@ QUERY_S = 1.0
 logger = logging.getLogger("gpuqueue.worker")
 
 
-class ModelsSeen:
+class ModelProbe:
     """Three duties of the worker's upkeep; each asks only backends that are available."""
 
     def __init__(self, site: Site) -> None:

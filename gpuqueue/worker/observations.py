@@ -16,7 +16,7 @@ from gpuqueue.worker.site import Site
 MOST_KEPT = 1000  # observations that wait for the store
 
 
-class Lessons:
+class Observations:
     """Gathered from any thread, written by `tell` in one transaction."""
 
     def __init__(self, site: Site) -> None:

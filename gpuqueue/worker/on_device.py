@@ -21,7 +21,7 @@ from gpuqueue.domain.view import Reservation
 from gpuqueue.store.sqlite import queries
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.running import RunningAttempt
 from gpuqueue.worker.site import Site
 
@@ -39,7 +39,7 @@ class OnDevice:
         self,
         site: Site,
         backends: Backends,
-        lessons: Lessons,
+        observations: Observations,
         *,
         next_model: Callable[[str], str | None],
         is_isolated: Callable[[str], bool],
@@ -52,7 +52,7 @@ class OnDevice:
         self._devices = site.devices
         self._device_settings = {device.name: device for device in site.settings.devices}
         self._backends = backends
-        self._lessons = lessons
+        self._observations = observations
         self._next_model = next_model
         self._is_isolated = is_isolated
         self.stopping = threading.Event()
@@ -103,20 +103,20 @@ class OnDevice:
         """Let the next attempt wait for more memory than this one had."""
         assert lease.placement is not None
         largest_bytes = max(device.budget_bytes for device in self._settings.devices)
-        self._lessons.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
-        self._written(self._lessons.tell)
+        self._observations.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
+        self._written(self._observations.tell)
         self._written(lambda: self._store.forget_demand(lease.job_id))
 
     def _learn(self, ended: EndedAttempt) -> None:
         lease = ended.outcome.lease
         backend = self._backends.of(lease)
         if not lease.model or backend is None:
-            self._lessons.of_run(lease, ended.run_s)
+            self._observations.of_run(lease, ended.run_s)
             return
         self._written(lambda: self._backends.worked(backend))
         if isinstance(ended.value, Mapping):
-            self._lessons.of_answer(lease, ended.value, self._options(lease.model))
-            self._written(self._lessons.tell)
+            self._observations.of_answer(lease, ended.value, self._options(lease.model))
+            self._written(self._observations.tell)
 
     def _options(self, model: str) -> Mapping[str, Any]:
         """The configured options of a model, which size its memory."""
@@ -137,7 +137,7 @@ class OnDevice:
         while True:
             found = self._clean_up_once(lease, device, orphaned=orphaned)
             if found.observed_bytes is not None and not orphaned:
-                self._lessons.learn(VRAM, self._model_key(lease), found.observed_bytes)
+                self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
             self._publish_reading(device.name, found)
             if found.verified:
                 self._log.memory_released(lease, device.name, found.detail, found.waited_s)

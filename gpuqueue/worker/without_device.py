@@ -6,17 +6,17 @@ from gpuqueue.domain.outcomes import Completed
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.exchange import Exchange
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.observations import Observations
 
 
-def without_device(exchange: Exchange, backends: Backends, lessons: Lessons) -> Kind:
+def without_device(exchange: Exchange, backends: Backends, observations: Observations) -> Kind:
     """Make their kind."""
 
     def publish(ended: EndedAttempt) -> bool:
         if ended.error is not None:
             backends.heard(ended.error)
         elif isinstance(ended.outcome, Completed):
-            lessons.of_run(ended.outcome.lease, ended.run_s)
+            observations.of_run(ended.outcome.lease, ended.run_s)
         exchange.add(ended.outcome)
         return True
 
