@@ -69,7 +69,7 @@ def worker(
         """Says on a signal what it does about it."""
 
         def request_stop(self) -> None:
-            again = self._stop_requested.is_set()
+            again = self._is_stopping
             super().request_stop()
             words = "giving running jobs back" if again else "stopping; once more gives running jobs back at once"
             if log_format == "json":

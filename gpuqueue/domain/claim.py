@@ -1,25 +1,20 @@
-"""Owns what a worker says when it claims: the rules that it knows beside the rows, and how much it can take."""
+"""Owns what a worker says when it claims: the rules that it knows beside the rows, and how many jobs it can take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from gpuqueue.domain.settings import QueueSettings
 
-THREAD, COROUTINE = "thread", "coroutine"
-
-
-def _thread(_task: str) -> str:
-    return THREAD
-
 
 class Capacity(NamedTuple):
-    """How many jobs a worker can take, by the kind of runner that their task needs."""
+    """How many jobs a worker can take: `coroutines` of the tasks named in `asynchronous`, `threads` of all others."""
 
-    free: Mapping[str, int]
-    kind_of: Callable[[str], str] = _thread
+    threads: int
+    coroutines: int = 0
+    asynchronous: frozenset[str] = frozenset()
 
 
 class ClaimRules(NamedTuple):

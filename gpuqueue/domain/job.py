@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from gpuqueue.domain.answers import Placement
+from gpuqueue.domain.units import from_us
 
 
 class State(StrEnum):
@@ -219,3 +220,20 @@ class Found(NamedTuple):
 
     jobs: list[Job]
     looked_to: int | None
+
+
+def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
+    """Return the lease of the attempt that begins when a job is claimed now."""
+    return Lease(
+        job_id=job.id,
+        lease=job.lease + 1,
+        queue=job.queue,
+        task=job.task,
+        attempt=job.attempt + 1,
+        max_attempts=job.max_attempts,
+        arguments=job.arguments,
+        timeout_s=job.timeout_s,
+        started_at=from_us(now_us),
+        model=job.model,
+        placement=placement,
+    )

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from gpuqueue.contract.current_job import running
 from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.job import Lease
-from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.running import Ran, RunningAttempt, run_here
 
 __all__ = ["Bench", "RecordedAttempt"]
 
-Ended = tuple[Any, BaseException | None]  # what an executor returned, or what it raised
+Ended = Ran  # what an executor returned, or what it raised
 
 
 class _Record:
@@ -48,7 +48,7 @@ class _Record:
         self.progressed.append((fraction, note))
 
 
-class RecordedAttempt(Attempt):
+class RecordedAttempt(RunningAttempt):
     """The context of one attempt, to be given to an executor's `run` or `arun`; it is the worker's own, with another output.
 
     `interrupt("cancelled")`, or "timed_out", "preempted", "stopping", "lease_lost", asks the attempt to stop, from any thread.
@@ -83,7 +83,7 @@ class RecordedAttempt(Attempt):
             model=model,
             placement=placement,
         )
-        super().__init__(lease, cast(Output, self._record))
+        super().__init__(lease, cast(Output, self._record), Clock())
 
     @property
     def emitted(self) -> list[str]:
@@ -130,7 +130,7 @@ class Bench:
     def __init__(self) -> None:
         self._event_loop = EventLoop()
 
-    def start(self, executor: Executor | AsyncExecutor, attempt: Attempt) -> Future[Ended]:
+    def start(self, executor: Executor | AsyncExecutor, attempt: RunningAttempt) -> Future[Ended]:
         """Start an attempt; the future's result is (what it returned, None) or (None, what it raised)."""
         if is_async(executor):
             return self._event_loop.start(attempt, executor)
@@ -138,12 +138,7 @@ class Bench:
         future: Future[Ended] = Future()
 
         def run() -> None:
-            try:
-                with running(attempt):
-                    ended: Ended = (plain.run(attempt), None)
-            except BaseException as error:  # an interruption is none of Exception
-                ended = (None, error)
-            future.set_result(ended)
+            future.set_result(run_here(attempt, plain))
 
         threading.Thread(target=run, name="gpuqueue-bench", daemon=True).start()
         return future

@@ -26,21 +26,23 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor, is_async
 from gpuqueue.decisions.policies import worker_policies
-from gpuqueue.domain.endpoints import OLLAMA, on_device
+from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import UnknownJob, UsageError
-from gpuqueue.domain.job import Lease, NewJob, State
+from gpuqueue.domain.job import Lease, NewJob, State, lease_of
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.outcomes import Ended, Postponed
-from gpuqueue.domain.settings import BackendSettings, QueueSettings
-from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.store import Store
-from gpuqueue.worker.attempt import Judge
+from gpuqueue.worker.attempt import EndedAttempt, Kind, Pipeline
 from gpuqueue.worker.attempts import Attempts
+from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.site import Site
 
 __all__ = ["eager", "run_at_once"]
 
@@ -107,7 +109,8 @@ class _Parts:
     store: Store
     settings: SharedSettings
     executors: Mapping[str, Executor | AsyncExecutor]  # of plugins
-    attempts: Attempts
+    backends: Backends
+    pipeline: Pipeline
 
 
 class _Runner:
@@ -135,7 +138,7 @@ class _Runner:
             return None
         if job.state not in (State.AVAILABLE, State.RETRYABLE):
             return None
-        if self._executor(job.task, job.queue) is None:
+        if self._executor_of(lease_of(job, now_us=self._gq.now_us())) is None:
             raise UsageError(
                 f"eager: nobody here runs the task {job.task!r} of job {job_id}; register its function, or give the queue "
                 "object the plugin with its executor"
@@ -144,9 +147,14 @@ class _Runner:
 
     def _run_attempt(self, lease: Lease) -> bool:
         """Run one attempt and write how it ended; returns whether another comes next."""
-        ending = self._parts().attempts.run(lease)
-        assert ending is not None  # nobody gives up what runs here
-        outcome, error = ending.outcome, ending.error
+        ended: list[EndedAttempt] = []
+
+        def keep(attempt: EndedAttempt) -> bool:
+            ended.append(attempt)
+            return True
+
+        self._parts().pipeline.carry_out(lease, Kind(publish=keep))
+        outcome, error = ended[0].outcome, ended[0].error
         self._gq.store.attempts.finish([outcome], now_us=self._gq.now_us())
         if error is not None and not isinstance(error, ENDS_THE_ATTEMPT_ONLY):
             raise error  # such as Ctrl-C, or what pytest raises to fail a test
@@ -156,15 +164,15 @@ class _Runner:
             self._gq.job(lease.job_id).result()
         return isinstance(outcome, Postponed) and outcome.outcome == "retried"
 
-    def _executor(self, task: str, queue: str) -> Executor | None:
-        known = self._gq.tasks.get(task)
+    def _executor_of(self, lease: Lease) -> Executor | None:
+        known = self._gq.tasks.get(lease.task)
         if known is not None and known.function is not None:
             if inspect.iscoroutinefunction(known.function):
                 return _Awaited(CoroutineExecutor(known.function))
             return CallableExecutor(known.function)
         parts = self._parts()
-        backend = _backend_of(queue, parts.settings) if task in VERBS else None
-        found = parts.executors.get(task if backend is None else task.replace(OLLAMA, backend.name, 1))
+        backend = parts.backends.of(lease) if lease.task in VERBS else None
+        found = parts.executors.get(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
         return _Awaited(found) if found is not None and is_async(found) else cast("Executor | None", found)
 
     def _parts(self) -> _Parts:
@@ -175,39 +183,20 @@ class _Runner:
             return self._made
 
     def _make(self, settings: SharedSettings) -> _Parts:
-        gq, log = self._gq, WorkerLog(self._worker_id)
+        gq = self._gq
         gq.plugins.add_defaults(worker_policies())
+        clock = Clock(wall=gq.now_us)
+        site = Site(self._worker_id, gq.store, gq.plugins, settings, clock, WorkerLog(self._worker_id))
         executors: dict[str, Executor | AsyncExecutor] = {}
         details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
         for _, answer in gq.plugins.each("register_executors", details):
             executors = {**answer, **executors}
-
-        def rules_of(task: str) -> RetryRules:
-            known = gq.tasks.get(task)
-            return DEFAULT_RULES if known is None else known.rules
-
-        judge = Judge(
-            gq.plugins,
-            settings_of=lambda queue: settings.queues.get(queue) or QueueSettings(queue),
-            backend_of=lambda lease: _backend_of(lease.queue, settings),
-            rules_of=rules_of,
-            models=settings.models,
-            backends=settings.backends,
-            now=gq.now,
-            max_payload_bytes=gq.config.max_payload_bytes,
-        )
-        attempts = Attempts(
-            gq.store,
-            lambda lease: self._executor(lease.task, lease.queue),
-            judge,
-            Output(gq.store),
-            EventLoop(),
-            Lessons(gq.store, now_us=gq.now_us),
-            worker_id=self._worker_id,
-            now=gq.now,
-            log=log,
-        )
-        return _Parts(gq.store, settings, executors, attempts)
+        backends = Backends(site)
+        judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
+        output = Output(gq.store)
+        attempts = Attempts(site, judge, output, Orders())
+        pipeline = Pipeline(site, attempts, judge, output, EventLoop(), self._executor_of)
+        return _Parts(gq.store, settings, executors, backends, pipeline)
 
 
 class _Awaited:
@@ -223,8 +212,3 @@ class _Awaited:
             return asyncio.run(self._executor.arun(context))
         with ThreadPoolExecutor(1) as beside:
             return beside.submit(copy_context().run, lambda: asyncio.run(self._executor.arun(context))).result()
-
-
-def _backend_of(queue: str, settings: SharedSettings) -> BackendSettings | None:
-    known = settings.queues.get(queue)
-    return None if known is None else on_device(known.backend, None, settings.backends)

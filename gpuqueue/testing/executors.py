@@ -34,7 +34,7 @@ from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.leftovers import nothing_left_behind
 from gpuqueue.testing.queues import foreign_variables, queue_maker
 from gpuqueue.testing.waiting import DEADLINE_S
-from gpuqueue.worker.attempt import Interruption
+from gpuqueue.worker.running import Interruption
 
 __all__ = ["ExecutorSuite"]
 

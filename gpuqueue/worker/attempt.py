@@ -1,211 +1,146 @@
-"""Owns one attempt while it runs, and the judgement of how it ended; writes nothing to the store itself."""
+"""Carries out an attempt, top to bottom: prepare, run, judge, publish, clean up.
+
+These steps are the same for a plain function, a coroutine, a function in a process of its own, and a job on a device. The
+executor says how the task runs; the `Kind` says what there is to prepare, how the outcome is written, and what there is to
+clean up. What a step raises is handled in one place, named here with what becomes of it:
+
+- prepare, in `Pipeline._prepare`: it ends the attempt as if the task had raised it.
+- run, in `Ran.failed`: it becomes the attempt's error, whatever it is.
+- judge, in `Judge._failed`: the job of which a plugin failed to judge the failure is snoozed.
+- publish, in `Pipeline._publish`: an outcome that cannot be written leaves its job to whoever comes after this worker.
+- clean up, in `Pipeline._clean_up`: a device that cannot be freed is left to them too.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
-from gpuqueue.contract.executor import AttemptInterrupted
-from gpuqueue.contract.hookspecs import AttemptFailedDetails
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
-from gpuqueue.domain.endpoints import of_queue
-from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError
-from gpuqueue.domain.job import JobErrorRecord, Lease, PartialOutput, State
-from gpuqueue.domain.json_text import to_json
-from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
-from gpuqueue.domain.settings import BackendSettings, ModelSettings, QueueSettings
-from gpuqueue.domain.units import format_duration, to_us
-from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze, Verdict, failure
+from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.outcomes import Outcome
+from gpuqueue.worker.attempts import Attempts
+from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.running import Ran, RunningAttempt, run_here
+from gpuqueue.worker.site import Site
 
-Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease_lost"]
-FAILED_HOOK_WAIT_S = 60.0
-logger = logging.getLogger("gpuqueue.worker")
-
-
-class Attempt:
-    """One attempt while it runs; the AttemptContext that executors see. `interrupt` may come from any thread."""
-
-    def __init__(self, lease: Lease, output: Output) -> None:
-        self.lease = lease
-        self.partial: PartialOutput | None = None
-        self.began_s = time.monotonic()
-        self.deadline_s = None if lease.timeout_s is None else self.began_s + lease.timeout_s
-        self.interruption: Interruption | None = None
-        self.interrupted_at_s = 0.0
-        self._closed = False
-        self._output = output
-        self._stops: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
-
-    def interrupt(self, why: Interruption) -> None:
-        """Ask the attempt to stop; the first reason counts."""
-        with self._lock:
-            if self.interruption is not None:
-                return
-            self.interruption = why
-            self.interrupted_at_s = time.monotonic()
-            stops = list(self._stops)
-        for stop in stops:
-            stop()
-
-    def close(self, write: Callable[[], None] = lambda: None) -> bool:
-        """Take the right to write the outcome, and write it; only the first who asks gets True, the others after the write."""
-        with self._lock:
-            if self._closed:
-                return False
-            write()
-            self._closed = True
-            return True
-
-    def check(self) -> None:
-        # Whoever looks at the deadline itself may come before the worker's own look.
-        if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
-            self.interrupt("timed_out")
-        if self.interruption is not None:
-            raise AttemptInterrupted(self.interruption)
-
-    def emit(self, text: str) -> None:
-        self.check()
-        self._output.emit(self.lease, text)
-
-    def progress(self, fraction: float, note: str) -> None:
-        self._output.progress(self.lease, fraction, note)
-
-    def log(self, message: str) -> None:
-        self._output.log(self.lease, time.time_ns() // 1000, message)
-
-    def tokens(self, count: int) -> None:
-        self._output.tokens(self.lease, count)
-
-    def continue_output(self) -> None:
-        if self.partial is not None:
-            self._output.continue_from(self.lease, self.partial.lease)
-
-    @contextmanager
-    def interrupted_by(self, stop: Callable[[], None]) -> Iterator[None]:
-        with self._lock:
-            self._stops.append(stop)
-            already = self.interruption is not None
-        if already:
-            stop()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._stops.remove(stop)
+AnyExecutor = Executor | AsyncExecutor
 
 
-class Judge:
-    """Turns what an attempt returned or raised into its outcome, asking the policies about failures."""
+class EndedAttempt(NamedTuple):
+    """How an attempt ended: its outcome, how long it ran, and what it returned or raised."""
+
+    outcome: Outcome
+    run_s: float = 0.0
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What differs between attempts on a device and those without one.
+
+    `publish` sees to it that an outcome is written; it returns False when the lease was lost and nothing is left to do here.
+    `prepare` and `clean_up` see to the device, None where there is none.
+    """
+
+    publish: Callable[[EndedAttempt], bool]
+    prepare: Callable[[RunningAttempt], None] | None = None
+    clean_up: Callable[[Lease], object] | None = None
+
+
+class Pipeline:
+    """Takes claimed jobs through their attempts. Safe to use from any thread."""
 
     def __init__(
         self,
-        plugins: Plugins,
-        *,
-        settings_of: Callable[[str], QueueSettings],
-        backend_of: Callable[[Lease], BackendSettings | None],
-        rules_of: Callable[[str], RetryRules],
-        models: Mapping[str, ModelSettings],
-        backends: Sequence[BackendSettings],
-        now: Callable[[], datetime],
-        max_payload_bytes: int,
+        site: Site,
+        attempts: Attempts,
+        judge: Judge,
+        output: Output,
+        event_loop: EventLoop,
+        executor_of: Callable[[Lease], AnyExecutor | None],
     ) -> None:
-        self._plugins = plugins
-        self._settings_of = settings_of
-        self._backend_of = backend_of
-        self._rules_of = rules_of
-        self._models = models
-        self._backends = backends
-        self._now = now
-        self._max_payload_bytes = max_payload_bytes
+        self._log = site.log
+        self._clock = site.clock
+        self._attempts = attempts
+        self._judge = judge
+        self._output = output
+        self._event_loop = event_loop
+        self._executor_of = executor_of
 
-    def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
-        """The outcome of an attempt that returned `value`, or raised `error`."""
-        if error is None:
-            return self._completed(attempt.lease, value)
-        if isinstance(error, AttemptInterrupted):
-            return self.interrupted(attempt)
-        if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
-            return self.interrupted(attempt)
-        return self._failed(attempt.lease, error)
+    # --- the whole attempt ---
 
-    def interrupted(self, attempt: Attempt) -> Outcome:
-        """The outcome of an attempt that was asked to stop."""
-        lease = attempt.lease
-        if attempt.interruption == "cancelled":
-            return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
-        if attempt.interruption == "timed_out":
-            return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
-        outcome = "preempted" if attempt.interruption == "preempted" else "released"
-        return Postponed(lease, outcome, to_us(self._now()), spent=False)
+    def carry_out(self, lease: Lease, kind: Kind) -> bool:
+        """Take an attempt from its lease to its end, in this thread; returns False when it was given up meanwhile."""
+        executor = self._executor_of(lease)
+        if executor is None:
+            if self._publish(EndedAttempt(self._judge.unknown_task(lease)), kind):
+                self._clean_up(lease, kind)
+            return True
+        attempt = self._attempts.begin(lease)
+        refused = self._prepare(attempt, kind)
+        ran = self._run(attempt, executor) if refused is None else Ran(error=refused)
+        return self.conclude(attempt, ran, kind)
 
-    def _completed(self, lease: Lease, value: Any) -> Outcome:
-        if value is None:
-            return Completed(lease, "null")
+    def start(self, lease: Lease, hand_over: Callable[[tuple[RunningAttempt, Ran]], None]) -> None:
+        """Begin an attempt of an asynchronous task that has no device, and run it on the event loop.
+
+        `hand_over` gets it there when it has run, and has another thread `conclude` it: the loop never waits for the database.
+        """
+        executor = self._executor_of(lease)
+        assert executor is not None and is_async(executor)
+        attempt = self._attempts.begin(lease)
+        self._event_loop.start(attempt, executor).add_done_callback(lambda future: hand_over((attempt, future.result())))
+
+    def conclude(self, attempt: RunningAttempt, ran: Ran, kind: Kind) -> bool:
+        """Take an attempt that has run to its end; returns False when it was given up meanwhile."""
+        outcome = self._judge.outcome(attempt, *ran)
+        run_s = self._clock.monotonic() - attempt.began_s
+        is_ours = self._attempts.end(attempt)  # else its outcome is written already, and only its device is left
+        if not is_ours or self._publish(EndedAttempt(outcome, run_s, *ran), kind):
+            self._clean_up(attempt.lease, kind)
+        return is_ours
+
+    # --- its steps ---
+
+    def _prepare(self, attempt: RunningAttempt, kind: Kind) -> BaseException | None:
+        """Make ready what the attempt needs; returns what kept it from running."""
         try:
-            return Completed(lease, to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}"))
-        except PayloadError as error:
-            # Trying again would only compute the same result.
-            return Ended(lease, State.DISCARDED, JobErrorRecord("result", str(error)))
+            attempt.check()
+            if kind.prepare is not None:
+                kind.prepare(attempt)
+        except BaseException as raised:  # SystemExit and the like end the attempt, not the worker
+            return raised
+        return None
 
-    def _failed(self, lease: Lease, error: BaseException) -> Outcome:
-        """The outcome of a failed attempt: as the task says, or else as the policies decide."""
-        code, message = failure(error)
-        record = JobErrorRecord(code, message, _trace(error))
-        verdict = _decided(error, lease)
-        if verdict is None:
-            try:
-                verdict = self._asked(lease, error)
-            except PluginFailed as failed:
-                logger.exception("job %d: %s", lease.job_id, failed)
-                verdict = Snooze(FAILED_HOOK_WAIT_S)
-                record = JobErrorRecord("plugin_failed", f"{failed} (while deciding about: {message})", record.traceback)
-        now = self._now()
-        if isinstance(verdict, Retry):
-            return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), spent=True, error=record)
-        if isinstance(verdict, Snooze):
-            if isinstance(error, Snooze):
-                record = JobErrorRecord("snoozed", message)
-            due_us = to_us(verdict.due_at(now))
-            return Postponed(lease, "snoozed", due_us, spent=False, error=record, waiting_for=verdict.waiting_for)
-        if isinstance(verdict, Discard):
-            record = JobErrorRecord(verdict.code, verdict.reason or message, record.traceback)
-        return Ended(lease, State.DISCARDED, record)
+    def _run(self, attempt: RunningAttempt, executor: AnyExecutor) -> Ran:
+        """Run the task, in this thread or, while it waits, on the event loop."""
+        if is_async(executor):
+            return self._event_loop.start(attempt, executor).result()
+        return run_here(attempt, cast(Executor, executor))
 
-    def _asked(self, lease: Lease, error: BaseException) -> Verdict | None:
-        details = AttemptFailedDetails(
-            lease,
-            self._settings_of(lease.queue),
-            error,
-            self._now(),
-            self._backend_of(lease),
-            self._rules_of(lease.task),
-            self._models,
-            of_queue(self._settings_of(lease.queue).backend, self._backends),
-        )
-        answer: Verdict | None = self._plugins.first("attempt_failed", details)
-        return answer
+    def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
+        """Let everybody know how the attempt ended; returns whether its device is still to be cleaned up here."""
+        lease = ended.outcome.lease
+        self._output.flush(lease)
+        self._log.ended(ended.outcome, ended.run_s, ended.value)
+        try:
+            return kind.publish(ended)
+        except StoreError as error:
+            # The row keeps its lease and reservation: whoever comes after this worker, which stops, takes them back.
+            self._log.broken(lease, error)
+            return False
 
-
-def _decided(error: BaseException, lease: Lease) -> Verdict | None:
-    """The verdict that a task raised, where it leaves nothing for the policies to decide."""
-    if isinstance(error, Snooze | Discard):
-        return error
-    if isinstance(error, Retry) and error.due_at(lease.started_at) is not None and lease.attempt < lease.max_attempts:
-        return error
-    return None
-
-
-def _trace(error: BaseException) -> str:
-    """The traceback worth keeping: none for what was raised to say something, the far one of another process."""
-    if isinstance(error, ExecutionError | Verdict):
-        return str(getattr(error, "remote_traceback", ""))
-    return "".join(traceback.format_exception(error))
+    def _clean_up(self, lease: Lease, kind: Kind) -> None:
+        """Give back what the attempt held."""
+        if kind.clean_up is None:
+            return
+        try:
+            kind.clean_up(lease)
+        except StoreError as error:  # the row keeps its reservation, as above
+            self._log.broken(lease, error)

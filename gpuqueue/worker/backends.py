@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from datetime import datetime
 
-from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.endpoints import of_queue, on_device
 from gpuqueue.domain.errors import BackendUnavailable, StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import BackendSettings
-from gpuqueue.domain.units import to_us
-from gpuqueue.store import Store
-from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.site import Site
 
 LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
 logger = logging.getLogger("gpuqueue.worker")
@@ -22,11 +17,11 @@ logger = logging.getLogger("gpuqueue.worker")
 class Backends:
     """The configured backends of one worker."""
 
-    def __init__(self, store: Store, settings: SharedSettings, *, now: Callable[[], datetime], log: WorkerLog) -> None:
-        self._store = store
-        self._settings = settings
-        self._now = now
-        self._log = log
+    def __init__(self, site: Site) -> None:
+        self._store = site.store
+        self._settings = site.settings
+        self._clock = site.clock
+        self._log = site.log
 
     def of(self, lease: Lease) -> BackendSettings | None:
         """Return the backend that an attempt needs, where its queue's jobs need one."""
@@ -39,7 +34,7 @@ class Backends:
         for backend in self._settings.backends:
             with self._store.snapshot() as reads:
                 row = reads.backends().get(backend.name)
-            now = self._now()
+            now = self._clock.now()
             if row is not None and row.checked_at is not None:
                 age_s = (now - row.checked_at).total_seconds()
                 due = age_s >= backend.probe_every_s if row.available else row.retry_at is None or now >= row.retry_at
@@ -67,7 +62,7 @@ class Backends:
             error=str(error),
             probe_every_s=backend.probe_every_s,
             longest_s=min(retries, default=LONGEST_WAIT_S),
-            now_us=to_us(self._now()),
+            now_us=self._clock.wall(),
         )
         if retry_at is not None:
             self._log.backend_lost(backend.name, str(error), retry_at)
@@ -87,7 +82,7 @@ class Backends:
             self._answered(backend, worked=True)
 
     def _answered(self, backend: BackendSettings, *, worked: bool) -> None:
-        if self._store.backends.answered(backend.name, worked=worked, now_us=to_us(self._now())):
+        if self._store.backends.answered(backend.name, worked=worked, now_us=self._clock.wall()):
             self._log.backend_recovered(backend.name)
 
     def _named(self, name: str) -> BackendSettings | None:

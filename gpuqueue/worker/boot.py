@@ -1,32 +1,30 @@
-"""Owns what a worker is made of: agreeing on the settings, opening devices, and putting the parts together; runs no job."""
+"""Puts a worker together: agrees on the settings, opens the devices, registers it, and makes its parts."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared
 from gpuqueue.contract.device import Device
 from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.decisions.policies import worker_policies
 from gpuqueue.devices.cached import CachedDevice
-from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
-from gpuqueue.domain.outcomes import Outcome
-from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import format_size
-from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.executors.processes import Children
 from gpuqueue.store import Store
 from gpuqueue.store.liveness import Life
 from gpuqueue.store.wakeups import Listener
-from gpuqueue.worker.attempt import Judge
+from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.coroutines import Coroutines
 from gpuqueue.worker.device_jobs import DeviceJobs
 from gpuqueue.worker.dispatcher import Dispatcher
@@ -34,22 +32,25 @@ from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.executors import Executors
 from gpuqueue.worker.heartbeat import Heartbeat
+from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.maintenance import Maintenance
-from gpuqueue.worker.model_probe import ModelsSeen
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.model_probe import ModelProbe
+from gpuqueue.worker.observations import Observations
+from gpuqueue.worker.on_device import OnDevice
+from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.services import Services, collect_services
+from gpuqueue.worker.site import Site
 from gpuqueue.worker.threads import Threads
+from gpuqueue.worker.without_device import without_device
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """One life of a worker; begun by `start`."""
 
-    id: str
-    log: WorkerLog
-    store: Store
+    site: Site
     life: Life
     listener: Listener
     heartbeat: Heartbeat
@@ -82,153 +83,56 @@ class Parts:
                 self.threads.replace(lease)
 
 
-def boot(
-    gq: GPUQueue,
-    *,
-    queues: tuple[str, ...] | None,
-    threads: int,
-    accept_config: bool,
-    may_begin: Callable[[], bool],
-    on_lease_lost: Callable[[], None],
-    on_file_gone: Callable[[str], None],
-) -> Parts:
+def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, threads: int, accept_config: bool) -> Parts:
     """Open everything and register the worker.
 
     Raises: ConfigurationError when a live worker has other settings, or a device is too small; UnknownQueue; StoreError.
     """
-    store = gq.open_store(patient=True)
-    settings = _agree(gq, store, accept_config=accept_config)
-    unknown = set(queues or ()) - gq.queue_names()
-    if unknown:
-        raise UnknownQueue(sorted(unknown)[0], gq.queue_names())
-    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    log = WorkerLog(worker_id)
-    plugins = _worker_plugins(gq)
-    devices = _open_devices(settings, plugins)
+    site = _site(gq, queues, accept_config=accept_config)
+    config = gq.config.worker
+
+    backends = Backends(site)
     children = Children()
-    executors = Executors(gq, settings, plugins, children)
-    services = collect_services(gq, plugins)
+    executors = Executors(site, gq, backends, children)
+    services = collect_services(gq, site.plugins)
+    async_jobs = config.async_jobs if executors.asynchronous() else 0
+    device_slots = sum(device.slots for device in site.settings.devices)
+    life = Life(site.store.runtime_dir, site.worker_id, slots=threads + device_slots + async_jobs)
+    listener = Listener(site.store.runtime_dir, "workers", site.worker_id)
+    orders.wake = listener.ring
+    _register(gq, site, accept_config=accept_config)
 
-    def settings_of(queue: str) -> QueueSettings:
-        return settings.queues.get(queue) or QueueSettings(queue)
-
-    def rules_of(task: str) -> RetryRules:
-        known = gq.tasks.get(task)
-        return DEFAULT_RULES if known is None else known.rules
-
-    async_jobs = gq.config.worker.async_jobs if executors.any_asynchronous else 0
-    device_slots = sum(device.slots for device in settings.devices)
-    life = Life(store.runtime_dir, worker_id, slots=threads + device_slots + async_jobs)
-    listener = Listener(store.runtime_dir, "workers", worker_id)
-    lease_s = gq.config.worker.lease_s
-    while not store.workers.register(
-        worker_id,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        queues=queues,
-        digest=settings_digest(gq.shared()),
-        runtime_dir=str(store.runtime_dir),
-        expires_at_us=gq.now_us() + int(lease_s * 1e6),
-        now_us=gq.now_us(),
-    ):
-        _agree(gq, store, accept_config=accept_config)  # another worker that started at the same time has other settings
-    heartbeat = Heartbeat(store, worker_id, lease_s=lease_s, now_us=gq.now_us, on_lost=on_lease_lost, log=log)
-    backends = Backends(store, settings, now=gq.now, log=log)
-    output = Output(store)
-    lessons = Lessons(store, now_us=gq.now_us)
+    output = Output(site.store)
+    observations = Observations(site)
     event_loop = EventLoop()
-    judge = Judge(
-        plugins,
-        settings_of=settings_of,
-        backend_of=backends.of,
-        rules_of=rules_of,
-        models=settings.models,
-        backends=settings.backends,
-        now=gq.now,
-        max_payload_bytes=gq.config.max_payload_bytes,
-    )
+    judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
+    attempts = Attempts(site, judge, output, orders)
+    heartbeat = Heartbeat(site, attempts, listener, lease_s=config.lease_s)
+    pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of)
 
-    attempts = Attempts(
-        store,
-        lambda lease: executors.of(lease, backends),
-        judge,
-        output,
-        event_loop,
-        lessons,
-        worker_id=worker_id,
-        now=gq.now,
-        log=log,
-        may_begin=may_begin,
-    )
-    dispatcher = Dispatcher(
-        store,
-        plugins,
-        settings,
-        devices,
-        worker_id=worker_id,
-        serves=lambda queue: queues is None or queue in queues,
-        may_claim=lambda: heartbeat.is_fresh,
-        is_preemptible=executors.is_preemptible,
-        now=gq.now,
-        log=log,
-    )
-    exchange = Exchange(dispatcher, kind_of=lambda task: COROUTINE if executors.is_asynchronous(task) else THREAD, log=log)
-    device_jobs = DeviceJobs(
-        store,
-        plugins,
-        settings,
-        devices,
-        life,
-        first_slot=threads,
-        run=attempts.run,
-        next_model=dispatcher.next_model,
-        is_isolated=executors.is_isolated,
-        backends=backends,
-        lessons=lessons,
-        now_us=gq.now_us,
-        log=log,
-    )
+    dispatcher = Dispatcher(site, may_claim=heartbeat.is_fresh, is_preemptible=executors.is_preemptible)
+    exchange = Exchange(site, dispatcher, orders, may_claim=heartbeat.is_fresh, asynchronous=executors.asynchronous)
+    plain = without_device(exchange, backends, observations)
+    job_threads = Threads(site, pipeline, plain, exchange, life, count=threads)
+    coroutines = Coroutines(pipeline, plain, exchange, life, limit=async_jobs, first_slot=threads + device_slots)
+    exchange.claim_for(job_threads, coroutines)
+
+    on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
+    device_jobs = DeviceJobs(site, pipeline, on_device, life, first_slot=threads)
+
     maintenance = Maintenance(
-        store,
-        plugins,
-        settings,
-        devices,
-        device_jobs,
+        site,
+        on_device,
         backends,
-        ModelsSeen(store, settings, now=gq.now),
+        ModelProbe(site),
         children,
-        lessons,
-        worker_id=worker_id,
-        on_file_gone=on_file_gone,
-        max_crashes=gq.config.worker.max_crashes,
+        observations,
+        on_file_gone=orders.file_gone,
+        max_crashes=config.max_crashes,
         retention=gq.config.retention,
-        now=gq.now,
-        log=log,
     )
-
-    def run_plain(lease: Lease) -> Outcome | None:
-        ended = attempts.run(lease)
-        if ended is None:
-            return None
-        if ended.error is not None:
-            backends.heard(ended.error)
-        return ended.outcome
-
-    runner_threads = Threads(exchange, life, count=threads, run=run_plain, now=gq.now)
-    coroutines = Coroutines(
-        exchange,
-        attempts,
-        life,
-        limit=async_jobs,
-        first_slot=threads + device_slots,
-        on_error=backends.heard,
-    )
-    exchange.add_runner(THREAD, runner_threads)
-    exchange.add_runner(COROUTINE, coroutines)
     return Parts(
-        id=worker_id,
-        log=log,
-        store=store,
+        site=site,
         life=life,
         listener=listener,
         heartbeat=heartbeat,
@@ -238,19 +142,33 @@ def boot(
         attempts=attempts,
         dispatcher=dispatcher,
         exchange=exchange,
-        threads=runner_threads,
+        threads=job_threads,
         coroutines=coroutines,
         device_jobs=device_jobs,
         maintenance=maintenance,
-        services=Services(store, gq, services, worker_id=worker_id, now_us=gq.now_us),
+        services=Services(site, gq, services),
     )
 
 
-def _agree(gq: GPUQueue, store: Store, *, accept_config: bool) -> SharedSettings:
+def _site(gq: GPUQueue, queues: tuple[str, ...] | None, *, accept_config: bool) -> Site:
+    """Open the store, agree on the settings, and open the devices."""
+    store = gq.open_store(patient=True)
+    clock = Clock(wall=store.now_us)
+    settings = _agree(gq, store, clock, accept_config=accept_config)
+    unknown = set(queues or ()) - gq.queue_names()
+    if unknown:
+        raise UnknownQueue(sorted(unknown)[0], gq.queue_names())
+    gq.plugins.add_defaults(worker_policies())  # asked after all others
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    devices = _open_devices(settings, gq.plugins, clock)
+    return Site(worker_id, store, gq.plugins, settings, clock, WorkerLog(worker_id), devices, queues)
+
+
+def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> SharedSettings:
     """Make this process's settings the shared ones, or refuse to start beside a worker that has others."""
     mine = gq.shared()
     theirs = store.workers.accept_configuration(
-        digest=settings_digest(mine), settings=mine, force=accept_config, now_us=gq.now_us()
+        digest=settings_digest(mine), settings=mine, force=accept_config, now_us=clock.wall()
     )
     if theirs is not None:
         lines = "\n  ".join(settings_difference(mine, theirs))
@@ -261,15 +179,7 @@ def _agree(gq: GPUQueue, store: Store, *, accept_config: bool) -> SharedSettings
     return settings_from_shared(mine)
 
 
-def _worker_plugins(gq: GPUQueue) -> Plugins:
-    """The queue object's plugins and, asked after them, those that only a worker needs."""
-    from gpuqueue.decisions.policies import worker_policies
-
-    gq.plugins.add_defaults(worker_policies())
-    return gq.plugins
-
-
-def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, CachedDevice]:
+def _open_devices(settings: SharedSettings, plugins: Plugins, clock: Clock) -> dict[str, CachedDevice]:
     devices: dict[str, Device] = {}
     for _, answer in plugins.each("register_devices", {"devices": settings.devices, "backends": settings.backends}):
         devices = {**answer, **devices}
@@ -280,4 +190,21 @@ def _open_devices(settings: SharedSettings, plugins: Plugins) -> dict[str, Cache
                 f"{device.name} has {format_size(total_bytes)}, but budget {format_size(device.budget_bytes)} + margin "
                 f"{format_size(device.margin_bytes)} is more; lower [gpu] budget or margin"
             )
-    return {name: CachedDevice(device) for name, device in devices.items()}
+    return {name: CachedDevice(device, clock=clock.monotonic) for name, device in devices.items()}
+
+
+def _register(gq: GPUQueue, site: Site, *, accept_config: bool) -> None:
+    """Give the worker its row, and its lease."""
+    store, clock = site.store, site.clock
+    lease_us = int(gq.config.worker.lease_s * 1e6)
+    while not store.workers.register(
+        site.worker_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queues=site.queues,
+        digest=settings_digest(gq.shared()),
+        runtime_dir=str(store.runtime_dir),
+        expires_at_us=clock.wall() + lease_us,
+        now_us=clock.wall(),
+    ):
+        _agree(gq, store, clock, accept_config=accept_config)  # another that started at the same time has other settings

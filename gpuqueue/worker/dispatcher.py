@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.hookspecs import WaitingJob
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.view import build, largest_budget
-from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import Capacity, ClaimRules
+from gpuqueue.domain.claim import ClaimRules
 from gpuqueue.domain.errors import REFUSAL
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
-from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import QueueView, View
 from gpuqueue.domain.windows import next_edge, parse_window, parse_zone
 from gpuqueue.domain.yielding import yielded_to
-from gpuqueue.store import Store
-from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.site import Site
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100
@@ -39,31 +34,18 @@ logger = logging.getLogger("gpuqueue.worker")
 class Dispatcher:
     """Decides with the same view and policies that explain a wait, then claims. Safe to call from several threads."""
 
-    def __init__(
-        self,
-        store: Store,
-        plugins: Plugins,
-        settings: SharedSettings,
-        devices: Mapping[str, CachedDevice],
-        *,
-        worker_id: str,
-        serves: Callable[[str], bool],
-        may_claim: Callable[[], bool],
-        is_preemptible: Callable[[str], bool],
-        now: Callable[[], datetime],
-        log: WorkerLog,
-    ) -> None:
-        self._store = store
-        self._plugins = plugins
-        self._settings = settings
-        self._devices = devices
-        self._worker_id = worker_id
-        self._serves = serves
+    def __init__(self, site: Site, *, may_claim: Callable[[], bool], is_preemptible: Callable[[str], bool]) -> None:
+        self._store = site.store
+        self._plugins = site.plugins
+        self._settings = site.settings
+        self._devices = site.devices
+        self._worker_id = site.worker_id
+        self._serves = site.serves
+        self._clock = site.clock
+        self._log = site.log
         self._may_claim = may_claim
         self._is_preemptible = is_preemptible
         self._preempt_at: datetime | None = None  # when an attempt may be asked to make room that may not yet
-        self.now = now
-        self._log = log
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
         self._holds: dict[str, tuple[Hold, ...]] = {}
@@ -80,9 +62,9 @@ class Dispatcher:
     def decide(self, *, force: bool = False) -> View:
         """Decide the holds anew when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
         with self._deciding:
-            if self.view is not None and not force and time.monotonic() - self._decided_at_s < DECISION_LASTS_S:
+            if self.view is not None and not force and self._clock.monotonic() - self._decided_at_s < DECISION_LASTS_S:
                 return self.view
-            now = self.now()
+            now = self._clock.now()
             with self._store.snapshot() as reads:
                 view = limited(build(reads, self._settings, now), self._plugins)
             holds = decide_holds(view, self._plugins, self._unsizable)
@@ -93,7 +75,7 @@ class Dispatcher:
             self.gpu = tuple(queue for queue in open_queues if queue.gpu)
             self.rules = ClaimRules(held, queues, largest_budget(self._settings))
             self.view = view
-            self._decided_at_s = time.monotonic()
+            self._decided_at_s = self._clock.monotonic()
             if not self._noted or _reasons(self._holds) != _reasons(holds):
                 self._store.queues.note_holds(holds, now_us=to_us(now))
                 self._tell(holds)
@@ -123,18 +105,11 @@ class Dispatcher:
         """Tell processes that lack this worker's own plugins what those hold, at most every PUBLISH_EVERY_S."""
         own = {name: [hold for hold in reasons if hold.plugin not in self._common] for name, reasons in holds.items()}
         own = {name: reasons for name, reasons in own.items() if reasons}
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         if own == self._published or (own and self._published and now_s - self._published_at_s < PUBLISH_EVERY_S):
             return
         self._store.workers.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
-
-    def exchange(self, ended: Sequence[Outcome], *, capacity: Capacity) -> tuple[list[Lease], list[Lease]]:
-        """Write how attempts ended and claim jobs that need no device; returns (late leases, new leases)."""
-        queues = self.plain if self._may_claim() else ()
-        return self._store.attempts.finish_and_claim(
-            ended, worker_id=self._worker_id, queues=queues, rules=self.rules, capacity=capacity, now_us=to_us(self.now())
-        )
 
     def claim_for_devices(self) -> list[Lease]:
         """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
@@ -162,7 +137,7 @@ class Dispatcher:
                 device=view.devices[answer.device].settings,
                 rules=self.rules,
                 preemptible=self._is_preemptible(job.task),
-                now_us=to_us(self.now()),
+                now_us=self._clock.wall(),
             )
             if lease is not None:
                 leases.append(lease)
@@ -239,7 +214,7 @@ class Dispatcher:
         The claim of a job for a device is proposed from rows that must show it, and a due job that no claim looks for,
         its queue being held or no thread free, would make `next_change` ask for a tick at once, again and again.
         """
-        now_us = to_us(self.now())
+        now_us = self._clock.wall()
         with self._store.snapshot() as reads:
             due_us = reads.next_due_us()
         if due_us is not None and due_us <= now_us:

@@ -10,17 +10,13 @@ import sys
 import threading
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any
 
-from gpuqueue.contract.current_job import running
 from gpuqueue.contract.executor import AsyncExecutor
-from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.running import Ran, RunningAttempt, run_on_loop
 
 BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported
 WATCH_EVERY_S = 0.25
 logger = logging.getLogger("gpuqueue.worker")
-
-Ended = tuple[Any, BaseException | None]  # what an attempt returned, or what it raised
 
 
 class EventLoop:
@@ -38,13 +34,13 @@ class EventLoop:
         self._has_work = threading.Event()
         self._closed = threading.Event()
 
-    def start(self, attempt: Attempt, executor: AsyncExecutor) -> Future[Ended]:
-        """Start an attempt; the future's result is what it returned or raised, and it never raises itself."""
+    def start(self, attempt: RunningAttempt, executor: AsyncExecutor) -> Future[Ran]:
+        """Start an attempt; the future's result is what it came to, and it never raises itself."""
         with self._lock:
             loop = self._loop or self._open()
             self._count += 1
             self._has_work.set()
-        future = asyncio.run_coroutine_threadsafe(_run(attempt, executor), loop)
+        future = asyncio.run_coroutine_threadsafe(run_on_loop(attempt, executor), loop)
         future.add_done_callback(self._one_less)
         return future
 
@@ -78,7 +74,7 @@ class EventLoop:
         finally:
             loop.close()
 
-    def _one_less(self, _future: Future[Ended]) -> None:
+    def _one_less(self, _future: Future[Ran]) -> None:
         with self._lock:
             self._count -= 1
             if not self._count and not self._closed.is_set():
@@ -103,29 +99,13 @@ class EventLoop:
                         return
 
 
-async def _run(attempt: Attempt, executor: AsyncExecutor) -> Ended:
-    task = asyncio.current_task()
-    loop = asyncio.get_running_loop()
-    assert task is not None
-
-    def cancel() -> None:
-        loop.call_soon_threadsafe(task.cancel)
-
-    try:
-        with running(attempt), attempt.interrupted_by(cancel):
-            attempt.check()
-            return await executor.arun(attempt), None
-    except BaseException as error:  # SystemExit and the like end the attempt, not the loop
-        return None, error
-
-
 def blocking_line(frame: FrameType, blocked_s: float) -> str:
     """Word what blocks the loop: the job, the line of the task that does it, and the line in which that is stuck."""
     stack: list[FrameType] = []  # the innermost first
-    attempt: Attempt | None = None
+    attempt: RunningAttempt | None = None
     at: FrameType | None = frame
     while at is not None:
-        if at.f_code is _run.__code__:
+        if at.f_code is run_on_loop.__code__:
             attempt = at.f_locals.get("attempt")
             break
         stack.append(at)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,7 +18,8 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome, Postponed
 from gpuqueue.domain.units import to_us
 from gpuqueue.worker.dispatcher import Dispatcher
-from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.site import Site
 
 EXCHANGE_S = 0.01
 logger = logging.getLogger("gpuqueue.worker")
@@ -40,35 +40,49 @@ class Runner(Protocol):
 
 
 class Exchange:
-    """`kind_of` says which kind of runner a task needs."""
+    """`asynchronous` names the tasks whose jobs the coroutines take; all others' are taken by the threads."""
 
-    def __init__(self, dispatcher: Dispatcher, *, kind_of: Callable[[str], str], log: WorkerLog) -> None:
+    def __init__(
+        self,
+        site: Site,
+        dispatcher: Dispatcher,
+        orders: Orders,
+        *,
+        may_claim: Callable[[], bool],
+        asynchronous: Callable[[], frozenset[str]],
+    ) -> None:
+        self._store = site.store
+        self._worker_id = site.worker_id
+        self._clock = site.clock
+        self._log = site.log
         self._dispatcher = dispatcher
-        self._kind_of = kind_of
-        self._log = log
+        self._orders = orders
+        self._may_claim = may_claim
+        self._asynchronous = asynchronous
         self._ended: deque[Outcome] = deque()
         self._unwritten_count = 0
         self._lock = threading.Lock()
         self._exchanged_at_s = 0.0
         self._stopping = False
-        self._runners: dict[str, Runner] = {}
-        self._claiming: Counter[str] = Counter()  # the room that exchanges under way are about to fill, by kind
+        self._threads: Runner
+        self._coroutines: Runner
+        self._claiming = Capacity(0)  # the room that exchanges under way are about to fill
 
-    def add_runner(self, kind: str, runner: Runner) -> None:
-        """Claim for this runner too."""
-        self._runners[kind] = runner
+    def claim_for(self, threads: Runner, coroutines: Runner) -> None:
+        """Say who takes what is claimed."""
+        self._threads, self._coroutines = threads, coroutines
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is claimed, runs, or waits to be written."""
-        if not all(runner.is_idle for runner in self._runners.values()):  # first: what ends is added before its runner is idle
+        if not (self._threads.is_idle and self._coroutines.is_idle):  # first: what ends is added before its runner is idle
             return False
         with self._lock:
             return not self._ended and not self._unwritten_count
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() - self._exchanged_at_s > EXCHANGE_S
+        return self._clock.monotonic() - self._exchanged_at_s > EXCHANGE_S
 
     def add(self, outcome: Outcome) -> None:
         """Take the outcome of an ended attempt."""
@@ -85,40 +99,52 @@ class Exchange:
     def exchange(self) -> int:
         """Write what ended and claim what there is room for; returns how many were claimed. Raises: StoreError."""
         ended: list[Outcome] = []
+        asynchronous = self._asynchronous()
         with self._lock:
             while self._ended:
                 ended.append(self._ended.popleft())
             self._unwritten_count += len(ended)
-            free = self._reserve_room()
+            capacity = self._reserve_room(asynchronous)
         try:
-            if not ended and not free:
+            if not (ended or capacity.threads or capacity.coroutines):
                 return 0
-            self._exchanged_at_s = time.monotonic()
-            late, leases = self._dispatcher.exchange(ended, capacity=Capacity(free, self._kind_of))
-            taken: dict[str, list[Lease]] = {}
-            for lease in leases:
-                taken.setdefault(self._kind_of(lease.task), []).append(lease)
-            for kind, mine in taken.items():
-                self._runners[kind].take(mine)
+            self._exchanged_at_s = self._clock.monotonic()
+            late, leases = self._store.attempts.finish_and_claim(
+                ended,
+                worker_id=self._worker_id,
+                queues=self._dispatcher.plain if self._may_claim() else (),
+                rules=self._dispatcher.rules,
+                capacity=capacity,
+                now_us=self._clock.wall(),
+            )
+            if leases:
+                self._hand_out(leases, capacity)
         except StoreError:
             self._ended.extend(ended)
             raise
         finally:
             with self._lock:
                 self._unwritten_count -= len(ended)
-                self._claiming.subtract(free)
+                before = self._claiming
+                self._claiming = Capacity(before.threads - capacity.threads, before.coroutines - capacity.coroutines)
         for lease in late:
             self._log.late(lease)
         return len(leases)
 
-    def _reserve_room(self) -> dict[str, int]:
+    def _reserve_room(self, asynchronous: frozenset[str]) -> Capacity:
         """Take all the room there is for one exchange, so that another at the same time does not fill it too."""
-        if self._stopping:
-            return {}
-        room = {kind: runner.room() - self._claiming[kind] for kind, runner in self._runners.items()}
-        free = {kind: count for kind, count in room.items() if count > 0}
-        self._claiming.update(free)
-        return free
+        if self._stopping or self._orders.all_begun:
+            return Capacity(0)
+        threads = max(0, self._threads.room() - self._claiming.threads)
+        coroutines = max(0, self._coroutines.room() - self._claiming.coroutines) if asynchronous else 0
+        self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
+        return Capacity(threads, coroutines, asynchronous)
+
+    def _hand_out(self, leases: Sequence[Lease], capacity: Capacity) -> None:
+        if capacity.coroutines:
+            self._coroutines.take([lease for lease in leases if lease.task in capacity.asynchronous])
+            leases = [lease for lease in leases if lease.task not in capacity.asynchronous]
+        self._threads.take(leases)
 
     def exchange_or_keep(self) -> None:
         """Exchange; where the store cannot be written now, keep what ended for the next time."""

@@ -8,9 +8,7 @@ from typing import Any
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Task, module_of
-from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
-from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.domain.job import Lease
@@ -18,6 +16,7 @@ from gpuqueue.domain.models import VERBS
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.processes import Children, ProcessExecutor
 from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.site import Site
 
 AnyExecutor = Executor | AsyncExecutor
 
@@ -25,41 +24,52 @@ AnyExecutor = Executor | AsyncExecutor
 class Executors:
     """The executors by task name; a function that is registered, or registered anew, while the worker runs counts too."""
 
-    def __init__(self, gq: GPUQueue, settings: SharedSettings, plugins: Plugins, children: Children) -> None:
+    def __init__(self, site: Site, gq: GPUQueue, backends: Backends, children: Children) -> None:
+        self._settings = settings = site.settings
         self._gq = gq
-        self._settings = settings
+        self._tasks = gq.tasks
+        self._backends = backends
         self._children = children
         self._of_plugins: dict[str, AnyExecutor] = {}
         details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
-        for _, answer in plugins.each("register_executors", details):
+        for _, answer in site.plugins.each("register_executors", details):
             self._of_plugins = {**answer, **self._of_plugins}
         self._of_functions: dict[str, tuple[Task[..., Any], AnyExecutor]] = {}
-        for name in gq.tasks:
+        for name in self._tasks:
             self.named(name)
         known = {*self._of_plugins, *self._of_functions}
-        self._asynchronous = frozenset(name for name in known if (found := self.named(name)) is not None and is_async(found))
+        self._asynchronous = frozenset(name for name in known if self._is_asynchronous(name))
+        self._seen = {name: self._tasks.get(name) for name in self._asynchronous}  # as they were when that was found out
 
-    @property
-    def any_asynchronous(self) -> bool:
-        return bool(self._asynchronous)
+    def asynchronous(self) -> frozenset[str]:
+        """Name the tasks that run on the event loop; one that was registered after the start waits for it in a thread."""
+        for name, task in self._seen.items():
+            if self._tasks.get(name) is not task:  # registered anew, perhaps as a plain function
+                self._seen = {known: self._tasks.get(known) for known in self._seen}
+                self._asynchronous = frozenset(known for known in self._seen if self._is_asynchronous(known))
+                break
+        return self._asynchronous
 
-    def is_asynchronous(self, name: str) -> bool:
-        """Say whether a task runs on the event loop; one that was registered later waits for it in a thread."""
-        return name in self._asynchronous and (found := self.named(name)) is not None and is_async(found)
+    def _is_asynchronous(self, name: str) -> bool:
+        found = self.named(name)
+        return found is not None and is_async(found)
 
     def named(self, name: str) -> AnyExecutor | None:
         """Find what runs a task; None when this worker does not know it."""
-        task = self._gq.tasks.get(name) if name in self._of_plugins else self._gq.find_task(name)
+        task = self._tasks.get(name)
+        made = self._of_functions.get(name)
+        if made is not None and made[0] is task:
+            return made[1]
+        if task is None and name not in self._of_plugins:
+            task = self._gq.find_task(name)
         if task is None or task.function is None:
             return self._of_plugins.get(name)
-        made = self._of_functions.get(name)
-        if made is None or made[0] is not task:
-            made = self._of_functions[name] = task, self._make(task)
+        made = self._of_functions[name] = task, self._make(task)
         return made[1]
 
-    def of(self, lease: Lease, backends: Backends) -> AnyExecutor | None:
+    def of(self, lease: Lease) -> AnyExecutor | None:
         """Find what runs an attempt: a verb of Ollama runs on the backend that it was placed on."""
-        backend = backends.of(lease) if lease.task in VERBS else None
+        backend = self._backends.of(lease) if lease.task in VERBS else None
         return self.named(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
 
     def is_preemptible(self, name: str) -> bool:

@@ -17,8 +17,8 @@ from gpuqueue.domain.moments import iso
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.domain.units import counted, format_duration, format_size, from_us
 from gpuqueue.logs import tell
-from gpuqueue.worker.observations import LOADED_S
 
+LOADED_S = 0.01  # a "load" that takes less found the model loaded already (1-2 ms)
 logger = logging.getLogger("gpuqueue.worker")
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 
-from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
-from gpuqueue.devices.cached import CachedDevice
+from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.domain.errors import GPUQueueError
 from gpuqueue.domain.job import State
-from gpuqueue.domain.units import format_size, to_us
+from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
-from gpuqueue.store import Store
 from gpuqueue.store.liveness import executing, forget, proven_dead
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.device_jobs import DeviceJobs, lease_of
-from gpuqueue.worker.log import WorkerLog
-from gpuqueue.worker.model_probe import ModelsSeen
-from gpuqueue.worker.observations import Lessons
+from gpuqueue.worker.model_probe import ModelProbe
+from gpuqueue.worker.observations import Observations
+from gpuqueue.worker.on_device import OnDevice, lease_of_reservation
+from gpuqueue.worker.site import Site
 
 EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0
@@ -43,44 +38,37 @@ class Maintenance:
 
     def __init__(
         self,
-        store: Store,
-        plugins: Plugins,
-        settings: SharedSettings,
-        devices: Mapping[str, CachedDevice],
-        device_jobs: DeviceJobs,
+        site: Site,
+        on_device: OnDevice,
         backends: Backends,
-        models_seen: ModelsSeen,
+        model_probe: ModelProbe,
         children: Children,
-        lessons: Lessons,
+        observations: Observations,
         *,
-        worker_id: str,
         on_file_gone: Callable[[str], None],
         max_crashes: int,
         retention: Mapping[State, float | None],
-        now: Callable[[], datetime],
-        log: WorkerLog,
     ) -> None:
-        self._store = store
-        self._plugins = plugins
-        self._settings = settings
-        self._devices = devices
-        self._device_jobs = device_jobs
+        self._store = site.store
+        self._plugins = site.plugins
+        self._devices = site.devices
+        self._worker_id = site.worker_id
+        self._clock = site.clock
+        self._log = site.log
+        self._on_device = on_device
         self._backends = backends
-        self._models_seen = models_seen
+        self._model_probe = model_probe
         self._children = children
-        self._lessons = lessons
-        self._worker_id = worker_id
+        self._observations = observations
         self._on_file_gone = on_file_gone
-        self._file = store.identity()
+        self._file = self._store.identity()
         self._max_crashes = max_crashes
         self._retention = retention
-        self._now = now
-        self._log = log
         self._stop = threading.Event()
-        self._pruned_at_s = time.monotonic()
+        self._pruned_at_s = self._clock.monotonic()
         self._read_at_s = float("-inf")
         self._warned_of_wal = False
-        self._follows = any(plugins.answers(name) for name in EVENT_NAMES)
+        self._follows = any(self._plugins.answers(name) for name in EVENT_NAMES)
         self._thread = threading.Thread(target=self._run, name="gpuqueue-maintenance", daemon=True)
 
     def start(self) -> None:
@@ -94,13 +82,13 @@ class Maintenance:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._lessons.tell()
+        self._observations.tell()
         if self._follows:
             self.deliver_events()
 
     def _is_alone(self) -> bool:
         with self._store.snapshot() as reads:
-            rows = reads.workers(now_us=to_us(self._now()))
+            rows = reads.workers(now_us=self._clock.wall())
         return all(row.info.id == self._worker_id for row in rows)
 
     def _run(self) -> None:
@@ -124,12 +112,12 @@ class Maintenance:
             self.rescue,
             self._backends.probe,
             self.read_devices,
-            self._models_seen.list_models,
-            self._models_seen.look_at_loaded,
-            self._models_seen.size_unknown,
+            self._model_probe.list_models,
+            self._model_probe.look_at_loaded,
+            self._model_probe.size_unknown,
             self.deliver_events,
             self._children.tidy,
-            self._lessons.tell,
+            self._observations.tell,
             self.prune,
             self.checkpoint,
         )
@@ -142,7 +130,7 @@ class Maintenance:
 
     def rescue(self) -> None:
         """Take back what dead workers held: at once with proof of death, else when their lease has ended."""
-        now_us = to_us(self._now())
+        now_us = self._clock.wall()
         with self._store.snapshot() as reads:
             rows = reads.workers(now_us=now_us)
             left = reads.abandoned_workers()
@@ -169,17 +157,17 @@ class Maintenance:
         for reservation in found.orphans:
             # A clean-up may wait for the dead worker's request to end on the backend.
             threading.Thread(
-                target=self._device_jobs.clean_up, args=(lease_of(reservation),), kwargs={"orphaned": True}, daemon=True
+                target=self._on_device.clean_up, args=(lease_of_reservation(reservation),), kwargs={"orphaned": True}, daemon=True
             ).start()
 
     def read_devices(self) -> None:
         """Publish what the devices say of themselves, for `status`, `gpu` and explanations elsewhere."""
-        if not self._devices or time.monotonic() - self._read_at_s < READING_EVERY_S:
+        if not self._devices or self._clock.monotonic() - self._read_at_s < READING_EVERY_S:
             return
-        self._read_at_s = time.monotonic()
+        self._read_at_s = self._clock.monotonic()
         for name, device in self._devices.items():
             reading = device.read()
-            event = self._store.backends.publish_reading(name, reading=reading, residents=None, now_us=to_us(self._now()))
+            event = self._store.backends.publish_reading(name, reading=reading, residents=None, now_us=self._clock.wall())
             self._log.device_changed(event, name, reading.lost)
 
     def deliver_events(self) -> None:
@@ -193,12 +181,12 @@ class Maintenance:
 
     def prune(self) -> None:
         """Delete finished jobs past their retention, in small steps."""
-        if time.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
+        if self._clock.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
             return
-        self._pruned_at_s = time.monotonic()
-        now_us = to_us(self._now())
+        self._pruned_at_s = self._clock.monotonic()
+        now_us = self._clock.wall()
         try:
-            keep = self._plugins.first("retention", RetentionDetails(self._retention, self._now()))
+            keep = self._plugins.first("retention", RetentionDetails(self._retention, self._clock.now()))
         except PluginFailed as error:
             logger.error("nothing is pruned: %s", error)
             return

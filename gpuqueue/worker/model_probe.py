@@ -6,21 +6,17 @@ Never loads or unloads one.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Iterable
 
-from gpuqueue.config.shared import SharedSettings
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.endpoints import standing_on
 from gpuqueue.domain.estimates import SHOWN, Lesson, model_key
 from gpuqueue.domain.model_health import known_bytes, settings_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import BackendSettings
-from gpuqueue.domain.units import to_us
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes
-from gpuqueue.store import Store
+from gpuqueue.worker.site import Site
 
 LOOK_EVERY_S = 2.0
 LIST_EVERY_S = 30.0
@@ -28,21 +24,21 @@ QUERY_S = 1.0
 logger = logging.getLogger("gpuqueue.worker")
 
 
-class ModelsSeen:
+class ModelProbe:
     """Three duties of the worker's upkeep; each asks only backends that are available."""
 
-    def __init__(self, store: Store, settings: SharedSettings, *, now: Callable[[], datetime]) -> None:
-        self._store = store
-        self._settings = settings
-        self._now = now
+    def __init__(self, site: Site) -> None:
+        self._store = site.store
+        self._settings = site.settings
+        self._clock = site.clock
         self._looked_at_s = self._listed_at_s = float("-inf")
         self._asked: set[str] = set()  # models whose size was asked for
 
     def list_models(self) -> None:
         """Note which models each backend has on its disk."""
-        if time.monotonic() - self._listed_at_s < LIST_EVERY_S:
+        if self._clock.monotonic() - self._listed_at_s < LIST_EVERY_S:
             return
-        self._listed_at_s = time.monotonic()
+        self._listed_at_s = self._clock.monotonic()
         with self._store.snapshot() as reads:
             noted = {name: row.models for name, row in reads.backends().items()}
         for backend in self._available():
@@ -54,9 +50,9 @@ class ModelsSeen:
 
     def look_at_loaded(self) -> None:
         """Publish what is loaded on an idle device: models leave by themselves, and other programs load them."""
-        if time.monotonic() - self._looked_at_s < LOOK_EVERY_S:
+        if self._clock.monotonic() - self._looked_at_s < LOOK_EVERY_S:
             return
-        self._looked_at_s = time.monotonic()
+        self._looked_at_s = self._clock.monotonic()
         for device in self._settings.devices:
             backends = standing_on(device.name, self._available(), device_count=len(self._settings.devices))
             residents = tuple(item for backend in backends for item in OllamaClient(backend).residents(timeout_s=QUERY_S))
@@ -64,7 +60,7 @@ class ModelsSeen:
                 busy = any(item.device == device.name for item in reads.reservations())
                 sighting = reads.sightings().get(device.name)
             if backends and not busy and (sighting is None or sighting.residents != residents):
-                self._store.backends.publish_reading(device.name, reading=None, residents=residents, now_us=to_us(self._now()))
+                self._store.backends.publish_reading(device.name, reading=None, residents=residents, now_us=self._clock.wall())
 
     def size_unknown(self) -> None:
         """Estimate the size of a model that waiting jobs need and nothing is known of, and let them be sized again."""
@@ -75,7 +71,7 @@ class ModelsSeen:
             new = waiting - self._asked - {""}
             if not new or not largest_bytes:
                 return
-            view = build(reads, self._settings, self._now())
+            view = build(reads, self._settings, self._clock.now())
         for model in new:
             self._asked.add(model)
             if known_bytes(model, view) is not None:
@@ -91,7 +87,7 @@ class ModelsSeen:
                 size = min(expected_bytes(info, weights_bytes, num_ctx), largest_bytes)
                 logger.info("%s is expected to take %d MB", model, size // 10**6)
                 lesson = Lesson(SHOWN, model_key(model, settings.options if settings else None), size)
-                self._store.estimates.learn([lesson], now_us=to_us(self._now()))
+                self._store.estimates.learn([lesson], now_us=self._clock.wall())
                 self._store.jobs.forget_demands_of(model)
                 break
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gpuqueue.domain import estimates
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.estimates import Lesson, model_key, work_key
 from gpuqueue.domain.job import Lease
-from gpuqueue.store import Store
+from gpuqueue.worker.log import LOADED_S
+from gpuqueue.worker.site import Site
 
 MOST_KEPT = 1000  # observations that wait for the store
-LOADED_S = 0.01  # a "load" that takes less found the model loaded already (1-2 ms)
 
 
-class Lessons:
+class Observations:
     """Gathered from any thread, written by `tell` in one transaction."""
 
-    def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
-        self._store = store
-        self._now_us = now_us
+    def __init__(self, site: Site) -> None:
+        self._store = site.store
+        self._clock = site.clock
         self._lessons: list[Lesson] = []
+        self._runs: list[tuple[str, str, str, float]] = []  # (queue, task, model, seconds)
         self._lock = threading.Lock()
 
     def learn(self, kind: str, key: str, value: float) -> None:
@@ -32,8 +33,10 @@ class Lessons:
                 self._lessons.append(Lesson(kind, key, value))
 
     def of_run(self, lease: Lease, run_s: float) -> None:
-        """Learn from how long a completed attempt took."""
-        self.learn(estimates.RUN, work_key(lease.queue, lease.task, lease.model), run_s)
+        """Learn from how long a completed attempt took; made a lesson later, as thousands a second may complete."""
+        with self._lock:
+            if len(self._runs) < MOST_KEPT:
+                self._runs.append((lease.queue, lease.task, lease.model, run_s))
 
     def of_answer(self, lease: Lease, answer: Mapping[str, Any], memory_options: Mapping[str, Any]) -> None:
         """Learn from the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
@@ -55,10 +58,12 @@ class Lessons:
         """Write what was observed; keeps it when the store cannot be written now."""
         with self._lock:
             lessons, self._lessons = self._lessons, []
+            runs, self._runs = self._runs, []
+        lessons += [Lesson(estimates.RUN, work_key(queue, task, model), run_s) for queue, task, model, run_s in runs]
         if not lessons:
             return
         try:
-            self._store.estimates.learn(lessons, now_us=self._now_us())
+            self._store.estimates.learn(lessons, now_us=self._clock.wall())
         except StoreError:
             with self._lock:
                 self._lessons = (lessons + self._lessons)[:MOST_KEPT]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.hookspecs import RegisterServicesDetails, Service, ServiceContext
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.domain.errors import StoreError
-from gpuqueue.store import Store
+from gpuqueue.worker.site import Site
 
 EVERY_S = 1.0  # a service that nobody has is taken over within about this time
 SERVICE_LEASE_S = 10.0
@@ -32,10 +31,9 @@ def collect_services(gq: GPUQueue, plugins: Plugins) -> dict[str, Service]:
 class Services:
     """This worker's part in the services."""
 
-    def __init__(
-        self, store: Store, gq: GPUQueue, services: Mapping[str, Service], *, worker_id: str, now_us: Callable[[], int]
-    ) -> None:
-        self._hosts = [_Host(store, gq, name, service, worker_id, now_us) for name, service in services.items()]
+    def __init__(self, site: Site, gq: GPUQueue, services: Mapping[str, Service]) -> None:
+        self._clock = site.clock
+        self._hosts = [_Host(site, gq, name, service) for name, service in services.items()]
 
     def start(self) -> None:
         for host in self._hosts:
@@ -45,23 +43,21 @@ class Services:
         """Ask all to end, and leave them to other workers; one that does not end in time is left behind."""
         for host in self._hosts:
             host.request_stop()
-        give_up_s = time.monotonic() + STOP_S
+        give_up_s = self._clock.monotonic() + STOP_S
         for host in self._hosts:
-            host.wait(give_up_s - time.monotonic())
+            host.wait(give_up_s - self._clock.monotonic())
 
 
 class _Host:
     """One service in this worker: one thread waits for its lease and keeps it, another runs it meanwhile."""
 
-    def __init__(
-        self, store: Store, gq: GPUQueue, name: str, service: Service, worker_id: str, now_us: Callable[[], int]
-    ) -> None:
-        self._store = store
+    def __init__(self, site: Site, gq: GPUQueue, name: str, service: Service) -> None:
+        self._store = site.store
+        self._worker_id = site.worker_id
+        self._clock = site.clock
         self._gq = gq
         self._name = name
         self._service = service
-        self._worker_id = worker_id
-        self._now_us = now_us
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"gpuqueue-service-{name}", daemon=True)
 
@@ -77,13 +73,13 @@ class _Host:
             logger.warning("the service %s does not stop and is left behind", self._name)
 
     def _expiry_us(self) -> int:
-        return self._now_us() + int(SERVICE_LEASE_S * 1e6)
+        return self._clock.wall() + int(SERVICE_LEASE_S * 1e6)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 term = self._store.services.take(
-                    self._name, self._worker_id, expires_at_us=self._expiry_us(), now_us=self._now_us()
+                    self._name, self._worker_id, expires_at_us=self._expiry_us(), now_us=self._clock.wall()
                 )
                 if term is not None:
                     self._serve(term)
@@ -96,20 +92,20 @@ class _Host:
         stopping = threading.Event()
 
         def note(status: Mapping[str, Any]) -> None:
-            self._store.services.note(self._name, term, status, now_us=self._now_us())
+            self._store.services.note(self._name, term, status, now_us=self._clock.wall())
 
         context = ServiceContext(self._gq, stopping, term, note)
         runner = threading.Thread(target=self._go_on, args=(context,), name=f"gpuqueue-{self._name}", daemon=True)
         runner.start()
-        extended_at_s = time.monotonic()
+        extended_at_s = self._clock.monotonic()
         while not self._stop.wait(SERVICE_LEASE_S / 4):
             try:
                 held = self._store.services.extend(self._name, term, expires_at_us=self._expiry_us())
             except StoreError as error:
                 logger.warning("the lease of the service %s could not be extended: %s", self._name, error)
-                held = time.monotonic() - extended_at_s < SERVICE_LEASE_S / 2
+                held = self._clock.monotonic() - extended_at_s < SERVICE_LEASE_S / 2
             else:
-                extended_at_s = time.monotonic()
+                extended_at_s = self._clock.monotonic()
             if not held:
                 logger.warning("another worker took over the service %s", self._name)
                 break

@@ -8,15 +8,14 @@ that compete for the interpreter over jobs of microseconds would take twice as l
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
 from gpuqueue.domain.job import Lease
-from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.store.liveness import Life
+from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
+from gpuqueue.worker.site import Site
 
 PREFETCH_S = 0.02
 PREFETCH_MOST = 128
@@ -25,22 +24,15 @@ STALE_S = 0.1  # a prefetched job that found no thread for so long goes back
 
 
 class Threads:
-    """`run` runs one lease and returns its outcome, or None when somebody else wrote it."""
+    """`count` threads, which take their jobs through the pipeline."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        life: Life,
-        *,
-        count: int,
-        run: Callable[[Lease], Outcome | None],
-        now: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, site: Site, pipeline: Pipeline, kind: Kind, exchange: Exchange, life: Life, *, count: int) -> None:
+        self._clock = site.clock
+        self._pipeline = pipeline
+        self._kind = kind
         self._exchange = exchange
         self._life = life
         self._size = count
-        self._run = run
-        self._now = now
         self._ready: deque[Lease] = deque()
         self._changed = threading.Condition()
         self._idle = 0
@@ -69,7 +61,7 @@ class Threads:
         return bool(self._ready and self._idle)
 
     def room(self) -> int:
-        return max(0, self._size + self._prefetch() - self._taken_count)
+        return max(0, self._size + self._prefetch() - len(self._ready) - len(self._slots))
 
     @property
     def _taken_count(self) -> int:
@@ -93,7 +85,7 @@ class Threads:
 
     def give_back(self, *, older_than_s: float = 0.0) -> None:
         """Return claimed jobs that no thread has begun, unspent."""
-        now = self._now()
+        now = self._clock.now()
         back = []
         with self._changed:
             while self._ready and (now - self._ready[0].started_at).total_seconds() >= older_than_s:
@@ -123,21 +115,19 @@ class Threads:
 
     def _prefetch(self) -> int:
         # Behind threads that are all in long jobs, what was short so far would only be claimed, given back and claimed again.
-        if self._mean_s >= PREFETCH_S / 2 or time.monotonic() - self._ended_at_s > STALE_S:
+        if self._mean_s >= PREFETCH_S / 2 or self._clock.monotonic() - self._ended_at_s > STALE_S:
             return 0
         return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6)))
 
     def _work(self, slot: int) -> None:
         while (lease := self._next(slot)) is not None:
             self._life.executes(slot, lease.job_id)
-            began_s = time.monotonic()
-            outcome = self._run(lease)
-            if outcome is None:
-                return  # this thread was replaced, and its slot is another's
+            began_s = self._clock.monotonic()
+            if not self._pipeline.carry_out(lease, self._kind):
+                return  # it was given up: this thread was replaced, and its slot is another's
             self._life.executes(slot, 0)
-            self._ended_at_s = time.monotonic()
+            self._ended_at_s = self._clock.monotonic()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
-            self._exchange.add(outcome)
             del self._slots[lease.job_id, lease.lease]
             if not self._ready or self._exchange.is_due:
                 self._exchange.exchange_or_keep()

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import THREAD, Capacity, ClaimRules
+from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.outcomes import Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store, open_store
@@ -41,7 +41,9 @@ def claim_plain(store: Store) -> Callable[[], None]:
     rules = ClaimRules(queues={"work": WORK})
 
     def once() -> None:
-        leases = store.claim(worker_id="w", queues=[WORK], rules=rules, capacity=Capacity({THREAD: 1}), now_us=NOW_US)
+        _, leases = store.attempts.finish_and_claim(
+            (), worker_id="w", queues=[WORK], rules=rules, capacity=Capacity(1), now_us=NOW_US
+        )
         store.attempts.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
         assert len(leases) == 1
 

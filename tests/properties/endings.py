@@ -12,7 +12,7 @@ from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.domain.errors import BackendUnavailable, CallerFault
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us
-from gpuqueue.worker.attempt import Interruption
+from gpuqueue.worker.running import Interruption
 from tests.properties.model_jobs import SECOND, Ended, Job
 
 BACKOFF_S = {"work": 30, "awork": 30, "picky": 20, "compute": 10, "firm": 10}  # fixed, without jitter

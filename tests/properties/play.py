@@ -17,19 +17,29 @@ from sqlalchemy.pool import NullPool
 
 from gpuqueue import UnknownJob
 from gpuqueue.config.shared import settings_digest
-from gpuqueue.domain.claim import COROUTINE, THREAD, Capacity
+from gpuqueue.domain.claim import Capacity
 from gpuqueue.domain.errors import BackendUnavailable
 from gpuqueue.domain.job import Event, Lease, State
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite import queries
-from gpuqueue.worker.attempt import Attempt
+from gpuqueue.worker.running import RunningAttempt
 from tests import history
 from tests.properties.endings import ENDINGS, MAKES_ROOM
 from tests.properties.model import Model
 from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, SECOND
 from tests.properties.offers import JOBS
-from tests.properties.scene import CARDS, Clock, PlayedWorker, Workshop, demand_of, is_preemptible, kind_of, open_queue
+from tests.properties.scene import (
+    ASYNCHRONOUS,
+    CARDS,
+    Clock,
+    PlayedWorker,
+    Workshop,
+    demand_of,
+    is_preemptible,
+    kind_of,
+    open_queue,
+)
 
 PICK = st.integers(0, 997)
 ANY_END = st.just("returns") | st.sampled_from(sorted(ENDINGS))  # to complete is the end that must be fenced first of all
@@ -83,7 +93,7 @@ class Play(RuleBasedStateMachine):
         self.workshop = Workshop(self.gq, self.clock)
         self.workers: list[PlayedWorker] = []
         self.dead: list[PlayedWorker] = []
-        self.late: list[Attempt] = []  # attempts whose worker died; the last ones may still end
+        self.late: list[RunningAttempt] = []  # attempts whose worker died; the last ones may still end
         self.old_clean_ups: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.digest = ""
@@ -218,11 +228,17 @@ class Play(RuleBasedStateMachine):
 
     def exchanges(self, worker: PlayedWorker, threads: int, coroutines: int) -> None:
         assert worker.dispatcher is not None
-        capacity = {THREAD: threads, COROUTINE: coroutines}
         batch, worker.ended = worker.ended, []
-        late, leases = worker.dispatcher.exchange([outcome for outcome, _ in batch], capacity=Capacity(capacity, kind_of))
+        late, leases = self.store.attempts.finish_and_claim(
+            [outcome for outcome, _ in batch],
+            worker_id=worker.name,
+            queues=worker.dispatcher.plain if worker.may_claim() else (),
+            rules=worker.dispatcher.rules,
+            capacity=Capacity(threads, coroutines, ASYNCHRONOUS),
+            now_us=self.clock.now,
+        )
         self.compare_finish(batch, late)
-        self.begins(worker, leases, self.model.claim(worker.name, capacity))
+        self.begins(worker, leases, self.model.claim(worker.name, {"thread": threads, "coroutine": coroutines}))
 
     def claims_for_devices(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None
@@ -258,7 +274,7 @@ class Play(RuleBasedStateMachine):
             assert (lease.arguments, lease.timeout_s) == (job["arguments"], job["timeout_s"])
             worker.running.append(self.workshop.attempt(lease))
 
-    def judged(self, attempt: Attempt, how: str) -> tuple[Outcome, Any]:
+    def judged(self, attempt: RunningAttempt, how: str) -> tuple[Outcome, Any]:
         """The outcome that a worker makes of what the task did, and the one that is documented."""
         ending = MAKES_ROOM if how == "makes room" else ENDINGS[how]
         lease = attempt.lease
@@ -277,7 +293,7 @@ class Play(RuleBasedStateMachine):
             expected["due"] = due
         return outcome, expected
 
-    def ends(self, worker: PlayedWorker, attempt: Attempt, how: str) -> None:
+    def ends(self, worker: PlayedWorker, attempt: RunningAttempt, how: str) -> None:
         outcome, expected = self.judged(attempt, how)
         worker.running.remove(attempt)
         if how == "finds its backend away":

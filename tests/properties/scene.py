@@ -17,17 +17,18 @@ from typing import Any
 from gpuqueue import Config, GPUQueue, backoff, hookimpl
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.answers import Demand
-from gpuqueue.domain.claim import COROUTINE, THREAD
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import PlacementMode
-from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.store import Store, open_store
-from gpuqueue.worker.attempt import Attempt, Judge
 from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.clock import Clock as WorkerClock
 from gpuqueue.worker.dispatcher import Dispatcher
+from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.site import Site
 from tests.properties.endings import BACKOFF_S
 from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
 
@@ -70,6 +71,7 @@ QUEUES: dict[str, dict[str, Any]] = {
 PLAIN = ("mail", "narrow", "office", "remote", "idle")
 ON_DEVICES = ("ai", "batch", "train", "steady")
 COMPUTING = ("compute", "firm")  # tasks whose jobs say themselves what they need; the second cannot be asked to make room
+ASYNCHRONOUS = frozenset({"awork"})
 PREEMPTIBLE = ("compute", "ollama.generate")
 
 
@@ -109,7 +111,7 @@ def demand_of(job: Job, largest: int) -> tuple[int, str]:
 
 
 def kind_of(task: str) -> str:
-    return COROUTINE if task == "awork" else THREAD
+    return "coroutine" if task in ASYNCHRONOUS else "thread"
 
 
 def is_preemptible(task: str) -> bool:
@@ -184,10 +186,15 @@ class PlayedWorker:
 
     name: str
     extended_at: int
+    clock: Clock = field(default_factory=Clock)
     dispatcher: Dispatcher | None = None
-    running: list[Attempt] = field(default_factory=list)
+    running: list[RunningAttempt] = field(default_factory=list)
     ended: list[tuple[Any, Ended]] = field(default_factory=list)
     clean_ups: list[tuple[int, int]] = field(default_factory=list)  # (job, lease)
+
+    def may_claim(self) -> bool:
+        """Whether its lease surely still runs."""
+        return self.clock.now - self.extended_at < LEASE_S * SECOND * SAFE_PART
 
 
 class Workshop:
@@ -200,40 +207,24 @@ class Workshop:
         self._numbers = itertools.count(1)
         self.output = Output(gq.store)
         self.cards = {device.name: Card(gq.now) for device in self.settings.devices}
-        self.backends = Backends(gq.store, self.settings, now=gq.now, log=WorkerLog("w"))
+        site = self._site("w", None)
+        self.backends = Backends(site)
+        self.judge = Judge(site, self.backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
 
-        def rules_of(task: str) -> RetryRules:
-            return gq.tasks[task].rules if task in gq.tasks else DEFAULT_RULES
-
-        self.judge = Judge(
-            gq.plugins,
-            settings_of=lambda queue: self.settings.queues[queue],
-            backend_of=self.backends.of,
-            rules_of=rules_of,
-            models=self.settings.models,
-            backends=self.settings.backends,
-            now=gq.now,
-            max_payload_bytes=gq.config.max_payload_bytes,
-        )
+    def _site(self, name: str, queues: tuple[str, ...] | None) -> Site:
+        gq = self._gq
+        devices = {card: CachedDevice(device) for card, device in self.cards.items()}
+        wall = WorkerClock(wall=gq.now_us)
+        return Site(name, gq.store, gq.plugins, self.settings, wall, WorkerLog(name), devices, queues)
 
     def name(self) -> str:
         return f"w{next(self._numbers)}"
 
     def worker(self, name: str, queues: tuple[str, ...] | None) -> PlayedWorker:
-        worker = PlayedWorker(name, self._clock.now)
-        worker.dispatcher = Dispatcher(
-            self._gq.store,
-            self._gq.plugins,
-            self.settings,
-            {name: CachedDevice(card) for name, card in self.cards.items()},
-            worker_id=name,
-            serves=lambda queue: queues is None or queue in queues,
-            may_claim=lambda: self._clock.now - worker.extended_at < LEASE_S * SECOND * SAFE_PART,
-            is_preemptible=is_preemptible,
-            now=self._gq.now,
-            log=WorkerLog(name),
-        )
+        worker = PlayedWorker(name, self._clock.now, self._clock)
+        site = self._site(name, queues)
+        worker.dispatcher = Dispatcher(site, may_claim=worker.may_claim, is_preemptible=is_preemptible)
         return worker
 
-    def attempt(self, lease: Lease) -> Attempt:
-        return Attempt(lease, self.output)
+    def attempt(self, lease: Lease) -> RunningAttempt:
+        return RunningAttempt(lease, self.output, WorkerClock(wall=self._gq.now_us))

@@ -95,7 +95,7 @@ class Workers(Play):
             worker_id=worker.name,
             queue=self.workshop.settings.queues[self.model.jobs[job_id]["queue"]],
             device=settings,
-            gate=self.gate_of(worker),
+            rules=self.gate_of(worker),
             preemptible=is_preemptible(self.model.jobs[job_id]["task"]),
             now_us=self.clock.now,
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
-from gpuqueue.domain.claim import THREAD, Capacity, ClaimRules
+from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Job, JobErrorRecord, JobStatus, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
@@ -23,7 +23,7 @@ def at(seconds: float) -> int:
 
 
 def capacity_for(count: int) -> Capacity:
-    return Capacity({THREAD: count})
+    return Capacity(count)
 
 
 class Rows:

@@ -301,6 +301,42 @@ def test_a_task_that_only_waits_is_not_accused(gq, start_worker, caplog):
     assert "blocks" not in caplog.text
 
 
+def test_a_task_that_is_registered_after_the_start_waits_for_the_loop_in_a_thread(gq, start_worker, gate):
+    @gq.task(name="known", queue="others")
+    async def known() -> str:
+        return threading.current_thread().name
+
+    @gq.task(name="blocker")
+    def blocker() -> None:
+        gate.pass_through()
+
+    start_worker(gq, threads=1)
+    blocked = blocker.enqueue()
+    gate.wait_reached()
+
+    @gq.task(name="late")
+    async def late() -> str:
+        return threading.current_thread().name
+
+    waits = late.enqueue()
+    assert known.enqueue().result(timeout_s=20) == "gpuqueue-event-loop"
+    assert waits.refresh().state == "available"  # the only thread is taken
+    gate.open()
+    assert [blocked.result(timeout_s=20), waits.result(timeout_s=20)] == [None, "gpuqueue-event-loop"]
+
+
+def test_a_task_that_is_registered_anew_as_a_plain_function_runs_in_a_thread(gq, start_worker):
+    def define(source: str) -> None:
+        exec(source, {"__name__": __name__, "threading": threading, "gq": gq})
+
+    body = "def work():\n    return threading.current_thread().name\n"
+    define(f'@gq.task(name="work")\nasync {body}')
+    start_worker(gq)
+    assert gq.enqueue("work").result(timeout_s=20) == "gpuqueue-event-loop"
+    define(f'@gq.task(name="work")\n{body}')
+    assert gq.enqueue("work").result(timeout_s=20).startswith("gpuqueue-job-")
+
+
 def test_an_event_loop_costs_nothing_where_no_task_needs_it(gq, start_worker):
     @gq.task(name="plain")
     def plain() -> None:

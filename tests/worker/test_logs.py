@@ -354,7 +354,7 @@ def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
         worker_id="dead",
         queues=[gq.queue_settings("default")],
         rules=ClaimRules(),
-        capacity=Capacity({"": 1}, lambda _task: ""),
+        capacity=Capacity(1),
         now_us=now_us,
     )
     return lease

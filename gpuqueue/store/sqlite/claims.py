@@ -16,7 +16,7 @@ from typing import Any
 from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
-from gpuqueue.domain.job import Job, Lease
+from gpuqueue.domain.job import Job, Lease, lease_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.rates import level
@@ -152,17 +152,17 @@ def claim(
     """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
     Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in their
-    order: where the next one needs a kind of runner that has no room, those behind it wait too.
+    order: where the next one needs a thread or a coroutine and none is free, those behind it wait too.
     Order: priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
-    Returns: no more leases of each kind than `capacity` says.
+    Returns: no more leases than `capacity` has threads and coroutines for.
     """
     move_due(connection, now_us=now_us)
     paused = paused_queues(connection, now_us=now_us)
-    free = {kind: count for kind, count in capacity.free.items() if count > 0}
-    most = sum(free.values())
+    free = [capacity.threads, capacity.coroutines]  # by whether the task is asynchronous
+    most = sum(free)
     waiting: list[Generator[tuple[Any, ...]]] = []
-    stuck: set[str] = set()  # queues whose next job finds no room
+    stuck: set[str] = set()  # queues whose next job finds no thread or coroutine
     for queue in queues:
         limit = most
         if queue.concurrency is not None:
@@ -173,16 +173,14 @@ def claim(
             waiting.append(_heads(connection, queue.name, limit, stuck))
     taken = []
     for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
-        kind = capacity.kind_of(row[2])
-        if kind not in free:
+        is_asynchronous = row[2] in capacity.asynchronous
+        if not free[is_asynchronous]:
             stuck.add(row[1])
             continue
         taken.append(row)
-        free[kind] -= 1
-        if not free[kind]:
-            del free[kind]
-            if not free:
-                break
+        free[is_asynchronous] -= 1
+        if not any(free):
+            break
     for heads in waiting:
         heads.close()  # an open read would outlive the transaction
     connection.executemany(TAKE, [(worker_id, now_us, row[0]) for row in taken])
@@ -276,23 +274,6 @@ def claim_placed(
     return lease_of(job, placement, now_us=now_us)
 
 
-def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
-    """Return the lease of an attempt that was just taken; `job` as it was before."""
-    return Lease(
-        job_id=job.id,
-        lease=job.lease + 1,
-        queue=job.queue,
-        task=job.task,
-        attempt=job.attempt + 1,
-        max_attempts=job.max_attempts,
-        arguments=job.arguments,
-        timeout_s=job.timeout_s,
-        started_at=from_us(now_us),
-        model=job.model,
-        placement=placement,
-    )
-
-
 def _loaded(connection: Statements, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
     """Name the models that are on a device: those of its reservations, and those that were seen there."""
     row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
@@ -312,7 +293,7 @@ def finish_and_claim(
 ) -> tuple[list[Lease], list[Lease]]:
     """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases)."""
     late = finish(connection, ended, now_us=now_us) if ended else []
-    if not queues or not any(capacity.free.values()):
+    if not queues or not (capacity.threads or capacity.coroutines):
         return late, []
     return late, claim(connection, worker_id=worker_id, queues=queues, rules=rules, capacity=capacity, now_us=now_us)
 

@@ -1,0 +1,203 @@
+"""Prepares a device for its attempts, writes their outcomes at once, learns from them, and verifies the clean-up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
+from gpuqueue.contract.plugin_set import PluginFailed
+from gpuqueue.domain.answers import CleanUp, Placement
+from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, StoreError
+from gpuqueue.domain.estimates import VRAM, model_key
+from gpuqueue.domain.job import Lease
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.outcomes import Completed
+from gpuqueue.domain.settings import DeviceSettings
+from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Reservation
+from gpuqueue.worker.attempt import EndedAttempt, Kind
+from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.observations import Observations
+from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.site import Site
+
+CLEAN_UP_AGAIN_S = 1.0
+GROWTH = 1.15  # of an estimate that turned out to be too low
+WRITE_AGAIN_S = 1.0
+Written = TypeVar("Written")
+logger = logging.getLogger("gpuqueue.worker")
+
+
+class OnDevice:
+    """`stopping` is set when the worker ends: clean-ups stop waiting, and the rescuer verifies what is left."""
+
+    def __init__(
+        self,
+        site: Site,
+        backends: Backends,
+        observations: Observations,
+        *,
+        next_model: Callable[[str], str | None],
+        is_isolated: Callable[[str], bool],
+    ) -> None:
+        self._store = site.store
+        self._plugins = site.plugins
+        self._settings = site.settings
+        self._clock = site.clock
+        self._log = site.log
+        self._devices = site.devices
+        self._device_settings = {device.name: device for device in site.settings.devices}
+        self._backends = backends
+        self._observations = observations
+        self._next_model = next_model
+        self._is_isolated = is_isolated
+        self.stopping = threading.Event()
+        self.kind = Kind(self._publish, self._prepare, self.clean_up)
+
+    # --- before it runs ---
+
+    def _prepare(self, attempt: RunningAttempt) -> None:
+        lease = attempt.lease
+        assert lease.placement is not None
+        with self._store.snapshot() as reads:
+            attempt.partial = reads.partial_output(lease.job_id)
+        device = self._device_settings[lease.placement.device]
+        details = PrepareAttemptDetails(
+            lease=lease,
+            device=device,
+            models=self._settings.models,
+            backend=self._backends.of(lease),
+            read_device=self._devices[device.name].read_now,
+            stopping=lambda: attempt.interruption is not None,
+            isolated=self._is_isolated(lease.task),
+        )
+        try:
+            for _ in self._plugins.each("prepare_attempt", details):
+                pass
+        except PluginFailed as error:
+            if isinstance(error.__cause__, GPUQueueError):
+                raise error.__cause__ from None
+            raise
+
+    # --- how it ended ---
+
+    def _publish(self, ended: EndedAttempt) -> bool:
+        outcome, error = ended.outcome, ended.error
+        lease = outcome.lease
+        if error is not None:
+            self._written(lambda: self._backends.failed(error))
+        if isinstance(error, OutOfMemory) and lease.model:
+            self._learn_of_too_little(lease)
+        if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
+            self._log.late(lease)
+            return False  # the rescuer cleans up
+        if isinstance(outcome, Completed):
+            self._learn(ended)
+        return True
+
+    def _learn_of_too_little(self, lease: Lease) -> None:
+        """Let the next attempt wait for more memory than this one had."""
+        assert lease.placement is not None
+        largest_bytes = max(device.budget_bytes for device in self._settings.devices)
+        self._observations.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
+        self._written(self._observations.tell)
+        self._written(lambda: self._store.jobs.forget_demand(lease.job_id))
+
+    def _learn(self, ended: EndedAttempt) -> None:
+        lease = ended.outcome.lease
+        backend = self._backends.of(lease)
+        if not lease.model or backend is None:
+            self._observations.of_run(lease, ended.run_s)
+            return
+        self._written(lambda: self._backends.worked(backend))
+        if isinstance(ended.value, Mapping):
+            self._observations.of_answer(lease, ended.value, self._options(lease.model))
+            self._written(self._observations.tell)
+
+    def _options(self, model: str) -> Mapping[str, Any]:
+        """The configured options of a model, which size its memory."""
+        found = (item.options for item in self._settings.models.values() if full_name(item.name) == full_name(model))
+        return next(found, {})
+
+    def _model_key(self, lease: Lease) -> str:
+        return model_key(lease.model, self._options(lease.model))
+
+    # --- the device afterwards ---
+
+    def clean_up(self, lease: Lease, *, orphaned: bool = False) -> bool:
+        """Give the device's memory back, again and again until it is verified; returns False when this worker stops first."""
+        assert lease.placement is not None
+        device = self._device_settings.get(lease.placement.device)
+        if device is None:  # no longer configured: nothing here can be verified
+            return self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
+        while True:
+            found = self._clean_up_once(lease, device, orphaned=orphaned)
+            if found.observed_bytes is not None and not orphaned:
+                self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
+            self._publish_reading(device.name, found)
+            if found.verified:
+                self._log.memory_released(lease, device.name, found.detail, found.waited_s)
+                self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
+                return True
+            self._log.memory_kept(lease, device.name, found.detail)
+            if self.stopping.wait(CLEAN_UP_AGAIN_S):
+                return False
+
+    def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
+        details = CleanUpAttemptDetails(
+            lease=lease,
+            device=device,
+            backend=self._backends.of(lease),
+            read_device=self._devices[device.name].read_now,
+            next_model=lambda: self._next_model(device.name),
+            stopping=self.stopping.is_set,
+            orphaned=orphaned,
+            isolated=self._is_isolated(lease.task),
+        )
+        try:
+            answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
+        except PluginFailed as error:
+            return CleanUp(False, str(error))
+        unverified = [answer for answer in answers if not answer.verified]
+        if unverified:
+            return unverified[0]
+        return answers[0] if answers else CleanUp(True, "nothing to clean up")
+
+    def _publish_reading(self, device: str, found: CleanUp) -> None:
+        reading = self._devices[device].read_now()
+        event = self._written(
+            lambda: self._store.backends.publish_reading(
+                device, reading=reading, residents=found.residents, now_us=self._clock.wall()
+            )
+        )
+        self._log.device_changed(event, device, reading.lost)
+
+    def _written(self, write: Callable[[], Written]) -> Written:
+        """Write, again and again until this worker stops: what stays unwritten would keep the device for ever."""
+        while True:
+            try:
+                return write()
+            except StoreError as error:
+                logger.warning("%s; trying again", error)
+                if self.stopping.wait(WRITE_AGAIN_S):
+                    raise
+
+
+def lease_of_reservation(reservation: Reservation) -> Lease:
+    """Make the lease under which a rescued reservation is cleaned up."""
+    return Lease(
+        job_id=reservation.job_id,
+        lease=reservation.lease,
+        queue=reservation.queue,
+        task="",
+        attempt=0,
+        max_attempts=0,
+        arguments={},
+        timeout_s=None,
+        started_at=from_us(0),
+        model=reservation.model,
+        placement=Placement(reservation.device, reservation.reserved_bytes),
+    )

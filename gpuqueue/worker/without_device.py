@@ -1,0 +1,23 @@
+"""Publishes attempts without a device through the next exchange; there is nothing to prepare or to clean up for them."""
+
+from __future__ import annotations
+
+from gpuqueue.domain.outcomes import Completed
+from gpuqueue.worker.attempt import EndedAttempt, Kind
+from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.exchange import Exchange
+from gpuqueue.worker.observations import Observations
+
+
+def without_device(exchange: Exchange, backends: Backends, observations: Observations) -> Kind:
+    """Make their kind."""
+
+    def publish(ended: EndedAttempt) -> bool:
+        if ended.error is not None:
+            backends.heard(ended.error)
+        elif isinstance(ended.outcome, Completed):
+            observations.of_run(ended.outcome.lease, ended.run_s)
+        exchange.add(ended.outcome)
+        return True
+
+    return Kind(publish)

@@ -1,0 +1,150 @@
+"""An attempt's steps, one after another, and what becomes of what each of them raises."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from gpuqueue import GPUQueue
+from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.job import Lease
+from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
+from gpuqueue.worker.attempt import AnyExecutor, EndedAttempt, Kind, Pipeline
+from gpuqueue.worker.attempts import Attempts
+from gpuqueue.worker.backends import Backends
+from gpuqueue.worker.clock import Clock
+from gpuqueue.worker.event_loop import EventLoop
+from gpuqueue.worker.judge import Judge
+from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.output import Output
+from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.site import Site
+
+LEASE = Lease(1, 1, "default", "work", 1, 1, {}, None, datetime.now(UTC))
+
+
+class Steps:
+    """A pipeline whose steps tell in which order they come; each may be replaced by what raises."""
+
+    def __init__(self, gq: GPUQueue, event_loop: EventLoop) -> None:
+        site = Site("w", gq.store, gq.plugins, gq.own_settings(), Clock(wall=gq.now_us), WorkerLog("w"))
+        backends, output = Backends(site), Output(gq.store)
+        judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000)
+        self.attempts = Attempts(site, judge, output, Orders())
+        self.pipeline = Pipeline(site, self.attempts, judge, output, event_loop, lambda lease: self.executor)
+        self.executor: AnyExecutor | None = CallableExecutor(self.run)
+        self.order: list[str] = []
+        self.ended: list[EndedAttempt] = []
+        self.running: list[RunningAttempt] = []
+        self.raises: dict[str, BaseException] = {}
+        self.is_held = True  # the lease, when the outcome is written
+        self.kind = Kind(self.publish, self.prepare, self.clean_up)
+
+    def _step(self, name: str) -> None:
+        self.order.append(name)
+        if name in self.raises:
+            raise self.raises[name]
+
+    def prepare(self, attempt: RunningAttempt) -> None:
+        self.running.append(attempt)
+        self._step("prepare")
+
+    def run(self) -> str:
+        self._step("run")
+        return "done"
+
+    def publish(self, ended: EndedAttempt) -> bool:
+        self.ended.append(ended)
+        self._step("publish")
+        return self.is_held
+
+    def clean_up(self, lease: Lease) -> None:
+        self._step("clean up")
+
+    def carry_out(self) -> bool:
+        return self.pipeline.carry_out(LEASE, self.kind)
+
+
+@pytest.fixture
+def steps(gq: GPUQueue) -> Iterator[Steps]:
+    event_loop = EventLoop()
+    yield Steps(gq, event_loop)
+    event_loop.close(wait_s=5.0)
+
+
+def test_the_steps_follow_each_other(steps: Steps) -> None:
+    assert steps.carry_out()
+    assert steps.order == ["prepare", "run", "publish", "clean up"]
+    (ended,) = steps.ended
+    assert (type(ended.outcome).__name__, ended.value, ended.error) == ("Completed", "done", None)
+    assert not steps.attempts.any_running
+
+
+def test_a_coroutine_takes_the_same_way(steps: Steps) -> None:
+    async def run() -> str:
+        return steps.run()
+
+    steps.executor = CoroutineExecutor(run)
+    assert steps.carry_out()
+    assert steps.order == ["prepare", "run", "publish", "clean up"]
+    assert steps.ended[0].value == "done"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3), StoreError("the disk is full")])
+@pytest.mark.parametrize("step", ["prepare", "run"])
+def test_what_prepare_or_run_raises_fails_the_attempt(steps: Steps, step: str, error: BaseException) -> None:
+    steps.raises[step] = error
+    assert steps.carry_out()
+    assert steps.order == [*(["prepare"] if step == "prepare" else ["prepare", "run"]), "publish", "clean up"]
+    assert steps.ended[0].error is error
+    assert type(steps.ended[0].outcome).__name__ == "Ended"
+
+
+def test_an_attempt_that_may_not_begin_is_given_back_before_anything_is_prepared(steps: Steps) -> None:
+    steps.attempts.stop_all("stopping")
+    assert steps.carry_out()
+    assert steps.order == ["publish", "clean up"]
+    assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
+
+
+def test_a_task_that_nobody_knows_is_snoozed_and_its_device_freed(steps: Steps) -> None:
+    steps.executor = None
+    assert steps.carry_out()
+    assert steps.order == ["publish", "clean up"]
+    assert getattr(steps.ended[0].outcome, "outcome", None) == "snoozed"
+
+
+def test_who_lost_the_lease_cleans_nothing_up(steps: Steps) -> None:
+    steps.is_held = False
+    assert steps.carry_out()
+    assert steps.order == ["prepare", "run", "publish"]
+
+
+@pytest.mark.parametrize(("step", "order"), [("publish", ["publish"]), ("clean up", ["publish", "clean up"])])
+def test_what_cannot_be_written_is_left_to_whoever_comes_after(
+    steps: Steps, step: str, order: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    steps.raises[step] = StoreError("the disk is full")
+    with caplog.at_level(logging.ERROR, "gpuqueue.worker"):
+        assert steps.carry_out()
+    assert steps.order == ["prepare", "run", *order]
+    assert "the disk is full" in caplog.text
+
+
+def given_up(steps: Steps) -> Callable[..., Any]:
+    def run() -> None:
+        steps.running[0].interrupt("cancelled")
+        steps.attempts.give_up_all()
+
+    return run
+
+
+def test_one_that_was_given_up_publishes_nothing_and_still_frees_its_device(steps: Steps) -> None:
+    steps.executor = CallableExecutor(given_up(steps))
+    assert not steps.carry_out()
+    assert steps.order == ["prepare", "clean up"]
