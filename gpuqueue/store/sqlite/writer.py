@@ -151,7 +151,12 @@ class Writer:
         connection = None
         try:
             connection = self.connection or self._open()
-            self._begin(connection)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
             if len(calls) == 1:
                 call = calls[0]
                 call.result = call.work(connection, *call.args, **call.kwargs)
@@ -198,14 +203,6 @@ class Writer:
             self.connection.execute("PRAGMA busy_timeout = 0")
             self.cursor = self.connection.cursor()
         return self.connection
-
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if not is_busy(error):
-                raise
-            self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
 
     def _when_free(self, work: Callable[[], Result]) -> Result:
         """Do what needs the write lock first thing, again and again until the lock is free."""
