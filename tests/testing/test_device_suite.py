@@ -30,7 +30,7 @@ class TestNvml(DeviceSuite):
 
     @pytest.fixture(autouse=True)
     def card(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr("gpuqueue.devices.cached.nvml.REOPEN_S", 0.05)
+        monkeypatch.setattr("gpuqueue.devices.nvml.REOPEN_S", 0.05)
         self.simulated = SimulatedCard()
         with simulated_nvml(self.simulated):
             yield
