@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpuqueue.domain import transitions
 from gpuqueue.domain.errors import NotADatabase
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.connections import read_only
+from gpuqueue.store.sqlite.state_changes import update
 
 SHOWN_IDS = 5
 _FINISHED = "state IN ('completed', 'cancelled', 'discarded')"
@@ -76,7 +78,7 @@ _PROMISES = (
         "running",
         "SELECT id FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)",
         "running without a worker or a time of starting, so that nobody rescues it",
-        "make it wait again: sqlite3 {path} \"UPDATE jobs SET state = 'available', lease = lease + 1 WHERE id = ID\"",
+        f'make it wait again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
     ),
     _Promise(
         "arguments",
