@@ -81,6 +81,13 @@ _PROMISES = (
         f'make it wait again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
     ),
     _Promise(
+        # Earlier versions left it on jobs that completed all the same, and old files still hold those.
+        "cancel_requested",
+        "SELECT id FROM jobs WHERE cancel_requested <> 0 AND state NOT IN ('running', 'completed')",
+        "asked to stop, but not running, so that its next attempt would stop at once",
+        "take the request back: sqlite3 {path} \"UPDATE jobs SET cancel_requested = 0 WHERE state <> 'running'\"",
+    ),
+    _Promise(
         "arguments",
         "SELECT id FROM jobs WHERE arguments IS NULL AND id NOT IN (SELECT job_id FROM payloads WHERE kind = 'arguments')",
         "the arguments are lost",
