@@ -1,10 +1,6 @@
 """Owns the nouns: frozen jobs, leases, holds, demands, devices; knows nothing of how they are stored or run.
 
-    scheduled ──due──▶ available ──claim──▶ running ──▶ completed
-                        ▲   │                 │ ├─────▶ discarded   attempts spent, final failure, expired, refused
-                        │   └──cancel         │ └─────▶ cancelled
-                        └──────due── retryable ◀┘ failed with attempts left, or snoozed
-
+`gpuqueue.domain.transitions` says which state leads to which, and `gpuqueue/docs/states.md` draws it.
 Here a *model* is a neural network.
 """
 

@@ -1,4 +1,4 @@
-"""Owns what is generated from the code: parts of the README, gpuqueue/README.md, gpuqueue/cli/README.md, and plugins/HOOKS.md.
+"""Generates from the code parts of the README, gpuqueue/README.md and those of its folders, and plugins/HOOKS.md.
 
 `python -m tests.contract.readme` writes them anew.
 """
@@ -22,6 +22,7 @@ from gpuqueue.cli.app import COMMANDS
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.contract import details, hookspecs
 from gpuqueue.domain import job
+from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change
 from gpuqueue.logs import EVENTS
 from tests.contract.test_layers import FLOORS, PACKAGE
 
@@ -30,6 +31,7 @@ README = ROOT / "README.md"
 HELPS = ROOT / "gpuqueue" / "cli" / "README.md"
 HOOKS = ROOT / "plugins" / "HOOKS.md"
 HOUSE = ROOT / "gpuqueue" / "README.md"
+STATES = ROOT / "gpuqueue" / "docs" / "states.md"
 COLUMNS = "80"
 SHOWN_AS = {"Client": "GPUQueue"}  # as `gpuqueue.plugins` binds it
 
@@ -197,6 +199,55 @@ def helps() -> str:
     return "\n".join(parts)
 
 
+STATES_PAGE = """\
+# The states of a job
+
+A job is in one of seven states: `scheduled`, `available` and `retryable` jobs wait, `running` ones are with a worker, and
+`completed`, `cancelled` and `discarded` ones have finished. This file is generated from the table in
+`gpuqueue/domain/transitions.py`, from which the statements are generated too: `uv run python -m tests.contract.readme`.
+"""
+WHAT_IT_SETS = """\
+*given*: by whoever makes the transition, such as the error of an attempt; *given or kept*: the old value stays where none is
+given. Every column that a row does not name keeps its value. So `worker_id`, `started_at` and `progress` tell of the latest
+attempt, and `device` and `reserved_bytes` stay until the clean-up of the attempt is verified, whatever the state is meanwhile.
+
+A transition into a finished state adds one to the queue's counter of that state; one out of it takes one away.
+"""
+
+
+def states_page() -> str:
+    parts = [STATES_PAGE, f"```mermaid\n{_diagram()}\n```\n", "## The transitions\n", _transitions(), "", WHAT_IT_SETS]
+    parts.append("## What only some states have\n")
+    parts += [f"- `{column}`: {' and '.join(f'`{state}`' for state in states)}" for column, states in ONLY_IN.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _diagram() -> str:
+    """Draw the states, with the names of all transitions from one state to another beside one arrow."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for move in TRANSITIONS:
+        for source in move.sources or ("[*]",):
+            arrows.setdefault((str(source), str(move.target)), []).append(move.name)
+    lines = [f"    {source} --> {target} : {', '.join(names)}" for (source, target), names in arrows.items()]
+    return "\n".join(["stateDiagram-v2", *lines])
+
+
+def _transitions() -> str:
+    lines = ["| transition | from | to | when | what it sets |", "| --- | --- | --- | --- | --- |"]
+    for move in TRANSITIONS:
+        sources = ", ".join(f"`{source}`" for source in move.sources)
+        sets = ", ".join(_said_of(column, change) for column, change in move.sets.items())
+        lines.append(f"| {move.name} | {sources} | `{move.target}` | {move.when} | {sets} |")
+    return "\n".join(lines)
+
+
+def _said_of(column: str, change: Change | int | None) -> str:
+    if change in (Change.ONE_MORE, Change.ONE_LESS):
+        return f"`{column}` {change.value}"
+    said = change.value if isinstance(change, Change) else "cleared" if change is None else change
+    return f"`{column}` = {said}" if change == 0 or change is Change.AS_ENQUEUED else f"`{column}` {said}"
+
+
 def configuration() -> str:
     text = initial_toml(timezone="Asia/Bangkok", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB")
     return f"```toml\n{text.strip()}\n```"
@@ -223,3 +274,4 @@ if __name__ == "__main__":
     HELPS.write_text(helps())
     HOOKS.write_text(hooks_page())
     HOUSE.write_text(house())
+    STATES.write_text(states_page())

@@ -31,14 +31,19 @@ with gpuqueue.GPUQueue(sys.argv[1], discover_plugins=False) as gq:
 
 
 def files_of_the_package(checkout: Path) -> set[str]:
-    """Every file that must be installed, named as it is in the checkout: all but what is there to be read."""
+    """Every file that must be installed, named as it is in the checkout; of what is there to be read only the documentation."""
     files = (path for folder in (checkout / "gpuqueue", checkout / "migrations") for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(checkout).as_posix() for path in files if path.suffix != ".md"}
+    return {path.relative_to(checkout).as_posix() for path in files if path.suffix != ".md" or path.parent.name == "docs"}
 
 
 def test_the_wheel_has_the_package_with_its_migrations_and_types_and_nothing_else(wheel: Path, checkout: Path) -> None:
     expected = {re.sub("^migrations/", "gpuqueue/migrations/", name) for name in files_of_the_package(checkout)}
-    assert expected >= {"gpuqueue/py.typed", "gpuqueue/migrations/env.py", "gpuqueue/migrations/script.py.mako"}
+    assert expected >= {
+        "gpuqueue/py.typed",
+        "gpuqueue/docs/states.md",
+        "gpuqueue/migrations/env.py",
+        "gpuqueue/migrations/script.py.mako",
+    }
     described = f"gpuqueue-{gpuqueue.__version__}.dist-info"
     records = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
     with zipfile.ZipFile(wheel) as archive:

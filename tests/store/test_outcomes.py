@@ -65,13 +65,23 @@ def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
     assert_counters_are_true(rows.store)
 
 
-@pytest.mark.parametrize(("outcome", "spent", "attempt"), [("retried", True, 1), ("snoozed", False, 0), ("released", False, 0)])
-def test_an_attempt_is_spent_only_when_the_outcome_says_so(rows: Rows, outcome: str, spent: bool, attempt: int) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "spent", "attempt", "state"),
+    [
+        ("retried", True, 1, State.RETRYABLE),
+        ("snoozed", False, 0, State.RETRYABLE),
+        ("released", False, 0, State.AVAILABLE),
+        ("preempted", False, 0, State.AVAILABLE),
+    ],
+)
+def test_an_attempt_is_spent_only_when_the_outcome_says_so(
+    rows: Rows, outcome: str, spent: bool, attempt: int, state: State
+) -> None:
     job_id = rows.enqueue(max_attempts=2)
     lease = rows.claim_one()
     assert rows.postpone(lease, outcome, spent=spent, due_s=30, error=BOOM)
     job = rows.job(job_id)
-    assert (job.state, job.attempt, job.lease) == (State.RETRYABLE, attempt, lease.lease)
+    assert (job.state, job.attempt, job.lease) == (state, attempt, lease.lease)
     with rows.store.engine.reading() as connection:
         (line,) = queries.timeline(connection, job_id)
     assert (line["attempt"], line["outcome"], line["worker"], line["error"]) == (1, outcome, "w", BOOM)

@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import Any
 
 from gpuqueue.contract.engine import Statements
+from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Job, Lease, lease_of
@@ -25,20 +26,15 @@ from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
 from gpuqueue.store.sqlite.outcomes import finish
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
+from gpuqueue.store.sqlite.state_changes import update
 
 HEADS = (
     "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at FROM jobs "
     "WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 AND device IS NULL "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
 )
-TAKE = (
-    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
-    "progress = NULL, progress_note = NULL WHERE id = ?"
-)
-TAKE_DEVICE = (
-    "UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, worker_id = ?, started_at = ?, "
-    "progress = NULL, progress_note = NULL, device = ?, reserved_bytes = ?, preemptible = ?, output_tokens = 0 WHERE id = ?"
-)
+TAKE = update(transitions.CLAIM, "id = ?")
+TAKE_DEVICE = update(transitions.PLACE, "id = ?")
 LOAD_MODEL = (
     "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
     "SET model = excluded.model, model_since = excluded.model_since"

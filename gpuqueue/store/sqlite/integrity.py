@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpuqueue.domain import transitions
 from gpuqueue.domain.errors import NotADatabase
 from gpuqueue.domain.findings import Finding
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.connections import read_only
+from gpuqueue.store.sqlite.state_changes import update
 
 SHOWN_IDS = 5
 _FINISHED = "state IN ('completed', 'cancelled', 'discarded')"
@@ -69,7 +71,14 @@ _PROMISES = (
         "running",
         "SELECT id FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)",
         "running without a worker or a time of starting, so that nobody rescues it",
-        "make it wait again: sqlite3 {path} \"UPDATE jobs SET state = 'available', lease = lease + 1 WHERE id = ID\"",
+        f'make it wait again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
+    ),
+    _Promise(
+        # Earlier versions left it on jobs that completed all the same, and old files still hold those.
+        "cancel_requested",
+        "SELECT id FROM jobs WHERE cancel_requested <> 0 AND state NOT IN ('running', 'completed')",
+        "asked to stop, but not running, so that its next attempt would stop at once",
+        "take the request back: sqlite3 {path} \"UPDATE jobs SET cancel_requested = 0 WHERE state <> 'running'\"",
     ),
     _Promise(
         "arguments",

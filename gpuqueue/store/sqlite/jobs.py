@@ -10,22 +10,27 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gpuqueue.contract.engine import Statements
+from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.errors import StateError, UnknownJob
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, State
 from gpuqueue.store.sqlite.rows import from_error
+from gpuqueue.store.sqlite.state_changes import assignments, update
 
 DEMAND_CLASS_BYTES = 64 * 2**20
 NEVER_FITS = 2**62  # the demand class of what no device can take
 SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody waits long behind it
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
-# A reservation keeps its model, which its clean-up unloads; `release_device` then takes the model away too.
-_UNSIZE = "demand_class = 0, demand_bytes = 0, demand_model = CASE WHEN device IS NULL THEN '' ELSE demand_model END"
-RETRY = (
-    "UPDATE jobs SET state = 'available', scheduled_at = ?, finished_at = NULL, attempt = 0, crashes = 0, "
-    f"expires_at = NULL, waiting_for = NULL, cancel_requested = 0, error = NULL, {_UNSIZE} WHERE id = ?"
+_UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` takes away the model that a reservation kept
+RETRY = update(transitions.START_ANEW, "id = ?")
+CANCEL = update(transitions.CANCEL, "id = ?")
+EXPIRE = update(transitions.EXPIRE, "id = ?")
+REFUSE = update(transitions.REFUSE, "id = ?")
+PROMOTE = update(
+    transitions.PROMOTE,
+    "id IN (SELECT id FROM jobs WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= ? ORDER BY scheduled_at LIMIT ?)",
 )
-CANCEL = "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?"
+WAKE = update(transitions.WAKE, "waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'")
 ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
 
 
@@ -54,7 +59,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
     Raises: UnknownJob; StateError when it runs, waits already, or completed.
     """
     state, queue = _state_of(connection, job_id)
-    if state not in (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED):
+    if state not in transitions.START_ANEW.sources:
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
     connection.execute(RETRY, (now_us, job_id))
     if state in FINISHED:
@@ -104,20 +109,12 @@ def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
 
     Their place in the queue is their due time, so that a long postponed job is not sent to the end.
     """
-    return connection.execute(
-        "UPDATE jobs SET state = 'available', waiting_for = NULL WHERE id IN (SELECT id FROM jobs "
-        "WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= ? ORDER BY scheduled_at LIMIT ?)",
-        (now_us, SCAN_LIMIT),
-    ).rowcount
+    return connection.execute(PROMOTE, (now_us, SCAN_LIMIT)).rowcount
 
 
 def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
     """Make the jobs available that this backend's absence postponed, before those that came later; returns how many."""
-    return connection.execute(
-        "UPDATE jobs SET state = 'available', scheduled_at = enqueued_at, waiting_for = NULL "
-        "WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'",
-        (backend,),
-    ).rowcount
+    return connection.execute(WAKE, (backend,)).rowcount
 
 
 def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
@@ -128,9 +125,8 @@ def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
         (now_us, SCAN_LIMIT),
     ).fetchall()
     if rows:
-        _discard_all(
-            connection, rows, JobErrorRecord("expired", "it still waited when its time to be useful had passed"), now_us=now_us
-        )
+        error = JobErrorRecord("expired", "it still waited when its time to be useful had passed")
+        _discard_all(connection, EXPIRE, rows, error, now_us=now_us)
     return [row[0] for row in rows]
 
 
@@ -140,7 +136,7 @@ def refuse_waiting(connection: sqlite3.Connection, queue: str, *, message: str, 
         "SELECT id, queue FROM jobs WHERE state = 'available' AND queue = ? LIMIT ?", (queue, SCAN_LIMIT)
     ).fetchall()
     if rows:
-        _discard_all(connection, rows, JobErrorRecord("unavailable", message), now_us=now_us)
+        _discard_all(connection, REFUSE, rows, JobErrorRecord("unavailable", message), now_us=now_us)
     return [row[0] for row in rows]
 
 
@@ -149,7 +145,7 @@ def refuse_one(connection: sqlite3.Connection, job_id: int, *, message: str, now
     row = connection.execute(f"SELECT id, queue FROM jobs WHERE id = ? AND {_WAITING}", (job_id,)).fetchone()
     if row is None:
         return False
-    _discard_all(connection, [row], JobErrorRecord("unavailable", message), now_us=now_us)
+    _discard_all(connection, REFUSE, [row], JobErrorRecord("unavailable", message), now_us=now_us)
     return True
 
 
@@ -232,9 +228,8 @@ def _state_of(connection: sqlite3.Connection, job_id: int) -> tuple[State, str]:
     return State(row[0]), row[1]
 
 
-def _discard_all(connection: sqlite3.Connection, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int) -> None:
-    connection.executemany(
-        "UPDATE jobs SET state = 'discarded', finished_at = ?, error = ? WHERE id = ?",
-        [(now_us, from_error(error), row[0]) for row in rows],
-    )
+def _discard_all(
+    connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[int, str]], error: JobErrorRecord, *, now_us: int
+) -> None:
+    connection.executemany(statement, [(now_us, from_error(error), row[0]) for row in rows])
     count_finished(connection, dict(Counter((row[1], "discarded") for row in rows)))

@@ -11,26 +11,32 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from gpuqueue.contract.engine import Statements
-from gpuqueue.domain.job import JobErrorRecord, Lease, State
+from gpuqueue.domain import transitions
+from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report, Rescue, Rescued
 from gpuqueue.domain.units import counted, from_us
 from gpuqueue.domain.view import Reservation
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
+from gpuqueue.store.sqlite.state_changes import update
 
-COMPLETE = (
-    "UPDATE jobs SET state = 'completed', finished_at = ?, result = ?, error = NULL "
-    "WHERE id = ? AND lease = ? AND state = 'running'"
-)
-FINISH = (
-    "UPDATE jobs SET state = ?, finished_at = ?, error = ?, cancel_requested = 0 WHERE id = ? AND lease = ? AND state = 'running'"
-)
-POSTPONE = (
-    "UPDATE jobs SET state = ?, scheduled_at = coalesce(?, scheduled_at), attempt = attempt - ?, "
-    "error = coalesce(?, error), waiting_for = ?, preemptions = preemptions + ? "
-    "WHERE id = ? AND lease = ? AND state = 'running' AND cancel_requested = 0"
-)
+_HELD = "id = ? AND lease = ? AND state = 'running'"
+_HELD_AND_WANTED = f"{_HELD} AND cancel_requested = 0"
+COMPLETE = update(transitions.COMPLETE, _HELD)
+FINISH = {move.target: update(move, _HELD) for move in (transitions.DISCARD, transitions.STOP)}
+RETRY_LATER = update(transitions.RETRY_LATER, _HELD_AND_WANTED)
+RETRY_AT_ONCE = update(transitions.RETRY_AT_ONCE, _HELD_AND_WANTED)
+SNOOZE = update(transitions.SNOOZE, _HELD_AND_WANTED)
+SNOOZE_OVER = update(transitions.SNOOZE_OVER, _HELD_AND_WANTED)
+GIVE_BACK = {
+    "released": update(transitions.RELEASE, _HELD_AND_WANTED),
+    "preempted": update(transitions.PREEMPT, _HELD_AND_WANTED),
+}
+RESCUE = {
+    move.target: update(move, "id = ?")
+    for move in (transitions.RESCUE, transitions.RESCUE_CANCELLED, transitions.RESCUE_DISCARDED)
+}
 # What a job would wait for may have come back while the attempt still ran: nobody would wake it then.
 CAME_BACK = (
     "SELECT enqueued_at FROM jobs WHERE id = ? AND lease = ? AND EXISTS (SELECT 1 FROM events WHERE at >= jobs.started_at "
@@ -89,8 +95,8 @@ def _completed_row(outcome: Completed, now_us: int) -> tuple[int, str | None, in
 
 def _end(connection: sqlite3.Connection, outcome: Ended, *, now_us: int) -> State | None:
     lease = outcome.lease
-    row = (str(outcome.state), now_us, from_error(outcome.error), lease.job_id, lease.lease)
-    if connection.execute(FINISH, row).rowcount == 0:
+    row = (now_us, from_error(outcome.error), lease.job_id, lease.lease)
+    if connection.execute(FINISH[outcome.state], row).rowcount == 0:
         return None
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, str(outcome.state), outcome.error, now_us=now_us)
     return outcome.state
@@ -98,23 +104,33 @@ def _end(connection: sqlite3.Connection, outcome: Ended, *, now_us: int) -> Stat
 
 def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int) -> State | None:
     lease = outcome.lease
-    state = State.AVAILABLE if outcome.at_us <= now_us else State.RETRYABLE
-    error = None if outcome.error is None else from_error(outcome.error)
-    # What was given back through no doing of its own keeps its place in the queue.
-    at_us = None if outcome.outcome in ("released", "preempted") else outcome.at_us
-    preempted = int(outcome.outcome == "preempted")
-    waiting_for = outcome.waiting_for
-    if waiting_for is not None:
-        back = connection.execute(CAME_BACK, (lease.job_id, lease.lease, waiting_for)).fetchone()
-        if back is not None:
-            state, at_us, waiting_for = State.AVAILABLE, back[0], None
-    row = (str(state), at_us, 0 if outcome.spent else 1, error, waiting_for, preempted, lease.job_id, lease.lease)
-    if connection.execute(POSTPONE, row).rowcount == 0:
+    state, statement, values = _postponement(connection, outcome, now_us=now_us)
+    if connection.execute(statement, (*values, lease.job_id, lease.lease)).rowcount == 0:
         # A cancel that came while it ran ends what would otherwise go on.
         cancelled = JobErrorRecord("cancelled", "cancelled while it ran")
         return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
     return state
+
+
+def _postponement(
+    connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
+) -> tuple[State, str, tuple[int | str | None, ...]]:
+    """Return where the job goes, the statement that takes it there, and what that is given."""
+    if outcome.outcome in GIVE_BACK:
+        # What was given back through no doing of its own keeps its place in the queue.
+        return State.AVAILABLE, GIVE_BACK[outcome.outcome], ()
+    lease, at_us, is_due = outcome.lease, outcome.at_us, outcome.at_us <= now_us
+    error = None if outcome.error is None else from_error(outcome.error)
+    if outcome.outcome == "retried":
+        return (State.AVAILABLE, RETRY_AT_ONCE, (at_us, error)) if is_due else (State.RETRYABLE, RETRY_LATER, (at_us, error))
+    if outcome.waiting_for is not None:
+        back = connection.execute(CAME_BACK, (lease.job_id, lease.lease, outcome.waiting_for)).fetchone()
+        if back is not None:
+            at_us, is_due = back[0], True
+    if is_due:
+        return State.AVAILABLE, SNOOZE_OVER, (at_us, error)
+    return State.RETRYABLE, SNOOZE, (at_us, error, outcome.waiting_for)
 
 
 def _note_attempt(
@@ -245,20 +261,18 @@ def rescue(
         crashes, cancel = connection.execute(
             "SELECT crashes + ?, cancel_requested FROM jobs WHERE id = ?", (int(crashed), job_id)
         ).fetchone()
-        state, finished_at = State.AVAILABLE, None
+        state = State.AVAILABLE
         if cancel:
-            state, finished_at = State.CANCELLED, now_us
+            state = State.CANCELLED
         elif crashes >= max_crashes:
-            state, finished_at = State.DISCARDED, now_us
+            state = State.DISCARDED
             error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it, the last was {dead_worker}")
-        if finished_at is not None:
+        if state in FINISHED:
             discarded[queue, str(state)] += 1
         _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)
-        connection.execute(
-            "UPDATE jobs SET state = ?, finished_at = ?, crashes = ?, attempt = attempt - 1, lease = lease + 1, "
-            "error = coalesce(?, error), cancel_requested = 0 WHERE id = ?",
-            (str(state), finished_at, crashes, None if error is None else from_error(error), job_id),
-        )
+        ended_at = (now_us,) if state in FINISHED else ()
+        values = (*ended_at, crashes, None if error is None else from_error(error), job_id)
+        connection.execute(RESCUE[state], values)
         record(
             connection,
             "lease_rescued",

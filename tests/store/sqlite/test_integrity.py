@@ -61,6 +61,7 @@ BROKEN = {
     "UPDATE jobs SET attempt = -1 WHERE id = 6": {"attempt"},
     "UPDATE jobs SET worker_id = NULL WHERE id = 5": {"running"},
     "UPDATE jobs SET started_at = NULL WHERE id = 5": {"running"},
+    "UPDATE jobs SET cancel_requested = 1 WHERE id = 6": {"cancel_requested"},
     "DELETE FROM payloads WHERE kind = 'arguments'": {"arguments"},
     "DELETE FROM payloads WHERE kind = 'result'": {"result"},
 }
@@ -82,6 +83,7 @@ MENDABLE = [
     "DELETE FROM jobs WHERE id IN (1, 2, 3)",
     "UPDATE counters SET count = 77",
     "UPDATE jobs SET device = NULL WHERE id = 8",
+    "UPDATE jobs SET cancel_requested = 1 WHERE state <> 'running'",
 ]
 
 
@@ -94,6 +96,12 @@ def test_the_statements_that_it_gives_mend_what_it_found(filled: Path, statement
         given = re.search(rf"sqlite3 {re.escape(str(filled))} (['\"])(.*)\1$", finding.mend)
         assert given, finding.mend
         change(filled, given[2])
+    assert check_file(filled) == []
+
+
+def test_what_earlier_versions_left_on_finished_jobs_is_not_wrong(filled: Path) -> None:
+    change(filled, "UPDATE jobs SET cancel_requested = 1 WHERE state = 'completed'")
+    change(filled, "UPDATE jobs SET waiting_for = 'ollama' WHERE state IN ('cancelled', 'discarded')")
     assert check_file(filled) == []
 
 

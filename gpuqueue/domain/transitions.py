@@ -1,0 +1,206 @@
+"""Lists every change of a job's state: from where, to where, when it happens, and what else it writes.
+
+The engine words its statements from this table, the documentation draws it, and tests walk through it. A column that a
+transition does not name keeps its value: `lease` and `worker_id` say who ran the job last, and `device` and
+`reserved_bytes` stay until the clean-up of the attempt is verified, whatever the state is meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from gpuqueue.domain.job import FINISHED, WAITING, State
+
+
+class Change(Enum):
+    """What a transition writes into a column where that is no constant, in the words of the documentation."""
+
+    NOW = "now"
+    GIVEN = "given"
+    GIVEN_OR_KEPT = "given or kept"
+    ONE_MORE = "+ 1"
+    ONE_LESS = "− 1"
+    AS_ENQUEUED = "`enqueued_at`"
+    CLEARED_UNLESS_RESERVED = "cleared, unless a device is reserved"
+
+
+Sets = Mapping[str, Change | int | None]
+
+
+class Transition(NamedTuple):
+    """One way into a state; a new job comes from nowhere. The order of `sets` is that of a statement's parameters."""
+
+    name: str
+    sources: tuple[State, ...]
+    target: State
+    when: str
+    sets: Sets
+
+    def counted(self, source: State | None) -> dict[State, int]:
+        """By how much it moves the queue's counters of finished jobs: {state: change}."""
+        entered = {self.target: 1} if self.target in FINISHED else {}
+        return {**entered, source: -1} if source in FINISHED else entered
+
+
+# What only jobs in these states have: every way out of them takes it away.
+ONLY_IN: Mapping[str, tuple[State, ...]] = {
+    "finished_at": FINISHED,
+    "waiting_for": (State.RETRYABLE,),
+    "cancel_requested": (State.RUNNING,),
+}
+
+# A reservation keeps its model, which its clean-up unloads.
+FORGET_DEMAND: Sets = {"demand_class": 0, "demand_bytes": 0, "demand_model": Change.CLEARED_UNLESS_RESERVED}
+
+_RUNNING = (State.RUNNING,)
+_START: Sets = {
+    "lease": Change.ONE_MORE,
+    "attempt": Change.ONE_MORE,
+    "worker_id": Change.GIVEN,
+    "started_at": Change.NOW,
+    "progress": None,
+    "progress_note": None,
+    "output_tokens": 0,
+}
+_FAIL: Sets = {"finished_at": Change.NOW, "error": Change.GIVEN, "cancel_requested": 0}
+_POSTPONE: Sets = {"scheduled_at": Change.GIVEN, "error": Change.GIVEN_OR_KEPT, "cancel_requested": 0}
+_UNSPENT: Sets = {"attempt": Change.ONE_LESS, "cancel_requested": 0}
+_TAKE_BACK: Sets = {
+    "lease": Change.ONE_MORE,
+    "attempt": Change.ONE_LESS,
+    "crashes": Change.GIVEN,
+    "error": Change.GIVEN_OR_KEPT,
+    "cancel_requested": 0,
+}
+_REJECT: Sets = {"finished_at": Change.NOW, "error": Change.GIVEN, "waiting_for": None}
+
+ENQUEUE = Transition(
+    "enqueue", (), State.AVAILABLE, "It may start at once.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
+)
+SCHEDULE = Transition(
+    "schedule", (), State.SCHEDULED, "It is for later.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
+)
+
+# Its due time stays its place in the queue, so that a long postponed job does not go to the end.
+PROMOTE = Transition("promote", (State.SCHEDULED, State.RETRYABLE), State.AVAILABLE, "It is due.", {"waiting_for": None})
+WAKE = Transition(
+    "wake",
+    (State.RETRYABLE,),
+    State.AVAILABLE,
+    "The backend it waited for is back.",
+    {"scheduled_at": Change.AS_ENQUEUED, "waiting_for": None},
+)
+
+CLAIM = Transition("claim", (State.AVAILABLE,), State.RUNNING, "A worker takes it.", _START)
+PLACE = Transition(
+    "place",
+    (State.AVAILABLE,),
+    State.RUNNING,
+    "A worker takes it and reserves a device's memory.",
+    {**_START, "device": Change.GIVEN, "reserved_bytes": Change.GIVEN, "preemptible": Change.GIVEN},
+)
+
+COMPLETE = Transition(
+    "complete",
+    _RUNNING,
+    State.COMPLETED,
+    "Its attempt succeeded.",
+    {"finished_at": Change.NOW, "result": Change.GIVEN, "error": None, "cancel_requested": 0},
+)
+DISCARD = Transition(
+    "discard", _RUNNING, State.DISCARDED, "Its attempt failed for good: no attempts are left, or another would not help.", _FAIL
+)
+STOP = Transition("stop", _RUNNING, State.CANCELLED, "A person cancelled it, and its attempt stopped.", _FAIL)
+RETRY_LATER = Transition(
+    "retry later",
+    _RUNNING,
+    State.RETRYABLE,
+    "Its attempt failed, and attempts are left.",
+    {**_POSTPONE, "waiting_for": None},
+)
+RETRY_AT_ONCE = Transition(
+    "retry at once", _RUNNING, State.AVAILABLE, "Its attempt failed, attempts are left, and the next is due already.", _POSTPONE
+)
+SNOOZE = Transition(
+    "snooze",
+    _RUNNING,
+    State.RETRYABLE,
+    "Its attempt is postponed, unspent: it asked for that, or its backend is away.",
+    {**_POSTPONE, "attempt": Change.ONE_LESS, "waiting_for": Change.GIVEN},
+)
+SNOOZE_OVER = Transition(
+    "snooze over",
+    _RUNNING,
+    State.AVAILABLE,
+    "Its attempt is postponed, unspent, but is due already or its backend came back meanwhile.",
+    {**_POSTPONE, "attempt": Change.ONE_LESS},
+)
+RELEASE = Transition(
+    "release", _RUNNING, State.AVAILABLE, "Its worker stops and gives it back; it keeps its place in the queue.", _UNSPENT
+)
+PREEMPT = Transition(
+    "preempt",
+    _RUNNING,
+    State.AVAILABLE,
+    "It made room for another queue's job; it keeps its place in the queue.",
+    {**_UNSPENT, "preemptions": Change.ONE_MORE},
+)
+
+RESCUE = Transition("rescue", _RUNNING, State.AVAILABLE, "Its worker died.", _TAKE_BACK)
+RESCUE_CANCELLED = Transition(
+    "rescue cancelled",
+    _RUNNING,
+    State.CANCELLED,
+    "Its worker died, and a person had cancelled it.",
+    {"finished_at": Change.NOW, **_TAKE_BACK},
+)
+RESCUE_DISCARDED = Transition(
+    "rescue discarded",
+    _RUNNING,
+    State.DISCARDED,
+    "Its worker died, the last of `max_crashes` that died while running it.",
+    {"finished_at": Change.NOW, **_TAKE_BACK},
+)
+
+# The error stays: it says why the latest attempt failed, and that the job was cancelled its state says.
+CANCEL = Transition(
+    "cancel",
+    WAITING,
+    State.CANCELLED,
+    "A person cancelled it while it waited.",
+    {"finished_at": Change.NOW, "waiting_for": None},
+)
+EXPIRE = Transition("expire", WAITING, State.DISCARDED, "It could not start before `expires_at`.", _REJECT)
+REFUSE = Transition("refuse", WAITING, State.DISCARDED, "Nobody can run it now, and its queue does not wait.", _REJECT)
+
+# `preemptions` stay: what a job lost to others protects it for ever.
+START_ANEW = Transition(
+    "start anew",
+    (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED),
+    State.AVAILABLE,
+    "A person retried it.",
+    {
+        "scheduled_at": Change.NOW,
+        "finished_at": None,
+        "attempt": 0,
+        "crashes": 0,
+        "expires_at": None,
+        "waiting_for": None,
+        "error": None,
+        **FORGET_DEMAND,
+    },
+)
+MEND = Transition(
+    "mend",
+    _RUNNING,
+    State.AVAILABLE,
+    "It has no worker or no time of starting, and a person mends it as `gpuqueue db check` says.",
+    {"lease": Change.ONE_MORE, "cancel_requested": 0},
+)
+
+TRANSITIONS = (
+    ENQUEUE, SCHEDULE, PROMOTE, WAKE, CLAIM, PLACE, COMPLETE, DISCARD, STOP, RETRY_LATER, RETRY_AT_ONCE, SNOOZE, SNOOZE_OVER,
+    RELEASE, PREEMPT, RESCUE, RESCUE_CANCELLED, RESCUE_DISCARDED, CANCEL, EXPIRE, REFUSE, START_ANEW, MEND,
+)  # fmt: skip
