@@ -196,7 +196,7 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.against", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="[REV] [NAME …]", help=f"names: {', '.join(SAMPLES)}; all when none is given")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="how many pairs, two or more (%(default)s)")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     names = list(asked.words)
     asked.rev = names.pop(0) if names and names[0] not in SAMPLES else base_commit()
     if unknown := [name for name in names if name not in SAMPLES]:

@@ -36,7 +36,11 @@ def test_slower_is_what_the_machine_itself_does_not_explain(same: Ratios, other:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["HEAD", "lifo"], "there is no lifo"), (["pickup", "HEAD"], "there is no HEAD"), (["--pairs", "1"], "two or more")],
+    [
+        (["HEAD", "--pairs", "2", "lifo"], "there is no lifo"),
+        (["pickup", "HEAD"], "there is no HEAD"),
+        (["--pairs", "1"], "two or more"),
+    ],
 )
 def test_a_wrong_argument_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
