@@ -25,15 +25,15 @@ class Ended(NamedTuple):
 
 
 class Postponed(NamedTuple):
-    """The job goes back: available at `at_us`. `spent` counts the attempt.
+    """The job goes back: available at `at_us`.
 
-    `outcome` is retried, snoozed, released or preempted; the last two keep the job's place in its queue.
+    `outcome` is retried, which spends the attempt, snoozed, released or preempted; the last two keep the job's place in its
+    queue.
     """
 
     lease: Lease
     outcome: str
     at_us: int
-    spent: bool
     error: JobErrorRecord | None = None
     waiting_for: str | None = None
 

@@ -90,7 +90,7 @@ class Exchange:
 
     def give_back(self, leases: Sequence[Lease]) -> None:
         """Take claimed jobs that have not begun, to return them unspent."""
-        self._ended.extend(Postponed(lease, "released", to_us(lease.started_at), spent=False) for lease in leases)
+        self._ended.extend(Postponed(lease, "released", to_us(lease.started_at)) for lease in leases)
 
     def stop(self) -> None:
         """Claim nothing more."""

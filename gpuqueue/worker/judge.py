@@ -57,7 +57,7 @@ class Judge:
         if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
         outcome = "preempted" if attempt.interruption == "preempted" else "released"
-        return Postponed(lease, outcome, self._clock.wall(), spent=False)
+        return Postponed(lease, outcome, self._clock.wall())
 
     def unknown_task(self, lease: Lease) -> Outcome:
         """The outcome of an attempt that nobody here can run."""
@@ -66,7 +66,7 @@ class Judge:
             "start one with --app MODULE:QUEUE_OBJECT, whose module defines it or imports the one that does"
         )
         at = self._clock.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
-        return Postponed(lease, "snoozed", to_us(at), spent=False, error=JobErrorRecord("unknown_task", message))
+        return Postponed(lease, "snoozed", to_us(at), error=JobErrorRecord("unknown_task", message))
 
     def _completed(self, lease: Lease, value: Any) -> Outcome:
         if value is None:
@@ -91,12 +91,12 @@ class Judge:
                 record = JobErrorRecord("plugin_failed", f"{failed} (while deciding about: {message})", record.traceback)
         now = self._clock.now()
         if isinstance(verdict, Retry):
-            return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), spent=True, error=record)
+            return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), error=record)
         if isinstance(verdict, Snooze):
             if isinstance(error, Snooze):
                 record = JobErrorRecord("snoozed", message)
             due_us = to_us(verdict.due_at(now))
-            return Postponed(lease, "snoozed", due_us, spent=False, error=record, waiting_for=verdict.waiting_for)
+            return Postponed(lease, "snoozed", due_us, error=record, waiting_for=verdict.waiting_for)
         if isinstance(verdict, Discard):
             record = JobErrorRecord(verdict.code, verdict.reason or message, record.traceback)
         return Ended(lease, State.DISCARDED, record)

@@ -44,7 +44,7 @@ def claim_plain(store: Store) -> Callable[[], None]:
         _, leases = store.attempts.finish_and_claim(
             (), worker_id="w", queues=[WORK], rules=rules, capacity=Capacity(1), now_us=NOW_US
         )
-        store.attempts.finish([Postponed(lease, "released", NOW_US, spent=False) for lease in leases], now_us=NOW_US)
+        store.attempts.finish([Postponed(lease, "released", NOW_US) for lease in leases], now_us=NOW_US)
         assert len(leases) == 1
 
     return once
@@ -110,7 +110,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
                 now_us=NOW_US,
             )
             assert lease is not None
-            store.attempts.finish([Postponed(lease, "released", NOW_US, spent=False)], now_us=NOW_US)
+            store.attempts.finish([Postponed(lease, "released", NOW_US)], now_us=NOW_US)
             assert store.attempts.release_device(lease.job_id, lease.lease)
 
         return once

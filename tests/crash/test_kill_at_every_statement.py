@@ -116,7 +116,7 @@ def prepare(path: Path) -> None:
         elif lease.job_id == CANCELLED:
             rows.end(lease, State.CANCELLED, s=1)
         elif lease.job_id == SNOOZED:
-            rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=900, s=1)
+            rows.postpone(lease, "snoozed", waiting_for="ollama", due_s=900, s=1)
         elif lease.job_id == OLD:
             rows.store.attempts.report([Report(OLD, lease.lease, "text")])
             rows.complete(lease, LARGE, s=1)
@@ -148,20 +148,20 @@ OPERATIONS: dict[str, Operation] = {
     "enqueue": lambda scene: scene.store.jobs.enqueue(new("{}")),
     "enqueue a large one": lambda scene: scene.store.jobs.enqueue(new(LARGE)),
     "enqueue many": lambda scene: scene.store.jobs.enqueue_many([new("{}"), new(LARGE), new("{}")]),
-    "claim": lambda scene: scene.store.claim(**work_queues(scene)),
+    "claim": lambda scene: scene.store.attempts.finish_and_claim((), **work_queues(scene)),
     "claim for a device": lambda scene: scene.rows.placed(SIZED, s=5),
     "complete": lambda scene: scene.rows.complete(scene.lease(RUNNING), s=5),
     "complete with a large result": lambda scene: scene.rows.complete(scene.lease(RUNNING), LARGE, s=5),
     "fail and retry later": lambda scene: scene.rows.postpone(scene.lease(RUNNING), error=BOOM, s=5),
-    "snooze": lambda scene: scene.rows.postpone(scene.lease(RUNNING), "snoozed", spent=False, waiting_for="ollama", s=5),
-    "give back": lambda scene: scene.rows.postpone(scene.lease(RUNNING), "released", spent=False, due_s=5, s=5),
+    "snooze": lambda scene: scene.rows.postpone(scene.lease(RUNNING), "snoozed", waiting_for="ollama", s=5),
+    "give back": lambda scene: scene.rows.postpone(scene.lease(RUNNING), "released", due_s=5, s=5),
     "discard": lambda scene: scene.rows.end(scene.lease(RUNNING), s=5),
     "cancel while it runs": lambda scene: scene.rows.postpone(scene.lease(ASKED), s=5),
     "finish several and claim": lambda scene: scene.store.attempts.finish_and_claim(
         [
             Completed(scene.lease(RUNNING), LARGE),
             Ended(scene.lease(ASKED), State.CANCELLED, BOOM),
-            Postponed(scene.lease(PLACED), "retried", at(50), True, BOOM),
+            Postponed(scene.lease(PLACED), "retried", at(50), BOOM),
         ],
         **work_queues(scene),
     ),

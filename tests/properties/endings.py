@@ -21,7 +21,7 @@ LARGE = "x" * 1500
 
 
 @dataclass(frozen=True)
-class JobStatus:
+class Ending:
     """What the task does; `expected(job, queue, now)` is what becomes of its job."""
 
     expected: Callable[[Job, QueueSettings, int], Ended]
@@ -48,13 +48,13 @@ def postponed(
     }  # fmt: skip
 
 
-def returned(value: Any) -> JobStatus:
-    return JobStatus(lambda job, queue, now: completed(value), value=value)
+def returned(value: Any) -> Ending:
+    return Ending(lambda job, queue, now: completed(value), value=value)
 
 
-def raised(error: Callable[[], BaseException], *, code: str = "failed", kinds: tuple[str, ...] = ()) -> JobStatus:
+def raised(error: Callable[[], BaseException], *, code: str = "failed", kinds: tuple[str, ...] = ()) -> Ending:
     """An error that the task's own rules are asked about; `kinds` says which of their classes it belongs to."""
-    return JobStatus(lambda job, queue, now: _failed(job, now, code, kinds), error=lambda now: error())
+    return Ending(lambda job, queue, now: _failed(job, now, code, kinds), error=lambda now: error())
 
 
 def _failed(job: Job, now: int, code: str, kinds: tuple[str, ...], *, asked_for: bool = False) -> Ended:
@@ -67,7 +67,7 @@ def _failed(job: Job, now: int, code: str, kinds: tuple[str, ...], *, asked_for:
     return postponed("retried", now + wait, spent=True, code=code, chance=wait // 5)
 
 
-def _retry(after_s: float | None = None, at_s: float | None = None) -> JobStatus:
+def _retry(after_s: float | None = None, at_s: float | None = None) -> Ending:
     def error(now: int) -> Retry:
         return Retry(after_s) if after_s is not None else Retry(at=None if at_s is None else _moment(now, at_s))
 
@@ -77,7 +77,7 @@ def _retry(after_s: float | None = None, at_s: float | None = None) -> JobStatus
             return _failed(job, now, "failed", (), asked_for=True)
         return postponed("retried", now + int(wait_s * SECOND), spent=True, code="failed")
 
-    return JobStatus(expected, error=error)
+    return Ending(expected, error=error)
 
 
 def _away(job: Job, queue: QueueSettings, now: int) -> Ended:
@@ -97,13 +97,13 @@ def _timed_out(job: Job, queue: QueueSettings, now: int) -> Ended:
     return _failed(job, now, "timed_out", ())
 
 
-ENDINGS: dict[str, JobStatus] = {
+ENDINGS: dict[str, Ending] = {
     "returns": returned(7),
     "returns much": returned([LARGE]),
-    "returns what is no JSON": JobStatus(lambda job, queue, now: ended("result"), value={1, 2}),
+    "returns what is no JSON": Ending(lambda job, queue, now: ended("result"), value={1, 2}),
     "fails": raised(lambda: ValueError("wrong")),
     "fails as its rules retry": raised(lambda: ConnectionError("reset"), kinds=("OSError",)),
-    "fails as its rules discard": JobStatus(
+    "fails as its rules discard": Ending(
         lambda job, queue, now: _failed(job, now, "failed", ()), error=lambda now: KeyError("missing")
     ),
     "retries": _retry(),
@@ -111,26 +111,26 @@ ENDINGS: dict[str, JobStatus] = {
     "retries at once": _retry(after_s=0),
     "retries at a time": _retry(at_s=45),
     "retries at a time past": _retry(at_s=-20),
-    "snoozes": JobStatus(
+    "snoozes": Ending(
         lambda job, queue, now: postponed("snoozed", now + 40 * SECOND, code="snoozed"), error=lambda now: Snooze("40s")
     ),
-    "snoozes until": JobStatus(
+    "snoozes until": Ending(
         lambda job, queue, now: postponed("snoozed", now + 70 * SECOND, code="snoozed"),
         error=lambda now: Snooze(until=_moment(now, 70)),
     ),
-    "discards": JobStatus(lambda job, queue, now: ended("gone"), error=lambda now: Discard("no longer wanted", code="gone")),
-    "finds its backend away": JobStatus(_away, error=lambda now: BackendUnavailable("refused", backend="ollama")),
-    "was asked wrongly": JobStatus(lambda job, queue, now: ended("caller_fault"), error=lambda now: CallerFault("no such model")),
+    "discards": Ending(lambda job, queue, now: ended("gone"), error=lambda now: Discard("no longer wanted", code="gone")),
+    "finds its backend away": Ending(_away, error=lambda now: BackendUnavailable("refused", backend="ollama")),
+    "was asked wrongly": Ending(lambda job, queue, now: ended("caller_fault"), error=lambda now: CallerFault("no such model")),
     # The next two end as a worker asks them to: a person cancelled the job, or its time is over; the worker stops.
-    "is stopped": JobStatus(_timed_out, error=lambda now: AttemptInterrupted("timed_out"), interruption="timed_out"),
-    "is given back": JobStatus(
+    "is stopped": Ending(_timed_out, error=lambda now: AttemptInterrupted("timed_out"), interruption="timed_out"),
+    "is given back": Ending(
         lambda job, queue, now: postponed("released", now),
         error=lambda now: AttemptInterrupted("stopping"),
         interruption="stopping",
     ),
 }  # fmt: skip
 # Only an attempt that was asked ends like this.
-MAKES_ROOM = JobStatus(
+MAKES_ROOM = Ending(
     lambda job, queue, now: postponed("preempted", now),
     error=lambda now: AttemptInterrupted("preempted"),
     interruption="preempted",

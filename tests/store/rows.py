@@ -115,10 +115,8 @@ class Rows:
     def end(self, lease: Lease, state: State = State.DISCARDED, *, s: float = 1) -> bool:
         return not self.store.attempts.finish([Ended(lease, state, BOOM)], now_us=at(s))
 
-    def postpone(
-        self, lease: Lease, outcome: str = "retried", *, spent: bool = True, due_s: float = 60, s: float = 1, **rest: Any
-    ) -> bool:
-        return not self.store.attempts.finish([Postponed(lease, outcome, at(due_s), spent, **rest)], now_us=at(s))
+    def postpone(self, lease: Lease, outcome: str = "retried", *, due_s: float = 60, s: float = 1, **rest: Any) -> bool:
+        return not self.store.attempts.finish([Postponed(lease, outcome, at(due_s), **rest)], now_us=at(s))
 
     def rescue(
         self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = None, s: float = 2, max_crashes: int = 3

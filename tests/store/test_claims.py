@@ -92,7 +92,7 @@ def batch_starts(rows: Rows, *, held: tuple[str, ...] = (), s: float = 0) -> boo
     """Whether the queue that yields may start a job now; a job that it started is given back."""
     leases = rows.claim("batch", limit=1, s=s, held=held)
     for lease in leases:
-        rows.postpone(lease, "released", spent=False, due_s=0, s=s)
+        rows.postpone(lease, "released", due_s=0, s=s)
     return bool(leases)
 
 
@@ -199,7 +199,7 @@ def test_a_job_whose_own_last_attempt_is_not_cleaned_up_does_not_start(rows: Row
     wide = DeviceSettings("gpu1", budget_bytes=5 * GB, slots=4, max_models=4)
     job_id = rows.enqueue_sized("ai", 1, "m")
     lease = rows.placed(job_id)
-    rows.postpone(lease, "released", spent=False, due_s=0)
+    rows.postpone(lease, "released", due_s=0)
     assert rows.state(job_id) is State.AVAILABLE
     assert rows.place(job_id, device=wide) is None
     rows.store.attempts.release_device(job_id, lease.lease)
@@ -296,7 +296,7 @@ def test_a_plain_claim_never_takes_a_job_that_holds_a_device(rows: Rows) -> None
     rows.queue("ai", gpu=True)
     job_id = rows.enqueue_sized("ai", 0.001)
     lease = rows.placed(job_id)
-    rows.postpone(lease, "released", spent=False, due_s=0)
+    rows.postpone(lease, "released", due_s=0)
     rows.queue("ai")
     assert rows.claim("ai") == []
     assert CARD.name == rows.job(job_id).device

@@ -52,7 +52,7 @@ class Run:
             return Completed(lease, "1" if pick % 2 else '"' + "x" * 1500 + '"')
         if kind in ("discard", "cancel running"):
             return Ended(lease, State.DISCARDED if kind == "discard" else State.CANCELLED, BOOM)
-        return Postponed(lease, "retried", at(s if kind == "give back" else s + pick % 4), kind == "retry later")
+        return Postponed(lease, *(("released", at(s)) if kind == "give back" else ("retried", at(s + pick % 4))))
 
     def step(self, kind: str, pick: int) -> None:
         s, rows = next(self.clock), self.rows

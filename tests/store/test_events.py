@@ -65,7 +65,7 @@ def test_a_follower_is_told_how_long_each_attempt_waited_and_ran(rows: Rows) -> 
     rows.store.followers.add("f")
     rows.enqueue(due_s=5, max_attempts=3)
     rows.store.jobs.move_due(now_us=at(6))
-    rows.postpone(rows.claim_one(s=7.5), "preempted", spent=False, due_s=8, s=8)
+    rows.postpone(rows.claim_one(s=7.5), "preempted", due_s=8, s=8)
     rows.postpone(rows.claim_one(s=10), due_s=20, s=14)
     rows.store.jobs.move_due(now_us=at(21))
     lease = rows.claim_one(s=23)

@@ -130,12 +130,12 @@ def test_a_finish_wins_over_a_cancel_request(rows: Rows) -> None:
     assert_counters_are_true(rows.store)
 
 
-@pytest.mark.parametrize(("outcome", "spent"), [("retried", True), ("snoozed", False), ("released", False)])
-def test_what_would_go_on_after_a_cancel_request_is_cancelled(rows: Rows, outcome: str, spent: bool) -> None:
+@pytest.mark.parametrize("outcome", ["retried", "snoozed", "released"])
+def test_what_would_go_on_after_a_cancel_request_is_cancelled(rows: Rows, outcome: str) -> None:
     job_id = rows.enqueue()
     lease = rows.claim_one()
     rows.store.jobs.cancel(job_id, now_us=at(0.5))
-    assert rows.postpone(lease, outcome, spent=spent)
+    assert rows.postpone(lease, outcome)
     assert rows.state(job_id) is State.CANCELLED
     assert_counters_are_true(rows.store)
     rows.store.jobs.retry(job_id, now_us=at(2))
@@ -184,8 +184,8 @@ def test_a_queue_whose_service_is_away_refuses_what_waits_and_leaves_the_rest(ro
 def test_the_return_of_a_backend_wakes_only_what_waited_for_it(rows: Rows) -> None:
     first, second, third = (rows.enqueue() for _ in range(3))
     one, two, three = rows.claim()
-    rows.postpone(one, "snoozed", spent=False, waiting_for="ollama", due_s=300)
-    rows.postpone(two, "snoozed", spent=False, waiting_for="other", due_s=300)
+    rows.postpone(one, "snoozed", waiting_for="ollama", due_s=300)
+    rows.postpone(two, "snoozed", waiting_for="other", due_s=300)
     rows.postpone(three, due_s=300)
     assert rows.store.engine.writer.run(lambda connection: jobs.promote_waiting_for(connection, "ollama")) == 1
     assert [rows.state(job_id) for job_id in (first, second, third)] == [State.AVAILABLE, State.RETRYABLE, State.RETRYABLE]
@@ -201,8 +201,8 @@ def test_a_job_whose_backend_came_back_while_it_ran_waits_for_nothing(rows: Rows
     rows.store.backends.lost("ollama", now_us=at(6), **options)
     assert rows.store.backends.answered("ollama", worked=False, now_us=at(7))
     other = rows.claim_one(s=8)
-    rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=300, s=9)
-    rows.postpone(other, "snoozed", spent=False, waiting_for="ollama", due_s=300, s=9)
+    rows.postpone(lease, "snoozed", waiting_for="ollama", due_s=300, s=9)
+    rows.postpone(other, "snoozed", waiting_for="ollama", due_s=300, s=9)
     job = rows.job(first)
     assert (job.state, job.scheduled_at, job.waiting_for) == (State.AVAILABLE, from_us(at(1)), None)
     assert (rows.state(second), rows.job(second).waiting_for) == (State.RETRYABLE, "ollama"), "it was back before this began"

@@ -27,7 +27,7 @@ def test_a_late_outcome_changes_nothing_and_says_so(rows: Rows) -> None:
     current = rows.claim_one(s=3, worker="rescuer")
     with rows.store.engine.reading() as connection:
         before = connection.execute("SELECT * FROM jobs").fetchall()
-    for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), True, BOOM)):
+    for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), BOOM)):
         assert rows.store.attempts.finish([late], now_us=at(4)) == [old]
     rows.store.attempts.report([Report(job_id, old.lease, "late")])
     assert not rows.store.attempts.release_device(job_id, old.lease)
@@ -51,8 +51,8 @@ def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
         Completed(leases[2], "3"),
         Ended(leases[1], State.DISCARDED, BOOM),
         Ended(leases[3], State.DISCARDED, BOOM),
-        Postponed(leases[1], "retried", at(9), True),
-        Postponed(leases[4], "retried", at(9), True),
+        Postponed(leases[1], "retried", at(9)),
+        Postponed(leases[4], "retried", at(9)),
     ]
     late = rows.store.attempts.finish(outcomes, now_us=at(2))
     assert late == [leases[1]] * 3
@@ -66,20 +66,18 @@ def test_one_late_outcome_among_many_is_the_only_one_named(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "spent", "attempt", "state"),
+    ("outcome", "attempt", "state"),
     [
-        ("retried", True, 1, State.RETRYABLE),
-        ("snoozed", False, 0, State.RETRYABLE),
-        ("released", False, 0, State.AVAILABLE),
-        ("preempted", False, 0, State.AVAILABLE),
+        ("retried", 1, State.RETRYABLE),
+        ("snoozed", 0, State.RETRYABLE),
+        ("released", 0, State.AVAILABLE),
+        ("preempted", 0, State.AVAILABLE),
     ],
 )
-def test_an_attempt_is_spent_only_when_the_outcome_says_so(
-    rows: Rows, outcome: str, spent: bool, attempt: int, state: State
-) -> None:
+def test_an_attempt_is_spent_only_when_it_is_retried(rows: Rows, outcome: str, attempt: int, state: State) -> None:
     job_id = rows.enqueue(max_attempts=2)
     lease = rows.claim_one()
-    assert rows.postpone(lease, outcome, spent=spent, due_s=30, error=BOOM)
+    assert rows.postpone(lease, outcome, due_s=30, error=BOOM)
     job = rows.job(job_id)
     assert (job.state, job.attempt, job.lease) == (state, attempt, lease.lease)
     with rows.store.engine.reading() as connection:
@@ -90,14 +88,14 @@ def test_an_attempt_is_spent_only_when_the_outcome_says_so(
 
 def test_what_is_postponed_to_now_is_available_at_once(rows: Rows) -> None:
     job_id = rows.enqueue()
-    assert rows.postpone(rows.claim_one(), "released", spent=False, due_s=1, s=1)
+    assert rows.postpone(rows.claim_one(), "released", due_s=1, s=1)
     assert rows.state(job_id) is State.AVAILABLE
 
 
 def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> None:
     job_id = rows.enqueue(max_attempts=9)
-    for number, (outcome, spent) in enumerate((("retried", True), ("snoozed", False), ("released", False), ("retried", True))):
-        rows.postpone(rows.claim_one(s=number * 10), outcome, spent=spent, due_s=number * 10 + 9, s=number * 10 + 1)
+    for number, outcome in enumerate(("retried", "snoozed", "released", "retried")):
+        rows.postpone(rows.claim_one(s=number * 10), outcome, due_s=number * 10 + 9, s=number * 10 + 1)
     rows.end(rows.claim_one(s=90), s=91)
     with rows.store.engine.reading() as connection:
         lines = queries.timeline(connection, job_id)
@@ -112,7 +110,7 @@ def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
         [Report(job_id, first.lease, "a"), Report(other, second.lease, "x"), Report(job_id, first.lease, "b")]
     )
     rows.store.attempts.report([Report(job_id, first.lease, "c"), Report(job_id, first.lease + 1, "not mine")])
-    rows.postpone(first, "snoozed", spent=False, due_s=5)
+    rows.postpone(first, "snoozed", due_s=5)
     again = rows.claim_one(s=5)
     rows.store.attempts.report([Report(job_id, first.lease, "late"), Report(job_id, again.lease, "d")])
     with rows.store.engine.reading() as connection:

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.store import open_store
 from gpuqueue.domain import transitions
 from gpuqueue.domain.errors import StateError
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, PartialOutput, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
 from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change, Transition
 from gpuqueue.domain.units import from_us
-from gpuqueue.store import Store
+from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite import integrity, queries
 from gpuqueue.store.sqlite.integrity import check_file
 from gpuqueue.store.sqlite.rows import from_error
@@ -248,9 +247,13 @@ def lease_of(rows: Rows, job_id: int) -> Lease:
 def postpone(outcome: str, due_s: float, **more: Any) -> Callable[[Rows, int], object]:
     def make(rows: Rows, job_id: int) -> None:
         lease = lease_of(rows, job_id)
-        rows.store.attempts.finish([Postponed(lease, outcome, at(due_s), outcome == "retried", **more)], now_us=at(S))
+        rows.store.attempts.finish([Postponed(lease, outcome, at(due_s), **more)], now_us=at(S))
 
     return make
+
+
+def ended(state: State) -> Callable[[Rows, int], object]:
+    return lambda rows, job_id: rows.store.attempts.finish([Ended(lease_of(rows, job_id), state, BOOM)], now_us=at(S))
 
 
 def wake(rows: Rows, _job_id: int) -> None:
@@ -300,12 +303,12 @@ CALLS = [
             ),
             Call(
                 transitions.DISCARD,
-                lambda rows, job_id: rows.store.attempts.finish([Ended(lease_of(rows, job_id), State.DISCARDED, BOOM)], now_us=at(S)),
+                ended(State.DISCARDED),
                 {"error": from_error(BOOM)}, title, is_asked=is_asked,
             ),
             Call(
                 transitions.STOP,
-                lambda rows, job_id: rows.store.attempts.finish([Ended(lease_of(rows, job_id), State.CANCELLED, BOOM)], now_us=at(S)),
+                ended(State.CANCELLED),
                 {"error": from_error(BOOM)}, title, is_asked=is_asked,
             ),
         )

@@ -350,7 +350,8 @@ def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
     gq.store.workers.register(
         "dead", host="far", pid=1, runtime_dir="/nowhere", queues=None, digest="x", expires_at_us=now_us - 1, now_us=now_us - 9
     )
-    (lease,) = gq.store.claim(
+    _, (lease,) = gq.store.attempts.finish_and_claim(
+        (),
         worker_id="dead",
         queues=[gq.queue_settings("default")],
         rules=ClaimRules(),

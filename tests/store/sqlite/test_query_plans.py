@@ -69,7 +69,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Rows:
         if number % 3 == 0:
             rows.complete(lease)
         elif number % 3 == 1:
-            rows.postpone(lease, "snoozed", spent=False, waiting_for="ollama", due_s=900)
+            rows.postpone(lease, "snoozed", waiting_for="ollama", due_s=900)
     for number in range(6):
         rows.enqueue_sized("ai", 1 + number % 3, "m")
     rows.placed(rows.enqueue_sized("ai", 1, "m", priority=1))
@@ -158,7 +158,7 @@ HOT: dict[str, Callable[[Rows], object]] = {
     "enqueue": lambda rows: rows.enqueue("work", s=4),
     "finish and claim": finish_and_claim,
     "claim for a device": lambda rows: rows.place(rows.enqueue_sized("ai", 1, "m"), s=4),
-    "give back": lambda rows: rows.postpone(rows.claim_one(s=7), "released", spent=False, due_s=7, s=7),
+    "give back": lambda rows: rows.postpone(rows.claim_one(s=7), "released", due_s=7, s=7),
     "release": lambda rows: rows.store.attempts.release_device(1, 1),
     "move what is due": lambda rows: rows.store.jobs.move_due(now_us=at(8)),
     "backend": lambda rows: rows.store.engine.writer.run(lambda connection: jobs.promote_waiting_for(connection, "ollama")),
