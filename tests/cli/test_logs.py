@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpuqueue import GPUQueue, Snooze, Worker, current_job
+from tests.processes import read_until, started
 
 Run = Callable[..., Any]
 TIME = r"\d\d:\d\d:\d\d UTC  "
@@ -137,9 +139,9 @@ def test_a_job_without_a_line_says_so_beside_the_results(shop: Shop, run: Run) -
     assert run("logs", 2).status == 2
 
 
-def follow(folder: Path, *options: str) -> subprocess.Popen[str]:
+def follow(folder: Path, *options: str) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "gpuqueue", "logs", "1", "--follow", *options]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return started(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_following_prints_lines_as_they_come_until_the_job_ends(shop: Shop, worked: Worker, configured: Path) -> None:
@@ -158,10 +160,7 @@ def test_following_prints_lines_as_they_come_until_the_job_ends(shop: Shop, work
 def test_following_a_job_that_waits_says_why_and_goes_on_through_its_attempts(shop: Shop, configured: Path) -> None:
     handle = shop.send.enqueue(fails=2)
     with follow(configured, "--json") as process:
-        assert process.stderr is not None
-        said = ""
-        while "start a worker" not in said:
-            said += process.stderr.readline()
+        said = read_until(process.stderr, "start a worker")
         with Worker(shop.gq, queues=["mail"]):
             assert ended(handle) == "discarded"
             out, rest = process.communicate(timeout=60)
