@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 
 from gpuqueue import GPUQueue, Snooze, Worker, current_job
 from tests.processes import read_until, started
@@ -50,6 +51,13 @@ class Shop:
 
 
 @pytest.fixture
+def noon() -> Iterator[None]:
+    """A line of today has no date, and at midnight today ends between the line and a look at it."""
+    with time_machine.travel("2026-07-01T12:00:00+00:00"):
+        yield
+
+
+@pytest.fixture
 def shop(configured: Path, gate: Any) -> Iterator[Shop]:
     shop = Shop(gate)
     yield shop
@@ -72,7 +80,7 @@ def ended(handle: Any) -> str:
     return str(job.state)
 
 
-def test_each_line_has_its_time_and_a_failed_attempt_its_reason(shop: Shop, worked: Worker, run: Run) -> None:
+def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
     assert ended(shop.send.enqueue(fails=1)) == "completed"
     ran = run("logs", 1)
     assert ran.status == 0
@@ -118,7 +126,7 @@ def test_a_line_of_another_day_has_its_date_and_its_seconds_too(shop: Shop, work
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  to a@b\.c", run("logs", 1).out)
 
 
-def test_attempts_that_count_none_are_told_apart(shop: Shop, worked: Worker, run: Run) -> None:
+def test_attempts_that_count_none_are_told_apart(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
     ended(shop.knock.enqueue())
     assert re.fullmatch(
         f"{TIME}knocking\n"
