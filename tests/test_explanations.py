@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -240,18 +239,12 @@ def test_a_queue_that_needs_a_device_and_has_none_is_told() -> None:
     )
 
 
-def test_the_example_of_the_readme_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    try:
-        waiting = replace(GENERATE, id=12, queue="ai-realtime")
-        known = {(estimates.RUN, work_key("ai-realtime", "ollama.generate", "gemma4:e4b")): Estimate(6.0, 5)}
-        ahead = Surroundings((Work("ai-realtime", "ollama.generate", "gemma4:e4b", 2),))
-        loaded = (Resident("gemma4:e4b", 4 * GB, 4 * GB),)
-        busy = card(replace(RUNNING, job_id=9, preempt_requested=True), residents=loaded)
-        text = str(told(waiting, devices=(busy,), beside=ahead, known=known))
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+def test_the_example_of_the_readme_is_what_is_said() -> None:
+    waiting = replace(GENERATE, id=12, queue="ai-realtime")
+    known = {(estimates.RUN, work_key("ai-realtime", "ollama.generate", "gemma4:e4b")): Estimate(6.0, 5)}
+    ahead = Surroundings((Work("ai-realtime", "ollama.generate", "gemma4:e4b", 2),))
+    loaded = (Resident("gemma4:e4b", 4 * GB, 4 * GB),)
+    busy = card(replace(RUNNING, job_id=9, preempt_requested=True), residents=loaded)
+    text = str(told(waiting, devices=(busy,), beside=ahead, known=known))
     readme = (Path(gpuqueue.__file__).parents[1] / "README.md").read_text()
     assert f"```text\n{text}\n```" in readme, text

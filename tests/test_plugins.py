@@ -478,7 +478,7 @@ def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
     start_worker(gq)
     job = shout.enqueue(text="hello")
     assert job.result(timeout_s=20) == "HELLO"
-    assert list(job.stream()) == ["listen: "]
+    assert list(job.stream(timeout_s=20)) == ["listen: "]
     assert (job.record.queue, job.record.max_attempts) == ("loud", 2)
     assert gq.enqueue("shout", {"text": "again"}).result(timeout_s=20) == "AGAIN"
     with pytest.raises(UsageError, match="shout needs the argument"):

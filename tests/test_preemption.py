@@ -69,7 +69,7 @@ def test_a_persons_job_starts_in_the_middle_of_a_batch_job_which_goes_back_unspe
     assert job.result(timeout_s=20)["text"] == expected_answer(GEMMA4_E4B, "later", 400)
     assert attempts(gq, job) == [(1, "preempted")]
     assert (job.refresh().attempt, job.record.preemptions) == (1, 1)
-    assert "".join(job.stream()).endswith(expected_answer(GEMMA4_E4B, "later", 400))
+    assert "".join(job.stream(timeout_s=20)).endswith(expected_answer(GEMMA4_E4B, "later", 400))
     check_card(ai)  # the model stayed loaded all the time
 
 
@@ -167,8 +167,8 @@ def test_a_chat_goes_on_where_it_ended_so_that_no_token_is_paid_for_twice(ai, ma
     assert attempts(gq, job) == [(1, "preempted")]
     assert answer["output_tokens"] == 400
     assert 0 < answer["continued_tokens"] < 400
-    assert "".join(job.stream()) == answer["text"], "its output is one, and was not begun anew"
-    assert len({piece.attempt_lease for piece in job.stream()}) == 1
+    assert "".join(job.stream(timeout_s=20)) == answer["text"], "its output is one, and was not begun anew"
+    assert len({piece.attempt_lease for piece in job.stream(timeout_s=20)}) == 1
 
 
 def test_what_would_be_shaped_anew_begins_anew(ai, make_gq, start_worker):

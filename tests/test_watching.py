@@ -41,7 +41,7 @@ def test_a_watched_job_is_yielded_until_it_is_finished(gq, steps, start_worker):
             steps.gates[0 if record.progress == 0.25 else 1].open()
     assert seen[-1][0] == "completed"
     assert {("running", 0.25), ("running", 0.5)} <= set(seen)
-    assert [str(record.state) for record in job.watch()] == ["completed"]
+    assert [str(record.state) for record in job.watch(timeout_s=20)] == ["completed"]
 
 
 def test_who_waits_for_a_job_that_runs_looks_only_when_there_is_news(gq, steps, start_worker):
@@ -81,7 +81,7 @@ def test_an_unknown_job_cannot_be_watched(gq, steps):
     steps.enqueue()
     gq.store.jobs.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
     with pytest.raises(UnknownJob):
-        next(job.watch())
+        next(job.watch(timeout_s=20))
 
 
 def test_log_lines_come_as_they_are_logged(gq, steps, start_worker):
@@ -121,7 +121,7 @@ def test_the_async_twins_do_the_same(gq, steps, start_worker):
             followed.append(line.message)
             steps.gates[len(followed) - 1].open()
         assert followed == ["step 1", "step 2"]
-        assert [record.state async for record in job.awatch()] == ["completed"]
+        assert [record.state async for record in job.awatch(timeout_s=20)] == ["completed"]
         failed = await steps.using(max_attempts=1).aenqueue(ending="badly")
         assert [record.state async for record in failed.awatch(timeout_s=20)][-1] == "discarded"
         assert await gq.aretry_failed("work") == 1

@@ -15,7 +15,8 @@ from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import GEMMA4_E4B, ModelSpec, OllamaSimulator
 from gpuqueue.simulators.ollama.answers import expected_answer
 from gpuqueue.testing.waiting import DEADLINE_S, wait_until
-from tests.integrations.servers import environment_in, serving_command
+from tests.integrations.servers import SERVES_S, environment_in, serving_command
+from tests.processes import started
 
 APPS = Path(__file__).parent
 WITH_CARD = str(APPS / "with_card.py")
@@ -118,17 +119,13 @@ def staged(sample: Sample, folder: Path) -> Iterator[Stage]:
 def _working(command: list[str], home: Path, environment: dict[str, str]) -> Iterator[None]:
     """Run a worker until the block ends, and see that it ended in good order."""
     log = home / "worker.log"
-    with log.open("wb") as file:
-        worker = subprocess.Popen(
-            command, cwd=home, env={**environment_in(home), **environment}, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
-        try:
-            yield
-        finally:
-            try:
-                worker.terminate()
-                status = worker.wait(DEADLINE_S)
-            finally:
-                worker.kill()
-                worker.wait()
+    environment = {**environment_in(home), **environment}
+    files = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    with (
+        log.open("wb") as file,
+        started(command, cwd=home, env=environment, stdout=file, longest_s=SERVES_S, **files) as worker,
+    ):
+        yield
+        worker.terminate()
+        status = worker.wait(DEADLINE_S)
     assert status == 0 and "Traceback" not in log.read_text(), log.read_text()

@@ -11,16 +11,17 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.cells import get_character_cell_size
 
 from gpuqueue.testing.waiting import wait_until
+from tests.processes import started
 
 LONGEST_S = 60
 PARTS = re.compile(r"\x1b\[(\??)([0-9;]*)([A-Za-z])|([\r\n\x07])|([^\x1b\r\n\x07]+)", flags=re.S)
@@ -110,14 +111,16 @@ class Terminal:
         self._set_size(columns, lines)
         self.modes_before = termios.tcgetattr(self._terminal)
         inherited = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", IN_TERMINAL, *command],
-            cwd=folder,
-            stdin=self._terminal,
-            stdout=self._terminal,
-            stderr=self._terminal,
-            env={**inherited, "TERM": "xterm", "PYTHONPATH": str(folder), **(environ or {})},
-            start_new_session=True,
+        self._running = ExitStack()
+        self.process = self._running.enter_context(
+            started(
+                [sys.executable, "-c", IN_TERMINAL, *command],
+                cwd=folder,
+                stdin=self._terminal,
+                stdout=self._terminal,
+                stderr=self._terminal,
+                env={**inherited, "TERM": "xterm", "PYTHONPATH": str(folder), **(environ or {})},
+            )
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -126,9 +129,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(LONGEST_S)
+        self._running.close()
         # The reader ends when nobody has the terminal open any more.
         os.close(self._terminal)
         self._reader.join(LONGEST_S)

@@ -7,11 +7,12 @@ import json
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from tests.processes import started
 
 LONGEST_S = 60
 
@@ -45,24 +46,19 @@ def _run(folder: Path, arguments: Sequence[str], columns: int, types: str, envir
     controlling, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     inherited = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**inherited, "TERM": "xterm", "PYTHONPATH": str(folder), **(environ or {})},
-    )
-    os.close(terminal)
-    os.write(controlling, types.encode())
-    seen = b""
-    while True:
-        try:
-            piece = os.read(controlling, 65536)
-        except OSError:  # Linux says so when the last process has left the terminal
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(controlling)
-    return process.wait(LONGEST_S), seen.decode().replace("\r\n", "\n")
+    command = [sys.executable, *arguments]
+    environment = {**inherited, "TERM": "xterm", "PYTHONPATH": str(folder), **(environ or {})}
+    with started(command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        os.write(controlling, types.encode())
+        seen = b""
+        while True:
+            try:
+                piece = os.read(controlling, 65536)
+            except OSError:  # Linux says so when the last process has left the terminal
+                break
+            if not piece:
+                break
+            seen += piece
+        os.close(controlling)
+        return process.wait(LONGEST_S), seen.decode().replace("\r\n", "\n")

@@ -119,7 +119,7 @@ def test_a_backup_is_private_and_whole(gq: GPUQueue, configured: Path, run: Run)
     assert ran.out.endswith(" kB, 6 jobs, checked\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with GPUQueue(file) as copy:
-        assert copy.job(1).result() == "x" * 5000
+        assert copy.job(1).result(timeout_s=20) == "x" * 5000
     ran = run("db", "backup", "copy.db")
     assert ran.status == 2
     assert f"{file} is there already; --force" in ran.err
@@ -155,7 +155,7 @@ def test_a_vacuum_says_how_much_smaller_the_file_became(gq: GPUQueue, run: Run) 
     assert found["before_bytes"] > 3_000_000 > 500_000 > found["after_bytes"]
     assert found["finished"] is True
     assert "now " in run("db", "vacuum").out
-    assert gq.job(1).result() == "x" * 5000
+    assert gq.job(1).result(timeout_s=20) == "x" * 5000
 
 
 def test_a_vacuum_is_refused_while_a_worker_lives_or_a_transaction_is_open(gq: GPUQueue, run: Run) -> None:

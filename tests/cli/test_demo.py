@@ -27,6 +27,7 @@ from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Event
 from tests.cli.keys import compare, documented
 from tests.history import History
+from tests.processes import started
 
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 ANSWER = "AI service temporarily unavailable"
@@ -110,7 +111,7 @@ def test_the_scenario_holds_and_is_told_as_json(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
-    with subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with started(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         for line in running.stdout:
             if line.startswith("configuration: "):

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 
 from gpuqueue import GPUQueue, Snooze, Worker, current_job
+from tests.processes import read_until, started
 
 Run = Callable[..., Any]
 TIME = r"\d\d:\d\d:\d\d UTC  "
@@ -48,6 +51,13 @@ class Shop:
 
 
 @pytest.fixture
+def noon() -> Iterator[None]:
+    """A line of today has no date, and at midnight today ends between the line and a look at it."""
+    with time_machine.travel("2026-07-01T12:00:00+00:00"):
+        yield
+
+
+@pytest.fixture
 def shop(configured: Path, gate: Any) -> Iterator[Shop]:
     shop = Shop(gate)
     yield shop
@@ -72,7 +82,7 @@ def ended(handle: Any) -> str:
     return str(job.state)
 
 
-def test_each_line_has_its_time_and_a_failed_attempt_its_reason(shop: Shop, worked: Worker, run: Run) -> None:
+def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
     assert ended(shop.send.enqueue(fails=1)) == "completed"
     ran = run("logs", 1)
     assert ran.status == 0
@@ -118,7 +128,7 @@ def test_a_line_of_another_day_has_its_date_and_its_seconds_too(shop: Shop, work
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  to a@b\.c", run("logs", 1).out)
 
 
-def test_attempts_that_count_none_are_told_apart(shop: Shop, worked: Worker, run: Run) -> None:
+def test_attempts_that_count_none_are_told_apart(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
     ended(shop.knock.enqueue())
     assert re.fullmatch(
         f"{TIME}knocking\n"
@@ -139,9 +149,9 @@ def test_a_job_without_a_line_says_so_beside_the_results(shop: Shop, run: Run) -
     assert run("logs", 2).status == 2
 
 
-def follow(folder: Path, *options: str) -> subprocess.Popen[str]:
+def follow(folder: Path, *options: str) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "gpuqueue", "logs", "1", "--follow", *options]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return started(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_following_prints_lines_as_they_come_until_the_job_ends(shop: Shop, worked: Worker, configured: Path) -> None:
@@ -160,10 +170,7 @@ def test_following_prints_lines_as_they_come_until_the_job_ends(shop: Shop, work
 def test_following_a_job_that_waits_says_why_and_goes_on_through_its_attempts(shop: Shop, configured: Path) -> None:
     handle = shop.send.enqueue(fails=2)
     with follow(configured, "--json") as process:
-        assert process.stderr is not None
-        said = ""
-        while "start a worker" not in said:
-            said += process.stderr.readline()
+        said = read_until(process.stderr, "start a worker")
         with Worker(shop.gq, queues=["mail"]):
             assert ended(handle) == "discarded"
             out, rest = process.communicate(timeout=60)

@@ -16,6 +16,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.simulators.ollama import OllamaSimulator
+from tests.processes import read_until, started
 
 Run = Callable[..., Any]
 
@@ -30,7 +31,7 @@ def served(simulator: OllamaSimulator) -> Iterator[GPUQueue]:
 def test_following_prints_the_answer_alone_on_stdout(served: GPUQueue, run: Run) -> None:
     ran = run("submit", "ai-realtime", "--model", "gemma4:e4b", "--prompt", "hello", "--follow")
     assert ran.status == 0
-    assert ran.out == served.job(1).result()["text"] + "\n"
+    assert ran.out == served.job(1).result(timeout_s=20)["text"] + "\n"
     assert "job 1" in ran.err
 
 
@@ -103,19 +104,11 @@ def test_arguments_are_json_or_text(configured: Path, run: Run) -> None:
 
 
 def test_ctrl_c_while_following_leaves_the_job_and_says_how_to_cancel_it(configured: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpuqueue", "submit", "ai-batch", "--model", "m", "--prompt", "x", "--follow"],
-        cwd=configured,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    said = ""
-    while "→" not in said:  # the last line before it begins to follow
-        said += process.stderr.readline()
-    os.kill(process.pid, signal.SIGINT)
-    _, rest = process.communicate(timeout=20)
+    command = [sys.executable, "-m", "gpuqueue", "submit", "ai-batch", "--model", "m", "--prompt", "x", "--follow"]
+    with started(command, cwd=configured, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        said = read_until(process.stderr, "→")  # the last line before it begins to follow
+        os.kill(process.pid, signal.SIGINT)
+        _, rest = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "job 1 goes on" in rest
     assert "gpuqueue cancel 1" in rest

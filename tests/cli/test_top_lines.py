@@ -18,6 +18,7 @@ from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.cli.conftest import CONFIGURATION
 from tests.cli.emulator import Terminal
+from tests.processes import started
 
 Run = Callable[..., Any]
 TOP = [sys.executable, "-m", "gpuqueue", "top"]
@@ -71,9 +72,8 @@ def test_blocks_of_lines_stand_apart(gq: GPUQueue, run: Run) -> None:
 
 
 def test_with_an_interval_a_pipe_gets_more_until_it_is_ended(gq: GPUQueue, folder: Path) -> None:
-    with subprocess.Popen(
-        [*TOP, "--interval", "0.1", "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = [*TOP, "--interval", "0.1", "--json"]
+    with started(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         moments = {json.loads(process.stdout.readline())["at"] for _ in range(3)}
         os.kill(process.pid, signal.SIGINT)

@@ -15,6 +15,7 @@ import pytest
 
 from gpuqueue import GPUQueue
 from tests.history import History
+from tests.processes import read_until, started
 
 Run = Callable[..., Any]
 
@@ -73,17 +74,11 @@ def test_an_app_and_a_configuration_that_differ_are_both_named(configured: Path,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_an_idle_worker_in_good_order(configured: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpuqueue", "worker", "--queue", "mail"], cwd=configured, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    said = ""
-    while "serves mail" not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
-    os.kill(process.pid, number)
-    _, rest = process.communicate(timeout=20)
+    command = [sys.executable, "-m", "gpuqueue", "worker", "--queue", "mail"]
+    with started(command, cwd=configured, stderr=subprocess.PIPE) as process:
+        read_until(process.stderr, "serves mail")
+        os.kill(process.pid, number)
+        _, rest = process.communicate(timeout=20)
     assert process.returncode == 0
     assert "stopping" in rest
     assert "has stopped" in rest
@@ -105,21 +100,12 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
         History(gq)
     assert run("submit", "mail", "--app", "slow_shop:gq", "--task", "slow_shop.stay").status == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpuqueue", "worker", "--app", "slow_shop:gq", "--queue", "mail"],
-        cwd=configured,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for awaited in ("running", "stopping"):
-        said = ""
-        while awaited not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        os.kill(process.pid, signal.SIGINT)
-    _, rest = process.communicate(timeout=20)
+    command = [sys.executable, "-m", "gpuqueue", "worker", "--app", "slow_shop:gq", "--queue", "mail"]
+    with started(command, cwd=configured, stderr=subprocess.PIPE) as process:
+        for awaited in ("running", "stopping"):
+            read_until(process.stderr, awaited)
+            os.kill(process.pid, signal.SIGINT)
+        _, rest = process.communicate(timeout=20)
     assert "giving running jobs back" in rest
     assert process.returncode == 0
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:

@@ -192,7 +192,7 @@ def test_output_is_streamed_as_it_comes(gq, start_worker, make_gate):
             pieces.append(str(piece))
             gates[len(pieces) - 1].open()
         assert pieces == ["once ", "upon"]
-        assert "".join([piece async for piece in job.astream()]) == "once upon"
+        assert "".join([piece async for piece in job.astream(timeout_s=20)]) == "once upon"
         with pytest.raises(JobFailed, match="no more"):
             [piece async for piece in (await tell.aenqueue(ending="badly")).astream(timeout_s=20)]
 

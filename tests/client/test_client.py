@@ -456,7 +456,7 @@ def test_output_is_read_while_the_job_runs_and_again_after_it(gq, teller, start_
     assert job.refresh().state == "running"
     teller.go_on.set()
     assert "".join(pieces) == "the end"
-    assert "".join(job.stream()) == "attempt 1: the end"
+    assert "".join(job.stream(timeout_s=20)) == "attempt 1: the end"
     assert job.result(timeout_s=20) == "told"
 
 
@@ -590,7 +590,7 @@ def test_many_threads_use_one_queue_object(gq, add, start_worker):
 
 
 def test_first_use_from_many_threads_opens_the_file_once(gq):
-    barrier = threading.Barrier(8)
+    barrier = threading.Barrier(8, timeout=20)
     stores = []
 
     def use() -> None:
@@ -610,9 +610,9 @@ def test_first_use_from_many_threads_opens_the_file_once(gq):
 def test_a_queue_object_works_on_after_a_fork(gq, add):
     history = History(gq)
     first = add.enqueue(a=1)
-    process = multiprocessing.get_context("fork").Process(target=lambda: add.enqueue(a=2))
+    process = multiprocessing.get_context("fork").Process(target=lambda: add.enqueue(a=2), daemon=True)
     process.start()
-    process.join()
+    process.join(60)
     assert process.exitcode == 0
     third = add.enqueue(a=3)
     assert [job.record.arguments["a"] for job in gq.jobs()] == [3, 2, 1]

@@ -6,15 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.processes import LONGEST_S, started
+
 ROOT = Path(__file__).parents[2]
 NOT_PARTS_OF_A_CHECKOUT = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.db*")
 UNREACHABLE = ("error sending request", "Failed to fetch", "client error (Connect)")
-LONGEST_S = 300.0
 DEMO_KEYS = {"completed", "failed", "lost", "realtime", "batch", "rfa", "gpu", "outage"}  # of `gpuqueue demo --json`
 # Nothing of the checkout, and of the tests' own environment, is to be found through these.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GPUQUEUE_", "VIRTUAL_ENV"))}
@@ -76,23 +79,26 @@ class Environment:
     def program(self, name: str) -> Path:
         return self.folder / "bin" / name
 
-    def start(self, name: str, *arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def start(self, name: str, *arguments: str | Path, cwd: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
         """Start a program of this environment, outside of any checkout; a warning is an error."""
-        return subprocess.Popen(
+        with started(
             [self.program(name), *map(str, arguments)],
             cwd=cwd,
             env={**ENVIRONMENT, "PYTHONWARNINGS": "error", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-        )
+        ) as process:
+            yield process
+
+    def run(self, name: str, *arguments: str | Path, cwd: Path) -> str:
+        """Run a program that must succeed and have nothing to complain of; returns what it printed."""
+        with self.start(name, *arguments, cwd=cwd) as process:
+            return output(process)
 
 
 def output(process: subprocess.Popen[str]) -> str:
     """Wait for a program that must succeed and have nothing to complain of; returns what it printed."""
-    try:
-        printed, complaints = process.communicate(timeout=LONGEST_S)
-    finally:
-        process.kill()
+    printed, complaints = process.communicate(timeout=LONGEST_S)
     assert (process.returncode, complaints) == (0, ""), complaints
     return printed

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.processes import LONGEST_S
+
 HEAVY = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.cli", "gpuqueue.simulators")
 
 
 def loaded_after(code: str) -> set[str]:
     code += f"\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_S).stdout.split())
 
 
 def test_importing_gpuqueue_loads_neither_a_worker_nor_what_only_others_need() -> None:
@@ -20,7 +23,7 @@ def test_importing_gpuqueue_loads_neither_a_worker_nor_what_only_others_need() -
 
 def test_enqueueing_and_asking_why_a_job_waits_load_no_worker_either(tmp_path: Path) -> None:
     make = f"from gpuqueue import GPUQueue\ngq = GPUQueue({str(tmp_path / 'jobs.db')!r}, discover_plugins=False)\n"
-    subprocess.run([sys.executable, "-c", f"{make}gq.counts()\ngq.close()"], check=True)
+    subprocess.run([sys.executable, "-c", f"{make}gq.counts()\ngq.close()"], check=True, timeout=LONGEST_S)
     use = "job = gq.task(name='t')(lambda: 1).enqueue()\nstr(job.explain())\ngq.counts()\ngq.holds()\njob.cancel()\ngq.close()"
     assert loaded_after(make + use) == set()
 

@@ -21,7 +21,7 @@ from alembic import command
 import gpuqueue
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
-from tests.contract.installation import DEMO_KEYS, Environment, output, uv
+from tests.contract.installation import DEMO_KEYS, Environment, uv
 
 OPEN = """
 import json, sys, gpuqueue
@@ -112,7 +112,7 @@ def test_what_is_installed_finds_its_migrations(
     assert schema_of(old) == "0001"
     found = {}
     for path in (tmp_path / "new.db", old):
-        file, found[path.name] = json.loads(output(environment.start("python", "-I", "-c", OPEN, path, cwd=tmp_path)))
+        file, found[path.name] = json.loads(environment.run("python", "-I", "-c", OPEN, path, cwd=tmp_path))
         assert schema_of(path) == migrate.head()
         is_editable = request.node.callspec.params["environment"] == "editable"
         assert Path(file).is_relative_to(checkout if is_editable else environment.folder)

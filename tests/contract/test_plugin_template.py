@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.cli import plugin_template
-from tests.contract.installation import ENVIRONMENT, LONGEST_S, UNREACHABLE, Environment, output, uv
+from tests.contract.installation import ENVIRONMENT, UNREACHABLE, Environment, uv
+from tests.processes import LONGEST_S
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
 TEMPLATE = plugin_template.files("night-shift")
@@ -64,16 +65,16 @@ def test_a_new_plugin_is_installed_and_passes_its_tests_as_the_page_says(fresh: 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the distributions, and is not on the path here")
 def test_what_is_built_of_it_has_the_module_and_is_found_when_it_is_installed(fresh: Environment, tmp_path: Path) -> None:
     folder = tmp_path / "shift"
-    output(fresh.start("gpuqueue", "plugins", "new", "day-shift", "--into", folder, cwd=tmp_path))
+    fresh.run("gpuqueue", "plugins", "new", "day-shift", "--into", folder, cwd=tmp_path)
     uv("build", "--out-dir", tmp_path / "dist", cwd=folder)
     (wheel,), (sdist,) = (list((tmp_path / "dist").glob(kind)) for kind in ("*.whl", "*.tar.gz"))
     with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as packed:
         assert "gpuqueue_day_shift.py" in archive.namelist()
         assert f"{sdist.name.removesuffix('.tar.gz')}/gpuqueue_day_shift.py" in packed.getnames()
     uv("pip", "install", "--no-deps", "--python", fresh.program("python"), wheel, cwd=tmp_path)
-    assert "day-shift" in output(fresh.start("gpuqueue", "plugins", cwd=tmp_path))
+    assert "day-shift" in fresh.run("gpuqueue", "plugins", cwd=tmp_path)
     (tmp_path / "gpuqueue.toml").write_text('database = "q.db"\n[day-shift]\nhold = ["mail"]\n[queues.mail]\n')
-    assert "[day-shift] hold names mail" in output(fresh.start("gpuqueue", "status", cwd=tmp_path))
+    assert "[day-shift] hold names mail" in fresh.run("gpuqueue", "status", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x", "night-shift", "test", "none", "a1-2b", "plugin", "hold"])

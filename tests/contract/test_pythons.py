@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.contract.installation import DEMO_KEYS, ROOT, Environment, output
+from tests.processes import LONGEST_S
 
 CLASSIFIER = "Programming Language :: Python :: "
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,14 +35,14 @@ def find_python(version: str) -> Path | None:
 def is_python(path: Path, version: str) -> bool:
     """Say whether this runs; a shim does not when its version is switched off."""
     code = "import sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
-    ran = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    ran = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False, timeout=LONGEST_S)
     return ran.stdout.strip() == version
 
 
 class Playing:
     """The demos of all versions, begun at once because they mostly wait."""
 
-    def __init__(self, wheel: Path, checkout: Path, installed: Environment, folder: Path) -> None:
+    def __init__(self, wheel: Path, checkout: Path, installed: Environment, folder: Path, leaving: ExitStack) -> None:
         self.environments: dict[str, Environment] = {}
         self.demos: dict[str, subprocess.Popen[str]] = {}
         for version in CLAIMED:
@@ -50,16 +52,13 @@ class Playing:
             is_own = python == Path(sys.executable)
             environment = installed if is_own else Environment.make(folder / version, checkout, wheel, python=python)
             self.environments[version] = environment
-            self.demos[version] = environment.start("gpuqueue", "demo", "--json", cwd=folder)
+            self.demos[version] = leaving.enter_context(environment.start("gpuqueue", "demo", "--json", cwd=folder))
 
 
 @pytest.fixture(scope="module")
 def playing(wheel: Path, checkout: Path, installed: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playing]:
-    begun = Playing(wheel, checkout, installed, tmp_path_factory.mktemp("pythons"))
-    yield begun
-    for demo in begun.demos.values():
-        demo.kill()
-        demo.communicate()
+    with ExitStack() as leaving:
+        yield Playing(wheel, checkout, installed, tmp_path_factory.mktemp("pythons"), leaving)
 
 
 def expect_there_is_one(version: str, playing: Playing) -> None:
@@ -71,7 +70,7 @@ def expect_there_is_one(version: str, playing: Playing) -> None:
 def test_this_python_runs_each_kind_of_task(version: str, playing: Playing, tmp_path: Path) -> None:
     expect_there_is_one(version, playing)
     application = shutil.copy(Path(__file__).with_name("installed_application.py"), tmp_path)
-    assert output(playing.environments[version].start("python", application, cwd=tmp_path)) == "11 12 13\n"
+    assert playing.environments[version].run("python", application, cwd=tmp_path) == "11 12 13\n"
 
 
 @pytest.mark.parametrize("version", CLAIMED)

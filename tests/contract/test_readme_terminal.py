@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.contract.readme import README
+from tests.processes import read_until, started
 
 LONGEST_S = 60
 SCRIPTS = os.path.dirname(sys.executable)
@@ -46,31 +48,23 @@ def lines() -> list[str]:
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment in which `gpuqueue` is on the path and OLLAMA_HOST is a simulator, run as the README says."""
     command = [sys.executable, "-m", "gpuqueue.simulators.ollama", "--port", "0", "--speed", "10"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as simulator:
+    with started(command, stdout=subprocess.PIPE) as simulator:
         assert simulator.stdout is not None
         url = simulator.stdout.readline().strip()
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GPUQUEUE_")}
         yield {**inherited, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "OLLAMA_HOST": url}
-        simulator.terminate()
 
 
 def test_the_lines_at_the_terminal_run_as_one_story(tmp_path: Path, environ: dict[str, str]) -> None:
-    worker: subprocess.Popen[str] | None = None
     told = []
-    try:
+    with ExitStack() as leaving:
         for line in lines():
             (begins,) = [begins for begins in SHOWS if line.startswith(begins)]
             told.append(begins)
             if begins == "gpuqueue worker":
-                worker = subprocess.Popen(
-                    ["bash", "-c", f"exec {line}"], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
-                )
-                assert worker.stderr is not None
-                shown = ""
-                while SHOWS[begins][0] not in shown:
-                    read = worker.stderr.readline()
-                    assert read, shown
-                    shown += read
+                command = ["bash", "-c", f"exec {line}"]
+                worker = leaving.enter_context(started(command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE))
+                read_until(worker.stderr, *SHOWS[begins])
                 continue
             ran = subprocess.run(
                 ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False
@@ -78,10 +72,7 @@ def test_the_lines_at_the_terminal_run_as_one_story(tmp_path: Path, environ: dic
             assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
             for words in SHOWS[begins]:
                 assert words in ran.stdout + ran.stderr, f"{line} does not show {words!r}:\n{ran.stdout}{ran.stderr}"
-    finally:
-        if worker is not None:
-            worker.send_signal(signal.SIGINT)
-            _, rest = worker.communicate(timeout=LONGEST_S)
-    assert worker is not None
+        worker.send_signal(signal.SIGINT)
+        _, rest = worker.communicate(timeout=LONGEST_S)
     assert worker.returncode == 0, rest
     assert told == list(SHOWS)

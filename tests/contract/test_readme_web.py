@@ -17,6 +17,7 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 from tests.contract.readme import README
 from tests.integrations.server_events import text_of
 from tests.integrations.servers import listening, serving_command
+from tests.processes import LONGEST_S, read_until, started
 
 # How each server is told by the environment to choose a free port, which is all that is not as in the README.
 ENVIRONMENT = {
@@ -46,7 +47,7 @@ def folder(tmp_path: Path, ollama_server: OllamaSimulator, monkeypatch: pytest.M
 def run(line: str, folder: Path) -> str:
     """Type a line, which must succeed, and return what it prints."""
     environment = {**os.environ, **ENVIRONMENT}
-    ran = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -59,22 +60,10 @@ def typed(line: str, folder: Path, **environment: str) -> Iterator[str]:
 
 @contextmanager
 def worker(line: str, folder: Path, **environment: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {line}"],
-        cwd=folder,
-        env={**os.environ, **ENVIRONMENT, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        said = ""
-        while "serves all queues" not in said:
-            read = process.stderr.readline()
-            assert read, said
-            said += read
+    environment = {**os.environ, **ENVIRONMENT, **environment}
+    with started(["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
+        read_until(process.stderr, "serves all queues")
         yield
-    finally:
         process.terminate()
         process.communicate()
     assert process.returncode == 0

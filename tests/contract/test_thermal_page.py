@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tarfile
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.processes import LONGEST_S, started
 
 ROOT = Path(__file__).parents[2]
 THERMAL = ROOT / "plugins" / "gpuqueue-thermal"
@@ -42,20 +42,14 @@ def test_the_quick_start_runs_and_prints_what_the_page_says(checkout: Path) -> N
     (printed,) = blocks("text")
     unset = ("VIRTUAL_ENV", "PYTHONPATH", "GPUQUEUE_CONFIG", "GPUQUEUE_DATABASE", "GPUQUEUE_THERMAL_LIMIT")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    with subprocess.Popen(
+    with started(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=checkout / "plugins" / THERMAL.name,
         env={**environment, "TMPDIR": str(checkout)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
     ) as ran:
-        try:
-            output, _ = ran.communicate(timeout=300)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(ran.pid, signal.SIGKILL)  # a simulator that the commands did not come to end
+        output, _ = ran.communicate()
     assert ran.returncode == 0, output
     for line in printed.splitlines():
         assert line in output.splitlines(), output
@@ -82,7 +76,8 @@ def test_the_situations_are_as_many_as_the_page_says() -> None:
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the distributions, and is not on the path here")
 def test_gpuqueues_own_distributions_have_nothing_of_its_plugins(checkout: Path) -> None:
-    subprocess.run(["uv", "build", "--package", "gpuqueue", "--out-dir", "out"], cwd=checkout, check=True, capture_output=True)
+    command = ["uv", "build", "--package", "gpuqueue", "--out-dir", "out"]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True, timeout=LONGEST_S)
     (wheel,), (sdist,) = (list((checkout / "out").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
     with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as packed:
         names = [*archive.namelist(), *packed.getnames()]

@@ -14,6 +14,7 @@ import pytest
 
 import gpuqueue
 from tests.contract.installation import ENVIRONMENT, ROOT, Environment
+from tests.processes import LONGEST_S
 
 FILES = ROOT / "tests" / "typing"
 REPORTED = re.compile(r"^(?P<file>[a-z_]+\.py):(?P<line>\d+): error: (?P<message>.*)$")
@@ -46,6 +47,7 @@ def check(folder: Path, *names: str, options: Sequence[str | Path], **environmen
         env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
+        timeout=LONGEST_S,
         check=False,
     )
     assert ran.returncode in (0, 1), ran.stderr

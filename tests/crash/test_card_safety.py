@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
 from tests.conftest import wait_until as until
 from tests.history import History
+from tests.processes import started
 
 BUDGET_BYTES = 5_000_000_000
 PATIENCE_S = 60.0
@@ -45,22 +46,15 @@ def history(gq: GPUQueue) -> History:
 
 
 @contextmanager
-def workers(gq: GPUQueue, ollama: OllamaSimulator, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+def workers(gq: GPUQueue, ollama: OllamaSimulator, count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Run worker processes that read the simulated card through NVML."""
     command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "-m", "gpuqueue"]
     command += ["--config", str(gq.config.path), "worker"]
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for _ in range(count):
-            started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with ExitStack() as leaving:
+        processes = [leaving.enter_context(started(command, **silent)) for _ in range(count)]
         until(lambda: len(gq.workers()) == count, f"{count} workers run")
-        yield started
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            process.wait()
+        yield processes
 
 
 def enqueue(gq: GPUQueue, count: int) -> dict[int, str]:
@@ -92,8 +86,8 @@ def running(gq: GPUQueue) -> list[JobHandle]:
 
 
 def stopped_while_it_runs_a_job(
-    gq: GPUQueue, processes: list[subprocess.Popen[bytes]]
-) -> tuple[JobHandle, subprocess.Popen[bytes]] | None:
+    gq: GPUQueue, processes: list[subprocess.Popen[str]]
+) -> tuple[JobHandle, subprocess.Popen[str]] | None:
     """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped.
 
     Nor is a worker left stopped within a write: SQLite's lock is then its own until it goes on, and nobody could rescue.

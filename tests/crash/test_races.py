@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from gpuqueue import Config, GPUQueue
 from gpuqueue.store.sqlite.outcomes import reservations
 from tests.conftest import wait_until
 from tests.history import History
+from tests.processes import started
 
 PATIENCE_S = 40.0
 WORKERS = 4
@@ -74,8 +75,10 @@ class Race:
         self.gq.task(name="app.note", queue="batch")(lambda: None)
         self.history = History(self.gq)
         with (folder / "log").open("wb") as log:
+            command = [sys.executable, "app.py"]
+            self._leaving = ExitStack()
             self.processes = [
-                subprocess.Popen([sys.executable, "app.py"], cwd=folder, stderr=log, stdout=log) for _ in range(WORKERS)
+                self._leaving.enter_context(started(command, cwd=folder, stderr=log, stdout=log)) for _ in range(WORKERS)
             ]
 
     def all_work(self) -> None:
@@ -89,9 +92,7 @@ class Race:
         return (self.folder / "witness").read_text().splitlines()
 
     def stop(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
+        self._leaving.close()
         self.gq.close()
 
 

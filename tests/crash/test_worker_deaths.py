@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from gpuqueue import Config, GPUQueue, JobFailed, State
 from gpuqueue.store.sqlite import queries
 from tests.conftest import wait_until
 from tests.history import History
+from tests.processes import started
 
 PATIENCE_S = 90.0  # the machine may be busy with other work: only a broken test waits so long
 APP = """
@@ -78,12 +80,14 @@ class Site:
             self.gq.task(name=f"app.{name}", queue=queue)(_signature_of(name))
         self.gq.queue("narrow", concurrency=2)
         self.history = History(self.gq)
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[str]] = []
+        self._leaving = ExitStack()
 
-    def start(self, *, threads: int = 4) -> subprocess.Popen[bytes]:
+    def start(self, *, threads: int = 4) -> subprocess.Popen[str]:
         """Start a worker and wait until it is registered, or has died of its first job already."""
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "app.py", str(threads)], cwd=self.folder, stderr=log, stdout=log)
+            command = [sys.executable, "app.py", str(threads)]
+            process = self._leaving.enter_context(started(command, cwd=self.folder, stderr=log, stdout=log))
         self.processes.append(process)
         self.until(
             lambda: process.poll() is not None or any(worker.pid == process.pid for worker in self.gq.workers()),
@@ -117,11 +121,7 @@ class Site:
         self._gates = [*getattr(self, "_gates", []), descriptor]
 
     def shut_down(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            process.wait()
+        self._leaving.close()
         for descriptor in getattr(self, "_gates", []):
             os.close(descriptor)
         self.gq.close()

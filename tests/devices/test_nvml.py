@@ -177,10 +177,11 @@ def test_a_fork_carries_no_handle_over(library: Library) -> None:
         lost = device.read().lost
         theirs.send((lost, library.calls[:3]))
 
-    process = multiprocessing.get_context("fork").Process(target=read_in_child)
+    process = multiprocessing.get_context("fork").Process(target=read_in_child, daemon=True)
     process.start()
+    assert ours.poll(60)
     assert ours.recv() == (None, ["nvmlShutdown", "nvmlInitWithFlags", "nvmlDeviceGetHandleByIndex_v2"])
-    process.join()
+    process.join(60)
     library.calls.clear()
     device.read()
     assert "nvmlInitWithFlags" not in library.calls
@@ -307,7 +308,7 @@ def test_losing_one_card_leaves_nvml_to_the_others(library: Library) -> None:
 def test_threads_that_read_at_once_initialise_nvml_once(library: Library) -> None:
     library.init_s = 0.1
     device = a_device()
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=20)
     readings: list[Reading] = []
 
     def read() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gpuqueue.devices.owners import Kin, kin_here, owner_of
 from gpuqueue.domain.device import DeviceProcess
+from tests.processes import started
 
 has_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc to look into")
 
@@ -38,15 +39,14 @@ def test_a_process_without_a_name_is_nobodys() -> None:
 
 
 @pytest.fixture
-def child() -> Iterator[subprocess.Popen[bytes]]:
+def child() -> Iterator[subprocess.Popen[str]]:
     """A process of this one, as a worker has for isolated tasks."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    yield process
-    process.communicate()
+    with started([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
 
 
 @has_proc
-def test_a_worker_and_what_it_started_are_ours(child: subprocess.Popen[bytes]) -> None:
+def test_a_worker_and_what_it_started_are_ours(child: subprocess.Popen[str]) -> None:
     name = os.path.basename(os.path.realpath(sys.executable))
     for pid in (os.getpid(), child.pid):
         process = DeviceProcess(pid, 1, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from gpuqueue.domain.device import Reading
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import format_size
 from tests.gpu.cuda import LIBRARY
+from tests.processes import started
 
 SIZE_BYTES = 2**30  # what a test takes
 NOISE_BYTES = 128 * 2**20  # what other programs of the machine, such as its display, may take or give meanwhile
@@ -153,19 +155,17 @@ class Program:
 @pytest.fixture
 def take_memory(card: Card, cuda: None, tmp_path: Path, until: Callable[..., Any]) -> Iterator[Callable[..., Program]]:
     """Start programs that no queue knows of, each of which takes memory on the card; all are ended at the end."""
-    started: list[Program] = []
+    files = (tmp_path / f"other-{number}" for number in itertools.count())
+    with ExitStack() as leaving:
 
-    def start(size_bytes: int, how: str = "driver") -> Program:
-        file = tmp_path / f"other-{len(started)}"
-        command = [sys.executable, "-m", "tests.gpu.other_program", str(file), str(size_bytes), how]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card.uuid}
-        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(Program(process))
-        until(lambda: file.exists() or process.poll() is not None, "the program's memory", timeout_s=START_S)
-        assert file.exists(), process.communicate()[1]
-        return started[-1]
+        def start(size_bytes: int, how: str = "driver") -> Program:
+            file = next(files)
+            command = [sys.executable, "-m", "tests.gpu.other_program", str(file), str(size_bytes), how]
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card.uuid}
+            pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = leaving.enter_context(started(command, env=environment, cwd=ROOT, **pipes))
+            until(lambda: file.exists() or process.poll() is not None, "the program's memory", timeout_s=START_S)
+            assert file.exists(), process.communicate()[1]
+            return Program(process)
 
-    yield start
-    for program in started:
-        program.process.kill()
-        program.end()
+        yield start

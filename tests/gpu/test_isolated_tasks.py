@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import pytest
 from gpuqueue import JobCancelled, JobFailed
 from tests.gpu import isolated_functions as functions
 from tests.gpu.conftest import NOISE_BYTES, ROOT, SIZE_BYTES, START_S
+from tests.processes import started
 
 DEADLINE_S = 15  # time enough to take the memory before it
 QUEUES = '[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
@@ -91,13 +91,10 @@ def test_a_killed_workers_task_gives_its_memory_back_and_the_next_worker_release
         "gq.task(name='deaf', queue='train', isolate=True)(isolated_functions.take_and_never_return)\n"
         "Worker(gq).run()"
     )
-    worker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "gpuqueue.toml")], cwd=ROOT)
-    try:
+    with started([sys.executable, "-c", code, str(tmp_path / "gpuqueue.toml")], cwd=ROOT) as worker:
         job = start_deaf_job()
-    finally:
         worker.kill()
-        worker.wait()
-    until(is_back, "the memory's return")
+        until(is_back, "the memory's return")
     job.cancel()  # else the next worker runs it again
     start_worker(gq)
     until(lambda: job.refresh().record.device is None, "the card's release")

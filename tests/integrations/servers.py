@@ -18,8 +18,10 @@ import httpx
 from gpuqueue.testing.queues import foreign_variables
 from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 from tests.integrations.server_events import Heard, heard
+from tests.processes import kill, started
 
 ADDRESS = re.compile(r"http://127\.0\.0\.1:[0-9]+")
+SERVES_S = 1800.0  # the tests of a whole module
 
 
 @contextmanager
@@ -36,15 +38,6 @@ def serving(*module_and_arguments: str, folder: Path, environment: Mapping[str, 
 @contextmanager
 def serving_command(command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """The same for a command."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**environment_in(folder), **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
     said: list[str] = []
     listening = threading.Event()
 
@@ -56,23 +49,23 @@ def serving_command(command: Sequence[str], *, folder: Path, environment: Mappin
                 listening.set()
         listening.set()
 
-    reading = threading.Thread(target=read)
-    reading.start()
-    try:
-        assert listening.wait(DEADLINE_S), "".join(said)
-        found = ADDRESS.search("".join(said))
-        assert found, "".join(said)
-        wait_until(lambda: _accepts(found[0]), "the server to listen")  # uvicorn's master speaks before its processes listen
-        yield found[0]
-    finally:
-        process.terminate()
+    environment = {**environment_in(folder), **(environment or {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with started(command, cwd=folder, env=environment, longest_s=SERVES_S, **pipes) as process:
+        reading = threading.Thread(target=read)
+        reading.start()
         try:
-            process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reading.join()
-        process.stdout.close()
+            assert listening.wait(DEADLINE_S), "".join(said)
+            found = ADDRESS.search("".join(said))
+            assert found, "".join(said)
+            wait_until(lambda: _accepts(found[0]), "the server to listen")  # uvicorn's master speaks before its processes listen
+            yield found[0]
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(DEADLINE_S)
+            kill(process)
+            reading.join()
     assert "Traceback" not in "".join(said), "".join(said)
 
 

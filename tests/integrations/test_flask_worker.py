@@ -13,6 +13,7 @@ import pytest
 from gpuqueue import GPUQueue
 from gpuqueue.testing.queues import foreign_variables
 from tests.integrations.servers import serving
+from tests.processes import started
 
 SHOP = """
 import os
@@ -62,10 +63,9 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, *command: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in (*foreign_variables(), "FLASK_APP")}
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    out, err = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([sys.executable, *command], cwd=folder, env=environment, **pipes) as process:
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
     return process
 
@@ -75,7 +75,7 @@ def test_an_isolated_task_has_the_app_of_the_flask_command_in_its_own_process(fo
     run(folder, "-m", "flask", "--app", "shop:create_app", "gpuqueue", "submit", "default", "--task", task)
     worker = run(folder, "-m", "flask", "--app", "shop:create_app", "gpuqueue", "worker", "--burst")
     with GPUQueue(folder / "gpuqueue.db", discover_plugins=False) as gq:
-        assert gq.job(1).result() == f"made by the factory {worker.pid}"
+        assert gq.job(1).result(timeout_s=20) == f"made by the factory {worker.pid}"
 
 
 def test_an_isolated_task_whose_app_cannot_be_found_says_what_to_set(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import pytest
 from gpuqueue import GPUQueue, UsageError
 from gpuqueue.integrations.in_process import InProcessWorker
 from tests.conftest import forks
+from tests.processes import started
 
 BINARIES = Path(sys.executable).parent
 
@@ -60,30 +62,18 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def launch(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """`launch(code)` runs a script in the folder, `launch(words=[…])` a program; all are killed at the end."""
-    processes: list[subprocess.Popen[str]] = []
+    names = (f"script{number}.py" for number in itertools.count())
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 
-    def run(code: str = "", *, words: list[str] | None = None) -> subprocess.Popen[str]:
-        if words is None:
-            name = f"script{len(processes)}.py"
-            (folder / name).write_text(textwrap.dedent(APP) + textwrap.dedent(code))
-            words = [sys.executable, name]
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        processes.append(process)
-        return process
+    with contextlib.ExitStack() as leaving:
 
-    yield run
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        def run(code: str = "", *, words: list[str] | None = None) -> subprocess.Popen[str]:
+            if words is None:
+                words = [sys.executable, next(names)]
+                (folder / words[1]).write_text(textwrap.dedent(APP) + textwrap.dedent(code))
+            return leaving.enter_context(started(words, cwd=folder, **pipes))
+
+        yield run
 
 
 @pytest.fixture
@@ -237,15 +227,14 @@ def test_a_fork_carries_no_worker_over_and_does_not_keep_a_dead_one_alive(launch
         while not worker.is_running:
             time.sleep(0.01)
         if os.fork() == 0:
-            print(os.getpid(), worker.is_running, threading.active_count(), flush=True)
+            print(worker.is_running, threading.active_count(), flush=True)
             where.enqueue()
             print("enqueued", flush=True)
             time.sleep(1000)
         os.wait()
         """
     )
-    child, is_running, threads = process.stdout.readline().split()
-    assert (is_running, threads) == ("False", "1")
+    assert process.stdout.readline() == "False 1\n"
     assert process.stdout.readline() == "enqueued\n"
     job = app_queue.enqueue("long")
     until(lambda: job.refresh().state == "running", "it runs")
@@ -261,7 +250,6 @@ def test_a_fork_carries_no_worker_over_and_does_not_keep_a_dead_one_alive(launch
         gq.task(name="where")(os.getpid)
         with InProcessWorker(gq):
             assert ran.wait(20), "the child holds neither the place nor the dead worker's life"
-    os.kill(int(child), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["loaded in each worker", "preloaded"])

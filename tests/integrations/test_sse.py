@@ -91,7 +91,7 @@ def test_a_real_stream_of_tokens_is_told_as_it_comes(ai, start_worker):
     told = list(heard_in(sse.stream(job)))
     assert names(told).count("piece") > 3
     assert text_of(told) == told[-1].data["result"]["text"]
-    assert told[-1].data["result"] == job.result()
+    assert told[-1].data["result"] == job.result(timeout_s=20)
 
 
 def test_who_comes_back_hears_only_what_is_new(gq, open_speak, start_worker):
@@ -239,7 +239,7 @@ def test_nothing_stays_when_the_client_leaves(gq, speak):
         with suppress(asyncio.CancelledError):
             await listening
 
-    asyncio.run(leave())
+    asyncio.run(asyncio.wait_for(leave(), 60))
     assert waiters(gq) == []
 
 

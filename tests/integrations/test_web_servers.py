@@ -12,6 +12,7 @@ import pytest
 
 from tests.integrations.server_events import text_of
 from tests.integrations.servers import listening, serving
+from tests.processes import LONGEST_S
 
 FLASK = """
 import os
@@ -223,6 +224,7 @@ def test_the_gpuqueue_command_of_an_app_is_a_worker(ai, tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
+            timeout=LONGEST_S,
             check=False,
         )
         assert ran.returncode == 0, ran.stderr

@@ -26,6 +26,7 @@ from gpuqueue.simulators.ollama import (
     expected_embedding,
 )
 from gpuqueue.simulators.ollama.__main__ import main
+from tests.processes import started
 
 GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
@@ -1068,17 +1069,9 @@ def test_models_may_be_given_under_names(bench: Bench) -> None:
 def command(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     port_file = tmp_path / "port"
     arguments = ["--port", "0", "--speed", "100", "--vram", "6GiB", "--port-file", str(port_file)]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "gpuqueue.simulators.ollama", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process, port_file
-        finally:
-            process.kill()
+    words = [sys.executable, "-W", "error", "-m", "gpuqueue.simulators.ollama", *arguments]
+    with started(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process, port_file
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])

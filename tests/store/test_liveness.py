@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gpuqueue.store.liveness import Life, forget, path_of, proven_dead
+from tests.processes import started
 
 WORKER = """
 import os, sys
@@ -27,27 +30,20 @@ life.close()
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    process.communicate()
+@contextmanager
+def worker(folder: Path, code: str = WORKER) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a worker until the block ends; yields it with its first line."""
+    command = [sys.executable, "-c", code, str(folder)]
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline()
 
 
 def test_a_living_worker_is_not_dead_and_a_killed_one_leaves_what_it_executed(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert proven_dead(tmp_path, "w") is None
-    process.send_signal(signal.SIGSTOP)
-    assert proven_dead(tmp_path, "w") is None, "a stopped process is not dead"
-    process.kill()
-    process.wait()
-    finish(process)
+    with worker(tmp_path) as (process, _):
+        assert proven_dead(tmp_path, "w") is None
+        process.send_signal(signal.SIGSTOP)
+        assert proven_dead(tmp_path, "w") is None, "a stopped process is not dead"
     assert proven_dead(tmp_path, "w") == {11, 2**40}
     assert proven_dead(tmp_path, "w") == {11, 2**40}, "looking changes nothing"
     forget(tmp_path, "w")
@@ -56,8 +52,8 @@ def test_a_living_worker_is_not_dead_and_a_killed_one_leaves_what_it_executed(tm
 
 
 def test_a_worker_that_ends_in_good_order_leaves_no_file(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    finish(process)
+    with worker(tmp_path) as (process, _):
+        process.communicate()
     assert process.returncode == 0
     assert not path_of(tmp_path, "w").exists()
 
@@ -78,15 +74,8 @@ def test_a_child_started_by_a_job_does_not_keep_its_dead_worker_alive(tmp_path: 
         'print("ready", flush=True)',
         'import subprocess; child = subprocess.Popen(["sleep", "1000"]); print(child.pid, flush=True)',
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    process.kill()
-    process.wait()
-    try:
+    with worker(tmp_path, code) as (process, child):
+        process.kill()
+        process.wait()
         assert proven_dead(tmp_path, "w") == {11, 2**40}
-    finally:
-        os.kill(child, signal.SIGKILL)
-        finish(process)
+        os.kill(int(child), 0)  # which still runs

@@ -175,10 +175,12 @@ def test_beside_workers_that_finish_and_claim_every_job_ends_once(store: Store, 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = store.jobs.cancel_all("work", now_us=at(2))
-    stop.set()
-    for worker in workers:
-        worker.join()
+    try:
+        found = store.jobs.cancel_all("work", now_us=at(2))
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
     assert failures == []
     assert rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
     assert found.cancelled_count + len(completed) == 3 * SCAN_LIMIT

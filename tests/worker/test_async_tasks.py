@@ -123,7 +123,7 @@ def test_an_asynchronous_task_knows_its_job(gq, start_worker):
     start_worker(gq)
     jobs = [look.enqueue() for _ in range(20)]
     assert [job.result(timeout_s=20) for job in jobs] == [[job.id] * 3 for job in jobs]
-    assert ["".join(job.stream()) for job in jobs] == ["text"] * 20
+    assert ["".join(job.stream(timeout_s=20)) for job in jobs] == ["text"] * 20
     assert [line.message for line in jobs[7].logs()] == ["a line"]
     assert jobs[7].refresh().progress == 0.5
 

@@ -16,6 +16,7 @@ from gpuqueue.executors.processes import IDLE_S
 from gpuqueue.store.sqlite.queries import timeline
 from tests.executors import isolated_functions as functions
 from tests.history import History
+from tests.processes import started
 
 GPU = '[gpu]\nbudget = "5GB"\ndevice = 1\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
@@ -57,7 +58,7 @@ def test_a_task_speaks_of_its_job_from_there(isolated, gq, start_worker):
     start_worker(gq)
     job = speak.enqueue()
     assert job.result(timeout_s=30) == f"{job.id} True"
-    assert "".join(job.stream()) == "once upon a time"
+    assert "".join(job.stream(timeout_s=20)) == "once upon a time"
     assert [line.message for line in job.logs()] == ["attempt 1 of 3 of speak in work"]
     assert (job.refresh().progress, job.record.progress_note) == (0.5, "half")
 
@@ -67,7 +68,7 @@ def test_an_asynchronous_task_may_be_isolated_too(isolated, gq, start_worker):
     start_worker(gq)
     job = speak.enqueue()
     assert job.result(timeout_s=30) == job.id
-    assert "".join(job.stream()) == "later"
+    assert "".join(job.stream(timeout_s=20)) == "later"
 
 
 def test_large_arguments_and_results_pass(isolated, gq, start_worker):
@@ -222,14 +223,11 @@ def test_no_process_outlives_a_worker_that_was_killed(tmp_path, until, make_queu
         "Worker(gq).run()"
     )
     root = Path(functions.__file__).parents[2]
-    worker = subprocess.Popen([sys.executable, "-c", code, str(gq.database)], cwd=root)
-    try:
+    with started([sys.executable, "-c", code, str(gq.database)], cwd=root) as worker:
         pids = [pid for how in ("sleep", "hold-the-interpreter", "start-another") for pid in numbers(until, tmp_path / how)]
-    finally:
         worker.kill()
-        worker.wait()
-    # The grandchild of the third is not in the worker's group: it ends with the child that started it.
-    until(lambda: not any(lives(pid) for pid in pids), "the end of all")
+        # The grandchild of the third is not in the worker's group: it ends with the child that started it.
+        until(lambda: not any(lives(pid) for pid in pids), "the end of all")
     history.check(unfinished=[1, 2, 3])
 
 
@@ -244,14 +242,10 @@ def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, un
         "Worker(gq).run()"
     )
     root = Path(functions.__file__).parents[2]
-    worker = subprocess.Popen([sys.executable, "-c", code, str(gq.database)], cwd=root)
-    try:
+    with started([sys.executable, "-c", code, str(gq.database)], cwd=root) as worker:
         (pid,) = numbers(until, tmp_path / "who")
         worker.send_signal(signal.SIGSTOP)
         until(lambda: not lives(pid), "the child's end while its worker is stopped")
-    finally:
-        worker.kill()
-        worker.wait()
     history.check(unfinished=[job.id])
 
 

@@ -20,6 +20,7 @@ from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
 from tests.conftest import AI, GEMMA
+from tests.processes import read_until, started
 
 SHOP = """\
 import logging
@@ -55,24 +56,15 @@ def run_worker(folder: Path, *options: str, **environ: str) -> list[str]:
         for name in ("send", "fail", "far_away"):
             gq.task(name=f"shop.{name}", queue="mail")(lambda: None)
             gq.enqueue(f"shop.{name}", max_attempts=2 if name == "fail" else 1)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpuqueue", "worker", "--app", "shop:gq", "--threads", "1", *options],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(folder), **environ},
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
-    ends = ("job 1 of mail completed", "job 2 of mail is discarded", "job 3 of mail is discarded")
-    while not all(end in "".join(lines) for end in ends):
-        line = process.stderr.readline()
-        assert line, lines
-        lines.append(line)
-    process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=30)
+    command = [sys.executable, "-m", "gpuqueue", "worker", "--app", "shop:gq", "--threads", "1", *options]
+    environment = {**os.environ, "PYTHONPATH": str(folder), **environ}
+    with started(command, cwd=folder, stderr=subprocess.PIPE, env=environment) as process:
+        ends = ("job 1 of mail completed", "job 2 of mail is discarded", "job 3 of mail is discarded")
+        said = read_until(process.stderr, *ends)
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=30)
     assert process.returncode == 0
-    return [*lines, *rest.splitlines(keepends=True)]
+    return (said + rest).splitlines(keepends=True)
 
 
 @pytest.fixture(scope="module", params=["the option", "the environment"])

@@ -8,6 +8,7 @@ import sys
 import threading
 
 from gpuqueue import hookimpl
+from tests.processes import started
 
 
 class Counting:
@@ -94,7 +95,7 @@ Worker(GPUQueue(sys.argv[1], plugins={"counting": Holding()})).run()
 def test_the_service_of_a_worker_that_was_killed_is_taken_over(make_queue, start_worker, until, tmp_path):
     plugin = Counting()
     gq = make_queue(plugins={"counting": plugin})
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(gq.database)], stdout=subprocess.PIPE, text=True) as holder:
+    with started([sys.executable, "-c", KILLED, str(gq.database)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "runs\n"
         start_worker(gq)
         assert plugin.terms == []

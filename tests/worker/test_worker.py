@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.store.sqlite.queries import timeline
 from tests.history import History
+from tests.processes import started
 
 
 @contextmanager
@@ -426,16 +426,12 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
     def work() -> None: ...
 
     history = History(gq)
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path)
-    try:
+    with started([sys.executable, "app.py"], cwd=tmp_path) as process:
         job = work.enqueue()
         until(lambda: job.refresh().state == "running")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
     assert (job.refresh().state, job.attempt, job.record.crashes) == ("available", 0, 0)
     history.check(unfinished=[job.id])
 
@@ -638,14 +634,17 @@ def test_a_worker_whose_file_is_gone_says_so_and_ends(gq, tmp_path, replaced, ca
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert double.enqueue(number=1).result(timeout_s=20) == 2
-    gq.close()
-    if replaced:
-        GPUQueue(tmp_path / "other.db").store.close()
-        os.replace(tmp_path / "other.db", gq.database)
-    else:
-        gq.database.unlink()
-    thread.join(timeout=20)
-    assert not thread.is_alive()
+    try:
+        assert double.enqueue(number=1).result(timeout_s=20) == 2
+        gq.close()
+        if replaced:
+            GPUQueue(tmp_path / "other.db").store.close()
+            os.replace(tmp_path / "other.db", gq.database)
+        else:
+            gq.database.unlink()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+    finally:
+        worker.request_stop()
     assert "was deleted or replaced while this worker used it; start it again" in str(ended[0])
     assert gq.database.exists() is replaced, "it makes no other"

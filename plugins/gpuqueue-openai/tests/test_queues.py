@@ -43,7 +43,7 @@ def test_a_job_runs_on_llama_and_streams_what_it_says(make, llama, run_worker_un
     job = chat.enqueue(messages=ASKED, max_tokens=3)
     run_worker_until_idle(gq)
     assert job.result(timeout_s=0)["text"] == " one two three"
-    assert "".join(job.stream()) == " one two three"
+    assert "".join(job.stream(timeout_s=20)) == " one two three"
 
 
 def test_many_jobs_wait_for_the_server_side_by_side_whatever_the_threads(make, scripted):
@@ -214,8 +214,10 @@ def test_a_worker_that_dies_leaves_the_server_and_its_place_on_the_card(make, sc
     only_this = '["prometheus", "mirror", "thermal"]'
     command = [sys.executable, "-m", "gpuqueue", "--config", str(gq.store.engine.path.with_name("gpuqueue.toml")), "worker"]
     with subprocess.Popen(command, env={**os.environ, "GPUQUEUE_PLUGINS_BLOCK": only_this}) as worker:
-        wait_until(lambda: server.requests, "the server is asked")
-        worker.kill()
+        try:
+            wait_until(lambda: server.requests, "the server is asked")
+        finally:
+            worker.kill()
     assert server.left.wait(20)
     with Worker(gq):
         assert job.result(timeout_s=20)["text"] == "one"

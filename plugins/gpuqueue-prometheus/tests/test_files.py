@@ -128,7 +128,7 @@ def test_there_is_a_rule_for_each_of_what_goes_wrong():
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
 def test_promtool_finds_the_rules_well():
     path = files(gpuqueue_prometheus) / "alerts.yml"
-    ran = subprocess.run([str(PROMTOOL), "check", "rules", str(path)], capture_output=True, text=True)
+    ran = subprocess.run([str(PROMTOOL), "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0 and f"{len(RULES)} rules found" in ran.stdout, ran.stdout + ran.stderr
 
 
@@ -136,7 +136,8 @@ def test_promtool_finds_the_rules_well():
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
     scenes = (PLUGIN / "tests" / "alerts_test.yml").read_text()
     (tmp_path / "scenes.yml").write_text(scenes.replace("ALERTS]", f"{files(gpuqueue_prometheus) / 'alerts.yml'}]"))
-    ran = subprocess.run([str(PROMTOOL), "test", "rules", str(tmp_path / "scenes.yml")], capture_output=True, text=True)
+    command = [str(PROMTOOL), "test", "rules", str(tmp_path / "scenes.yml")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -149,7 +150,7 @@ def test_each_alert_has_a_scene_in_which_it_fires():
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
 def test_promtool_finds_the_metrics_well(serve, gq):
     page = serve(gq).get("/metrics")
-    ran = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page.text, capture_output=True, text=True)
+    ran = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page.text, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
@@ -226,7 +227,8 @@ def test_the_page_names_every_alert():
 def test_the_wheel_has_the_dashboard_and_the_rules(tmp_path):
     copy = tmp_path / PLUGIN.name
     shutil.copytree(PLUGIN, copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist"))
-    subprocess.run(["uv", "build", "--wheel", "--out-dir", str(tmp_path / "out")], cwd=copy, check=True, capture_output=True)
+    command = ["uv", "build", "--wheel", "--out-dir", str(tmp_path / "out")]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
     (wheel,) = (tmp_path / "out").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if name.startswith("gpuqueue_prometheus/")}

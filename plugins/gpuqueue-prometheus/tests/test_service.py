@@ -84,7 +84,7 @@ def test_other_paths_name_those_that_there_are(serve, gq):
     assert (page.status, page.text) == (404, "There is /metrics, and there is /healthz.\n")
     assert served.get("/metrics?name=x").status == 200
     address = urlsplit(served.url)
-    with socket.create_connection((address.hostname, address.port)) as client:
+    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
         client.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
         head = b"".join(iter(lambda: client.recv(4096), b""))
     assert head.startswith(b"HTTP/1.0 200 OK\r\n") and head.endswith(b"\r\n\r\n"), "nothing follows the headers"

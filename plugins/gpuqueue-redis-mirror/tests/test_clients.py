@@ -129,7 +129,7 @@ def fields_of(record, gq):
         fields["finishedOn"] = milliseconds(record.finished_at)
         fields["progress"] = {"percent": 50, "note": "half"}
     if record.state == "completed":
-        fields["returnvalue"] = gq.job(record.id).result()
+        fields["returnvalue"] = gq.job(record.id).result(timeout_s=20)
     if record.error is not None:
         fields["failedReason"] = record.error.message
     return fields

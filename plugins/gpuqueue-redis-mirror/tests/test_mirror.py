@@ -206,13 +206,15 @@ def test_no_key_of_its_own_looks_like_one_of_bullmq(make, start, redis_server, c
 
     thread = threading.Thread(target=watch)
     thread.start()
-    jobs = [gq.work.enqueue(n=n) for n in range(200)]
-    start(gq)
-    for job in jobs:
-        job.result(timeout_s=30)
-    level(gq, redis_server)
-    stop.set()
-    thread.join()
+    try:
+        jobs = [gq.work.enqueue(n=n) for n in range(200)]
+        start(gq)
+        for job in jobs:
+            job.result(timeout_s=30)
+        level(gq, redis_server)
+    finally:
+        stop.set()
+        thread.join()
     assert {key for key in seen if key.split(":")[1] not in ("mail", "slow", "empty")} == set()
     assert sorted(client.keys("gpuqueue-mirror:*")) == ["gpuqueue-mirror:bull"]
 

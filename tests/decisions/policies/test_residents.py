@@ -693,7 +693,7 @@ def test_a_dead_workers_request_keeps_the_card_until_it_has_ended(machine: Machi
     machine.ollama.faults.add("stall")
     body = json.dumps({"model": GEMMA, "prompt": "x"}).encode()
     address = machine.ollama.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1]))) as request:
+    with socket.create_connection((address[0], int(address[1])), timeout=20) as request:
         request.sendall(b"POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         assert request.recv(1)
         assert not machine.clean_up(GEMMA, orphaned=True, release_s=0.3).verified

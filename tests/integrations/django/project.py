@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import django
 
 from gpuqueue import GPUQueue, JobHandle
 from gpuqueue.store.sqlite import queries
+from tests.processes import started
 
 MANAGE = """\
 import os, sys
@@ -101,7 +103,8 @@ class Project:
 
     folder: Path
     python: str = sys.executable
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    leaving: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def make(cls, folder: Path, options: str = '{"database": "default"}') -> Project:
@@ -134,21 +137,14 @@ class Project:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a command; what it prints goes to a file of its own."""
-        output = (self.folder / f"output-{len(self.started)}.txt").open("w")
-        with output:
-            process = subprocess.Popen(
-                [self.python, "manage.py", *words],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        self.started.append(process)
-        return process
+        command = [self.python, "manage.py", *words]
+        with (self.folder / f"output-{len(self.processes)}.txt").open("w") as output:
+            running = started(command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
+            self.processes.append(self.leaving.enter_context(running))
+        return self.processes[-1]
 
     def output(self, process: subprocess.Popen[str]) -> str:
-        return (self.folder / f"output-{self.started.index(process)}.txt").read_text()
+        return (self.folder / f"output-{self.processes.index(process)}.txt").read_text()
 
     @cached_property
     def gq(self) -> GPUQueue:
@@ -174,7 +170,4 @@ class Project:
 
     def end(self) -> None:
         self.gq.close()
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.wait(30)
+        self.leaving.close()

@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store.sqlite import migrate
-from gpuqueue.testing import run_until_idle
+from gpuqueue.testing import run_until_idle, travel
 from tests.conftest import GEMMA, Gate
 from tests.integrations.django.conftest import BACKEND, DUMMY, UseDatabase, UseQueue
 from tests.integrations.django.tasks import gates, wait
@@ -154,15 +155,17 @@ def test_the_queues_are_shown_with_their_jobs_by_state_and_what_holds_them(boss:
     assert "no worker serves it, 1 waiting" in shown
 
 
-def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQueue) -> None:
+@pytest.mark.parametrize(("hour", "is_night"), [(12, False), (22, True)])
+def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQueue, hour: int, is_night: bool) -> None:
     gq.queue("default")
     night = WindowRule("18:00-09:00", concurrency=1, rate=Rate(3, 3600))
     settings = {"rate": Rate(10, 300), "timeout_s": 5400, "retry_every_s": 0.5, "min_run_s": 0, "windows": (night,), "gpu": True}
     gq.queue("ai batch/1", concurrency=3, pause=("09:00-18:00",), yields_to=("default",), **settings)
-    gq.enqueue_many([(gq.task(name="x", queue="ai batch/1")(print), {})])
-    gq.pause("ai batch/1", reason="the card is being changed", until="2h", by="ada")
-    (url,) = re.findall(r'href="(/admin/gpuqueue/queue/ai[^"]+)"', boss.get(QUEUES).content.decode())
-    shown = read(boss, url)
+    with travel(gq, datetime(2031, 6, 2, hour, tzinfo=UTC)):
+        gq.enqueue_many([(gq.task(name="x", queue="ai batch/1")(print), {})])
+        gq.pause("ai batch/1", reason="the card is being changed", until="2h", by="ada")
+        (url,) = re.findall(r'href="(/admin/gpuqueue/queue/ai[^"]+)"', boss.get(QUEUES).content.decode())
+        shown = read(boss, url)
     assert "paused by ada: the card is being changed until" in shown
     assert "Paused since" in shown and "2h from now" in shown
     for words in (
@@ -171,6 +174,8 @@ def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQu
         'windows [{ at = "18:00-09:00", concurrency = 1, rate = "3/h" }]',
     ):
         assert words in shown, words
+    assert ('Now concurrency 1, rate "3/h": its window 18:00-09:00 UTC' in shown) is is_night
+    assert ("Now " in shown) is is_night
 
 
 def test_a_queue_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -> None:

@@ -15,6 +15,7 @@ from django.test import override_settings
 
 from gpuqueue.integrations.django.apps import GPUQueueConfig
 from tests.integrations.django.conftest import BACKEND, OURS, UseDatabase, UseQueue
+from tests.processes import LONGEST_S
 
 DJANGOS = "django.db.backends.sqlite3"
 IMMEDIATE = {"transaction_mode": "IMMEDIATE", "timeout": 5}
@@ -114,7 +115,7 @@ print([(message.id, message.hint) for message in run_checks()])
 def test_a_django_without_tasks_says_what_to_install() -> None:
     if django.VERSION >= (6, 0):
         pytest.skip("this Django has tasks")
-    ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True, timeout=LONGEST_S)
     assert "gpuqueue.E001" in ran.stdout and "pip install django-tasks" in ran.stdout
 
 

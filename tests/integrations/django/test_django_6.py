@@ -17,6 +17,7 @@ from tests.contract.test_pythons import find_python
 from tests.contract.test_readme_django import play
 from tests.contract.test_readme_web import ENVIRONMENT
 from tests.integrations.django.djangos_suite import LEFT_OUT
+from tests.processes import LONGEST_S
 
 PYTHONS = ("3.13", "3.12")  # those that Django 6 runs on, as far as gpuqueue claims them
 UNREACHABLE = ("Failed to establish a new connection", "Name or service not known", "Max retries exceeded", "Temporary failure")
@@ -41,7 +42,7 @@ def django6(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def djangos_tests(django6: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests of the same Django, from its source distribution."""
     ask = [django6, "-c", "import django; print(django.get_version())"]
-    version = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=LONGEST_S).stdout.strip()
     folder = tmp_path_factory.mktemp("sdist")
     pip = ("tool", "run", "--python", django6.resolve(), "--from", "pip", "pip", "download", "--no-deps", "--no-binary", "django")
     try:

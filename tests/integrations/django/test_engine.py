@@ -25,6 +25,7 @@ from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
 from tests.conftest import fork, forks
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import UseDatabase
+from tests.processes import started
 
 HOLDER = """
 import sqlite3, sys
@@ -58,9 +59,7 @@ def count() -> int:
 def held_by_another_process() -> Iterator[Callable[[], None]]:
     """Let another process hold the write lock until the block ends, or it is let go."""
     path = str(connection.settings_dict["NAME"])
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    with started([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         stdin = holder.stdin

@@ -45,10 +45,10 @@ def test_a_batch_runs_all_there_is_and_ends(project: Project) -> None:
     other = project.enqueue("add", 1, queue="other")
     connected = [project.enqueue("use_database") for _ in range(4)]
     ended(project, project.start("gpuqueue_worker", "--batch", "--threads", "1"))
-    assert (added.result(), other.result()) == (3, 1)
+    assert (added.result(timeout_s=20), other.result(timeout_s=20)) == (3, 1)
     assert states(failed, left, interrupted) == ["discarded"] * 3, "what would end a process ends a task"
     assert [error_of(job) for job in (failed, left, interrupted)] == ["ValueError: odd", "SystemExit: bye", "KeyboardInterrupt: "]
-    assert [job.result() for job in connected] == [False] * 4, "Django's connections are closed around each task"
+    assert [job.result(timeout_s=20) for job in connected] == [False] * 4, "Django's connections are closed around each task"
     said = (project.folder / "tasks.log").read_text()
     assert said.count(f"id={added.id}-") == 2, "running and successful"
     assert "ValueError: odd" in said
@@ -59,7 +59,7 @@ def test_an_isolated_task_has_a_process_with_django_of_its_own(project: Project)
     done, failed, died = (project.enqueue("alone", name) for name in ("done", "fails", "dies"))
     worker = project.start("gpuqueue_worker", "--batch", "--threads", "1")
     ended(project, worker)
-    assert done.result().startswith(f"{done.id}-")
+    assert done.result(timeout_s=20).startswith(f"{done.id}-")
     assert states(failed, died) == ["discarded"] * 2
     assert error_of(failed) == "ValueError: odd"
     assert died.error is not None and died.error.code == "process_died"
@@ -111,7 +111,7 @@ def test_what_a_killed_worker_ran_is_run_by_another(project: Project, until: Unt
     assert worker.wait(30) == -signal.SIGKILL
     project.let_go("gate")
     ended(project, project.start("gpuqueue_worker", "--max-tasks", "1"))
-    assert job.result() == "waited"
+    assert job.result(timeout_s=20) == "waited"
     ((outcome, dead),) = project.attempts(job)
     assert outcome == "crashed"
     assert dead != job.record.worker_id

@@ -70,10 +70,12 @@ def test_beside_a_busy_writer_the_copy_ends_and_is_of_one_moment(store: Store, r
     rows.queue("work")
     producer = threading.Thread(target=produce)
     producer.start()
-    assert written.wait(20)
-    done = back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
-    stop.set()
-    producer.join()
+    try:
+        assert written.wait(20)
+        done = back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
+    finally:
+        stop.set()
+        producer.join()
     assert done.findings == []
     assert 0 < done.job_count <= rows.one("SELECT count(*) FROM jobs")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from gpuqueue.store import open_store
+from tests.processes import LONGEST_S
 
 VISITOR = """
 import sys
@@ -26,7 +27,7 @@ def test_a_second_store_of_one_process_keeps_the_locks_of_the_first(tmp_path: Pa
     log = Path(f"{path}-wal")
     inode = log.stat().st_ino
     # A process that closes the file last removes its log; this one must see that others still use it.
-    subprocess.run([sys.executable, "-c", VISITOR, str(path)], check=True)
+    subprocess.run([sys.executable, "-c", VISITOR, str(path)], check=True, timeout=LONGEST_S)
     assert log.stat().st_ino == inode
     first.close()
     second.close()

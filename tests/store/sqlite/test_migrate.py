@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from gpuqueue.domain.outcomes import Report
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.tables import metadata
+from tests.processes import LONGEST_S, started
 from tests.store.rows import Rows, at
 
 
@@ -103,7 +105,7 @@ def test_opening_a_file_that_is_up_to_date_loads_no_alembic(tmp_path: Path) -> N
         "import sys; from pathlib import Path; from gpuqueue.store import open_store; open_store(Path(sys.argv[1])).close(); "
         "assert 'alembic' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "jobs.db")], check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "jobs.db")], check=True, timeout=LONGEST_S)
 
 
 def test_a_file_of_a_newer_gpuqueue_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -191,19 +193,19 @@ def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     )
     for number in range(3):
         command = [sys.executable, "-c", code, str(tmp_path / f"{number}.db")]
-        processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)
-        ]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(b"\n")
-            process.stdin.flush()
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with ExitStack() as leaving:
+            processes = [leaving.enter_context(started(command, **pipes)) for _ in range(4)]
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n"
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            for process in processes:
+                _, errors = process.communicate(timeout=120)
+                assert process.returncode == 0, errors
         store = open_store(tmp_path / f"{number}.db")
         assert Rows(store).one("SELECT count(*) FROM jobs") == 4
         store.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from gpuqueue.store import Store, open_store
 from gpuqueue.store.sqlite.connections import explain
 from tests.conftest import fork, forks, wait_until
 from tests.history import FOLLOWER, check, events_of
+from tests.processes import started
 from tests.store.rows import Rows, job_of
 
 PATIENCE_S = 30.0
@@ -195,13 +195,14 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
         "for _ in range(100): store.jobs.enqueue(NewJob('work', 't', '{}', 1, 0))\n"
         "store.close()"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(store.engine.path)]) for _ in range(2)]
-    threads = [threading.Thread(target=lambda: [rows.enqueue() for _ in range(50)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [process.wait(PATIENCE_S * 2) for process in processes] == [0, 0]
+    command = [sys.executable, "-c", code, str(store.engine.path)]
+    with started(command) as first, started(command) as second:
+        threads = [threading.Thread(target=lambda: [rows.enqueue() for _ in range(50)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [process.wait(PATIENCE_S * 2) for process in (first, second)] == [0, 0]
     assert rows.one("SELECT count(*) FROM jobs") == 400
     assert rows.one("SELECT max(id) FROM jobs") == 400
     with store.engine.reading() as connection:

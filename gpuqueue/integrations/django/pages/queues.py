@@ -45,7 +45,9 @@ def queue_page(gq: DjangoQueue, name: str) -> dict[str, Any]:
         raise UnknownQueue(name, view.queues)
     queue = view.queues[name]
     row = _row(gq, queue, view, counts.get(name, {}), known_holds(view, gq.plugins), gq.expected_ends(), list(State))
-    return {"queue": row, "settings": _settings(queue.settings), "limited_by": queue.limited_by}
+    configured = _settings(gq.queue_settings(name))
+    tighter = [f"{key} {value}" for key, value in _settings(queue.settings) if (key, value) not in configured]
+    return {"queue": row, "settings": configured, "tighter": ", ".join(tighter), "limited_by": queue.limited_by}
 
 
 def _row(

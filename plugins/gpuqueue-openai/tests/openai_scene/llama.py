@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import select
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 # From its template llama.cpp learns what a thought looks like in a model's answer: what is between <think> and </think>.
@@ -22,6 +22,7 @@ THINKING = (
     "{{ message.content }}<|im_end|>\n{%- endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{{ '' }}{%- endif %}"
 )
+START_S = 120  # a broken one alone takes so long
 MEAN = 1  # of a text's tokens: its embedding
 
 
@@ -39,8 +40,11 @@ class Llama:
             [sys.executable, __file__, json.dumps(asked)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert self._process.stdout is not None
-        self._address = self._process.stdout.readline().strip()
-        assert self._address, f"llama.cpp did not start: exit status {self._process.wait()}"
+        says, _, _ = select.select([self._process.stdout], [], [], START_S)
+        self._address = self._process.stdout.readline().strip() if says else ""
+        if not self._address:
+            self.__exit__()
+            raise AssertionError(f"llama.cpp did not start: exit status {self._process.returncode}")
         self.url = f"{self._address}/v1"
 
     def busy_count(self) -> int:
@@ -57,7 +61,7 @@ class Llama:
     def __enter__(self) -> Llama:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
         assert self._process.stdout is not None
         self._process.stdout.close()
