@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownQueue, UsageError
-from gpuqueue.domain.job import NewJob
+from gpuqueue.domain.job import Extras, NewJob
 from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.settings import QueueSettings
@@ -24,6 +24,9 @@ from gpuqueue.store import Store
 
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
+
+# Makes the named tuple as its own constructor does, in half the time: every enqueue makes one.
+_new: Callable[[type[NewJob], tuple[Any, ...]], NewJob] = tuple.__new__
 
 Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
 # A stored job's id and, in a transaction of its caller's, which may be rolled back, when it was enqueued (else None).
@@ -160,7 +163,7 @@ class Enqueuer:
         if arguments:
             text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
         if plan.is_plain:  # most are: fewer steps are fewer microseconds
-            return NewJob(queue, task.name, text, now_us, now_us, plan.priority, plan.max_attempts)
+            return _new(NewJob, (queue, task.name, text, now_us, now_us, plan.priority, plan.max_attempts, None))
         complete = plan.complete
         scheduled_at_us = now_us
         if complete.at_us is not None:
@@ -175,12 +178,14 @@ class Enqueuer:
             scheduled_at_us,
             plan.priority,
             plan.max_attempts,
-            complete.timeout_s,
-            None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
-            complete.tags,
-            complete.vram_bytes,
-            complete.device,
-            complete.fallback,
+            Extras(
+                complete.timeout_s,
+                None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
+                complete.tags,
+                complete.vram_bytes,
+                complete.device,
+                complete.fallback,
+            ),
         )
 
     def _plan(self, task: Task[..., Any], options: JobOptions) -> _Plan:

@@ -94,6 +94,17 @@ class LogLine(NamedTuple):
     message: str
 
 
+class Extras(NamedTuple):
+    """What few jobs ask for."""
+
+    timeout_s: float | None = None
+    expires_at_us: int | None = None
+    tags: tuple[str, ...] = ()
+    wanted_bytes: int | None = None
+    wanted_device: str | None = None
+    fallback: tuple[str, ...] = ()
+
+
 class NewJob(NamedTuple):
     """A job that is to be stored; `arguments` is JSON text, times are microseconds since 1970-01-01 UTC."""
 
@@ -104,12 +115,7 @@ class NewJob(NamedTuple):
     scheduled_at_us: int
     priority: int = 0
     max_attempts: int = 1
-    timeout_s: float | None = None
-    expires_at_us: int | None = None
-    tags: tuple[str, ...] = ()
-    wanted_bytes: int | None = None
-    wanted_device: str | None = None
-    fallback: tuple[str, ...] = ()
+    extras: Extras | None = None
 
 
 class Entry(NamedTuple):

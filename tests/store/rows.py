@@ -7,7 +7,7 @@ from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
-from gpuqueue.domain.job import Job, JobErrorRecord, JobStatus, Lease, NewJob, State
+from gpuqueue.domain.job import Extras, Job, JobErrorRecord, JobStatus, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store import Store
@@ -62,7 +62,9 @@ class Rows:
             options["expires_at_us"] = at(options.pop("expires_s"))
         arguments = options.pop("arguments", "{}")
         due_us = at(s if due_s is None else due_s)
-        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), due_us, **options))
+        plain = {name: options.pop(name) for name in ("priority", "max_attempts") if name in options}
+        extras = Extras(**options) if options else None
+        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), due_us, **plain, extras=extras))
 
     def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
         job_id = self.enqueue(queue, **options)

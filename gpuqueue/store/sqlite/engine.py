@@ -26,7 +26,7 @@ from gpuqueue.store.sqlite import (
     services,
     workers,
 )
-from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB, NOTHING_SPECIAL, PLAIN
+from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB, PLAIN
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
@@ -184,7 +184,7 @@ def _transaction(
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
         # As `is_plain` says, without a call: every enqueue comes by here.
-        if job[PLAIN:] == NOTHING_SPECIAL and job[4] <= job[3] and len(job[2]) <= INLINE_BYTES:
+        if job[7] is None and job[4] <= job[3] and len(job[2]) <= INLINE_BYTES:
             return self._engine.writer.insert(INSERT_PLAIN_JOB, job[:PLAIN])
         return self.enqueue_many((job,))[0]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.domain.job import NewJob
+from gpuqueue.domain.job import Extras, NewJob
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.jobs import ensure_queue
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD
@@ -28,12 +28,11 @@ INSERT_PLAIN_JOB = (
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
 )
 PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
-NOTHING_SPECIAL = tuple(NewJob._field_defaults[name] for name in NewJob._fields[PLAIN:])
 
 
 def is_plain(job: NewJob) -> bool:
     """Say whether the plain statement stores all of a job."""
-    return job[PLAIN:] == NOTHING_SPECIAL and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
+    return job.extras is None and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
@@ -47,6 +46,7 @@ def _insert(cursor: Statements, job: NewJob) -> int:
     if is_plain(job):
         return int(cursor.execute(INSERT_PLAIN_JOB, job[:PLAIN]).lastrowid or 0)
     is_inline = len(job.arguments) <= INLINE_BYTES
+    extras = job.extras or Extras()
     row = (
         job.queue,
         job.task,
@@ -54,14 +54,14 @@ def _insert(cursor: Statements, job: NewJob) -> int:
         job.priority,
         job.enqueued_at_us,
         job.scheduled_at_us,
-        job.expires_at_us,
+        extras.expires_at_us,
         job.max_attempts,
-        job.timeout_s,
+        extras.timeout_s,
         job.arguments if is_inline else None,
-        json.dumps(job.tags) if job.tags else None,
-        job.wanted_bytes,
-        job.wanted_device,
-        json.dumps(job.fallback) if job.fallback else None,
+        json.dumps(extras.tags) if extras.tags else None,
+        extras.wanted_bytes,
+        extras.wanted_device,
+        json.dumps(extras.fallback) if extras.fallback else None,
     )
     job_id = int(cursor.execute(INSERT_JOB, row).lastrowid or 0)
     if not is_inline:
