@@ -32,13 +32,13 @@ class History:
             gq.store.followers.add(FOLLOWER)
 
     def events(self) -> list[Event]:
-        with self._gq.store.engine.reading() as connection:
+        with self._gq.store.engine.lent() as connection:
             return events_of(connection)
 
     def check(self, *, completed: Iterable[int] = (), unfinished: Collection[int] = ()) -> None:
         """Check what happened so far by the settings that the workers agreed on; `check` says what is meant by the rest."""
         settings = self._gq.agreed_settings()
-        with self._gq.store.engine.reading() as connection:  # workers may go on meanwhile
+        with self._gq.store.engine.lent() as connection:  # workers may go on meanwhile
             check(
                 events_of(connection),
                 connection,

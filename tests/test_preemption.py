@@ -39,7 +39,7 @@ def realtime(gq, prompt="now"):
 
 
 def attempts(gq, job):
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         return [(found["attempt"], found["outcome"]) for found in timeline(connection, job.id)]
 
 

@@ -380,7 +380,7 @@ def test_a_worker_of_batch_alone_starts_scheduled_jobs_too(ai, start_worker):
 
 def test_a_realtime_worker_that_dies_leaves_batch_free(ai, start_worker, until):
     start_worker(ai.gq)
-    with ai.gq.store.engine.reading() as connection:  # a worker that left nothing but a row and a running job
+    with ai.gq.store.engine.lent() as connection:  # a worker that left nothing but a row and a running job
         job = ai.realtime(job={"delay": "1h"})
         connection.execute(
             "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, digest, runtime_dir) "

@@ -180,7 +180,7 @@ def database_file(path: Path) -> Iterator[Check]:
 
 def database_use(gq: GPUQueue) -> Iterator[Check]:
     """Open the database as a worker does, and take its write lock once."""
-    with gq.store.snapshot() as reads:
+    with gq.store.reading() as reads:
         newest = reads.newest_enqueued_us()
     gq.store.upkeep.try_write()
     wal_bytes = gq.store.upkeep.log_bytes()
@@ -217,7 +217,7 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
         if queue.paused is not None and queue.paused.until is None:
             paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
             yield Check(WARN, f"queue {name}", paused, session.command("resume", name), has_command=True)
-    with gq.store.snapshot() as reads:
+    with gq.store.reading() as reads:
         agreed = reads.configuration()
     mine = shared_settings(gq.own_settings())
     if agreed is not None and view.workers and agreed != mine:

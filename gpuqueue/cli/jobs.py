@@ -168,7 +168,7 @@ def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
 
 
 def _show_timeline(gq: GPUQueue, job: Job, now: datetime) -> None:
-    with gq.store.snapshot() as reads:
+    with gq.store.reading() as reads:
         attempts = reads.timeline(job.id)
     for at, what in timeline_of(job, attempts, now=now):
         ago = f" ({since(at, now=now)})" if at <= now else ""

@@ -215,7 +215,7 @@ class Enqueuer:
 
     def _expect_queue(self, name: str) -> None:
         if name not in self._declared.queue_names:
-            with self._gq.store.snapshot() as reads:
+            with self._gq.store.reading() as reads:
                 stored = reads.queue_names()
             if name not in stored:
                 raise UnknownQueue(name, stored | self._declared.queue_names)

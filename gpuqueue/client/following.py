@@ -30,7 +30,7 @@ class Follower:
 
     def read(self, *, limit: int = 500) -> list[Event]:
         """Return the next events, in their order, without passing them. Raises: UsageError when it was forgotten."""
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             found = reads.events(self.name, limit=limit)
         if found is None:
             raise self._forgotten()
@@ -39,7 +39,7 @@ class Follower:
     @property
     def position(self) -> int:
         """The last event that it passed, 0 for none. Raises: UsageError when it was forgotten."""
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             found = reads.follower_position(self.name)
         if found is None:
             raise self._forgotten()

@@ -110,7 +110,7 @@ class JobHandle:
 
     def refresh(self) -> JobHandle:
         """Read the job again and return this handle. Raises: UnknownJob when it was pruned."""
-        with self._gq.store.snapshot() as reads:
+        with self._gq.store.reading() as reads:
             record = reads.job(self.id)
         if self._unsure_since_us is not None and to_us(record.enqueued_at) != self._unsure_since_us:
             raise UnknownJob(self.id)
@@ -130,7 +130,7 @@ class JobHandle:
         job alone; UnknownJob.
         """
         self._confirm()
-        with self._gq.store.snapshot() as reads:
+        with self._gq.store.reading() as reads:
             ending = reads.status(self.id)
         if not ending.is_finished:
             with Watch(self, timeout_s) as watch:
@@ -222,7 +222,7 @@ class JobHandle:
     def logs(self, *, after: int = 0) -> list[LogLine]:
         """Return the lines that the job logged, behind the one whose `seq` is `after`."""
         self._confirm()
-        with self._gq.store.snapshot() as reads:
+        with self._gq.store.reading() as reads:
             return reads.logs(self.id, after)
 
     def cancel(self) -> bool:
@@ -310,7 +310,7 @@ class Watch:
         """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
         store = self._gq.store
         self.version = store.changed()
-        with store.snapshot() as reads:
+        with store.reading() as reads:
             # The state is read first: what is written before the end is then surely seen.
             ending = reads.status(self._handle.id)
             rows = reads.chunks(self._handle.id, self._seen) if with_output else ()

@@ -59,7 +59,7 @@ def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: date
 
 def workers(store: Store, *, now_us: int) -> list[WorkerInfo]:
     """List the workers that live."""
-    with store.snapshot() as reads:
+    with store.reading() as reads:
         return live_workers(reads, now_us=now_us)
 
 

@@ -189,7 +189,7 @@ class GPUQueue:
 
     def _refuse_if_held(self, job_id: int, queue: str) -> None:
         """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             away = any(not row.available for row in reads.backends().values())
             job = reads.job(job_id)
         if not away:
@@ -213,7 +213,7 @@ class GPUQueue:
             raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
         if queue is not None:
             self._expect_queue(queue)
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             found = reads.jobs(queue=queue, state=None if state is None else State(state), limit=limit, after=after)
         return [JobHandle(self, job.id, job) for job in found]
 
@@ -249,7 +249,7 @@ class GPUQueue:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             counted = reads.counts()
         return {name: counted.get(name, {}) for name in sorted(set(self._declared.queues) | set(counted))}
 
@@ -287,7 +287,7 @@ class GPUQueue:
 
     def services(self) -> list[ServiceInfo]:
         """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             return reads.services(now_us=self.now_us())
 
     def follow(self, name: str) -> Follower:
@@ -351,7 +351,7 @@ class GPUQueue:
 
     def agreed_settings(self) -> SharedSettings:
         """What the workers agreed on; before the first worker, this process's own."""
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             return agreed(reads.configuration(), self.own_settings())
 
     def queue_settings(self, name: str) -> QueueSettings:
@@ -360,7 +360,7 @@ class GPUQueue:
 
     def queue_names(self) -> set[str]:
         """Every queue that exists."""
-        with self.store.snapshot() as reads:
+        with self.store.reading() as reads:
             return reads.queue_names() | self._declared.queue_names
 
     def _expect_queue(self, name: str) -> None:

@@ -521,6 +521,9 @@ class Engine(Protocol):
     @property
     def upkeep(self) -> Upkeep: ...
 
+    def reading(self) -> AbstractContextManager[Reads]:
+        """Read: each question inside the block by itself, which costs less than a snapshot where there is one."""
+
     def snapshot(self) -> AbstractContextManager[Reads]:
         """Read: all that is read inside the block belongs to one moment."""
 

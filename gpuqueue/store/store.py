@@ -27,13 +27,18 @@ Returned = TypeVar("Returned")
 
 
 class Store:
-    """An open queue. Each role has the methods of the engine's, and wakes whom the transaction concerns once it is committed."""
+    """An open queue.
+
+    Each role has the methods of the engine's (what is not defined here is described in `contract/engine.py`), and wakes whom
+    a transaction concerns once it is committed.
+    """
 
     def __init__(self, engine: contract.Engine) -> None:
         self.engine = engine
         self.name = engine.name
         self.runtime_dir = runtime_dir(Path(engine.name))
         self.bell = bell = Bell(self.runtime_dir)
+        self.reading = engine.reading
         self.snapshot = engine.snapshot
         self.changed = engine.changed
         self.now_us = engine.now_us
@@ -240,8 +245,8 @@ def _before_fork() -> None:
     # thread holds, be it for a moment: it would wait for them for ever.
     _ending.acquire()
     for store in list(_stores):
-        store.engine.quiesce(LONGEST_FORK_WAIT_S)
         _quiet.append(store)
+        store.engine.quiesce(LONGEST_FORK_WAIT_S)
 
 
 def _after_fork_in_parent() -> None:

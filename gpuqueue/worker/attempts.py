@@ -62,7 +62,7 @@ class Attempts:
         """Interrupt the attempts that a person wants stopped, or that are to make room for another queue's job."""
         if not self._running:
             return
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             wanted = reads.stop_requests(self._worker_id)
         for job_id, lease, cancelled in wanted:
             attempt = self._running.get((job_id, lease))

@@ -32,7 +32,7 @@ class Backends:
     def probe(self) -> None:
         """Ask each backend whether it is there: when its breaker says so, and at its interval while it is available."""
         for backend in self._settings.backends:
-            with self._store.snapshot() as reads:
+            with self._store.reading() as reads:
                 row = reads.backends().get(backend.name)
             now = self._clock.now()
             if row is not None and row.checked_at is not None:
@@ -76,7 +76,7 @@ class Backends:
 
     def worked(self, backend: BackendSettings) -> None:
         """Forget the outages of a backend on which a job succeeded."""
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             row = reads.backends().get(backend.name)
         if row is not None and row.failures:
             self._answered(backend, worked=True)

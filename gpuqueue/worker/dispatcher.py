@@ -90,7 +90,7 @@ class Dispatcher:
             return view
 
     def _has_available(self, queue: str) -> bool:
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             return reads.has_available(queue)
 
     def _tell(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
@@ -193,7 +193,7 @@ class Dispatcher:
         view = self.view
         if view is None:
             return None
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             due_us = reads.next_due_us()
         times = [] if due_us is None else [from_us(due_us)]
         if self._preempt_at is not None:
@@ -215,7 +215,7 @@ class Dispatcher:
         its queue being held or no thread free, would make `next_change` ask for a tick at once, again and again.
         """
         now_us = self._clock.wall()
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             due_us = reads.next_due_us()
         if due_us is not None and due_us <= now_us:
             self._store.jobs.move_due(now_us=now_us)
@@ -229,7 +229,7 @@ class Dispatcher:
         for name, item in view.queues.items():
             if not (item.settings.gpu and self._serves(name)):
                 continue
-            with self._store.snapshot() as reads:
+            with self._store.reading() as reads:
                 jobs = reads.unsized(name, limit=SIZED_AT_ONCE)
             demands: list[tuple[int, Demand]] = []
             for job in jobs:

@@ -87,7 +87,7 @@ class Maintenance:
             self.deliver_events()
 
     def _is_alone(self) -> bool:
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             rows = reads.workers(now_us=self._clock.wall())
         return all(row.info.id == self._worker_id for row in rows)
 

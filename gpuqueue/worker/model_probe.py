@@ -39,7 +39,7 @@ class ModelProbe:
         if self._clock.monotonic() - self._listed_at_s < LIST_EVERY_S:
             return
         self._listed_at_s = self._clock.monotonic()
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             noted = {name: row.models for name, row in reads.backends().items()}
         for backend in self._available():
             found = OllamaClient(backend).models(timeout_s=QUERY_S)
@@ -92,6 +92,6 @@ class ModelProbe:
                 break
 
     def _available(self) -> Iterable[BackendSettings]:
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             rows = reads.backends()
         return [item for item in self._settings.backends if item.name not in rows or rows[item.name].available]

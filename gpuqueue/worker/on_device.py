@@ -62,7 +62,7 @@ class OnDevice:
     def _prepare(self, attempt: RunningAttempt) -> None:
         lease = attempt.lease
         assert lease.placement is not None
-        with self._store.snapshot() as reads:
+        with self._store.reading() as reads:
             attempt.partial = reads.partial_output(lease.job_id)
         device = self._device_settings[lease.placement.device]
         details = PrepareAttemptDetails(

@@ -98,7 +98,7 @@ def test_a_claim_is_flat_behind_a_hundred_thousand_jobs_that_do_not_fit(tmp_path
         rules = ClaimRules(queues={"gpu": GPU}, largest_bytes=DEVICE.budget_bytes)
 
         def once() -> None:
-            with store.engine.reading() as connection:
+            with store.engine.lent() as connection:
                 (job,) = claims.candidates(connection, "gpu", room_bytes=DEVICE.budget_bytes)
             lease = store.attempts.claim_placed(
                 job,

@@ -124,7 +124,7 @@ def prepare(path: Path) -> None:
     rows.complete(rows.placed(CLEANING, device=WIDE), s=1)
     rows.placed(PLACED, device=WIDE)
     rows.enqueue("work", priority=-9)
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
 
@@ -276,7 +276,7 @@ def copy(prepared: Path, path: Path) -> None:
 
 def contents(path: Path) -> dict[str, list[Any]]:
     """All rows of all tables; the time of an event and what is counted to it are left out, because a trigger reads the clock."""
-    with opened(path) as scene, scene.store.engine.reading() as connection:
+    with opened(path) as scene, scene.store.engine.lent() as connection:
         found = {
             table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
             for table in (*metadata.tables, "sqlite_master")
@@ -298,9 +298,9 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
     """Rescue what the dead worker held, clean up, run everything that is left, and check the whole history."""
     with opened(path) as scene:
         store, rows = scene.store, scene.rows
-        with store.engine.reading() as connection:
+        with store.engine.lent() as connection:
             history.check_rows(connection)
-        with store.engine.reading() as connection:
+        with store.engine.lent() as connection:
             gone = abandoned_by(connection)
         for dead in ("w", "other", *gone):
             for orphan in rows.rescue(dead, by="survivor", executing=[], s=10):
@@ -313,7 +313,7 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
         for lease in rows.claim("work", "setup", s=s, worker="survivor"):
             assert rows.complete(lease, s=s)
             done += 1
-        with store.engine.reading() as connection:
+        with store.engine.lent() as connection:
             placeable = [row[0] for row in connection.execute("SELECT id FROM jobs WHERE state = 'available' AND queue = 'ai'")]
         store.jobs.set_demands([(job_id, Demand(GB, "")) for job_id in placeable], largest_bytes=CARD.budget_bytes)
         for job_id in placeable:
@@ -324,7 +324,7 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
         expired = rows.one("SELECT count(*) FROM jobs WHERE state = 'discarded' AND finished_at = ?", at(s))
         assert done + expired == waiting, "a job was lost"
         assert rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
-        with store.engine.reading() as connection:
+        with store.engine.lent() as connection:
             history.check_rows(connection)
             if followed:
                 history.check(history.events_of(connection), connection, devices=[CARD, WIDE], retried={DISCARDED: 1})

@@ -121,7 +121,7 @@ def test_what_is_reserved_never_exceeds_the_budget(race: Race) -> None:
     jobs = race.gq.enqueue_many([("app.compute", {"gb": 1 + number % 4}) for number in range(60)])
     most = 0
     while not all(job.refresh().finished_at for job in jobs):
-        with race.gq.store.engine.reading() as connection:
+        with race.gq.store.engine.lent() as connection:
             taken = reservations(connection)
         assert len(taken) <= 3
         most = max(most, sum(item.reserved_bytes for item in taken))

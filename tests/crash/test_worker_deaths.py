@@ -127,7 +127,7 @@ class Site:
         self.gq.close()
 
     def outcomes(self, job_id: int) -> list[str]:
-        with self.gq.store.engine.reading() as connection:
+        with self.gq.store.engine.lent() as connection:
             return [line["outcome"] for line in queries.timeline(connection, job_id)]
 
 

@@ -47,7 +47,7 @@ class Machine(Clients, Workers, Preemptions, Troubles):
         }
         assert holds == model.holds(), f"held as the store and as the model says: {holds}, {model.holds()}"
         self.compare_events()
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             assert set(abandoned_by(connection)) == model.abandoned_by()
             found_taken = reservations(connection)
         taken = {item.job_id: (item.device, item.reserved_bytes, item.running, item.preemptible) for item in found_taken}
@@ -79,7 +79,7 @@ class Machine(Clients, Workers, Preemptions, Troubles):
         reasons = {hold.reason for hold in explanation.reasons}
         expected = self.model.reasons(job_id)
         assert reasons == expected, f"job {job_id} waits, as the store and the model say: {reasons}, {expected}"
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             assert [line["outcome"] for line in queries.timeline(connection, job_id)] == job["outcomes"]
             assert [(lease, text) for _seq, lease, text in queries.chunks_after(connection, job_id, 0)] == job["output"]
         assert [(line.lease, line.message) for line in handle.logs()] == job["lines"]
@@ -174,7 +174,7 @@ class Machine(Clients, Workers, Preemptions, Troubles):
         for job in self.model.jobs.values():
             self.looks_closely(job["id"])
         settings = self.workshop.settings
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             history.check(
                 self.events,
                 connection,

@@ -147,7 +147,7 @@ class Play(RuleBasedStateMachine):
         engine = _engine(self.gq.database)
         with engine.connect() if way == "connection" else Session(engine) as connection:
             yield connection
-            with self.store.engine.reading() as reading:
+            with self.store.engine.lent() as reading:
                 newest = reading.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()[0]
             assert newest <= self.model.newest, "a job is seen before its transaction has committed"
             connection.commit() if commits else connection.rollback()
@@ -247,7 +247,7 @@ class Play(RuleBasedStateMachine):
 
     def stops_what_is_asked(self, worker: PlayedWorker, how: str) -> None:
         """A worker looks at what it must stop; `how` is how an attempt ends that is to make room."""
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             wanted = queries.stop_requests(connection, worker.name)
         expected = sorted(self.model.stop_requests(worker.name))
         assert sorted(wanted) == expected, f"to be stopped, as the store and as the model says: {sorted(wanted)}, {expected}"
@@ -347,7 +347,7 @@ class Play(RuleBasedStateMachine):
         prunable = self.model.prunable(state, before)
         count = self.store.jobs.prune(State(state), before_us=before, limit=limit)
         assert count == min(limit, len(prunable))
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
         gone = [job for job in prunable if job["id"] not in kept]
         assert len(gone) == count

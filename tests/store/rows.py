@@ -136,7 +136,7 @@ class Rows:
 
     def one(self, statement: str, *values: Any) -> Any:
         """The first column of the first row."""
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             return connection.execute(statement, values).fetchone()[0]
 
 
@@ -152,7 +152,7 @@ def status_of(store: Store, job_id: int) -> JobStatus:
 
 def assert_counters_are_true(store: Store) -> None:
     """The counters of finished jobs equal what a count over all the rows finds."""
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         counted = {
             (queue, state): count
             for queue, state, count in connection.execute(

@@ -234,7 +234,7 @@ def test_a_device_tells_when_a_model_was_last_loaded(rows: Rows) -> None:
 
     def claimed(model: str, s: float) -> tuple[str, datetime | None]:
         held.append(rows.placed(rows.enqueue_sized("ai", 1, model), device=wide, s=s))
-        with rows.store.engine.reading() as connection:
+        with rows.store.engine.lent() as connection:
             found = device_sightings(connection)["gpu0"]
         return found.model, found.model_since
 

@@ -128,13 +128,13 @@ class Run:
 
     def check(self) -> None:
         assert_counters_are_true(self.store)
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             assert list(integrity.contradictions(connection, self.store.engine.path)) == []
         one = self.rows.one
         assert one("SELECT count(*) FROM jobs WHERE state = 'running'") == len(self.held)
         assert one("SELECT coalesce(sum(reserved_bytes), 0) FROM jobs WHERE device IS NOT NULL") <= CARD.budget_bytes
         assert one("SELECT count(*) FROM jobs WHERE device IS NOT NULL") <= CARD.slots
-        with self.store.engine.reading() as connection:
+        with self.store.engine.lent() as connection:
             counted = queries.counts(connection)
         for state in State:
             assert sum(found.get(state, 0) for found in counted.values()) == one(

@@ -218,7 +218,7 @@ def test_what_a_row_cannot_tell_is_written_also_without_a_follower(rows: Rows) -
     rows.store.backends.answered("ollama", worked=False, now_us=at(10))
     rows.store.backends.publish_reading("gpu0", reading=Reading(from_us(at(11)), lost="no driver"), residents=None, now_us=at(11))
     rows.store.backends.publish_reading("gpu0", reading=Reading(from_us(at(12))), residents=None, now_us=at(12))
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         found = [name for (name,) in connection.execute("SELECT name FROM events ORDER BY id")]
     assert found == [
         "worker_started", "lease_rescued", "queue_paused", "queue_resumed", "queue_held", "queue_released",
@@ -243,7 +243,7 @@ def test_a_follower_that_never_comes_back_is_forgotten_and_nothing_is_kept_for_i
     rows.store.followers.add("here")
     rows.enqueue(s=1)
     rows.enqueue(s=50)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         (first, _second) = events.after(connection, "here", limit=9) or []
     rows.store.followers.advance("here", first.id)
     rows.store.followers.prune(before_us=at(100), forget_before_us=at(1), limit=5000)

@@ -88,7 +88,7 @@ def test_a_waiting_job_expires_and_a_running_one_does_not(rows: Rows) -> None:
 
 def test_what_is_due_next_leaves_out_running_jobs_so_that_no_worker_spins(rows: Rows) -> None:
     def next_due() -> int | None:
-        with rows.store.engine.reading() as connection:
+        with rows.store.engine.lent() as connection:
             return queries.next_due_us(connection)
 
     assert next_due() is None
@@ -109,7 +109,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked(rows: Row
     running = rows.enqueue()
     lease = rows.claim_one()
     assert rows.store.jobs.cancel(running, now_us=at(1)) is State.RUNNING
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert queries.stop_requests(connection, "w") == [(running, lease.lease, True)]
         assert queries.stop_requests(connection, "other") == []
     assert rows.end(lease, State.CANCELLED)
@@ -220,7 +220,7 @@ def test_demand_classes_are_64_mib_wide_and_what_no_device_takes_has_its_own(row
     small, large, unknown = rows.enqueue_sized("ai", 0.5, "m"), rows.enqueue_sized("ai", 5.1, "m"), rows.enqueue("ai")
     assert rows.one("SELECT demand_class FROM jobs WHERE id = ?", small) == demand_class(GB // 2)
     assert rows.one("SELECT demand_class FROM jobs WHERE id = ?", large) == NEVER_FITS
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert list(claims.classes(connection, "ai", largest_bytes=CARD.budget_bytes)) == [("", 0), ("m", demand_class(GB // 2))]
         assert [job.id for job in claims.unsized(connection, "ai", limit=10)] == [unknown]
 
@@ -232,7 +232,7 @@ def test_only_the_first_of_each_class_is_a_candidate_and_only_where_there_is_roo
     urgent = rows.enqueue_sized("ai", 4, "big", priority=9)
 
     def candidates(room: int) -> set[int]:
-        with rows.store.engine.reading() as connection:
+        with rows.store.engine.lent() as connection:
             return {job.id for job in claims.candidates(connection, "ai", room_bytes=room)}
 
     assert candidates(5 * GB) == {urgent, embed}
@@ -255,7 +255,7 @@ def test_changed_settings_put_every_unfinished_job_back_to_unsized(rows: Rows) -
     assert rows.store.attempts.release_device(running, lease.lease)
     assert rows.job(running).model == ""
     rows.store.jobs.retry(discarded, now_us=at(2))
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert {job.id for job in claims.unsized(connection, "ai", limit=9)} == {too_large, running, discarded}
 
 
@@ -317,7 +317,7 @@ def test_jobs_are_listed_newest_first_by_pages(rows: Rows) -> None:
 
     def listed(**wanted: object) -> list[int]:
         asked = {"queue": None, "state": None, "limit": 3, "after": None, **wanted}
-        with rows.store.engine.reading() as connection:
+        with rows.store.engine.lent() as connection:
             return [job.id for job in queries.list_jobs(connection, **asked)]  # type: ignore[arg-type]
 
     assert listed() == ids[:2:-1]
@@ -335,7 +335,7 @@ def test_counts_name_every_state_and_leave_out_zeros(rows: Rows) -> None:
     completed, postponed, _running = rows.claim("work", limit=3)
     rows.complete(completed)
     rows.postpone(postponed, due_s=40)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert queries.counts(connection) == {
             "idle": {},
             "work": {"available": 1, "scheduled": 1, "retryable": 1, "running": 1, "completed": 1},
@@ -345,7 +345,7 @@ def test_counts_name_every_state_and_leave_out_zeros(rows: Rows) -> None:
 def test_the_jobs_ahead_are_those_that_the_claim_takes_first(rows: Rows) -> None:
     urgent, first, second = rows.enqueue(priority=2), rows.enqueue(), rows.enqueue(s=1)
     rows.enqueue("mail", priority=9)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         ahead = {
             job_id: [
                 work.count
@@ -373,6 +373,6 @@ def test_a_job_that_fits_no_device_comes_before_nobody(rows: Rows) -> None:
     rows.enqueue_sized("ai", 1)
     rows.enqueue("ai")
     last = rows.enqueue_sized("ai", 1)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         ahead = queries.work_ahead(connection, "ai", rows.job(last), largest_bytes=5 * 10**9)
     assert sum(work.count for work in ahead) == 2

@@ -25,13 +25,13 @@ def test_a_late_outcome_changes_nothing_and_says_so(rows: Rows) -> None:
     old = rows.claim_one()
     rows.rescue()
     current = rows.claim_one(s=3, worker="rescuer")
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         before = connection.execute("SELECT * FROM jobs").fetchall()
     for late in (Completed(old, "1"), Ended(old, State.DISCARDED, BOOM), Postponed(old, "retried", at(9), BOOM)):
         assert rows.store.attempts.finish([late], now_us=at(4)) == [old]
     rows.store.attempts.report([Report(job_id, old.lease, "late")])
     assert not rows.store.attempts.release_device(job_id, old.lease)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert connection.execute("SELECT * FROM jobs").fetchall() == before
         assert queries.chunks_after(connection, job_id, 0) == []
     assert rows.complete(current, s=5)
@@ -80,7 +80,7 @@ def test_an_attempt_is_spent_only_when_it_is_retried(rows: Rows, outcome: str, a
     assert rows.postpone(lease, outcome, due_s=30, error=BOOM)
     job = rows.job(job_id)
     assert (job.state, job.attempt, job.lease) == (state, attempt, lease.lease)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         (line,) = queries.timeline(connection, job_id)
     assert (line["attempt"], line["outcome"], line["worker"], line["error"]) == (1, outcome, "w", BOOM)
     assert rows.claim_one(s=30).attempt == attempt + 1
@@ -97,7 +97,7 @@ def test_the_timeline_keeps_every_interrupted_attempt_in_order(rows: Rows) -> No
     for number, outcome in enumerate(("retried", "snoozed", "released", "retried")):
         rows.postpone(rows.claim_one(s=number * 10), outcome, due_s=number * 10 + 9, s=number * 10 + 1)
     rows.end(rows.claim_one(s=90), s=91)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         lines = queries.timeline(connection, job_id)
     assert [line["outcome"] for line in lines] == ["retried", "snoozed", "released", "retried", "discarded"]
     assert [line["attempt"] for line in lines] == [1, 2, 2, 2, 3]
@@ -113,7 +113,7 @@ def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
     rows.postpone(first, "snoozed", due_s=5)
     again = rows.claim_one(s=5)
     rows.store.attempts.report([Report(job_id, first.lease, "late"), Report(job_id, again.lease, "d")])
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert queries.chunks_after(connection, job_id, 0) == [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, job_id, 2) == [(3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, other, 0) == [(1, 1, "x")]
@@ -155,7 +155,7 @@ def test_a_job_that_kills_its_workers_is_discarded_and_can_be_retried(rows: Rows
     assert_counters_are_true(rows.store)
     rows.store.jobs.retry(job_id, now_us=at(9))
     assert rows.job(job_id).crashes == 0
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 3
 
 
@@ -185,7 +185,7 @@ def test_reservations_of_a_dead_worker_go_to_the_rescuer_under_a_new_lease(rows:
     assert orphan.lease > lease.lease
     assert not rows.store.attempts.release_device(job_id, lease.lease), "the dead worker's clean-up is fenced off"
     assert rows.store.attempts.release_device(job_id, orphan.lease)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert reservations(connection) == []
     assert_counters_are_true(rows.store)
 
@@ -221,11 +221,11 @@ def test_a_worker_without_a_row_that_still_holds_something_is_noticed(rows: Rows
     rows.complete(lease)
     rows.enqueue()
     rows.claim_one()
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert sorted(abandoned_by(connection)) == ["away", "gone"]
     rows.rescue("gone", by="w", executing=[])
     (orphan,) = rows.rescue("away", by="w", executing=[])
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert abandoned_by(connection) == []
     assert rows.store.attempts.release_device(placed, orphan.lease)
     assert rows.job(plain).crashes == 0

@@ -25,7 +25,7 @@ def gq(tmp_path: Path) -> Iterator[GPUQueue]:
 
 
 def found(gq: GPUQueue, text: str, **asked: object) -> tuple[list[int], int | None]:
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         jobs, looked_to = search.by_task(connection, text, **{"limit": 9, **asked})  # type: ignore[arg-type]
     return [job.id for job in jobs], looked_to
 

@@ -155,7 +155,7 @@ def test_a_new_job_has_what_the_table_says(make_rows: Callable[[], Rows], move: 
     rows = make_rows()
     due_s = 5 if move is transitions.ENQUEUE else 6
     job_id = rows.enqueue(s=5, due_s=due_s)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         row = row_of(connection, job_id)
     assert row == after(move, row, {"scheduled_at": at(due_s)}, at(5))
     assert_only_what_its_state_has(row)
@@ -407,7 +407,7 @@ def test_the_tokens_of_an_attempt_are_counted_once_though_the_next_one_says_noth
     for s in (2, 4):
         rows.postpone(lease, "released", s=s)
         lease = rows.claim_one(s=s + 1)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         assert queries.partial_output(connection, job_id) == PartialOutput(1, "some words", 40)
 
 
@@ -418,10 +418,10 @@ def counters(connection: sqlite3.Connection) -> dict[str, int]:
 def assert_call(rows: Rows, call: Call, state: State, *, on_device: bool) -> None:
     """Make the call on a job in a state, and compare its row and the counters with the table."""
     job_id = put_into(rows, state, call, on_device=on_device)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         before, counted = row_of(connection, job_id), counters(connection)
     call.make(rows, job_id)
-    with rows.store.engine.reading() as connection:
+    with rows.store.engine.lent() as connection:
         found, counts = row_of(connection, job_id), counters(connection)
     if call.is_rescue and found["device"]:
         assert (found["worker_id"], found["lease"]) == ("rescuer", before["lease"] + 1 + (state in call.all_sources))

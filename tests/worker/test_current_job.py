@@ -232,7 +232,7 @@ def test_a_snooze_spends_no_attempt(gq, start_worker, until):
     job, seen = run_once(gq, start_worker, until, Snooze(0, reason="closed"))
     assert job.result(timeout_s=20) == 7
     assert seen == [1, 1]
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         (snoozed,) = timeline(connection, job.id)
     assert (snoozed["outcome"], snoozed["error"].code, snoozed["error"].message) == ("snoozed", "snoozed", "closed")
 

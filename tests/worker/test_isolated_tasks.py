@@ -162,7 +162,7 @@ def test_verdicts_come_from_there(isolated, gq, start_worker, until, kind, outco
     start_worker(gq)
     job = fail.enqueue(kind=kind)
     until(lambda: job.refresh().state == "retryable", "the verdict")
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         (attempt,) = timeline(connection, job.id)
     assert (attempt["outcome"], job.attempt) == (outcome, 1 if kind == "retry" else 0)
     assert 3500 < (job.record.scheduled_at - job.started_at).total_seconds() < 3700

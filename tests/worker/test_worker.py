@@ -23,7 +23,7 @@ from tests.processes import started
 @contextmanager
 def changed(gq):
     """A connection for changing rows behind everybody's back."""
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         yield connection
 
 
@@ -280,7 +280,7 @@ def test_a_failed_job_is_tried_again_until_its_attempts_are_spent(make_queue, st
     job = fail.enqueue()
     with pytest.raises(JobFailed, match="attempt 3"):
         job.result(timeout_s=20)
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         lines = timeline(connection, job.id)
     assert [(line["attempt"], line["outcome"], line["error"].message) for line in lines] == [
         (1, "retried", "RuntimeError: attempt 1"),

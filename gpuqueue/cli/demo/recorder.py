@@ -250,7 +250,7 @@ class Recorder:
         view = gq.view()
         device = view.devices[self._stage.device.name]
         self.watched.read(device.reading, device.reserved_bytes)
-        with gq.store.snapshot() as reads:
+        with gq.store.reading() as reads:
             counts = reads.counts()
         loaded = self._loaded()
         self.watched.seen_loaded(loaded)

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from gpuqueue.domain.job import NewJob
 from gpuqueue.store.sqlite import (
@@ -35,6 +36,7 @@ from gpuqueue.store.sqlite.writer import Writer
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
+_inherited: list[object] = []  # a forked child keeps its parent's connections until it ends, also when the engine goes
 
 
 class SQLite:
@@ -60,10 +62,9 @@ class SQLite:
         self.followers = _Followers(self)
         self.estimates = _Estimates(self)
         self.upkeep = _Upkeep(self)
-        self._inherited: list[object] = []
         self._begin()
         try:
-            with self.reading() as connection:
+            with self.lent() as connection:
                 migrate.ensure_schema(self._engine, connection, path)
         except BaseException:
             self.close()
@@ -92,8 +93,8 @@ class SQLite:
         self._engine.dispose()
 
     def begin_in_child(self) -> None:
-        # The parent's connections are kept: closing them here would drop the parent's file locks.
-        self._inherited.append((self.writer, self._readers, self._version_reader))
+        # Closing the parent's connections here would drop the parent's file locks.
+        _inherited.append((self.writer, self._readers, self._version_reader))
         self._begin()
 
     def quiesce(self, timeout_s: float) -> None:
@@ -117,10 +118,13 @@ class SQLite:
         return found.st_dev, found.st_ino
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection for reading outside any transaction."""
+    def lent(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection outside any transaction, inside this engine and to its tests."""
         with connections.explained(self.path), self._readers.lend() as connection:
             yield connection
+
+    def reading(self) -> _Reading:
+        return _Reading(self._readers, self.path)
 
     def snapshot(self) -> _Snapshot:
         return _Snapshot(self._readers, self.path)
@@ -133,8 +137,8 @@ class SQLite:
             return version
 
 
-class _Snapshot(SQLiteReads):
-    """Reads of one moment, over a connection that is lent for the length of a block."""
+class _Reading(SQLiteReads):
+    """Reads over a connection that is lent for the length of a block."""
 
     __slots__ = ("_connection", "_path", "_readers")
 
@@ -142,19 +146,36 @@ class _Snapshot(SQLiteReads):
         self._readers = readers
         self._path = path
 
-    def __enter__(self) -> _Snapshot:
+    def __enter__(self) -> Self:
         try:
             self._connection = connection = self._readers.take()
-            connection.execute("BEGIN")
         except sqlite3.Error as error:
             raise connections.explain(error, self._path) from error
         self.execute = connection.execute
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._readers.give_back(self._connection)
+        try:
+            self._readers.give_back(self._connection)
+        except sqlite3.Error as broken:
+            raise connections.explain(broken, self._path) from broken
         if isinstance(error, sqlite3.Error):
             raise connections.explain(error, self._path) from error
+
+
+class _Snapshot(_Reading):
+    """The same, all of one moment."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self.execute("BEGIN")
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
+        return self
 
 
 @contextmanager
@@ -175,6 +196,7 @@ def _transaction(
 ) -> Callable[Concatenate[_Role, Parameters], Returned]:
     """Make a method that runs this function in one write transaction."""
 
+    @wraps(work)
     def run(self: _Role, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         return self._engine.writer.run(work, *args, **kwargs)
 
@@ -237,7 +259,7 @@ class _Backends(_Role):
 
 class _Services(_Role):
     def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
-        with self._engine.reading() as connection:  # every worker asks every second: most need no write lock
+        with self._engine.lent() as connection:  # every worker asks every second: most need no write lock
             if services.is_held(connection, name, by_other_than=worker_id, now_us=now_us):
                 return None
         return self._take(name, worker_id, expires_at_us=expires_at_us, now_us=now_us)
@@ -265,7 +287,7 @@ class _Upkeep(_Role):
         self._engine.writer.run(_nothing)
 
     def checkpoint(self) -> None:
-        with self._engine.reading() as connection:
+        with self._engine.lent() as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def log_bytes(self) -> int:

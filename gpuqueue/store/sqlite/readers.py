@@ -42,12 +42,15 @@ class Readers:
             raise
 
     def give_back(self, connection: sqlite3.Connection) -> None:
-        """Take a connection back; a transaction that was left open is ended."""
+        """Take a connection back; a transaction that was left open is ended, and one that cannot be is closed with it."""
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        finally:
-            self._returned(connection)
+        except BaseException:
+            connection.close()
+            self._returned(None)
+            raise
+        self._returned(connection)
 
     def _returned(self, connection: sqlite3.Connection | None) -> None:
         with self._changed:

@@ -92,7 +92,7 @@ def test_metrics_tell_how_many_jobs_finished_in_each_minute(make, start, redis_s
     wait_until(lambda: all(job.refresh().finished_at is not None for found in jobs.values() for job in found), "all are done")
     worker.stop()
     now_minute = milliseconds(gq.now()) // 60_000
-    with gq.store.engine.reading() as connection:
+    with gq.store.engine.lent() as connection:
         for name, ago in FINISHED_MINUTES_AGO.items():
             for job, minutes in zip(jobs[name], ago, strict=True):
                 finished_us = ((now_minute - minutes) * 60 + 30) * 1_000_000

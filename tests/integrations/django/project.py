@@ -159,7 +159,7 @@ class Project:
 
     def attempts(self, job: JobHandle) -> list[tuple[str, str]]:
         """Return how a job's attempts ended that did not complete, and who ran each: [(outcome, worker)]."""
-        with self.gq.store.engine.reading() as connection:
+        with self.gq.store.engine.lent() as connection:
             return [(row["outcome"], row["worker"]) for row in queries.timeline(connection, job.id)]
 
     def is_reached(self, name: str) -> bool:

@@ -116,7 +116,7 @@ def test_arguments_too_large_for_the_row_belong_to_the_transaction_too(shared: D
         tasks.fail.enqueue("y" * 100_000)
         raise Refused
     assert tasks.fail.get_result(kept.id).args == ["x" * 100_000]
-    with shared.store.engine.reading() as reading:
+    with shared.store.engine.lent() as reading:
         assert reading.execute("SELECT count(*) FROM payloads").fetchone() == (1,)
 
 

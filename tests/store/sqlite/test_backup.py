@@ -32,10 +32,10 @@ def test_a_copy_is_whole_private_and_one_file(store: Store, rows: Rows, tmp_path
     assert (done.job_count, done.findings, done.size_bytes) == (5, [], target.stat().st_size)
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert [file.name for file in target.parent.iterdir()] == ["backup.db"]
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         expected = connection.execute("SELECT * FROM jobs").fetchall()
     copy = open_store(target)
-    with copy.engine.reading() as connection:
+    with copy.engine.lent() as connection:
         assert connection.execute("SELECT * FROM jobs").fetchall() == expected
     assert job_of(copy, 1).arguments == {"text": "x" * 20_000}
     copy.close()

@@ -93,7 +93,7 @@ def assert_good(lines: list[str], statement: str, index: str | None = None) -> N
 
 @pytest.mark.parametrize(("statement", "index"), STATEMENTS.items(), ids=[text[:40] for text in STATEMENTS])
 def test_a_hot_statement_uses_its_index(filled: Rows, statement: str, index: str) -> None:
-    with filled.store.engine.reading() as connection:
+    with filled.store.engine.lent() as connection:
         assert_good(plan(connection, statement), statement, index)
 
 
@@ -192,7 +192,7 @@ def test_what_an_operation_really_runs_scans_and_sorts_nothing(filled: Rows, nam
 
 
 def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) -> None:
-    with filled.store.engine.reading() as connection:
+    with filled.store.engine.lent() as connection:
         seen = Seen(connection)
         queries.next_due_us(seen)  # type: ignore[arg-type]
         queries.stop_requests(seen, "w")  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
 
 def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
     store = open_store(tmp_path / "jobs.db")
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         seen = Seen(connection)
         for state in (State.CANCELLED, State.DISCARDED):
             for place in ({}, {"after": 5}, {"before": 5}):
@@ -231,7 +231,7 @@ def test_listing_one_state_uses_no_scan(tmp_path: Path) -> None:
 
 def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled: Rows) -> None:
     due = [State.RETRYABLE, State.SCHEDULED]
-    with filled.store.engine.reading() as connection:
+    with filled.store.engine.lent() as connection:
         seen = Seen(connection)
         for states in ([State.AVAILABLE], [State.RUNNING], [State.SCHEDULED], [State.RETRYABLE], due, FINISHED):
             for newest_first in (False, True):
@@ -260,7 +260,7 @@ def test_copying_the_queue_walks_through_no_jobs_but_those_that_it_copies(filled
 def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
     filled: Rows, state: State, index: str, queue: str | None
 ) -> None:
-    with filled.store.engine.reading() as connection:
+    with filled.store.engine.lent() as connection:
         seen = Seen(connection)
         for place in ({}, {"after": 5}, {"before": 5}):
             queries.list_jobs(seen, queue=queue, state=state, limit=9, **place)  # type: ignore[arg-type]

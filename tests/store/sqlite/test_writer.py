@@ -66,7 +66,7 @@ class Gathering:
 
 
 def names(store: Store) -> set[str]:
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         return {name for (name,) in connection.execute("SELECT name FROM queues")} - {"there"}
 
 
@@ -205,7 +205,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
         assert [process.wait(PATIENCE_S * 2) for process in (first, second)] == [0, 0]
     assert rows.one("SELECT count(*) FROM jobs") == 400
     assert rows.one("SELECT max(id) FROM jobs") == 400
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         check(events_of(connection), connection, unfinished=range(1, 401))
 
 
@@ -234,7 +234,7 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
     other.close()
     assert rows.enqueue() == 42
     assert rows.one("SELECT count(*) FROM jobs") == 42
-    with store.engine.reading() as connection:
+    with store.engine.lent() as connection:
         check(events_of(connection), connection, unfinished=range(1, 43))
 
 
@@ -268,7 +268,7 @@ def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows)
     read_to_its_end: list[bool] = []
 
     def read(inside: threading.Event, may_end: threading.Event) -> None:
-        with store.engine.reading():
+        with store.engine.lent():
             inside.set()
             assert may_end.wait(PATIENCE_S)
             read_to_its_end.append(True)
