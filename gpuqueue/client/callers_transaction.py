@@ -29,7 +29,7 @@ def unwrapped(connection: Any) -> Any:
     return registry() if callable(registry) else connection
 
 
-def is_async(connection: Any) -> bool:
+def is_awaited(connection: Any) -> bool:
     """Say whether this is an AsyncConnection or an AsyncSession, whose work is awaited."""
     return hasattr(connection, "run_sync")
 
@@ -42,7 +42,7 @@ def store(
     Raises: UsageError when the connection is not one to the queue's own file; what SQLAlchemy raises.
     """
     connection = unwrapped(connection)
-    if is_async(connection):
+    if is_awaited(connection):
         raise UsageError("an async connection or session is awaited: use aenqueue or aenqueue_many")
     if _is_djangos(connection):
         return _store_within_django(jobs, connection, database, ensured, ring)

@@ -120,7 +120,7 @@ class Enqueuer:
 
     async def _astore_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:
         connection = callers_transaction.unwrapped(connection)
-        if not callers_transaction.is_async(connection):
+        if not callers_transaction.is_awaited(connection):
             return self._store_within(connection, jobs)
         ids: list[int] = await connection.run_sync(self._store_within, jobs)
         return ids

@@ -131,21 +131,21 @@ class JobHandle:
         """
         self._confirm()
         with self._gq.store.reading() as reads:
-            ending = reads.status(self.id)
-        if not ending.is_finished:
+            status = reads.status(self.id)
+        if not status.is_finished:
             with Watch(self, timeout_s) as watch:
-                while not (ending := watch.look()).is_finished:
+                while not (status := watch.look()).is_finished:
                     while not watch.has_news(watch.listener.wait(watch.patience_s)):
                         pass
-        return self._value_of(ending)
+        return self._value_of(status)
 
     async def aresult(self, timeout_s: float | None = None) -> Any:
         """The async twin of `result`; any number of them wait without a thread each."""
         with Watch(self, timeout_s) as watch:
-            while not (ending := await in_thread(watch.look)).is_finished:
+            while not (status := await in_thread(watch.look)).is_finished:
                 while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
                     pass
-        return self._value_of(ending)
+        return self._value_of(status)
 
     def stream(self, timeout_s: float | None = None) -> Iterator[Piece]:
         """Yield the job's output as it comes, also after it has finished; ends when the job completes.
@@ -155,26 +155,26 @@ class JobHandle:
         """
         with Watch(self, timeout_s) as watch:
             while True:
-                pieces, ending = watch.look_for_output()
+                pieces, status = watch.look_for_output()
                 yield from pieces
-                if ending.is_finished:
+                if status.is_finished:
                     break
                 while not watch.has_news(watch.listener.wait(watch.patience_s)):
                     pass
-        self._value_of(ending)
+        self._value_of(status)
 
     async def astream(self, timeout_s: float | None = None) -> AsyncIterator[Piece]:
         """The async twin of `stream`."""
         with Watch(self, timeout_s) as watch:
             while True:
-                pieces, ending = await in_thread(watch.look_for_output)
+                pieces, status = await in_thread(watch.look_for_output)
                 for piece in pieces:
                     yield piece
-                if ending.is_finished:
+                if status.is_finished:
                     break
                 while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
                     pass
-        self._value_of(ending)
+        self._value_of(status)
 
     def watch(self, timeout_s: float | None = None) -> Iterator[Job]:
         """Yield the job now, and again whenever it may have changed or said something; the last one yielded is finished.
@@ -254,16 +254,16 @@ class JobHandle:
         known = f" {self._record.state} in {self._record.queue}" if self._record else ""
         return f"<job {self.id}{known}>"
 
-    def _value_of(self, ending: JobStatus) -> Any:
+    def _value_of(self, status: JobStatus) -> Any:
         """Return a finished job's result. Raises: the error that says how it ended."""
         self._record = None
-        if ending.state is State.COMPLETED:
-            return json.loads(ending.result or "null")
-        raise self._error_of(ending)
+        if status.state is State.COMPLETED:
+            return json.loads(status.result or "null")
+        raise self._error_of(status)
 
-    def _error_of(self, ending: JobStatus) -> JobError:
-        error: JobErrorRecord = ending.error or JobErrorRecord(str(ending.state), str(ending.state))
-        if ending.state is State.CANCELLED:
+    def _error_of(self, status: JobStatus) -> JobError:
+        error: JobErrorRecord = status.error or JobErrorRecord(str(status.state), str(status.state))
+        if status.state is State.CANCELLED:
             return JobCancelled(f"job {self.id} was cancelled", job_id=self.id, code="cancelled")
         if error.code == "unavailable":
             return ServiceUnavailable(error.message, job_id=self.id, code=error.code)
@@ -312,7 +312,7 @@ class Watch:
         self.version = store.changed()
         with store.reading() as reads:
             # The state is read first: what is written before the end is then surely seen.
-            ending = reads.status(self._handle.id)
+            status = reads.status(self._handle.id)
             rows = reads.chunks(self._handle.id, self._seen) if with_output else ()
         pieces = []
         for seq, lease, text in rows:
@@ -321,12 +321,12 @@ class Watch:
             piece.seq = seq
             pieces.append(piece)
             self._seen = seq
-        self._waits = ending.state in WAITING
+        self._waits = status.state in WAITING
         if self._waits:
-            self._look_after(ending)
-        if not ending.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
+            self._look_after(status)
+        if not status.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
             raise TimeoutError(f"{self._handle.explain()}\n(the job goes on; cancel it with job.cancel())")
-        return pieces, ending
+        return pieces, status
 
     @property
     def patience_s(self) -> float:
@@ -341,23 +341,23 @@ class Watch:
         """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
         return rang or self.patience_s == 0 or self._gq.store.changed() != self.version
 
-    def _look_after(self, ending: JobStatus) -> None:
+    def _look_after(self, status: JobStatus) -> None:
         """Do for a job that waits what nobody may be there to do."""
         now_us = self._gq.now_us()
-        if ending.expires_at_us is not None and ending.expires_at_us <= now_us:
+        if status.expires_at_us is not None and status.expires_at_us <= now_us:
             self._gq.store.jobs.move_due(now_us=now_us)
         if time.monotonic() < self._look_again_s:
             return
         self._look_again_s = time.monotonic() + WORKER_CHECK_S
-        if self._gq.is_served(ending.queue):
+        if self._gq.is_served(status.queue):
             return
-        if not self._only_looks and self._gq.queue_settings(ending.queue).when_unavailable == "reject":
+        if not self._only_looks and self._gq.queue_settings(status.queue).when_unavailable == "reject":
             self._gq.store.jobs.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
         elif not self._told:
             self._told = True
             logger.warning(
                 "job %d waits: no worker serves queue %r. Start one: %s",
                 self._handle.id,
-                ending.queue,
-                self._gq.worker_command(ending.queue),
+                status.queue,
+                self._gq.worker_command(status.queue),
             )

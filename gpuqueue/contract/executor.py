@@ -74,5 +74,8 @@ class AsyncExecutor(Protocol):
     async def arun(self, context: AttemptContext) -> Any: ...
 
 
+AnyExecutor = Executor | AsyncExecutor
+
+
 def is_async(executor: Executor | AsyncExecutor) -> TypeGuard[AsyncExecutor]:
     return hasattr(executor, "arun")

@@ -1,4 +1,4 @@
-"""Owns the nouns: frozen jobs, leases, holds, demands, devices; knows nothing of how they are stored or run.
+"""Owns a job and what belongs to it: its states, leases, status, output and events; knows nothing of how it is stored or run.
 
 `gpuqueue.domain.transitions` says which state leads to which, and `gpuqueue/docs/states.md` draws it.
 Here a *model* is a neural network.

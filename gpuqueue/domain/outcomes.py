@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gpuqueue.domain.job import JobErrorRecord, Lease, State
 from gpuqueue.domain.view import Reservation
@@ -32,7 +32,7 @@ class Postponed(NamedTuple):
     """
 
     lease: Lease
-    outcome: str
+    outcome: Literal["retried", "snoozed", "released", "preempted"]
     at_us: int
     error: JobErrorRecord | None = None
     waiting_for: str | None = None

@@ -1,4 +1,7 @@
-"""Owns what is done to a queue's database as a whole, whether or not a store has it open: look, check, back up, shrink."""
+"""Owns what is done to a queue's database as a whole, whether or not a store has it open: look, check, back up, shrink.
+
+What is done is the engine's; there is one so far.
+"""
 
 from gpuqueue.store.sqlite.backup import BackedUp, back_up
 from gpuqueue.store.sqlite.connections import LIBRARY_VERSION, MINIMUM_SQLITE

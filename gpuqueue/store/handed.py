@@ -1,7 +1,16 @@
-"""Owns what is done over a connection that is handed: jobs in a caller's transaction, reads in Django's, and whose it is."""
+"""Owns what is done over a connection that is handed: jobs in a caller's transaction, reads in Django's, and whose it is.
 
+What is done is the engine's; there is one so far.
+"""
+
+from gpuqueue.contract.engine import Reads, Statements
 from gpuqueue.store.sqlite.enqueueing import expect_own, insert_jobs
-from gpuqueue.store.sqlite.reads import SQLiteReads as reads_over
+from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.write_lock import holders
 
 __all__ = ["expect_own", "holders", "insert_jobs", "reads_over"]
+
+
+def reads_over(connection: Statements) -> Reads:
+    """Read what a connection sees, for as long as its owner lets it be open."""
+    return SQLiteReads(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.running import Ran, RunningAttempt, run_here
+from gpuqueue.worker.running import Attempt, Ran, run_here
 
 __all__ = ["Bench", "RecordedAttempt"]
 
@@ -48,7 +49,7 @@ class _Record:
         self.progressed.append((fraction, note))
 
 
-class RecordedAttempt(RunningAttempt):
+class RecordedAttempt(Attempt):
     """The context of one attempt, to be given to an executor's `run` or `arun`; it is the worker's own, with another output.
 
     `interrupt("cancelled")`, or "timed_out", "preempted", "stopping", "lease_lost", asks the attempt to stop, from any thread.
@@ -83,7 +84,7 @@ class RecordedAttempt(RunningAttempt):
             model=model,
             placement=placement,
         )
-        super().__init__(lease, cast(Output, self._record), Clock())
+        super().__init__(lease, cast(Output, self._record), Clock(wall=lambda: time.time_ns() // 1000))
 
     @property
     def emitted(self) -> list[str]:
@@ -130,7 +131,7 @@ class Bench:
     def __init__(self) -> None:
         self._event_loop = EventLoop()
 
-    def start(self, executor: Executor | AsyncExecutor, attempt: RunningAttempt) -> Future[Ended]:
+    def start(self, executor: Executor | AsyncExecutor, attempt: Attempt) -> Future[Ended]:
         """Start an attempt; the future's result is (what it returned, None) or (None, what it raised)."""
         if is_async(executor):
             return self._event_loop.start(attempt, executor)

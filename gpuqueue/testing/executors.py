@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gpuqueue.contract.executor import AsyncExecutor, AttemptInterrupted, Executor, is_async
+from gpuqueue.contract.executor import AnyExecutor, AttemptInterrupted, is_async
 from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.domain import errors
 from gpuqueue.domain.answers import Placement
@@ -38,7 +38,6 @@ from gpuqueue.worker.running import Interruption
 
 __all__ = ["ExecutorSuite"]
 
-AnyExecutor = Executor | AsyncExecutor
 INTERRUPTIONS: tuple[Interruption, ...] = ("cancelled", "timed_out", "preempted", "stopping", "lease_lost")
 BEGINS_WITHIN_S = 1.0  # an asynchronous executor that says nothing is taken for begun after this
 ABANDON_S = 2.0  # after which a worker gives up what goes on

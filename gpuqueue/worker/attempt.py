@@ -5,8 +5,8 @@ executor says how the task runs; the `Kind` says what there is to prepare, how t
 clean up. What a step raises is handled in one place, named here with what becomes of it:
 
 - prepare, in `Pipeline._prepare`: it ends the attempt as if the task had raised it.
-- run, in `Ran.failed`: it becomes the attempt's error, whatever it is.
-- judge, in `Judge._failed`: the job of which a plugin failed to judge the failure is snoozed.
+- run, in `run_here` and `run_on_loop`: it becomes the attempt's error, whatever it is; SystemExit ends no worker and no loop.
+- judge, in `Judge._failed`: where a plugin fails to judge the failure, the job is snoozed. Nothing else is caught there yet.
 - publish, in `Pipeline._publish`: an outcome that cannot be written leaves its job to whoever comes after this worker.
 - clean up, in `Pipeline._clean_up`: a device that cannot be freed is left to them too.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.contract.executor import AnyExecutor, Executor, is_async
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome
@@ -25,10 +25,8 @@ from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.running import Ran, RunningAttempt, run_here
+from gpuqueue.worker.running import Attempt, Ran, run_here
 from gpuqueue.worker.site import Site
-
-AnyExecutor = Executor | AsyncExecutor
 
 
 class EndedAttempt(NamedTuple):
@@ -49,7 +47,7 @@ class Kind:
     """
 
     publish: Callable[[EndedAttempt], bool]
-    prepare: Callable[[RunningAttempt], None] | None = None
+    prepare: Callable[[Attempt], None] | None = None
     clean_up: Callable[[Lease], object] | None = None
 
 
@@ -87,7 +85,7 @@ class Pipeline:
         ran = self._run(attempt, executor) if refused is None else Ran(error=refused)
         return self.conclude(attempt, ran, kind)
 
-    def start(self, lease: Lease, hand_over: Callable[[tuple[RunningAttempt, Ran]], None]) -> None:
+    def start(self, lease: Lease, hand_over: Callable[[tuple[Attempt, Ran]], None]) -> None:
         """Begin an attempt of an asynchronous task that has no device, and run it on the event loop.
 
         `hand_over` gets it there when it has run, and has another thread `conclude` it: the loop never waits for the database.
@@ -97,7 +95,7 @@ class Pipeline:
         attempt = self._attempts.begin(lease)
         self._event_loop.start(attempt, executor).add_done_callback(lambda future: hand_over((attempt, future.result())))
 
-    def conclude(self, attempt: RunningAttempt, ran: Ran, kind: Kind) -> bool:
+    def conclude(self, attempt: Attempt, ran: Ran, kind: Kind) -> bool:
         """Take an attempt that has run to its end; returns False when it was given up meanwhile."""
         outcome = self._judge.outcome(attempt, *ran)
         run_s = self._clock.monotonic() - attempt.began_s
@@ -108,7 +106,7 @@ class Pipeline:
 
     # --- its steps ---
 
-    def _prepare(self, attempt: RunningAttempt, kind: Kind) -> BaseException | None:
+    def _prepare(self, attempt: Attempt, kind: Kind) -> BaseException | None:
         """Make ready what the attempt needs; returns what kept it from running."""
         try:
             attempt.check()
@@ -118,7 +116,7 @@ class Pipeline:
             return raised
         return None
 
-    def _run(self, attempt: RunningAttempt, executor: AnyExecutor) -> Ran:
+    def _run(self, attempt: Attempt, executor: AnyExecutor) -> Ran:
         """Run the task, in this thread or, while it waits, on the event loop."""
         if is_async(executor):
             return self._event_loop.start(attempt, executor).result()

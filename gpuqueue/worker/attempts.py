@@ -15,7 +15,7 @@ from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.running import Interruption, RunningAttempt
+from gpuqueue.worker.running import Attempt, Interruption
 from gpuqueue.worker.site import Site
 
 ABANDON_S = 2.0
@@ -33,23 +33,23 @@ class Attempts:
         self._judge = judge
         self._output = output
         self._orders = orders
-        self._running: dict[tuple[int, int], RunningAttempt] = {}
+        self._running: dict[tuple[int, int], Attempt] = {}
         self._stopping: Interruption | None = None
 
     @property
     def any_running(self) -> bool:
         return bool(self._running)
 
-    def begin(self, lease: Lease) -> RunningAttempt:
+    def begin(self, lease: Lease) -> Attempt:
         """Take an attempt in; it is interrupted at once where nothing may begin any more."""
-        attempt = RunningAttempt(lease, self._output, self._clock)
+        attempt = Attempt(lease, self._output, self._clock)
         self._running[lease.job_id, lease.lease] = attempt
         if self._stopping is not None or not self._orders.may_begin():
             attempt.interrupt(self._stopping or "stopping")
         self._log.attempt_started(lease)
         return attempt
 
-    def end(self, attempt: RunningAttempt) -> bool:
+    def end(self, attempt: Attempt) -> bool:
         """Take an attempt that has run out again; returns False when it was given up, and its outcome written, meanwhile."""
         if not attempt.close():
             return False
@@ -101,7 +101,7 @@ class Attempts:
                 moments.append(attempt.deadline_s)
         return min(moments, default=None)
 
-    def _give_up(self, attempt: RunningAttempt) -> bool:
+    def _give_up(self, attempt: Attempt) -> bool:
         lease = attempt.lease
         outcome = self._judge.interrupted(attempt)
         # A thread that ends meanwhile waits for the write: it would free the device of a job that still counts as running.

@@ -10,15 +10,11 @@ from datetime import datetime
 from gpuqueue.domain.units import from_us
 
 
-def _system_wall() -> int:
-    return time.time_ns() // 1000
-
-
 @dataclass(frozen=True, slots=True)
 class Clock:
     """`wall` counts microseconds since 1970-01-01 UTC, `monotonic` seconds from an unknown start."""
 
-    wall: Callable[[], int] = _system_wall
+    wall: Callable[[], int]
     monotonic: Callable[[], float] = time.monotonic
 
     def now(self) -> datetime:

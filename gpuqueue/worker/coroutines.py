@@ -13,7 +13,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.store.liveness import Life
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
-from gpuqueue.worker.running import Ran, RunningAttempt
+from gpuqueue.worker.running import Attempt, Ran
 
 
 class Coroutines:
@@ -28,7 +28,7 @@ class Coroutines:
         self._lock = threading.Lock()
         self._free_slots = list(range(first_slot, first_slot + limit))
         self._slots: dict[tuple[int, int], int] = {}  # of the life file, by (job, lease), of what runs
-        self._ran: SimpleQueue[tuple[RunningAttempt, Ran] | None] = SimpleQueue()
+        self._ran: SimpleQueue[tuple[Attempt, Ran] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="gpuqueue-coroutines", daemon=True)
 
     def start(self) -> None:
@@ -74,6 +74,6 @@ class Coroutines:
             else:
                 return
 
-    def _conclude(self, attempt: RunningAttempt, ran: Ran) -> None:
+    def _conclude(self, attempt: Attempt, ran: Ran) -> None:
         self._pipeline.conclude(attempt, ran, self._kind)
         self.forget(attempt.lease)

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from types import FrameType
 
 from gpuqueue.contract.executor import AsyncExecutor
-from gpuqueue.worker.running import Ran, RunningAttempt, run_on_loop
+from gpuqueue.worker.running import Attempt, Ran, run_on_loop
 
 BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported
 WATCH_EVERY_S = 0.25
@@ -34,7 +34,7 @@ class EventLoop:
         self._has_work = threading.Event()
         self._closed = threading.Event()
 
-    def start(self, attempt: RunningAttempt, executor: AsyncExecutor) -> Future[Ran]:
+    def start(self, attempt: Attempt, executor: AsyncExecutor) -> Future[Ran]:
         """Start an attempt; the future's result is what it came to, and it never raises itself."""
         with self._lock:
             loop = self._loop or self._open()
@@ -102,7 +102,7 @@ class EventLoop:
 def blocking_line(frame: FrameType, blocked_s: float) -> str:
     """Word what blocks the loop: the job, the line of the task that does it, and the line in which that is stuck."""
     stack: list[FrameType] = []  # the innermost first
-    attempt: RunningAttempt | None = None
+    attempt: Attempt | None = None
     at: FrameType | None = frame
     while at is not None:
         if at.f_code is run_on_loop.__code__:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Task, module_of
-from gpuqueue.contract.executor import AsyncExecutor, Executor, is_async
+from gpuqueue.contract.executor import AnyExecutor, Executor, is_async
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.domain.job import Lease
@@ -17,8 +17,6 @@ from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.processes import Children, ProcessExecutor
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.site import Site
-
-AnyExecutor = Executor | AsyncExecutor
 
 
 class Executors:

@@ -21,7 +21,7 @@ from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
 from gpuqueue.domain.units import format_duration, to_us
 from gpuqueue.domain.verdicts import DEFAULT_RULES, Discard, Retry, Snooze, Verdict, failure
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
 FAILED_HOOK_WAIT_S = 60.0
@@ -39,7 +39,7 @@ class Judge:
         self._tasks = tasks
         self._max_payload_bytes = max_payload_bytes
 
-    def outcome(self, attempt: RunningAttempt, value: Any, error: BaseException | None) -> Outcome:
+    def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         """The outcome of an attempt that returned `value`, or raised `error`."""
         if error is None:
             return self._completed(attempt.lease, value)
@@ -49,15 +49,14 @@ class Judge:
             return self.interrupted(attempt)
         return self._failed(attempt.lease, error)
 
-    def interrupted(self, attempt: RunningAttempt) -> Outcome:
+    def interrupted(self, attempt: Attempt) -> Outcome:
         """The outcome of an attempt that was asked to stop."""
         lease = attempt.lease
         if attempt.interruption == "cancelled":
             return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
         if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
-        outcome = "preempted" if attempt.interruption == "preempted" else "released"
-        return Postponed(lease, outcome, self._clock.wall())
+        return Postponed(lease, "preempted" if attempt.interruption == "preempted" else "released", self._clock.wall())
 
     def unknown_task(self, lease: Lease) -> Outcome:
         """The outcome of an attempt that nobody here can run."""

@@ -24,7 +24,7 @@ class Loop:
         self._orders = orders
         self._burst = burst
         self._clock = parts.site.clock
-        self._data_version = parts.site.store.changed()
+        self._seen = parts.site.store.changed()
 
     def run(self) -> None:
         """Work until the worker is to stop, has lost its lease, or has nothing left to do."""
@@ -93,6 +93,6 @@ class Loop:
                 return
             parts.threads.nudge()
             found = parts.site.store.changed()
-            if found != self._data_version:
-                self._data_version = found
+            if found != self._seen:
+                self._seen = found
                 return

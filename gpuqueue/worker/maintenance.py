@@ -22,7 +22,7 @@ from gpuqueue.worker.site import Site
 EVERY_S = 1.0
 RETENTION_EVERY_S = 60.0
 CHECKPOINT_BYTES = 1_000_000
-LARGE_WAL_BYTES = 256_000_000
+LARGE_LOG_BYTES = 256_000_000
 READING_EVERY_S = 2.0
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # a follower that has not read an event for so long is not waited for any more
@@ -206,7 +206,7 @@ class Maintenance:
         size = self._store.upkeep.log_bytes()
         if size > CHECKPOINT_BYTES:
             self._store.upkeep.checkpoint()
-        if size > LARGE_WAL_BYTES and not self._warned_of_wal:
+        if size > LARGE_LOG_BYTES and not self._warned_of_wal:
             self._warned_of_wal = True
             logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.name, format_size(size))
 

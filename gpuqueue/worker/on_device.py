@@ -21,7 +21,7 @@ from gpuqueue.domain.view import Reservation
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.observations import Observations
-from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
 CLEAN_UP_AGAIN_S = 1.0
@@ -59,7 +59,7 @@ class OnDevice:
 
     # --- before it runs ---
 
-    def _prepare(self, attempt: RunningAttempt) -> None:
+    def _prepare(self, attempt: Attempt) -> None:
         lease = attempt.lease
         assert lease.placement is not None
         with self._store.reading() as reads:

@@ -23,13 +23,8 @@ class Ran(NamedTuple):
     value: Any = None
     error: BaseException | None = None
 
-    @classmethod
-    def failed(cls, error: BaseException) -> Ran:
-        """Say what becomes of whatever a run raises: SystemExit and the like end the attempt, not the worker or its loop."""
-        return cls(error=error)
 
-
-class RunningAttempt:
+class Attempt:
     """The AttemptContext that executors see; `interrupt` may come from any thread."""
 
     def __init__(self, lease: Lease, output: Output, clock: Clock) -> None:
@@ -107,16 +102,16 @@ class RunningAttempt:
 # --- the run ---
 
 
-def run_here(attempt: RunningAttempt, executor: Executor) -> Ran:
+def run_here(attempt: Attempt, executor: Executor) -> Ran:
     """Run an attempt in this thread."""
     try:
         with running(attempt):
             return Ran(executor.run(attempt))
     except BaseException as raised:
-        return Ran.failed(raised)
+        return Ran(error=raised)
 
 
-async def run_on_loop(attempt: RunningAttempt, executor: AsyncExecutor) -> Ran:
+async def run_on_loop(attempt: Attempt, executor: AsyncExecutor) -> Ran:
     """Run an attempt as a task of the event loop; an interruption cancels it."""
     task = asyncio.current_task()
     loop = asyncio.get_running_loop()
@@ -130,4 +125,4 @@ async def run_on_loop(attempt: RunningAttempt, executor: AsyncExecutor) -> Ran:
             attempt.check()
             return Ran(await executor.arun(attempt))
     except BaseException as raised:
-        return Ran.failed(raised)
+        return Ran(error=raised)

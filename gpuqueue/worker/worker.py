@@ -92,14 +92,13 @@ class Worker:
 
     @property
     def _is_stopping(self) -> bool:
-        """Whether it was asked to stop."""
         return self._orders.stop.is_set()
 
     def _work(self) -> None:
         while True:
             parts = boot(self._gq, self._orders, queues=self._queues, threads=self._threads, accept_config=self._accept_config)
             self.id = parts.site.worker_id
-            parts.site.log.started(self._queues, str(parts.site.store.name))
+            parts.site.log.started(self._queues, parts.site.store.name)
             parts.start()
             self._booted.set()
             try:

@@ -20,6 +20,7 @@ import pytest
 from gpuqueue import GPUQueue
 from tests.benchmarks.floor import Floor
 from tests.history import check_rows
+from tests.processes import started
 
 pytestmark = pytest.mark.benchmark
 SAMPLES = 300
@@ -54,7 +55,7 @@ while (message := heard.recv(64)) != b"end":
 def raw_delays(folder: Path) -> list[float]:
     path = str(folder / "raw")
     command = [sys.executable, "-c", RECEIVER, path, str(folder / "raw.db")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as receiver:
+    with started(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as receiver:
         assert receiver.stdout is not None
         receiver.stdout.readline()
         floor = Floor(folder / "raw.db", synchronous="normal")

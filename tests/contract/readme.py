@@ -39,7 +39,7 @@ SHOWN_AS = {"Client": "GPUQueue"}  # as `gpuqueue.plugins` binds it
 def first_sentence(docstring: str | None) -> str:
     """Return what a module owns, in one line."""
     text = " ".join((docstring or "").split("\n\n")[0].split())
-    return text.removeprefix("Owns ").split(";")[0].rstrip(".")
+    return text.removeprefix("Owns ").split(";")[0].split(". ")[0].rstrip(".")
 
 
 HOUSE_PAGE = """\
@@ -69,7 +69,7 @@ def house() -> str:
             if not files and not rule:
                 continue
             lines = [f"| `{file.name}` | {first_sentence(_docstring(file))} |" for file in files]
-            table = "\n".join(["| file | owns |", "| --- | --- |", *lines]) + "\n" if lines else ""
+            table = "\n".join(["| file | what it does |", "| --- | --- |", *lines]) + "\n" if lines else ""
             parts.append("\n\n".join(filter(None, [f"## {folder.relative_to(PACKAGE)}/", rule, table])).rstrip("\n") + "\n")
     return "\n".join(parts)
 

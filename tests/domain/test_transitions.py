@@ -43,6 +43,23 @@ def test_the_counters_follow_a_job_into_and_out_of_its_end(move: Transition, sou
     assert counted == {state: (state == move.target) - (state == source) for state in FINISHED if state in (source, move.target)}
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        move
+        for move in TRANSITIONS
+        if move.name in ("snooze", "snooze over", "release", "preempt") or move.name.startswith("rescue")
+    ],
+    ids=lambda move: move.name,
+)
+def test_an_attempt_that_did_not_fail_by_itself_is_given_back(move: Transition) -> None:
+    assert move.sets["attempt"] is Change.ONE_LESS
+
+
+def test_a_job_that_made_room_says_how_often() -> None:
+    assert transitions.PREEMPT.sets["preemptions"] is Change.ONE_MORE
+
+
 def test_a_retry_by_a_person_starts_anew() -> None:
     sets = transitions.START_ANEW.sets
     assert (sets["attempt"], sets["crashes"], sets["error"], sets["expires_at"]) == (0, 0, None, None)

@@ -109,6 +109,10 @@ def texts(path: Path) -> Iterator[str]:
             )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             yield node.value
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            sides = [side.value for side in (node.left, node.right) if isinstance(side, ast.Constant)]
+            if len(sides) == 2 and all(isinstance(side, str) for side in sides):
+                yield "".join(sides)
 
 
 def writes_a_state(path: Path, text: str) -> bool:
@@ -117,7 +121,7 @@ def writes_a_state(path: Path, text: str) -> bool:
         for name in re.findall(r"{(.*?)}", columns):
             module = import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
             columns = columns.replace(f"{{{name}}}", str(eval(name, vars(module))))
-        if re.search(r"\bstate\s*=", columns):
+        if re.search(r"\bstate\s*[=,)]", columns):
             return True
     return False
 
@@ -134,6 +138,7 @@ def test_only_the_table_words_a_change_of_state() -> None:
         "UPDATE jobs SET state = 'available' WHERE id = ?",
         "UPDATE jobs SET error = ?,\n  state='available'",
         "UPDATE OR IGNORE jobs SET {_HELD} WHERE id = ?",
+        "UPDATE jobs SET (state, error) = (?, ?) WHERE id = ?",
     ],
 )
 def test_a_change_of_state_that_is_worded_elsewhere_is_found(text: str) -> None:

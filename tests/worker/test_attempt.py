@@ -22,7 +22,7 @@ from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
 LEASE = Lease(1, 1, "default", "work", 1, 1, {}, None, datetime.now(UTC))
@@ -40,7 +40,7 @@ class Steps:
         self.executor: AnyExecutor | None = CallableExecutor(self.run)
         self.order: list[str] = []
         self.ended: list[EndedAttempt] = []
-        self.running: list[RunningAttempt] = []
+        self.running: list[Attempt] = []
         self.raises: dict[str, BaseException] = {}
         self.is_held = True  # the lease, when the outcome is written
         self.kind = Kind(self.publish, self.prepare, self.clean_up)
@@ -50,7 +50,7 @@ class Steps:
         if name in self.raises:
             raise self.raises[name]
 
-    def prepare(self, attempt: RunningAttempt) -> None:
+    def prepare(self, attempt: Attempt) -> None:
         self.running.append(attempt)
         self._step("prepare")
 

@@ -49,10 +49,3 @@ def test_a_clock_says_the_same_time_in_microseconds_and_as_a_datetime() -> None:
     clock = Clock(wall=lambda: 1_772_452_800_250_000)
     assert clock.now() == moment
     assert clock.now().tzinfo is UTC
-
-
-def test_without_another_a_clock_is_the_systems() -> None:
-    clock = Clock()
-    before = datetime.now(UTC)
-    assert before <= clock.now() <= datetime.now(UTC)
-    assert clock.monotonic() <= clock.monotonic()

@@ -115,7 +115,7 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
 
 
 def demand_classes(connection: Statements, queue: str, *, largest_bytes: int) -> list[tuple[str, int]]:
-    """Return the same as a list."""
+    """Return what `classes` yields, for whoever reads it outside of this connection's block."""
     return list(classes(connection, queue, largest_bytes=largest_bytes))
 
 
@@ -155,8 +155,8 @@ def claim(
     """
     move_due(connection, now_us=now_us)
     paused = paused_queues(connection, now_us=now_us)
-    free = [capacity.threads, capacity.coroutines]  # by whether the task is asynchronous
-    most = sum(free)
+    free_threads, free_coroutines = capacity.threads, capacity.coroutines
+    most = free_threads + free_coroutines
     waiting: list[Generator[tuple[Any, ...]]] = []
     stuck: set[str] = set()  # queues whose next job finds no thread or coroutine
     for queue in queues:
@@ -170,12 +170,15 @@ def claim(
     taken = []
     for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
         is_asynchronous = row[2] in capacity.asynchronous
-        if not free[is_asynchronous]:
+        if not (free_coroutines if is_asynchronous else free_threads):
             stuck.add(row[1])
             continue
         taken.append(row)
-        free[is_asynchronous] -= 1
-        if not any(free):
+        if is_asynchronous:
+            free_coroutines -= 1
+        else:
+            free_threads -= 1
+        if not (free_threads or free_coroutines):
             break
     for heads in waiting:
         heads.close()  # an open read would outlive the transaction

@@ -189,7 +189,7 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
     )
 
 
-def abandoned_by(connection: Statements) -> list[str]:
+def abandoned_workers(connection: Statements) -> list[str]:
     """Return workers that have no row any more, but still hold running jobs or device reservations."""
     rows = connection.execute(
         "SELECT worker_id FROM jobs WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM workers) "

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from gpuqueue.contract.engine import Statements
-from gpuqueue.store.sqlite import claims, current, estimates, events, following, outcomes, queries, search, services
+from gpuqueue.store.sqlite import claims, current, following, outcomes, queries, search
+from gpuqueue.store.sqlite import estimates as estimate_rows
+from gpuqueue.store.sqlite import events as event_rows
+from gpuqueue.store.sqlite import services as service_rows
 
 
 class SQLiteReads:
-    """Reads over one connection. It stands in for the connection itself: the functions below are its methods."""
+    """Reads over one connection.
+
+    The functions below take a connection first, of which they use `execute`. This object has it too and stands in for the
+    connection, so that they are its methods, and no wrapper repeats the parameters of each.
+    """
 
     __slots__ = ("execute",)
 
@@ -50,14 +57,14 @@ class SQLiteReads:
     rate_levels = queries.rate_levels
     configuration = queries.configuration
     workers = queries.worker_rows
-    abandoned_workers = outcomes.abandoned_by
+    abandoned_workers = outcomes.abandoned_workers
     reservations = outcomes.reservations
     sightings = queries.device_sightings
     backends = queries.backends
-    estimates = estimates.read
-    services = services.services
+    estimates = estimate_rows.read
+    services = service_rows.services
     # for programs that follow the queue
-    events = events.after
+    events = event_rows.after
     follower_position = following.follower_position
     followers = following.followers
     last_event_id = following.last_event_id

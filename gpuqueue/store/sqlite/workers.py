@@ -1,4 +1,4 @@
-"""Owns the rows of workers, the shared configuration, backends and devices: who lives, and what they agreed on and saw.
+"""Owns the rows of workers and of the configuration that they share: who lives, and what they agreed on.
 
 Every function takes the connection of a write transaction that its caller began.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import sys
@@ -207,6 +208,39 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     assert rows.one("SELECT max(id) FROM jobs") == 400
     with store.engine.lent() as connection:
         check(events_of(connection), connection, unfinished=range(1, 401))
+
+
+def test_a_snapshot_that_cannot_begin_gives_its_connection_back(store: Store, rows: Rows) -> None:
+    rows.enqueue()
+    with store.engine.lent() as connection:
+        connection.execute("BEGIN")  # a transaction within a transaction cannot begin
+        store.engine._readers._idle.append(connection)
+        with pytest.raises(StoreError, match="within a transaction"), store.snapshot():
+            raise AssertionError("it began")
+        assert store.engine._readers._idle.pop() is connection
+    with store.snapshot() as reads:
+        assert reads.counts() == {"work": {"available": 1}}
+    assert store.engine._readers.quiesce(0.0), "a connection is still lent"
+    store.engine._readers.resume()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+@forks
+def test_a_forked_child_leaves_the_connections_of_its_parent_open(store: Store, rows: Rows) -> None:
+    """Closing one in the child would drop the locks that the parent has on the file."""
+    rows.enqueue()
+
+    def open_count() -> int:
+        links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path)]
+        return sum(link.startswith(str(store.engine.path)) for link in links)
+
+    before = open_count()
+    pid = fork()
+    if pid == 0:
+        store.close()
+        gc.collect()
+        os._exit(0 if open_count() >= before else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @forks
