@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from gpuqueue.cli.session import Session
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.job import FINISHED, WAITING, State
 from gpuqueue.store.database import as_it_is
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.policies.windows import parse_window
 from gpuqueue.decisions.view import build, largest_budget

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import FINISHED, Entry, Event, Record, State
 from gpuqueue.domain.units import from_us, to_us

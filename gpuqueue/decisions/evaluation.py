@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gpuqueue.contract.engine import FAR
 from gpuqueue.contract.hookspecs import (
     ChoosePreemptionsDetails,
     JobDemandDetails,
@@ -20,6 +19,7 @@ from gpuqueue.contract.hookspecs import (
     WaitingJob,
 )
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.contract.reads import FAR
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.explanation import Surroundings
 from gpuqueue.domain.job import WAITING, Job
 from gpuqueue.domain.settings import QueueSettings

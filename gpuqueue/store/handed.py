@@ -3,7 +3,8 @@
 What is done is the engine's; there is one so far.
 """
 
-from gpuqueue.contract.engine import Reads, Statements
+from gpuqueue.contract.engine import Statements
+from gpuqueue.contract.reads import Reads
 from gpuqueue.store.sqlite.enqueueing import expect_own, insert_jobs
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.write_lock import holders

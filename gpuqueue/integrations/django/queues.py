@@ -19,7 +19,7 @@ from gpuqueue.client.options import DEFAULT_QUEUE, JobOptions, read_options
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Signature, Task
 from gpuqueue.config.loading import Config
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Job
 from gpuqueue.integrations.django import isolated, temporary

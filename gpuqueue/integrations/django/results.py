@@ -13,7 +13,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from gpuqueue.contract.engine import Reads
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain import errors
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.units import to_us

@@ -17,8 +17,8 @@ from gpuqueue.client.async_twins import in_thread
 from gpuqueue.client.tasks import Task
 from gpuqueue.config.loading import Config
 from gpuqueue.contract.current_job import current_job
-from gpuqueue.contract.engine import Reads
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
+from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.errors import AttemptTimedOut, BackendUnavailable, CallerFault, PayloadError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.json_text import to_json

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from gpuqueue.contract.engine import FAR, Statements
+from gpuqueue.contract.engine import Statements
+from gpuqueue.contract.reads import FAR
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.errors import UnknownJob

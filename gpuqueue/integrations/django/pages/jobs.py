@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuqueue.contract.engine import LOOKED_AT
+from gpuqueue.contract.reads import LOOKED_AT
 from gpuqueue.domain.errors import UnknownJob, UnknownQueue, UsageError
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.timeline import progress
