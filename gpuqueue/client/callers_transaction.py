@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import NewJob
 from gpuqueue.store.handed import expect_own, insert_jobs
@@ -19,6 +18,8 @@ from gpuqueue.store.handed import expect_own, insert_jobs
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, SessionTransaction
+
+    from gpuqueue.contract.engine import Statements
 
 _RINGS = "gpuqueue: what to ring when the transaction has ended"
 

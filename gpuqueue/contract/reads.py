@@ -11,9 +11,6 @@ from gpuqueue.domain.job import Entry, Event, Found, Job, JobStatus, LogLine, Pa
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import Backend, Estimate, Pause, Reservation, ServiceInfo, Sighting, WorkerRow
 
-FAR = 10_000  # the jobs before one are counted up to here
-LOOKED_AT = 20_000  # jobs in one call of `find_by_task`
-
 
 class Reads(Protocol):
     """What can be read; all of one `snapshot` belongs to one moment. {…} describes a dict."""

@@ -19,11 +19,10 @@ from gpuqueue.contract.hookspecs import (
     WaitingJob,
 )
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
-from gpuqueue.contract.reads import FAR
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
-from gpuqueue.domain.explanation import Explanation, Surroundings
+from gpuqueue.domain.explanation import FAR, Explanation, Surroundings
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings

@@ -17,7 +17,6 @@ GPUQueueError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -189,5 +188,7 @@ class AttemptTimedOut(ExecutionError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Word the nearest known name as ` (did you mean 'x'?)`, or nothing when none is near."""
+    import difflib  # 1 ms, which nobody pays who makes no mistake
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

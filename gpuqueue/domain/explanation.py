@@ -11,6 +11,8 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, until
 from gpuqueue.domain.units import format_duration
 
+FAR = 10_000  # the jobs before one are counted up to here
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

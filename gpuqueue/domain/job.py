@@ -217,6 +217,9 @@ class RunningAttempt:
     preempt_requested: bool
 
 
+LOOKED_AT = 20_000  # jobs in one search
+
+
 class Found(NamedTuple):
     """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
 

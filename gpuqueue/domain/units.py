@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 
 from gpuqueue.domain.errors import UsageError
 
@@ -147,6 +146,8 @@ def _duration_of_text(text: str, what: str) -> float:
         return _finite(float(amounts[0][0]), what, DURATION_EXAMPLES)
     order = list(DURATION_UNITS)
     last = -1
+    from fractions import Fraction  # 1 ms, which a process that only enqueues does not pay
+
     total_ms = Fraction(0)
     for number, unit in amounts:
         if unit not in DURATION_UNITS:
@@ -174,6 +175,8 @@ def _size_of_text(text: str, what: str) -> int:
     if unit not in SIZE_UNITS:
         given = f"the unit {unit!r} is not known" if unit else "a number without a unit is bytes, and whole"
         raise UsageError(f"{what} is {text!r}: {given}; use MB, GB, MiB or GiB. Right: {SIZE_EXAMPLES}")
+    from fractions import Fraction
+
     return int(Fraction(number) * SIZE_UNITS[unit])
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from gpuqueue.contract import engine as contract
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Cancellation, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Report
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store.wakeups import Bell, runtime_dir
+
+if TYPE_CHECKING:
+    from gpuqueue.contract import engine as contract
 
 AT_ONCE = 500  # jobs that one transaction changes at most, so that nobody waits long behind it
 LONGEST_REST_S = 0.05

@@ -11,9 +11,8 @@ import json
 import sqlite3
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
@@ -27,6 +26,9 @@ from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, m
 from gpuqueue.store.sqlite.outcomes import finish
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
 from gpuqueue.store.sqlite.state_changes import update
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 HEADS = (
     "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at FROM jobs "

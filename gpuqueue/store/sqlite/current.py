@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import Job, RunningAttempt
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.claims import classes
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS
 from gpuqueue.store.sqlite.queries import get_job
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 # A model that is only named in the arguments belongs to a job of a queue without a device.
 RUNNING = (

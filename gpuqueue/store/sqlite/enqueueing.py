@@ -9,13 +9,16 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Extras, NewJob
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.jobs import ensure_queue
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, PUT_PAYLOAD
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 _COLUMNS = (
     "queue", "task", "state", "priority", "enqueued_at", "scheduled_at", "expires_at", "max_attempts", "timeout_s",

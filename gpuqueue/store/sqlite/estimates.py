@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.estimates import Lesson, believed
 from gpuqueue.domain.view import Estimate
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 
 def learn(connection: sqlite3.Connection, lessons: Sequence[Lesson], *, now_us: int) -> None:

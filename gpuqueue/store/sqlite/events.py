@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import Event
 from gpuqueue.domain.units import from_us
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 _NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 # An attempt waits from when it could first have begun: its time had come, and the attempt before it had ended.

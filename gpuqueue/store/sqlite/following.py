@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import FINISHED, Entry, LogLine, Record, State
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_job
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 _ORDERS = {
     State.AVAILABLE: ("priority DESC", "scheduled_at", "id"),

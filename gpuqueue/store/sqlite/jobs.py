@@ -8,14 +8,17 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.errors import StateError, UnknownJob
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, State
 from gpuqueue.store.sqlite.rows import from_error
 from gpuqueue.store.sqlite.state_changes import assignments, update
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 DEMAND_CLASS_BYTES = 64 * 2**20
 NEVER_FITS = 2**62  # the demand class of what no device can take

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain import transitions
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report, Rescue, Rescued
@@ -20,6 +20,9 @@ from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
 from gpuqueue.store.sqlite.state_changes import update
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 _HELD = "id = ? AND lease = ? AND state = 'running'"
 _HELD_AND_WANTED = f"{_HELD} AND cancel_requested = 0"

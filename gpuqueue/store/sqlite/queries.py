@@ -10,20 +10,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
-from gpuqueue.contract.reads import FAR
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.errors import UnknownJob
-from gpuqueue.domain.explanation import RunningJob, Work
+from gpuqueue.domain.explanation import FAR, RunningJob, Work
 from gpuqueue.domain.job import WAITING, Job, JobStatus, LogLine, PartialOutput, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Backend, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 FEW = 5_000  # jobs that are sorted in no time
 MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters

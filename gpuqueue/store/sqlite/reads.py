@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from gpuqueue.contract.engine import Statements
+from typing import TYPE_CHECKING
+
 from gpuqueue.store.sqlite import claims, current, following, outcomes, queries, search
 from gpuqueue.store.sqlite import estimates as estimate_rows
 from gpuqueue.store.sqlite import events as event_rows
 from gpuqueue.store.sqlite import services as service_rows
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 
 class SQLiteReads:

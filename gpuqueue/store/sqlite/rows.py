@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.json_text import NO_ARGUMENTS
 from gpuqueue.domain.units import from_us
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 INLINE_BYTES = 1000
 PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (job_id, kind, content) VALUES (?, ?, ?)"

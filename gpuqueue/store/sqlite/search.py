@@ -5,10 +5,13 @@ No index has the tasks' names: it would cost every job that is stored, for the f
 
 from __future__ import annotations
 
-from gpuqueue.contract.engine import Statements
-from gpuqueue.contract.reads import LOOKED_AT
-from gpuqueue.domain.job import Found, Job, State
+from typing import TYPE_CHECKING
+
+from gpuqueue.domain.job import LOOKED_AT, Found, Job, State
 from gpuqueue.store.sqlite.queries import get_job, newest
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 
 def by_task(

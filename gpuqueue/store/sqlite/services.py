@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuqueue.contract.engine import Statements
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import ServiceInfo
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 HELD = (
     "SELECT 1 FROM services JOIN workers ON workers.id = services.worker_id "

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuqueue.contract.reads import LOOKED_AT
 from gpuqueue.domain.errors import UnknownJob, UnknownQueue, UsageError
-from gpuqueue.domain.job import Job, State
+from gpuqueue.domain.job import LOOKED_AT, Job, State
 from gpuqueue.domain.timeline import progress
 from gpuqueue.domain.units import format_duration
 from gpuqueue.integrations.django.pages.sources import keys_of
