@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import NewJob
-from gpuqueue.store.handed import expect_own, insert_jobs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -55,6 +54,8 @@ def store(
 
 
 def _insert(jobs: Sequence[NewJob], statements: Statements, ensured: Collection[str]) -> list[int]:
+    from gpuqueue.store.handed import insert_jobs
+
     return insert_jobs(statements, jobs, {job.queue for job in jobs}.difference(ensured))
 
 
@@ -87,6 +88,8 @@ class _Statements:
     _upgrade = "gpuqueue db upgrade"
 
     def __init__(self, connection: Any, database: Path) -> None:
+        from gpuqueue.store.handed import expect_own
+
         self._connection = connection
         expect_own(self, self._dialect(), database, upgrade=self._upgrade)
 

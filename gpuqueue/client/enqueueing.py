@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuqueue.client import callers_transaction
 from gpuqueue.client.async_twins import in_thread
@@ -20,7 +20,9 @@ from gpuqueue.domain.job import Extras, NewJob
 from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.store import Store
+
+if TYPE_CHECKING:
+    from gpuqueue.store.store import Store
 
 FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import FINISHED, Entry, Event, Record, State
 from gpuqueue.domain.units import from_us, to_us
-from gpuqueue.store import Store
+
+if TYPE_CHECKING:
+    from gpuqueue.store.store import Store
 
 
 class Follower:

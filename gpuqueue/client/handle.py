@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Hashable, Iterator
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
@@ -15,8 +15,10 @@ from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, JobStatus, LogLine, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
-from gpuqueue.store import Store
 from gpuqueue.store.wakeups import POLL_S, Listener
+
+if TYPE_CHECKING:
+    from gpuqueue.store.store import Store
 
 logger = logging.getLogger("gpuqueue")
 WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody serves the queue

@@ -15,7 +15,7 @@ from gpuqueue.decisions.view import build, largest_budget, live_workers, serves,
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.view import View, WorkerInfo
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 
 
 def see(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> View:

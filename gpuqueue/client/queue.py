@@ -29,10 +29,11 @@ from gpuqueue.domain.job import Cancellation, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import Duration, from_us, parse_duration
 from gpuqueue.domain.view import Pause, ServiceInfo, View, WorkerInfo
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 
 if TYPE_CHECKING:
     from gpuqueue.client.following import Follower, Reader
+    from gpuqueue.store.store import Store
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")

@@ -38,7 +38,7 @@ from gpuqueue.config.loading import Config
 from gpuqueue.domain.errors import UnknownJob, UsageError
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.flask_settings import PREFIX, config_of
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 
 __all__ = ["FlaskGPUQueue"]
 

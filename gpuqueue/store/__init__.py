@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpuqueue.store.sqlite.engine import SQLite
-from gpuqueue.store.store import Store
+if TYPE_CHECKING:
+    from gpuqueue.store.store import Store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["open_store"]
 WRITE_TIMEOUT_S = 10.0
 
 
@@ -29,4 +30,8 @@ def open_store(
 
     Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
     """
+    # The engine is loaded here: a process that has not used its queue yet has no use for it.
+    from gpuqueue.store.sqlite.engine import SQLite
+    from gpuqueue.store.store import Store
+
     return Store(SQLite(database, synchronous=synchronous, patient=patient, write_timeout_s=write_timeout_s, now_us=now_us))

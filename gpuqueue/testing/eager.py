@@ -32,7 +32,7 @@ from gpuqueue.domain.job import Lease, NewJob, State, lease_of
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.outcomes import Ended, Postponed
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 from gpuqueue.worker.attempt import EndedAttempt, Kind, Pipeline
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.backends import Backends

@@ -18,8 +18,8 @@ from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
-from gpuqueue.store import Store
 from gpuqueue.store.liveness import Life
+from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.attempts import Attempts

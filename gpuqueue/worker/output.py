@@ -8,7 +8,7 @@ import threading
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Report
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 
 GATHER_S = 0.06
 logger = logging.getLogger("gpuqueue.worker")

@@ -9,7 +9,7 @@ from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.log import WorkerLog
 

@@ -13,8 +13,9 @@ from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.outcomes import Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import claims
+from gpuqueue.store.store import Store
 from tests.benchmarks.floor import PAYLOAD
 
 pytestmark = pytest.mark.benchmark

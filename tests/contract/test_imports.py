@@ -9,16 +9,18 @@ from pathlib import Path
 from tests.processes import LONGEST_S
 
 HEAVY = ("alembic", "pynvml", "httpx", "click", "rich", "gpuqueue.worker", "gpuqueue.cli", "gpuqueue.simulators")
+ENGINES = ("gpuqueue.store.sqlite",)
 
 
-def loaded_after(code: str) -> set[str]:
-    code += f"\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+def loaded_after(code: str, of: tuple[str, ...] = HEAVY) -> set[str]:
+    code += f"\nimport sys\nprint(*(name for name in {of!r} if name in sys.modules))"
     command = [sys.executable, "-c", code]
     return set(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_S).stdout.split())
 
 
 def test_importing_gpuqueue_loads_neither_a_worker_nor_what_only_others_need() -> None:
     assert loaded_after("import gpuqueue") == set()
+    assert loaded_after("import gpuqueue", of=ENGINES) == set()
 
 
 def test_enqueueing_and_asking_why_a_job_waits_load_no_worker_either(tmp_path: Path) -> None:

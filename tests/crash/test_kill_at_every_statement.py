@@ -25,9 +25,10 @@ from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import jobs, migrate
 from gpuqueue.store.sqlite.outcomes import abandoned_by
+from gpuqueue.store.store import Store
 from gpuqueue.store.tables import metadata
 from tests import history
 from tests.conftest import fork, forks

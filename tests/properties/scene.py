@@ -20,7 +20,8 @@ from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import PlacementMode
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
+from gpuqueue.store.store import Store
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.clock import Clock as WorkerClock
 from gpuqueue.worker.dispatcher import Dispatcher

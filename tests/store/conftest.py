@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
+from gpuqueue.store.store import Store
 from tests.store.rows import Rows
 
 

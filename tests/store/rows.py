@@ -10,7 +10,7 @@ from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Extras, Job, JobErrorRecord, JobStatus, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 
 NOW_US = 1_700_000_000_000_000
 GB = 10**9

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from gpuqueue.domain.errors import StateError
 from gpuqueue.domain.job import Cancellation, Lease, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import integrity, queries
+from gpuqueue.store.store import Store
 from tests.store.rows import BOOM, CARD, Rows, assert_counters_are_true, at
 
 # What makes jobs and starts them comes often, so that the rest has something to act on.

@@ -9,8 +9,9 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import events
+from gpuqueue.store.store import Store
 from tests.store.rows import BOOM, GB, Rows, at
 
 

@@ -10,9 +10,9 @@ from gpuqueue.domain.errors import StateError, UnknownJob
 from gpuqueue.domain.job import NewJob, State
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.units import from_us
-from gpuqueue.store import Store
 from gpuqueue.store.sqlite import claims, jobs, queries
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SCAN_LIMIT, demand_class
+from gpuqueue.store.store import Store
 from tests.store.rows import CARD, GB, Rows, assert_counters_are_true, at, job_of, status_of
 
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from gpuqueue.domain.job import Cancellation, NewJob, State
-from gpuqueue.store import Store
 from gpuqueue.store.sqlite.jobs import SCAN_LIMIT
+from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
 from tests.store.rows import NOW_US, Rows, assert_counters_are_true, at
 

@@ -21,11 +21,12 @@ from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, PartialOutput, 
 from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
 from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change, Transition
 from gpuqueue.domain.units import from_us
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import integrity, queries
 from gpuqueue.store.sqlite.integrity import check_file
 from gpuqueue.store.sqlite.rows import from_error
 from gpuqueue.store.sqlite.state_changes import update
+from gpuqueue.store.store import Store
 from tests.store.rows import BOOM, GB, NOW_US, Rows, assert_counters_are_true, at
 
 PACKAGE = Path(__file__).parents[2] / "gpuqueue"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain.outcomes import Report
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Bell, Listener, runtime_dir
 from tests.conftest import fork, forks
 from tests.store.rows import Rows

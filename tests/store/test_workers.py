@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
+from gpuqueue.store.store import Store
 
 
 def register(store: Store, worker_id: str, digest: str) -> bool:

@@ -29,8 +29,8 @@ from gpuqueue.integrations.django.model_demand import ModelDemand
 from gpuqueue.integrations.django.results import import_task
 from gpuqueue.integrations.django.running import runner
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
-from gpuqueue.store import Store
 from gpuqueue.store.handed import reads_over
+from gpuqueue.store.store import Store
 
 __all__ = ["DjangoQueue", "TemporaryQueue"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from django.core import mail
 from django.db import connections
 
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 
 # The names of the databases before a test runner gave them others: {alias: NAME}.
 at_start: dict[str, str] = {}

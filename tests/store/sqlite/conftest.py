@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.store import Store
+from gpuqueue.store.store import Store
 from tests.store.conftest import open_sqlite
 
 

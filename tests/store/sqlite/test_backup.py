@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreError, StoreUnwritable, UsageError
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.backup import PAGES_AT_ONCE, back_up
+from gpuqueue.store.store import Store
 from tests.store.rows import Rows, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'

@@ -12,9 +12,9 @@ import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreError
 from gpuqueue.domain.outcomes import Report
-from gpuqueue.store import Store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.integrity import check_file
+from gpuqueue.store.store import Store
 from tests.store.rows import Rows, at
 
 LARGE = f'{{"text": "{"x" * 2000}"}}'

@@ -210,7 +210,7 @@ def test_the_reads_of_a_waiting_worker_and_of_a_view_scan_nothing(filled: Rows) 
         queries.discarded_ids(seen, None)  # type: ignore[arg-type]
         queries.prunable_count(seen, State.COMPLETED, before_us=at(5))  # type: ignore[arg-type]
         outcomes.reservations(seen)  # type: ignore[arg-type]
-        outcomes.abandoned_by(seen)  # type: ignore[arg-type]
+        outcomes.abandoned_workers(seen)  # type: ignore[arg-type]
         claims.candidates(seen, "ai", room_bytes=10**10)  # type: ignore[arg-type]
     for statement, lines in seen.plans.items():
         lines = [line for line in lines if "TEMP B-TREE" not in line] if " UNION " in statement else lines

@@ -8,9 +8,9 @@ import pytest
 
 from gpuqueue.domain.errors import StoreBusy
 from gpuqueue.domain.job import State
-from gpuqueue.store import Store
 from gpuqueue.store.sqlite.integrity import check_file
 from gpuqueue.store.sqlite.vacuum import vacuum
+from gpuqueue.store.store import Store
 from tests.store.rows import Rows, at, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'

@@ -14,8 +14,9 @@ import pytest
 
 from gpuqueue.domain.errors import NotADatabase, StoreBusy, StoreError, StoreFull
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.store import Store, open_store
+from gpuqueue.store import open_store
 from gpuqueue.store.sqlite.connections import explain
+from gpuqueue.store.store import Store
 from tests.conftest import fork, forks, wait_until
 from tests.history import FOLLOWER, check, events_of
 from tests.processes import started
