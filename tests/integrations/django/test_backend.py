@@ -328,8 +328,10 @@ def test_the_signals_of_a_task_that_fails(own_file: DjangoQueue, made: Any, argu
 
 
 def test_a_task_that_is_tried_again_is_finished_once(own_file: DjangoQueue) -> None:
-    with heard() as signals, Worker(own_file):
-        job_of(tasks.fail_twice.enqueue()).result(timeout_s=30)
+    with heard() as signals:
+        job = job_of(tasks.fail_twice.enqueue())
+        with Worker(own_file):
+            job.result(timeout_s=30)
     assert [name for name, *_ in signals] == ["enqueued", "started", "started", "started", "finished"]
     with heard() as signals:
         tasks.ask.using(max_attempts=1).enqueue("snooze")
