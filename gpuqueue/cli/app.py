@@ -225,4 +225,7 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         cause = "" if error is None else f": {type(error).__name__}: {error}"
-        click.echo(f"Warning: {record.getMessage()}{cause}", err=True)
+        try:
+            click.echo(f"Warning: {record.getMessage()}{cause}", err=True)
+        except Exception:  # as every handler does: who logs is not stopped by where it is printed
+            self.handleError(record)
