@@ -13,7 +13,8 @@ failure of an HTTP server.
 
 from __future__ import annotations
 
-from gpuqueue.client.queue import GPUQueue
+from typing import TYPE_CHECKING
+
 from gpuqueue.config.table import Setting, Table
 from gpuqueue.contract import details
 from gpuqueue.contract.device import Device
@@ -52,8 +53,14 @@ from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze
 from gpuqueue.domain.view import Backend, DeviceView, Pause, QueueView, Reservation, ServiceInfo, View, WorkerInfo
 from gpuqueue.executors.replies import reason_in, was_refused
 
-RegisterServicesDetails = details.RegisterServicesDetails[GPUQueue]
-ServiceContext = details.ServiceContext[GPUQueue]
+if TYPE_CHECKING:  # types know whose queue object it is; at run time these are the classes
+    from gpuqueue.client.queue import GPUQueue
+
+    RegisterServicesDetails = details.RegisterServicesDetails[GPUQueue]
+    ServiceContext = details.ServiceContext[GPUQueue]
+else:
+    RegisterServicesDetails = details.RegisterServicesDetails
+    ServiceContext = details.ServiceContext
 
 __all__ = [
     "AsyncExecutor",

@@ -34,4 +34,7 @@ def open_store(
     from gpuqueue.store.sqlite.engine import SQLite
     from gpuqueue.store.store import Store
 
-    return Store(SQLite(database, synchronous=synchronous, patient=patient, write_timeout_s=write_timeout_s, now_us=now_us))
+    def engine() -> SQLite:
+        return SQLite(database, synchronous=synchronous, patient=patient, write_timeout_s=write_timeout_s, now_us=now_us)
+
+    return Store(engine)

@@ -35,8 +35,10 @@ class Store:
     a transaction concerns once it is committed.
     """
 
-    def __init__(self, engine: contract.Engine) -> None:
-        self.engine = engine
+    def __init__(self, open_engine: Callable[[], contract.Engine]) -> None:
+        # Opened here, after the store is made: garbage is finalised in the order in which it was made, and `__del__` is to
+        # close the connections before they find themselves unclosed.
+        self.engine = engine = open_engine()
         self.name = engine.name
         self.runtime_dir = runtime_dir(Path(engine.name))
         self.bell = bell = Bell(self.runtime_dir)

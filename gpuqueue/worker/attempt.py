@@ -98,8 +98,10 @@ class Pipeline:
     def conclude(self, attempt: Attempt, ran: Ran, kind: Kind) -> bool:
         """Take an attempt that has run to its end; returns False when it was given up meanwhile."""
         outcome = self._judge.outcome(attempt, *ran)
-        run_s = self._clock.monotonic() - attempt.began_s
         is_ours = self._attempts.end(attempt)  # else its outcome is written already, and only its device is left
+        if is_ours:
+            self._output.flush(attempt.lease)  # which belongs to the time that it took
+        run_s = self._clock.monotonic() - attempt.began_s
         if not is_ours or self._publish(EndedAttempt(outcome, run_s, *ran), kind):
             self._clean_up(attempt.lease, kind)
         return is_ours
@@ -125,7 +127,6 @@ class Pipeline:
     def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
         """Let everybody know how the attempt ended; returns whether its device is still to be cleaned up here."""
         lease = ended.outcome.lease
-        self._output.flush(lease)
         self._log.ended(ended.outcome, ended.run_s, ended.value)
         try:
             return kind.publish(ended)

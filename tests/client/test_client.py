@@ -620,6 +620,14 @@ def test_a_queue_object_works_on_after_a_fork(gq, add):
     history.check(unfinished=[1, 2, 3])
 
 
+def test_a_queue_object_that_nobody_closed_says_nothing(tmp_path: Path) -> None:
+    """From Python 3.13 on, a connection that finds itself unclosed warns."""
+    script = "import gc; gq = GPUQueue('q.db', discover_plugins=False); gq.counts(); del gq; gc.collect()"
+    command = [sys.executable, "-X", "dev", "-c", f"from gpuqueue import GPUQueue; {script}"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stderr == ""
+
+
 def test_a_closed_queue_object_opens_again_when_used(gq, add):
     with gq:
         add.enqueue(a=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import gpuqueue
+from gpuqueue import plugins
 from gpuqueue.client.declarations import QueueOptions
 from gpuqueue.client.ollama import ChatRequest, EmbedRequest, GenerateRequest, OllamaTasks
 from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb
@@ -131,3 +133,13 @@ def test_a_name_that_users_import_is_where_it_was(name: str) -> None:
 def test_every_public_name_of_the_package_is_imported_as_users_do() -> None:
     for name in gpuqueue.__all__:
         exec(f"from gpuqueue import {name}", {})
+
+
+def test_the_names_in_capitals_that_plugins_use_are_classes_or_types() -> None:
+    """A plugin's author makes them in tests and asks `isinstance`, which a class with its parameters filled in refuses."""
+    names = {name: getattr(plugins, name) for name in plugins.__all__ if name[0].isupper()}
+    assert [name for name, value in names.items() if typing.get_args(value) and name != "Service"] == []
+    gq, stopping = object(), threading.Event()
+    context = plugins.ServiceContext(gq, stopping, 1, print)
+    assert isinstance(context, plugins.ServiceContext)
+    assert isinstance(plugins.RegisterServicesDetails(gq), plugins.RegisterServicesDetails)

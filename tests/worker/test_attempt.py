@@ -32,9 +32,12 @@ class Steps:
     """A pipeline whose steps tell in which order they come; each may be replaced by what raises."""
 
     def __init__(self, gq: GPUQueue, event_loop: EventLoop) -> None:
-        site = Site("w", gq.store, gq.plugins, gq.own_settings(), Clock(wall=gq.now_us), WorkerLog("w"))
+        self.now_s = 0.0
+        clock = Clock(wall=gq.now_us, monotonic=lambda: self.now_s)
+        site = Site("w", gq.store, gq.plugins, gq.own_settings(), clock, WorkerLog("w"))
         backends, output = Backends(site), Output(gq.store)
         judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000)
+        self.output = output
         self.attempts = Attempts(site, judge, output, Orders())
         self.pipeline = Pipeline(site, self.attempts, judge, output, event_loop, lambda lease: self.executor)
         self.executor: AnyExecutor | None = CallableExecutor(self.run)
@@ -83,6 +86,15 @@ def test_the_steps_follow_each_other(steps: Steps) -> None:
     (ended,) = steps.ended
     assert (type(ended.outcome).__name__, ended.value, ended.error) == ("Completed", "done", None)
     assert not steps.attempts.any_running
+
+
+def test_the_time_that_an_attempt_took_includes_writing_what_it_said(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flush(_lease: Lease) -> None:
+        steps.now_s += 2.0
+
+    monkeypatch.setattr(steps.output, "flush", flush)
+    steps.carry_out()
+    assert [ended.run_s for ended in steps.ended] == [2.0]
 
 
 def test_a_coroutine_takes_the_same_way(steps: Steps) -> None:
