@@ -38,7 +38,8 @@ class History:
     def check(self, *, completed: Iterable[int] = (), unfinished: Collection[int] = ()) -> None:
         """Check what happened so far by the settings that the workers agreed on; `check` says what is meant by the rest."""
         settings = self._gq.agreed_settings()
-        with self._gq.store.engine.lent() as connection:  # workers may go on meanwhile
+        with self._gq.store.engine.lent() as connection:
+            connection.execute("BEGIN")  # events and rows of one moment: workers may go on meanwhile
             check(
                 events_of(connection),
                 connection,

@@ -27,7 +27,7 @@ from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import jobs, migrate
-from gpuqueue.store.sqlite.outcomes import abandoned_by
+from gpuqueue.store.sqlite.outcomes import abandoned_workers
 from gpuqueue.store.store import Store
 from gpuqueue.store.tables import metadata
 from tests import history
@@ -302,7 +302,7 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
         with store.engine.lent() as connection:
             history.check_rows(connection)
         with store.engine.lent() as connection:
-            gone = abandoned_by(connection)
+            gone = abandoned_workers(connection)
         for dead in ("w", "other", *gone):
             for orphan in rows.rescue(dead, by="survivor", executing=[], s=10):
                 assert store.attempts.release_device(orphan.job_id, orphan.lease)

@@ -17,7 +17,7 @@ from gpuqueue import JobCancelled, JobExpired, JobFailed, ServiceUnavailable
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.units import to_us
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import abandoned_by, reservations
+from gpuqueue.store.sqlite.outcomes import abandoned_workers, reservations
 from tests import history
 from tests.properties.clients import Clients
 from tests.properties.model_jobs import FINISHED, SECOND, by_job
@@ -48,7 +48,7 @@ class Machine(Clients, Workers, Preemptions, Troubles):
         assert holds == model.holds(), f"held as the store and as the model says: {holds}, {model.holds()}"
         self.compare_events()
         with self.store.engine.lent() as connection:
-            assert set(abandoned_by(connection)) == model.abandoned_by()
+            assert set(abandoned_workers(connection)) == model.abandoned_by()
             found_taken = reservations(connection)
         taken = {item.job_id: (item.device, item.reserved_bytes, item.running, item.preemptible) for item in found_taken}
         assert taken == {

@@ -23,7 +23,7 @@ from gpuqueue.domain.job import Event, Lease, State
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite import queries
-from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.running import Attempt
 from tests import history
 from tests.properties.endings import ENDINGS, MAKES_ROOM
 from tests.properties.model import Model
@@ -93,7 +93,7 @@ class Play(RuleBasedStateMachine):
         self.workshop = Workshop(self.gq, self.clock)
         self.workers: list[PlayedWorker] = []
         self.dead: list[PlayedWorker] = []
-        self.late: list[RunningAttempt] = []  # attempts whose worker died; the last ones may still end
+        self.late: list[Attempt] = []  # attempts whose worker died; the last ones may still end
         self.old_clean_ups: list[tuple[int, int]] = []
         self.events: list[Event] = []
         self.digest = ""
@@ -274,7 +274,7 @@ class Play(RuleBasedStateMachine):
             assert (lease.arguments, lease.timeout_s) == (job["arguments"], job["timeout_s"])
             worker.running.append(self.workshop.attempt(lease))
 
-    def judged(self, attempt: RunningAttempt, how: str) -> tuple[Outcome, Any]:
+    def judged(self, attempt: Attempt, how: str) -> tuple[Outcome, Any]:
         """The outcome that a worker makes of what the task did, and the one that is documented."""
         ending = MAKES_ROOM if how == "makes room" else ENDINGS[how]
         lease = attempt.lease
@@ -293,7 +293,7 @@ class Play(RuleBasedStateMachine):
             expected["due"] = due
         return outcome, expected
 
-    def ends(self, worker: PlayedWorker, attempt: RunningAttempt, how: str) -> None:
+    def ends(self, worker: PlayedWorker, attempt: Attempt, how: str) -> None:
         outcome, expected = self.judged(attempt, how)
         worker.running.remove(attempt)
         if how == "finds its backend away":

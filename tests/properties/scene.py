@@ -28,7 +28,7 @@ from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
 from gpuqueue.worker.output import Output
-from gpuqueue.worker.running import RunningAttempt
+from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 from tests.properties.endings import BACKOFF_S
 from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
@@ -189,7 +189,7 @@ class PlayedWorker:
     extended_at: int
     clock: Clock = field(default_factory=Clock)
     dispatcher: Dispatcher | None = None
-    running: list[RunningAttempt] = field(default_factory=list)
+    running: list[Attempt] = field(default_factory=list)
     ended: list[tuple[Any, Ended]] = field(default_factory=list)
     clean_ups: list[tuple[int, int]] = field(default_factory=list)  # (job, lease)
 
@@ -227,5 +227,5 @@ class Workshop:
         worker.dispatcher = Dispatcher(site, may_claim=worker.may_claim, is_preemptible=is_preemptible)
         return worker
 
-    def attempt(self, lease: Lease) -> RunningAttempt:
-        return RunningAttempt(lease, self.output, WorkerClock(wall=self._gq.now_us))
+    def attempt(self, lease: Lease) -> Attempt:
+        return Attempt(lease, self.output, WorkerClock(wall=self._gq.now_us))

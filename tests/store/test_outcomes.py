@@ -7,7 +7,7 @@ import pytest
 from gpuqueue.domain.job import JobErrorRecord, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report
 from gpuqueue.store.sqlite import queries
-from gpuqueue.store.sqlite.outcomes import abandoned_by, reservations
+from gpuqueue.store.sqlite.outcomes import abandoned_workers, reservations
 from tests.store.rows import BOOM, Rows, assert_counters_are_true, at, status_of
 
 
@@ -222,11 +222,11 @@ def test_a_worker_without_a_row_that_still_holds_something_is_noticed(rows: Rows
     rows.enqueue()
     rows.claim_one()
     with rows.store.engine.lent() as connection:
-        assert sorted(abandoned_by(connection)) == ["away", "gone"]
+        assert sorted(abandoned_workers(connection)) == ["away", "gone"]
     rows.rescue("gone", by="w", executing=[])
     (orphan,) = rows.rescue("away", by="w", executing=[])
     with rows.store.engine.lent() as connection:
-        assert abandoned_by(connection) == []
+        assert abandoned_workers(connection) == []
     assert rows.store.attempts.release_device(placed, orphan.lease)
     assert rows.job(plain).crashes == 0
 
