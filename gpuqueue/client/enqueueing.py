@@ -165,22 +165,20 @@ class Enqueuer:
         if arguments:
             text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
         if plan.is_plain:  # most are: fewer steps are fewer microseconds
-            return _new(NewJob, (queue, task.name, text, now_us, now_us, plan.priority, plan.max_attempts, None))
+            return _new(NewJob, (queue, task.name, text, now_us, plan.priority, plan.max_attempts, None))
         complete = plan.complete
-        scheduled_at_us = now_us
-        if complete.at_us is not None:
-            scheduled_at_us = complete.at_us
-        elif complete.delay_s is not None:
+        scheduled_at_us = complete.at_us
+        if scheduled_at_us is None and complete.delay_s is not None:
             scheduled_at_us = now_us + int(complete.delay_s * 1e6)
         return NewJob(
             queue,
             task.name,
             text,
             now_us,
-            scheduled_at_us,
             plan.priority,
             plan.max_attempts,
             Extras(
+                scheduled_at_us,
                 complete.timeout_s,
                 None if complete.expires_in_s is None else now_us + int(complete.expires_in_s * 1e6),
                 complete.tags,

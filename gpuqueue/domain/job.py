@@ -97,6 +97,7 @@ class LogLine(NamedTuple):
 class Extras(NamedTuple):
     """What few jobs ask for."""
 
+    scheduled_at_us: int | None = None  # at once without one
     timeout_s: float | None = None
     expires_at_us: int | None = None
     tags: tuple[str, ...] = ()
@@ -112,7 +113,6 @@ class NewJob(NamedTuple):
     task: str
     arguments: str
     enqueued_at_us: int
-    scheduled_at_us: int
     priority: int = 0
     max_attempts: int = 1
     extras: Extras | None = None

@@ -141,7 +141,7 @@ def work_queues(scene: Scene) -> dict[str, Any]:
 
 
 def new(arguments: str) -> NewJob:
-    return NewJob("work", "app.task", arguments, at(5), at(5))
+    return NewJob("work", "app.task", arguments, at(5))
 
 
 Operation = Callable[[Scene], object]

@@ -61,10 +61,11 @@ class Rows:
         if "expires_s" in options:
             options["expires_at_us"] = at(options.pop("expires_s"))
         arguments = options.pop("arguments", "{}")
-        due_us = at(s if due_s is None else due_s)
+        if due_s is not None:
+            options["scheduled_at_us"] = at(due_s)
         plain = {name: options.pop(name) for name in ("priority", "max_attempts") if name in options}
         extras = Extras(**options) if options else None
-        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), due_us, **plain, extras=extras))
+        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), **plain, extras=extras))
 
     def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
         job_id = self.enqueue(queue, **options)

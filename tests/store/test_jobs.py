@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gpuqueue.domain.errors import StateError, UnknownJob
-from gpuqueue.domain.job import NewJob, State
+from gpuqueue.domain.job import Extras, NewJob, State
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite import claims, jobs, queries
@@ -26,12 +26,12 @@ def test_a_job_is_stored_as_it_was_asked_for(rows: Rows) -> None:
 
 
 def test_many_jobs_are_stored_in_order_or_not_at_all(rows: Rows) -> None:
-    new = [NewJob("work", f"t{i}", "{}", at(0), at(0)) for i in range(5)]
+    new = [NewJob("work", f"t{i}", "{}", at(0)) for i in range(5)]
     ids = rows.store.jobs.enqueue_many(new)
     assert ids == sorted(ids)
     assert [rows.job(job_id).task for job_id in ids] == ["t0", "t1", "t2", "t3", "t4"]
     with pytest.raises(Exception, match=r"NOT NULL"):
-        rows.store.jobs.enqueue_many([*new, NewJob(None, "t", "{}", at(0), at(0))])  # type: ignore[arg-type]
+        rows.store.jobs.enqueue_many([*new, NewJob(None, "t", "{}", at(0))])  # type: ignore[arg-type]
     assert rows.one("SELECT count(*) FROM jobs") == 5
 
 
@@ -59,7 +59,7 @@ def test_a_future_job_is_scheduled_and_keeps_its_due_time_when_it_is_promoted(ro
 
 
 def test_at_most_a_batch_is_promoted_at_once_and_the_earliest_first(rows: Rows) -> None:
-    new = [NewJob("work", "t", "{}", at(0), at(1000 - i)) for i in range(SCAN_LIMIT + 7)]
+    new = [NewJob("work", "t", "{}", at(0), extras=Extras(at(1000 - i))) for i in range(SCAN_LIMIT + 7)]
     ids = rows.store.jobs.enqueue_many(new)
     rows.queue("work")
     rows.store.jobs.move_due(now_us=at(2000))

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-from gpuqueue.domain.job import Cancellation, NewJob, State
+from gpuqueue.domain.job import Cancellation, Extras, NewJob, State
 from gpuqueue.store.sqlite.jobs import SCAN_LIMIT
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
@@ -15,7 +15,7 @@ from tests.store.rows import NOW_US, Rows, assert_counters_are_true, at
 
 def enqueue_many(rows: Rows, count: int, queue: str = "work", due_us: int = NOW_US) -> list[int]:
     rows.queue(queue)
-    return rows.store.jobs.enqueue_many([NewJob(queue, "app.task", "{}", NOW_US, due_us) for _ in range(count)])
+    return rows.store.jobs.enqueue_many([NewJob(queue, "app.task", "{}", NOW_US, extras=Extras(due_us)) for _ in range(count)])
 
 
 def updates_per_transaction(store: Store, work: Callable[[], object]) -> list[int]:

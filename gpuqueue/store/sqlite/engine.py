@@ -206,7 +206,7 @@ def _transaction(
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
         # As `is_plain` says, without a call: every enqueue comes by here.
-        if job.extras is None and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES:
+        if job.extras is None and len(job.arguments) <= INLINE_BYTES:
             return self._engine.writer.insert(INSERT_PLAIN_JOB, job[:PLAIN])
         return self.enqueue_many((job,))[0]
 

@@ -27,15 +27,15 @@ _COLUMNS = (
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 # Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
 INSERT_PLAIN_JOB = (
-    "INSERT INTO jobs (queue, task, arguments, enqueued_at, scheduled_at, priority, max_attempts, state) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
+    "INSERT INTO jobs (queue, task, arguments, enqueued_at, priority, max_attempts, scheduled_at, state) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?4, 'available')"
 )
-PLAIN = 7  # how many fields of a NewJob, the first ones, the plain statement takes
+PLAIN = 6  # how many fields of a NewJob, the first ones, the plain statement takes
 
 
 def is_plain(job: NewJob) -> bool:
     """Say whether the plain statement stores all of a job."""
-    return job.extras is None and job.scheduled_at_us <= job.enqueued_at_us and len(job.arguments) <= INLINE_BYTES
+    return job.extras is None and len(job.arguments) <= INLINE_BYTES
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
@@ -50,13 +50,14 @@ def _insert(cursor: Statements, job: NewJob) -> int:
         return int(cursor.execute(INSERT_PLAIN_JOB, job[:PLAIN]).lastrowid or 0)
     is_inline = len(job.arguments) <= INLINE_BYTES
     extras = job.extras or Extras()
+    scheduled_at_us = job.enqueued_at_us if extras.scheduled_at_us is None else extras.scheduled_at_us
     row = (
         job.queue,
         job.task,
-        "available" if job.scheduled_at_us <= job.enqueued_at_us else "scheduled",
+        "available" if scheduled_at_us <= job.enqueued_at_us else "scheduled",
         job.priority,
         job.enqueued_at_us,
-        job.scheduled_at_us,
+        scheduled_at_us,
         extras.expires_at_us,
         job.max_attempts,
         extras.timeout_s,

@@ -189,7 +189,7 @@ def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from gpuqueue.store import open_store; from gpuqueue.domain.job import NewJob\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "store = open_store(Path(sys.argv[1]))\n"
-        "store.jobs.enqueue(NewJob('work', 't', '{}', 1, 0)); store.close()"
+        "store.jobs.enqueue(NewJob('work', 't', '{}', 1)); store.close()"
     )
     for number in range(3):
         command = [sys.executable, "-c", code, str(tmp_path / f"{number}.db")]

@@ -194,7 +194,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     code = (
         "import sys; from pathlib import Path; from gpuqueue.store import open_store; from gpuqueue.domain.job import NewJob\n"
         "store = open_store(Path(sys.argv[1]), write_timeout_s=60)\n"
-        "for _ in range(100): store.jobs.enqueue(NewJob('work', 't', '{}', 1, 0))\n"
+        "for _ in range(100): store.jobs.enqueue(NewJob('work', 't', '{}', 1))\n"
         "store.close()"
     )
     command = [sys.executable, "-c", code, str(store.engine.path)]
