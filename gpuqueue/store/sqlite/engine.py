@@ -27,7 +27,7 @@ from gpuqueue.store.sqlite import (
     services,
     workers,
 )
-from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB, PLAIN
+from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB
 from gpuqueue.store.sqlite.readers import Readers
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
@@ -205,9 +205,11 @@ def _transaction(
 
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
-        # As `is_plain` says, without a call: every enqueue comes by here.
-        if job.extras is None and len(job.arguments) <= INLINE_BYTES:
-            return self._engine.writer.insert(INSERT_PLAIN_JOB, job[:PLAIN])
+        # As `insert_jobs` does, without its steps: every enqueue comes by here.
+        queue, task, arguments, enqueued_at_us, priority, max_attempts, extras = job
+        if extras is None and len(arguments) <= INLINE_BYTES:
+            row = (queue, task, arguments, enqueued_at_us, enqueued_at_us, priority, max_attempts)
+            return self._engine.writer.insert(INSERT_PLAIN_JOB, row)
         return self.enqueue_many((job,))[0]
 
     enqueue_many = _transaction(enqueueing.insert_jobs)

@@ -27,15 +27,9 @@ _COLUMNS = (
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 # Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
 INSERT_PLAIN_JOB = (
-    "INSERT INTO jobs (queue, task, arguments, enqueued_at, priority, max_attempts, scheduled_at, state) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?4, 'available')"
+    "INSERT INTO jobs (queue, task, arguments, enqueued_at, scheduled_at, priority, max_attempts, state) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
 )
-PLAIN = 6  # how many fields of a NewJob, the first ones, the plain statement takes
-
-
-def is_plain(job: NewJob) -> bool:
-    """Say whether the plain statement stores all of a job."""
-    return job.extras is None and len(job.arguments) <= INLINE_BYTES
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
@@ -46,30 +40,32 @@ def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str
 
 
 def _insert(cursor: Statements, job: NewJob) -> int:
-    if is_plain(job):
-        return int(cursor.execute(INSERT_PLAIN_JOB, job[:PLAIN]).lastrowid or 0)
-    is_inline = len(job.arguments) <= INLINE_BYTES
-    extras = job.extras or Extras()
-    scheduled_at_us = job.enqueued_at_us if extras.scheduled_at_us is None else extras.scheduled_at_us
-    row = (
-        job.queue,
-        job.task,
-        "available" if scheduled_at_us <= job.enqueued_at_us else "scheduled",
-        job.priority,
-        job.enqueued_at_us,
+    queue, task, arguments, enqueued_at_us, priority, max_attempts, extras = job
+    is_inline = len(arguments) <= INLINE_BYTES
+    if extras is None and is_inline:
+        row = (queue, task, arguments, enqueued_at_us, enqueued_at_us, priority, max_attempts)
+        return int(cursor.execute(INSERT_PLAIN_JOB, row).lastrowid or 0)
+    extras = extras or Extras()
+    scheduled_at_us = enqueued_at_us if extras.scheduled_at_us is None else extras.scheduled_at_us
+    values = (
+        queue,
+        task,
+        "available" if scheduled_at_us <= enqueued_at_us else "scheduled",
+        priority,
+        enqueued_at_us,
         scheduled_at_us,
         extras.expires_at_us,
-        job.max_attempts,
+        max_attempts,
         extras.timeout_s,
-        job.arguments if is_inline else None,
+        arguments if is_inline else None,
         json.dumps(extras.tags) if extras.tags else None,
         extras.wanted_bytes,
         extras.wanted_device,
         json.dumps(extras.fallback) if extras.fallback else None,
     )
-    job_id = int(cursor.execute(INSERT_JOB, row).lastrowid or 0)
+    job_id = int(cursor.execute(INSERT_JOB, values).lastrowid or 0)
     if not is_inline:
-        cursor.execute(PUT_PAYLOAD, (job_id, "arguments", job.arguments))
+        cursor.execute(PUT_PAYLOAD, (job_id, "arguments", arguments))
     return job_id
 
 
