@@ -130,7 +130,7 @@ def _show_holds(
     for name, queue in view.queues.items():
         for hold in holds.get(name, ()):
             lines.append(f"  {name}: {hold.detail}{until(hold.until, now=view.now)}")
-            if hold.reason == "paused":
+            if hold.source == "pause":
                 lines.append(f"    → {session.command('resume', name)}")
         waiting_count = counts.get(name, {}).get(State.AVAILABLE, 0)
         if waiting_count and not queue.served:

@@ -255,7 +255,7 @@ class NoRepetition(logging.Filter):
 
     def tell(self, explanation: Explanation) -> None:
         """Remember what was said last."""
-        self._is_told = any(hold.reason == "no_worker" for hold in explanation.reasons)
+        self._is_told = any(hold.source == "worker" for hold in explanation.reasons)
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (self._is_told and "no worker serves" in str(record.msg))

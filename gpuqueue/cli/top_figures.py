@@ -11,6 +11,7 @@ from typing import Literal
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.reads import Reads
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
+from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.policies.windows import parse_window
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Hold
@@ -142,7 +143,7 @@ class Figuring:
     def read(self) -> Figures:
         """Read everything as of now."""
         gq = self.gq
-        settings, now = gq.agreed_settings(), gq.now()
+        settings, now = in_force(gq.agreed_settings(), gq.plugins.blocked), gq.now()
         self._expect_same_file()
         with gq.store.snapshot() as reads:
             view = build(reads, settings, now)
@@ -275,13 +276,13 @@ def _queue(
         state = "held"
     elif not queue.served:
         state = "no worker"
-        waits_for = (Hold("no_worker", "no worker serves it"),)
+        waits_for = (Hold("no_worker", "no worker serves it", source="worker"),)
     elif queue.running_count:
         state, waits_for = "running", ()
     elif head is not None:
         state = "waiting"
     elif due is not None:
-        waits_for = (Hold("scheduled", "nothing is due", due),)
+        waits_for = (Hold("scheduled", "nothing is due", due, source="job"),)
     return QueueFigures(
         name=queue.settings.name,
         state=state,
@@ -304,7 +305,7 @@ def _head(job: Job, queue: QueueView, waits_for: tuple[Hold, ...]) -> JobFigures
         attempt=job.attempt,
         max_attempts=job.max_attempts,
         is_running=False,
-        waits_for=waits_for if queue.served else (*waits_for, Hold("no_worker", "no worker serves its queue")),
+        waits_for=waits_for if queue.served else (*waits_for, Hold("no_worker", "no worker serves its queue", source="worker")),
     )
 
 

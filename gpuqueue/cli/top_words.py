@@ -7,6 +7,7 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
+from gpuqueue.decisions.policies import YIELDING
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.moments import clock, since, until
@@ -90,7 +91,7 @@ def state_words(queue: QueueFigures, now: datetime) -> str:
         return queue.state
     hold = queue.holds[0]
     end = "" if hold.until is None else f" until {_short_clock(hold.until, now)}"
-    return f"{queue.state}{end}{' ' if hold.reason == 'paused' else ': '}{_short_reason(hold)}"
+    return f"{queue.state}{end}{' ' if hold.source == 'pause' else ': '}{_short_reason(hold)}"
 
 
 def _short_clock(moment: datetime, now: datetime) -> str:
@@ -103,7 +104,7 @@ def _short_clock(moment: datetime, now: datetime) -> str:
 
 def _short_reason(hold: Hold) -> str:
     detail = one_line(hold.detail).removeprefix("paused ")  # as the state says already
-    return f"yields, {detail}" if hold.reason == "yielding" else detail
+    return f"yields, {detail}" if hold.plugin == YIELDING else detail
 
 
 def queue_sentence(queue: QueueFigures, now: datetime) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime
 from gpuqueue.config.shared import SharedSettings, agreed
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
+from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.view import build, largest_budget, live_workers, serves, surroundings
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
@@ -21,7 +22,7 @@ from gpuqueue.store.store import Store
 def see(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> View:
     """Read the snapshot that decisions are made from; `own` are the settings before the workers agreed on any."""
     with store.snapshot() as reads:
-        view = build(reads, agreed(reads.configuration(), own), now)
+        view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
     return limited(view, plugins)
 
 
@@ -36,7 +37,7 @@ def explain_job(
     """Say why a job is where it is. Raises: UnknownJob."""
     with store.snapshot() as reads:
         job = reads.job(job_id)
-        view = build(reads, agreed(reads.configuration(), own), now)
+        view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
         beside = surroundings(reads, job, view)
     return explain(job, limited(view, plugins), plugins, beside, worker_command=worker_command)
 
@@ -44,7 +45,7 @@ def explain_job(
 def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
     """Say when what waits in each queue is expected to be done; those not known are left out."""
     with store.snapshot() as reads:
-        settings = agreed(reads.configuration(), own)
+        settings = in_force(agreed(reads.configuration(), own), plugins.blocked)
         view = build(reads, settings, now)
         lasts = [reads.last_waiting(name, largest_bytes=largest_budget(settings)) for name in view.queues]
         found = [(job, surroundings(reads, job, view)) for job in lasts if job is not None]

@@ -77,8 +77,8 @@ class Decisions:
         """Say why the queue may not start jobs now; every answer counts, all must be None to run.
 
         Asked for every queue: by a worker at least once a second while it has work, and by whoever wants to know, such as
-        `gpuqueue status` and `job.explain()`. Returns: a Hold, whose `detail` is the sentence that people read. An exception
-        holds the queue, with the reason "plugin_failed".
+        `gpuqueue status` and `job.explain()`. Returns: a Hold, whose `reason` and `detail` are what people read; what is decided
+        rests on its other fields. An exception holds the queue, with the reason "plugin_failed".
 
         Example:
             class Inventory:

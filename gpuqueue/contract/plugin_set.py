@@ -161,6 +161,8 @@ class Plugins:
         wrong = f"plugin {name!r} cannot be registered"
         if self._manager.has_plugin(name) or name in self._reserved:
             raise ConfigurationError(f"{wrong}: another one has this name; give it one of its own: plugins={{name: plugin}}")
+        if name in self.blocked:
+            raise ConfigurationError(f"{wrong}: [plugins] block names it; remove it there, or give the plugin another name")
         for attribute in dir(plugin):
             options = None if attribute.startswith("__") else self._manager.parse_hookimpl_opts(plugin, attribute)
             if options is None:

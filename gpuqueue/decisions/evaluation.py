@@ -20,6 +20,7 @@ from gpuqueue.contract.hookspecs import (
 )
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.expectations import expect
+from gpuqueue.decisions.policies import DEVICE_HEALTH, queue_in_force
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
 from gpuqueue.domain.explanation import FAR, Explanation, Surroundings
@@ -40,7 +41,7 @@ def limited(view: View, plugins: Plugins) -> View:
         settings, reasons = queue.settings, []
         try:
             for _, limits in plugins.each("queue_limits", QueueLimitsDetails(queue.settings, view.now)):
-                tighter = _tighter(settings, limits)
+                tighter = queue_in_force(_tighter(settings, limits), plugins.blocked)
                 if tighter != settings:
                     settings = tighter
                     reasons.append(limits.reason)
@@ -72,18 +73,24 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
         found = []
         paused = view.queues[queue.name].paused
         if paused is not None:
-            found.append(Hold("paused", f"paused by {paused.by}" + (f": {paused.reason}" if paused.reason else ""), paused.until))
+            why = f": {paused.reason}" if paused.reason else ""
+            advice = f"gpuqueue resume {queue.name}"
+            found.append(Hold("paused", f"paused by {paused.by}{why}", paused.until, advice=advice, source="pause"))
         if failed and queue.name in failed:
             found.append(failed[queue.name])
         try:
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
                 if not isinstance(hold, Hold):
                     raise PluginFailed(plugin, "queue_hold", TypeError(f"it answered {hold!r}, which is no Hold"))
-                found.append(replace(hold, plugin=plugin))
+                found.append(replace(hold, plugin=plugin, source="plugin"))
         except PluginFailed as error:
-            found.append(Hold("plugin_failed", str(error), plugin=error.plugin))
+            found.append(_failed(error))
         holds[queue.name] = tuple(found)
     return holds
+
+
+def _failed(error: PluginFailed) -> Hold:
+    return Hold("plugin_failed", str(error), plugin=error.plugin, source="failure")
 
 
 def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
@@ -92,7 +99,8 @@ def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
     for worker in view.workers:
         for queue, published in worker.holds.items():
             if queue in holds and serves(worker, queue):
-                holds[queue] += tuple(hold for hold in published if not plugins.has(hold.plugin) and hold not in holds[queue])
+                unknown = [hold for hold in published if hold.source == "failure" or not plugins.has(hold.plugin)]
+                holds[queue] += tuple(hold for hold in unknown if hold not in holds[queue])
     return holds
 
 
@@ -117,19 +125,32 @@ def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
         raise PluginFailed("order_candidates", "order_candidates", error) from None
 
 
-def place(job: Job, view: View, plugins: Plugins) -> Placement | Wait:
+def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
     """Return the job's device, or why it waits; a plugin that fails makes it wait."""
-    queue = view.queues[job.queue].settings
-    demand = Demand(job.demand_bytes, job.model)
+    details = PlaceJobDetails(job, Demand(job.demand_bytes, job.model), view.queues[job.queue].settings, view)
     try:
-        answer = plugins.first("place_job", PlaceJobDetails(job, demand, queue, view))
+        for plugin, answer in plugins.each("place_job", details):
+            if isinstance(answer, Placement) and answer.device in view.devices:
+                return answer
+            if isinstance(answer, Wait):
+                return _held(answer, plugin)
+            devices = ", ".join(view.devices) or "none"
+            raise PluginFailed(plugin, "place_job", TypeError(f"it answered {answer!r}; devices: {devices}"))
     except PluginFailed as error:
-        return Wait("plugin_failed", str(error))
-    if answer is None:
-        return Wait("no_device", "no plugin places jobs on a device")
-    if isinstance(answer, Wait) or (isinstance(answer, Placement) and answer.device in view.devices):
-        return answer
-    return Wait("plugin_failed", f"a plugin answered place_job with {answer!r}; devices: {', '.join(view.devices) or 'none'}")
+        return _failed(error)
+    return Hold("no_device", "no plugin places jobs on a device", source="job")
+
+
+def _held(wait: Wait, plugin: str) -> Hold:
+    return Hold(
+        wait.reason,
+        wait.detail,
+        wait.until,
+        plugin=plugin,
+        ends_with_jobs=wait.ends_with_jobs,
+        advice=wait.advice,
+        source="plugin",
+    )
 
 
 def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> list[Preemption]:
@@ -153,8 +174,9 @@ def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, wor
         stopping = ", and was asked to stop" if job.cancel_requested else ""
         summary = f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}"
         if job.worker_id is not None and all(worker.id != job.worker_id for worker in view.workers):
-            gone = Hold("worker_gone", f"its worker {job.worker_id} is gone; another worker takes the job over")
-            return Explanation(job.id, job.state, summary, (gone,), view.now, f"start a worker: {worker_command}")
+            detail = f"its worker {job.worker_id} is gone; another worker takes the job over"
+            gone = Hold("worker_gone", detail, advice=f"start a worker: {worker_command}", source="worker")
+            return Explanation(job.id, job.state, summary, (gone,), view.now, gone.advice)
         return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, beside))
     if job.state is State.COMPLETED:
         return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", (), view.now)
@@ -165,54 +187,52 @@ def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, wor
             advice = "enqueue it anew with what the message asks for"
         return Explanation(job.id, job.state, f"{job.state}{why}", (), view.now, advice)
     holds = known_holds(view, plugins)
-    reasons, advice = _waiting_reasons(job, view, plugins, holds[job.queue], beside, worker_command)
+    reasons = _waiting_reasons(job, view, plugins, holds[job.queue], beside, worker_command)
+    advice = next((hold.advice for hold in reasons if hold.advice), "")
     summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
     return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, beside))
 
 
 def _waiting_reasons(
     job: Job, view: View, plugins: Plugins, queue_holds: Sequence[Hold], beside: Surroundings, worker_command: str
-) -> tuple[list[Hold], str]:
+) -> list[Hold]:
     reasons: list[Hold] = []
-    advice = ""
     queue = view.queues[job.queue]
     if job.state is State.SCHEDULED:
-        reasons.append(Hold("scheduled", "its time has not come", job.scheduled_at))
+        reasons.append(Hold("scheduled", "its time has not come", job.scheduled_at, source="job"))
     if job.state is State.RETRYABLE:
         error = f"{job.error.message}; " if job.error else ""
         waiting_for = f" for {job.waiting_for} to come back, at the latest" if job.waiting_for else ""
-        reasons.append(Hold("retryable", f"{error}its next attempt waits{waiting_for}", job.scheduled_at))
+        reasons.append(Hold("retryable", f"{error}its next attempt waits{waiting_for}", job.scheduled_at, source="job"))
     if not queue.served:
-        reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}"))
         advice = f"start a worker: {worker_command}"
+        reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}", advice=advice, source="worker"))
     reasons += queue_holds
-    if any(hold.reason == "paused" for hold in queue_holds):
-        advice = advice or f"gpuqueue resume {job.queue}"
-    if any(hold.reason in ("unavailable", "device_lost") for hold in queue_holds):
-        advice = advice or "gpuqueue doctor"
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
         jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])
         why = f"; {queue.limited_by} limits it" if queue.limited_by else ""
-        reasons.append(Hold("concurrency", f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"))
+        detail = f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"
+        reasons.append(Hold("concurrency", detail, ends_with_jobs=True, source="job"))
     if job.device is not None:
-        reasons.append(Hold("clean_up", f"the memory of its last attempt on {job.device} is being given back"))
+        detail = f"the memory of its last attempt on {job.device} is being given back"
+        reasons.append(Hold("clean_up", detail, ends_with_jobs=True, source="job"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
-        # That all devices are lost holds the queue, and is not said again of the job.
-        said = {hold.reason for hold in queue_holds} & {"device_lost"}
-        reasons += [hold for hold in _device_reasons(job, view, plugins) if hold.reason not in said]
+        reasons += _device_reasons(job, view, plugins, said=queue_holds)
     ahead_count = beside.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
         many = "at least " if ahead_count >= FAR else ""
         which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"
-        reasons.append(Hold("behind", f"{many}{ahead_count} {which} first"))
-    return reasons, advice
+        reasons.append(Hold("behind", f"{many}{ahead_count} {which} first", ends_with_jobs=True, source="job"))
+    return reasons
 
 
-def _device_reasons(job: Job, view: View, plugins: Plugins) -> list[Hold]:
+def _device_reasons(job: Job, view: View, plugins: Plugins, *, said: Sequence[Hold]) -> list[Hold]:
     try:
         demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
     except PluginFailed as error:
-        return [Hold("plugin_failed", str(error))]
+        return [_failed(error)]
+    if any(hold.plugin == DEVICE_HEALTH for hold in said):  # that no device can be read is not said again of the job
+        view = replace(view, devices={name: replace(device, reading=None) for name, device in view.devices.items()})
     answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)
-    return [Hold(answer.reason, answer.detail, answer.until)] if isinstance(answer, Wait) else []
+    return [answer] if isinstance(answer, Hold) else []

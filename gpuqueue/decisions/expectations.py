@@ -16,10 +16,6 @@ from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.view import QueueView, Reservation, View
 
-# What ends when other jobs do; any other reason without an end of its own may last for ever.
-WORKED_OFF = frozenset({"yielding", "device_busy", "clean_up", "concurrency", "behind", "max_models", "vram"})
-
-
 Holds = Mapping[str, Sequence[Hold]]
 
 
@@ -40,7 +36,7 @@ def expect(job: Job, view: View, reasons: Sequence[Hold], holds: Holds, beside: 
 def _start(job: Job, view: View, reasons: Sequence[Hold], beside: Surroundings) -> datetime | None:
     earliest = view.now
     for hold in reasons:
-        if hold.reason in WORKED_OFF:
+        if hold.ends_with_jobs:
             continue
         if hold.until is None:
             return None
@@ -62,7 +58,7 @@ def _start(job: Job, view: View, reasons: Sequence[Hold], beside: Surroundings) 
 
 
 def _lasts(holds: Sequence[Hold]) -> bool:
-    return any(hold.reason not in WORKED_OFF for hold in holds)
+    return not all(hold.ends_with_jobs for hold in holds)
 
 
 def _own_s(job: Job, view: View) -> float | None:

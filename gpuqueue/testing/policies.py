@@ -138,7 +138,7 @@ class PolicySuite:
 
 
 def _assert_no_failure(explanation: Explanation) -> None:
-    failed = [reason.detail for reason in explanation.reasons if reason.reason == "plugin_failed"]
+    failed = [reason.detail for reason in explanation.reasons if reason.source == "failure"]
     assert not failed, failed[0]
 
 

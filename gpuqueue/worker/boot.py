@@ -12,7 +12,7 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared
 from gpuqueue.contract.device import Device
 from gpuqueue.contract.plugin_set import Plugins
-from gpuqueue.decisions.policies import worker_policies
+from gpuqueue.decisions.policies import in_force, worker_policies
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
@@ -176,7 +176,7 @@ def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> 
             f"a running worker of {store.name} has other settings:\n  {lines}\n"
             "Start this one with the same configuration, or with --accept-config to make its settings the shared ones"
         )
-    return settings_from_shared(mine)
+    return in_force(settings_from_shared(mine), gq.plugins.blocked)
 
 
 def _open_devices(settings: SharedSettings, plugins: Plugins, clock: Clock) -> dict[str, CachedDevice]:

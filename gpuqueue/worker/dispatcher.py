@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from gpuqueue.contract.hookspecs import WaitingJob
 from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
-from gpuqueue.decisions.policies import default_policies
+from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import ClaimRules
@@ -102,8 +102,11 @@ class Dispatcher:
                     self._log.queue_released(name)
 
     def _publish(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
-        """Tell processes that lack this worker's own plugins what those hold, at most every PUBLISH_EVERY_S."""
-        own = {name: [hold for hold in reasons if hold.plugin not in self._common] for name, reasons in holds.items()}
+        """Publish the holds that other processes cannot know: of plugins that only this worker has, and of those that fail."""
+        own = {
+            name: [hold for hold in reasons if hold.source == "failure" or hold.plugin not in self._common]
+            for name, reasons in holds.items()
+        }
         own = {name: reasons for name, reasons in own.items() if reasons}
         now_s = self._clock.monotonic()
         if own == self._published or (own and self._published and now_s - self._published_at_s < PUBLISH_EVERY_S):
@@ -237,7 +240,7 @@ class Dispatcher:
                     demands.append((job.id, decide_demand(job, view, self._plugins)))
                 except PluginFailed as error:
                     detail = f"what job {job.id} needs is not known: {error}"
-                    unsizable[name] = Hold("plugin_failed", detail, plugin=f"{error.plugin} in job_demand")
+                    unsizable[name] = Hold("plugin_failed", detail, plugin=error.plugin, source="failure")
                     break
             if demands:
                 self._store.jobs.set_demands(demands, largest_bytes=largest_budget(self._settings))
@@ -273,7 +276,7 @@ def _may_start_one(queue: QueueView) -> bool:
 
 def _holds(reasons: Sequence[Hold]) -> bool:
     # Yielding alone is decided again by the claim, under the lock: what it yielded to may be gone by then.
-    return any(hold.reason != "yielding" for hold in reasons)
+    return any(hold.plugin != YIELDING for hold in reasons)
 
 
 def _reasons(holds: dict[str, tuple[Hold, ...]]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from gpuqueue.contract.hookspecs import hookimpl
 from gpuqueue.contract.plugin_set import PluginFailed, Plugins
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, order, place
 from gpuqueue.decisions.policies import default_policies
-from gpuqueue.domain.answers import Demand, Hold, Placement, Wait
+from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.domain.explanation import RunningJob, Surroundings, Work
 from gpuqueue.domain.job import JobErrorRecord, State
@@ -74,7 +74,9 @@ def test_every_reason_counts_and_the_pause_comes_first():
     busy = view(QueueView(REALTIME, running_count=1), QueueView(BATCH, paused=pause))
     holds = decide_holds(busy, plugins(Answers(Hold("mine", "because"))))
     assert [hold.reason for hold in holds["ai-batch"]] == ["paused", "mine", "yielding"]
-    assert holds["ai-batch"][0] == Hold("paused", "paused by ana: update", NOW + timedelta(hours=1))
+    until, advice = NOW + timedelta(hours=1), "gpuqueue resume ai-batch"
+    assert holds["ai-batch"][0] == Hold("paused", "paused by ana: update", until, advice=advice)
+    assert [hold.source for hold in holds["ai-batch"]] == ["pause", "plugin", "plugin"]
 
 
 def test_a_queue_is_decided_after_those_that_it_yields_to():
@@ -126,7 +128,7 @@ def test_a_demand_that_nobody_knows_is_a_failure():
 def test_a_job_is_placed_by_the_first_answer():
     assert place(job(demand_bytes=5), view(), plugins()) == Placement("gpu0", 5)
     assert place(job(demand_bytes=5), view(), plugins(Answers(Placement("gpu0", 9)))) == Placement("gpu0", 9)
-    assert place(job(), view(), Plugins({}, discover=False)) == Wait("no_device", "no plugin places jobs on a device")
+    assert place(job(), view(), Plugins({}, discover=False)) == Hold("no_device", "no plugin places jobs on a device")
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("oops"), "gpu0", Placement("gpu9", 5)])
@@ -203,5 +205,5 @@ def test_a_plugin_that_fails_about_a_job_is_its_reason():
 
 def test_a_job_of_a_queue_without_a_gpu_is_not_told_of_devices():
     assert explained(job(queue="mail", task="send"), view(QueueView(MAIL)), ahead_count=2).reasons == (
-        Hold("behind", "2 jobs of mail come first"),
+        Hold("behind", "2 jobs of mail come first", ends_with_jobs=True),
     )

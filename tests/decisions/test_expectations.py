@@ -57,7 +57,7 @@ def test_a_model_that_is_not_loaded_is_loaded_first():
 def test_the_jobs_before_it_and_the_running_one_come_first():
     running = replace(reservation(), task=GENERATE, started_at=NOW - timedelta(seconds=6), output_tokens=300, preemptible=True)
     busy = learned(devices=(replace(LOADED, reservations=(running,)),))
-    reasons = (Hold("device_busy", ""), Hold("behind", ""))
+    reasons = (Hold("device_busy", "", ends_with_jobs=True), Hold("behind", "", ends_with_jobs=True))
     expected = expect(WAITING, busy, reasons, {}, ahead(3))
     assert (expected.position, seconds(expected)) == (4, (62.0, 82.0))
     persons = replace(WAITING, queue="ai-realtime")
@@ -71,7 +71,7 @@ def test_the_jobs_of_a_queue_that_comes_first_count_unless_they_cannot_start():
     assert seconds(expect(WAITING, learned(), (), {}, first)) == (10.0, 30.0)
     paused = {"ai-realtime": [Hold("paused", "")]}
     assert seconds(expect(WAITING, learned(), (), paused, first)) == (0.0, 20.0)
-    yielding = {"ai-realtime": [Hold("yielding", "")]}
+    yielding = {"ai-realtime": [Hold("yielding", "", ends_with_jobs=True)]}
     assert seconds(expect(WAITING, learned(), (), yielding, first)) == (10.0, 30.0)
     assert expect(WAITING, learned(), (), {}, first).position == 1
 
@@ -103,7 +103,7 @@ def test_a_queue_without_a_device_is_worked_off_as_many_at_once_as_it_may():
     waiting = job(queue="mail", task="send", arguments={})
     running = tuple(RunningJob(id, "send", NOW - timedelta(seconds=1)) for id in (7, 8))
     beside = Surroundings((Work("mail", "send", "", 4),), running)
-    assert seconds(expect(waiting, learned(mail), (Hold("concurrency", ""),), {}, beside)) == (8.0, 11.0)
+    assert seconds(expect(waiting, learned(mail), (Hold("concurrency", "", ends_with_jobs=True),), {}, beside)) == (8.0, 11.0)
 
 
 def test_a_running_job_is_expected_to_finish_and_an_ended_one_nothing():

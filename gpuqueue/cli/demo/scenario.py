@@ -191,7 +191,7 @@ class Scenario:
         zone = ZoneInfo(view.queues[BATCH].settings.timezone)
         noon = view.now.astimezone(zone).replace(hour=12, minute=0, second=0, microsecond=0)
         for hold in decide_holds(replace(view, now=noon), self._gq.plugins)[BATCH]:
-            if hold.reason == "window" and hold.until is not None:
+            if hold.plugin == "windows" and hold.until is not None:
                 return f"at noon its window holds until {hold.until.astimezone(zone):%H:%M}"
         return ""
 

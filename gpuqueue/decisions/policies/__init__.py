@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gpuqueue.config.shared import SharedSettings
+from gpuqueue.domain.settings import QueueSettings
+
+DEVICE_HEALTH = "device_health"
+YIELDING = "yielding"
+# The claim checks these policies again under its lock, by a queue's settings: what those are while the policy is blocked.
+WITHOUT: Mapping[str, Mapping[str, Any]] = {YIELDING: {"yields_to": ()}, "rates": {"rate": None}}
 WORKER_POLICY_NAMES = ("devices", "ollama", "residents")  # known without loading them
+
+
+def in_force(settings: SharedSettings, blocked: Collection[str]) -> SharedSettings:
+    """Return the settings without those that only a blocked policy would apply."""
+    queues = {name: queue_in_force(queue, blocked) for name, queue in settings.queues.items()}
+    return replace(settings, queues=queues)
+
+
+def queue_in_force(queue: QueueSettings, blocked: Collection[str]) -> QueueSettings:
+    """Return one queue's settings without those that only a blocked policy would apply."""
+    for name in WITHOUT.keys() & blocked:
+        queue = replace(queue, **WITHOUT[name])
+    return queue
 
 
 def default_policies() -> dict[str, object]:
@@ -28,8 +52,8 @@ def default_policies() -> dict[str, object]:
         "preemption": Preempting(),
         "rates": Rates(),
         "availability": Availability(),
-        "device_health": DeviceHealth(),
-        "yielding": Yielding(),
+        DEVICE_HEALTH: DeviceHealth(),
+        YIELDING: Yielding(),
         "windows": Windows(),
     }
 

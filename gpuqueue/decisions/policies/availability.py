@@ -27,8 +27,8 @@ class Availability:
             return None
         if details.queue.when_unavailable == "reject":
             why = "; ".join(f"{backend.error}{asked_again(backend, details.view)}" for backend in backends)
-            return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True)
-        return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends))
+            return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True, advice="gpuqueue doctor")
+        return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends), advice="gpuqueue doctor")
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:

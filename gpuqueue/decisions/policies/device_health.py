@@ -20,5 +20,5 @@ class DeviceHealth:
             return None
         why = "; ".join(f"{name}: {reason}" for name, reason in lost)
         if details.queue.when_unavailable == "reject":
-            return Hold("device_lost", f"{REFUSAL} ({why})", refuse=True)
-        return Hold("device_lost", f"no device can be read: {why}")
+            return Hold("device_lost", f"{REFUSAL} ({why})", refuse=True, advice="gpuqueue doctor")
+        return Hold("device_lost", f"no device can be read: {why}", advice="gpuqueue doctor")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.domain.answers import Demand, Placement, Wait
 from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of
@@ -36,14 +38,15 @@ class Memory:
         devices = devices_for(details.job.wanted_device, demand.model, queue, view)
         if not devices:
             return _no_device(details)
+        # A device that is too small at all times says nothing beside one that is not.
+        devices = [item for item in devices if demand.vram_bytes <= item.settings.budget_bytes] or devices[:1]
         waits = []
         for device in devices:
             wait = backend_away(device, demand.model, queue, view) or _wait(device, demand, view)
             if wait is None:
                 return Placement(device.settings.name, demand.vram_bytes)
             waits.append(wait)
-        waits = [wait for wait in waits if wait.reason != "never_fits"] or waits[:1]
-        return Wait(waits[0].reason, "; ".join(dict.fromkeys(wait.detail for wait in waits)), waits[0].until)
+        return replace(waits[0], detail="; ".join(dict.fromkeys(wait.detail for wait in waits)))
 
 
 def _no_device(details: PlaceJobDetails) -> Wait:
@@ -73,18 +76,22 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
                 f"job {item.job_id} of {item.queue}" + (", which is asked to make room" if item.preempt_requested else "")
                 for item in running
             )
-            return Wait("device_busy", f"{settings.name} runs {jobs}")
+            return Wait("device_busy", f"{settings.name} runs {jobs}", ends_with_jobs=True)
         jobs = ", ".join(f"job {item.job_id}" for item in cleaning)
-        return Wait("clean_up", f"{settings.name} gets back the memory of {jobs}")
+        return Wait("clean_up", f"{settings.name} gets back the memory of {jobs}", ends_with_jobs=True)
     models = {item.model for item in device.reservations if item.model} - {demand.model}
     if demand.model and len(models) + 1 > settings.max_models:
         return Wait(
-            "max_models", f"{settings.name} runs {', '.join(sorted(models))} and may hold {counted(settings.max_models, 'model')}"
+            "max_models",
+            f"{settings.name} runs {', '.join(sorted(models))} and may hold {counted(settings.max_models, 'model')}",
+            ends_with_jobs=True,
         )
     left_bytes = settings.budget_bytes - device.reserved_bytes
     if demand.vram_bytes > left_bytes:
         return Wait(
-            "vram", f"needs {format_size(demand.vram_bytes)}, {format_size(left_bytes)} of the budget of {settings.name} are free"
+            "vram",
+            f"needs {format_size(demand.vram_bytes)}, {format_size(left_bytes)} of the budget of {settings.name} are free",
+            ends_with_jobs=True,
         )
     return _wait_for_others(device, demand, view)
 

@@ -20,4 +20,4 @@ class Yielding:
             if other.running_count or startable:
                 many = "+" if startable >= 100 else ""
                 busy.append(f"{name} has {other.running_count} running and {startable}{many} waiting")
-        return Hold("yielding", "; ".join(busy)) if busy else None
+        return Hold("yielding", "; ".join(busy), ends_with_jobs=True) if busy else None

@@ -205,12 +205,15 @@ def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
 
 def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
     return {
-        queue: tuple(
-            Hold(reason, detail, None if until is None else from_us(until), plugin=plugin)
-            for reason, detail, until, plugin in holds
-        )
+        queue: tuple(_hold(told) for told in holds if isinstance(told, dict))  # a list is of a worker of an older version
         for queue, holds in json.loads(text or "{}").items()
     }
+
+
+def _hold(told: Mapping[str, Any]) -> Hold:
+    until = told.get("until")
+    known = {name: told[name] for name in ("refuse", "plugin", "ends_with_jobs", "advice", "source") if name in told}
+    return Hold(told["reason"], told["detail"], None if until is None else from_us(until), **known)
 
 
 def pauses(connection: Statements, *, now_us: int) -> dict[str, Pause]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gpuqueue.domain.answers import Hold
@@ -80,7 +81,7 @@ def unregister(connection: sqlite3.Connection, worker_id: str, *, now_us: int) -
 def publish_holds(connection: sqlite3.Connection, worker_id: str, holds: Mapping[str, Sequence[Hold]]) -> None:
     """Write what a worker's own plugins hold."""
     told = {
-        queue: [[hold.reason, hold.detail, None if hold.until is None else to_us(hold.until), hold.plugin] for hold in found]
+        queue: [{**asdict(hold), "until": None if hold.until is None else to_us(hold.until)} for hold in found]
         for queue, found in holds.items()
     }
     connection.execute("UPDATE workers SET holds = ? WHERE id = ?", (json.dumps(told) if told else None, worker_id))

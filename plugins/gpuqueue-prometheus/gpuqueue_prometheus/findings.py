@@ -40,13 +40,13 @@ def queues_wrong(view: View, counts: Mapping[str, Mapping[str, int]], holds: Map
             many = f"{waiting} job waits" if waiting == 1 else f"{waiting} jobs wait"
             yield Problem(Status.UNHEALTHY, f"queue {name}", f"no live worker serves it, and {many}")
         for hold in holds.get(name, ()):
-            if hold.reason == "plugin_failed":
+            if hold.source == "failure":
                 yield Problem(Status.UNHEALTHY, f"queue {name}", hold.detail)
 
 
 def devices_wrong(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[Problem]:
     """Find devices that cannot be read."""
-    status = Status.UNHEALTHY if _is_held(holds, "device_lost") else Status.DEGRADED
+    status = Status.UNHEALTHY if _is_held_by(holds, "device_health") else Status.DEGRADED
     for name, device in view.devices.items():
         if device.reading is not None and device.reading.lost is not None:
             yield Problem(status, f"device {name}", f"it cannot be read: {device.reading.lost}")
@@ -58,7 +58,7 @@ def backends_wrong(view: View, holds: Mapping[str, Sequence[Hold]]) -> Iterator[
         if backend.available:
             continue
         away_s = 0.0 if backend.since is None else (view.now - backend.since).total_seconds()
-        is_long = away_s >= AWAY_S and _is_held(holds, "unavailable")
+        is_long = away_s >= AWAY_S and _is_held_by(holds, "availability")
         detail = f"it is away for {away_s:.0f} s: {backend.error}"
         yield Problem(Status.UNHEALTHY if is_long else Status.DEGRADED, f"backend {backend.name}", detail)
 
@@ -70,5 +70,5 @@ def services_wrong(services: Iterable[ServiceInfo]) -> Iterator[Problem]:
             yield Problem(Status.DEGRADED, f"service {service.name}", str(service.status["error"]))
 
 
-def _is_held(holds: Mapping[str, Sequence[Hold]], reason: str) -> bool:
-    return any(hold.reason == reason for found in holds.values() for hold in found)
+def _is_held_by(holds: Mapping[str, Sequence[Hold]], policy: str) -> bool:
+    return any(hold.plugin == policy for found in holds.values() for hold in found)

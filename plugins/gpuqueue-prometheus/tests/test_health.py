@@ -66,7 +66,7 @@ def test_a_lost_device_is_unhealthy(serve, make_gq, ai_toml, simulated_card):
 
 
 def test_a_backend_is_unhealthy_after_five_minutes_in_which_a_queue_has_no_other():
-    held = {"ai-batch": [Hold("unavailable", "ollama is away")]}
+    held = {"ai-batch": [Hold("unavailable", "ollama is away", plugin="availability")]}
 
     def found(away_s, holds):
         gone = backend(available=False, error="refused", since=NOW - timedelta(seconds=away_s))
@@ -83,7 +83,7 @@ def test_a_lost_device_only_degrades_while_another_is_left():
     others = view(devices=(lost, device(DeviceSettings("gpu1", budget_bytes=GB))))
     said = "it cannot be read: it fell off the bus"
     assert list(devices_wrong(others, {"ai-batch": []})) == [Problem(Status.DEGRADED, "device gpu0", said)]
-    held = {"ai-batch": [Hold("device_lost", "no device can be read")]}
+    held = {"ai-batch": [Hold("device_lost", "no device can be read", plugin="device_health")]}
     assert list(devices_wrong(view(devices=(lost,)), held)) == [Problem(Status.UNHEALTHY, "device gpu0", said)]
 
 

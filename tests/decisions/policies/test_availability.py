@@ -29,9 +29,8 @@ def test_queues_go_on_while_their_backend_is_there_or_they_need_none():
 
 
 def test_a_rejecting_queue_is_held_and_its_jobs_are_refused():
-    assert hold(REALTIME) == Hold(
-        "unavailable", f"{REFUSAL} (nothing listens; it is asked again at {clock(AWAY.retry_at, now=NOW)})", refuse=True
-    )
+    detail = f"{REFUSAL} (nothing listens; it is asked again at {clock(AWAY.retry_at, now=NOW)})"
+    assert hold(REALTIME) == Hold("unavailable", detail, refuse=True, advice="gpuqueue doctor")
 
 
 @pytest.mark.parametrize("choice", ["retry", "wait"])

@@ -26,7 +26,7 @@ def hold(realtime: QueueView, *held: Hold) -> Hold | None:
     ],
 )
 def test_a_queue_is_held_while_another_has_work(running, waiting, said):
-    assert hold(QueueView(REALTIME, running_count=running, waiting_count=waiting)) == Hold("yielding", said)
+    assert hold(QueueView(REALTIME, running_count=running, waiting_count=waiting)) == Hold("yielding", said, ends_with_jobs=True)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_queue_is_free_when_the_other_has_nothing_that_can_start(realtime):
 def test_jobs_that_are_held_are_no_work_but_running_ones_are():
     assert hold(QueueView(REALTIME, waiting_count=3), Hold("paused", "by ana")) is None
     assert hold(QueueView(REALTIME, running_count=1, waiting_count=3), Hold("paused", "by ana")) == Hold(
-        "yielding", "ai-realtime has 1 running and 0 waiting"
+        "yielding", "ai-realtime has 1 running and 0 waiting", ends_with_jobs=True
     )
 
 
