@@ -18,7 +18,7 @@ from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain import estimates
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import work_key
-from gpuqueue.domain.explanation import RunningJob, Surroundings, Work
+from gpuqueue.domain.explanation import QueueContext, RunningJob, Work
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.moments import until
 from gpuqueue.domain.settings import QueueSettings, Rate, WindowRule
@@ -32,7 +32,7 @@ LATER = replace(GENERATE, state=State.SCHEDULED, scheduled_at=IN_A_MINUTE)
 BLENDER = DeviceProcess(812, 5 * GB, "blender")
 RUNNING = replace(reservation(), task="ollama.generate")
 CARD = Reading(NOW, total_bytes=8 * GB, free_bytes=7 * GB)
-ALONE = Surroundings()
+ALONE = QueueContext()
 
 
 class Broken:
@@ -52,7 +52,7 @@ def batch(**changes):
     return QueueView(replace(BATCH, **changes), **counts, **rates)
 
 
-def told(waiting, *queues, devices=None, ollama=None, beside=ALONE, known=None, mine=()):
+def told(waiting, *queues, devices=None, ollama=None, context=ALONE, known=None, mine=()):
     """Explain a job in a situation, in which the queues that are not named are idle."""
     named = {queue.settings.name: queue for queue in (QueueView(REALTIME), QueueView(BATCH), QueueView(MAIL), *queues)}
     seen = view(*named.values(), devices=(card(),) if devices is None else devices, ollama=ollama)
@@ -60,7 +60,7 @@ def told(waiting, *queues, devices=None, ollama=None, beside=ALONE, known=None, 
     plugins = Plugins(default_policies(), discover=False)
     for number, plugin in enumerate(mine):
         plugins.register(plugin, f"mine{number}")
-    return explain(waiting, limited(seen, plugins), plugins, beside, worker_command="gpuqueue worker")
+    return explain(waiting, limited(seen, plugins), plugins, context, worker_command="gpuqueue worker")
 
 
 # reason → (the situation, what is said, until when)
@@ -117,7 +117,7 @@ ROWS = {
         lambda: told(
             GENERATE,
             batch(running_count=2, concurrency=3, windows=(WindowRule("09:00-18:00", concurrency=2),)),
-            beside=Surroundings(running=(RunningJob(5, "ollama.generate", NOW), RunningJob(6, "ollama.generate", NOW))),
+            context=QueueContext(running=(RunningJob(5, "ollama.generate", NOW), RunningJob(6, "ollama.generate", NOW))),
         ),
         "2 of 2 jobs of ai-batch run (job 5, job 6); its window 09:00-18:00 UTC limits it",
         None,
@@ -183,7 +183,7 @@ ROWS = {
         None,
     ),
     "behind": (
-        lambda: told(GENERATE, beside=Surroundings((Work("ai-batch", "ollama.generate", "gemma4:e4b", 3),))),
+        lambda: told(GENERATE, context=QueueContext((Work("ai-batch", "ollama.generate", "gemma4:e4b", 3),))),
         "3 jobs of ai-batch come first",
         None,
     ),
@@ -242,9 +242,9 @@ def test_a_queue_that_needs_a_device_and_has_none_is_told() -> None:
 def test_the_example_of_the_readme_is_what_is_said() -> None:
     waiting = replace(GENERATE, id=12, queue="ai-realtime")
     known = {(estimates.RUN, work_key("ai-realtime", "ollama.generate", "gemma4:e4b")): Estimate(6.0, 5)}
-    ahead = Surroundings((Work("ai-realtime", "ollama.generate", "gemma4:e4b", 2),))
+    ahead = QueueContext((Work("ai-realtime", "ollama.generate", "gemma4:e4b", 2),))
     loaded = (Resident("gemma4:e4b", 4 * GB, 4 * GB),)
     busy = card(replace(RUNNING, job_id=9, preempt_requested=True), residents=loaded)
-    text = str(told(waiting, devices=(busy,), beside=ahead, known=known))
+    text = str(told(waiting, devices=(busy,), context=ahead, known=known))
     readme = (Path(gpuqueue.__file__).parents[1] / "README.md").read_text()
     assert f"```text\n{text}\n```" in readme, text

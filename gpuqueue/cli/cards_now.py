@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.decisions.discrepancies import CardSight, Disagreement, OllamaSight, disagreements
+from gpuqueue.decisions.discrepancies import CardSight, Discrepancy, OllamaSight, discrepancies
 from gpuqueue.devices.nvml import NvmlDevice, open_device
 from gpuqueue.devices.owners import kin_here, owner_of
 from gpuqueue.domain.device import Reading, Resident
@@ -31,8 +31,8 @@ class Sight:
     cards: tuple[CardSight, ...]
     ollamas: tuple[OllamaSight, ...]
 
-    def disagreements(self) -> list[Disagreement]:
-        return disagreements(self.cards, self.ollamas, self.view)
+    def discrepancies(self) -> list[Discrepancy]:
+        return discrepancies(self.cards, self.ollamas, self.view)
 
 
 def look(gq: GPUQueue) -> Sight:

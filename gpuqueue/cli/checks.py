@@ -267,7 +267,7 @@ def agreement(gq: GPUQueue) -> Iterator[Check]:
     from gpuqueue.cli.cards_now import look
 
     seen = look(gq)
-    found = [item for item in seen.disagreements() if item.what not in SAID_ELSEWHERE]
+    found = [item for item in seen.discrepancies() if item.what not in SAID_ELSEWHERE]
     for item in found:
         yield Check(WARN, item.what.replace("_", " "), item.detail, item.advice)
     if seen.cards and not found:

@@ -94,7 +94,7 @@ def gpu(session: Session, as_json: bool) -> None:
 
 
 def _show_disagreements(seen: Sight) -> None:
-    found = seen.disagreements()
+    found = seen.discrepancies()
     if not found:
         say(f"\n{click.style('nothing disagrees', fg='green')}")
         return
@@ -191,7 +191,7 @@ def _shape(seen: Sight) -> dict[str, Any]:
         "devices": [_card_shape(card, seen.view) for card in seen.cards],
         "backends": [_ollama_shape(ollama) for ollama in seen.ollamas],
         "models": [model_shape(name, found) for name, found in _models(seen.view).items()],
-        "disagreements": [item._asdict() for item in seen.disagreements()],
+        "disagreements": [item._asdict() for item in seen.discrepancies()],
     }
 
 

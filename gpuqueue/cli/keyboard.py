@@ -84,8 +84,8 @@ else:
 
         def __enter__(self) -> Keyboard:
             self._before = termios.tcgetattr(self._fd)
-            self._rings, self._bell = os.pipe()
-            for end in (self._rings, self._bell):
+            self._rings, self._wakeups = os.pipe()
+            for end in (self._rings, self._wakeups):
                 os.set_blocking(end, False)
             tty.setcbreak(self._fd)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGWINCH, signal.SIGTSTP):
@@ -98,7 +98,7 @@ else:
             for number, handler in self._signals.items():
                 signal.signal(number, handler)
             os.close(self._rings)
-            os.close(self._bell)
+            os.close(self._wakeups)
 
         def forget(self) -> None:
             """Drop the keys that were pressed and not read."""
@@ -135,7 +135,7 @@ else:
                     raise KeyboardInterrupt
                 self._is_interrupted = True
             with contextlib.suppress(BlockingIOError):
-                os.write(self._bell, bytes([number]))
+                os.write(self._wakeups, bytes([number]))
 
         def _signal(self) -> str:
             rung = set(os.read(self._rings, 1024))

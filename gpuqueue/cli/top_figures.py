@@ -17,7 +17,7 @@ from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.estimates import left_s, run_s
-from gpuqueue.domain.explanation import RunningJob, Surroundings
+from gpuqueue.domain.explanation import QueueContext, RunningJob
 from gpuqueue.domain.job import Job, RunningAttempt, State
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import QueueSettings
@@ -256,8 +256,8 @@ def _reasons(
     """Why the queue starts nothing now: what holds it, else why its first job waits."""
     if holds or head is None or not queue.served:
         return tuple(holds)
-    beside = Surroundings((), tuple(RunningJob(item.id, item.task, item.started_at) for item in running))
-    return explain(head, view, gq.plugins, beside, worker_command="").reasons
+    context = QueueContext((), tuple(RunningJob(item.id, item.task, item.started_at) for item in running))
+    return explain(head, view, gq.plugins, context, worker_command="").reasons
 
 
 def _queue(

@@ -1,4 +1,4 @@
-"""Owns the async twins of blocking methods: the same call in a thread, awaited; a twin has no logic of its own."""
+"""Owns the awaitable variants of blocking methods: the same call in a thread; a variant has no logic of its own."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Enqueuer:
             connection,
             database=self._database,
             ensured=self._ensured,
-            ring=lambda: self._gq.store.bell.ring_workers(),
+            ring=lambda: self._gq.store.wakeups.ring_workers(),
         )
 
     async def _astore_within(self, connection: Any, jobs: Sequence[NewJob]) -> list[int]:

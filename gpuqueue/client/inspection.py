@@ -12,7 +12,7 @@ from gpuqueue.config.shared import SharedSettings, agreed
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.policies import in_force
-from gpuqueue.decisions.view import build, largest_budget, live_workers, serves, surroundings
+from gpuqueue.decisions.view import build, largest_budget, live_workers, queue_context, serves
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.view import View, WorkerInfo
@@ -38,8 +38,8 @@ def explain_job(
     with store.snapshot() as reads:
         job = reads.job(job_id)
         view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
-        beside = surroundings(reads, job, view)
-    return explain(job, limited(view, plugins), plugins, beside, worker_command=worker_command)
+        context = queue_context(reads, job, view)
+    return explain(job, limited(view, plugins), plugins, context, worker_command=worker_command)
 
 
 def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
@@ -48,11 +48,11 @@ def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: date
         settings = in_force(agreed(reads.configuration(), own), plugins.blocked)
         view = build(reads, settings, now)
         lasts = [reads.last_waiting(name, largest_bytes=largest_budget(settings)) for name in view.queues]
-        found = [(job, surroundings(reads, job, view)) for job in lasts if job is not None]
+        found = [(job, queue_context(reads, job, view)) for job in lasts if job is not None]
     view = limited(view, plugins)
     ends = {}
-    for job, beside in found:
-        expected = explain(job, view, plugins, beside, worker_command="").expected
+    for job, context in found:
+        expected = explain(job, view, plugins, context, worker_command="").expected
         if expected is not None and expected.finish_at is not None:
             ends[job.queue] = expected.finish_at
     return ends

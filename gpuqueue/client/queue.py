@@ -309,7 +309,7 @@ class GPUQueue:
         """Return a registered plugin, as it read its configuration: for its own commands. Raises: UsageError."""
         return self.plugins.plugin(name)
 
-    # --- the async twins of all that blocks ---
+    # --- the awaitable variants of what blocks ---
 
     ajob = twin(job)
     ajobs = twin(jobs)

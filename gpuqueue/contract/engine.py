@@ -41,7 +41,7 @@ from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.device import Reading, Resident
-from gpuqueue.domain.estimates import Lesson
+from gpuqueue.domain.estimates import Observation
 from gpuqueue.domain.job import (
     Event,
     Job,
@@ -312,7 +312,7 @@ class Followers(Protocol):
 class Estimates(Protocol):
     """What was learned from jobs."""
 
-    def learn(self, lessons: Sequence[Lesson], /, *, now_us: int) -> None:
+    def learn(self, observations: Sequence[Observation], /, *, now_us: int) -> None:
         """Fold observations into what is believed."""
 
 

@@ -41,7 +41,7 @@ What = Literal[
 ]
 
 
-class Disagreement(NamedTuple):
+class Discrepancy(NamedTuple):
     """One thing that two of them say differently."""
 
     what: What
@@ -77,9 +77,9 @@ class OllamaSight(NamedTuple):
     error: str = ""
 
 
-def disagreements(cards: Sequence[CardSight], ollamas: Sequence[OllamaSight], view: View) -> list[Disagreement]:
+def discrepancies(cards: Sequence[CardSight], ollamas: Sequence[OllamaSight], view: View) -> list[Discrepancy]:
     """List every disagreement, those of a card together."""
-    found: list[Disagreement] = []
+    found: list[Discrepancy] = []
     for card in cards:
         for check in OF_CARDS:
             found += check(card, view)
@@ -93,21 +93,21 @@ def disagreements(cards: Sequence[CardSight], ollamas: Sequence[OllamaSight], vi
 # --- the card ---
 
 
-def card_lost(card: CardSight, _view: View) -> Iterator[Disagreement]:
+def card_lost(card: CardSight, _view: View) -> Iterator[Discrepancy]:
     reading = card.device.reading
     if reading is not None and reading.lost is not None:
         where = "" if card.read_here else " where the worker runs"
-        yield Disagreement(
+        yield Discrepancy(
             "card_lost",
             f"{card.name} is configured, and cannot be read{where}: {reading.lost}",
             "see nvidia-smi and dmesg there; jobs for it wait until it can be read again",
         )
 
 
-def reading_old(card: CardSight, view: View) -> Iterator[Disagreement]:
+def reading_old(card: CardSight, view: View) -> Iterator[Discrepancy]:
     reading = card.device.reading
     if reading is not None and reading.total_bytes is not None and reading.age_s(view.now) > FRESH_S:
-        yield Disagreement(
+        yield Discrepancy(
             "reading_old",
             f"{card.name} cannot be read from here, and a worker last read it {_age(reading, view)} ago: nothing above says what "
             "is so now",
@@ -115,7 +115,7 @@ def reading_old(card: CardSight, view: View) -> Iterator[Disagreement]:
         )
 
 
-def another_card(card: CardSight, view: View) -> Iterator[Disagreement]:
+def another_card(card: CardSight, view: View) -> Iterator[Discrepancy]:
     """What a worker published of the card is not what is read here."""
     here, there = card.device.reading, card.published
     if not card.read_here or here is None or here.lost is not None or there is None or there.age_s(view.now) > FRESH_S:
@@ -131,14 +131,14 @@ def another_card(card: CardSight, view: View) -> Iterator[Disagreement]:
         advice = 'name the card by its UUID, as `nvidia-smi -L` lists it: [gpu] device = "GPU-…"'
     else:
         return
-    yield Disagreement("another_card", f"{card.name} can be read here, but {said}", advice)
+    yield Discrepancy("another_card", f"{card.name} can be read here, but {said}", advice)
 
 
-def budget_above_card(card: CardSight, _view: View) -> Iterator[Disagreement]:
+def budget_above_card(card: CardSight, _view: View) -> Iterator[Discrepancy]:
     settings, reading = card.device.settings, card.device.reading
     total_bytes = None if reading is None else reading.total_bytes
     if total_bytes is not None and settings.budget_bytes + settings.margin_bytes > total_bytes:
-        yield Disagreement(
+        yield Discrepancy(
             "budget_above_card",
             f"{card.name}: budget + margin ({format_size(settings.budget_bytes)} + {format_size(settings.margin_bytes)}) are "
             f"more than the card's {format_size(total_bytes)}",
@@ -149,7 +149,7 @@ def budget_above_card(card: CardSight, _view: View) -> Iterator[Disagreement]:
 # --- memory ---
 
 
-def others_hold_memory(card: CardSight, view: View) -> Iterator[Disagreement]:
+def others_hold_memory(card: CardSight, view: View) -> Iterator[Discrepancy]:
     """Other programs hold more than the margin that is left to them."""
     reading, settings = _fresh(card, view), card.device.settings
     if reading is None or reading.total_bytes is None or reading.free_bytes is None:
@@ -172,14 +172,14 @@ def others_hold_memory(card: CardSight, view: View) -> Iterator[Disagreement]:
         held_bytes = reading.total_bytes - reading.free_bytes - known_bytes
         who = f"other programs hold about {format_size(max(0, held_bytes))}, and the driver does not say which"
     if held_bytes > settings.margin_bytes:
-        yield Disagreement(
+        yield Discrepancy(
             "others_hold_memory",
             f"{card.name}: {who}; the margin that is left to them is {format_size(settings.margin_bytes)}",
             "end what is not needed, or raise [gpu] margin and lower budget by as much",
         )
 
 
-def budget_not_free(card: CardSight, view: View) -> Iterator[Disagreement]:
+def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
     """The budget has room for a job that the card has no memory for."""
     device = card.device
     loaded = {full_name(item.model) for item in device.residents}
@@ -191,7 +191,7 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Disagreement]:
         return
     room_bytes = max(0, available_bytes - device.settings.min_free_bytes)
     if room_bytes < left_bytes:
-        yield Disagreement(
+        yield Discrepancy(
             "budget_not_free",
             f"{card.name}: {format_size(left_bytes)} of the budget are not reserved, and the card has {format_size(room_bytes)} "
             f"for a job beside the {format_size(device.settings.min_free_bytes)} of min_free: one that needs more waits",
@@ -202,13 +202,13 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Disagreement]:
 # --- models ---
 
 
-def model_not_reserved(card: CardSight, _view: View) -> Iterator[Disagreement]:
+def model_not_reserved(card: CardSight, _view: View) -> Iterator[Discrepancy]:
     """A model is loaded that no job of the queue uses, and that is not kept warm."""
     device = card.device
     reserved = {full_name(item.model) for item in (*card.reserved_before, *device.reservations)}
     for resident in device.residents:
         if resident.vram_bytes and full_name(resident.model) not in reserved and not kept_warm(device, resident):
-            yield Disagreement(
+            yield Discrepancy(
                 "model_not_reserved",
                 f"{resident.model} is loaded on {card.name} with {format_size(resident.vram_bytes)}, and no job has reserved it",
                 "another program asks this Ollama, or did: let its requests go through the queue, or give it an Ollama of its "
@@ -222,7 +222,7 @@ def kept_warm(device: DeviceView, resident: Resident) -> bool:
     return device.settings.keep_warm_s > 0 and (is_last or device.settings.max_models > 1)
 
 
-def model_not_loaded(card: CardSight, view: View) -> Iterator[Disagreement]:
+def model_not_loaded(card: CardSight, view: View) -> Iterator[Discrepancy]:
     """A job runs with a model that Ollama does not list."""
     if not card.asked_here:
         return
@@ -234,20 +234,20 @@ def model_not_loaded(card: CardSight, view: View) -> Iterator[Disagreement]:
         ran_s = _ran_s(item, view)
         job = f"job {item.job_id} of {item.queue} has reserved {format_size(item.reserved_bytes)} of {card.name} for {item.model}"
         if ran_s < LOADING_S:
-            yield Disagreement("model_loading", f"{job}, which is not loaded yet", "wait a moment, and look again")
+            yield Discrepancy("model_loading", f"{job}, which is not loaded yet", "wait a moment, and look again")
         else:
-            yield Disagreement(
+            yield Discrepancy(
                 "model_not_loaded",
                 f"{job} {format_duration(round(ran_s))} ago, and it is not loaded: it still loads, or was unloaded under the job",
                 f"see `ollama ps` and Ollama's log; `gpuqueue cancel {item.job_id}` ends the job",
             )
 
 
-def model_spilled(card: CardSight, _view: View) -> Iterator[Disagreement]:
+def model_spilled(card: CardSight, _view: View) -> Iterator[Discrepancy]:
     for resident in card.device.residents:
         outside_bytes = resident.size_bytes - resident.vram_bytes
         if outside_bytes > SPILL_BYTES:
-            yield Disagreement(
+            yield Discrepancy(
                 "model_spilled",
                 f"{format_size(outside_bytes)} of {resident.model} ({format_size(resident.size_bytes)}) did not fit {card.name}: "
                 "Ollama computes that part on the CPU, which is several times as slow",
@@ -256,7 +256,7 @@ def model_spilled(card: CardSight, _view: View) -> Iterator[Disagreement]:
             )
 
 
-def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> Iterator[Disagreement]:
+def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy]:
     """Ollama's models are larger than all that is used of the card: it computes on another one."""
     reading = _fresh(card, view)
     if reading is None or reading.total_bytes is None or reading.free_bytes is None:
@@ -273,7 +273,7 @@ def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> 
         if other is not card and process.name and process.name.startswith(("ollama", "llama-server"))
     ]
     where = f"; {', '.join(seen)}" if seen else ""
-    yield Disagreement(
+    yield Discrepancy(
         "model_elsewhere",
         f"{' and '.join(card.ollamas) or 'Ollama'} says that {models} holds {format_size(listed_bytes)}, but only "
         f"{format_size(used_bytes)} of {card.name} are used: it computes on another card, or still loads{where}",
@@ -282,7 +282,7 @@ def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> 
     )
 
 
-def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Disagreement]:
+def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy]:
     """A model takes more than is configured for it."""
     for settings in view.models.values():
         seen = [
@@ -295,7 +295,7 @@ def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Disagreemen
         if observed_bytes > settings.vram_bytes + TOLERANCE_BYTES:
             # Rounded up as people write it; what is rounded down would be too little again.
             vram = f"{math.ceil(observed_bytes / 10**8) / 10:g}GB"
-            yield Disagreement(
+            yield Discrepancy(
                 "model_larger",
                 f"{settings.name} takes {format_size(observed_bytes)}, and its configured vram is "
                 f"{format_size(settings.vram_bytes)}; once a job has seen that, the queue reserves as much",
@@ -306,7 +306,7 @@ def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Disagreemen
 # --- who asks ---
 
 
-def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Disagreement]:
+def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Discrepancy]:
     """An Ollama answers here and not to the workers, or the other way round."""
     noted = ollama.noted
     answers = ollama.residents is not None
@@ -314,13 +314,13 @@ def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Disagreement]:
         return
     asked = f"{format_duration(max(0, round((view.now - noted.checked_at).total_seconds())))} ago"
     if answers:
-        yield Disagreement(
+        yield Discrepancy(
             "ollama_differs",
             f"{noted.name} answers here, and to the workers it is away: {noted.error} ({asked})",
             "they ask again by themselves; when it stays so, their machine or container reaches another address by that url",
         )
     else:
-        yield Disagreement(
+        yield Discrepancy(
             "ollama_differs",
             f"{noted.name} answered to the workers ({asked}), and not here: {ollama.error}",
             "when the workers run in another machine or container, 127.0.0.1 is another place there; "
@@ -328,13 +328,13 @@ def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Disagreement]:
         )
 
 
-def settings_differ(view: View) -> Iterator[Disagreement]:
+def settings_differ(view: View) -> Iterator[Discrepancy]:
     by_digest: dict[str, list[str]] = {}
     for worker in view.workers:
         by_digest.setdefault(worker.digest, []).append(worker.id)
     if len(by_digest) > 1:
         groups = " | ".join(", ".join(ids) for ids in by_digest.values())
-        yield Disagreement(
+        yield Discrepancy(
             "settings_differ",
             f"workers run with different settings, so that each counts with its own budgets and queues: {groups}",
             "restart those that still have the old settings",

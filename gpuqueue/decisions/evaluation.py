@@ -23,7 +23,7 @@ from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.policies import DEVICE_HEALTH, queue_in_force
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
-from gpuqueue.domain.explanation import FAR, Explanation, Surroundings
+from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings
@@ -164,7 +164,7 @@ def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> 
     return chosen
 
 
-def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, worker_command: str) -> Explanation:
+def explain(job: Job, view: View, plugins: Plugins, context: QueueContext, *, worker_command: str) -> Explanation:
     """Say why a job is where it is: every reason, with numbers and times, and what to expect.
 
     `worker_command` is the command that starts a worker for it.
@@ -177,7 +177,7 @@ def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, wor
             detail = f"its worker {job.worker_id} is gone; another worker takes the job over"
             gone = Hold("worker_gone", detail, advice=f"start a worker: {worker_command}", source="worker")
             return Explanation(job.id, job.state, summary, (gone,), view.now, gone.advice)
-        return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, beside))
+        return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, context))
     if job.state is State.COMPLETED:
         return Explanation(job.id, job.state, f"completed in attempt {job.attempt}", (), view.now)
     if job.state in (State.CANCELLED, State.DISCARDED):
@@ -187,14 +187,14 @@ def explain(job: Job, view: View, plugins: Plugins, beside: Surroundings, *, wor
             advice = "enqueue it anew with what the message asks for"
         return Explanation(job.id, job.state, f"{job.state}{why}", (), view.now, advice)
     holds = known_holds(view, plugins)
-    reasons = _waiting_reasons(job, view, plugins, holds[job.queue], beside, worker_command)
+    reasons = _waiting_reasons(job, view, plugins, holds[job.queue], context, worker_command)
     advice = next((hold.advice for hold in reasons if hold.advice), "")
     summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
-    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, beside))
+    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, context))
 
 
 def _waiting_reasons(
-    job: Job, view: View, plugins: Plugins, queue_holds: Sequence[Hold], beside: Surroundings, worker_command: str
+    job: Job, view: View, plugins: Plugins, queue_holds: Sequence[Hold], context: QueueContext, worker_command: str
 ) -> list[Hold]:
     reasons: list[Hold] = []
     queue = view.queues[job.queue]
@@ -210,7 +210,7 @@ def _waiting_reasons(
     reasons += queue_holds
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
-        jobs = ", ".join(f"job {item.id}" for item in beside.running[:NAMED_JOBS])
+        jobs = ", ".join(f"job {item.id}" for item in context.running[:NAMED_JOBS])
         why = f"; {queue.limited_by} limits it" if queue.limited_by else ""
         detail = f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"
         reasons.append(Hold("concurrency", detail, ends_with_jobs=True, source="job"))
@@ -219,7 +219,7 @@ def _waiting_reasons(
         reasons.append(Hold("clean_up", detail, ends_with_jobs=True, source="job"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
         reasons += _device_reasons(job, view, plugins, said=queue_holds)
-    ahead_count = beside.ahead_count(job.queue)
+    ahead_count = context.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
         many = "at least " if ahead_count >= FAR else ""
         which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.estimates import LOAD, get, left_s, model_key, run_s
-from gpuqueue.domain.explanation import Expectation, Surroundings
+from gpuqueue.domain.explanation import Expectation, QueueContext
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
@@ -19,21 +19,21 @@ from gpuqueue.domain.view import QueueView, Reservation, View
 Holds = Mapping[str, Sequence[Hold]]
 
 
-def expect(job: Job, view: View, reasons: Sequence[Hold], holds: Holds, beside: Surroundings) -> Expectation | None:
+def expect(job: Job, view: View, reasons: Sequence[Hold], holds: Holds, context: QueueContext) -> Expectation | None:
     """Return what to expect of a job, None of a finished one. `reasons` are why it waits, `holds` those of every queue."""
     if job.state is State.RUNNING:
         rest_s = _rest_s(job, view)
         return Expectation(None, job.started_at, _later(view.now, rest_s))
     if job.finished_at is not None:
         return None
-    position = beside.ahead_count(job.queue) + 1 if job.state is State.AVAILABLE else None
-    ahead = [work for work in beside.ahead if work.queue == job.queue or not _lasts(holds.get(work.queue, ()))]
-    start_at = _start(job, view, reasons, Surroundings(tuple(ahead), beside.running))
+    position = context.ahead_count(job.queue) + 1 if job.state is State.AVAILABLE else None
+    ahead = [work for work in context.ahead if work.queue == job.queue or not _lasts(holds.get(work.queue, ()))]
+    start_at = _start(job, view, reasons, QueueContext(tuple(ahead), context.running))
     own_s = _own_s(job, view)
     return Expectation(position, start_at, None if start_at is None else _later(start_at, own_s))
 
 
-def _start(job: Job, view: View, reasons: Sequence[Hold], beside: Surroundings) -> datetime | None:
+def _start(job: Job, view: View, reasons: Sequence[Hold], context: QueueContext) -> datetime | None:
     earliest = view.now
     for hold in reasons:
         if hold.ends_with_jobs:
@@ -42,14 +42,14 @@ def _start(job: Job, view: View, reasons: Sequence[Hold], beside: Surroundings) 
             return None
         earliest = max(earliest, hold.until)
     queue = view.queues[job.queue]
-    before_s = [_all_s(work.count, run_s(view.estimates, work.queue, work.task, work.model)) for work in beside.ahead]
-    loads_s = [_load_s(model, view) for model in {full_name(work.model) for work in beside.ahead if work.model}]
+    before_s = [_all_s(work.count, run_s(view.estimates, work.queue, work.task, work.model)) for work in context.ahead]
+    loads_s = [_load_s(model, view) for model in {full_name(work.model) for work in context.ahead if work.model}]
     if queue.settings.gpu:
         places = sum(device.settings.slots for device in view.devices.values()) or 1
         rests_s = _device_rests_s(job, view)
     else:
         places = queue.settings.concurrency or max(1, queue.running_count)
-        rests_s = _plain_rests_s(queue, beside, view) if queue.running_count >= places or beside.ahead else []
+        rests_s = _plain_rests_s(queue, context, view) if queue.running_count >= places or context.ahead else []
     needed_s = [*before_s, *loads_s, *rests_s]
     if any(seconds is None for seconds in needed_s):
         return None
@@ -93,8 +93,8 @@ def _makes_room(item: Reservation, job: Job, view: View) -> bool:
     return settings is not None and item.preemptible and settings.yield_mode == "preempt" and job.queue in settings.yields_to
 
 
-def _plain_rests_s(queue: QueueView, beside: Surroundings, view: View) -> list[float | None]:
-    return [_left_of(queue.settings.name, item.task, item.started_at, view) for item in beside.running]
+def _plain_rests_s(queue: QueueView, context: QueueContext, view: View) -> list[float | None]:
+    return [_left_of(queue.settings.name, item.task, item.started_at, view) for item in context.running]
 
 
 def _left_of(queue: str, task: str, started_at: datetime | None, view: View) -> float | None:

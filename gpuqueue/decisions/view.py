@@ -10,7 +10,7 @@ from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.reads import Reads
-from gpuqueue.domain.explanation import Surroundings
+from gpuqueue.domain.explanation import QueueContext
 from gpuqueue.domain.job import WAITING, Job
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
@@ -79,19 +79,19 @@ def _unless_stale(row: Backend, now: datetime) -> Backend:
     return Backend(row.name, "", True, row.failures, None, None, None, "")
 
 
-def surroundings(reads: Reads, job: Job, view: View) -> Surroundings:
+def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
     """Read what stands beside a waiting job: what comes first in its queue, in those that its queue yields to, on its devices."""
     if job.state not in WAITING:
-        return Surroundings()
+        return QueueContext()
     queue = view.queues[job.queue].settings
     first = yielded_to(queue, view)
     largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
     ahead = [work for name in sorted(first) for work in reads.work_ahead(name, None, largest_bytes=largest_bytes)]
-    beside = [name for name, item in view.queues.items() if queue.gpu and item.settings.gpu and name not in (job.queue, *first)]
-    for name in (job.queue, *beside):
+    others = [name for name, item in view.queues.items() if queue.gpu and item.settings.gpu and name not in (job.queue, *first)]
+    for name in (job.queue, *others):
         if job.queue not in yielded_to(view.queues[name].settings, view):
             ahead += reads.work_ahead(name, job, largest_bytes=largest_bytes)
-    return Surroundings(tuple(ahead), tuple(reads.running_jobs(job.queue)))
+    return QueueContext(tuple(ahead), tuple(reads.running_jobs(job.queue)))
 
 
 def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:

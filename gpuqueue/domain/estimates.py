@@ -28,7 +28,7 @@ Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
 NEWEST_PART = 0.2  # of a mean that one more value makes up, once there are some
 
 
-class Lesson(NamedTuple):
+class Observation(NamedTuple):
     """One observation."""
 
     kind: str
@@ -47,14 +47,14 @@ def work_key(queue: str, task: str, model: str) -> str:
     return f"{queue} {task} {full_name(model)}".rstrip()
 
 
-def believed(before: Estimate | None, lesson: Lesson) -> Estimate:
+def believed(before: Estimate | None, observation: Observation) -> Estimate:
     """Fold an observation into an estimate."""
     if before is None:
-        return Estimate(lesson.value, 1)
+        return Estimate(observation.value, 1)
     count = before.count + 1
-    if lesson.kind.endswith("_bytes"):
-        return Estimate(max(before.value, lesson.value), count)
-    return Estimate(before.value + max(NEWEST_PART, 1 / count) * (lesson.value - before.value), count)
+    if observation.kind.endswith("_bytes"):
+        return Estimate(max(before.value, observation.value), count)
+    return Estimate(before.value + max(NEWEST_PART, 1 / count) * (observation.value - before.value), count)
 
 
 def get(known: Known, kind: str, key: str) -> float | None:

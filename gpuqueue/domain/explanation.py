@@ -32,7 +32,7 @@ class RunningJob(NamedTuple):
     started_at: datetime | None
 
 
-class Surroundings(NamedTuple):
+class QueueContext(NamedTuple):
     """What stands beside a waiting job: the available jobs that come before it, and some running ones of its queue."""
 
     ahead: tuple[Work, ...] = ()

@@ -1,4 +1,4 @@
-"""Owns a worker's life file: its lock proves that the worker lives, its slots name what it runs; decides nothing.
+"""Owns a worker's liveness file: its lock proves that the worker lives, its slots name what it runs; decides nothing.
 
 Whoever obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. The slots are
 written through a memory map, so that a killed worker leaves behind which jobs it was *executing* (a claimed job that
@@ -26,8 +26,8 @@ def path_of(runtime_dir: Path | str, worker_id: str) -> Path:
     return Path(runtime_dir) / f"{worker_id}.life"
 
 
-class Life:
-    """This process's own life file, locked until `close` or death. One slot per runner thread."""
+class Liveness:
+    """This process's own liveness file, locked until `close` or death. One slot per runner thread."""
 
     def __init__(self, runtime_dir: Path, worker_id: str, *, slots: int) -> None:
         self.path = path_of(runtime_dir, worker_id)
@@ -35,7 +35,7 @@ class Life:
         self._file.truncate(slots * SLOT.size)
         if fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        _lives.add(self)
+        _open_files.add(self)
         self._slots = mmap.mmap(self._file.fileno(), slots * SLOT.size)
 
     def executes(self, slot: int, job_id: int) -> None:
@@ -86,14 +86,14 @@ def forget(runtime_dir: Path | str, worker_id: str) -> None:
         path_of(runtime_dir, worker_id).unlink()
 
 
-_lives: weakref.WeakSet[Life] = weakref.WeakSet()
+_open_files: weakref.WeakSet[Liveness] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     # The lock belongs to the open file, which a child shares, also through the map: it would keep a dead worker alive.
-    for life in list(_lives):
-        life._slots.close()
-        life._file.close()
+    for liveness in list(_open_files):
+        liveness._slots.close()
+        liveness._file.close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,7 +16,7 @@ from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Cancellation, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Report
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.store.wakeups import Bell, runtime_dir
+from gpuqueue.store.wakeups import Wakeups, runtime_dir
 
 if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
@@ -41,16 +41,16 @@ class Store:
         self.engine = engine = open_engine()
         self.name = engine.name
         self.runtime_dir = runtime_dir(Path(engine.name))
-        self.bell = bell = Bell(self.runtime_dir)
+        self.wakeups = wakeups = Wakeups(self.runtime_dir)
         self.reading = engine.reading
         self.snapshot = engine.snapshot
         self.changed = engine.changed
         self.now_us = engine.now_us
         self.identity = engine.identity
         self.jobs = Jobs(self, engine.jobs)
-        self.attempts = Attempts(engine.attempts, bell)
-        self.queues = Queues(engine.queues, bell)
-        self.backends = Backends(engine.backends, bell)
+        self.attempts = Attempts(engine.attempts, wakeups)
+        self.queues = Queues(engine.queues, wakeups)
+        self.backends = Backends(engine.backends, wakeups)
         self.workers = engine.workers
         self.services = engine.services
         self.followers = engine.followers
@@ -61,7 +61,7 @@ class Store:
     def close(self) -> None:
         """Close the connections; the store cannot be used afterwards."""
         self.engine.close()
-        self.bell.close()
+        self.wakeups.close()
 
     def __del__(self) -> None:
         with suppress(Exception), _ending:  # a queue object that nobody closed
@@ -86,12 +86,12 @@ class Jobs:
     def __init__(self, store: Store, engine: contract.Jobs) -> None:
         self._store = store
         self._engine = engine
-        self._bell = bell = store.bell
-        self.enqueue_many = _waking(engine.enqueue_many, lambda _: bell.ring_workers())
-        self.retry = _waking(engine.retry, lambda _: bell.ring_workers())
-        self.move_due = _waking(engine.move_due, bell.ring_waiters)
-        self.refuse_waiting = _waking(engine.refuse_waiting, bell.ring_waiters)
-        self.forget_demands_of = _waking(engine.forget_demands_of, lambda _: bell.ring_workers())
+        self._wakeups = wakeups = store.wakeups
+        self.enqueue_many = _waking(engine.enqueue_many, lambda _: wakeups.ring_workers())
+        self.retry = _waking(engine.retry, lambda _: wakeups.ring_workers())
+        self.move_due = _waking(engine.move_due, wakeups.ring_waiters)
+        self.refuse_waiting = _waking(engine.refuse_waiting, wakeups.ring_waiters)
+        self.forget_demands_of = _waking(engine.forget_demands_of, lambda _: wakeups.ring_workers())
         self.set_demands = engine.set_demands
         self.forget_demand = engine.forget_demand
         self.prune = engine.prune
@@ -99,20 +99,20 @@ class Jobs:
     def enqueue(self, job: NewJob, /) -> int:
         """Store a job, wake the workers, and return its id."""
         job_id = self._engine.enqueue(job)
-        self._bell.ring_workers()
+        self._wakeups.ring_workers()
         return job_id
 
     def cancel(self, job_id: int, /, *, now_us: int) -> State:
         """Cancel a waiting job at once and ask a running one to stop; returns the state before. Raises: UnknownJob."""
         before = self._engine.cancel(job_id, now_us=now_us)
-        self._bell.ring_waiters([job_id])
-        self._bell.ring_workers()
+        self._wakeups.ring_waiters([job_id])
+        self._wakeups.ring_workers()
         return before
 
     def refuse_one(self, job_id: int, /, *, message: str, now_us: int) -> bool:
         """Discard one job, if it still waits, because nobody can run it; returns whether it did."""
         refused = self._engine.refuse_one(job_id, message=message, now_us=now_us)
-        self._bell.ring_waiters([job_id])
+        self._wakeups.ring_waiters([job_id])
         return refused
 
     # Each of these is many transactions. One that is interrupted has changed a part of the jobs, each of them wholly;
@@ -125,7 +125,7 @@ class Jobs:
         retried = 0
         for some in _slices(ids):
             retried += self._engine.retry_discarded(some, now_us=now_us)
-            self._bell.ring_workers()
+            self._wakeups.ring_workers()
         return retried
 
     def cancel_all(self, queue: str, /, *, now_us: int) -> Cancellation:
@@ -140,9 +140,9 @@ class Jobs:
             cancelled, asked = self._engine.cancel_several(some, now_us=now_us)
             cancelled_count += len(cancelled)
             asked_count += len(asked)
-            self._bell.ring_waiters([*cancelled, *asked])
+            self._wakeups.ring_waiters([*cancelled, *asked])
             if asked:
-                self._bell.ring_workers()
+                self._wakeups.ring_workers()
         return Cancellation(cancelled_count, asked_count)
 
     def prune_all(self, state: State, /, *, before_us: int) -> int:
@@ -160,14 +160,14 @@ class Jobs:
 class Attempts:
     """Claims, and what becomes of them."""
 
-    def __init__(self, engine: contract.Attempts, bell: Bell) -> None:
+    def __init__(self, engine: contract.Attempts, wakeups: Wakeups) -> None:
         self._engine = engine
-        self._bell = bell
+        self._wakeups = wakeups
         self.claim_placed = engine.claim_placed
         self.claim_job = engine.claim_job
-        self.request_preemption = _waking(engine.request_preemption, lambda asked: bell.ring_workers() if asked else None)
-        self.release_device = _waking(engine.release_device, lambda _: bell.ring_workers())
-        self.rescue = _waking(engine.rescue, lambda _: bell.ring_workers())
+        self.request_preemption = _waking(engine.request_preemption, lambda asked: wakeups.ring_workers() if asked else None)
+        self.release_device = _waking(engine.release_device, lambda _: wakeups.ring_workers())
+        self.rescue = _waking(engine.rescue, lambda _: wakeups.ring_workers())
 
     def finish_and_claim(
         self,
@@ -197,30 +197,30 @@ class Attempts:
     def report(self, reports: Sequence[Report], /) -> None:
         """Write what running attempts say: output, log lines, progress; what a lost lease says is dropped."""
         self._engine.report(reports)
-        self._bell.ring_waiters({item.job_id for item in reports})
+        self._wakeups.ring_waiters({item.job_id for item in reports})
 
     def _ring_for(self, ended: Sequence[Outcome]) -> None:
-        self._bell.ring_waiters(outcome.lease.job_id for outcome in ended)
+        self._wakeups.ring_waiters(outcome.lease.job_id for outcome in ended)
         if any(not isinstance(outcome, Completed | Ended) for outcome in ended):  # it is available again, or will be
-            self._bell.ring_workers()
+            self._wakeups.ring_workers()
 
 
 class Queues:
     """Queues and what holds them."""
 
-    def __init__(self, engine: contract.Queues, bell: Bell) -> None:
+    def __init__(self, engine: contract.Queues, wakeups: Wakeups) -> None:
         self.ensure = engine.ensure
-        self.pause = _waking(engine.pause, lambda _: bell.ring_workers())
-        self.resume = _waking(engine.resume, lambda _: bell.ring_workers())
+        self.pause = _waking(engine.pause, lambda _: wakeups.ring_workers())
+        self.resume = _waking(engine.resume, lambda _: wakeups.ring_workers())
         self.note_holds = engine.note_holds
 
 
 class Backends:
     """Backends and devices."""
 
-    def __init__(self, engine: contract.Backends, bell: Bell) -> None:
-        self.lost = _waking(engine.lost, lambda _: bell.ring_workers())
-        self.answered = _waking(engine.answered, lambda was_open: bell.ring_workers() if was_open else None)
+    def __init__(self, engine: contract.Backends, wakeups: Wakeups) -> None:
+        self.lost = _waking(engine.lost, lambda _: wakeups.ring_workers())
+        self.answered = _waking(engine.answered, lambda was_open: wakeups.ring_workers() if was_open else None)
         self.note_models = engine.note_models
         self.publish_reading = engine.publish_reading
 
@@ -264,7 +264,7 @@ def _after_fork_in_child() -> None:
     _ending.release()
     for store in list(_stores):
         store.engine.begin_in_child()
-        store.bell.begin_in_child()
+        store.wakeups.begin_in_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -176,7 +176,7 @@ workers = Table(
     Column("started_at", Integer, nullable=False),
     Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs
     Column("digest", Text, nullable=False),
-    Column("runtime_dir", Text, nullable=False),  # where its bell and its life file are
+    Column("runtime_dir", Text, nullable=False),  # where its wakeup socket and its liveness file are
     Column("holds", Text),  # JSON of what its own plugins hold, for processes that do not have them
 )
 

@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
-POLL_S = 0.25  # how soon a change that rang no bell is noticed
+POLL_S = 0.25  # how soon a change without a wakeup is noticed
 TICK_NS = 20_000_000  # more than the resolution of a file system's times
 LISTED_S = 0.05  # how long a listing of the workers' sockets is believed, so that a burst of jobs asks once
 
 
 def runtime_dir(database: Path) -> Path:
-    """Make, if needed, the private directory for a database's sockets and life files, and return it.
+    """Make, if needed, the private directory for a database's sockets and liveness files, and return it.
 
     It lies in XDG_RUNTIME_DIR or the temporary directory, named by the user and a hash of the database's path.
     Raises: PermissionError when somebody else owns it.
@@ -41,7 +41,7 @@ def runtime_dir(database: Path) -> Path:
     return path
 
 
-class Bell:
+class Wakeups:
     """Rings the sockets of one database. Never blocks and never raises."""
 
     def __init__(self, directory: Path) -> None:
@@ -117,7 +117,7 @@ class Bell:
     def _open(self) -> socket.socket:
         with self._opening:
             if self._closed:
-                raise OSError("the bell is closed")
+                raise OSError("the wakeups are closed")
             if self._socket is None:
                 made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 made.setblocking(False)

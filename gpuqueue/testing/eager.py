@@ -210,5 +210,5 @@ class _Awaited:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(self._executor.arun(context))
-        with ThreadPoolExecutor(1) as beside:
-            return beside.submit(copy_context().run, lambda: asyncio.run(self._executor.arun(context))).result()
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(copy_context().run, lambda: asyncio.run(self._executor.arun(context))).result()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.decisions.evaluation import explain
-from gpuqueue.decisions.view import surroundings
+from gpuqueue.decisions.view import queue_context
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import WAITING, Job, State
 from gpuqueue.domain.view import View
@@ -92,9 +92,9 @@ def _explained(gq: GPUQueue, served: tuple[str, ...] | None, states: Iterable[St
     explanations = {}
     for job in jobs:
         with gq.store.snapshot() as reads:
-            beside = surroundings(reads, job, view)
+            context = queue_context(reads, job, view)
         command = f"run_until_idle(…, queues=[{job.queue!r}])"
-        explanations[job.id] = explain(job, view, gq.plugins, beside, worker_command=command)
+        explanations[job.id] = explain(job, view, gq.plugins, context, worker_command=command)
     return jobs, explanations
 
 

@@ -18,7 +18,7 @@ from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
-from gpuqueue.store.liveness import Life
+from gpuqueue.store.liveness import Liveness
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempt import Pipeline
@@ -51,7 +51,7 @@ class Parts:
     """One life of a worker; begun by `start`."""
 
     site: Site
-    life: Life
+    liveness: Liveness
     listener: Listener
     heartbeat: Heartbeat
     output: Output
@@ -97,7 +97,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     services = collect_services(gq, site.plugins)
     async_jobs = config.async_jobs if executors.asynchronous() else 0
     device_slots = sum(device.slots for device in site.settings.devices)
-    life = Life(site.store.runtime_dir, site.worker_id, slots=threads + device_slots + async_jobs)
+    liveness = Liveness(site.store.runtime_dir, site.worker_id, slots=threads + device_slots + async_jobs)
     listener = Listener(site.store.runtime_dir, "workers", site.worker_id)
     orders.wake = listener.ring
     _register(gq, site, accept_config=accept_config)
@@ -113,12 +113,12 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     dispatcher = Dispatcher(site, may_claim=heartbeat.is_fresh, is_preemptible=executors.is_preemptible)
     exchange = Exchange(site, dispatcher, orders, may_claim=heartbeat.is_fresh, asynchronous=executors.asynchronous)
     plain = without_device(exchange, backends, observations)
-    job_threads = Threads(site, pipeline, plain, exchange, life, count=threads)
-    coroutines = Coroutines(pipeline, plain, exchange, life, limit=async_jobs, first_slot=threads + device_slots)
+    job_threads = Threads(site, pipeline, plain, exchange, liveness, count=threads)
+    coroutines = Coroutines(pipeline, plain, exchange, liveness, limit=async_jobs, first_slot=threads + device_slots)
     exchange.claim_for(job_threads, coroutines)
 
     on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
-    device_jobs = DeviceJobs(site, pipeline, on_device, life, first_slot=threads)
+    device_jobs = DeviceJobs(site, pipeline, on_device, liveness, first_slot=threads)
 
     maintenance = Maintenance(
         site,
@@ -133,7 +133,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     )
     return Parts(
         site=site,
-        life=life,
+        liveness=liveness,
         listener=listener,
         heartbeat=heartbeat,
         output=output,

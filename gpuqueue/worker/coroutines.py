@@ -10,24 +10,26 @@ from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
 from gpuqueue.domain.job import Lease
-from gpuqueue.store.liveness import Life
+from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.running import Attempt, Ran
 
 
 class Coroutines:
-    """At most `limit` at once; `first_slot` is that of the life file which the first one has."""
+    """At most `limit` at once; `first_slot` is that of the liveness file which the first one has."""
 
-    def __init__(self, pipeline: Pipeline, kind: Kind, exchange: Exchange, life: Life, *, limit: int, first_slot: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, limit: int, first_slot: int
+    ) -> None:
         self._pipeline = pipeline
         self._kind = kind
         self._exchange = exchange
-        self._life = life
+        self._liveness = liveness
         self._limit = limit
         self._lock = threading.Lock()
         self._free_slots = list(range(first_slot, first_slot + limit))
-        self._slots: dict[tuple[int, int], int] = {}  # of the life file, by (job, lease), of what runs
+        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by (job, lease), of what runs
         self._ran: SimpleQueue[tuple[Attempt, Ran] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="gpuqueue-coroutines", daemon=True)
 
@@ -50,7 +52,7 @@ class Coroutines:
             with self._lock:
                 slot = self._free_slots.pop()
                 self._slots[lease.job_id, lease.lease] = slot
-            self._life.executes(slot, lease.job_id)
+            self._liveness.executes(slot, lease.job_id)
             self._pipeline.start(lease, self._ran.put)
 
     def forget(self, lease: Lease) -> bool:
@@ -59,7 +61,7 @@ class Coroutines:
             slot = self._slots.pop((lease.job_id, lease.lease), None)
             if slot is None:
                 return False
-            self._life.executes(slot, 0)
+            self._liveness.executes(slot, 0)
             self._free_slots.append(slot)
             return True
 

@@ -7,22 +7,22 @@ import traceback
 from queue import SimpleQueue
 
 from gpuqueue.domain.job import Lease
-from gpuqueue.store.liveness import Life
+from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.on_device import OnDevice
 from gpuqueue.worker.site import Site
 
 
 class DeviceJobs:
-    """One thread for each slot of each device; `first_slot` is that of the life file which the first one has."""
+    """One thread for each slot of each device; `first_slot` is that of the liveness file which the first one has."""
 
-    def __init__(self, site: Site, pipeline: Pipeline, on_device: OnDevice, life: Life, *, first_slot: int) -> None:
+    def __init__(self, site: Site, pipeline: Pipeline, on_device: OnDevice, liveness: Liveness, *, first_slot: int) -> None:
         self._store = site.store
         self._clock = site.clock
         self._log = site.log
         self._pipeline = pipeline
         self._on_device = on_device
-        self._life = life
+        self._liveness = liveness
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
@@ -57,14 +57,14 @@ class DeviceJobs:
 
     def _work(self, slot: int) -> None:
         while (lease := self._ready.get()) is not None:
-            self._life.executes(slot, lease.job_id)
+            self._liveness.executes(slot, lease.job_id)
             try:
                 self._pipeline.carry_out(lease, self._on_device.kind)
             except Exception as error:  # what no step of the attempt expects must not end the thread
                 self._log.broken(lease, error, traceback.format_exc())
             finally:
-                if not self._on_device.stopping.is_set():  # else the life file may be closed already
-                    self._life.executes(slot, 0)
+                if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
+                    self._liveness.executes(slot, 0)
                 with self._lock:
                     self._busy_count -= 1
-                self._store.bell.ring_workers()
+                self._store.wakeups.ring_workers()

@@ -67,6 +67,6 @@ def _close(parts: Parts) -> None:
     except StoreError as error:
         logger.warning("worker %s could not tell the last events: %s", site.worker_id, error)
     parts.listener.close()
-    parts.life.close()
+    parts.liveness.close()
     site.store.close()
     site.log.stopped()

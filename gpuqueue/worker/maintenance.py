@@ -139,7 +139,7 @@ class Maintenance:
                 continue
             executed = proven_dead(row.runtime_dir, row.info.id)
             if executed is not None:
-                self._take_back(row.info.id, executed, "it is dead, its life file's lock is free", now_us)
+                self._take_back(row.info.id, executed, "it is dead, its liveness file's lock is free", now_us)
                 forget(row.runtime_dir, row.info.id)
             elif not row.info.alive:
                 self._take_back(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.endpoints import standing_on
-from gpuqueue.domain.estimates import SHOWN, Lesson, model_key
+from gpuqueue.domain.estimates import SHOWN, Observation, model_key
 from gpuqueue.domain.model_health import known_bytes, settings_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import BackendSettings
@@ -86,8 +86,8 @@ class ModelProbe:
                 info = OllamaClient(backend).description(model, timeout_s=QUERY_S)
                 size = min(expected_bytes(info, weights_bytes, num_ctx), largest_bytes)
                 logger.info("%s is expected to take %d MB", model, size // 10**6)
-                lesson = Lesson(SHOWN, model_key(model, settings.options if settings else None), size)
-                self._store.estimates.learn([lesson], now_us=self._clock.wall())
+                observation = Observation(SHOWN, model_key(model, settings.options if settings else None), size)
+                self._store.estimates.learn([observation], now_us=self._clock.wall())
                 self._store.jobs.forget_demands_of(model)
                 break
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuqueue.domain import estimates
 from gpuqueue.domain.errors import StoreError
-from gpuqueue.domain.estimates import Lesson, model_key, work_key
+from gpuqueue.domain.estimates import Observation, model_key, work_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.worker.log import LOADED_S
 from gpuqueue.worker.site import Site
@@ -22,18 +22,18 @@ class Observations:
     def __init__(self, site: Site) -> None:
         self._store = site.store
         self._clock = site.clock
-        self._lessons: list[Lesson] = []
+        self._observations: list[Observation] = []
         self._runs: list[tuple[str, str, str, float]] = []  # (queue, task, model, seconds)
         self._lock = threading.Lock()
 
     def learn(self, kind: str, key: str, value: float) -> None:
         """Take one observation; past MOST_KEPT the next are lost, of which there are enough then."""
         with self._lock:
-            if len(self._lessons) < MOST_KEPT:
-                self._lessons.append(Lesson(kind, key, value))
+            if len(self._observations) < MOST_KEPT:
+                self._observations.append(Observation(kind, key, value))
 
     def of_run(self, lease: Lease, run_s: float) -> None:
-        """Learn from how long a completed attempt took; made a lesson later, as thousands a second may complete."""
+        """Learn from how long a completed attempt took; made an observation later, as thousands a second may complete."""
         with self._lock:
             if len(self._runs) < MOST_KEPT:
                 self._runs.append((lease.queue, lease.task, lease.model, run_s))
@@ -57,14 +57,14 @@ class Observations:
     def tell(self) -> None:
         """Write what was observed; keeps it when the store cannot be written now."""
         with self._lock:
-            lessons, self._lessons = self._lessons, []
+            observations, self._observations = self._observations, []
             runs, self._runs = self._runs, []
-        lessons += [Lesson(estimates.RUN, work_key(queue, task, model), run_s) for queue, task, model, run_s in runs]
-        if not lessons:
+        observations += [Observation(estimates.RUN, work_key(queue, task, model), run_s) for queue, task, model, run_s in runs]
+        if not observations:
             return
         try:
-            self._store.estimates.learn(lessons, now_us=self._clock.wall())
+            self._store.estimates.learn(observations, now_us=self._clock.wall())
         except StoreError:
             with self._lock:
-                self._lessons = (lessons + self._lessons)[:MOST_KEPT]
+                self._observations = (observations + self._observations)[:MOST_KEPT]
             raise

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from gpuqueue.domain.job import Lease
-from gpuqueue.store.liveness import Life
+from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.site import Site
@@ -26,19 +26,19 @@ STALE_S = 0.1  # a prefetched job that found no thread for so long goes back
 class Threads:
     """`count` threads, which take their jobs through the pipeline."""
 
-    def __init__(self, site: Site, pipeline: Pipeline, kind: Kind, exchange: Exchange, life: Life, *, count: int) -> None:
+    def __init__(self, site: Site, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, count: int) -> None:
         self._clock = site.clock
         self._pipeline = pipeline
         self._kind = kind
         self._exchange = exchange
-        self._life = life
+        self._liveness = liveness
         self._size = count
         self._ready: deque[Lease] = deque()
         self._changed = threading.Condition()
         self._idle = 0
         self._mean_s = PREFETCH_S
         self._ended_at_s = float("-inf")
-        self._slots: dict[tuple[int, int], int] = {}  # of the life file, by (job, lease), of what runs
+        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by (job, lease), of what runs
         self._stopping = False
         self._threads = [self._thread(slot) for slot in range(count)]
 
@@ -100,7 +100,7 @@ class Threads:
     def replace(self, lease: Lease) -> None:
         """Start another thread in place of the one that is stuck in this job, which was given up."""
         slot = self._slots.pop((lease.job_id, lease.lease))
-        self._life.executes(slot, 0)
+        self._liveness.executes(slot, 0)
         self._threads.append(self._thread(slot))
         self._threads[-1].start()
 
@@ -121,11 +121,11 @@ class Threads:
 
     def _work(self, slot: int) -> None:
         while (lease := self._next(slot)) is not None:
-            self._life.executes(slot, lease.job_id)
+            self._liveness.executes(slot, lease.job_id)
             began_s = self._clock.monotonic()
             if not self._pipeline.carry_out(lease, self._kind):
                 return  # it was given up: this thread was replaced, and its slot is another's
-            self._life.executes(slot, 0)
+            self._liveness.executes(slot, 0)
             self._ended_at_s = self._clock.monotonic()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
             del self._slots[lease.job_id, lease.lease]

@@ -78,7 +78,7 @@ def ended(handle: Any) -> str:
             handle._gq.store.engine.writer.run(
                 lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at")
             )
-            handle._gq.store.bell.ring_workers()
+            handle._gq.store.wakeups.ring_workers()
     return str(job.state)
 
 

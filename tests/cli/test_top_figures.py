@@ -13,7 +13,7 @@ import time_machine
 from gpuqueue import GPUQueue
 from gpuqueue.cli.top_figures import DeviceFigures, Figures, Figuring, JobFigures, QueueFigures
 from gpuqueue.domain.errors import StoreError
-from gpuqueue.domain.estimates import OUTPUT_RATE, RUN, Lesson, model_key, work_key
+from gpuqueue.domain.estimates import OUTPUT_RATE, RUN, Observation, model_key, work_key
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import estimates
@@ -71,8 +71,8 @@ def run(gq: GPUQueue, job_id: int, *, for_s: float = 10, **columns: Any) -> None
     )
 
 
-def learn(gq: GPUQueue, *lessons: Lesson) -> None:
-    gq.store.engine.writer.run(lambda connection: estimates.learn(connection, lessons, now_us=gq.now_us()))
+def learn(gq: GPUQueue, *observations: Observation) -> None:
+    gq.store.engine.writer.run(lambda connection: estimates.learn(connection, observations, now_us=gq.now_us()))
 
 
 def publish(gq: GPUQueue, *, reading: dict[str, Any] | None, residents: list[dict[str, Any]] | None = None) -> None:
@@ -170,14 +170,14 @@ def test_what_is_left_follows_else_from_jobs_like_it(gq: GPUQueue) -> None:
         job = gq.enqueue("app.send")
         run(gq, job.id, for_s=10, progress=0.0)
         assert job_of(Figuring(gq).read(), job.id).left_s is None
-        learn(gq, Lesson(RUN, work_key("mail", "app.send", ""), 25.0))
+        learn(gq, Observation(RUN, work_key("mail", "app.send", ""), 25.0))
         assert job_of(Figuring(gq).read(), job.id).left_s == 15.0
         run(gq, job.id, for_s=40)
         assert job_of(Figuring(gq).read(), job.id).left_s is None  # it has taken longer than any before
 
 
 def test_what_is_left_of_an_answer_follows_from_its_tokens(gq: GPUQueue) -> None:
-    learn(gq, Lesson(OUTPUT_RATE, model_key("gemma"), 20.0))
+    learn(gq, Observation(OUTPUT_RATE, model_key("gemma"), 20.0))
     job = gq.ollama.generate("gemma", prompt="x", queue="ai", options={"num_predict": 100})
     run(gq, job.id, device="gpu0", reserved_bytes=GB, demand_model="gemma", output_tokens=40)
     assert job_of(Figuring(gq).read(), job.id).left_s == 3.0

@@ -84,17 +84,17 @@ def test_the_handle_of_a_job_that_was_rolled_back_is_never_that_of_the_next_with
 
 
 def test_a_session_wakes_the_workers_when_its_transaction_has_ended(gq, application, send):
-    with Listener(gq.store.runtime_dir, "workers", "a-worker") as bell, Session(application) as session:
+    with Listener(gq.store.runtime_dir, "workers", "a-worker") as wakeups, Session(application) as session:
         order(session, 1)
         send.using(connection=session).enqueue(order=1)
         with session.begin_nested():
             order(session, 2)
-        assert not bell.wait(0), "nothing is published yet"
+        assert not wakeups.wait(0), "nothing is published yet"
         session.commit()
-        assert bell.wait(5)
+        assert wakeups.wait(5)
         order(session, 3)
         session.commit()
-        assert not bell.wait(0), "a transaction without jobs wakes nobody"
+        assert not wakeups.wait(0), "a transaction without jobs wakes nobody"
 
 
 def test_a_savepoint_that_is_rolled_back_takes_its_jobs_with_it(gq, application, send):
@@ -266,12 +266,12 @@ def test_async_sessions_and_connections_commit_and_roll_back_their_jobs(gq, send
 
 def test_an_async_session_wakes_the_workers_too(gq, send, run_with):
     async def story(engine):
-        with Listener(gq.store.runtime_dir, "workers", "a-worker") as bell:
+        with Listener(gq.store.runtime_dir, "workers", "a-worker") as wakeups:
             async with AsyncSession(engine) as session:
                 await send.using(connection=session).aenqueue(order=1)
-                assert not bell.wait(0)
+                assert not wakeups.wait(0)
                 await session.commit()
-            assert bell.wait(5)
+            assert wakeups.wait(5)
 
     run_with(story)
 

@@ -11,7 +11,7 @@ from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import decide_holds, explain, limited
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain.answers import Limits, Wait
-from gpuqueue.domain.explanation import Surroundings
+from gpuqueue.domain.explanation import QueueContext
 from gpuqueue.domain.settings import QueueSettings, Rate
 from gpuqueue.domain.view import QueueView
 from gpuqueue.testing.idle import run_until_idle
@@ -62,7 +62,7 @@ def test_a_plugins_hold_is_enforced_whatever_its_word(make_gpuqueue, word):
 def test_a_start_is_expected_where_a_plugin_says_that_its_answer_ends_with_jobs(answer, ends):
     fields = {"advice": "gpuqueue count", "ends_with_jobs": ends}
     asked = plugins(Answers(type(answer)("mine", "wait", **fields)))
-    explanation = explain(job(demand_bytes=1), view(QueueView(BATCH)), asked, Surroundings(), worker_command="")
+    explanation = explain(job(demand_bytes=1), view(QueueView(BATCH)), asked, QueueContext(), worker_command="")
     assert explanation.advice == "gpuqueue count"
     assert explanation.expected.start_at == (NOW if ends else None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.decisions.discrepancies import CardSight, Disagreement, OllamaSight, disagreements
+from gpuqueue.decisions.discrepancies import CardSight, Discrepancy, OllamaSight, discrepancies
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
 from gpuqueue.domain.estimates import VRAM, model_key
 from gpuqueue.domain.settings import ModelSettings
@@ -49,14 +49,14 @@ def seen(
 ) -> Any:
     """What disagrees."""
     now: View = replace(view(devices=tuple(item.device for item in cards)), workers=workers, **changes)
-    return disagreements(cards, [ollama] if ollama else [], now)
+    return discrepancies(cards, [ollama] if ollama else [], now)
 
 
-def codes(found: list[Disagreement]) -> list[str]:
+def codes(found: list[Discrepancy]) -> list[str]:
     return [item.what for item in found]
 
 
-def only(found: list[Disagreement]) -> Disagreement:
+def only(found: list[Discrepancy]) -> Discrepancy:
     assert len(found) == 1, found
     return found[0]
 

@@ -13,7 +13,7 @@ from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, 
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.errors import ConfigurationError
-from gpuqueue.domain.explanation import RunningJob, Surroundings, Work
+from gpuqueue.domain.explanation import QueueContext, RunningJob, Work
 from gpuqueue.domain.job import JobErrorRecord, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import DeviceView, Pause, QueueView
@@ -61,8 +61,8 @@ BROKEN = Answers(RuntimeError("oops"))
 
 def explained(job, view, *others, ahead_count=0):
     ahead = (Work(job.queue, job.task, "", ahead_count),) if ahead_count else ()
-    beside = Surroundings(ahead, (RunningJob(7, job.task, NOW),))
-    return explain(job, view, plugins(*others), beside, worker_command="gpuqueue worker")
+    context = QueueContext(ahead, (RunningJob(7, job.task, NOW),))
+    return explain(job, view, plugins(*others), context, worker_command="gpuqueue worker")
 
 
 def test_a_queue_may_start_jobs_when_nothing_holds_it():

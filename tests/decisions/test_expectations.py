@@ -12,7 +12,7 @@ from gpuqueue.domain import estimates
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.estimates import model_key, work_key
-from gpuqueue.domain.explanation import Expectation, RunningJob, Surroundings, Work
+from gpuqueue.domain.explanation import Expectation, QueueContext, RunningJob, Work
 from gpuqueue.domain.job import State
 from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
@@ -41,16 +41,16 @@ def seconds(expected):
 
 
 def ahead(*counts, queue="ai-batch", task=GENERATE, model=MODEL):
-    return Surroundings(tuple(Work(queue, task, model, count) for count in counts))
+    return QueueContext(tuple(Work(queue, task, model, count) for count in counts))
 
 
 def test_a_job_that_nothing_holds_starts_now_and_takes_what_its_like_took():
-    expected = expect(WAITING, learned(), (), {}, Surroundings())
+    expected = expect(WAITING, learned(), (), {}, QueueContext())
     assert (expected.position, seconds(expected)) == (1, (0.0, 20.0))
 
 
 def test_a_model_that_is_not_loaded_is_loaded_first():
-    expected = expect(WAITING, learned(devices=(DeviceView(GPU0),)), (), {}, Surroundings())
+    expected = expect(WAITING, learned(devices=(DeviceView(GPU0),)), (), {}, QueueContext())
     assert seconds(expected) == (0.0, 24.0)
 
 
@@ -61,9 +61,9 @@ def test_the_jobs_before_it_and_the_running_one_come_first():
     expected = expect(WAITING, busy, reasons, {}, ahead(3))
     assert (expected.position, seconds(expected)) == (4, (62.0, 82.0))
     persons = replace(WAITING, queue="ai-realtime")
-    assert seconds(expect(persons, busy, reasons, {}, Surroundings())) == (0.0, 5.0), "the running one makes room for it"
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext())) == (0.0, 5.0), "the running one makes room for it"
     draining = learned(QueueView(REALTIME), QueueView(replace(BATCH, yield_mode="drain")), devices=busy.devices.values())
-    assert seconds(expect(persons, draining, reasons, {}, Surroundings())) == (2.0, 7.0)
+    assert seconds(expect(persons, draining, reasons, {}, QueueContext())) == (2.0, 7.0)
 
 
 def test_the_jobs_of_a_queue_that_comes_first_count_unless_they_cannot_start():
@@ -88,7 +88,7 @@ def test_nobody_knows_when_a_job_starts_that_is_held_without_an_end(reason):
 
 
 def test_nothing_is_said_where_nothing_was_learned():
-    assert seconds(expect(WAITING, learned(known={}), (), {}, Surroundings())) == (0.0, None)
+    assert seconds(expect(WAITING, learned(known={}), (), {}, QueueContext())) == (0.0, None)
     assert seconds(expect(WAITING, learned(known={}), (), {}, ahead(1))) == (None, None)
     assert seconds(expect(WAITING, learned(), (), {}, ahead(1, task="new"))) == (None, None)
 
@@ -102,23 +102,23 @@ def test_a_queue_without_a_device_is_worked_off_as_many_at_once_as_it_may():
     mail = QueueView(replace(MAIL, concurrency=2), running_count=2)
     waiting = job(queue="mail", task="send", arguments={})
     running = tuple(RunningJob(id, "send", NOW - timedelta(seconds=1)) for id in (7, 8))
-    beside = Surroundings((Work("mail", "send", "", 4),), running)
-    assert seconds(expect(waiting, learned(mail), (Hold("concurrency", "", ends_with_jobs=True),), {}, beside)) == (8.0, 11.0)
+    context = QueueContext((Work("mail", "send", "", 4),), running)
+    assert seconds(expect(waiting, learned(mail), (Hold("concurrency", "", ends_with_jobs=True),), {}, context)) == (8.0, 11.0)
 
 
 def test_a_running_job_is_expected_to_finish_and_an_ended_one_nothing():
     running = replace(reservation(1), task=GENERATE, started_at=NOW, output_tokens=300)
     at_work = learned(devices=(replace(LOADED, reservations=(running,)),))
-    expected = expect(job(1, state=State.RUNNING, started_at=NOW, model=MODEL), at_work, (), {}, Surroundings())
+    expected = expect(job(1, state=State.RUNNING, started_at=NOW, model=MODEL), at_work, (), {}, QueueContext())
     assert (expected.position, seconds(expected)) == (None, (0.0, 2.0))
     sending = job(2, queue="mail", task="send", state=State.RUNNING, started_at=NOW - timedelta(seconds=1))
-    assert seconds(expect(sending, learned(), (), {}, Surroundings())) == (-1.0, 2.0)
-    assert expect(job(state=State.COMPLETED, finished_at=NOW), learned(), (), {}, Surroundings()) is None
+    assert seconds(expect(sending, learned(), (), {}, QueueContext())) == (-1.0, 2.0)
+    assert expect(job(state=State.COMPLETED, finished_at=NOW), learned(), (), {}, QueueContext()) is None
 
 
 def test_a_model_named_in_the_arguments_counts_only_where_models_are_loaded():
     named = job(queue="mail", task="send", arguments={"model": MODEL})
-    assert seconds(expect(named, learned(QueueView(MAIL)), (), {}, Surroundings())) == (0.0, 3.0)
+    assert seconds(expect(named, learned(QueueView(MAIL)), (), {}, QueueContext())) == (0.0, 3.0)
 
 
 def test_it_is_worded_for_people():

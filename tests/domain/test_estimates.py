@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.domain import estimates
-from gpuqueue.domain.estimates import Lesson, believed, left_s, model_key, work_key
+from gpuqueue.domain.estimates import Observation, believed, left_s, model_key, work_key
 from gpuqueue.domain.view import Estimate
 from gpuqueue.testing.views import NOW, reservation
 
@@ -20,7 +20,7 @@ USUAL = {(estimates.OUTPUT, work_key("ai-batch", "ollama.generate", "gemma4:e4b"
 def folded(kind, *values):
     found = None
     for value in values:
-        found = believed(found, Lesson(kind, "k", value))
+        found = believed(found, Observation(kind, "k", value))
     return found
 
 

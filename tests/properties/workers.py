@@ -111,14 +111,14 @@ class Workers(Play):
             self.exchanges(worker, 0, 0)
 
     @precondition(lambda self: self.late)
-    @step(pick=PICK, how=ANY_END, beside=st.booleans())
-    def a_late_attempt_ends(self, pick: int, how: str, beside: bool) -> None:
+    @step(pick=PICK, how=ANY_END, together=st.booleans())
+    def a_late_attempt_ends(self, pick: int, how: str, together: bool) -> None:
         """An attempt of a dead worker ends, in one transaction with one of a living worker, which must not be hurt."""
         late = choose(self.late, pick)
         outcome, expected = self.judged(late, how)
         batch = [(outcome, expected)]
         for worker in self.workers:
-            if beside and worker.ended:
+            if together and worker.ended:
                 batch.append(worker.ended.pop())
         self.finishes(batch)
 

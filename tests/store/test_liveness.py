@@ -1,4 +1,4 @@
-"""The life file: death is proven only when the process is dead, and its slots survive being killed."""
+"""The liveness file: death is proven only when the process is dead, and its slots survive being killed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.store.liveness import Life, forget, path_of, proven_dead
+from gpuqueue.store.liveness import Liveness, forget, path_of, proven_dead
 from tests.processes import started
 
 WORKER = """
 import os, sys
 from pathlib import Path
-from gpuqueue.store.liveness import Life
-life = Life(Path(sys.argv[1]), "w", slots=4)
-life.executes(0, 11)
-life.executes(2, 2**40)
-life.executes(3, 5)
-life.executes(3, 0)
+from gpuqueue.store.liveness import Liveness
+liveness = Liveness(Path(sys.argv[1]), "w", slots=4)
+liveness.executes(0, 11)
+liveness.executes(2, 2**40)
+liveness.executes(3, 5)
+liveness.executes(3, 0)
 print("ready", flush=True)
 sys.stdin.read()
-life.close()
+liveness.close()
 """
 
 
@@ -63,9 +63,9 @@ def test_a_worker_whose_file_cannot_be_seen_is_not_proven_dead(tmp_path: Path) -
 
 
 def test_a_process_sees_its_own_life(tmp_path: Path) -> None:
-    life = Life(tmp_path, "me", slots=2)
+    liveness = Liveness(tmp_path, "me", slots=2)
     assert proven_dead(tmp_path, "me") is None
-    life.close()
+    liveness.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

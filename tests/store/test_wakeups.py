@@ -1,4 +1,4 @@
-"""The bell wakes who listens, forgets who died, and a ring that is lost costs no more than the slow poll."""
+"""A wakeup wakes who listens, forgets who died, and a ring that is lost costs no more than the slow poll."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.store.store import Store
-from gpuqueue.store.wakeups import Bell, Listener, runtime_dir
+from gpuqueue.store.wakeups import Listener, Wakeups, runtime_dir
 from tests.conftest import fork, forks
 from tests.store.rows import Rows
 
@@ -23,56 +23,56 @@ PATIENCE_S = 20.0
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # pytest's own folders are too deep for a socket's path.
-    with tempfile.TemporaryDirectory(prefix="bell-") as short:
+    with tempfile.TemporaryDirectory(prefix="wakeups-") as short:
         monkeypatch.setenv("XDG_RUNTIME_DIR", short)
         yield runtime_dir(tmp_path / "jobs.db")
 
 
 def test_a_ring_wakes_every_worker_that_listens(directory: Path) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     with Listener(directory, "workers", "a") as first, Listener(directory, "workers", "b") as second:
-        bell.ring_workers()
+        wakeups.ring_workers()
         assert first.wait(PATIENCE_S)
         assert second.wait(PATIENCE_S)
         assert not first.wait(0.001)
-    bell.close()
+    wakeups.close()
 
 
 def test_a_ring_for_a_job_wakes_only_those_that_wait_for_it(directory: Path) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     with (
         Listener.for_job(directory, 1) as one,
         Listener.for_job(directory, 11) as eleven,
         Listener.for_job(directory, 1) as again,
     ):
-        bell.ring_waiters([1, 7])
+        wakeups.ring_waiters([1, 7])
         assert one.wait(PATIENCE_S)
         assert again.wait(PATIENCE_S)
         assert not eleven.wait(0.001)
-    bell.close()
+    wakeups.close()
 
 
 def test_many_rings_count_as_one(directory: Path) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     with Listener(directory, "workers", "a") as listener:
         for _ in range(50):
-            bell.ring_workers()
+            wakeups.ring_workers()
         assert listener.wait(PATIENCE_S)
         assert not listener.wait(0.001)
-    bell.close()
+    wakeups.close()
 
 
 def test_a_ring_never_blocks_on_a_worker_that_does_not_listen(directory: Path) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     with Listener(directory, "workers", "a"):
         for _ in range(5000):  # far more than a socket holds
-            bell.ring_workers()
-    bell.close()
+            wakeups.ring_workers()
+    wakeups.close()
 
 
 @forks
 def test_the_socket_of_a_dead_owner_is_removed_and_a_closed_listener_leaves_none(directory: Path) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     pid = fork()
     if pid == 0:
         Listener(directory, "workers", "dead")
@@ -80,43 +80,43 @@ def test_the_socket_of_a_dead_owner_is_removed_and_a_closed_listener_leaves_none
     os.waitpid(pid, 0)
     path = directory / "workers" / "dead"
     assert path.exists()
-    bell.ring_workers()
+    wakeups.ring_workers()
     assert not path.exists()
     with Listener(directory, "workers", "alive"):
         assert (directory / "workers" / "alive").exists()
     assert not (directory / "workers" / "alive").exists()
-    bell.ring_workers()
-    bell.close()
+    wakeups.ring_workers()
+    wakeups.close()
 
 
 def test_a_listener_that_came_in_the_same_tick_as_another_is_rung_too(directory: Path) -> None:
     """A folder's time has a resolution of milliseconds; a second socket may leave it as the first did."""
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     folder = directory / "waiters"
     tick_ns = time.time_ns() + 60 * 10**9
     with Listener.for_job(directory, 1) as first:
         os.utime(folder, ns=(tick_ns, tick_ns))
-        bell.ring_waiters([1])
+        wakeups.ring_waiters([1])
         assert first.wait(PATIENCE_S)
         with Listener.for_job(directory, 1) as second:
             os.utime(folder, ns=(tick_ns, tick_ns))
-            bell.ring_waiters([1])
+            wakeups.ring_waiters([1])
             assert second.wait(PATIENCE_S)
-    bell.close()
+    wakeups.close()
 
 
 def test_a_worker_that_came_after_a_burst_is_rung_once_the_listing_is_old(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bell = Bell(directory)
+    wakeups = Wakeups(directory)
     clock = [1000.0]
     monkeypatch.setattr("gpuqueue.store.wakeups.time.monotonic", lambda: clock[0])
-    bell.ring_workers()
+    wakeups.ring_workers()
     with Listener(directory, "workers", "new") as listener:
         clock[0] += 1
-        bell.ring_workers()
+        wakeups.ring_workers()
         assert listener.wait(PATIENCE_S)
-    bell.close()
+    wakeups.close()
 
 
 def test_a_thread_wakes_its_own_listener(directory: Path) -> None:

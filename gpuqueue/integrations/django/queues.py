@@ -88,10 +88,10 @@ class DjangoQueue(GPUQueue):
         known = import_task(path)
         before, asked = (read_options({**asked_of(one), "priority": one.priority, "at": None}) for one in (known, task))
         options = {name: getattr(asked, name) for name in JobOptions.__slots__ if getattr(asked, name) != getattr(before, name)}
-        beside = {"run_after": task.run_after.isoformat()} if task.run_after is not None else {}
+        stored = {"run_after": task.run_after.isoformat()} if task.run_after is not None else {}
         if getattr(task, "model", None) != getattr(known, "model", None):
-            beside["model"] = task.model
-        return path, named, options, beside
+            stored["model"] = task.model
+        return path, named, options, stored
 
     def named_arguments(self, job: Job) -> Mapping[str, Any]:
         """Name a job's arguments as its task's function does."""

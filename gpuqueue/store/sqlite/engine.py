@@ -28,7 +28,7 @@ from gpuqueue.store.sqlite import (
     workers,
 )
 from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB
-from gpuqueue.store.sqlite.readers import Readers
+from gpuqueue.store.sqlite.read_pool import ReadPool
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
 from gpuqueue.store.sqlite.writer import Writer
@@ -72,7 +72,7 @@ class SQLite:
 
     def _begin(self) -> None:
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
-        self._readers = Readers(lambda: connections.connect(self._engine))
+        self._read_pool = ReadPool(lambda: connections.connect(self._engine))
         self._version_reader: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
         self._resuming: list[Callable[[], None]] = []  # what ends `quiesce`
@@ -85,7 +85,7 @@ class SQLite:
 
     def close(self) -> None:
         self.writer.close()
-        self._readers.close()
+        self._read_pool.close()
         with self._version_lock:
             if self._version_reader is not None:
                 self._version_reader.close()
@@ -94,15 +94,15 @@ class SQLite:
 
     def begin_in_child(self) -> None:
         # Closing the parent's connections here would drop the parent's file locks.
-        _inherited.append((self.writer, self._readers, self._version_reader))
+        _inherited.append((self.writer, self._read_pool, self._version_reader))
         self._begin()
 
     def quiesce(self, timeout_s: float) -> None:
         give_up_s = time.monotonic() + timeout_s
         if self.writer.quiesce(timeout_s):
             self._resuming.append(self.writer.resume)
-        self._resuming.append(self._readers.resume)
-        self._readers.quiesce(max(0.0, give_up_s - time.monotonic()))
+        self._resuming.append(self._read_pool.resume)
+        self._read_pool.quiesce(max(0.0, give_up_s - time.monotonic()))
         if self._version_lock.acquire(timeout=max(0.0, give_up_s - time.monotonic())):
             self._resuming.append(self._version_lock.release)
 
@@ -120,14 +120,14 @@ class SQLite:
     @contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection outside any transaction, inside this engine and to its tests."""
-        with connections.explained(self.path), self._readers.lend() as connection:
+        with connections.explained(self.path), self._read_pool.lend() as connection:
             yield connection
 
     def reading(self) -> _Reading:
-        return _Reading(self._readers, self.path)
+        return _Reading(self._read_pool, self.path)
 
     def snapshot(self) -> _Snapshot:
-        return _Snapshot(self._readers, self.path)
+        return _Snapshot(self._read_pool, self.path)
 
     def changed(self) -> int:
         with connections.explained(self.path), self._version_lock:
@@ -140,15 +140,15 @@ class SQLite:
 class _Reading(SQLiteReads):
     """Reads over a connection that is lent for the length of a block."""
 
-    __slots__ = ("_connection", "_path", "_readers")
+    __slots__ = ("_connection", "_path", "_read_pool")
 
-    def __init__(self, readers: Readers, path: Path) -> None:
-        self._readers = readers
+    def __init__(self, read_pool: ReadPool, path: Path) -> None:
+        self._read_pool = read_pool
         self._path = path
 
     def __enter__(self) -> Self:
         try:
-            self._connection = connection = self._readers.take()
+            self._connection = connection = self._read_pool.take()
         except sqlite3.Error as error:
             raise connections.explain(error, self._path) from error
         self.execute = connection.execute
@@ -156,7 +156,7 @@ class _Reading(SQLiteReads):
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
-            self._readers.give_back(self._connection)
+            self._read_pool.give_back(self._connection)
         except sqlite3.Error as broken:
             raise connections.explain(broken, self._path) from broken
         if isinstance(error, sqlite3.Error):

@@ -13,8 +13,8 @@ from gpuqueue.plugins import ServiceContext
 from gpuqueue_prometheus.address import Address
 from gpuqueue_prometheus.counting import Counting
 from gpuqueue_prometheus.findings import Status
+from gpuqueue_prometheus.gauges import gauges
 from gpuqueue_prometheus.health import Health, as_json
-from gpuqueue_prometheus.looking import gauges
 from gpuqueue_prometheus.metrics import JOBS, families
 from gpuqueue_prometheus.server import CannotListen, Pages, Server
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import pytest
 from gpuqueue_prometheus.counting import Counting
-from gpuqueue_prometheus.looking import device_gauges
+from gpuqueue_prometheus.gauges import device_gauges
 from gpuqueue_prometheus.metrics import ENQUEUED, METRICS
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families

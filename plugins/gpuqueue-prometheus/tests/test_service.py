@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from gpuqueue_prometheus import Prometheus
-from gpuqueue_prometheus.looking import gauges
+from gpuqueue_prometheus.gauges import gauges
 from gpuqueue_prometheus.metrics import SERVICE_UP
 
 from gpuqueue import ConfigurationError

@@ -20,7 +20,7 @@ from gpuqueue_redis_mirror.compare import differences
 from gpuqueue_redis_mirror.layout import ROOM, Key, entries, job_keys, milliseconds, queue_keys
 from gpuqueue_redis_mirror.settings import Settings
 from gpuqueue_redis_mirror.source import Kept, Source
-from gpuqueue_redis_mirror.target import Changes, Occupied, State, Superseded, Target
+from gpuqueue_redis_mirror.target import Changes, MirrorState, Occupied, Superseded, Target
 from gpuqueue_redis_mirror.workers import WorkerConnections, client_names
 
 FOLLOWER = "mirror"
@@ -142,7 +142,7 @@ class Mirroring:
             queues = reader.queues()
         self._workers.show(client_names(self._settings.prefix, self._gq.workers(), queues))
 
-    def _why_rebuild(self, state: State | None) -> str:
+    def _why_rebuild(self, state: MirrorState | None) -> str:
         if state is None:
             return "nothing stands there"
         if self._is_new:

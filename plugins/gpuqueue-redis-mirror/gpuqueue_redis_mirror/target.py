@@ -53,7 +53,7 @@ class Occupied(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class MirrorState:
     """What the mirror's own key says of what stands in the target."""
 
     term: int = 0
@@ -98,7 +98,7 @@ class Target:
 
     # --- the mirror's own key ---
 
-    def state(self) -> State | None:
+    def state(self) -> MirrorState | None:
         """What stands there; None when nothing of this mirror does."""
         return _state(self.client.hgetall(self._own))
 
@@ -117,7 +117,7 @@ class Target:
         if state is not None and state.database == self.database:
             self.mend_streams(queues)
 
-    def _is_mine(self, state: State) -> bool:
+    def _is_mine(self, state: MirrorState) -> bool:
         return state.database in ("", self.database)
 
     def _say(self, **fields: str | int) -> Command:
@@ -214,7 +214,7 @@ class Target:
     def _occupied(self, database: str) -> Occupied:
         return Occupied(f"the queues of {database} are mirrored there under {self.prefix!r}; give [mirror] another prefix or url")
 
-    def _refuse_others(self, state: State | None, queues: Sequence[str], *, replace: bool) -> None:
+    def _refuse_others(self, state: MirrorState | None, queues: Sequence[str], *, replace: bool) -> None:
         if replace:
             return
         if state is not None and not self._is_mine(state) and time.time() - state.written_s < BUSY_S:
@@ -303,11 +303,11 @@ def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + AT_ONCE]
 
 
-def _state(fields: Mapping[str, str]) -> State | None:
+def _state(fields: Mapping[str, str]) -> MirrorState | None:
     if not fields:
         return None
     cursor = fields.get("cursor")
-    return State(
+    return MirrorState(
         term=int(fields.get("term", 0)),
         cursor=None if cursor is None else int(cursor),
         database=fields.get("database", ""),

@@ -215,14 +215,14 @@ def test_a_snapshot_that_cannot_begin_gives_its_connection_back(store: Store, ro
     rows.enqueue()
     with store.engine.lent() as connection:
         connection.execute("BEGIN")  # a transaction within a transaction cannot begin
-        store.engine._readers._idle.append(connection)
+        store.engine._read_pool._idle.append(connection)
         with pytest.raises(StoreError, match="within a transaction"), store.snapshot():
             raise AssertionError("it began")
-        assert store.engine._readers._idle.pop() is connection
+        assert store.engine._read_pool._idle.pop() is connection
     with store.snapshot() as reads:
         assert reads.counts() == {"work": {"available": 1}}
-    assert store.engine._readers.quiesce(0.0), "a connection is still lent"
-    store.engine._readers.resume()
+    assert store.engine._read_pool.quiesce(0.0), "a connection is still lent"
+    store.engine._read_pool.resume()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Readers:
+class ReadPool:
     """Connections of one process to one file, made where all others are lent."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
