@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from gpuqueue.domain.errors import ConfigurationError
+from gpuqueue.domain.errors import ConfigurationError, describe
 
 ENTRY_POINT_GROUP = "gpuqueue"
 
@@ -30,7 +30,7 @@ class InstalledPlugin:
         except Exception as error:
             raise ConfigurationError(
                 f"the installed plugin {self.name!r} ({self.distribution} {self.version}) cannot be loaded from "
-                f"{self.entry_point.value!r}: {type(error).__name__}: {error}. "
+                f"{self.entry_point.value!r}: {describe(error)}. "
                 f"To go on without it: pip uninstall {self.distribution}, or [plugins] block = [{self.name!r}]"
             ) from error
         return loaded

@@ -17,19 +17,10 @@ import pluggy
 from gpuqueue.config.plugin_tables import PluginTables
 from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT, SPECIFICATIONS, ConfigureDetails
 from gpuqueue.contract.installed import InstalledPlugin, installed_plugins
-from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError, did_you_mean
+from gpuqueue.domain.errors import ConfigurationError, PluginFailed, UsageError, describe, did_you_mean
 
 Kind = Literal["default", "installed", "given"]
 logger = logging.getLogger("gpuqueue.plugins")
-
-
-class PluginFailed(GPUQueueError):
-    """A plugin raised while a hook was called; the cause is the error it raised."""
-
-    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
-        super().__init__(f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}")
-        self.plugin = plugin
-        self.hook = hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +225,23 @@ class Plugins:
         return next((answer for _, answer in self.each(hook, details)), None)
 
     def tell(self, hook: str, details: Any) -> None:
-        """Tell every plugin of an event; what one raises is logged and hurts nobody."""
+        """Call a hook that answers nothing, of every plugin; what one raises is logged and hurts nobody."""
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
-                found.function(details) if found.argnames else found.function()
+                _call(found, details)
             except Exception:
-                logger.exception("plugin %r failed in the event %s", found.plugin_name, hook)
+                logger.exception("plugin %r failed in %s", found.plugin_name, hook)
 
 
 def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
     try:
-        return found.function(details) if found.argnames else found.function()
+        return _call(found, details)
     except Exception as error:
         raise PluginFailed(found.plugin_name, hook, error) from error
+
+
+def _call(found: pluggy.HookImpl, details: Any) -> Any:
+    return found.function(details) if found.argnames else found.function()
 
 
 def _object_of(plugin: object, name: str) -> object:
@@ -259,7 +254,6 @@ def _object_of(plugin: object, name: str) -> object:
         made: object = plugin()
     except Exception as error:
         raise ConfigurationError(
-            f"plugin {name!r}: {plugin.__qualname__}() failed, and a class is called without arguments: "
-            f"{type(error).__name__}: {error}"
+            f"plugin {name!r}: {plugin.__qualname__}() failed, and a class is called without arguments: {describe(error)}"
         ) from error
     return made

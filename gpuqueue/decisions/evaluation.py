@@ -18,11 +18,12 @@ from gpuqueue.contract.hookspecs import (
     QueueLimitsDetails,
     WaitingJob,
 )
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.policies import DEVICE_HEALTH, queue_in_force
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.errors import PluginFailed
 from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.rates import level
@@ -122,7 +123,7 @@ def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
         return [known[job.id] for job in ordered]
     except (TypeError, AttributeError, KeyError):
         error = TypeError(f"the answer must have the candidates in another order, not {ordered!r}")
-        raise PluginFailed("order_candidates", "order_candidates", error) from None
+        raise PluginFailed("order_candidates", "order_candidates", error) from error
 
 
 def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:

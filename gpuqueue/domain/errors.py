@@ -11,6 +11,7 @@ GPUQueueError
 │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
+├── PluginFailed              a plugin raised in a hook where the caller cannot go on without its answer
 └── ExecutionError            raised inside an attempt; classifies its failure
     └── BackendUnavailable, OutOfMemory, Spilled, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
 """
@@ -117,6 +118,20 @@ class JobExpired(JobError):
     """The job still waited when its `expires_in` had passed."""
 
 
+class PluginFailed(GPUQueueError):
+    """A plugin raised in a hook, or answered what the hook does not allow; `__cause__` is the error.
+
+    `plugin` and `hook` name them. It ends what cannot go on without the answer: making a queue object (`configure`), starting a
+    worker (`register_…`), `gpuqueue db prune` (`retention`). Elsewhere gpuqueue handles it, and holds the queue or the job.
+    """
+
+    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+        super().__init__(f"plugin {plugin!r} failed in {hook}: {describe(error)}")
+        self.plugin = plugin
+        self.hook = hook
+        self.__cause__ = error
+
+
 REFUSAL = "AI service temporarily unavailable"
 
 
@@ -184,6 +199,16 @@ class AttemptTimedOut(ExecutionError):
     """The attempt ran longer than its timeout."""
 
     code = "timed_out"
+
+
+def describe(error: BaseException) -> str:
+    """Say what an error is: its class, and its text where it has one that can be read."""
+    try:
+        text = str(error)
+    except Exception:  # its class is somebody else's
+        text = "<exception str() failed>"  # as Python prints it
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,13 +9,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from gpuqueue.contract.hookspecs import WaitingJob
-from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
 from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import ClaimRules
-from gpuqueue.domain.errors import REFUSAL
+from gpuqueue.domain.errors import REFUSAL, PluginFailed
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
 from gpuqueue.domain.settings import QueueSettings

@@ -12,9 +12,8 @@ from typing import Any
 from gpuqueue.client.tasks import Task
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import AttemptFailedDetails
-from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.domain.endpoints import of_queue
-from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError
+from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError, PluginFailed
 from gpuqueue.domain.job import JobErrorRecord, Lease, State
 from gpuqueue.domain.json_text import to_json
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
@@ -110,7 +109,7 @@ class Judge:
             self._backends.of(lease),
             DEFAULT_RULES if task is None else task.rules,
             site.settings.models,
-            of_queue(site.queue(lease.queue).backend, site.settings.backends),
+            tuple(of_queue(site.queue(lease.queue).backend, site.settings.backends)),
         )
         answer: Verdict | None = site.plugins.first("attempt_failed", details)
         return answer

@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
-from gpuqueue.contract.plugin_set import PluginFailed
-from gpuqueue.domain.errors import GPUQueueError
+from gpuqueue.domain.errors import GPUQueueError, PluginFailed
 from gpuqueue.domain.job import State
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children

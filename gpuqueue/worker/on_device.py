@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
-from gpuqueue.contract.plugin_set import PluginFailed
 from gpuqueue.domain.answers import CleanUp, Placement
-from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, StoreError
+from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
 from gpuqueue.domain.estimates import VRAM, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name

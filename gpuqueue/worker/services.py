@@ -10,7 +10,7 @@ from typing import Any
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.hookspecs import RegisterServicesDetails, Service, ServiceContext
 from gpuqueue.contract.plugin_set import Plugins
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import StoreError, describe
 from gpuqueue.worker.site import Site
 
 EVERY_S = 1.0  # a service that nobody has is taken over within about this time
@@ -126,6 +126,6 @@ class _Host:
 
     def _note_failure(self, context: ServiceContext[GPUQueue], error: Exception) -> None:
         try:
-            context.note({"error": f"{type(error).__name__}: {error}"})
+            context.note({"error": describe(error)})
         except StoreError as failed:
             logger.warning("the service %s: %s", self._name, failed)

@@ -8,11 +8,11 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.contract.hookspecs import hookimpl
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, order, place
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.errors import ConfigurationError
+from gpuqueue.domain.errors import ConfigurationError, PluginFailed
 from gpuqueue.domain.explanation import QueueContext, RunningJob, Work
 from gpuqueue.domain.job import JobErrorRecord, State
 from gpuqueue.domain.settings import QueueSettings

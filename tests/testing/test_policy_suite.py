@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import ConfigurationError, Retry, hookimpl
-from gpuqueue.contract.plugin_set import PluginFailed
+from gpuqueue import ConfigurationError, PluginFailed, Retry, hookimpl
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.decisions.policies.availability import Availability
 from gpuqueue.decisions.policies.device_health import DeviceHealth
