@@ -9,6 +9,7 @@ For a rule that these do not have, `get(key)` returns the `Setting`, and `settin
 error that names its place.
 `shown_url` leaves the password out of a URL, for whatever is logged or shown; `reason_in` and `was_refused` read the
 failure of an HTTP server.
+An exception in a hook becomes a `PluginFailed` that names the plugin and the hook.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from gpuqueue.contract.hookspecs import (
     PrepareAttemptDetails,
     QueueHoldDetails,
     QueueLimitsDetails,
+    RegisterCommandsDetails,
+    RegisterDevicesDetails,
+    RegisterExecutorsDetails,
     RetentionDetails,
     Service,
     WaitingJob,
@@ -45,6 +49,7 @@ from gpuqueue.domain.errors import (
     ConfigurationError,
     ExecutionError,
     OutOfMemory,
+    PluginFailed,
     RunnerCrashed,
 )
 from gpuqueue.domain.job import Entry, Event, Job, Lease, LogLine, Record, State
@@ -98,6 +103,7 @@ __all__ = [
     "Pause",
     "PlaceJobDetails",
     "Placement",
+    "PluginFailed",
     "Preemption",
     "PrepareAttemptDetails",
     "QueueHoldDetails",
@@ -107,6 +113,9 @@ __all__ = [
     "Rate",
     "Reading",
     "Record",
+    "RegisterCommandsDetails",
+    "RegisterDevicesDetails",
+    "RegisterExecutorsDetails",
     "RegisterServicesDetails",
     "Reservation",
     "Resident",

@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from gpuqueue import ConfigurationError, JobFailed, UsageError, hookimpl
+from gpuqueue import ConfigurationError, JobFailed, PluginFailed, UsageError, hookimpl
 from gpuqueue.contract.hookspecs import EVENT_NAMES
-from gpuqueue.contract.plugin_set import PluginFailed, Plugins
+from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies, worker_policies
 from gpuqueue.domain.answers import CleanUp, Demand, Hold, Placement, Wait
 from gpuqueue.domain.device import Reading
@@ -470,7 +470,7 @@ def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
     class Verbs:
         @hookimpl
         def register_executors(self, details) -> Mapping[str, object]:
-            assert "backends" in details
+            assert (details.backends, details.models, details.devices) == ((), {}, ())
             return {"shout": Shout()}
 
     gq = make_queue(plugins=[Verbs()])
@@ -510,7 +510,7 @@ def test_an_own_device_takes_the_place_of_the_default(gpu_queue, start_worker, u
     class Cards:
         @hookimpl
         def register_devices(self, details):
-            return {settings.name: Card() for settings in details["devices"]}
+            return {settings.name: Card() for settings in details.devices}
 
     gq = gpu_queue(Cards())
     start_worker(gq)
@@ -592,7 +592,7 @@ def test_a_plugin_that_fails_in_an_event_hurts_nobody(gpu_queue, start_worker, u
         job = gq.send.enqueue()
         assert job.result(timeout_s=20) == 7
         worker.stop()
-    assert "failed in the event job_finished" in caplog.text
+    assert "failed in job_finished" in caplog.text
     assert diary.of(job)[-1] == "job_finished"
 
 

@@ -20,7 +20,8 @@ from gpuqueue import __version__
 from gpuqueue.cli import completion, control, database, doctor, gpu, initialise, jobs, logs, plugins, status, submit, top, worker
 from gpuqueue.cli.rendering import error_line
 from gpuqueue.cli.session import AppSession, Session
-from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError
+from gpuqueue.contract.hookspecs import RegisterCommandsDetails
+from gpuqueue.domain.errors import GPUQueueError, StoreError, UsageError, describe
 
 __all__ = ["main"]
 
@@ -69,7 +70,8 @@ class Commands(click.Group):
         own = dict(self.commands)
         try:
             session = self.session or Session.of_parameters(context.params)
-            session.plugins().tell("register_commands", self)
+            with context.scope(cleanup=False):  # so that a warning knows whether a shell completes a word
+                session.plugins().tell("register_commands", RegisterCommandsDetails(self))
         except GPUQueueError as error:
             if context.resilient_parsing:  # a shell completes a word
                 return
@@ -223,8 +225,11 @@ class _Warnings(logging.Handler):
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
+        context = click.get_current_context(silent=True)
+        if context is not None and context.resilient_parsing:  # a shell completes a word, and would show this beside it
+            return
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        cause = "" if error is None else f": {type(error).__name__}: {error}"
+        cause = "" if error is None else f": {describe(error)}"
         try:
             click.echo(f"Warning: {record.getMessage()}{cause}", err=True)
         except Exception:  # as every handler does: who logs is not stopped by where it is printed

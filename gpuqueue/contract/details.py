@@ -6,20 +6,24 @@ Calls no hook.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
 
 from gpuqueue.config.table import Table
 from gpuqueue.domain.answers import Demand, Hold
 from gpuqueue.domain.device import Reading
+from gpuqueue.domain.frozen import freeze
 from gpuqueue.domain.job import Job, Lease, State
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
 from gpuqueue.domain.view import View
+
+if TYPE_CHECKING:
+    import click
 
 Client = TypeVar("Client")  # the queue object; `gpuqueue.plugins` has these classes with it
 PROJECT = "gpuqueue"
@@ -34,6 +38,9 @@ class QueueHoldDetails:
     queue: QueueSettings
     view: View
     holds: Mapping[str, tuple[Hold, ...]]
+
+    def __post_init__(self) -> None:
+        freeze(self, "holds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,10 @@ class AttemptFailedDetails:
     backend: BackendSettings | None
     rules: RetryRules = DEFAULT_RULES
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
-    backends: Sequence[BackendSettings] = ()
+    backends: tuple[BackendSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        freeze(self, "models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,9 @@ class RetentionDetails:
 
     configured: Mapping[State, float | None]
     now: datetime
+
+    def __post_init__(self) -> None:
+        freeze(self, "configured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,9 @@ class PrepareAttemptDetails:
     read_device: Callable[[], Reading]
     stopping: Callable[[], bool]
     isolated: bool = False
+
+    def __post_init__(self) -> None:
+        freeze(self, "models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,33 @@ class ConfigureDetails:
 
     name: str
     table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterExecutorsDetails:
+    """The settings that the worker starts with: its backends, its models by name, and its devices."""
+
+    backends: tuple[BackendSettings, ...]
+    models: Mapping[str, ModelSettings]
+    devices: tuple[DeviceSettings, ...]
+
+    def __post_init__(self) -> None:
+        freeze(self, "models")
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterDevicesDetails:
+    """The settings that the worker starts with: its devices and its backends."""
+
+    devices: tuple[DeviceSettings, ...]
+    backends: tuple[BackendSettings, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterCommandsDetails:
+    """The command line: `cli` is its group, to which the plugin adds commands."""
+
+    cli: click.Group
 
 
 @dataclass(frozen=True, slots=True)

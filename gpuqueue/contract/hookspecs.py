@@ -1,6 +1,6 @@
 """Owns the hooks: what plugins may answer, when each is asked, and with what; calls none of them.
 
-Every hook takes one argument, `details`, which may grow new fields but never loses one. Hooks never run inside a
+Every hook takes one argument, `details`, a frozen object, which may grow new fields but never loses one. Hooks never run inside a
 write transaction. Where one answer is wanted (`firstresult`), the plugin registered last is asked first, so a third
 party's answer comes before the defaults'; answer None to pass. `plugins/HOOKS.md` is generated from here.
 """
@@ -22,6 +22,9 @@ from gpuqueue.contract.details import (
     PrepareAttemptDetails,
     QueueHoldDetails,
     QueueLimitsDetails,
+    RegisterCommandsDetails,
+    RegisterDevicesDetails,
+    RegisterExecutorsDetails,
     RegisterServicesDetails,
     RetentionDetails,
     Service,
@@ -36,8 +39,6 @@ from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 if TYPE_CHECKING:
-    import click
-
     from gpuqueue.contract.device import Device
     from gpuqueue.contract.executor import Executor
 
@@ -56,6 +57,9 @@ __all__ = [
     "PrepareAttemptDetails",
     "QueueHoldDetails",
     "QueueLimitsDetails",
+    "RegisterCommandsDetails",
+    "RegisterDevicesDetails",
+    "RegisterExecutorsDetails",
     "RegisterServicesDetails",
     "RetentionDetails",
     "Service",
@@ -273,7 +277,7 @@ class Actions:
 
 
 class Registrations:
-    """Asked once, when a queue object or a worker starts; an exception ends that, naming the plugin."""
+    """Asked once, when a queue object or a worker starts; an exception ends that, as a PluginFailed that names the plugin."""
 
     @hookspec
     def configure(self, details: ConfigureDetails) -> None:
@@ -294,8 +298,8 @@ class Registrations:
         """
 
     @hookspec
-    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor] | None:
-        """Add executor verbs: {task name: executor}; `details` has "backends", "models" and "devices".
+    def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, Executor] | None:
+        """Add executor verbs: {task name: executor}.
 
         Asked when a worker starts. An executor's `run(context)` runs one attempt, or `arun(context)` on the event loop; see
         `gpuqueue.testing.executors`. Applications enqueue it as `gq.verb(name)`.
@@ -317,8 +321,8 @@ class Registrations:
         """
 
     @hookspec
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device] | None:
-        """Add kinds of devices: {device name: device}; `details` has "devices" and "backends", as configured.
+    def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Device] | None:
+        """Add kinds of devices: {device name: device}.
 
         Asked when a worker starts; a name that is left out keeps the device that NVML or the budget gives. A device's `read()`
         never raises; see `gpuqueue.testing.devices`.
@@ -333,7 +337,7 @@ class Registrations:
             class Cards:
                 @hookimpl
                 def register_devices(self, details):
-                    return {device.name: Still() for device in details["devices"]}
+                    return {device.name: Still() for device in details.devices}
 
             gq = queue_with(Cards())
             run(gq)
@@ -363,7 +367,7 @@ class Registrations:
         """
 
     @hookspec
-    def register_commands(self, details: click.Group) -> None:
+    def register_commands(self, details: RegisterCommandsDetails) -> None:
         """Add commands to the command line's group.
 
         Called when a command that is not gpuqueue's own, or the list of all, is asked for; only of installed plugins. With
@@ -376,7 +380,7 @@ class Registrations:
             class Hello:
                 @hookimpl
                 def register_commands(self, details):
-                    details.add_command(click.Command("hello", callback=lambda: click.echo("hello")))
+                    details.cli.add_command(click.Command("hello", callback=lambda: click.echo("hello")))
 
             install(Hello())
             assert command_line("hello") == "hello\\n"

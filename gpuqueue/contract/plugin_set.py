@@ -17,6 +17,7 @@ import pluggy
 from gpuqueue.config.plugin_tables import PluginTables
 from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT, SPECIFICATIONS, ConfigureDetails
 from gpuqueue.contract.installed import InstalledPlugin, installed_plugins
+from gpuqueue.contract.old_form import with_old_form
 from gpuqueue.domain.errors import ConfigurationError, PluginFailed, UsageError, describe, did_you_mean
 
 Kind = Literal["default", "installed", "given"]
@@ -228,20 +229,20 @@ class Plugins:
         """Call a hook that answers nothing, of every plugin; what one raises is logged and hurts nobody."""
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
-                _call(found, details)
+                _call(found, hook, details)
             except Exception:
                 logger.exception("plugin %r failed in %s", found.plugin_name, hook)
 
 
 def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
     try:
-        return _call(found, details)
+        return _call(found, hook, details)
     except Exception as error:
         raise PluginFailed(found.plugin_name, hook, error) from error
 
 
-def _call(found: pluggy.HookImpl, details: Any) -> Any:
-    return found.function(details) if found.argnames else found.function()
+def _call(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
+    return found.function(with_old_form(details, found.plugin_name, hook)) if found.argnames else found.function()
 
 
 def _object_of(plugin: object, name: str) -> object:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pynvml  # type: ignore[import-untyped]  # it ships no types
 
 from gpuqueue.contract.device import Device
-from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails, hookimpl
 from gpuqueue.devices.remote import BudgetDevice, runs_here
 from gpuqueue.domain.device import DeviceProcess, Reading
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings
@@ -209,11 +209,10 @@ class Devices:
     """Registers a device for each one that is configured."""
 
     @hookimpl
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
-        backends = details.get("backends", ())
+    def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Device]:
         return {
-            settings.name: open_device(settings, [item for item in backends if item.device in ("", settings.name)])
-            for settings in details.get("devices", ())
+            settings.name: open_device(settings, [item for item in details.backends if item.device in ("", settings.name)])
+            for settings in details.devices
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Reading, Resident
+from gpuqueue.domain.frozen import freeze
 from gpuqueue.domain.settings import DeviceSettings, ModelSettings, PlacementMode, QueueSettings
 
 
@@ -147,6 +148,9 @@ class View:
     workers: tuple[WorkerInfo, ...] = ()
     estimates: Mapping[tuple[str, str], Estimate] = field(default_factory=dict)  # {(kind, key): …}, see gpuqueue.domain.estimates
     placement: PlacementMode = "pack"
+
+    def __post_init__(self) -> None:
+        freeze(self, "queues", "devices", "backends", "models", "estimates")
 
 
 @dataclass(frozen=True, slots=True)

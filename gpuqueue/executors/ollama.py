@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from typing import Any, ClassVar
 
 from gpuqueue.contract.executor import AttemptContext, Executor
-from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.hookspecs import RegisterExecutorsDetails, hookimpl
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import CallerFault, ExecutionError, Spilled, did_you_mean
 from gpuqueue.domain.job import PartialOutput
@@ -292,13 +292,11 @@ class OllamaVerbs:
     """Registers the verbs of each configured backend, under its name; the first one's are also called `ollama.*`."""
 
     @hookimpl
-    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor]:
-        models: Mapping[str, ModelSettings] = details.get("models", {})
-        devices: Sequence[DeviceSettings] = details.get("devices", ())
+    def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, Executor]:
         verbs: dict[str, Executor] = {}
-        for backend in details.get("backends", ()):
+        for backend in details.backends:
             for kind in (Generate, Chat, Embed):
-                executor = kind(backend, models, devices)
+                executor = kind(backend, details.models, details.devices)
                 verbs[kind.verb.name.replace("ollama", backend.name, 1)] = executor
                 verbs.setdefault(kind.verb.name, executor)
         return verbs

@@ -23,6 +23,7 @@ import pytest
 
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.device import Device
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails
 from gpuqueue.domain.device import DeviceProcess, Reading
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.testing.idle import run_until_idle
@@ -182,7 +183,7 @@ class DeviceSuite:
         self.close_device(device)
 
     def _given(self, gq: GPUQueue, *settings: DeviceSettings) -> Mapping[str, Device]:
-        details = {"devices": settings, "backends": gq.config.backends}
+        details = RegisterDevicesDetails(settings, gq.config.backends)
         given: Mapping[str, Device] | None = gq.plugins.ask(self.name, "register_devices", details)
         return given or {}
 

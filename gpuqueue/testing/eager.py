@@ -25,6 +25,7 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Task
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.executor import AsyncExecutor, AttemptContext, AttemptInterrupted, Executor, is_async
+from gpuqueue.contract.hookspecs import RegisterExecutorsDetails
 from gpuqueue.decisions.policies import worker_policies
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import UnknownJob, UsageError
@@ -188,7 +189,7 @@ class _Runner:
         clock = Clock(wall=gq.now_us)
         site = Site(self._worker_id, gq.store, gq.plugins, settings, clock, WorkerLog(self._worker_id))
         executors: dict[str, Executor | AsyncExecutor] = {}
-        details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
+        details = RegisterExecutorsDetails(settings.backends, settings.models, settings.devices)
         for _, answer in gq.plugins.each("register_executors", details):
             executors = {**answer, **executors}
         backends = Backends(site)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import pytest
 
 from gpuqueue.contract.executor import AnyExecutor, AttemptInterrupted, is_async
-from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.hookspecs import RegisterExecutorsDetails, hookimpl
 from gpuqueue.domain import errors
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError
@@ -152,7 +152,7 @@ class ExecutorSuite:
     def test_a_worker_runs_it(self, executor: AnyExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Verbs:
             @hookimpl
-            def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, AnyExecutor]:
+            def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, AnyExecutor]:
                 return {"suite.verb": executor}
 
         for name in foreign_variables():

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 from gpuqueue.config.loading import Config
@@ -41,18 +40,7 @@ HOT: Mapping[str, Any] = {**CARD, "utilisation_percent": 100, "temperature_c": 9
 
 
 def _view(*queues: QueueView, devices: tuple[DeviceView, ...] = (device(GPU0, **COOL),), ollama: Backend | None = None) -> View:
-    return _frozen(made_up(*queues, devices=devices, ollama=ollama))
-
-
-def _frozen(view: View) -> View:
-    """Make a view whose mappings cannot be changed either."""
-    return replace(
-        view,
-        queues=MappingProxyType(dict(view.queues)),
-        devices=MappingProxyType(dict(view.devices)),
-        backends=MappingProxyType(dict(view.backends)),
-        models=MappingProxyType(dict(view.models)),
-    )
+    return made_up(*queues, devices=devices, ollama=ollama)
 
 
 def _busy() -> tuple[QueueView, ...]:
@@ -71,8 +59,8 @@ AWAY = backend(available=False, failures=3, since=NOW - timedelta(minutes=2), re
 
 # Made anew for each question, so that what a policy has changed is seen.
 SITUATIONS: Mapping[str, Callable[[], View]] = {
-    "nothing at all": lambda: _frozen(View(now=NOW, queues={}, devices={}, backends={}, models={})),
-    "queues but no device": lambda: _frozen(replace(made_up(devices=()), backends={}, models={})),
+    "nothing at all": lambda: View(now=NOW, queues={}, devices={}, backends={}, models={}),
+    "queues but no device": lambda: replace(made_up(devices=()), backends={}, models={}),
     "a card that nobody has read": lambda: _view(devices=(DeviceView(GPU0),)),
     "a card that no driver here can read": lambda: _view(devices=(device(GPU0),)),
     "a card without a thermometer": lambda: _view(devices=(device(GPU0, **{**COOL, "temperature_c": None}),)),
@@ -108,7 +96,7 @@ def questions(view: View) -> Mapping[str, list[Any]]:
     hold = Hold("paused", "paused by ana")
     return {
         "queue_hold": [
-            QueueHoldDetails(queue.settings, view, MappingProxyType({other: holds for other in view.queues if other != name}))
+            QueueHoldDetails(queue.settings, view, {other: holds for other in view.queues if other != name})
             for name, queue in view.queues.items()
             for holds in ((), (hold,))
         ],
@@ -140,8 +128,7 @@ def questions(view: View) -> Mapping[str, list[Any]]:
             for error in _errors()
         ],
         "retention": [
-            RetentionDetails(MappingProxyType(dict(configured)), view.now)
-            for configured in ({}, Config.default("made-up.db", environ={}).retention)
+            RetentionDetails(configured, view.now) for configured in ({}, Config.default("made-up.db", environ={}).retention)
         ],
     }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.shared import SharedSettings, settings_difference, settings_digest, settings_from_shared
 from gpuqueue.contract.device import Device
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.policies import in_force, worker_policies
 from gpuqueue.devices.cached import CachedDevice
@@ -181,7 +182,7 @@ def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> 
 
 def _open_devices(settings: SharedSettings, plugins: Plugins, clock: Clock) -> dict[str, CachedDevice]:
     devices: dict[str, Device] = {}
-    for _, answer in plugins.each("register_devices", {"devices": settings.devices, "backends": settings.backends}):
+    for _, answer in plugins.each("register_devices", RegisterDevicesDetails(settings.devices, settings.backends)):
         devices = {**answer, **devices}
     for device in settings.devices:
         total_bytes = devices[device.name].read().total_bytes

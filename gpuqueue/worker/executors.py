@@ -9,6 +9,7 @@ from typing import Any
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Task, module_of
 from gpuqueue.contract.executor import AnyExecutor, Executor, is_async
+from gpuqueue.contract.hookspecs import RegisterExecutorsDetails
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.domain.job import Lease
@@ -29,7 +30,7 @@ class Executors:
         self._backends = backends
         self._children = children
         self._of_plugins: dict[str, AnyExecutor] = {}
-        details = {"backends": settings.backends, "models": settings.models, "devices": settings.devices}
+        details = RegisterExecutorsDetails(settings.backends, settings.models, settings.devices)
         for _, answer in site.plugins.each("register_executors", details):
             self._of_plugins = {**answer, **self._of_plugins}
         self._of_functions: dict[str, tuple[Task[..., Any], AnyExecutor]] = {}

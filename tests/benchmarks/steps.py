@@ -23,7 +23,7 @@ from unittest import mock
 
 import gpuqueue
 from gpuqueue import Config, GPUQueue, Worker
-from gpuqueue.plugins import Reading, hookimpl
+from gpuqueue.plugins import Reading, RegisterDevicesDetails, hookimpl
 from gpuqueue.testing import wait_until
 
 PACKAGE = f"{Path(gpuqueue.__file__).parent}/"
@@ -179,8 +179,8 @@ class Still:
 
 class Cards:
     @hookimpl
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Still]:
-        return {device.name: Still() for device in details["devices"]}
+    def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Still]:
+        return {device.name: Still() for device in details.devices}
 
 
 def _turns(folder: Path, recorder: Recorder, *, job_s: float) -> list[Steps]:

@@ -8,12 +8,13 @@ import pytest
 from gpuqueue import GPUQueue, hookimpl
 from gpuqueue.cli import main
 from gpuqueue.cli.session import AppSession
+from gpuqueue.plugins import RegisterCommandsDetails
 
 
 class Greeting:
     @hookimpl
-    def register_commands(self, details: click.Group) -> None:
-        @details.command("greet")
+    def register_commands(self, details: RegisterCommandsDetails) -> None:
+        @details.cli.command("greet")
         def greet() -> None:
             click.echo("good morning")
 

@@ -150,8 +150,8 @@ def test_a_plugin_adds_a_command_and_replaces_none(folder: Path, run: Run) -> No
         "from gpuqueue import hookimpl\n"
         "@hookimpl\n"
         "def register_commands(details):\n"
-        "    details.add_command(click.Command('hello', callback=lambda: click.echo('hello from a plugin')))\n"
-        "    details.add_command(click.Command('plugins', callback=lambda: click.echo('mine')))\n",
+        "    details.cli.add_command(click.Command('hello', callback=lambda: click.echo('hello from a plugin')))\n"
+        "    details.cli.add_command(click.Command('plugins', callback=lambda: click.echo('mine')))\n",
     )
     assert "hello" in run("--help").out
     assert run("hello").out == "hello from a plugin\n"

@@ -14,6 +14,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ from gpuqueue.cli import main
 from gpuqueue.cli.app import COMMANDS
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.contract import details, hookspecs
-from gpuqueue.domain import job
+from gpuqueue.contract import events as hook_events
 from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change
 from gpuqueue.logs import EVENTS
 from tests.contract.test_layers import FLOORS, PACKAGE
@@ -110,14 +111,17 @@ def example_of(hook: object) -> str:
     return textwrap.dedent(example).strip() + "\n"
 
 
+def kind_of(hook: Callable[..., object]) -> type[Any]:
+    """Return the class of what a hook gets."""
+    kind: type[Any] = {**vars(details), **vars(hook_events)}[hook.__annotations__["details"].removesuffix("[Any]")]
+    return kind
+
+
 def _details(hook: Callable[..., object]) -> str:
-    """Say what a hook gets: the fields of its details, where these are a class of their own."""
-    annotation = hook.__annotations__["details"].removesuffix("[Any]")
-    kind = vars(details).get(annotation) or vars(job).get(annotation)
-    if kind is None:
-        return ""
+    """Say what a hook gets: the fields of its details."""
+    kind = kind_of(hook)
     fields = ", ".join(f"`{field.name}: {SHOWN_AS.get(field.type, field.type)}`" for field in dataclasses.fields(kind))
-    return f"`details` is a `{annotation}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
+    return f"`details` is a `{kind.__name__}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
 
 
 PAGE = """\

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import GPUQueue, JobHandle, Worker, current_job, plugins
+from gpuqueue import GPUQueue, JobHandle, Worker, current_job, hookimpl, plugins
 from gpuqueue.cli import main
 from gpuqueue.contract.hookspecs import EVENT_NAMES, HOOK_NAMES
 from gpuqueue.domain.explanation import Explanation
@@ -22,7 +22,7 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store.sqlite import claims
 from gpuqueue.testing import run_until_idle, wait_until
 from gpuqueue.testing.queues import QueueMaker
-from tests.contract.readme import HOOKS, example_of, hook_functions, hooks_page
+from tests.contract.readme import HOOKS, example_of, hook_functions, hooks_page, kind_of
 
 TOML = """\
 [gpu]
@@ -99,8 +99,23 @@ def command_line(*words: str) -> str:
     return printed.getvalue()
 
 
+class Beside:
+    """A plugin beside the one of an example, that notes what it gets in the same hook and passes."""
+
+    def __init__(self, hook: str) -> None:
+        self.got: list[object] = []
+        setattr(self, hook, hookimpl(lambda details: self.got.append(details)))
+
+
+@pytest.fixture
+def beside() -> dict[str, object]:
+    """The plugins beside the one of an example, none unless a test adds some: {name: plugin}."""
+    return {}
+
+
 @pytest.fixture
 def stage(
+    beside: dict[str, object],
     make_queue: QueueMaker,
     simulated_card: SimulatedCard,
     ollama_server: OllamaSimulator,
@@ -113,7 +128,7 @@ def stage(
     _stayed.clear()
 
     def queue_with(plugin: object, toml: str = "") -> GPUQueue:
-        gq = make_queue(TOML.format(url=ollama_server.url) + toml, plugins={"example": plugin})
+        gq = make_queue(TOML.format(url=ollama_server.url) + toml, plugins={"example": plugin, **beside})
         for function, queue in ((send, "mail"), (fail, "mail"), (report, "mail"), (learn, "train"), (stay, "train")):
             gq.task(name=function.__name__, queue=queue, preemptible=function is stay)(function)
         run(gq)
@@ -121,12 +136,13 @@ def stage(
 
     def install(plugin: object) -> None:
         module = ModuleType("example_of_a_plugin")
-        vars(module)["plugin"] = plugin
+        vars(module).update({"example": plugin, **beside})
         monkeypatch.setitem(sys.modules, module.__name__, module)
         info = tmp_path / "example-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[gpuqueue]\nexample = {module.__name__}:plugin\n")
+        entries = "".join(f"{name} = {module.__name__}:{name}\n" for name in ("example", *beside))
+        (info / "entry_points.txt").write_text(f"[gpuqueue]\n{entries}")
         monkeypatch.syspath_prepend(str(tmp_path))
 
     return {
@@ -147,9 +163,13 @@ FUNCTIONS = dict(hook_functions())
 
 
 @pytest.mark.parametrize("name", HOOK_NAMES)
-def test_an_example_runs_and_what_it_asserts_is_so(name: str, stage: dict[str, Any]) -> None:
+def test_an_example_runs_and_what_it_asserts_is_so(name: str, beside: dict[str, object], stage: dict[str, Any]) -> None:
+    beside["beside"] = plugin = Beside(name)
     example = example_of(FUNCTIONS[name])
     exec(compile(example, f"the example of {name}", "exec"), stage)
+    kind = kind_of(FUNCTIONS[name])
+    assert plugin.got
+    assert [details for details in plugin.got if not isinstance(details, kind)] == []
 
 
 @pytest.mark.parametrize("name", HOOK_NAMES)

@@ -12,6 +12,7 @@ from typing import Any
 import pynvml
 import pytest
 
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails
 from gpuqueue.devices.nvml import REOPEN_S, Devices, NvmlDevice, open_device
 from gpuqueue.devices.remote import BudgetDevice
 from gpuqueue.domain.device import DeviceProcess, Reading
@@ -354,7 +355,7 @@ def test_a_card_that_is_lost_at_the_start_is_not_taken_for_an_absent_one(library
 def test_the_plugin_registers_each_configured_device_under_its_name(library: Library) -> None:
     other = DeviceSettings("gpu1", budget_bytes=1, index=1)
 
-    devices = Devices().register_devices({"devices": (SETTINGS, other)})
+    devices = Devices().register_devices(RegisterDevicesDetails((SETTINGS, other), ()))
 
     assert {name: type(device) for name, device in devices.items()} == {"gpu0": NvmlDevice, "gpu1": BudgetDevice}
 
@@ -362,7 +363,7 @@ def test_the_plugin_registers_each_configured_device_under_its_name(library: Lib
 def test_a_card_beside_which_ollama_runs_elsewhere_is_not_the_one_to_read() -> None:
     with simulated_nvml(SimulatedCard()):
         here, elsewhere = BackendSettings(url="http://127.0.0.1:1"), BackendSettings(url="http://192.0.2.7:1")
-        local = Devices().register_devices({"devices": (SETTINGS,), "backends": (here,)})[SETTINGS.name]
-        remote = Devices().register_devices({"devices": (SETTINGS,), "backends": (elsewhere,)})[SETTINGS.name]
+        local = Devices().register_devices(RegisterDevicesDetails((SETTINGS,), (here,)))[SETTINGS.name]
+        remote = Devices().register_devices(RegisterDevicesDetails((SETTINGS,), (elsewhere,)))[SETTINGS.name]
     assert isinstance(local, NvmlDevice)
     assert isinstance(remote, BudgetDevice)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gpuqueue.contract.executor import AttemptInterrupted, Executor
+from gpuqueue.contract.hookspecs import RegisterExecutorsDetails
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ConfigurationError, ExecutionError, OutOfMemory, RunnerCrashed
@@ -604,13 +605,13 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch)
 def test_the_plugin_registers_the_three_verbs_of_each_backend() -> None:
     backends = (BackendSettings("big", "http://big:11434"), BackendSettings("spare", "http://spare:11434"))
 
-    verbs = OllamaVerbs().register_executors({"backends": backends, "models": MODELS, "devices": ()})
+    verbs = OllamaVerbs().register_executors(RegisterExecutorsDetails(backends, MODELS, ()))
 
     assert sorted(verbs) == sorted(
         f"{name}.{verb}" for name in ("big", "ollama", "spare") for verb in ("chat", "embed", "generate")
     )
     assert verbs["ollama.chat"] is verbs["big.chat"]
-    assert sorted(OllamaVerbs().register_executors({"backends": (BackendSettings(),)})) == [
+    assert sorted(OllamaVerbs().register_executors(RegisterExecutorsDetails((BackendSettings(),), {}, ()))) == [
         "ollama.chat",
         "ollama.embed",
         "ollama.generate",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gpuqueue.contract.hookspecs import hookimpl
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails, hookimpl
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.devices.remote import BudgetDevice
 from gpuqueue.domain.device import DeviceProcess, Reading
@@ -44,8 +44,8 @@ class TestNvml(DeviceSuite):
 
 class Budgets:
     @hookimpl
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, BudgetDevice]:
-        return {settings.name: BudgetDevice(settings) for settings in details["devices"]}
+    def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, BudgetDevice]:
+        return {settings.name: BudgetDevice(settings) for settings in details.devices}
 
 
 class TestBudget(DeviceSuite):
@@ -79,7 +79,7 @@ def suite_of(tmp_path):
             class Kind:
                 @hookimpl
                 def register_devices(self, details):
-                    return {name: card for name in names or [settings.name for settings in details["devices"]]}
+                    return {name: card for name in names or [settings.name for settings in details.devices]}
 
             class Suite(DeviceSuite):
                 def lose_card(self) -> None:

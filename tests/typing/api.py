@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
+import click
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -34,6 +35,7 @@ from gpuqueue import (
     JobHandle,
     LogLine,
     PayloadError,
+    PluginFailed,
     Rate,
     Reader,
     Record,
@@ -69,7 +71,15 @@ from gpuqueue.contract.hookspecs import (
 from gpuqueue.domain.answers import Demand, Placement, Wait
 from gpuqueue.domain.job import JobErrorRecord, Lease
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.plugins import AttemptContext, Device, Executor, Reading
+from gpuqueue.plugins import (
+    AttemptContext,
+    Device,
+    Executor,
+    Reading,
+    RegisterCommandsDetails,
+    RegisterDevicesDetails,
+    RegisterExecutorsDetails,
+)
 from gpuqueue.testing import (
     JobsStuck,
     assert_enqueued,
@@ -316,6 +326,9 @@ def answer(error: GPUQueueError) -> int:
         return 409
     if isinstance(error, PayloadError | ConfigurationError | UsageError):
         return 400
+    if isinstance(error, PluginFailed):
+        assert_type((error.plugin, error.hook), tuple[str, str])
+        return 500
     return 503 if isinstance(error, StoreError) else 500 if isinstance(error, JobError) else 501
 
 
@@ -357,8 +370,8 @@ class Still:
 
 class Cards:
     @hookimpl
-    def register_devices(self, details: Mapping[str, Any]) -> Mapping[str, Device]:
-        return {device.name: Still() for device in details["devices"]}
+    def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Device]:
+        return {device.name: Still() for device in details.devices}
 
 
 class TestStill(DeviceSuite):
@@ -411,8 +424,12 @@ class Plugin:
         print(details.name, details.job_id, details.queue, details.data["state"], details.at.isoformat())
 
     @hookimpl
-    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, Executor]:
+    def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, Executor]:
         return {"echo": Echo()}
+
+    @hookimpl
+    def register_commands(self, details: RegisterCommandsDetails) -> None:
+        details.cli.add_command(click.Command("hello", callback=lambda: print("hello")))
 
 
 extended = GPUQueue("application.db", plugins=[Plugin()])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from gpuqueue.contract.hookspecs import RegisterDevicesDetails
 from gpuqueue.devices.nvml import Devices
 from gpuqueue.domain.errors import BackendUnavailable, UsageError
 from gpuqueue.domain.models import full_name
@@ -54,5 +55,5 @@ def _file_bytes(url: str, model: str) -> int:
 
 
 def _card_bytes() -> int | None:
-    devices = Devices().register_devices({"devices": (DeviceSettings("gpu0", 1),)})
+    devices = Devices().register_devices(RegisterDevicesDetails((DeviceSettings("gpu0", 1),), ()))
     return devices["gpu0"].read().total_bytes

@@ -6,7 +6,6 @@ Changes nothing for the jobs of other verbs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gpuqueue import Discard, Snooze, hookimpl
 from gpuqueue.plugins import (
@@ -16,6 +15,7 @@ from gpuqueue.plugins import (
     ConfigureDetails,
     Demand,
     JobDemandDetails,
+    RegisterExecutorsDetails,
 )
 from gpuqueue_openai.settings import NAME, Settings, read_settings
 
@@ -36,7 +36,7 @@ class OpenAI:
         self._settings = read_settings(details.table)
 
     @hookimpl
-    def register_executors(self, details: Mapping[str, Any]) -> Mapping[str, AsyncExecutor]:
+    def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, AsyncExecutor]:
         from gpuqueue_openai.server import Server
         from gpuqueue_openai.verbs import Chat, Complete, Embed
 

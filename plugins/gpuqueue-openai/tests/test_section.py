@@ -9,7 +9,7 @@ import pytest
 from gpuqueue_openai import VERBS, OpenAI
 from gpuqueue_openai.settings import Settings, read_settings
 
-from gpuqueue.plugins import BackendSettings, ConfigurationError, hookimpl
+from gpuqueue.plugins import BackendSettings, ConfigurationError, RegisterExecutorsDetails, hookimpl
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_it_is_found_where_it_is_installed(make_gpuqueue):
 
 
 def test_the_verbs_that_it_sizes_are_those_that_it_runs():
-    assert OpenAI().register_executors({}).keys() == VERBS
+    assert OpenAI().register_executors(RegisterExecutorsDetails((), {}, ())).keys() == VERBS
 
 
 def test_what_a_web_process_loads_has_no_http_client_in_it():

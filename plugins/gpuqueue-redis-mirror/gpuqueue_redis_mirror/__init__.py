@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import click
-
 from gpuqueue import ConfigurationError, hookimpl
-from gpuqueue.plugins import ConfigureDetails, RegisterServicesDetails, Service
+from gpuqueue.plugins import ConfigureDetails, RegisterCommandsDetails, RegisterServicesDetails, Service
 from gpuqueue_redis_mirror.settings import Settings, read_settings
 
 __all__ = ["Mirror"]
@@ -40,7 +38,7 @@ class Mirror:
         return {"mirror": partial(service.run, self._settings)}
 
     @hookimpl
-    def register_commands(self, details: click.Group) -> None:
+    def register_commands(self, details: RegisterCommandsDetails) -> None:
         from gpuqueue_redis_mirror.commands import mirror
 
-        details.add_command(mirror)
+        details.cli.add_command(mirror)
