@@ -1,8 +1,8 @@
-"""Lists every change of a job's state: from where, to where, when it happens, and what else it writes.
+"""Lists every change of a job's state: its sources, its target, when it happens, and the columns it sets.
 
-The engine words its statements from this table, the documentation draws it, and tests walk through it. A column that a
-transition does not name keeps its value: `lease` and `worker_id` say who ran the job last, and `device` and
-`reserved_bytes` stay until the clean-up of the attempt is verified, whatever the state is meanwhile.
+The SQL statements and the documentation are generated from this table, and tests walk through it. A column that a transition
+does not name keeps its value: `lease` and `worker_id` identify the job's latest attempt, and `device` and `reserved_bytes`
+stay until that attempt's clean-up is verified, whatever state the job is in by then.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpuqueue.domain.job import FINISHED, WAITING, State
 
 
 class Change(Enum):
-    """What a transition writes into a column where that is no constant, in the words of the documentation."""
+    """A value that is not a constant, worded for the documentation."""
 
     NOW = "now"
     GIVEN = "given"
@@ -30,7 +30,7 @@ Sets = Mapping[str, Change | int | None]
 
 
 class Transition(NamedTuple):
-    """One way into a state; a new job comes from nowhere. The order of `sets` is that of a statement's parameters."""
+    """One way into a state. A new job has no source. `sets` is in the order of the statement's parameters."""
 
     name: str
     sources: tuple[State, ...]
@@ -39,19 +39,19 @@ class Transition(NamedTuple):
     sets: Sets
 
     def counted(self, source: State | None) -> dict[State, int]:
-        """By how much it moves the queue's counters of finished jobs: {state: change}."""
+        """Return the change to the queue's counters of finished jobs: {state: change}."""
         entered = {self.target: 1} if self.target in FINISHED else {}
         return {**entered, source: -1} if source in FINISHED else entered
 
 
-# What only jobs in these states have: every way out of them takes it away.
+# Columns that only jobs in these states have: every transition out of them clears the column.
 ONLY_IN: Mapping[str, tuple[State, ...]] = {
     "finished_at": FINISHED,
     "waiting_for": (State.RETRYABLE,),
     "cancel_requested": (State.RUNNING,),
 }
 
-# A reservation keeps its model, which its clean-up unloads.
+# A reservation keeps its model, because its clean-up unloads it.
 FORGET_DEMAND: Sets = {"demand_class": 0, "demand_bytes": 0, "demand_model": Change.CLEARED_UNLESS_RESERVED}
 
 _RUNNING = (State.RUNNING,)
@@ -77,28 +77,28 @@ _TAKE_BACK: Sets = {
 _REJECT: Sets = {"finished_at": Change.NOW, "error": Change.GIVEN, "waiting_for": None}
 
 ENQUEUE = Transition(
-    "enqueue", (), State.AVAILABLE, "It may start at once.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
+    "enqueue", (), State.AVAILABLE, "The job may start at once.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
 )
 SCHEDULE = Transition(
-    "schedule", (), State.SCHEDULED, "It is for later.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
+    "schedule", (), State.SCHEDULED, "The job is scheduled for later.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
 )
 
-# Its due time stays its place in the queue, so that a long postponed job does not go to the end.
-PROMOTE = Transition("promote", (State.SCHEDULED, State.RETRYABLE), State.AVAILABLE, "It is due.", {"waiting_for": None})
+# The due time stays the job's place in the queue: a job that was postponed for long does not go to the end.
+PROMOTE = Transition("promote", (State.SCHEDULED, State.RETRYABLE), State.AVAILABLE, "The job is due.", {"waiting_for": None})
 WAKE = Transition(
     "wake",
     (State.RETRYABLE,),
     State.AVAILABLE,
-    "The backend it waited for is back.",
+    "The backend it waited for is available again.",
     {"scheduled_at": Change.AS_ENQUEUED, "waiting_for": None},
 )
 
-CLAIM = Transition("claim", (State.AVAILABLE,), State.RUNNING, "A worker takes it.", _START)
+CLAIM = Transition("claim", (State.AVAILABLE,), State.RUNNING, "A worker claims it.", _START)
 PLACE = Transition(
     "place",
     (State.AVAILABLE,),
     State.RUNNING,
-    "A worker takes it and reserves a device's memory.",
+    "A worker claims it and reserves memory on a device.",
     {**_START, "device": Change.GIVEN, "reserved_bytes": Change.GIVEN, "preemptible": Change.GIVEN},
 )
 
@@ -110,41 +110,41 @@ COMPLETE = Transition(
     {"finished_at": Change.NOW, "result": Change.GIVEN, "error": None, "cancel_requested": 0},
 )
 DISCARD = Transition(
-    "discard", _RUNNING, State.DISCARDED, "Its attempt failed for good: no attempts are left, or another would not help.", _FAIL
+    "discard", _RUNNING, State.DISCARDED, "Its attempt failed for good: no attempts are left, or a retry would not help.", _FAIL
 )
 STOP = Transition("stop", _RUNNING, State.CANCELLED, "A person cancelled it, and its attempt stopped.", _FAIL)
 RETRY_LATER = Transition(
     "retry later",
     _RUNNING,
     State.RETRYABLE,
-    "Its attempt failed, and attempts are left.",
+    "Its attempt failed, and attempts are left; the next one is due later.",
     {**_POSTPONE, "waiting_for": None},
 )
 RETRY_AT_ONCE = Transition(
-    "retry at once", _RUNNING, State.AVAILABLE, "Its attempt failed, attempts are left, and the next is due already.", _POSTPONE
+    "retry at once", _RUNNING, State.AVAILABLE, "Its attempt failed, and attempts are left; the next one is due now.", _POSTPONE
 )
 SNOOZE = Transition(
     "snooze",
     _RUNNING,
     State.RETRYABLE,
-    "Its attempt is postponed, unspent: it asked for that, or its backend is away.",
+    "It is postponed without spending the attempt: the task asked to snooze, or its backend is unavailable.",
     {**_POSTPONE, "attempt": Change.ONE_LESS, "waiting_for": Change.GIVEN},
 )
 SNOOZE_OVER = Transition(
     "snooze over",
     _RUNNING,
     State.AVAILABLE,
-    "Its attempt is postponed, unspent, but is due already or its backend came back meanwhile.",
+    "It is postponed without spending the attempt, but it is already due, or its backend is available again.",
     {**_POSTPONE, "attempt": Change.ONE_LESS},
 )
 RELEASE = Transition(
-    "release", _RUNNING, State.AVAILABLE, "Its worker stops and gives it back; it keeps its place in the queue.", _UNSPENT
+    "release", _RUNNING, State.AVAILABLE, "Its worker stops and releases it; it keeps its place in the queue.", _UNSPENT
 )
 PREEMPT = Transition(
     "preempt",
     _RUNNING,
     State.AVAILABLE,
-    "It made room for another queue's job; it keeps its place in the queue.",
+    "It was preempted for another queue's job; it keeps its place in the queue.",
     {**_UNSPENT, "preemptions": Change.ONE_MORE},
 )
 
@@ -160,11 +160,11 @@ RESCUE_DISCARDED = Transition(
     "rescue discarded",
     _RUNNING,
     State.DISCARDED,
-    "Its worker died, the last of `max_crashes` that died while running it.",
+    "Its worker died; `max_crashes` workers have now died while running it.",
     {"finished_at": Change.NOW, **_TAKE_BACK},
 )
 
-# The error stays: it says why the latest attempt failed, and that the job was cancelled its state says.
+# The error stays: it says why the latest attempt failed. The state says that the job was cancelled.
 CANCEL = Transition(
     "cancel",
     WAITING,
@@ -173,9 +173,9 @@ CANCEL = Transition(
     {"finished_at": Change.NOW, "waiting_for": None},
 )
 EXPIRE = Transition("expire", WAITING, State.DISCARDED, "It could not start before `expires_at`.", _REJECT)
-REFUSE = Transition("refuse", WAITING, State.DISCARDED, "Nobody can run it now, and its queue does not wait.", _REJECT)
+REFUSE = Transition("refuse", WAITING, State.DISCARDED, "No backend can run it now, and its queue rejects such jobs.", _REJECT)
 
-# `preemptions` stay: what a job lost to others protects it for ever.
+# `preemptions` stays: a job that was preempted often stays protected.
 START_ANEW = Transition(
     "start anew",
     (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED),
@@ -196,7 +196,7 @@ MEND = Transition(
     "mend",
     _RUNNING,
     State.AVAILABLE,
-    "It has no worker or no time of starting, and a person mends it as `gpuqueue db check` says.",
+    "It has no worker or no start time, and a person repairs it as `gpuqueue db check` advises.",
     {"lease": Change.ONE_MORE, "cancel_requested": 0},
 )
 

@@ -1,6 +1,6 @@
-"""Generates from the code parts of the README, gpuqueue/README.md and those of its folders, and plugins/HOOKS.md.
+"""Generates documentation from the code: parts of README.md, and the pages named below.
 
-`python -m tests.contract.readme` writes them anew.
+`python -m tests.contract.readme` rewrites them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOWN_AS = {"Client": "GPUQueue"}  # as `gpuqueue.plugins` binds it
 
 
 def first_sentence(docstring: str | None) -> str:
-    """Return what a module owns, in one line."""
+    """Return what a module does, in one line."""
     text = " ".join((docstring or "").split("\n\n")[0].split())
     return text.removeprefix("Owns ").split(";")[0].split(". ")[0].rstrip(".")
 
@@ -46,16 +46,16 @@ def first_sentence(docstring: str | None) -> str:
 HOUSE_PAGE = """\
 # The house
 
-The folders of the package are the floors of a house. A file imports only from lower floors or its own folder, whatever way it
-imports and for types too; no files import each other in a circle. `tests/contract/test_layers.py` holds the floors and fails on
-anything else. This file is generated: `uv run python -m tests.contract.readme`.
+The folders of the package are the floors of a house. A file imports only from lower floors or from its own folder; this holds
+for every kind of import, including those for types only. Imports form no cycles. `tests/contract/test_layers.py` lists the
+floors and enforces this. This file is generated: `uv run python -m tests.contract.readme`.
 
 Floors, lowest first: {floors}.
 """
 
 
 def house() -> str:
-    """Return every folder with its rule, lowest floor first, and every file with what it owns."""
+    """Return every folder with its rule, lowest floor first, and every file with what it does."""
     floors = " < ".join(", ".join(f"`{_shown(room)}`" for room in floor) for floor in FLOORS)
     parts = [HOUSE_PAGE.format(floors=floors)]
     for room in (room for floor in FLOORS for room in floor):
@@ -118,7 +118,7 @@ def kind_of(hook: Callable[..., object]) -> type[Any]:
 
 
 def _details(hook: Callable[..., object]) -> str:
-    """Say what a hook gets: the fields of its details."""
+    """Describe what a hook receives: the fields of its details."""
     kind = kind_of(hook)
     fields = ", ".join(f"`{field.name}: {SHOWN_AS.get(field.type, field.type)}`" for field in dataclasses.fields(kind))
     return f"`details` is a `{kind.__name__}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
@@ -127,19 +127,19 @@ def _details(hook: Callable[..., object]) -> str:
 PAGE = """\
 # The hooks
 
-Every hook of gpuqueue: when it is called, with what, what it returns, and what an exception does. A plugin is an object, a
-class or a module with functions that are named like hooks and marked with `hookimpl`, each with one argument, `details`. All
-names that it needs are in `gpuqueue.plugins`; `gpuqueue plugins new NAME` writes one to begin with. This file is generated from
-the code: `uv run python -m tests.contract.readme`.
+Every hook of gpuqueue: when it is called, what it receives, what it returns, and what an exception does. A plugin is an object,
+a class or a module. Its hooks are functions that have a hook's name, are marked with `hookimpl`, and take one argument,
+`details`. All names that a plugin needs are in `gpuqueue.plugins`; `gpuqueue plugins new NAME` writes a plugin to start from.
+This file is generated from the code: `uv run python -m tests.contract.readme`.
 
-Each example runs as it stands, in a test, with these names beside those of `gpuqueue.plugins`:
+A test runs each example exactly as shown, with these names in addition to those of `gpuqueue.plugins`:
 
-- `queue_with(plugin)` is a queue object with that plugin, registered as `example`, on which a worker has run once. It has a queue
-  `mail`, queues `train` and `ai` on a simulated `card` and, for `ai`, a simulated `ollama`, and the tasks `send`, `report` and
-  `fail` in `mail`, `learn` and `stay` in `train`; `stay` goes on until it is asked to make room, the first time.
-- `run(gq)` runs a worker until no job can start, and returns why each that is left waits; `until(condition)` waits for it;
-  `Worker` is `gpuqueue.Worker`; `claim_and_die` leaves a job with a worker that died; `install` and `command_line` are for the
-  commands of a plugin that is installed.
+- `queue_with(plugin)` returns a queue object with that plugin, registered as `example`; a worker has run on it once. Queue `mail`
+  has the tasks `send`, `report` and `fail`. Queue `train` has the tasks `learn` and `stay`, and runs on a simulated `card`; `stay`
+  runs until it is preempted, the first time. Queue `ai` runs on the same card, with a simulated `ollama`.
+- `run(gq)` runs a worker until no job can start, and returns why each remaining job waits. `until(condition)` waits for a
+  condition. `Worker` is `gpuqueue.Worker`. `claim_and_die` leaves a job with a worker that died. `install` and `command_line` are
+  for the commands of an installed plugin.
 """
 
 
@@ -158,14 +158,14 @@ def hooks_page() -> str:
 
 
 def events() -> str:
-    lines = ["| event | told when | its own fields |", "| --- | --- | --- |"]
+    lines = ["| event | logged when | its own fields |", "| --- | --- | --- |"]
     for name, kind in EVENTS.items():
         lines.append(f"| `{name}` | {kind.when} | {', '.join(f'`{field}`' for field in kind.fields)} |")
     return "\n".join(lines)
 
 
 def command_names() -> Iterator[tuple[str, click.Command]]:
-    """Yield every command with its words, those of a group after the group."""
+    """Yield every command by its full name, a group's commands after the group."""
     for command in COMMANDS:
         yield command.name or "", command
         if isinstance(command, click.Group):
@@ -195,7 +195,7 @@ def help_of(command: str) -> str:
 
 def helps() -> str:
     parts = [
-        "# The commands\n\nWhat `gpuqueue COMMAND --help` prints, for every command. This file is generated: "
+        "# The commands\n\nThe output of `gpuqueue COMMAND --help` for every command. This file is generated: "
         "`uv run python -m tests.contract.readme`.\n"
     ]
     for name in ["", *(name for name, _ in command_names())]:
@@ -206,28 +206,28 @@ def helps() -> str:
 STATES_PAGE = """\
 # The states of a job
 
-A job is in one of seven states: `scheduled`, `available` and `retryable` jobs wait, `running` ones are with a worker, and
-`completed`, `cancelled` and `discarded` ones have finished. This file is generated from the table in
-`gpuqueue/domain/transitions.py`, from which the statements are generated too: `uv run python -m tests.contract.readme`.
+A job is in one of seven states: `scheduled`, `available` and `retryable` jobs wait, `running` jobs are with a worker, and
+`completed`, `cancelled` and `discarded` jobs have finished. This file is generated from the table in
+`gpuqueue/domain/transitions.py`, which also generates the SQL statements: `uv run python -m tests.contract.readme`.
 """
 WHAT_IT_SETS = """\
-*given*: by whoever makes the transition, such as the error of an attempt; *given or kept*: the old value stays where none is
-given. Every column that a row does not name keeps its value. So `worker_id`, `started_at` and `progress` tell of the latest
-attempt, and `device` and `reserved_bytes` stay until the clean-up of the attempt is verified, whatever the state is meanwhile.
+*given*: the caller passes the value, for example an attempt's error. *given or kept*: without a new value the old one stays.
+Every column that a row does not name keeps its value. So `worker_id`, `started_at` and `progress` describe the latest attempt,
+and `device` and `reserved_bytes` stay until that attempt's clean-up is verified, whatever state the job is in by then.
 
-A transition into a finished state adds one to the queue's counter of that state; one out of it takes one away.
+A transition into a finished state adds one to the queue's counter for that state; a transition out of it subtracts one.
 """
 
 
 def states_page() -> str:
     parts = [STATES_PAGE, f"```mermaid\n{_diagram()}\n```\n", "## The transitions\n", _transitions(), "", WHAT_IT_SETS]
-    parts.append("## What only some states have\n")
+    parts.append("## Columns that only some states have\n")
     parts += [f"- `{column}`: {' and '.join(f'`{state}`' for state in states)}" for column, states in ONLY_IN.items()]
     return "\n".join(parts) + "\n"
 
 
 def _diagram() -> str:
-    """Draw the states, with the names of all transitions from one state to another beside one arrow."""
+    """Draw the states with one arrow from each state to another, labelled with the names of all its transitions."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for move in TRANSITIONS:
         for source in move.sources or ("[*]",):
@@ -258,7 +258,7 @@ def configuration() -> str:
 
 
 def with_generated_parts(text: str) -> str:
-    """Return the README with its generated parts made anew, each between its two markers."""
+    """Return the README with its generated parts rewritten, each between its two markers."""
     generated = {
         "commands": commands(),
         "configuration": configuration(),
