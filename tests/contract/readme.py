@@ -134,9 +134,9 @@ This file is generated from the code: `uv run python -m tests.contract.readme`.
 
 A test runs each example exactly as shown, with these names in addition to those of `gpuqueue.plugins`:
 
-- `queue_with(plugin)` returns a queue object with that plugin, registered as `example`; a worker has run on it once. Queue `mail`
-  has the tasks `send`, `report` and `fail`. Queue `train` has the tasks `learn` and `stay`, and runs on a simulated `card`; `stay`
-  runs until it is preempted, the first time. Queue `ai` runs on the same card, with a simulated `ollama`.
+- `queue_with(plugin)` returns a queue object with that plugin, registered as `example`; a worker has run on it once. Queue
+  `mail` has the tasks `send`, `report` and `fail`. Queue `train` has the tasks `learn` and `stay`, and runs on a simulated
+  `card`; `stay` runs until it is preempted, the first time. Queue `ai` runs on the same card, with a simulated `ollama`.
 - `run(gq)` runs a worker until no job can start, and returns why each remaining job waits. `until(condition)` waits for a
   condition. `Worker` is `gpuqueue.Worker`. `claim_and_die` leaves a job with a worker that died. `install` and `command_line` are
   for the commands of an installed plugin.

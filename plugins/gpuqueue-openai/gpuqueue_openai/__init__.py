@@ -1,6 +1,6 @@
-"""Owns the plugin `openai`: its section, its verbs, what their jobs need of a card, and what becomes of them without the server.
+"""Runs jobs on an OpenAI-compatible server: the plugin's section, its verbs, their memory demand, and their failures.
 
-Changes nothing for the jobs of other verbs.
+Jobs of other verbs are not affected.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gpuqueue_openai.settings import NAME, Settings, read_settings
 
 __all__ = ["OpenAI"]
 
-VERBS = frozenset({"openai.chat", "openai.complete", "openai.embed"})  # known without loading them, and an HTTP client
+VERBS = frozenset({"openai.chat", "openai.complete", "openai.embed"})  # listed here, so that no HTTP client is loaded for them
 REFUSAL = "AI service temporarily unavailable"
 
 
 class OpenAI:
-    """Runs jobs on a server that speaks OpenAI's protocol."""
+    """Runs jobs on an OpenAI-compatible server."""
 
     def __init__(self) -> None:
         self._settings = Settings()
@@ -45,7 +45,7 @@ class OpenAI:
 
     @hookimpl
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
-        """What the job asked for itself, or else `vram` of the section: nothing, for a server that has its memory already."""
+        """Return the job's own `vram`, or else that of the section, which is 0 for a server that already holds its memory."""
         job = details.job
         if job.task not in VERBS:
             return None
@@ -53,7 +53,7 @@ class OpenAI:
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:
-        """Postpone a job whose server is away, its attempt unspent, or end it where its queue rejects work meanwhile."""
+        """Handle an unavailable server: snooze the job without spending its attempt, or discard it if its queue rejects."""
         error = details.error
         if not isinstance(error, BackendUnavailable) or error.backend != NAME:
             return None

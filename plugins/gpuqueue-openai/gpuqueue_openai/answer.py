@@ -1,4 +1,4 @@
-"""Owns putting a streamed answer together, piece by piece; talks to nobody."""
+"""Assembles a streamed answer from its pieces."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Answer:
-    """What was said so far, and the figures of its last pieces."""
+    """The answer so far, and the figures from its latest pieces."""
 
     def __init__(self, model: str) -> None:
-        self.count = 0  # pieces that said something; a piece is a token with most servers
+        self.count = 0  # pieces with content; with most servers a piece is one token
         self._model = model
         self._texts: list[str] = []
         self._thoughts: list[str] = []
@@ -24,7 +24,7 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
-        """As the server counted, or else the number of pieces."""
+        """The server's count, or else the number of pieces."""
         return int(self._usage.get("completion_tokens") or 0) or self.count
 
     def take(self, event: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ class Answer:
         self._usage = event.get("usage") or self._usage
         choices: Sequence[Mapping[str, Any]] = event.get("choices") or ()
         if not choices:
-            return ""  # the last event has the figures alone
+            return ""  # the last event has only the figures
         choice = choices[0]
         said: Mapping[str, Any] = choice.get("delta") or {}
         text = str(choice.get("text") or said.get("content") or "")
@@ -53,7 +53,7 @@ class Answer:
         return text
 
     def result(self) -> dict[str, Any]:
-        """Return the whole; call it when the answer has ended."""
+        """Return the whole answer; call it after the answer has ended."""
         thinking = "".join(self._thoughts)
         calls = [self._calls[index] for index in sorted(self._calls)]
         more = {"thinking": thinking, "tool_calls": calls, "logprobs": self._logprobs}
@@ -69,7 +69,7 @@ class Answer:
         }
 
     def _join_call(self, piece: Mapping[str, Any]) -> None:
-        """Join a piece of a call of a tool to those before it: its name comes at once, its arguments in pieces of one text."""
+        """Join a piece of a tool call to the earlier ones: the name comes whole, the arguments as pieces of one string."""
         index = piece.get("index")
         call = self._calls.setdefault(len(self._calls) if index is None else int(index), {})
         function: Mapping[str, Any] = piece.get("function") or {}

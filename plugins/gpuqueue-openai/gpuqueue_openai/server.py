@@ -1,6 +1,6 @@
-"""Owns talking to the server: one request, how long to wait for each of its parts, and the pieces of a streamed answer.
+"""Sends requests to the server, applies the time limits to each part, and reads the pieces of a streamed answer.
 
-Knows no verb, and keeps nothing open. A cancelled request closes its connection, which makes the server stop.
+Every request has its own connection. A cancelled request closes its connection, which makes the server stop.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ PROBE_S = 5.0
 
 
 class _Reader(Protocol):
-    """Takes an answer's bytes; `begun` once something of the answer itself has come, `done` when it is known to be whole."""
+    """Takes an answer's bytes; `begun` after the first content, `done` once the answer is known to be complete."""
 
     begun: bool
     done: bool
 
     def feed(self, piece: bytes) -> bool:
-        """Take some bytes; returns whether there was something in them that shows that the answer goes on."""
+        """Take some bytes; returns whether they show that the answer is continuing."""
 
 
 class Server:
-    """One server, on the event loop of whoever asks."""
+    """One server, used on the caller's event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failures = Failures(settings)
 
     async def stream(self, path: str, body: Mapping[str, Any], take: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Send a request and hand each piece of its answer to `take`, which returns whether the answer itself has begun.
+        """Send a request and pass each piece of its answer to `take`, which returns whether the content has begun.
 
-        Limits, in seconds: connect_s; first_token_s until the answer has begun; gap_s between two pieces; total_s.
-        Raises: ExecutionError, also where the stream ends without its `[DONE]`, or an error comes in it.
+        Limits, in seconds: connect_s; first_token_s until the content begins; gap_s between two pieces; total_s.
+        Raises: ExecutionError, also if the stream ends without `[DONE]` or contains an error.
         """
         events = _Events(take, self.failures, str(body.get("model", "")))
         await self._post(path, body, events)
         if not events.done:
-            events.feed(b"\n")  # of a last line without its own
+            events.feed(b"\n")  # ends a last line that has no line feed
         if not events.done:
-            raise self.failures.crashed("ended its answer before it was complete: the stream has no [DONE]")
+            raise self.failures.crashed("ended its answer early: the stream has no [DONE]")
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request that has one object as its answer; limits and errors as in `stream`."""
+        """Send a request and return its answer, one JSON object; limits and errors as in `stream`."""
         whole = _Whole()
         await self._post(path, body, whole)
         try:
@@ -61,7 +61,7 @@ class Server:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise self.failures.crashed(f"answered with something else than a JSON object: {_start(whole.data)}; {_CHECK}")
+            raise self.failures.crashed(f"did not answer with a JSON object: {_start(whole.data)}; {_CHECK}")
         if is_error(found):
             raise self.failures.refused_while_answering(found, str(body.get("model", "")))
         return found
@@ -89,8 +89,8 @@ class Server:
                     except BaseException as error:  # also an interruption
                         failure = error
                     if failure is not None or reader.done:
-                        # Leaving this loop would leave httpx's generators, one in another, to the garbage collector, and a
-                        # worker that stops has no event loop left to close them on. A read that is cancelled ends them all.
+                        # Leaving this loop would leave httpx's nested generators to the garbage collector, and a worker that
+                        # stops has no event loop left to close them on. Cancelling the read ends them all.
                         is_over = True
                         limit.reschedule(now())
                     elif goes_on and reader.begun:
@@ -108,22 +108,25 @@ class Server:
         settings = self.settings
         if is_late:
             return self.failures.crashed(
-                f"was not done after {settings.total_s:g} s; limit the answer with max_tokens, or raise total in [openai]"
+                f"had not finished its answer after {settings.total_s:g} s; limit the answer with max_tokens, "
+                "or raise total in [openai]"
             )
         if reader.begun:
-            return self.failures.crashed(f"stopped in its answer and sent nothing for {settings.gap_s:g} s (gap in [openai])")
-        # Nothing of the job was done: a hung server and a long queue of its own look the same, and neither is the job's fault.
+            return self.failures.crashed(
+                f"stopped in the middle of its answer: it sent nothing for {settings.gap_s:g} s (gap in [openai])"
+            )
+        # The job has made no progress. A hung server and one with a long queue look the same, and neither is the job's fault.
         return self.failures.away(
-            f"did not begin to answer within {settings.first_token_s:g} s; raise first_token in [openai] if it is that slow"
+            f"did not start its answer within {settings.first_token_s:g} s; raise first_token in [openai] if it is that slow"
         )
 
     async def _broken(self, error: httpx.HTTPError) -> ExecutionError:
-        """Class a connection that was lost in the middle of an answer: when nobody answers now, the job is not at fault."""
+        """Classify a connection lost in the middle of an answer: if the server is down now, the job is not at fault."""
         try:
             async with asyncio.timeout(PROBE_S), self._open(self.settings.connect_s) as http:
                 answer = await http.get(f"{self.settings.url}/models")
         except (httpx.HTTPError, TimeoutError):
-            return self.failures.away(f"dropped the connection in the middle of its answer ({error}), and answers no more")
+            return self.failures.away(f"dropped the connection in the middle of its answer ({error}), and no longer answers")
         if answer.status_code in (502, 503, 504):
             return self.failures.refused(answer.status_code, answer.text, "", answer.headers)
         return self.failures.crashed(f"dropped the connection in the middle of its answer ({error})")
@@ -132,16 +135,16 @@ class Server:
         key = self.settings.api_key
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            # The other limits are those of `_post`, which know what of the answer has come.
+            # `_post` applies the other limits, because it knows how much of the answer has arrived.
             timeout=httpx.Timeout(None, connect=connect_s),
             verify=_trust(httpx.URL(self.settings.url).scheme),
-            # Proxies of the environment are for the internet, and would break a request to 127.0.0.1.
+            # Proxies set in the environment are for the internet, and would break a request to 127.0.0.1.
             trust_env=False,
         )
 
 
 class _Whole:
-    """Gathers an answer that is one object."""
+    """Collects an answer that is one object."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -154,7 +157,7 @@ class _Whole:
 
 
 class _Events:
-    """Reads the events of a stream, of which each is one line of JSON; all other lines are comments and names."""
+    """Reads the events of a stream, each one line of JSON; all other lines are comments and names."""
 
     def __init__(self, take: Callable[[Mapping[str, Any]], bool], failures: Failures, model: str) -> None:
         self._take = take
@@ -190,7 +193,7 @@ class _Events:
         return found
 
     def _lines(self, piece: bytes) -> Iterator[bytes]:
-        # Only the line feed ends a line: text's own splitlines would also cut JSON at a U+2028 inside it.
+        # Only a line feed ends a line: str.splitlines would also split JSON at a U+2028 inside it.
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             yield line.rstrip(b"\r")
@@ -207,10 +210,10 @@ class _Events:
             found = self._parsed(line)
             if is_error(found):
                 return self._failures.refused_while_answering(found, self._model)
-        return self._failures.crashed(f"answered with something else than a stream of events: {_start(line)}; {_CHECK}")
+        return self._failures.crashed(f"did not answer with a stream of events: {_start(line)}; {_CHECK}")
 
 
-_CHECK = "check that url in [openai] is that of a server with OpenAI's protocol"
+_CHECK = "check that url in [openai] is the address of an OpenAI-compatible server"
 
 
 def _start(data: bytes | bytearray) -> str:
@@ -219,5 +222,5 @@ def _start(data: bytes | bytearray) -> str:
 
 @functools.cache
 def _trust(scheme: str) -> ssl.SSLContext:
-    # Reading the certificates takes 20 ms, and plain HTTP needs none; the bare context trusts nobody.
+    # Reading the certificates takes 20 ms, and plain HTTP needs none. The bare context trusts no certificate.
     return httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,4 +1,4 @@
-"""Owns the section `[openai]`; connects to nothing, and lets no error show the key."""
+"""Reads the section `[openai]`. No error may show the key."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 from gpuqueue import ConfigurationError
 from gpuqueue.plugins import BackendSettings, Table
 
-NAME = "openai"  # of the plugin, its section, and what its errors call the server that is away
+NAME = "openai"  # of the plugin, of its section, and of the backend in its errors
 PATIENCE = ("connect", "first_token", "gap", "total")
 ENDPOINTS = ("/chat/completions", "/completions", "/embeddings", "/models")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the server is, how patient to be with it, in seconds, and what a job needs of a card beside what it holds."""
+    """The server's address, its time limits in seconds, and the memory that a job needs beyond what the server holds."""
 
     url: str = "http://127.0.0.1:8080/v1"
     api_key: str = field(default="", repr=False)
@@ -43,15 +43,15 @@ def _url(table: Table, standard: str) -> str:
     try:
         parsed = urlsplit(url)
         is_one = bool(parsed.scheme in ("http", "https") and parsed.hostname) and parsed.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # the port is not valid
         is_one = False
     if not is_one or any(sign in url for sign in "?# ") or not url.isprintable():
-        raise table.error(f"the url must look like {standard}")
+        raise table.error(f"url must look like {standard}")
     for path in ENDPOINTS:
         if parsed.path.endswith(path):
-            raise table.error(f"the url is what comes before {path}: it mostly ends in /v1")
+            raise table.error(f"url must not include {path}; it usually ends in /v1")
     if parsed.username and table.has("api_key"):
-        raise table.error("give a user and password in the url, or an api_key: a request carries only one of them")
+        raise table.error("set either a user and password in url, or api_key; a request can carry only one of them")
     return url
 
 
@@ -61,6 +61,6 @@ def _api_key(table: Table) -> str:
         return ""
     key = setting.value.strip() if isinstance(setting.value, str) else ""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        # Not the setting's own error: that one shows the value.
-        raise ConfigurationError(f"{setting.where}: the key is a text of printable ASCII without spaces, and not empty")
+        # Not `setting.error`, which shows the value.
+        raise ConfigurationError(f"{setting.where}: the key must be non-empty printable ASCII without spaces")
     return key

@@ -1,6 +1,6 @@
-"""Owns the verbs `openai.chat`, `openai.complete` and `openai.embed`: a job's arguments in, its result out.
+"""Runs the verbs `openai.chat`, `openai.complete` and `openai.embed`: builds requests from arguments and results from answers.
 
-Loads and unloads nothing: what the server keeps in a card's memory is the server's.
+Loads and unloads no models: the server manages its own memory on the card.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from gpuqueue_openai.answer import Answer
 from gpuqueue_openai.server import Server
 
 NOT_A_JOBS = {
-    "stream": "every answer is streamed: read it with job.stream(), or whole with job.result()",
-    "stream_options": "they are given with every request, so that the tokens are counted",
+    "stream": "every answer is streamed; read it with job.stream(), or whole with job.result()",
+    "stream_options": "every request sets it to count the tokens",
 }
 
 
 class OpenAIVerb(ABC):
-    """One verb of one server, on a worker's event loop; its arguments are passed on as they are."""
+    """One verb of one server, on a worker's event loop; its arguments are passed on unchanged."""
 
     preemptible = True
     name: ClassVar[str]
@@ -35,11 +35,11 @@ class OpenAIVerb(ABC):
     async def arun(self, context: AttemptContext) -> dict[str, Any]:
         """Run one attempt.
 
-        Returns: the verb's result. Raises: an ExecutionError that classes the failure.
+        Returns: the verb's result. Raises: ExecutionError of the failure's class.
         """
 
     def body(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the request of a job's arguments; those that are None are left out. Raises: CallerFault."""
+        """Build the request body from a job's arguments, without those that are None. Raises: CallerFault."""
         given = {key: value for key, value in arguments.items() if value is not None}
         if self.required not in given:
             raise CallerFault(f"{self.name} needs the argument {self.required!r}")
@@ -47,20 +47,21 @@ class OpenAIVerb(ABC):
 
 
 class _Streaming(OpenAIVerb):
-    """What chat and complete share.
+    """Common behaviour of chat and complete.
 
-    Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "total_s", "first_token_s"}, and where there is
-    any "thinking", "tool_calls" (as OpenAI has them, to be sent back as they are), "logprobs". `first_token_s` is what this
-    attempt waited, thinking included. A figure that the server does not give is 0; without one, `output_tokens` are pieces.
+    Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "total_s", "first_token_s"}, and, if the answer
+    has them, "thinking", "tool_calls" (in OpenAI's form, to be sent back unchanged) and "logprobs". `first_token_s` is how long
+    this attempt waited for its first token, including thinking. A figure that the server does not give is 0, except that
+    `output_tokens` is then the number of pieces.
     """
 
     def body(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         given = super().body(arguments)
         for key in NOT_A_JOBS.keys() & given.keys():
-            raise CallerFault(f"{self.name}: {key} is not a job's to choose, because {NOT_A_JOBS[key]}")
+            raise CallerFault(f"{self.name}: a job cannot set {key}, because {NOT_A_JOBS[key]}")
         count = given.get("n")
         if isinstance(count, int | float) and count > 1:
-            raise CallerFault(f"{self.name}: n = {count}, but a job has one answer; enqueue {count} jobs")
+            raise CallerFault(f"{self.name}: n must be 1, not {count}, because a job has one answer; enqueue {count} jobs")
         return {**given, "stream": True, "stream_options": {"include_usage": True}}
 
     async def arun(self, context: AttemptContext) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Owns what this plugin's tests share: a real llama.cpp, started once, and servers that fail as a test tells them."""
+"""Shared fixtures: a real llama.cpp, started once, and servers that fail as a test tells them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way in which a server fails is classed, and its error says what, where and what to do; the key is in none."""
+"""Every way in which a server fails is classified, and its error says what, where and what to do; none shows the key."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_server_that_does_not_begin_is_away(run, scripted):
 @pytest.mark.parametrize("nothing", [b": still here\n\n", event(choices=[{"delta": {"role": "assistant", "content": ""}}])])
 def test_comments_and_empty_pieces_are_not_yet_the_answer(run, scripted, nothing):
     server = scripted(streamed(*[nothing] * 3, then="mute"))
-    ends_with(run, server.url, BackendUnavailable, "did not begin to answer", first_token_s=0.05, gap_s=0.01)
+    ends_with(run, server.url, BackendUnavailable, "did not start its answer", first_token_s=0.05, gap_s=0.01)
 
 
 def test_a_gap_in_an_answer_fails_the_attempt(run, attempt, scripted):
@@ -160,20 +160,23 @@ def test_a_gap_in_embeddings_fails_the_attempt(run, scripted):
 
 def test_an_answer_that_takes_too_long_as_a_whole_fails_the_attempt(run, scripted):
     server = scripted(streamed(said("one"), then="mute"))
-    ends_with(run, server.url, RunnerCrashed, "not done after 0.05 s; limit the answer with max_tokens", total_s=0.05)
+    ends_with(run, server.url, RunnerCrashed, "not finished its answer after 0.05 s; limit", total_s=0.05)
 
 
 def test_a_host_that_takes_no_connection_is_away(run):
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
         url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
-        ends_with(run, url, BackendUnavailable, "within 0.1 s (connect); check its host and network", connect_s=0.1)
+        ends_with(run, url, BackendUnavailable, "within 0.1 s (connect); check the host and the network", connect_s=0.1)
 
 
 def test_a_server_that_is_not_there_is_told_by_its_url_without_its_password(run, scripted):
     server = scripted(streamed(DONE))
     server.go_away()
     error = ends_with(
-        run, server.url.replace("//", "//ann:secret@"), BackendUnavailable, f"{server.url} is not there: nothing listens"
+        run,
+        server.url.replace("//", "//ann:secret@"),
+        BackendUnavailable,
+        f"{server.url} refused the connection; start the server",
     )
     assert (error.backend, "secret" in str(error)) == ("openai", False)
 
@@ -218,14 +221,14 @@ def test_it_may_say_that_as_a_date(run, scripted):
 
 @pytest.mark.parametrize("status", [400, 405, 413, 422, 501])
 def test_a_request_that_is_refused_is_the_callers_fault(run, scripted, status):
-    ends_with(run, scripted(refused(status, "no")).url, CallerFault, f"no (status {status}); the request must be changed")
+    ends_with(run, scripted(refused(status, "no")).url, CallerFault, f"no (status {status}); change the request")
 
 
 @pytest.mark.parametrize(
     ("status", "key", "words"),
     [
-        (401, "sk-key", "It refuses the key: set api_key in [openai], or GPUQUEUE_OPENAI_API_KEY"),
-        (401, "", "It wants a key: set api_key in [openai], or GPUQUEUE_OPENAI_API_KEY"),
+        (401, "sk-key", "The key was rejected; set api_key in [openai], or GPUQUEUE_OPENAI_API_KEY"),
+        (401, "", "The server needs a key; set api_key in [openai], or GPUQUEUE_OPENAI_API_KEY"),
         (403, "sk-key", "change api_key in [openai], or GPUQUEUE_OPENAI_API_KEY"),
     ],
 )
@@ -253,7 +256,7 @@ def test_no_authorization_is_sent_where_there_is_no_key(run, scripted):
 
 def test_an_unknown_model_is_the_callers_fault(run, scripted):
     server = scripted(refused(404, "The model `m` does not exist."))
-    ends_with(run, server.url, CallerFault, "Check the job's model, and url in [openai], which mostly ends in /v1")
+    ends_with(run, server.url, CallerFault, "Check the job's model, and url in [openai], which usually ends in /v1")
 
 
 @pytest.mark.parametrize("status", [400, 500])
@@ -267,7 +270,7 @@ def test_another_failure_of_the_server_is_its_crash(run, scripted):
 
 
 def test_a_redirection_points_to_the_url(run, scripted):
-    ends_with(run, scripted(Reply(status=307)).url, BackendUnavailable, "a redirection; mend url in [openai]")
+    ends_with(run, scripted(Reply(status=307)).url, BackendUnavailable, "a redirect (status 307); correct url in [openai]")
 
 
 @pytest.mark.parametrize(
@@ -344,9 +347,9 @@ def test_vectors_are_put_into_the_order_of_their_texts(run, scripted):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"messages": ASKED, "stream": False}, "stream is not a job's to choose, because every answer is streamed"),
-        ({"messages": ASKED, "stream_options": {}}, "stream_options is not a job's to choose"),
-        ({"messages": ASKED, "n": 2}, "n = 2, but a job has one answer; enqueue 2 jobs"),
+        ({"messages": ASKED, "stream": False}, "a job cannot set stream, because every answer is streamed"),
+        ({"messages": ASKED, "stream_options": {}}, "a job cannot set stream_options"),
+        ({"messages": ASKED, "n": 2}, "n must be 1, not 2, because a job has one answer; enqueue 2 jobs"),
         ({"model": "m"}, "openai.chat needs the argument 'messages'"),
         ({"messages": None}, "openai.chat needs the argument 'messages'"),
     ],

@@ -110,7 +110,7 @@ def test_a_server_that_dies_in_its_answer_is_away(bench, start_llama, server_at)
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
-        ({"max_tokens": "x"}, r"max_tokens.*must be number.* \(status 400\); the request must be changed"),
+        ({"max_tokens": "x"}, r"max_tokens.*must be number.* \(status 400\); change the request"),
         ({"messages": [{"role": "user", "content": "a" * 2000}]}, "exceeds the available context size"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_request_that_llama_refuses_is_the_callers_fault(run, llama, server_at
 
 
 def test_a_url_without_its_v1_or_of_another_path_says_so(run, llama, server_at):
-    with pytest.raises(CallerFault, match=r"Not Found .*Check the job's model, and url in \[openai\], which mostly ends in /v1"):
+    with pytest.raises(CallerFault, match=r"Not Found .*Check the job's model, and url in \[openai\], which usually ends in /v1"):
         run(Chat(server_at(llama.url.replace("/v1", "/v2"))), messages=ASKED)
 
 
@@ -128,8 +128,8 @@ def test_a_key_is_sent_and_one_that_is_missing_or_wrong_is_told(run, start_llama
     locked = start_llama(api_key="sk-right")
     result, _ = run(Chat(server_at(locked.url, api_key="sk-right")), messages=ASKED, max_tokens=1)
     assert result["text"] == " one"
-    for key, words in (("sk-wrong", "It refuses the key"), ("", "It wants a key")):
-        with pytest.raises(CallerFault, match=rf"{words}: set api_key in \[openai\], or GPUQUEUE_OPENAI_API_KEY") as caught:
+    for key, words in (("sk-wrong", "The key was rejected"), ("", "The server needs a key")):
+        with pytest.raises(CallerFault, match=rf"{words}; set api_key in \[openai\], or GPUQUEUE_OPENAI_API_KEY") as caught:
             run(Chat(server_at(locked.url, api_key=key)), messages=ASKED)
         assert "sk-" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""This plugin's page is true: its configuration is the defaults, and its Python runs as it stands there."""
+"""This plugin's page is true: its configuration is the defaults, and its Python runs as shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs in queues: what their jobs need of a card, that it is given back, and what becomes of them without the server."""
+"""The verbs in queues: the memory that their jobs reserve and release, and what happens without the server."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_job_waits_for_its_server_without_spending_attempts(make, scripted, ru
     job.refresh()
     assert (job.state, job.attempt, job.record.waiting_for) == (State.RETRYABLE, 0, None)
     assert 400 < (job.record.scheduled_at - gq.now()).total_seconds() <= 420
-    assert "nothing listens" in job.error.message
+    assert "refused the connection" in job.error.message
 
 
 def test_a_job_of_a_queue_that_rejects_ends_at_once(make, scripted, run_worker_until_idle):

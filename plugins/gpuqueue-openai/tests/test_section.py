@@ -1,4 +1,4 @@
-"""The section `[openai]`: what it may say, what is refused and how, and that the key is nowhere to be read."""
+"""The section `[openai]`: its settings, how wrong ones are rejected, and that nothing shows the key."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_key_comes_from_the_environment_and_loses_the_line_end_of_the_file_i
 
 @pytest.mark.parametrize("key", ['"sk-sécret"', '"sk secret"', '"sk\\nsecret"', "'  '", "12345678", '["sk-secret"]'])
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(read, key):
-    with pytest.raises(ConfigurationError, match=r"openai\.api_key: the key is a text of printable ASCII") as caught:
+    with pytest.raises(ConfigurationError, match=r"openai\.api_key: the key must be non-empty printable ASCII") as caught:
         read(f"api_key = {key}")
     assert not any(part in str(caught.value) for part in ("secret", "sécret", "12345678"))
 
@@ -64,15 +64,15 @@ def test_the_key_is_in_no_picture_of_the_settings():
     ("section", "wrong"),
     [
         ('ulr = "x"', r"there is no setting 'ulr' here \(did you mean 'url'\?\)"),
-        ('url = "127.0.0.1:8080"', "the url must look like http://127.0.0.1:8080/v1"),
-        ('url = "ftp://x/v1"', "the url must look like"),
-        ('url = "http:///v1"', "the url must look like"),
-        ('url = "http://x:port/v1"', "the url must look like"),
-        ('url = "http://x:0/v1"', "the url must look like"),
-        ('url = "http://x/v1?key=1"', "the url must look like"),
-        ('url = "http://x y/v1"', "the url must look like"),
-        ('url = "http://x/v1/chat/completions"', "the url is what comes before /chat/completions: it mostly ends in /v1"),
-        ('url = "http://ann:pw@x/v1"\napi_key = "sk-1"', "a request carries only one of them"),
+        ('url = "127.0.0.1:8080"', "url must look like http://127.0.0.1:8080/v1"),
+        ('url = "ftp://x/v1"', "url must look like"),
+        ('url = "http:///v1"', "url must look like"),
+        ('url = "http://x:port/v1"', "url must look like"),
+        ('url = "http://x:0/v1"', "url must look like"),
+        ('url = "http://x/v1?key=1"', "url must look like"),
+        ('url = "http://x y/v1"', "url must look like"),
+        ('url = "http://x/v1/chat/completions"', "url must not include /chat/completions; it usually ends in /v1"),
+        ('url = "http://ann:pw@x/v1"\napi_key = "sk-1"', "a request can carry only one of them"),
         ('gap = "soon"', "gap"),
         ('first_token = "0s"', "this must be longer than nothing"),
         ('vram = "lots"', "vram"),

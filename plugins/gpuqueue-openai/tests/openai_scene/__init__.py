@@ -1,1 +1,1 @@
-"""Owns what this plugin's tests play with: a real llama.cpp with a model made here, and a server that fails as it is told."""
+"""The servers of this plugin's tests: a real llama.cpp with a model made here, and one that fails as it is told."""

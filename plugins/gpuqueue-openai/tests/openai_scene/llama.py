@@ -1,4 +1,4 @@
-"""Owns a real llama.cpp server in a process of its own: starts and ends it, and asks it what it does; sends it no job.
+"""Starts, ends and queries a real llama.cpp server in its own process; sends it no jobs.
 
 Run as a program it is that process: it serves a model until it is ended, and prints its address.
 """

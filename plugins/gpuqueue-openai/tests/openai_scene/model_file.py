@@ -1,4 +1,4 @@
-"""Owns writing a tiny model for llama.cpp, a GGUF file of some hundred kilobytes that always says the same; loads none.
+"""Writes a tiny model for llama.cpp, a GGUF file of some hundred kilobytes that always gives the same answer.
 
 Its only layer is all zeros, so that each token is followed by the one that the output matrix names for it, whatever came
 before. After a prompt it counts: one two three one two three …, for ever.

@@ -1,4 +1,4 @@
-"""Owns a server of OpenAI's protocol that answers as a test tells it, to fail in every way; computes nothing."""
+"""Serves answers with OpenAI's API as a test scripts them, to fail in every way; computes nothing."""
 
 from __future__ import annotations
 
