@@ -1,4 +1,4 @@
-"""Owns holding gpuqueue's GPU queues while a card is hotter than its limit; stops no job that runs, and changes no card."""
+"""Holds gpuqueue's GPU queues while a card is hotter than its limit; running jobs are not stopped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from datetime import timedelta
 from gpuqueue.plugins import ConfigureDetails, Hold, QueueHoldDetails, hookimpl
 
 HOT = "hot"
-STALE = timedelta(minutes=1)  # an older reading says nothing of now
+STALE = timedelta(minutes=1)  # an older reading says nothing about the present
 
 
 class Thermal:
-    """Holds a GPU queue above `limit` °C, and once it is held until every card has cooled to `resume` °C."""
+    """Holds a GPU queue when a card is above `limit` °C, until every card has cooled to `resume` °C."""
 
     @hookimpl
     def configure(self, details: ConfigureDetails) -> None:
@@ -20,7 +20,7 @@ class Thermal:
         self.limit_c = table.integer("limit", 83, minimum=1)
         self.resume_c = table.integer("resume", self.limit_c - 5)
         if self.resume_c > self.limit_c:
-            raise table.error(f"resume = {self.resume_c} is above limit = {self.limit_c}; a card resumes when it has cooled down")
+            raise table.error(f"resume must be at most limit ({self.limit_c}), not {self.resume_c}")
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:

@@ -1,4 +1,4 @@
-"""What every policy must do, done by this one."""
+"""Runs the suite that every policy must pass."""
 
 from gpuqueue_thermal import Thermal
 

@@ -1,4 +1,4 @@
-"""Holding GPU queues while a card is hot: when it begins, when it ends, and how it is told."""
+"""Holding GPU queues while a card is hot: when a hold starts, when it ends, and its message."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_limits_are_configured(make_gpuqueue, section, limits):
     [
         ("limt = 70", r"thermal.limt: there is no setting 'limt' here \(did you mean 'limit'\?\)"),
         ("limit = '83'", 'thermal.limit = "83": this is a whole number, without quotes'),
-        ("limit = 70\nresume = 75", "thermal: resume = 75 is above limit = 70"),
+        ("limit = 70\nresume = 75", r"resume must be at most limit \(70\), not 75"),
     ],
 )
 def test_a_wrong_setting_is_refused(make_gpuqueue, section, wrong):
