@@ -1,4 +1,4 @@
-"""Owns the plugin `prometheus`: its section of the configuration and its service in a worker; measures nothing itself."""
+"""Registers the plugin `prometheus`: its section of the configuration and its singleton service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Prometheus"]
 
 
 class Prometheus:
-    """Serves metrics and health from one worker of all; does nothing without `[prometheus] listen`."""
+    """Serves metrics and health as a singleton service; does nothing without `[prometheus] listen`."""
 
     def __init__(self) -> None:
         self._address: Address | None = None
@@ -27,6 +27,6 @@ class Prometheus:
     def register_services(self, details: RegisterServicesDetails) -> Mapping[str, Service] | None:
         if self._address is None:
             return None
-        from gpuqueue_prometheus.service import NAME, run  # a process that runs no worker needs no HTTP server
+        from gpuqueue_prometheus.service import NAME, run  # only a worker's process needs an HTTP server
 
         return {NAME: partial(run, self._address)}

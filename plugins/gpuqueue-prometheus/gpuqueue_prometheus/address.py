@@ -1,4 +1,4 @@
-"""Owns the address that `[prometheus] listen` names; opens nothing."""
+"""Reads the address in `[prometheus] listen`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HIGHEST_PORT = 65535
 
 
 class Address(NamedTuple):
-    """A host's name or address, and a port; port 0 takes any that is free."""
+    """A host's name or address, and a port; port 0 takes any free port."""
 
     host: str
     port: int
@@ -22,7 +22,7 @@ class Address(NamedTuple):
 
 
 def read_address(table: Table) -> Address | None:
-    """Read where to listen; None where nothing says so, so that the plugin, merely installed, opens no port.
+    """Read where to listen. None if it is not set: the plugin opens no port just because it is installed.
 
     Raises: ConfigurationError.
     """
@@ -33,9 +33,9 @@ def read_address(table: Table) -> Address | None:
     host, colon, port = text.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isascii() or not port.isdecimal() or (":" in host and not is_bracketed):
-        raise setting.error(f'this is an address and a port; write {EXAMPLE}, with IPv6 listen = "[::1]:9464"')
+        raise setting.error(f'must be an address and a port, for example {EXAMPLE} or, for IPv6, listen = "[::1]:9464"')
     if int(port) > HIGHEST_PORT:
-        raise setting.error(f"a port is at most {HIGHEST_PORT}; write {EXAMPLE}")
+        raise setting.error(f"the port must be at most {HIGHEST_PORT}, for example {EXAMPLE}")
     if not host.strip("[]"):
-        raise setting.error(f'the address is missing; write {EXAMPLE}, or listen = "0.0.0.0:{port}" for every network')
+        raise setting.error(f'the address is missing; use {EXAMPLE}, or listen = "0.0.0.0:{port}" for every network')
     return Address(host.strip("[]"), int(port))

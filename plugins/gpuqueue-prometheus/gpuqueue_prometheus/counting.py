@@ -1,4 +1,4 @@
-"""Owns what is counted from events: counters and histograms, from zero when the service starts; reads no gauge."""
+"""Counts events into counters and histograms, which start at zero with the service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLLOWER = "prometheus"
 BATCH = 500
 BATCHES_AT_ONCE = 10
 RESULTS_AT_ONCE = 50  # an embedding may be large
-MOST_NAMES = 100  # of models, and of tasks: a caller may make them up
+MOST_NAMES = 100  # of models, and of tasks: callers can use any name
 OTHER = "other"
 OUTCOMES = (State.COMPLETED, State.CANCELLED, State.DISCARDED)
 MODEL_VERBS = ("generate", "chat", "embed")
@@ -27,7 +27,7 @@ logger = logging.getLogger("gpuqueue.prometheus")
 
 
 class Tally:
-    """The counts; knows what each event means."""
+    """The counts, and how each event changes them."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Spec, tuple[str, ...]], float] = {}
@@ -35,7 +35,7 @@ class Tally:
         self._names: dict[str, set[str]] = {}
 
     def take(self, event: Event, answer: Mapping[str, Any] | None = None) -> None:
-        """Count one event; `answer` is the result of a model's job that completed."""
+        """Count one event; `answer` is the result of a completed model job."""
         queue, data = event.queue or "", event.data
         match event.name:
             case "job_enqueued":
@@ -58,7 +58,7 @@ class Tally:
                     self._add(metrics.TOKENS, self._bounded("model", answer.get("model")), kind, by=answer[figure])
 
     def know(self, queues: Iterable[str]) -> None:
-        """Let the series of these queues begin at 0, so that the first thing that is counted shows as an increase."""
+        """Start the series of these queues at 0, so that the first count shows as an increase."""
         for queue in queues:
             for spec in (metrics.ENQUEUED, metrics.PREEMPTIONS, metrics.RESCUES):
                 self._add(spec, queue, by=0)
@@ -90,14 +90,14 @@ class Tally:
 
 
 class Counting:
-    """Keeps a tally of the queue's events, with a cursor of its own; safe to use from several threads."""
+    """Keeps a tally of the queue's events, with its own cursor; safe to use from several threads."""
 
     def __init__(self, gq: GPUQueue) -> None:
         self._gq = gq
         self._tally = Tally()
         self._lock = threading.Lock()
         self._follower = gq.follow(FOLLOWER)
-        self._counted_id = 0  # what this process has counted, should the cursor not be written
+        self._counted_id = 0  # the last event that this process counted, in case the cursor cannot be written
         self._verbs = {
             f"{backend}.{verb}"
             for backend in ("ollama", *(settings.name for settings in gq.agreed_settings().backends))
@@ -105,12 +105,12 @@ class Counting:
         }
 
     def catch_up(self) -> bool:
-        """Count what has happened; returns whether more is left than one call takes. Raises: StoreError."""
+        """Count new events, as many as one call takes; returns whether more are left. Raises: StoreError."""
         with self._lock:
             return self._catch_up()
 
     def counted(self, queues: Iterable[str]) -> tuple[list[Sample], list[Distribution]]:
-        """Catch up, and return everything counted so far, with zeros for these queues. Raises: StoreError."""
+        """Catch up and return all counts so far, with zeros for these queues. Raises: StoreError."""
         with self._lock:
             self._catch_up()
             self._tally.know(queues)
@@ -120,7 +120,7 @@ class Counting:
         for _ in range(BATCHES_AT_ONCE):
             try:
                 events = self._follower.read(limit=BATCH)
-            except UsageError:  # it was forgotten, because nobody ran this for a month, or a person said so
+            except UsageError:  # the follower was forgotten, after 30 days without a read or by a person
                 self._follower = self._gq.follow(FOLLOWER)
                 return False
             if not events:
@@ -132,8 +132,8 @@ class Counting:
             self._counted_id = events[-1].id
             try:
                 self._follower.advance(self._counted_id)
-            except StoreError as error:  # they are read once more, and not counted again
-                logger.warning("the events counted so far could not be passed: %s", error)
+            except StoreError as error:  # they are read again, but not counted again
+                logger.warning("could not save the position in the events, trying again: %s", error)
                 return False
         return True
 
@@ -141,7 +141,7 @@ class Counting:
         return event.name == "job_finished" and event.data["state"] == State.COMPLETED and event.data.get("task") in self._verbs
 
     def _answers(self, events: Iterable[Event]) -> dict[int, Mapping[str, Any]]:
-        """Read the results of model jobs: {event id: result}; those that are gone are left out."""
+        """Read the results of model jobs: {event id: result}, without those already deleted."""
         found: dict[int, Mapping[str, Any]] = {}
         rest = iter(events)
         while part := list(islice(rest, RESULTS_AT_ONCE)):

@@ -1,4 +1,4 @@
-"""Owns what is read when Prometheus asks: the gauges, from the queue as it is at this moment; counts nothing."""
+"""Reads the gauges from the queue at the time of a scrape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuqueue.plugins import DeviceView, State
 from gpuqueue_prometheus import metrics
 from gpuqueue_prometheus.metrics import Sample
 
-STALE_S = 60.0  # an older reading says nothing of now
+STALE_S = 60.0  # an older reading says nothing about the present
 
 
 def gauges(gq: GPUQueue) -> Iterator[Sample]:
@@ -43,7 +43,7 @@ def gauges(gq: GPUQueue) -> Iterator[Sample]:
 
 
 def device_gauges(device: DeviceView, now: datetime) -> Iterator[Sample]:
-    """Tell of one device what is known at `now`."""
+    """Read one device's gauges, as known at `now`."""
     name = device.settings.name
     yield Sample(metrics.VRAM_BUDGET, (name,), device.settings.budget_bytes)
     yield Sample(metrics.VRAM_RESERVED, (name,), device.reserved_bytes)
@@ -52,7 +52,7 @@ def device_gauges(device: DeviceView, now: datetime) -> Iterator[Sample]:
         models[resident.model] = models.get(resident.model, 0) + resident.vram_bytes
     for model, vram_bytes in models.items():
         yield Sample(metrics.MODEL_VRAM, (name, model), vram_bytes)
-    # While a job runs its model is not looked at, and while none does a warm one has no reservation.
+    # A running job's model is not measured, and a model kept warm without a job has no reservation.
     yield Sample(metrics.VRAM_OWN, (name,), max(device.reserved_bytes, sum(models.values())))
     reading = device.reading
     if reading is None or reading.age_s(now) > STALE_S:

@@ -1,4 +1,4 @@
-"""Owns the verdict on the queue's health, and noticing over time what no moment tells; mends nothing."""
+"""Judges the queue's health, including problems that only show over time; repairs nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMED_AT_MOST = 20
 
 
 class Health:
-    """Looks at the queue now and then, and says how it is when asked; safe to ask from several threads.
+    """Observes the queue regularly and reports its health on request; safe to use from several threads.
 
-    `write` writes something into the database and raises when that fails; `clock` is in seconds.
+    `write` writes something into the database and raises if that fails; `clock` is in seconds.
     """
 
     def __init__(self, gq: GPUQueue, write: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,11 +26,11 @@ class Health:
         self._write = write
         self._clock = clock
         self._look_at_s = float("-inf")
-        # Queues that could start a job and do not: when that was first seen, and of which attempt of which job.
+        # Queues that could start a job and do not: {queue: (first seen, job, lease)}.
         self._idle: dict[str, tuple[float, int, int]] = {}
 
     def look(self) -> None:
-        """Notice the queues that do not start what they could; call it often. Raises: StoreError."""
+        """Note the queues that do not start a job although they could; call it often. Raises: StoreError."""
         if self._clock() < self._look_at_s:
             return
         self._look_at_s = self._clock() + LOOK_EVERY_S
@@ -43,7 +43,7 @@ class Health:
         self._idle = idle
 
     def report(self) -> tuple[Status, list[Problem]]:
-        """Say how it is, which is as bad as the worst of what is wrong."""
+        """Return the problems, and the status of the worst one."""
         problems = list(self._problems())
         found = {problem.status for problem in problems}
         return next((status for status in reversed(Status) if status in found), Status.OK), problems
@@ -52,15 +52,15 @@ class Health:
         try:
             self._write()
         except GPUQueueError as error:
-            yield Problem(Status.UNHEALTHY, "database", f"it cannot be written: {error}")
+            yield Problem(Status.UNHEALTHY, "database", f"cannot be written: {error}")
         try:
             view, counts, holds = self._gq.view(), self._gq.counts(), self._gq.holds()
             services = self._gq.services()
         except GPUQueueError as error:
-            yield Problem(Status.UNHEALTHY, "database", f"it cannot be read: {error}")
+            yield Problem(Status.UNHEALTHY, "database", f"cannot be read: {error}")
             return
         if not view.workers:
-            yield Problem(Status.UNHEALTHY, "workers", "no worker lives")
+            yield Problem(Status.UNHEALTHY, "workers", "no worker is running")
         yield from queues_wrong(view, counts, holds)
         yield from self._stuck()
         yield from devices_wrong(view, holds)
@@ -71,11 +71,13 @@ class Health:
         for queue, (since_s, job_id, _) in sorted(self._idle.items()):
             for_s = self._clock() - since_s
             if for_s >= STUCK_S:
-                waits = f"job {job_id} could start for {for_s:.0f} s, a worker that serves it is idle, and nothing holds it"
+                waits = (
+                    f"job {job_id} has been ready to start for {for_s:.0f} s, but an idle worker that serves it does not start it"
+                )
                 yield Problem(Status.UNHEALTHY, f"queue {queue}", waits)
 
     def _startable(self) -> Iterator[tuple[str, int, int]]:
-        """Find queues whose first job has no reason to wait, beside an idle worker: (queue, job, lease)."""
+        """Find queues whose first job has no reason to wait while a worker is idle: (queue, job, lease)."""
         view, holds = self._gq.view(), self._gq.holds()
         waiting = [name for name, queue in view.queues.items() if queue.waiting_count and queue.served and not holds.get(name)]
         if not waiting:
@@ -84,7 +86,7 @@ class Health:
             running = {entry.id for name in view.queues for entry in reader.entries(name, State.RUNNING)}
             busy = {record.job.worker_id for record in reader.records(running).values()}
         for name in waiting:
-            # A worker that runs something may have no room for more, which no explanation tells.
+            # A worker that runs something may have no capacity for more, which no explanation shows.
             if all(worker.id in busy for worker in view.workers if worker.queues is None or name in worker.queues):
                 continue
             with self._gq.read() as reader:
@@ -95,6 +97,6 @@ class Health:
 
 
 def as_json(status: Status, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Word a report for /healthz."""
+    """Format a report for /healthz."""
     told = [{"status": item.status, "subject": item.subject, "detail": item.detail} for item in problems[:NAMED_AT_MOST]]
     return {"status": status, "problems": told, "problem_count": len(problems)}

@@ -1,4 +1,4 @@
-"""Owns the metrics there are: name, kind, labels, what each says, and how samples become families; measures nothing."""
+"""Defines every metric (name, kind, labels, help) and turns samples into Prometheus families."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Spec:
 
 
 class Sample(NamedTuple):
-    """One value of a gauge or a counter; `labels` in the order of its metric's."""
+    """One value of a gauge or a counter; `labels` is in the order of the metric's labels."""
 
     spec: Spec
     labels: tuple[str, ...]
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 @dataclass(slots=True)
 class Distribution:
-    """One series of a histogram; `counts` are those of each bucket alone, the last of what exceeds them all."""
+    """One series of a histogram; `counts` has each bucket's own count, the last for values above all bounds."""
 
     spec: Spec
     labels: tuple[str, ...]
@@ -57,48 +57,50 @@ class Distribution:
         return Distribution(self.spec, self.labels, self.total, list(self.counts))
 
 
-BUILD = Spec("gpuqueue_build_info", "gauge", ("version",), "Always 1; the version of the gpuqueue that tells this.")
-WORKERS = Spec("gpuqueue_workers", "gauge", (), "Workers that live.")
-JOBS = Spec("gpuqueue_jobs", "gauge", ("queue", "state"), "Jobs now; finished ones as long as they are kept.")
-QUEUE_SERVED = Spec("gpuqueue_queue_served", "gauge", ("queue",), "1 when a worker that lives serves the queue, else 0.")
-QUEUE_HELD = Spec("gpuqueue_queue_held", "gauge", ("queue", "reason"), "1 for each reason why the queue may not start jobs now.")
-VRAM_TOTAL = Spec("gpuqueue_vram_total_bytes", "gauge", ("device",), "The device's memory, where its driver can be read.")
-VRAM_USED = Spec("gpuqueue_vram_used_bytes", "gauge", ("device",), "Memory taken, by whomever, where the driver can be read.")
+BUILD = Spec("gpuqueue_build_info", "gauge", ("version",), "Always 1; the label is the version of gpuqueue.")
+WORKERS = Spec("gpuqueue_workers", "gauge", (), "Running workers.")
+JOBS = Spec("gpuqueue_jobs", "gauge", ("queue", "state"), "Jobs by state; finished jobs are counted while they are kept.")
+QUEUE_SERVED = Spec("gpuqueue_queue_served", "gauge", ("queue",), "1 if a running worker serves the queue, else 0.")
+QUEUE_HELD = Spec("gpuqueue_queue_held", "gauge", ("queue", "reason"), "1 for each reason that holds the queue.")
+VRAM_TOTAL = Spec("gpuqueue_vram_total_bytes", "gauge", ("device",), "The device's memory, if its driver can be read.")
+VRAM_USED = Spec(
+    "gpuqueue_vram_used_bytes", "gauge", ("device",), "Memory in use by all programs, if the device's driver can be read."
+)
 VRAM_BUDGET = Spec("gpuqueue_vram_budget_bytes", "gauge", ("device",), "Memory that gpuqueue may use, as configured.")
 VRAM_RESERVED = Spec(
-    "gpuqueue_vram_reserved_bytes", "gauge", ("device",), "Memory reserved for jobs until it is verified to be back."
+    "gpuqueue_vram_reserved_bytes", "gauge", ("device",), "Memory reserved for jobs until its release is verified."
 )
 VRAM_OWN = Spec(
-    "gpuqueue_vram_own_bytes", "gauge", ("device",), "gpuqueue's part: what is reserved, or what loaded models take where more."
+    "gpuqueue_vram_own_bytes", "gauge", ("device",), "gpuqueue's share: reserved memory or that of loaded models, the larger."
 )
 MODEL_VRAM = Spec(
-    "gpuqueue_model_vram_bytes", "gauge", ("device", "model"), "Memory of each loaded model, as last seen between two jobs."
+    "gpuqueue_model_vram_bytes", "gauge", ("device", "model"), "Memory of each loaded model, as last measured between two jobs."
 )
-DEVICE_UP = Spec("gpuqueue_device_up", "gauge", ("device",), "1 when the device could be read, 0 when it is lost.")
-BACKEND_UP = Spec("gpuqueue_backend_up", "gauge", ("backend",), "1 when the backend can be used, 0 when it is away.")
-SERVICE_UP = Spec("gpuqueue_service_up", "gauge", ("service",), "0 when a service that a worker runs says that it fails, else 1.")
+DEVICE_UP = Spec("gpuqueue_device_up", "gauge", ("device",), "1 if the device can be read, 0 if it is lost.")
+BACKEND_UP = Spec("gpuqueue_backend_up", "gauge", ("backend",), "1 if the backend is available, else 0.")
+SERVICE_UP = Spec("gpuqueue_service_up", "gauge", ("service",), "0 if a running service reports an error, else 1.")
 FOLLOWER_LAG = Spec(
     "gpuqueue_follower_lag_seconds",
     "gauge",
     ("follower",),
-    'How old the oldest event is that a follower has not handled, 0 for none; follower="mirror" is the Redis mirror\'s lag.',
+    'Age of the oldest event that a follower has not handled, 0 if none; follower="mirror" is the Redis mirror.',
 )
-ENQUEUED = Spec("gpuqueue_enqueued_total", "counter", ("queue",), "Jobs stored.")
-FINISHED = Spec("gpuqueue_finished_total", "counter", ("queue", "outcome"), "Jobs finished: completed, cancelled, or discarded.")
-PREEMPTIONS = Spec("gpuqueue_preemptions_total", "counter", ("queue",), "Attempts stopped to make room; no attempt was spent.")
-RESCUES = Spec("gpuqueue_rescues_total", "counter", ("queue",), "Jobs taken back from workers that died.")
+ENQUEUED = Spec("gpuqueue_enqueued_total", "counter", ("queue",), "Jobs enqueued.")
+FINISHED = Spec("gpuqueue_finished_total", "counter", ("queue", "outcome"), "Jobs finished: completed, cancelled or discarded.")
+PREEMPTIONS = Spec("gpuqueue_preemptions_total", "counter", ("queue",), "Attempts preempted; no attempt is spent.")
+RESCUES = Spec("gpuqueue_rescues_total", "counter", ("queue",), "Jobs rescued from workers that died.")
 MODEL_LOADS = Spec(
-    "gpuqueue_model_loads_total", "counter", ("device", "model"), "Jobs that began on a device where their model was not loaded."
+    "gpuqueue_model_loads_total", "counter", ("device", "model"), "Jobs that started on a device without their model loaded."
 )
 TOKENS = Spec("gpuqueue_tokens_total", "counter", ("model", "kind"), "Tokens of completed jobs: prompt and output.")
 WAIT = Spec(
     "gpuqueue_wait_seconds",
     "histogram",
     ("queue",),
-    "From when an attempt could first begin (stored, its time come, given back) to its start.",
+    "Time from when an attempt could start (enqueued, due or released) until it started.",
     WAIT_BUCKETS,
 )
-RUN = Spec("gpuqueue_run_seconds", "histogram", ("queue", "task"), "How long the attempts ran that completed.", RUN_BUCKETS)
+RUN = Spec("gpuqueue_run_seconds", "histogram", ("queue", "task"), "Run time of attempts that completed.", RUN_BUCKETS)
 
 METRICS = (
     BUILD,
@@ -128,7 +130,7 @@ METRICS = (
 
 
 def families(samples: Iterable[Sample], distributions: Iterable[Distribution]) -> Iterator[Metric]:
-    """Make the exposition's families, every metric in its place, also one without a sample."""
+    """Build the families in the order of METRICS, including metrics without a sample."""
     values: dict[Spec, list[Sample]] = {}
     for sample in samples:
         values.setdefault(sample.spec, []).append(sample)

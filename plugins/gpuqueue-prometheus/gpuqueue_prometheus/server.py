@@ -1,4 +1,4 @@
-"""Owns the HTTP server: /metrics and /healthz, each answered by a function that it is given; knows no queue."""
+"""Serves /metrics and /healthz over HTTP, each answered by a function that the caller passes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from prometheus_client.exposition import choose_encoder
 
 from gpuqueue_prometheus.address import Address
 
-REQUEST_S = 10.0  # a client that says nothing for so long is left
+REQUEST_S = 10.0  # a client that sends nothing for this long is disconnected
 JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 logger = logging.getLogger("gpuqueue.prometheus")
 
 
 class CannotListen(Exception):
-    """The address could not be had; the message says why and what to do."""
+    """The address could not be opened; the message says why and what to do."""
 
 
 class Answer(NamedTuple):
-    """What a page answers."""
+    """A page's response."""
 
     status: int
     content_type: str
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 class Pages:
-    """The two pages: `collect` makes the metrics, `check` whether it is well and what to tell of it."""
+    """The two pages: `collect` returns the metrics, `check` whether all is well and the report."""
 
     def __init__(self, collect: Callable[[], Iterable[Metric]], check: Callable[[], tuple[bool, Mapping[str, Any]]]) -> None:
         self._registry = CollectorRegistry()
@@ -43,14 +43,14 @@ class Pages:
         self._check = check
 
     def answer(self, path: str, accept: str) -> Answer:
-        """Answer a request, whatever happens."""
+        """Answer a request; an error is answered with status 503."""
         page = {"/metrics": self._metrics, "/healthz": self._healthz}.get(path.partition("?")[0])
         if page is None:
-            return Answer(404, TEXT, b"There is /metrics, and there is /healthz.\n")
+            return Answer(404, TEXT, b"Not found; use /metrics or /healthz.\n")
         try:
             return page(accept)
         except Exception as error:
-            logger.exception("%s could not be answered", path)
+            logger.exception("could not answer %s", path)
             return Answer(503, TEXT, f"{type(error).__name__}: {error}\n".encode())
 
     def _metrics(self, accept: str) -> Answer:
@@ -63,7 +63,7 @@ class Pages:
 
 
 class Server:
-    """Listens from its making until `close`."""
+    """Listens from its creation until `close`."""
 
     def __init__(self, address: Address, pages: Pages) -> None:
         """Raises: CannotListen."""
@@ -76,7 +76,7 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more; requests that are being answered are not waited for."""
+        """Stop listening, without waiting for requests in progress."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -87,7 +87,7 @@ class _Collector:
         self._collect = collect
 
     def describe(self) -> Iterable[Metric]:
-        return []  # else registering would collect
+        return []  # otherwise registering would collect
 
     def collect(self) -> Iterable[Metric]:
         return self._collect()
@@ -102,12 +102,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__((address.host, address.port), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own looks its name up in the DNS, which may take long, to no use here.
+        # HTTPServer's own version looks up a name in the DNS, which may be slow and is not needed here.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("a request of %s broke off", client_address, exc_info=True)
+        logger.debug("a request from %s was interrupted", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -135,9 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
 def _why(address: Address, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            advice = "another program has the port: end it, or choose another in [prometheus] listen"
+            advice = "stop the program that uses the port, or set another port in [prometheus] listen"
         case errno.EACCES:
-            advice = "choose a port above 1023 in [prometheus] listen"
+            advice = "set a port above 1023 in [prometheus] listen"
         case _:
-            advice = "choose an address of this machine in [prometheus] listen"
-    return f"cannot listen on {address}: {error.strerror or error}; {advice}. It is tried again"
+            advice = "set an address of this machine in [prometheus] listen"
+    return f"cannot listen on {address}: {error.strerror or error}; {advice}. Trying again every second"

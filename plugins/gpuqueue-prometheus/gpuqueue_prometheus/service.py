@@ -1,4 +1,4 @@
-"""Owns the service: it listens, counts and looks until its worker stops or another takes over; decides nothing of the queue."""
+"""Runs the service: it listens, counts events and checks health until its worker stops or another takes over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("gpuqueue.prometheus")
 
 
 def run(address: Address, context: ServiceContext) -> None:
-    """Serve both pages until `stopping`; an address that cannot be had is tried again every second."""
+    """Serve both pages until `stopping`; if the address cannot be opened, try again every second."""
     serving = _Serving(address, context)
     try:
         while not context.stopping.is_set():

@@ -1,4 +1,4 @@
-"""Owns what this plugin's tests share: a worker that serves metrics on a free port, and what Prometheus would read there."""
+"""Shared fixtures: a worker that serves metrics on a free port, and what Prometheus would read there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What ships beside the code: the dashboard, the alert rules and the page speak only of metrics and labels that there are.
+"""The files next to the code: the dashboard, the alert rules and the page use only metrics and labels that exist.
 
 Expressions are parsed by `promql-parser`, whose grammar is Prometheus's own; where `promtool` is on the path, it is asked too.
-`python tests/test_files.py` writes the page's table of metrics anew.
+`python tests/test_files.py` rewrites the table of metrics in the page.
 """
 
 from __future__ import annotations

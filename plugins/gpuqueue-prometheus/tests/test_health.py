@@ -1,4 +1,4 @@
-"""The health endpoint: what is well, what is only degraded, what is unhealthy, and that it says which."""
+"""The health endpoint: what is ok, degraded or unhealthy, and how it says so."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_jobs_that_no_live_worker_serves_are_unhealthy(serve, gq):
     served = serve(gq, queues=["work"])
     assert told(served)[0] == 200, "no job waits there"
     gq.task(name="note", queue="mail")(lambda: None).enqueue()
-    assert told(served) == (503, "unhealthy", {"queue mail": ("unhealthy", "no live worker serves it, and 1 job waits")})
+    assert told(served) == (503, "unhealthy", {"queue mail": ("unhealthy", "no worker serves it, and 1 job is waiting")})
 
 
 def test_a_backend_that_is_away_degrades_until_it_is_back(serve, make_gq, ai_toml, ollama_server):
@@ -61,19 +61,19 @@ def test_a_lost_device_is_unhealthy(serve, make_gq, ai_toml, simulated_card):
     simulated_card.lost = True
     wait_until(lambda: told(served)[0] == 503, "a worker notices")
     level, detail = told(served)[2]["device gpu0"]
-    assert level == "unhealthy" and detail.startswith("it cannot be read: ")
+    assert level == "unhealthy" and detail.startswith("cannot be read: ")
     simulated_card.lost = False
 
 
 def test_a_backend_is_unhealthy_after_five_minutes_in_which_a_queue_has_no_other():
-    held = {"ai-batch": [Hold("unavailable", "ollama is away", plugin="availability")]}
+    held = {"ai-batch": [Hold("unavailable", "ollama is unavailable", plugin="availability")]}
 
     def found(away_s, holds):
         gone = backend(available=False, error="refused", since=NOW - timedelta(seconds=away_s))
         return list(backends_wrong(view(ollama=gone), holds))
 
-    assert found(299, held) == [Problem(Status.DEGRADED, "backend ollama", "it is away for 299 s: refused")]
-    assert found(300, held) == [Problem(Status.UNHEALTHY, "backend ollama", "it is away for 300 s: refused")]
+    assert found(299, held) == [Problem(Status.DEGRADED, "backend ollama", "unavailable for 299 s: refused")]
+    assert found(300, held) == [Problem(Status.UNHEALTHY, "backend ollama", "unavailable for 300 s: refused")]
     assert [problem.status for problem in found(3000, {"ai-batch": []})] == [Status.DEGRADED], "another one does its work"
     assert list(backends_wrong(view(), held)) == []
 
@@ -81,7 +81,7 @@ def test_a_backend_is_unhealthy_after_five_minutes_in_which_a_queue_has_no_other
 def test_a_lost_device_only_degrades_while_another_is_left():
     lost = device(lost="it fell off the bus")
     others = view(devices=(lost, device(DeviceSettings("gpu1", budget_bytes=GB))))
-    said = "it cannot be read: it fell off the bus"
+    said = "cannot be read: it fell off the bus"
     assert list(devices_wrong(others, {"ai-batch": []})) == [Problem(Status.DEGRADED, "device gpu0", said)]
     held = {"ai-batch": [Hold("device_lost", "no device can be read", plugin="device_health")]}
     assert list(devices_wrong(view(devices=(lost,)), held)) == [Problem(Status.UNHEALTHY, "device gpu0", said)]
@@ -188,7 +188,7 @@ def test_a_queue_that_does_not_start_what_it_could_is_unhealthy_after_a_minute(s
     health.look()
     status, (problem,) = health.report()
     assert (status, problem.subject) == (Status.UNHEALTHY, "queue train")
-    assert problem.detail.startswith(f"job {job.id} could start for 64 s, a worker that serves it is idle")
+    assert problem.detail.startswith(f"job {job.id} has been ready to start for 64 s, but an idle worker")
     job.cancel()
     time.now_s += LOOK_EVERY_S
     health.look()
@@ -243,7 +243,7 @@ def test_a_database_that_cannot_be_written_is_unhealthy(make_gpuqueue, start_wor
 
     status, (problem,) = Health(gq, refuse).report()
     assert (status, problem.subject, problem.detail) == (
-        Status.UNHEALTHY, "database", "it cannot be written: the disk is full",
+        Status.UNHEALTHY, "database", "cannot be written: the disk is full",
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def test_a_database_that_cannot_be_read_is_unhealthy(tmp_path):
         status, problems = Health(gq, nothing).report()
     assert status is Status.UNHEALTHY
     assert [problem.subject for problem in problems] == ["database"]
-    assert problems[0].detail.startswith("it cannot be read: ")
+    assert problems[0].detail.startswith("cannot be read: ")
 
 
 def test_without_a_worker_it_is_unhealthy(make_gpuqueue):

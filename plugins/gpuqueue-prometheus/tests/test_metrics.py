@@ -1,4 +1,4 @@
-"""What Prometheus reads: gauges of this moment, and counters and histograms of what the queue's events told."""
+"""The metrics: gauges as of the scrape, and counters and histograms of the queue's events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service: where it listens, what happens when it cannot, who takes it over, and what a wrong setting is told."""
+"""The service: where it listens, what happens if it cannot, who takes it over, and the errors for wrong settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_port_that_is_taken_is_told_and_had_once_it_is_free(make_gpuqueue, sta
         start_worker(gq)
         told = wait_until(lambda: said(gq).get("error"), "it says so")
         assert told.startswith(f"cannot listen on 127.0.0.1:{port}: ")
-        assert "another program has the port: end it, or choose another in [prometheus] listen" in told
+        assert "stop the program that uses the port, or set another port in [prometheus] listen" in told
     wait_until(lambda: said(gq).get("metrics") == f"http://127.0.0.1:{port}/metrics", "it has the port")
     assert said(gq)["error"] is None
 
@@ -39,8 +39,8 @@ def test_a_port_that_is_taken_is_told_and_had_once_it_is_free(make_gpuqueue, sta
 @pytest.mark.parametrize(
     ("listen", "advice"),
     [
-        ("192.0.2.1:0", "choose an address of this machine in [prometheus] listen"),
-        ("no.such.host.invalid:0", "choose an address of this machine in [prometheus] listen"),
+        ("192.0.2.1:0", "set an address of this machine in [prometheus] listen"),
+        ("no.such.host.invalid:0", "set an address of this machine in [prometheus] listen"),
     ],
 )
 def test_an_address_of_another_machine_is_told(make_gpuqueue, start_worker, said, listen, advice):
@@ -81,7 +81,7 @@ def test_a_worker_that_stops_leaves_the_port_and_tells_of_no_service(serve, gq):
 def test_other_paths_name_those_that_there_are(serve, gq):
     served = serve(gq)
     page = served.get("/")
-    assert (page.status, page.text) == (404, "There is /metrics, and there is /healthz.\n")
+    assert (page.status, page.text) == (404, "Not found; use /metrics or /healthz.\n")
     assert served.get("/metrics?name=x").status == 200
     address = urlsplit(served.url)
     with socket.create_connection((address.hostname, address.port), timeout=20) as client:
@@ -96,12 +96,12 @@ def test_other_paths_name_those_that_there_are(serve, gq):
     [
         ('listn = "127.0.0.1:9464"', r"prometheus.listn: there is no setting 'listn' here \(did you mean 'listen'\?\)"),
         ("listen = 9464", r'prometheus.listen = 9464: this is a text; write listen = "127.0.0.1:9464"'),
-        ('listen = "9464"', r'this is an address and a port; write listen = "127.0.0.1:9464"'),
-        ('listen = "127.0.0.1"', r"this is an address and a port"),
-        ('listen = "127.0.0.1:http"', r"this is an address and a port"),
-        ('listen = "::1:9464"', r'with IPv6 listen = "\[::1\]:9464"'),
-        ('listen = ":9464"', r'the address is missing; write .*, or listen = "0.0.0.0:9464" for every network'),
-        ('listen = "127.0.0.1:70000"', r"a port is at most 65535"),
+        ('listen = "9464"', r'must be an address and a port, for example listen = "127.0.0.1:9464"'),
+        ('listen = "127.0.0.1"', r"must be an address and a port"),
+        ('listen = "127.0.0.1:http"', r"must be an address and a port"),
+        ('listen = "::1:9464"', r'for IPv6, listen = "\[::1\]:9464"'),
+        ('listen = ":9464"', r'the address is missing; use .*, or listen = "0.0.0.0:9464" for every network'),
+        ('listen = "127.0.0.1:70000"', r"the port must be at most 65535"),
     ],
 )
 def test_a_wrong_setting_is_refused(make_gpuqueue, setting, wrong):
