@@ -1,4 +1,4 @@
-"""Owns the plugin `mirror`: its section, its service in a worker, and its commands; the queue itself does not know it."""
+"""Registers the plugin `mirror`: its section of the configuration, its singleton service and its commands."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Mirror:
 
     @property
     def settings(self) -> Settings:
-        """The section. Raises: ConfigurationError where there is none."""
+        """The section's settings. Raises: ConfigurationError if `url` is not set."""
         if self._settings is None:
-            raise ConfigurationError('no mirror is configured: add [mirror] with url = "redis://localhost:6379/0"')
+            raise ConfigurationError('no mirror is configured; add [mirror] with url = "redis://localhost:6379/0"')
         return self._settings
 
     @hookimpl

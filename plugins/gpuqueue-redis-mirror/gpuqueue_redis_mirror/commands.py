@@ -1,4 +1,4 @@
-"""Owns the commands `gpuqueue mirror …`: how the mirror is, building it anew, comparing it, and the line that lets readers in."""
+"""Implements the commands `gpuqueue mirror …`: status, rebuild, verify, and the ACL line for readers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gpuqueue_redis_mirror.source import Kept, Source
 from gpuqueue_redis_mirror.target import Occupied, Superseded, Target
 from gpuqueue_redis_mirror.workers import WorkerConnections
 
-PATIENCE_S = 60.0  # for a worker to build the mirror anew
-SETTLE_S = 5.0  # for the mirror to come level with the queue
+PATIENCE_S = 60.0  # for a worker to rebuild the mirror
+SETTLE_S = 5.0  # for the mirror to catch up with the queue
 MOST_SHOWN = 50  # differences
 READER_RULES = (
     "-@all +@read +@transaction +@connection -client|kill -client|pause -client|unpause -client|unblock -client|no-evict "
@@ -32,13 +32,13 @@ READER_RULES = (
 Function = Callable[..., Any]
 
 
-@click.group(short_help="The mirror in Redis or Valkey: how it is, anew, compared.")
+@click.group(short_help="Show, rebuild or verify the mirror in Redis or Valkey.")
 def mirror() -> None:
-    """The mirror of the queues in Redis or Valkey, which BullMQ's tools read."""
+    """Show, rebuild or verify the mirror of the queues in Redis or Valkey, for BullMQ's tools."""
 
 
 def _with_target(function: Function) -> Function:
-    """Give a command the queue object, the section and the target, and word what Redis says."""
+    """Pass the queue object, the settings and the target to a command, and word errors of Redis."""
 
     @wraps(function)
     def command(**options: Any) -> Any:
@@ -58,14 +58,14 @@ def _with_target(function: Function) -> Function:
     return command
 
 
-@mirror.command(short_help="Say how the mirror is.")
+@mirror.command(short_help="Show the mirror's state.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
 @_with_target
 def status(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> None:
-    """Say who writes the mirror, how far behind it is, the last error, and the counts on both sides.
+    """Show which worker writes the mirror, how far behind it is, its last error, and the counts on both sides.
 
     \b
-    Keys: url, prefix, worker (null: nobody writes it), state, lag_s, behind
+    Keys: url, prefix, worker (null: no worker writes it), state, lag_s, behind
       (events), error, noted_at, rebuilt_at,
       queues: [{name, paused, here: {wait, active, delayed, completed,
         failed}, there: {wait, active, delayed, completed, failed}}].
@@ -109,7 +109,7 @@ def status(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
         click.echo(json.dumps(shape, indent=2))
         return
     click.echo(f"{shape['url']}, prefix {settings.prefix}")
-    click.echo(f"written by: {shape['worker'] or 'nobody; start a worker with this configuration'}")
+    click.echo(f"written by: {shape['worker'] or 'no worker; start one with this configuration'}")
     if told:
         click.echo(
             f"state: {told.get('state', 'failing')}, {told.get('behind', '?')} events behind, lag {told.get('lag_s', '?')} s"
@@ -118,21 +118,21 @@ def status(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
         click.echo(f"last error: {told['error']}")
     for queue in queues:
         same = queue["here"] == queue["there"]
-        mark = "as the queue" if same else f"the queue has {_counted(queue['here'])}"
+        mark = "same as the queue" if same else f"the queue has {_counted(queue['here'])}"
         click.echo(f"  {queue['name']}{' (paused)' if queue['paused'] else ''}: {_counted(queue['there'])}; {mark}")
 
 
-@mirror.command(short_help="Build the mirror anew.")
-@click.option("--replace", is_flag=True, help="Also where the keys are another program's, whose jobs are deleted.")
+@mirror.command(short_help="Rebuild the mirror.")
+@click.option("--replace", is_flag=True, help="Also replace keys of another program, which deletes its jobs.")
 @_with_target
 def rebuild(gq: GPUQueue, settings: Settings, target: Target, replace: bool) -> None:
-    """Build the whole mirror anew, in one swap: by the worker that writes it, or here where none does."""
+    """Rebuild the whole mirror in one swap: in the worker that writes it or, if there is none, in this command."""
     found = next((item for item in gq.services() if item.name == "mirror"), None)
     if found is None or found.worker_id is None:
         workers = WorkerConnections(settings.url)
         here = Mirroring(gq, target, workers, settings, term=0 if found is None else found.term)
         count = here.rebuild(replace=replace)
-        click.echo(f"{count} keys written to {shown_url(settings.url)}; no worker keeps them up to date now")
+        click.echo(f"{count} keys written to {shown_url(settings.url)}; start a worker to keep them up to date")
         return
     before = target.state()
     target.ask("replace" if replace else "rebuild")
@@ -140,19 +140,21 @@ def rebuild(gq: GPUQueue, settings: Settings, target: Target, replace: bool) -> 
     while time.monotonic() < give_up_s:
         state = target.state()
         if state is not None and not state.asked and state.rebuilt_s > (before.rebuilt_s if before is not None else 0.0):
-            click.echo(f"worker {found.worker_id} has built it anew")
+            click.echo(f"worker {found.worker_id} has rebuilt the mirror")
             return
         time.sleep(0.1)
-    raise UsageError(f"worker {found.worker_id} did not build it anew within {PATIENCE_S:.0f} s; see `gpuqueue mirror status`")
+    raise UsageError(
+        f"worker {found.worker_id} did not rebuild the mirror within {PATIENCE_S:.0f} s; run `gpuqueue mirror status`"
+    )
 
 
 @mirror.command(short_help="Compare the mirror with the queue.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
 @_with_target
 def verify(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> None:
-    """Compare the mirror with the queue, key by key; exit status 1 when they differ.
+    """Compare the mirror with the queue, key by key; exit with status 1 if they differ.
 
-    What happens meanwhile is waited for, up to five seconds.
+    The mirror gets up to five seconds to catch up with the queue.
 
     \b
     Keys: same, differences: [{key, what}] (the first 1000).
@@ -176,7 +178,7 @@ def verify(gq: GPUQueue, settings: Settings, target: Target, as_json: bool) -> N
 
 def _tell(found: list[Difference], settings: Settings) -> None:
     if not found:
-        click.echo(f"the mirror at {shown_url(settings.url)} is as the queue says")
+        click.echo(f"the mirror at {shown_url(settings.url)} matches the queue")
     for item in found[:MOST_SHOWN]:
         click.echo(f"{item.name}: {item.what}")
     if len(found) > MOST_SHOWN:
@@ -185,20 +187,20 @@ def _tell(found: list[Difference], settings: Settings) -> None:
         click.echo("→ gpuqueue mirror rebuild")
 
 
-@mirror.command(short_help="Print the line that lets readers in and keeps them from writing.")
+@mirror.command(short_help="Print the ACL line for a read-only user.")
 @click.option("--user", default="reader", show_default=True, metavar="NAME", help="The reader's name.")
 @_with_target
 def acl(gq: GPUQueue, settings: Settings, target: Target, user: str) -> None:
-    """Print the ACL line of a user that may read the mirror and change nothing.
+    """Print the ACL line for a user that can read the mirror but change nothing.
 
-    A BullMQ worker that is pointed at a mirror would take its jobs: give the readers this user, and the default user a
-    password, or turn it off.
+    A BullMQ worker that connects to the mirror would take its jobs. Give readers this user, and set a password for the
+    default user or disable it.
     """
     click.echo(reader_line(user, settings.prefix))
 
 
 def reader_line(user: str, prefix: str, password: str = "PASSWORD") -> str:
-    """Word the command that makes a reader."""
+    """Return the command that creates a reader."""
     return f"ACL SETUSER {user} on >{password} ~{prefix}:* {READER_RULES}"
 
 

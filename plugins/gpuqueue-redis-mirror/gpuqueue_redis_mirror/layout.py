@@ -1,4 +1,4 @@
-"""Owns BullMQ's layout: what each key of a queue and of a job holds, as pure functions of the queue's rows; writes nothing.
+"""Maps the queue's rows to BullMQ's layout: pure functions that return every key of a queue and of a job.
 
 The layout was read from npm bullmq 5.81 and 6.7 and checked against their clients, PyPI bullmq 3.4 and bull-board 9.
 """
@@ -23,7 +23,7 @@ FAILED = (State.DISCARDED, State.CANCELLED)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What one key holds; an empty value means that there is no such key."""
+    """The type and value of one key; an empty value means that the key does not exist."""
 
     kind: str  # hash, list or zset
     value: Any
@@ -38,7 +38,7 @@ def milliseconds(moment: datetime) -> int:
 
 
 def dumps(value: Any) -> str:
-    """JSON that every reader can parse; one bad value makes a client throw for a whole page."""
+    """Return JSON that every reader can parse: one bad value makes a client throw for a whole page."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -54,7 +54,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def plain(text: str) -> str:
-    """Text that UTF-8 can hold."""
+    """Return the text with replacements for what UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -62,7 +62,7 @@ def plain(text: str) -> str:
 
 
 def job_keys(record: Record) -> dict[str, Key]:
-    """The keys of a job: {its id: the hash, its id:logs: the list}."""
+    """Return the keys of a job: {"ID": its hash, "ID:logs": its log lines}."""
     job = record.job
     fields = {
         "name": plain(job.task),
@@ -108,19 +108,19 @@ def _delay_ms(job: Job) -> int:
 
 
 def _priority(job: Job | Entry) -> int:
-    """Here a higher priority runs first and 0 is usual; there a lower one does, and 0 runs before all."""
+    """Convert a priority: in gpuqueue the highest runs first, and 0 is usual; in BullMQ the lowest does, and 0 before all."""
     return min(-job.priority, LARGEST_PRIORITY) if job.priority < 0 else 0
 
 
 def progress(part: float, note: str) -> str:
-    """A job's progress as JSON: per cent, or with a note {"percent", "note"}."""
+    """Return a job's progress as JSON: a percentage, or with a note {"percent", "note"}."""
     percent = round(part * 100, 2)
     number: float = int(percent) if percent == int(percent) else percent
     return dumps({"percent": number, "note": note} if note else number)
 
 
 def result_of(record: Record | None) -> str:
-    """A result as JSON, also where there is none: a client that hears of a completed job without one dies."""
+    """Return a result as JSON, "null" if there is none: a client crashes on a completed job without a result."""
     if record is None or record.result is None:
         return "null"
     may_have_nan = "NaN" in record.result or "Infinity" in record.result
@@ -132,7 +132,7 @@ def result_of(record: Record | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueueRows:
-    """What the keys of a queue are made of; jobs in the queue's order. `counts` are of all jobs, also of those left out."""
+    """The rows behind a queue's keys, jobs in the queue's order. `counts` includes jobs that are not shown."""
 
     waiting: Sequence[Entry]
     running: Sequence[Entry]
@@ -153,10 +153,10 @@ class QueueRows:
 
 
 def queue_keys(rows: QueueRows) -> dict[str, Key]:
-    """The keys of a queue but for its events: {suffix: key}."""
+    """Return the keys of a queue, except its events: {suffix: key}."""
     meta = {"opts.maxLenEvents": str(MAX_EVENTS), "version": VERSION}
     if rows.is_held:
-        meta["paused"] = "1"  # there is no "not paused": readers ask whether the field exists
+        meta["paused"] = "1"  # readers only check whether the field exists
     if rows.concurrency is not None:
         meta["concurrency"] = str(rows.concurrency)
     first = [entry for entry in rows.waiting if entry.priority >= 0]
@@ -196,7 +196,7 @@ def _finished(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def _metrics(name: str, count: int, by_minute: Mapping[datetime, int]) -> dict[str, Key]:
-    """How many jobs finished, and in which of the minutes before the last one that has any."""
+    """Return how many jobs finished, and how many in each minute before the last minute that has any."""
     if not by_minute:
         return {name: Key("hash", {}), f"{name}:data": Key("list", [])}
     newest, oldest = max(by_minute), min(by_minute)
@@ -208,11 +208,11 @@ def _metrics(name: str, count: int, by_minute: Mapping[datetime, int]) -> dict[s
 
 # --- events ---
 
-ROOM = 4  # entries that one event of the queue may become
+ROOM = 4  # the most entries for one event of the queue
 
 
 def entries(event: Event, record: Record | None) -> list[dict[str, str]]:
-    """What a listener hears of an event of the queue."""
+    """Return the stream entries for an event of the queue."""
     data, job_id = event.data, {"jobId": str(event.job_id)}
     state, before = data.get("state"), data.get("before")
     due = {"delay": str(milliseconds(record.job.scheduled_at))} if record is not None else {"delay": "0"}

@@ -1,6 +1,6 @@
-"""Owns the mirroring itself: following the queue's events, writing what they touch, and building anew where that is not enough.
+"""Keeps the mirror up to date: follows the queue's events, writes what they change, and rebuilds when that is not enough.
 
-The queue never waits for it: it runs in a thread of its own, in one worker, and reads the queue as anybody may.
+The queue never waits for the mirror: it runs in its own thread, in one worker, and reads the queue like any other reader.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from gpuqueue_redis_mirror.workers import WorkerConnections, client_names
 
 FOLLOWER = "mirror"
 POLL_S = 0.1
-LOOK_S = 1.0  # between two looks at what no event tells: holds, workers, the target's own key
+LOOK_S = 1.0  # between two checks of what no event reports: holds, workers, the target's own key
 NOTE_S = 5.0
 CHECK_S = 60.0  # between two comparisons of everything
 WRITTEN_AT_ONCE = 1_000
 BODIES_AT_ONCE = 100
-LONGEST_LAG_S = 0.8  # that the mirror takes upon itself, so that its writing does not slow the jobs
+LONGEST_LAG_S = 0.8  # the longest that the mirror waits between batches, so that its writing does not slow the jobs
 BATCH = 5_000  # events
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
-# What changes the keys of a queue; the rest changes only the job's own.
+# Events that change the keys of a queue; the others change only the job's keys.
 MOVES = {"job_enqueued", "job_promoted", "attempt_started", "attempt_finished", "job_finished", "job_removed", "lease_rescued"}
 logger = logging.getLogger("gpuqueue.mirror")
 
 
 def run(settings: Settings, context: ServiceContext) -> None:
-    """Mirror until the worker stops, whatever becomes of the target."""
+    """Mirror until the worker stops; if the target fails, wait and try again."""
     target = Target(settings.url, settings.prefix, identity(context.gq))
     workers = WorkerConnections(settings.url)
     mirroring = Mirroring(context.gq, target, workers, settings, term=context.term)
@@ -53,7 +53,7 @@ def run(settings: Settings, context: ServiceContext) -> None:
                 workers.close()
                 said = str(error) or type(error).__name__
                 if said != told:
-                    logger.warning("the mirror at %s waits: %s", shown_url(settings.url), said)
+                    logger.warning("the mirror at %s is waiting: %s", shown_url(settings.url), said)
                     told = said
                 context.note({**mirroring.status(), "state": "waiting", "error": said})
                 context.stopping.wait(pause_s)
@@ -63,14 +63,14 @@ def run(settings: Settings, context: ServiceContext) -> None:
 
 
 def identity(gq: GPUQueue) -> str:
-    """Name a database file apart from all others, also from one that takes its place."""
-    with gq.read():  # which makes the file where there is none
+    """Return a name for this database file that differs from every other's, even that of a file at the same path later."""
+    with gq.read():  # creates the file if it does not exist
         return f"{socket.gethostname()}:{gq.database}:{gq.database.stat().st_ino}"
 
 
 @dataclass(slots=True)
 class _Changes(Changes):
-    """What is written in one go, and what the mirror shows then: {queue: …}."""
+    """What is written together, and what the mirror shows afterwards: {queue: …}."""
 
     bodies: dict[str, Key] = field(default_factory=dict)
     shown: dict[str, set[int]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class _Changes(Changes):
 
 
 class Mirroring:
-    """One worker's writing of the mirror, in one term."""
+    """Writes the mirror for one worker, in one term."""
 
     def __init__(self, gq: GPUQueue, target: Target, workers: WorkerConnections, settings: Settings, *, term: int) -> None:
         self._gq = gq
@@ -99,7 +99,7 @@ class Mirroring:
     # --- the loop ---
 
     def follow(self, context: ServiceContext) -> None:
-        """Write what happens until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
+        """Write new events until the worker stops. Raises: redis.RedisError; Occupied; Superseded."""
         self.begin()
         self._shown = {}
         self._noted_s = self._checked_s = look_at_s = float("-inf")
@@ -117,11 +117,11 @@ class Mirroring:
             if written < BATCH and time.monotonic() - self._checked_s >= CHECK_S:
                 self._checked_s = time.monotonic()
                 self.mend()
-            # The jobs come first: while they keep coming, a batch takes a tenth of the time, and half of it to catch up.
+            # Jobs come first: writing uses a tenth of the time while events keep coming, and half of it to catch up.
             context.stopping.wait(took_s if written == BATCH else min(max(POLL_S, 9 * took_s), LONGEST_LAG_S))
 
     def begin(self) -> None:
-        """Keep writers of earlier terms out, and clear the way for events. Raises: as `follow`."""
+        """Lock out writers of earlier terms, and prepare the event streams. Raises: as `follow`."""
         with self._gq.read() as reader:
             queues = reader.queues()
         self.target.begin(self._term, queues)
@@ -131,11 +131,11 @@ class Mirroring:
         self.target.close()
 
     def look(self) -> None:
-        """See to what no event tells."""
+        """Update what no event reports: rebuild requests, holds and workers."""
         state = self.target.state()
         why = self._why_rebuild(state)
         if why:
-            logger.info("the mirror is built anew: %s", why)
+            logger.info("rebuilding the mirror: %s", why)
             self.rebuild(replace=state is not None and state.asked == "replace")
         self._refresh_queues()
         with self._gq.read() as reader:
@@ -144,21 +144,21 @@ class Mirroring:
 
     def _why_rebuild(self, state: MirrorState | None) -> str:
         if state is None:
-            return "nothing stands there"
+            return "the server has no mirror"
         if self._is_new:
-            return "what happened before is not known"
+            return "earlier events are unknown"
         if state.asked:
-            return "a person asked for it"
+            return "requested by a person"
         if state.cursor is None:
-            return "it is not whole"
+            return "the mirror is incomplete"
         if state.database != self.target.database:
-            return f"it is that of {state.database or 'nobody'}"
+            return f"the mirror is of {state.database or 'no database'}"
         if state.cursor < self.follower.position:
-            return "it is older than what was written: the server lost something"
+            return "the mirror is older than what was written, so the server lost data"
         return ""
 
     def rebuild(self, *, replace: bool = False) -> int:
-        """Put everything there anew; returns how many keys that are. Raises: Occupied; Superseded; redis.RedisError."""
+        """Rewrite the whole mirror; returns how many keys it has. Raises: Occupied; Superseded; redis.RedisError."""
         with self._gq.read() as reader:
             cursor, queues = reader.last_event_id, reader.queues()
             count = self.target.rebuild(
@@ -175,7 +175,7 @@ class Mirroring:
         return count
 
     def _refresh_queues(self) -> None:
-        """Write the keys of queues that are held or not since the last look, or are new or gone; and the metrics each minute."""
+        """Write queues whose hold changed, new and removed queues, and each minute the metrics of all queues."""
         held = self._source.held()
         minute = int(time.time() // 60)
         changed = {name for name, is_held in held.items() if self._held.get(name) is not is_held}
@@ -194,7 +194,7 @@ class Mirroring:
         self._metrics_minute = minute
 
     def mend(self) -> int:
-        """Put right what somebody else changed there; returns how many keys that were. Raises: as `follow`."""
+        """Repair keys that another program changed; returns how many. Raises: as `follow`."""
         with self._gq.read() as reader:
             is_level = reader.last_event_id == self.follower.position
             queues = reader.queues()
@@ -209,14 +209,14 @@ class Mirroring:
                 self.target.apply(changes, cursor=self.follower.position, queues=queues, term=self._term)
                 count += len(part)
         self._shown = {}
-        if count and is_level:  # else it may only be what was not written yet
-            logger.warning("the mirror had %d keys that were not as the queue says, and are again", count)
+        if count and is_level:  # otherwise they may just not have been written yet
+            logger.warning("repaired %d keys of the mirror that did not match the queue", count)
         return count
 
     # --- a batch ---
 
     def write_batch(self) -> int:
-        """Write what the next events touched, then pass them; returns how many they were."""
+        """Write the changes of the next events, then advance past them; returns how many events."""
         events = self.follower.read(limit=BATCH)
         if not events:
             return 0
@@ -235,7 +235,7 @@ class Mirroring:
         return len(events)
 
     def _project(self, reader: Reader, names: set[str], touched: dict[int, Record]) -> _Changes:
-        """Say what the keys of queues are to be, and those of the jobs that were touched, came, or left."""
+        """Return what the keys of these queues must become, and those of jobs that changed, appeared or disappeared."""
         changes = _Changes()
         counts, held = reader.counts(), self._source.held()
         records = dict(touched)
@@ -244,7 +244,7 @@ class Mirroring:
             rows = self._source.queue(reader, name, is_held=is_held, counts=counts.get(name, {}))
             changes.keys.update(self._named(name, queue_keys(rows)))
             before, now = self._shown_before(name), rows.ids
-            # A finished job comes back when another one leaves, and a job is listed before its own event was read.
+            # A finished job is shown again when a newer one disappears, and a job may be listed before its event is read.
             records |= reader.records(now - before - touched.keys())
             for id_ in before - now:
                 changes.gone.update(self._body_names(name, id_))
@@ -264,18 +264,18 @@ class Mirroring:
         return changes
 
     def _write(self, changes: _Changes, *, cursor: int, queues: Sequence[str]) -> None:
-        """Write the bodies first: no job is listed before it can be read."""
+        """Write the changes, bodies first: no job is listed before it can be read."""
         bodies = iter(changes.bodies.items())
         while part := dict(islice(bodies, BODIES_AT_ONCE)):
             self.target.put(part, term=self._term)
-            time.sleep(0)  # lets the threads that run jobs in between
+            time.sleep(0)  # yields to the threads that run jobs
         self.target.apply(changes, cursor=cursor, queues=queues, term=self._term)
         self._shown |= changes.shown
         self._held |= changes.held
         self._waited |= changes.waited
 
     def _shown_before(self, queue: str) -> set[int]:
-        """The jobs of a queue that the mirror lists; another worker may have written them."""
+        """Return the jobs of a queue that the mirror lists, which another worker may have written."""
         if queue not in self._shown:
             self._shown[queue] = self.target.listed(queue)
         return self._shown[queue]
@@ -295,10 +295,10 @@ class Mirroring:
             entry = (milliseconds(event.at), event.id * ROOM + number, fields)
             changes.events.setdefault(self._stream(queue), []).append(entry)
 
-    # --- what it says of itself ---
+    # --- its status ---
 
     def status(self) -> dict[str, object]:
-        """What anybody may know of the mirror: where it is, and how far behind the queue."""
+        """Return the mirror's public status: where it is, and how far behind the queue."""
         unread = self.follower.read(limit=1)
         with self._gq.read() as reader:
             behind = max(0, reader.last_event_id - self.follower.position)

@@ -1,4 +1,4 @@
-"""Owns the mirror's section of the configuration; connects to nothing."""
+"""Reads the section `[mirror]` of the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMES = ("redis", "rediss", "unix")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`[mirror]`: where the mirror is written, and how many finished jobs of each queue it keeps."""
+    """Where the mirror is written, and how many finished jobs of each queue it keeps."""
 
     url: str
     prefix: str = "bull"
@@ -22,16 +22,19 @@ class Settings:
 
 
 def read_settings(table: Table) -> Settings | None:
-    """Read the section; None where there is none, so that an installed mirror does nothing. Raises: ConfigurationError."""
+    """Read the section. None if `url` is not set: the mirror does nothing just because it is installed.
+
+    Raises: ConfigurationError.
+    """
     table.expect(["url", "prefix", "keep_completed", "keep_failed"])
     url = table.text("url", "", example="redis://localhost:6379/0")
     if not url:
         return None
     if urlsplit(url).scheme not in SCHEMES:
-        raise table.error(f"url = {shown_url(url)!r}: write redis://HOST:PORT/DB, rediss://… with TLS, or unix:///PATH")
+        raise table.error(f"url = {shown_url(url)!r}: use redis://HOST:PORT/DB, rediss://… with TLS, or unix:///PATH")
     prefix = table.text("prefix", "bull", example="bull")
     if not re.fullmatch(r"[A-Za-z0-9_{}-]+", prefix):
-        raise table.error(f"prefix = {prefix!r}: use letters, digits, _ and -; BullMQ's own is 'bull'")
+        raise table.error(f"prefix = {prefix!r}: use only letters, digits, _ and -; BullMQ's default is 'bull'")
     return Settings(
         url,
         prefix,

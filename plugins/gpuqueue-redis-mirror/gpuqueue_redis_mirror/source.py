@@ -1,4 +1,4 @@
-"""Owns what the mirror reads of the queue: the keys of whole queues and of single jobs, as of one moment; writes nothing."""
+"""Reads the queue for the mirror: the keys of queues and jobs, all as of one time."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ BODIES_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How many finished jobs of a queue are shown, the newest."""
+    """How many finished jobs of a queue are shown; the newest are kept."""
 
     completed: int
     failed: int
 
 
 class Source:
-    """The queue as a mirror shows it."""
+    """The queue as the mirror shows it."""
 
     def __init__(self, gq: GPUQueue, kept: Kept) -> None:
         self._gq = gq
         self._kept = kept
 
     def held(self) -> dict[str, bool]:
-        """Say of each queue whether it is held now."""
+        """Return for each queue whether it is held now."""
         return {name: bool(holds) for name, holds in self._gq.holds().items()}
 
     def queue(self, reader: Reader, name: str, *, is_held: bool, counts: Mapping[str, int]) -> QueueRows:
-        """Read what the keys of a queue are made of."""
+        """Read the rows behind a queue's keys."""
         since = self._gq.now() - timedelta(minutes=MINUTES)
         return QueueRows(
             waiting=reader.entries(name, State.AVAILABLE),
@@ -49,7 +49,7 @@ class Source:
         )
 
     def everything(self, reader: Reader, prefix: str, held: Mapping[str, bool]) -> Iterator[tuple[str, Key]]:
-        """Every key there is to be: (key, what it holds), a queue after the other, its jobs before the lists that name them."""
+        """Yield every key that should exist, as (name, key): queue by queue, jobs before the lists that name them."""
         counts = reader.counts()
         for name in reader.queues():
             rows = self.queue(reader, name, is_held=held.get(name, False), counts=counts.get(name, {}))

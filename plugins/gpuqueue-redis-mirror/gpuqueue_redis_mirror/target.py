@@ -1,6 +1,6 @@
-"""Owns what is written to Redis or Valkey, and the mirror's own key there, which fences late writers; reads no queue.
+"""Writes the mirror to Redis or Valkey, and keeps its own key there, which fences off late writers.
 
-The mirror's own keys begin with `gpuqueue-mirror:`, so that no pattern of BullMQ's finds them.
+The mirror's own keys begin with `gpuqueue-mirror:`, so no pattern for BullMQ's keys finds them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import redis
 from gpuqueue_redis_mirror.layout import MAX_EVENTS, Key
 
 OWN = "gpuqueue-mirror"
-SWAP_LIMIT = 50_000  # keys that one swap replaces; more are written in place, so that no reader waits long
+SWAP_LIMIT = 50_000  # the most keys in one swap; the rest is written in place, so that no reader waits long
 AT_ONCE = 1_000
-PORTION = 16_000_000  # characters of commands; a server takes half a GB
+PORTION = 16_000_000  # characters of commands; a server accepts half a GB
 LISTS = ("wait", "active", "prioritized", "delayed", "completed", "failed")
 TIMEOUT_S = 5.0
 FUTURE_S = 3600.0
-BUSY_S = 30.0  # a mirror that was written so lately has a writer
+BUSY_S = 30.0  # a mirror written more recently than this has an active writer
 Command = tuple[str | int, ...]  # the words of one command
-# Takes keys away and runs commands in one go behind the fence. Its first write asks for memory: a full server refuses all of it.
-# What was told before is refused, since a stream's ids only grow: that error names XADD. The commands come as one JSON text,
-# which costs the sender a tenth of what a word at a time does.
+# Deletes keys and runs commands atomically, behind the fence. Its first write needs memory, so a full server rejects all of it.
+# A repeated stream entry is rejected, because a stream's ids only grow; that error names XADD and is ignored. The commands come
+# as one JSON string, which costs the sender a tenth of what separate words cost.
 FENCED = """
 local term, database, takes_over = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 local held = redis.call('HMGET', KEYS[1], 'term', 'database')
@@ -45,29 +45,29 @@ return {'written', ''}
 
 
 class Superseded(Exception):
-    """Another worker of a later term writes this mirror."""
+    """A worker of a later term writes this mirror."""
 
 
 class Occupied(Exception):
-    """The keys are somebody else's, and are not overwritten."""
+    """The keys belong to another database or program, and are not overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorState:
-    """What the mirror's own key says of what stands in the target."""
+    """The mirror's own record of what is in the target."""
 
     term: int = 0
-    cursor: int | None = None  # the last event that is in it; None: it is not whole
+    cursor: int | None = None  # the last event in the mirror; None: the mirror is incomplete
     database: str = ""
     queues: tuple[str, ...] = ()
     written_s: float = 0.0
     rebuilt_s: float = 0.0
-    asked: str = ""  # "rebuild" or "replace", by a person
+    asked: str = ""  # "rebuild" or "replace", if a person requested it
 
 
 @dataclass(slots=True)
 class Changes:
-    """One batch: whole keys, keys that go, and what listeners hear: {stream: [(milliseconds, number or None, fields)]}."""
+    """One batch: keys to write, keys to delete, and stream entries: {stream: [(milliseconds, number or None, fields)]}."""
 
     keys: dict[str, Key] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
@@ -75,11 +75,11 @@ class Changes:
 
 
 class Target:
-    """A Redis or Valkey database, and the prefix under which the queues stand."""
+    """A Redis or Valkey database, and the prefix of the mirrored queues."""
 
     def __init__(self, url: str, prefix: str, database: str) -> None:
         self.prefix = prefix
-        self.database = database  # whose mirror this is
+        self.database = database  # the database that is mirrored
         self.client: Any = redis.Redis.from_url(
             url,
             decode_responses=True,
@@ -99,17 +99,17 @@ class Target:
     # --- the mirror's own key ---
 
     def state(self) -> MirrorState | None:
-        """What stands there; None when nothing of this mirror does."""
+        """Return the mirror's own record, or None if there is none."""
         return _state(self.client.hgetall(self._own))
 
     def ask(self, what: str) -> None:
-        """Ask whoever writes the mirror for a rebuild."""
+        """Ask the mirror's writer for a rebuild."""
         self.client.hset(self._own, "asked", what)
 
     def begin(self, term: int, queues: Iterable[str]) -> None:
-        """Let no worker of an earlier term write any more, and clear the way for events of these queues.
+        """Lock out workers of earlier terms, and repair the event streams of these queues.
 
-        What is another queue's is left as it is. Raises: Superseded; redis.RedisError.
+        Another database's mirror is left unchanged. Raises: Superseded; redis.RedisError.
         """
         state = self.state()
         if state is not None and self._is_mine(state):
@@ -124,9 +124,9 @@ class Target:
         return ("HSET", self._own, *chain.from_iterable(fields.items()))
 
     def _run(self, term: int, commands: Iterable[Command], *, gone: Iterable[str] = (), takes_over: bool = False) -> None:
-        """Take keys away and run commands in one go (in several above PORTION), unless a worker of a later term has written.
+        """Delete keys and run commands atomically (in several steps above PORTION), unless a worker of a later term has written.
 
-        Raises: Superseded; Occupied, unless it takes over what is another queue's; redis.RedisError.
+        Raises: Superseded; Occupied, unless `takes_over`; redis.RedisError.
         """
         for text in _portions(commands):
             refused, by = self._fenced(keys=[self._own], args=[term, self.database, int(takes_over), text, *gone])
@@ -134,24 +134,24 @@ class Target:
             if refused == "occupied":
                 raise self._occupied(by)
             if refused == "superseded":
-                raise Superseded(f"a worker of term {by} writes it; this one is of term {term}")
+                raise Superseded(f"another worker writes the mirror (term {by}; this worker has term {term})")
 
     # --- writing ---
 
     def apply(self, changes: Changes, *, cursor: int, queues: Sequence[str], term: int) -> None:
-        """Write one batch, whole or not at all. Raises: Superseded; redis.RedisError."""
+        """Write one batch, all or nothing. Raises: Superseded; redis.RedisError."""
         said = self._say(cursor=cursor, queues="\n".join(queues), written_s=repr(time.time()))
         self._run(term, [*_put(changes.keys), *self._told(changes), said], gone=changes.gone)
 
     def put(self, keys: Mapping[str, Key], *, term: int) -> None:
-        """Write keys that no list names yet. Raises: as `apply`."""
+        """Write keys before any list names them. Raises: as `apply`."""
         self._run(term, _put(keys))
 
     def _told(self, changes: Changes) -> Iterator[Command]:
         for stream, entries in changes.events.items():
             last_ms = self._newest_ms(stream)
             for at_ms, number, fields in entries:
-                # What no event of the queue tells has no number: it takes a millisecond of its own.
+                # An entry that comes from no event of the queue has no number; it gets its own millisecond.
                 last_ms = max(last_ms, at_ms) if number is not None else max(last_ms + 1, at_ms)
                 id_ = f"{last_ms}-{number or 0}"
                 yield "XADD", stream, "MAXLEN", "~", MAX_EVENTS, id_, *chain.from_iterable(fields.items())
@@ -166,9 +166,9 @@ class Target:
     def rebuild(
         self, keys: Iterable[tuple[str, Key]], *, cursor: int, queues: Sequence[str], term: int, replace: bool = False
     ) -> int:
-        """Put everything there anew and take away what does not belong; returns how many keys there are.
+        """Rewrite everything and delete keys that do not belong; returns the number of keys.
 
-        Up to SWAP_LIMIT keys are staged and swapped in one transaction, so that no reader sees a part.
+        Up to SWAP_LIMIT keys are staged and swapped in one transaction, so no reader sees a partial mirror.
         Raises: Occupied; Superseded; redis.RedisError.
         """
         before = self.state()
@@ -183,7 +183,7 @@ class Target:
         while part := dict(islice(pending, AT_ONCE)):
             direct = len(staged) >= SWAP_LIMIT
             if direct:
-                commands = [("HDEL", self._own, "cursor"), *_put(part)]  # from here on it is not whole
+                commands = [("HDEL", self._own, "cursor"), *_put(part)]  # incomplete from here on
             else:
                 commands = [*_put({staging + name: key for name, key in part.items()})]
             self._run(term, commands, takes_over=True)
@@ -201,7 +201,7 @@ class Target:
         return len(staged) + len(in_place)
 
     def mend_streams(self, queues: Iterable[str]) -> None:
-        """Take away what stands in place of a stream of events, and a stream whose newest entry is of the future."""
+        """Delete event streams whose newest entry is in the future, and keys of another type in their place."""
         for queue in queues:
             stream = f"{self.prefix}:{queue}:events"
             kind = str(self.client.type(stream))
@@ -212,7 +212,7 @@ class Target:
                 self._last_ms.pop(stream, None)
 
     def _occupied(self, database: str) -> Occupied:
-        return Occupied(f"the queues of {database} are mirrored there under {self.prefix!r}; give [mirror] another prefix or url")
+        return Occupied(f"prefix {self.prefix!r} already has the mirror of {database}; set another prefix or url in [mirror]")
 
     def _refuse_others(self, state: MirrorState | None, queues: Sequence[str], *, replace: bool) -> None:
         if replace:
@@ -224,14 +224,14 @@ class Target:
                 version = self.client.hget(f"{self.prefix}:{queue}:meta", "version")
                 if version and not str(version).startswith("gpuqueue"):
                     raise Occupied(
-                        f"{self.prefix}:{queue} is a queue of {version}, whose jobs a mirror would replace; give [mirror] "
-                        "another prefix or url, or run `gpuqueue mirror rebuild --replace` to delete them"
+                        f"{self.prefix}:{queue} is a queue of {version}, and a mirror would replace its jobs; set another prefix "
+                        "or url in [mirror], or run `gpuqueue mirror rebuild --replace` to delete the jobs"
                     )
 
     # --- reading back, to compare ---
 
     def names(self, queues: Iterable[str]) -> Iterator[str]:
-        """The keys that stand under queues, but for their events."""
+        """Yield the keys of these queues, except their events."""
         bases = tuple(f"{self.prefix}:{queue}:" for queue in queues)
         streams = {f"{base}events" for base in bases}
         for name in self.client.scan_iter(match=f"{_escaped(self.prefix)}:*", count=1000):
@@ -239,13 +239,13 @@ class Target:
                 yield name
 
     def listed(self, queue: str) -> set[int]:
-        """The jobs that stand in the lists of a queue; what somebody else wrote there is left to the next comparison."""
+        """Return the jobs in the lists of a queue; entries of other programs are left to the next comparison."""
         lists = {f"{self.prefix}:{queue}:{suffix}" for suffix in LISTS}
         found = self.read(sorted(lists))
         return {int(id_) for key in found.values() if key.kind in ("list", "zset") for id_ in key.value if id_.isdecimal()}
 
     def read(self, names: Sequence[str]) -> dict[str, Key]:
-        """What stands under keys; those that do not exist are left out."""
+        """Return the contents of these keys, without those that do not exist."""
         with self.client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.type(name)
@@ -268,7 +268,7 @@ class Target:
 
 
 def _put(keys: Mapping[str, Key]) -> Iterator[Command]:
-    """The commands that make keys what they are to be, whatever they are."""
+    """Yield the commands that write these keys, whatever they held before."""
     for part in _parts(list(keys)):
         yield "UNLINK", *part
     for name, key in keys.items():
@@ -285,7 +285,7 @@ def _put(keys: Mapping[str, Key]) -> Iterator[Command]:
 
 
 def _portions(commands: Iterable[Command]) -> Iterator[str]:
-    """Commands as JSON lists of about PORTION characters."""
+    """Yield the commands as JSON lists of about PORTION characters."""
     texts: list[str] = []
     size = 0
     for command in commands:
@@ -319,5 +319,5 @@ def _state(fields: Mapping[str, str]) -> MirrorState | None:
 
 
 def _escaped(text: str) -> str:
-    """A text that a pattern of Redis takes as it is."""
+    """Escape a string for a Redis pattern."""
     return "".join(f"\\{character}" if character in "*?[]^-\\" else character for character in text)

@@ -1,4 +1,4 @@
-"""Owns the idle connections by which readers of BullMQ see the workers: they list the clients of the server by name."""
+"""Keeps an idle connection for each worker and queue: BullMQ's readers find workers by listing the server's clients by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue_redis_mirror.target import TIMEOUT_S
 
 
 def client_names(prefix: str, workers: Iterable[WorkerInfo], queues: Iterable[str]) -> set[str]:
-    """The names that connections must have: for each live worker and queue one as Node's clients look for, one as Python's do."""
+    """Return the connection names that readers look for: per worker and queue one for Node's clients and one for Python's."""
     names = set()
     every = list(queues)
     for worker in workers:
@@ -26,14 +26,14 @@ def client_names(prefix: str, workers: Iterable[WorkerInfo], queues: Iterable[st
 
 
 class WorkerConnections:
-    """One idle connection for each name."""
+    """Holds one idle connection for each name."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._open: dict[str, redis.Redis] = {}
 
     def show(self, names: set[str]) -> None:
-        """Open what is missing and close what is too much. Raises: redis.RedisError."""
+        """Open missing connections and close surplus ones. Raises: redis.RedisError."""
         for name in self._open.keys() - names:
             self._close(name)
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""Owns what this plugin's tests share: a real server for each test, and every client that one can be read with."""
+"""Shared fixtures: a real server for each test, and every client that can read it."""
 
 from __future__ import annotations
 

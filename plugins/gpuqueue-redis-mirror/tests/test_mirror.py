@@ -180,7 +180,7 @@ def test_a_late_writer_of_an_earlier_term_changes_nothing(make, start, redis_ser
     client.hset("gpuqueue-mirror:bull", "term", "7")
     job = gq.work.enqueue(n=1)
     job.result(timeout_s=20)
-    wait_until(lambda: "a worker of term 7 writes it" in str(status(gq).get("error")))
+    wait_until(lambda: "another worker writes the mirror (term 7" in str(status(gq).get("error")))
     assert not client.exists(f"bull:mail:{job.id}")
 
 
@@ -229,8 +229,8 @@ def test_nothing_is_mirrored_without_a_section(make_gpuqueue, start, client):
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ('url = "http://ann:pw@x?password=pw"', "url = 'http://x': write redis://HOST:PORT/DB"),
-        ('url = "redis://x"\nprefix = "a:b"', "use letters, digits"),
+        ('url = "http://ann:pw@x?password=pw"', "url = 'http://x': use redis://HOST:PORT/DB"),
+        ('url = "redis://x"\nprefix = "a:b"', "use only letters, digits"),
         ('url = "redis://x"\nkeep_completed = -1', "keep_completed"),
         ('adress = "redis://x"', "adress"),
     ],

@@ -1,1 +1,1 @@
-"""Owns what the mirror's tests need: real servers, BullMQ's own clients, a queue to mirror."""
+"""The parts of the mirror's tests: real servers, BullMQ's own clients, a queue to mirror."""

@@ -1,4 +1,4 @@
-"""Owns a listener to a queue's events as applications have them, in a process that dies when it does; writes no key."""
+"""Listens to a queue's events as applications do, in a process that dies when its consumer dies; writes no keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns Node and the npm packages that tests read with: installed once for each machine, outside the repository; reads nothing."""
+"""Installs Node and the npm packages that tests read with, once for each machine, outside the repository."""
 
 from __future__ import annotations
 

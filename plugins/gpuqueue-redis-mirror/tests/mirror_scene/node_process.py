@@ -1,4 +1,4 @@
-"""Owns a Node script that tests talk with, a JSON object a line each way; knows nothing of what is said."""
+"""Runs a Node script that tests talk to, one JSON object a line in each direction."""
 
 from __future__ import annotations
 

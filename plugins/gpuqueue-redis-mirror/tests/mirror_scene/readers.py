@@ -1,4 +1,4 @@
-"""Owns the clients that tests read a server with, each behind the same few questions; they write no key.
+"""Wraps the clients that tests read a server with behind one interface; they write no keys.
 
 States have BullMQ's names: waiting, active, prioritized, delayed, completed, failed, waiting-children.
 """

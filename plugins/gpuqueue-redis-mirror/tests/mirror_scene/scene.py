@@ -1,4 +1,4 @@
-"""Owns the queue that tests mirror, with tasks of every kind, and the comparison that they wait for."""
+"""Builds the queue that tests mirror, with tasks of every kind, and waits for the comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns real Valkey servers for tests: started, stopped, broken and mended at a word; knows nothing of what is kept in them."""
+"""Runs real Valkey servers for tests, which start, stop, break and recover on command."""
 
 from __future__ import annotations
 
