@@ -1,1 +1,1 @@
-"""Owns what makes gpuqueue at home in web frameworks; each module is loaded only by who asks for it."""
+"""Integrates gpuqueue with web frameworks; each module is loaded only when an application imports it."""

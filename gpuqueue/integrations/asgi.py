@@ -1,4 +1,4 @@
-"""Owns gpuqueue in a plain ASGI application: a job's events over `send`, and a worker for as long as the application lives.
+"""Serves a job's events from a plain ASGI application, and runs a worker while the application is running.
 
 Imports no framework.
 """
@@ -27,8 +27,8 @@ AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | No
 async def send_events(job: JobHandle, scope: Scope, receive: Receive, send: Send, *, timeout_s: float | None = None) -> None:
     """Answer a request with the events of a job, for a browser's EventSource, until the job ends or the client leaves.
 
-    See `gpuqueue.integrations.sse`, also for `timeout_s`. No thread waits with it. A server that stops waits for its open
-    answers: start uvicorn with `--timeout-graceful-shutdown 3`.
+    See `gpuqueue.integrations.sse`, also for `timeout_s`. It occupies no thread. A server that shuts down waits for its open
+    responses: start uvicorn with `--timeout-graceful-shutdown 3`.
     """
     after = last_event_id(scope)
     if sse.heard_the_end(after):
@@ -46,26 +46,26 @@ async def send_events(job: JobHandle, scope: Scope, receive: Receive, send: Send
             task.cancel()
         await asyncio.wait((sending, leaving))
     for task in (sending, leaving):
-        # A server may say by an OSError that the client has left.
+        # A server may report with an OSError that the client has left.
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
             raise error
 
 
 def last_event_id(scope: Scope) -> str | None:
-    """Return what a browser that comes back says it heard last."""
+    """Return the id of the last event that a reconnecting browser received."""
     found = (value for name, value in scope["headers"] if name.lower() == b"last-event-id")
     value: bytes | None = next(found, None)
     return None if value is None else value.decode("utf-8", "replace")
 
 
 def lifespan(gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False, inner: AnyLifespan | None = None) -> Lifespan:
-    """Make the lifespan of an application that uses a queue; at its end the queue object is closed.
+    """Make the lifespan of an application that uses a queue; it closes the queue object at the end.
 
-    `worker` True runs jobs in this process for as long as the application lives, one worker on each host however many
-    processes there are; a mapping are the options of `InProcessWorker`. `inner` is the application's own lifespan: jobs run only
-    while what it sets up is there. The lifespan state gets `gpuqueue`, the queue object, beside that of `inner`.
+    `worker=True` runs jobs in this process while the application is running, with one worker per host however many processes
+    there are; a mapping gives the options of `InProcessWorker`. `inner` is the application's own lifespan: jobs run only while
+    the resources it sets up are available. The queue object is added to the lifespan state of `inner` as `gpuqueue`.
 
-    Of a mounted application no lifespan is ever run: give it to the application at the root. That of an included router is.
+    A mounted application's lifespan is never run: pass this one to the root application. An included router's lifespan is run.
     """
 
     @asynccontextmanager
@@ -85,7 +85,7 @@ def lifespan(gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False, inner: A
 
 
 class LifespanMiddleware:
-    """Wraps an ASGI application that has no place for a lifespan: one runs around its own, where it has that, or alone."""
+    """Wraps an ASGI application that takes no lifespan: runs one around the application's own, if it has one, or alone."""
 
     def __init__(self, app: Application, gq: GPUQueue, *, worker: bool | Mapping[str, Any] = False) -> None:
         self._app = app
@@ -121,7 +121,7 @@ class LifespanMiddleware:
             except Exception:
                 if answered:
                     raise
-            if not answered:  # it knows no lifespan
+            if not answered:  # it does not support lifespans
                 if not heard:
                     await hear()
                 await say({"type": "lifespan.startup.complete"})

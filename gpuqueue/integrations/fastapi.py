@@ -1,6 +1,6 @@
-"""Owns gpuqueue in FastAPI and Starlette: a lifespan, the queue object as a dependency, a job's events as a response.
+"""Integrates with FastAPI and Starlette: a lifespan, the queue object as a dependency, a job's events as a response.
 
-Needs Starlette only, which FastAPI brings.
+Needs only Starlette, which FastAPI installs.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ __all__ = ["current_queue", "event_response", "lifespan", "requested_job"]
 async def current_queue(connection: HTTPConnection) -> GPUQueue:
     """Return the queue object of the application's `lifespan`: `gq: Annotated[GPUQueue, Depends(current_queue)]`.
 
-    In a mounted application too, when the application at the root has that lifespan. Raises: UsageError.
+    Works in a mounted application too, if the root application has that lifespan. Raises: UsageError.
     """
     gq = getattr(connection.state, "gpuqueue", None)
     if gq is None:
         raise UsageError(
-            "this application has no gpuqueue: give FastAPI or Starlette lifespan=lifespan(gq). A mounted application's own "
-            "lifespan is never run, that of the application at the root is"
+            "this application has no gpuqueue. Pass lifespan=lifespan(gq) to FastAPI or Starlette; for a mounted application, "
+            "to the root application, because only its lifespan is run"
         )
     return cast(GPUQueue, gq)
 
 
 async def requested_job(job_id: int, connection: HTTPConnection) -> JobHandle:
-    """Find the job that a path with `{job_id}` names: `job: Annotated[JobHandle, Depends(requested_job)]`; answers 404 else.
+    """Find the job that a path with `{job_id}` names: `job: Annotated[JobHandle, Depends(requested_job)]`, or answer 404.
 
-    Ids are numbers in a row: whether this visitor may see this job is for the application to say.
+    Ids are consecutive numbers: the application must check whether this visitor may see this job.
     """
     try:
         return await (await current_queue(connection)).ajob(job_id)
@@ -49,7 +49,7 @@ async def requested_job(job_id: int, connection: HTTPConnection) -> JobHandle:
 def event_response(job: JobHandle, connection: HTTPConnection, *, timeout_s: float | None = None) -> Response:
     """Answer a request with the events of a job, for a browser's EventSource: see `gpuqueue.integrations.sse`.
 
-    No thread waits with it, and it ends when the client leaves. A server that stops waits for its open answers: start uvicorn
+    It occupies no thread, and ends when the client leaves. A server that shuts down waits for its open responses: start uvicorn
     with `--timeout-graceful-shutdown 3`.
     """
     after = connection.headers.get("last-event-id")
@@ -59,7 +59,7 @@ def event_response(job: JobHandle, connection: HTTPConnection, *, timeout_s: flo
 
 
 class _EventResponse(StreamingResponse):
-    """Closes the events when the client leaves, rather than when Python finds them lying about."""
+    """Closes the events when the client leaves, not only when Python collects them."""
 
     def __init__(self, job: JobHandle, after: str | None, timeout_s: float | None) -> None:
         self._events = sse.astream(job, after=after, timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""Owns gpuqueue's Flask extension: each app's queue object, its tasks and its commands; keeps no app alive.
+"""Extends Flask with a queue object for each app, its tasks and its commands; keeps no app alive.
 
 queue = FlaskGPUQueue()
 
@@ -48,9 +48,9 @@ Returned = TypeVar("Returned")
 
 
 class FlaskGPUQueue:
-    """The extension: made once, beside the tasks, for any number of apps; each app has a GPUQueue object of its own.
+    """The extension: created once, next to the tasks, for any number of apps; each app has its own GPUQueue object.
 
-    What it does is done for the current app. `plugins` are those of `GPUQueue`.
+    It acts on the current app. `plugins` are those of `GPUQueue`.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class FlaskGPUQueue:
     def init_app(self, app: Flask) -> None:
         """Give an app its queue object, `app.extensions["gpuqueue"]`, and the commands `flask gpuqueue …`.
 
-        The config's keys `GPUQUEUE_…` are read now. Raises: ConfigurationError; UsageError when the app has a queue already.
+        Reads the config keys `GPUQUEUE_…` now. Raises: ConfigurationError; UsageError if the app already has a queue.
         """
         if NAME in app.extensions:
-            raise UsageError(f"Flask app {app.name!r} has a gpuqueue already: init_app is called once for each app")
+            raise UsageError(f"Flask app {app.name!r} already has a gpuqueue; call init_app once for each app")
         gq = _AppQueue(app, config_of(app), plugins=self._plugins, discover_plugins=self._discover_plugins)
         for task in self._declared.tasks.values():
             gq.add_task(_for_app(task, app, gq))
@@ -89,13 +89,13 @@ class FlaskGPUQueue:
         self, **settings: Unpack[TaskSettings]
     ) -> Callable[[Callable[Parameters, Returned]], Task[Parameters, Returned]]: ...
 
-    def task(  # type: ignore[misc]  # that **settings covers a TypedDict is not seen
+    def task(  # type: ignore[misc]  # mypy does not see that **settings covers a TypedDict
         self, function: Callable[..., Any] | None = None, /, **settings: Any
     ) -> Any:
-        """Register a function, plain or async, as a task of every app, those of later included; as `GPUQueue.task`.
+        """Register a function, plain or async, as a task of every app, including later ones; like `GPUQueue.task`.
 
         A worker runs it inside an app context. An isolated task's process finds the app as `flask` does, through FLASK_APP.
-        Raises: UsageError for a wrong setting, or when the name is taken.
+        Raises: UsageError for a wrong setting or a name that is taken.
         """
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
@@ -110,21 +110,21 @@ class FlaskGPUQueue:
         return register if function is None else register(function)
 
     def get(self, app: Flask | None = None) -> GPUQueue:
-        """Return the queue object of an app, of the current one without a name. Raises: UsageError.
+        """Return the queue object of an app, by default the current one. Raises: UsageError.
 
-        While the app is under test, `app.testing`, its queue is a new, empty file, unless its config has GPUQUEUE_DATABASE, and
-        its jobs run at once where they are enqueued, unless that has GPUQUEUE_EAGER = False; with True they always do.
+        While the app is under test (`app.testing`), its queue is a new, empty file, unless its config has GPUQUEUE_DATABASE, and
+        its jobs run at once where they are enqueued, unless its config has GPUQUEUE_EAGER = False; with True they always do.
         """
         if app is None:
             if not current_app:
                 raise UsageError(
-                    "no Flask app is at work here, so it is not known whose queue is meant: work inside `with "
-                    "app.app_context():`, or name the app with get(app)"
+                    "no Flask app is active here, so the queue is unknown. Work inside `with app.app_context():`, or pass the "
+                    "app: get(app)"
                 )
             app = cast(Flask, current_app._get_current_object())  # type: ignore[attr-defined]
         if app not in self._apps:
-            other = " by this FlaskGPUQueue object; another one did it" if NAME in app.extensions else ""
-            raise UsageError(f"Flask app {app.name!r} was not set up{other}: call init_app(app) where the app is made")
+            other = " by this FlaskGPUQueue object but by another" if NAME in app.extensions else ""
+            raise UsageError(f"Flask app {app.name!r} was not set up{other}. Call init_app(app) where the app is created")
         gq: _AppQueue = app.extensions[NAME]
         gq.heed_testing(app)
         return gq
@@ -132,9 +132,9 @@ class FlaskGPUQueue:
     def events(self, job: JobHandle | int, *, timeout_s: float | None = None) -> Response:
         """Answer the current request with the events of a job, for a browser's EventSource: see `gpuqueue.integrations.sse`.
 
-        A job that is not there is answered with 404. The answer takes a thread of the server for as long as it lasts;
-        `timeout_s` ends it, and the browser comes back for the rest. Ids are numbers in a row: whether this visitor may see
-        this job is for the view to say.
+        Answers 404 for an unknown job. The response occupies a thread of the server while it lasts; `timeout_s` ends it, and
+        the browser reconnects for the rest. Ids are consecutive numbers: the view must check whether this visitor may see
+        this job.
         """
         after = request.headers.get("Last-Event-ID")
         if sse.heard_the_end(after):
@@ -148,17 +148,17 @@ class FlaskGPUQueue:
 
 
 class FlaskTask(Task[Parameters, Returned]):
-    """A task of every app; a job of it belongs to the current one."""
+    """A task of every app; its jobs belong to the current app."""
 
     @property
     def in_context(self) -> Callable[..., Any]:
-        """The function as an isolated task's process calls it: inside a context of the app that FLASK_APP leads to."""
+        """The function as an isolated task's process calls it: inside a context of the app that FLASK_APP names."""
         assert self.function is not None
         return _inside(lambda: _found_app().app_context(), self.function)
 
 
 class _CurrentQueue:
-    """Stands where a task has its queue object: passes its jobs to that of the current app."""
+    """Takes the place of a task's queue object: passes its jobs to the current app's."""
 
     def __init__(self, extension: FlaskGPUQueue) -> None:
         self._extension = extension
@@ -179,13 +179,13 @@ class _AppQueue(GPUQueue):
         super().__init__(config=config, **options)
         self._import_name = app.import_name
         self._instance_folder = Path(app.instance_path)
-        self._as_tested = (False, False)  # whether on a file of its own, whether eager
+        self._as_tested = (False, False)  # (has a separate file, is eager)
         self._leave_tests = ExitStack()
         self._heeding = threading.Lock()
 
     def open_store(self, *, patient: bool = False) -> Store:
         if self._instance_folder in self.database.parents:
-            self._instance_folder.mkdir(parents=True, exist_ok=True)  # Flask names it and leaves making it to others
+            self._instance_folder.mkdir(parents=True, exist_ok=True)  # Flask names it but does not create it
         return super().open_store(patient=patient)
 
     def worker_command(self, queue: str) -> str:
@@ -193,7 +193,7 @@ class _AppQueue(GPUQueue):
         return shlex.join(["flask", *chosen, NAME, "worker"])
 
     def heed_testing(self, app: Flask) -> None:
-        """Go over to a file of the tests' own and back, and begin or end to run jobs where they are enqueued."""
+        """Switch to a separate file for tests and back, and start or stop to run jobs where they are enqueued."""
         eagerness = app.config.get(f"{PREFIX}EAGER")
         has_own_file = app.testing and app.config.get(f"{PREFIX}DATABASE") is None
         wanted = (has_own_file, app.testing if eagerness is None else bool(eagerness))
@@ -214,7 +214,7 @@ class _AppQueue(GPUQueue):
 
 
 def _for_app(task: Task[..., Any], app: Flask, gq: GPUQueue) -> Task[..., Any]:
-    """Make one app's own of a task."""
+    """Make one app's copy of a task."""
     assert task.function is not None
     function = _inside(app.app_context, task.function)
     if task.isolate:  # the name by which its process finds what to call
@@ -232,7 +232,7 @@ def _for_app(task: Task[..., Any], app: Flask, gq: GPUQueue) -> Task[..., Any]:
 
 
 def _inside(context: Callable[[], AbstractContextManager[Any]], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function, plain or async, as one that runs inside a context of its own."""
+    """Wrap the function, plain or async, so that each call runs inside its own context."""
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -257,13 +257,13 @@ def _found_app() -> Flask:
         return ScriptInfo(os.environ.get("FLASK_APP"), set_debug_flag=False).load_app()
     except click.ClickException as error:
         raise UsageError(
-            f"an isolated task runs in a process of its own, which finds the Flask app through FLASK_APP: {error.message}"
+            f"an isolated task runs in a separate process, which finds the Flask app through FLASK_APP: {error.message}"
         ) from None
 
 
 @click.command(
     NAME,
-    short_help="The queue: worker, status, jobs and all else.",
+    short_help="Run workers, show and manage the queue.",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )

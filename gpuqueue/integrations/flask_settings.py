@@ -1,4 +1,4 @@
-"""Owns reading `GPUQUEUE_…` in a Flask app's config as gpuqueue's configuration; makes no queue object."""
+"""Reads `GPUQUEUE_…` in a Flask app's config as gpuqueue's configuration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DATABASE = "gpuqueue.db"
 
 
 def config_of(app: Flask) -> Config:
-    """Read an app's configuration: the file that GPUQUEUE_CONFIG names, if any, and over it the other keys.
+    """Read an app's configuration: the file that GPUQUEUE_CONFIG names, if any, overridden by the other keys.
 
     GPUQUEUE_DATABASE, _SYNCHRONOUS, …: as in the file. GPUQUEUE_WORKER_THREADS, _OLLAMA_URL, …: a key of a section, as in the
-    environment. GPUQUEUE_QUEUES, _MODELS, …: a whole section, as a mapping. A relative file is relative to where the app's own
-    configuration files are, a relative database to its instance folder. Raises: ConfigurationError naming the app.
+    environment. GPUQUEUE_QUEUES, _MODELS, …: a whole section, as a mapping. A relative file is relative to the folder of the
+    app's own configuration files, a relative database to its instance folder. Raises: ConfigurationError naming the app.
     """
     try:
         given = _given(app.config)
@@ -54,12 +54,12 @@ def _given(config: Mapping[str, Any]) -> dict[str, Any]:
             found.setdefault(section, {})[rest] = value
         else:
             names = list(_names())
-            raise ConfigurationError(f"there is no setting {key}{did_you_mean(key, names)}. Settings: {', '.join(names)}")
+            raise ConfigurationError(f"unknown setting {key}{did_you_mean(key, names)}. Settings: {', '.join(names)}")
     return found
 
 
 def _names() -> Iterator[str]:
-    """Name the keys that there are; a plugin's section has its plugin's name."""
+    """Yield the known keys; a plugin's section has its plugin's name."""
     for name in (*OF_THE_EXTENSION, *ROOT_KEYS):
         yield f"{PREFIX}{name.upper()}"
     for section, keys in ENVIRONMENT_SECTIONS.items():

@@ -1,4 +1,4 @@
-"""Owns a worker inside a process that has other work too: which process of a host runs it, and its end with the process.
+"""Runs a worker inside a process that has other work too: elects one process per host, and stops when the process ends.
 
 Runs no job itself, and never carries a worker across a fork.
 """
@@ -28,7 +28,7 @@ except ImportError:  # Windows: one process
 
 __all__ = ["InProcessWorker"]
 
-AGAIN_S = 1.0  # between two looks whether the host's place is free, and two tries to begin
+AGAIN_S = 1.0  # between checks whether the host's lock is free, and between attempts to start
 LOCK = "in-process.lock"
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -36,20 +36,20 @@ logger = logging.getLogger("gpuqueue.worker")
 class InProcessWorker:
     """A worker in the background of a web process, a notebook, or any program.
 
-    Call `start()` where the process begins to serve; it returns at once, and again and again does no harm. With
-    `one_per_host` the processes of this host that share the database agree on one, and another takes over when that one
-    ends, however it ends. It starts in the processes that serve; not in a reloader's parent, in gunicorn's master (with
-    `--preload` it starts in the workers), in a process that runs an isolated task, where pytest collects tests, or in a
-    command of `manage.py`, `flask` or `gpuqueue` that serves nothing: one whose name does not begin with `run`. After any
-    other fork it does not run in the child; call `start()` there if the child serves. When the process ends, running jobs
-    have `grace` to end and are then given back unspent. A worker that cannot begin, because of other settings for example,
-    says why in the log and is tried again: it does not keep the application from serving.
+    Call `start()` where the process starts to serve; it returns at once, and calling it again has no effect. With
+    `one_per_host`, one of the processes on this host that share the database runs the worker; another takes over when that
+    process ends, however it ends. The worker starts only in processes that serve. It does not start in a reloader's parent,
+    in gunicorn's master (with `--preload` it starts in gunicorn's workers), in a process that runs an isolated task, where
+    pytest collects tests, or in a command of `manage.py`, `flask` or `gpuqueue` that serves nothing: one whose name does not
+    start with `run`. After any other fork it does not run in the child; call `start()` there if the child serves. When the
+    process ends, running jobs have `grace` to finish; the rest return to the queue without spending an attempt. A worker that
+    cannot start, for example because of other settings, logs why and is retried: it does not keep the application from serving.
 
-    In a notebook a second one for the same database takes the first one's place.
+    In a notebook, a second one for the same database replaces the first.
     """
 
     def __init__(self, gq: GPUQueue, *, one_per_host: bool = True, grace: Duration = 5, **options: Any) -> None:
-        """`options` are those of Worker: `queues`, `threads`, `accept_config`."""
+        """Prepare a worker; `options` are those of Worker: `queues`, `threads`, `accept_config`."""
         self._gq = gq
         self._one_per_host = one_per_host
         self._grace_s = parse_duration(grace, what="grace")
@@ -66,7 +66,7 @@ class InProcessWorker:
         return self._worker is not None and bool(self._worker.id)
 
     def start(self) -> InProcessWorker:
-        """Begin to run jobs here, or to wait for this host's place; returns at once."""
+        """Start to run jobs here, or to stand by until this host's lock is free; returns at once."""
         command = _program_and_command()
         if child.is_child or _is_reloaders_parent(*command) or _serves_nothing(*command):
             return self
@@ -79,7 +79,7 @@ class InProcessWorker:
         return self
 
     def _take_place(self) -> InProcessWorker | None:
-        """Begin, where it has not begun, if no other one of this process is there for the database; else return that one."""
+        """Start, unless started already; if this process has another one for the database, return that one instead."""
         with _started_lock:
             before = _started.get(self._gq.database)
             if before is not None and before is not self:
@@ -92,7 +92,7 @@ class InProcessWorker:
         return None
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Let running jobs end within the grace, give back the rest unspent, leave the place to others, and return."""
+        """Let running jobs finish within the grace, return the rest to the queue unspent, and release this host's lock."""
         self._stopping.set()
         worker = self._worker
         if worker is not None:
@@ -104,8 +104,8 @@ class InProcessWorker:
                 del _started[self._gq.database]
 
     def __repr__(self) -> str:
-        is_begun = self._thread is not None and not self._stopping.is_set()
-        what = "runs the jobs here" if self.is_running else "waits for its place" if is_begun else "is not started here"
+        is_started = self._thread is not None and not self._stopping.is_set()
+        what = "running here" if self.is_running else "standing by" if is_started else "not started here"
         return f"<InProcessWorker of {self._gq.database}: {what}>"
 
     def __enter__(self) -> InProcessWorker:
@@ -123,11 +123,11 @@ class InProcessWorker:
                     if is_mine:
                         self._work(stopping)
                     else:
-                        self._tell(logging.INFO, "another process of this host runs the jobs; this one waits for its place")
+                        self._tell(logging.INFO, "another process on this host runs the worker; this one is standing by")
             except (GPUQueueError, OSError) as error:
-                self._tell(logging.ERROR, f"the worker in this process does not run and is tried again: {error}")
+                self._tell(logging.ERROR, f"cannot run the worker in this process, will retry: {error}")
             except Exception:
-                logger.exception("the worker in this process failed and is started again")
+                logger.exception("the worker in this process failed; restarting it")
             stopping.wait(AGAIN_S)
 
     def _tell(self, level: int, message: str) -> None:
@@ -147,7 +147,7 @@ class InProcessWorker:
 
 @contextlib.contextmanager
 def _place(runtime_dir: Path, *, one_per_host: bool) -> Iterator[bool]:
-    """Hold this host's place while the block runs, if it is free; the system gives it free when the process dies."""
+    """Hold this host's lock while the block runs, if it is free; the system releases it when the process dies."""
     if not one_per_host or fcntl is None:
         yield True
         return
@@ -172,7 +172,7 @@ _WITH_VALUE = ("-A", "--app", "-e", "--env-file", "--config", "--database")  # o
 
 
 def _program_and_command() -> tuple[str, str]:
-    """Which of the programs with commands this process is, and which command it runs; "" for any other program."""
+    """Return which program with commands this process is, and the command it runs; "" for any other program."""
     file = Path(sys.argv[0] if sys.argv else "")
     program = _PROGRAMS.get(file.parent.name if file.name == "__main__.py" else file.stem, "")
     words = iter(sys.argv[1:])
@@ -185,13 +185,13 @@ def _program_and_command() -> tuple[str, str]:
 
 
 def _serves_nothing(program: str, command: str) -> bool:
-    # Where pytest imports an application, or sets Django up, its tests have not begun.
+    # While pytest imports an application, or sets Django up, its tests have not started.
     is_preparing_tests = "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" not in os.environ
     return is_preparing_tests or (bool(program) and not command.startswith("run"))
 
 
 def _is_reloaders_parent(program: str, command: str) -> bool:
-    """Whether this process only watches the files for Django's or Flask's development server, and restarts what serves."""
+    """Whether this process only watches files for Django's or Flask's development server and restarts the serving process."""
     words = sys.argv[1:]
     if program == "manage.py":
         return command == "runserver" and "--noreload" not in words and os.environ.get("RUN_MAIN") != "true"
@@ -224,7 +224,7 @@ _exit_watch: threading.Thread | None = None
 
 
 def _stop_all_at_exit() -> None:
-    """Stop when the main thread has ended: earlier than `atexit`, when no thread may begin any more."""
+    """Stop when the main thread has ended: earlier than `atexit`, when no thread may start any more."""
     global _exit_watch
     with _started_lock:
         if _exit_watch is None:

@@ -1,20 +1,20 @@
-"""Owns one job's story as server-sent events, for a browser's EventSource; knows no web framework.
+"""Streams a job's state and output as server-sent events, for a browser's EventSource; knows no web framework.
 
-| event | data | told |
+| event | data | sent |
 | --- | --- | --- |
 | `state` | {"job", "state", "reasons", "position", "progress", …} | first, and when any of it changes, until the job has ended |
 | `piece` | {"text"} | output, as it comes |
-| `restart` | {} | the output begins anew in another attempt: forget the pieces so far |
+| `restart` | {} | the output starts again in another attempt: discard the pieces so far |
 | `done` | {"result"} | last: the job completed |
-| `failed` | {"code", "message"} | last: it did not |
+| `failed` | {"code", "message"} | last: the job did not complete |
 
-The keys of `state` are those of `gpuqueue explain --json` and `gpuqueue job --json`: `reasons` says in words why the job does
-not run yet, each {"reason", "detail", "until"}; `position` is its place in its queue, from 1. Beside them stand `attempt`,
-`progress_note`, `summary`, `expected_start` and `expected_finish`. What is not known is null.
+The keys of `state` are those of `gpuqueue explain --json` and `gpuqueue job --json`: `reasons` explains why the job does not
+run yet, each {"reason", "detail", "until"}; `position` is its place in its queue, from 1. In addition there are `attempt`,
+`progress_note`, `summary`, `expected_start` and `expected_finish`. Unknown values are null.
 
-A browser that lost its connection comes back by itself and sends the `id` of the last event as `Last-Event-ID`: give it as
-`after`, and the output goes on where it ended. It comes back after the last event too, unless the page closes its EventSource:
-answer it 204 when `heard_the_end(after)`, which makes it stop.
+A browser that lost its connection reconnects by itself and sends the `id` of the last event as `Last-Event-ID`: pass it as
+`after`, and the output continues where it stopped. The browser reconnects after the last event too, unless the page closes its
+EventSource: if `heard_the_end(after)`, answer 204, which makes it stop.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ HEADERS: Mapping[str, str] = MappingProxyType(
         "X-Accel-Buffering": "no",  # nginx passes each event on at once
     }
 )
-KEEP_ALIVE_S = 15.0  # proxies end what is silent for a minute, and a server notices a client that left when it writes
-REFRESH_S = 1.0  # how often what changes with other jobs, such as the position, is looked at: it takes a millisecond
-RECHECK_S = 5.0  # the same when nothing has happened, and only time can have changed something, such as a window's edge
+KEEP_ALIVE_S = 15.0  # proxies close silent connections after a minute, and a server notices that a client left when it writes
+REFRESH_S = 1.0  # how often values that depend on other jobs, such as the position, are read: it takes a millisecond
+RECHECK_S = 5.0  # the same if nothing has happened, and only time can have changed something, such as a window's edge
 RECONNECT_MS = 1000
 END = "end"  # the id of the last event
 _PIECE_ID = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
@@ -52,10 +52,10 @@ def stream(
 ) -> Generator[bytes]:
     """Yield the job's events until it has ended; the calling thread waits for them.
 
-    `after` is the browser's Last-Event-ID; what is no such id counts as none. After `timeout_s` it ends without a word, and
-    the browser comes back for the rest: under WSGI that gives the thread to others for a moment. Who waits here counts as one
-    who waits for the result: a job of a rejecting queue that nobody serves is refused. Close it, as servers do when a client
-    leaves, and nothing of it stays. Raises: StoreError.
+    `after` is the browser's Last-Event-ID; anything else counts as none. After `timeout_s` it ends silently, and the browser
+    reconnects for the rest: under WSGI that briefly frees the thread for other requests. Waiting here counts as waiting for
+    the result: a job in a rejecting queue that no worker serves is refused. Close the generator to release all it holds, as
+    servers do when a client leaves. Raises: StoreError.
     """
     with _Telling(job, after, timeout_s, keep_alive_s) as telling:
         while not telling.is_over:
@@ -67,7 +67,7 @@ def stream(
 async def astream(
     job: JobHandle, *, after: str | None = None, timeout_s: float | None = None, keep_alive_s: float = KEEP_ALIVE_S
 ) -> AsyncGenerator[bytes]:
-    """The async twin of `stream`: it waits on the event loop without a thread, and borrows one for each look at the database."""
+    """The async twin of `stream`: waits on the event loop without a thread, and borrows one for each read of the database."""
     with _Telling(job, after, timeout_s, keep_alive_s) as telling:
         while not telling.is_over:
             for event in await in_thread(telling.look):
@@ -77,12 +77,12 @@ async def astream(
 
 
 def heard_the_end(after: str | None) -> bool:
-    """Say whether a browser with this Last-Event-ID has heard all there is: answer it 204, and it stops asking."""
+    """Say whether a browser with this Last-Event-ID has received everything: answer it 204, and it stops reconnecting."""
     return after == END
 
 
 class _Telling:
-    """Tells one client of one job: what to send now, how long to wait, and whether there is news or time for a sign of life."""
+    """Follows one job for one client: what to send now, how long to wait, and whether there is news or a keep-alive is due."""
 
     def __init__(self, job: JobHandle, after: str | None, timeout_s: float | None, keep_alive_s: float) -> None:
         now_s = time.monotonic()
@@ -90,10 +90,10 @@ class _Telling:
         self._keep_alive_s = keep_alive_s
         self._ends_s = None if timeout_s is None else now_s + timeout_s
         self._lease, seq = _position(after)  # of the output that the client has
-        self._state: dict[str, Any] = {}  # as last told
+        self._state: dict[str, Any] = {}  # as last sent
         self._state_of: tuple[State, int] | None = None
         self._refreshed_s = now_s
-        self._version: Hashable = None  # of the file then
+        self._version: Hashable = None  # of the file at that time
         self._is_stale = False  # something happened since
         self._spoke_s: float | None = None
         self.is_over = heard_the_end(after)
@@ -144,7 +144,7 @@ class _Telling:
 
     @property
     def _due_s(self) -> float:
-        """When time alone asks for a look."""
+        """When time alone is a reason to look again."""
         due_s = self._silent_until_s
         if self._is_stale:
             due_s = min(due_s, self._refreshed_s + REFRESH_S)
@@ -161,7 +161,7 @@ class _Telling:
         self._version = version
         self._state_of, self._refreshed_s = (ending.state, ending.lease), now_s
         state = _state(self._job)
-        if state == self._state or state["state"] in FINISHED:  # ended since the look: its end is told by the next
+        if state == self._state or state["state"] in FINISHED:  # ended since the look: the next one reports its end
             return []
         self._state = state
         return [_event("state", _json(state))]
@@ -170,10 +170,10 @@ class _Telling:
         if not pieces:
             return []
         lease, seq = pieces[-1].attempt_lease, pieces[-1].seq
-        begins_anew = self._lease not in (0, lease)
+        starts_again = self._lease not in (0, lease)
         self._lease = lease
         text = "".join(piece for piece in pieces if piece.attempt_lease == lease)
-        events = [_event("restart", "{}")] if begins_anew else []
+        events = [_event("restart", "{}")] if starts_again else []
         return [*events, _event("piece", _json({"text": text}), f"{lease}.{seq}")]
 
 
@@ -205,7 +205,7 @@ def _end_of(ending: JobStatus) -> bytes:
 
 
 def _position(after: str | None) -> tuple[int, int]:
-    """Read a Last-Event-ID: the lease and number of the last piece, zeros when it is none."""
+    """Read a Last-Event-ID: the lease and number of the last piece, zeros for anything else."""
     found = _PIECE_ID.fullmatch(after or "")
     return (int(found[1]), int(found[2])) if found else (0, 0)
 

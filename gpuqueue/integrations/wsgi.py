@@ -1,7 +1,7 @@
-"""Owns gpuqueue in a plain WSGI application: a job's events as the answer to a request; imports no framework.
+"""Serves a job's events from a plain WSGI application; imports no framework.
 
-A worker in the application's own processes is `gpuqueue.integrations.in_process.InProcessWorker(gq).start()`, called where the
-application is made.
+To run a worker in the application's own processes, call `gpuqueue.integrations.in_process.InProcessWorker(gq).start()` where the
+application is created.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def send_events(
 ) -> Iterable[bytes]:
     """Answer a request with the events of a job, for a browser's EventSource, until the job ends or the client leaves.
 
-    See `gpuqueue.integrations.sse`. The answer takes a thread of the server for as long as it lasts; `timeout_s` ends it, and
-    the browser comes back for the rest. That the client has left is noticed when it is next written to, within 15 s.
+    See `gpuqueue.integrations.sse`. The response occupies a thread of the server while it lasts; `timeout_s` ends it, and the
+    browser reconnects for the rest. A client that left is noticed at the next write, within 15 s.
     """
     after = environ.get("HTTP_LAST_EVENT_ID")
     if sse.heard_the_end(after):

@@ -162,9 +162,9 @@ def test_no_app_is_kept_alive(queue, make_app, tmp_path):
 
 def test_an_app_is_set_up_once(queue, make_app):
     app = make_app(queue)
-    with pytest.raises(UsageError, match="'shop' has a gpuqueue already"):
+    with pytest.raises(UsageError, match="'shop' already has a gpuqueue"):
         queue.init_app(app)
-    with pytest.raises(UsageError, match="'shop' has a gpuqueue already"):
+    with pytest.raises(UsageError, match="'shop' already has a gpuqueue"):
         FlaskGPUQueue(app)
 
 
@@ -181,7 +181,7 @@ def test_outside_of_any_app_it_says_what_to_do(queue, make_app):
 
 def test_an_app_that_was_not_set_up_is_named(queue, make_app, tmp_path):
     other = FlaskGPUQueue(discover_plugins=False)
-    with pytest.raises(UsageError, match="'bare' was not set up: call init_app"):
+    with pytest.raises(UsageError, match=r"'bare' was not set up\. Call init_app"):
         queue.get(Flask("bare", instance_path=str(tmp_path)))
     with pytest.raises(UsageError, match="'shop' was not set up by this FlaskGPUQueue object"):
         queue.get(make_app(other))

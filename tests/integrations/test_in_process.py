@@ -103,7 +103,7 @@ def test_of_several_processes_one_runs_the_jobs_and_another_takes_over_when_it_i
     )
     processes = [launch(told) for _ in range(3)]
     heard = [next(line for line in process.stdout if "serves all" in line or "waits" in line) for process in processes]
-    assert ["waits" in line for line in heard].count(True) == 2
+    assert ["standing by" in line for line in heard].count(True) == 2
     (first,) = pids(app_queue)
     job = app_queue.enqueue("where", {})
     assert job.result(timeout_s=20) == first
@@ -142,11 +142,11 @@ def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_pl
         with InProcessWorker(again) as second:
             until(lambda: second.is_running, "the second runs")
             assert not first.is_running
-            assert ("runs the jobs here" in repr(second), "is not started here" in repr(first)) == (True, True)
+            assert ("running here" in repr(second), "not started here" in repr(first)) == (True, True)
             gq.enqueue("tell").result(timeout_s=20)
         assert ran == ["second"]
         again.close()
-    assert "waits for its place" not in caplog.text, "the second one began while the first was still there"
+    assert "standing by" not in caplog.text, "the second one began while the first was still there"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Owns gpuqueue's public names for Django, loaded at first use; needs no database and no settings to be imported.
+"""Exposes gpuqueue's public names for Django, loaded at first use; importing it needs no database and no settings.
 
 INSTALLED_APPS = ["gpuqueue.integrations.django"]
 TASKS = {"default": {"BACKEND": "gpuqueue.integrations.django.Backend"}}

@@ -1,7 +1,7 @@
-"""Owns the admin site's pages of queues and jobs: their addresses, and who may see and do what; `pages` says what they show.
+"""Serves the admin site's pages of queues and jobs: their addresses and permissions; `pages` builds what they show.
 
-They are in the index of `django.contrib.admin.site`; another site takes them as it takes any:
-`site.register(Queue, QueueAdmin)` and `site.register(Job, JobAdmin)`.
+They are in the index of `django.contrib.admin.site`; to add them to another site, call `site.register(Queue, QueueAdmin)` and
+`site.register(Job, JobAdmin)`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["JobAdmin", "QueueAdmin"]
 REFRESH_S = 5
 LONGEST_REFRESH_S = 3600
 View = Callable[..., HttpResponse]
-KEPT = ("reason", "until")  # what somebody wrote into a form is not lost when it cannot be done
+KEPT = ("reason", "until")  # form input that is kept when the action fails
 
 
 def for_eyes(view: View) -> View:
-    """Let a view be for those who may view; what is the matter with a queue is told on the page."""
+    """Require view permission; a problem with a queue is shown on the page."""
 
     @wraps(view)
     def seen(self: Pages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -55,7 +55,7 @@ def for_eyes(view: View) -> View:
 
 
 def for_hands(view: Callable[..., HttpResponse | None]) -> View:
-    """Let a view be for those who may change, by POST only; unless it answers, they are back where they were, and are told."""
+    """Require change permission and POST; unless the view answers itself, redirect back with a message."""
 
     @wraps(view)
     def done(self: Pages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -77,7 +77,7 @@ def for_hands(view: Callable[..., HttpResponse | None]) -> View:
 
 
 class Pages(admin.ModelAdmin):
-    """What the pages of queues and of jobs have in common."""
+    """The common base of the queue and job pages."""
 
     def views(self) -> list[tuple[str, View, str]]:
         """Return the pages: [(path, view, name)]."""
@@ -111,25 +111,25 @@ class Pages(admin.ModelAdmin):
         return str(reverse(f"admin:{self._named(name)}", args=[quote(arg) for arg in args], current_app=self.admin_site.name))
 
     def _other(self, request: HttpRequest, model: Any) -> Any:
-        """Return the pages of another model that this person may see, None else."""
+        """Return the pages of another model if this user may see them, else None."""
         if not self.admin_site.is_registered(model):
             return None
         pages = self.admin_site.get_model_admin(model)
         return pages if pages.has_view_or_change_permission(request) else None
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Find what a history is of, which outlives its job."""
+        """Return the subject of a history, which outlives its job."""
         return self.model(pk=object_id)
 
     def back(self, request: HttpRequest) -> str:
-        """Return where a form was sent from, if that is a page of this site."""
+        """Return the page a form was sent from if it is on this site, else the list."""
         back = str(request.POST.get("back", ""))
         is_ours = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
         return back if is_ours else self.url("changelist")
 
     def page(self, request: HttpRequest, template: str, title: str, shown: dict[str, Any], status: int = 200) -> HttpResponse:
-        """Answer with a page."""
-        request.current_app = self.admin_site.name  # which the tag `url` looks for
+        """Render a page."""
+        request.current_app = self.admin_site.name  # the tag `url` reads it
         refresh = request.GET.get("refresh", "")
         refresh_s = min(int(refresh), LONGEST_REFRESH_S) if refresh.isascii() and refresh.isdecimal() and len(refresh) < 9 else 0
         their_queues, their_jobs = self._other(request, Queue), self._other(request, Job)
@@ -150,11 +150,11 @@ class Pages(admin.ModelAdmin):
         return TemplateResponse(request, f"admin/gpuqueue/{template}.html", context, status=status)
 
     def note(self, request: HttpRequest, key: str, deed: str) -> None:
-        """Write what was done, and by whom, where the admin site keeps it."""
+        """Record an action and its user in the admin site's history."""
         try:
             self.log_change(request, self.model(pk=key), deed)
         except DatabaseError as error:
-            words = f"That was done, but the admin site's record of it could not be written: {error}"
+            words = f"The action succeeded, but the admin history could not be written: {error}"
             self.message_user(request, words, messages.WARNING)
 
 
@@ -197,29 +197,29 @@ class QueueAdmin(Pages):
         gq, by = sources.opened(alias), request.user.get_username()
         if act == "resume":
             was_paused = gq.resume(name, by=by)
-            holds = [f"still held: {hold.detail}{until(hold.until, now=gq.now())}" for hold in gq.holds().get(name, ())]
-            runs = f"Queue {name} runs again" if was_paused and not holds else f"Queue {name} is paused by nobody now"
+            holds = [f"Still held: {hold.detail}{until(hold.until, now=gq.now())}" for hold in gq.holds().get(name, ())]
+            runs = f"Queue {name} runs again" if was_paused and not holds else f"Queue {name} is not paused"
             self.message_user(request, ". ".join([runs, *holds]), messages.SUCCESS)
             if was_paused:
                 self.note(request, key, "Resumed.")
             return
         if act != "pause":
-            raise UsageError(f"act is {act!r}: it is pause or resume")
+            raise UsageError(f"unknown action {act!r}; expected pause or resume")
         from gpuqueue.cli.rendering import parse_moment
 
         reason, until_text = request.POST.get("reason", "").strip(), request.POST.get("until", "").strip()
         end = parse_moment(until_text, now=gq.now(), what="Until") if until_text else None
         if end is not None and end <= gq.now():
-            raise UsageError(f"Until is {until_text!r}: that is in the past")
+            raise UsageError(f"Until must be in the future; {until_text!r} is in the past")
         gq.pause(name, reason=reason, until=end, by=by)
         ends = until(end, now=gq.now())
-        self.message_user(request, f"Queue {name} is paused{ends}. Jobs that run go on.", messages.SUCCESS)
+        self.message_user(request, f"Queue {name} is paused{ends}. Running jobs continue.", messages.SUCCESS)
         self.note(request, key, f"Paused{ends}{f': {reason}' if reason else '.'}")
 
 
 @admin.register(Job)
 class JobAdmin(Pages):
-    """The list of jobs, and each one."""
+    """The list of jobs, and each job's page."""
 
     def views(self) -> list[tuple[str, View, str]]:
         return [
@@ -263,11 +263,11 @@ class JobAdmin(Pages):
     def act_view(self, request: HttpRequest) -> HttpResponse | None:
         act, keys = request.POST.get("act", ""), request.POST.getlist("job")
         if act not in ("retry", "cancel"):
-            raise UsageError(f"act is {act!r}: it is retry or cancel")
+            raise UsageError(f"unknown action {act!r}; expected retry or cancel")
         if not keys:
             raise UsageError("no job was selected; nothing was done")
         if len(keys) > jobs.PER_PAGE:
-            raise UsageError(f"{len(keys)} jobs were selected, and a page has {jobs.PER_PAGE}; nothing was done")
+            raise UsageError(f"{len(keys)} jobs were selected, more than the {jobs.PER_PAGE} of a page; nothing was done")
         if act == "cancel" and "sure" not in request.POST and (at_stake := self._at_stake(keys)):
             title = f"Cancel job {at_stake[0]['id']}?" if len(at_stake) == 1 else f"Cancel {len(at_stake)} jobs?"
             running_count = sum(row["state"] == State.RUNNING for row in at_stake)
@@ -288,20 +288,20 @@ class JobAdmin(Pages):
         return None
 
     def _at_stake(self, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Show the jobs that would be cancelled, none where that takes no asking: of one that waits nothing is lost."""
+        """Show the jobs that would be cancelled, none if no confirmation is needed: a single waiting job loses nothing."""
         found = []
         for key in keys:
             gq, job_id = self._place(key)
             try:
                 record = gq.job(job_id).record
             except UnknownJob:
-                continue  # which is told when the others were cancelled
+                continue  # reported after the others are cancelled
             if record.state not in FINISHED:
                 found += jobs.rows_of(gq, [record])
         return found if len(found) > 1 or any(row["state"] == State.RUNNING for row in found) else []
 
     def _retry(self, key: str) -> tuple[str, str]:
-        """Make a job available again; returns what to tell, and what was done, "" when nothing was."""
+        """Make a job available again; returns the message, and the entry for the history, "" if nothing was done."""
         handle = self._handle(key)
         try:
             handle.retry()
@@ -313,7 +313,7 @@ class JobAdmin(Pages):
         handle = self._handle(key)
         try:
             if not handle.cancel():
-                return f"job {handle.id} had finished before: {handle.state}", ""
+                return f"job {handle.id} already finished: {handle.state}", ""
             state = handle.refresh().state
         except UnknownJob as error:
             return str(error), ""
@@ -326,12 +326,12 @@ class JobAdmin(Pages):
         """Return the queue object that has a job, and the job's id."""
         alias, name = sources.read_key(key)
         if not (name.isascii() and name.isdecimal() and len(name) < 19):
-            raise UsageError(f"job is {key!r}: that is no job's id")
+            raise UsageError(f"{key!r} is not a job id")
         return sources.opened(alias), int(name)
 
 
 def changed(request: HttpRequest, **words: str) -> str:
-    """Return this page's query with some words changed, and those that are "" left out."""
+    """Return this page's query with some values changed, and empty ones left out."""
     query = request.GET.copy()
     for name, value in words.items():
         query.pop(name, None)

@@ -1,4 +1,4 @@
-"""Owns the Django app: its label, and what is connected when Django is ready; reads no queue."""
+"""Defines the Django app: its label, and what it connects when Django is ready; reads no queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the arguments of a Django task: that they fit its function and are JSON, and their names there; stores nothing."""
+"""Checks that a Django task's arguments fit its function and are JSON, and names them; stores nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["named_arguments", "stored_arguments"]
 
 
 def stored_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a job keeps. Raises: TypeError for what the task does not take; that or ValueError for what is not JSON."""
+    """Return the arguments as a job stores them.
+
+    Raises: TypeError if the task does not take them; TypeError or ValueError if they are not JSON.
+    """
     takes = _taken(task.func, task.takes_context)
     if takes is not None:
         try:
@@ -32,7 +35,7 @@ def stored_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def named_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:
-    """Name the arguments of a call, and the defaults that it leaves, unless it is told only partly. Raises: TypeError."""
+    """Return the arguments of a call by name, with defaults for those not given, unless `partly`. Raises: TypeError."""
     takes = _taken(task.func, task.takes_context)
     if takes is None:
         return dict(kwargs)
@@ -51,7 +54,7 @@ BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ON
 
 @cache
 def _taken(function: Callable[..., Any], takes_context: bool) -> inspect.Signature | None:
-    """What a call gives: all parameters but the context; None where they cannot be read."""
+    """Return the parameters of a call: all except the context; None if they cannot be read."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

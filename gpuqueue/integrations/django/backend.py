@@ -1,4 +1,4 @@
-"""Owns the backend of Django's tasks: what is enqueued becomes a job, and a job is told as a result; runs nothing."""
+"""Implements Django's task backend: stores tasks as jobs and returns jobs as results; runs nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Backend"]
 
 
 class Backend(BaseTaskBackend):
-    """Keeps tasks as jobs of a gpuqueue.
+    """Stores tasks as jobs of a gpuqueue.
 
-    QUEUES are the names that a task may give, by default "default" and those that are configured, `[]` any; any too where
-    nothing says which queues there are.
-    The signal `task_finished` is sent for what has succeeded or failed, not for what was cancelled.
-    OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" unless given), or `database`, the entry of DATABASES whose file
-    it shares; `config`, a gpuqueue.toml (that in BASE_DIR is found by itself); and what a gpuqueue.toml may say, as
+    QUEUES are the queue names that a task may use: by default "default" and the configured queues. With `[]`, or if no queue
+    is configured, a task may use any name.
+    The signal `task_finished` is sent for tasks that succeeded or failed, not for cancelled ones.
+    OPTIONS: `file`, the queue's own SQLite file ("gpuqueue.db" by default), or `database`, the entry of DATABASES whose file
+    it shares; `config`, a gpuqueue.toml (one in BASE_DIR is found automatically); and the sections of a gpuqueue.toml, as
     mappings: `"queues": {"ai": {"gpu": True}}`.
     """
 
@@ -51,11 +51,11 @@ class Backend(BaseTaskBackend):
         return entries.queue_of(self.alias, self.options, self._names, self.queue_class)
 
     def check(self, **kwargs: Any) -> Any:
-        """Check the settings; most of it is the app's to do, once for all backends."""
+        """Check the settings; the app does most of it, once for all backends."""
         return check_installed()
 
     def validate_task(self, task: Any) -> None:
-        """Refuse what cannot be enqueued. Raises: InvalidTask."""
+        """Refuse a task that cannot be enqueued. Raises: InvalidTask."""
         if task.queue_name not in self.queues:
             self._expect_queue(task)
         super().validate_task(task)
@@ -63,11 +63,11 @@ class Backend(BaseTaskBackend):
         declared.setdefault(self.alias, {}).setdefault(task.module_path, task)
 
     def _expect_queue(self, task: Any) -> None:
-        """Raises: InvalidTask where the settings say which queues there are, and none has the task's name."""
-        if self._names is None:  # said elsewhere, which is only read where a task asks for more than "default"
+        """Raises: InvalidTask if the settings list the queues, and the task's is not among them."""
+        if self._names is None:  # configured elsewhere, and only read if a task uses a queue other than "default"
             self.queues = set(self.gq.nameable)
         if self.queues and task.queue_name not in self.queues:
-            # It begins as Django's own does, which others may look for.
+            # Starts like Django's own message, which other code may match.
             raise InvalidTask(
                 f"{task.module_path}: Queue {task.queue_name!r} is not valid for backend. TASKS[{self.alias!r}] has the queues "
                 f"{', '.join(sorted(self.queues))}{did_you_mean(task.queue_name, self.queues)}; add it to "
@@ -75,7 +75,7 @@ class Backend(BaseTaskBackend):
             )
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Store a job; in a transaction on the queue's own file it belongs to that transaction."""
+        """Store a job; in a transaction on the queue's file, the job belongs to that transaction."""
         self.validate_task(task)
         arguments = stored_arguments(task, args, kwargs)
         if getattr(task, "model", None):

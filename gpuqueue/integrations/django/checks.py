@@ -1,4 +1,4 @@
-"""Owns the system checks: the traps of Django's settings that cost jobs or seconds; changes nothing."""
+"""Checks Django's settings for traps that lose jobs or cost seconds; changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_TIMEOUT_S = 5.0
 
 
 def check(app_configs: Sequence[Any] | None = None, **_: Any) -> list[checks.CheckMessage]:
-    """Check what is set for every queue."""
+    """Check the settings of every queue."""
     if not has_tasks():
         return [checks.Error(NO_TASKS, hint=INSTALL, id="gpuqueue.E001")]
     return list(_messages())
@@ -43,15 +43,15 @@ def _database(alias: str, file: str) -> Iterator[checks.CheckMessage]:
     where = f"DATABASES[{alias!r}]"
     if given["ENGINE"] != ENGINE:
         yield checks.Warning(
-            f"{where} is the file of a queue, and SQLite's own wait for the write lock is not fair beside busy workers: a "
-            "request may wait for seconds, or fail with 'database is locked'.",
-            hint=f'Set "ENGINE": "{ENGINE}", which is Django\'s backend with a fair wait.',
+            f"{where} shares its file with a queue, and SQLite's own wait for the write lock is unfair while workers are busy: "
+            "a request may wait for seconds, or fail with 'database is locked'.",
+            hint=f'Set "ENGINE": "{ENGINE}", Django\'s backend with a fair wait.',
             id="gpuqueue.W001",
         )
         if str(options.get("transaction_mode", "")).upper() not in ("IMMEDIATE", "EXCLUSIVE"):
             yield checks.Warning(
-                f"{where} begins its transactions DEFERRED: one that reads and then writes fails with 'database is locked' when "
-                "a worker wrote in between, and no timeout helps.",
+                f"{where} uses DEFERRED transactions: one that reads and then writes fails with 'database is locked' if a worker "
+                "wrote in between, whatever the timeout.",
                 hint='Set "OPTIONS": {"transaction_mode": "IMMEDIATE"}, or use the ENGINE of gpuqueue.W001.',
                 id="gpuqueue.W002",
             )
@@ -64,14 +64,14 @@ def _database(alias: str, file: str) -> Iterator[checks.CheckMessage]:
     mode = re.search(r"journal_mode\s*=\s*['\"]?(\w+)", str(options.get("init_command", "")), flags=re.I)
     if mode is not None and mode[1].upper() != "WAL":
         yield checks.Error(
-            f"{where} switches {file} to journal_mode {mode[1].upper()}, and a queue needs a write-ahead log.",
-            hint='Set "init_command": "PRAGMA journal_mode=WAL;", or leave it out.',
+            f"{where} switches {file} to journal_mode {mode[1].upper()}, but a queue needs a write-ahead log.",
+            hint='Set "init_command": "PRAGMA journal_mode=WAL;", or remove it.',
             id="gpuqueue.E003",
         )
     if given.get("ATOMIC_REQUESTS"):
         yield checks.Warning(
-            f"{where} has ATOMIC_REQUESTS: each request holds the write lock from its first line to its last, and workers and "
-            "other requests wait meanwhile.",
-            hint="Leave it out, and put transaction.atomic() around what belongs together.",
+            f"{where} sets ATOMIC_REQUESTS: each request holds the write lock from start to end, while workers and other "
+            "requests wait.",
+            hint="Remove it, and use transaction.atomic() around the statements that belong together.",
             id="gpuqueue.W004",
         )

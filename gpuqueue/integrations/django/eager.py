@@ -1,4 +1,4 @@
-"""Owns the backend for tests: a task runs at once, where it is enqueued; it needs no database and no worker."""
+"""Implements a task backend for tests, which runs a task at once where it is enqueued; needs no database and no worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["EagerBackend"]
 
 
 class EagerQueue(TemporaryQueue):
-    """A queue object in a file that ends with the process, whose jobs have ended when `enqueue` returns."""
+    """A queue object in a file that is deleted with the process; its jobs have ended when `enqueue` returns."""
 
     runs_here = True
 
@@ -34,15 +34,15 @@ class EagerQueue(TemporaryQueue):
 
     def discover(self) -> None:
         raise ConfigurationError(
-            f"TASKS[{self.alias!r}] is an EagerBackend: its tasks run where they are enqueued, and none are left for a worker"
+            f"TASKS[{self.alias!r}] is an EagerBackend: its tasks run where they are enqueued, never in a worker"
         )
 
 
 class EagerBackend(Backend):
-    """Runs a task at once, in the calling thread and inside its transaction, and is finished when `enqueue` returns.
+    """Runs a task at once, in the calling thread and inside its transaction; the task has ended when `enqueue` returns.
 
-    It takes the settings of `Backend`, but its queue is in a temporary file; jobs of gpuqueue's own run at once as well, as in
-    `gpuqueue.testing.eager`. `run_after` is not waited for. A failed task is told by its result, not raised.
+    It takes the settings of `Backend`, but its queue is in a temporary file; gpuqueue's own jobs run at once as well, as in
+    `gpuqueue.testing.eager`. It does not wait for `run_after`. A failed task's result has the error; `enqueue` does not raise it.
     """
 
     queue_class = EagerQueue

@@ -1,4 +1,4 @@
-"""Owns what an entry of TASKS means: which file, which configuration, and one queue object for both; looks no entry up."""
+"""Resolves the settings of an entry of TASKS to a file, a configuration and one queue object for both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIGURATION = "gpuqueue.toml"
 def queue_of(
     alias: str, options: Mapping[str, Any], names: frozenset[str] | None, temporary_class: type[TemporaryQueue] | None = None
 ) -> DjangoQueue:
-    """Return the queue object of these settings, which is made anew when they, or a database's file, have changed."""
+    """Return the queue object of these settings; a new one if they, or a database's file, have changed."""
     key = (temporary_class, repr(sorted(options.items())), names, *_surroundings())
     with _lock:
         made = _made.get(alias)
@@ -42,7 +42,7 @@ def _queue(
     given = dict(options)
     database, file, configuration = (given.pop(name, None) for name in ("database", "file", "config"))
     if database is not None and file is not None:
-        raise ConfigurationError(f"{where}: give 'database', an entry of DATABASES, or 'file', not both")
+        raise ConfigurationError(f"{where}: set either 'database' (an entry of DATABASES) or 'file', not both")
     path = _configuration_file(configuration)
     if database is not None:
         _expect_sqlite(database, where)
@@ -54,7 +54,7 @@ def _queue(
     except UsageError as error:
         raise ConfigurationError(f"{where}: {error}") from None
     own = database_path(config.database)
-    is_of_tests = temporary.is_testing() and not is_named  # what they enqueue is not for the real workers
+    is_of_tests = temporary.is_testing() and not is_named  # their jobs are not for the real workers
     shared = database or _alias_of(own, is_of_tests=is_of_tests)
     if temporary_class is not None or (is_of_tests and (shared is None or not temporary.has_test_file(shared))):
         made = temporary_class or TemporaryQueue
@@ -82,7 +82,7 @@ def _configuration_file(given: str | os.PathLike[str] | None) -> Path | None:
 
 
 def configuration_beside() -> Path:
-    """Return where a configuration is found without being named: beside manage.py."""
+    """Return where a configuration is found automatically: next to manage.py."""
     return _base() / CONFIGURATION
 
 
@@ -90,27 +90,25 @@ def _file_of(alias: str, where: str) -> Path:
     connection = connections[alias]
     if connection.is_in_memory_db():
         raise ConfigurationError(
-            f"{where}: the database {alias!r} is in memory, where no worker sees it. In tests without Django's test runner use "
-            "'gpuqueue.integrations.django.EagerBackend', or give the database a file"
+            f"{where}: database {alias!r} is in memory, where no worker can see it. Give the database a file, or in tests "
+            "without Django's test runner use 'gpuqueue.integrations.django.EagerBackend'"
         )
     return Path(os.path.abspath(connection.settings_dict["NAME"]))
 
 
 def _expect_sqlite(alias: str, where: str) -> None:
     if alias not in connections.settings:
-        raise ConfigurationError(
-            f"{where}: there is no database {alias!r} in DATABASES; there are: {', '.join(connections.settings)}"
-        )
+        raise ConfigurationError(f"{where}: unknown database {alias!r}. DATABASES has: {', '.join(connections.settings)}")
     connection = connections[alias]
     if connection.vendor != "sqlite":
         raise ConfigurationError(
-            f"{where}: the database {alias!r} is {connection.display_name}, and gpuqueue keeps its jobs in an SQLite file; leave "
-            "'database' out, and the queue has a file of its own"
+            f"{where}: database {alias!r} is {connection.display_name}, but gpuqueue stores its jobs in an SQLite file. Remove "
+            "'database' to use a separate file"
         )
 
 
 def _alias_of(path: Path, *, is_of_tests: bool) -> str | None:
-    """Find the entry of DATABASES that is this file or, for tests, was before their runner came."""
+    """Find the entry of DATABASES with this file or, in tests, that had it before the test runner changed it."""
     for alias in connections.settings:
         connection = connections[alias]
         if connection.vendor != "sqlite":
@@ -125,7 +123,7 @@ def _alias_of(path: Path, *, is_of_tests: bool) -> str | None:
 
 
 def _surroundings() -> tuple[Any, ...]:
-    """Return all that the queues depend on beside their settings; Django's test runner changes much of it."""
+    """Return all that the queues depend on in addition to their settings; Django's test runner changes much of it."""
     return (
         os.getpid() if temporary.is_testing() else None,
         tuple(str(entry.get("NAME")) for entry in connections.settings.values()),

@@ -1,4 +1,4 @@
-"""Owns the task that this backend's decorator makes, with what it asks of the GPU; stores and runs nothing."""
+"""Defines the task that this backend's decorator makes, with its GPU options; stores and runs nothing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ declared: dict[str, dict[str, Any]] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPUTask(Task):
-    """A Django task that may ask for more than a function's call; None leaves it to the queue.
+    """A Django task with gpuqueue's options; None leaves an option to the queue.
 
-    `vram` and `model` are the device memory that it needs, and the model whose memory that is: on a queue with `gpu = true` the
-    model's size is known or learned, others make room for it, and it is unloaded afterwards. The rest is as in
+    `vram` is the device memory that the task needs, and `model` the model that takes it: on a queue with `gpu = true` the model's
+    size is known or learned, other models make room for it, and it is unloaded afterwards. The other options are those of
     `gpuqueue.GPUQueue.task`.
     """
 
@@ -45,7 +45,7 @@ class GPUTask(Task):
     isolate: bool = False
 
     def using(self, **changes: Any) -> GPUTask:
-        """Return this task with other defaults: those of Django's tasks, and this one's own."""
+        """Return this task with other defaults, for Django's options and gpuqueue's own."""
         for name in changes:
             if name not in CHANGEABLE:
                 raise TypeError(f"using() got an unexpected keyword argument {name!r}; it takes {', '.join(CHANGEABLE)}")
@@ -58,12 +58,12 @@ CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
 
 
 def options_of(task: Any) -> dict[str, Any]:
-    """Collect what a Django task asks for, named as gpuqueue names it."""
+    """Collect a Django task's own options, named as gpuqueue names them."""
     return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
 
 
 def asked_of(task: Any) -> dict[str, Any]:
-    """Collect all that a Django task asks of its jobs, named as gpuqueue names it."""
+    """Collect all job options of a Django task, named as gpuqueue names them."""
     at = task.run_after
     return {
         **options_of(task),
@@ -74,17 +74,17 @@ def asked_of(task: Any) -> dict[str, Any]:
 
 
 def rules_of(task: Any) -> RetryRules:
-    """Read how a Django task's failures are taken. Raises: UsageError naming the setting."""
+    """Read a Django task's retry rules. Raises: UsageError naming the setting."""
     return read_rules(getattr(task, "retry_on", None), getattr(task, "discard_on", ()), getattr(task, "backoff", None))
 
 
 def check_options(task: Any) -> None:
-    """Raises: InvalidTask for what gpuqueue does not take."""
+    """Raises: InvalidTask for options that gpuqueue does not take."""
     try:
         read_options(options_of(task))
         rules_of(task)
         if getattr(task, "isolate", False) and iscoroutinefunction(task.func):
-            raise UsageError("isolate=True is for a plain function; an async one would not wait for it")
+            raise UsageError("isolate=True needs a plain function, not an async one")
     except UsageError as error:
         raise InvalidTask(f"{task.module_path}: {error}") from None
 
@@ -114,12 +114,12 @@ def task(
     takes_context: bool = False,
     **options: Any,
 ) -> Any:
-    """Make a function a task, as Django's decorator of the same name does; takes `vram=` and the like on every Django.
+    """Make a function a task, like Django's decorator of the same name; takes options such as `vram=` on every Django.
 
-    Django 6.0's own decorator takes no options of a backend's, that of 6.1 and of the backport does.
+    Django 6.0's own decorator takes no backend options; those of Django 6.1 and of the backport do.
     """
     if "run_after" in options:
-        raise TypeError("run_after is said where a task is enqueued: task.using(run_after=…)")
+        raise TypeError("pass run_after where the task is enqueued: task.using(run_after=…)")
 
     def decorated(function: Callable[..., Any]) -> Any:
         task_class = task_backends[backend].task_class
@@ -139,14 +139,14 @@ def task(
 
 
 def _expect_options(options: dict[str, Any], alias: str, task_class: Any) -> None:
-    """Raises: TypeError for what such a task does not take."""
+    """Raises: TypeError for options that such a task does not take."""
     known = sorted({field.name for field in fields(task_class)} - {"func", "run_after"})
     for name in options:
         if name in known:
             continue
-        if name in OWN:  # of a backend that is not gpuqueue's
+        if name in OWN:  # and the backend is not gpuqueue's
             raise TypeError(
-                f"task() got {name!r}, which TASKS[{alias!r}], {type(task_backends[alias]).__name__}, does not take; set "
+                f"task() got {name!r}, which TASKS[{alias!r}] ({type(task_backends[alias]).__name__}) does not take. Set "
                 '"BACKEND": "gpuqueue.integrations.django.Backend" there'
             )
-        raise TypeError(f"task() takes no option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")
+        raise TypeError(f"task() got an unknown option {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Owns the answer whether this thread holds a file's write lock through Django; ends no transaction."""
+"""Tells whether this thread holds a file's write lock through Django; ends no transaction."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gpuqueue.store.handed import holders
 
 
 def holder_here(path: str) -> str | None:
-    """Name the connection of Django's, of this thread, that holds the write lock of a file, given by its real path."""
+    """Name this thread's Django connection that holds the write lock of a file, given by its real path."""
     for connection in connections.all(initialized_only=True):
         driver = connection.connection
         if (
             driver is not None
             and connection.vendor == "sqlite"
             and driver.in_transaction
-            # One that began DEFERRED may not have written yet.
+            # A DEFERRED transaction may not have written yet.
             and connection.transaction_mode in ("IMMEDIATE", "EXCLUSIVE")
             and real_path(str(connection.settings_dict["NAME"])) == path
         ):
@@ -32,6 +32,6 @@ def real_path(name: str) -> str:
 
 
 def watch() -> None:
-    """Let gpuqueue's own connections ask from now on."""
+    """Let gpuqueue's own connections check this from now on."""
     if holder_here not in holders:
         holders.append(holder_here)

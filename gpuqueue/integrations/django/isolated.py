@@ -1,4 +1,4 @@
-"""Owns running a Django task in a process of its own, which a worker starts for it; such a process knows no Django yet."""
+"""Runs a Django task in a separate process, which a worker starts; Django is not set up in it yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns finding what is gpuqueue's among the entries of TASKS: a queue object by its alias, a result's job; makes none."""
+"""Finds gpuqueue's entries of TASKS: the queue object of an alias, and the job of a result; creates neither."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def queue(alias: str = DEFAULT_ALIAS) -> DjangoQueue:
     """
     backend = task_backends[alias]
     if not isinstance(backend, Backend):
-        raise ConfigurationError(f"TASKS[{alias!r}] is a {type(backend).__name__}, which has no queue of gpuqueue's")
+        raise ConfigurationError(f"TASKS[{alias!r}] is a {type(backend).__name__}, not a gpuqueue backend")
     return backend.gq
 
 
@@ -32,18 +32,18 @@ def job_of(result: Any) -> JobHandle:
     """Return the job behind a task's result, for its output, its place in the queue, or to cancel it. Raises: UnknownJob."""
     named = read_result_id(result.id)
     if named is None:
-        raise UsageError(f"{result.id!r} is no result of gpuqueue's; the backend {result.backend!r} keeps no job for it")
+        raise UsageError(f"{result.id!r} is not a gpuqueue result; the backend {result.backend!r} has no job for it")
     job_id, enqueued_us = named
     return JobHandle(queue(result.backend), job_id, None, enqueued_us)
 
 
 def backends() -> list[Backend]:
-    """Return the backends of TASKS that are gpuqueue's."""
+    """Return gpuqueue's backends of TASKS."""
     return [backend for backend in map(task_backends.__getitem__, task_backends.settings) if isinstance(backend, Backend)]
 
 
 def queues() -> list[DjangoQueue]:
-    """Return the queue objects of all entries of TASKS that are gpuqueue's and last. Raises: ConfigurationError."""
+    """Return the queue objects of gpuqueue's entries of TASKS, except temporary ones. Raises: ConfigurationError."""
     found = [backend.gq for backend in backends() if temporary.is_testing() or not _in_memory(backend.options.get("database"))]
     return [gq for gq in found if not isinstance(gq, TemporaryQueue)]
 

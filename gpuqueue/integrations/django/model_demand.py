@@ -1,4 +1,4 @@
-"""Owns what a Django task with `model=` needs of a device: what that model needs; sizes no other job."""
+"""Sizes the jobs of Django tasks with `model=` by what that model needs; sizes no other job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuqueue.domain.models import GENERATE
 
 
 class ModelDemand:
-    """Sizes a job that says which model it runs as gpuqueue sizes its own requests to that model."""
+    """Sizes a job that names its model like gpuqueue's own requests to that model."""
 
     @hookimpl
     def job_demand(self, details: JobDemandDetails) -> Demand | None:

@@ -1,6 +1,6 @@
-"""Owns what Django knows of queues and jobs: their names and permissions; they have no table of Django's and no rows.
+"""Defines Django models for queues and jobs, for names and permissions only; they have no table and no rows.
 
-Django also tells only an app with this module that the databases were migrated.
+Django sends `post_migrate` only to apps with a `models` module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from django.db import models
 
 
 class NoRows(models.Manager):
-    """Finds nothing and asks no database: what goes through all models, such as `dumpdata`, meets these too."""
+    """Finds nothing and queries no database: commands that go through all models, such as `dumpdata`, reach these too."""
 
     def get_queryset(self) -> Any:
         return super().get_queryset().none()

@@ -1,4 +1,4 @@
-"""Owns the queue object of a Django project: its tasks are Django's, and jobs join its transactions; reads no entry of TASKS."""
+"""Provides the queue object of a Django project: its tasks are Django's, and jobs join Django's transactions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ ARGUMENTS = Signature(frozenset(), frozenset({"args", "kwargs", "run_after", "mo
 
 
 class DjangoQueue(GPUQueue):
-    """The queue object of one entry of TASKS: Django's tasks, and all that a GPUQueue is.
+    """The queue object of one entry of TASKS: a GPUQueue whose tasks are Django's.
 
-    `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue lives in, None for a file of its own.
-    `nameable` are the queues that a Django task may name, none of them meaning any, and `place_of_queues` says where another
-    is added. `names` are those of the setting QUEUES, None where it is not given.
+    `alias` is the entry, `database_alias` the entry of DATABASES whose file the queue shares, None for a separate file.
+    `nameable` are the queues that a Django task may name, empty for any, and `place_of_queues` says where to add another.
+    `names` are those of the setting QUEUES, None if it is not set.
     """
 
     runs_here = False  # tasks run in the thread that enqueues them, and in its transaction
@@ -64,7 +64,7 @@ class DjangoQueue(GPUQueue):
             self._declared.add_queue_name(name)
 
     def task_of(self, task: Any) -> Task[..., Any]:
-        """Return the task of this queue that runs a Django task; it is made at the first use. Raises: UsageError."""
+        """Return the task of this queue that runs a Django task; creates it at first use. Raises: UsageError."""
         path = task.module_path
         known = self.tasks.get(path)
         return known if known is not None else self.add_task(self._made(task, path))
@@ -76,7 +76,7 @@ class DjangoQueue(GPUQueue):
     def sought(
         self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Say what `gpuqueue.testing` looks for: a task's name, arguments by name, changed options, and what is stored beside.
+        """Return what `gpuqueue.testing` looks for: task name, arguments by name, changed options, and what is stored with them.
 
         Raises: UsageError for an argument that the task does not take.
         """
@@ -100,22 +100,22 @@ class DjangoQueue(GPUQueue):
             return stored
         try:
             return named_arguments(import_task(job.task), stored["args"], stored["kwargs"])
-        except (ImportError, SuspiciousOperation, TypeError):  # it is not there any more, or is another
+        except (ImportError, SuspiciousOperation, TypeError):  # the task no longer exists, or has changed
             return stored
 
     def find_task(self, name: str) -> Task[..., Any] | None:
-        """Find a task, also one whose module nobody has imported here yet."""
+        """Find a task, importing its module if needed."""
         known = self.tasks.get(name)
         if known is None and name not in self._missing:
             try:
                 known = self.task_of(import_task(name))
             except Exception as error:  # whatever a module raises while it is imported
                 self._missing.add(name)
-                logger.warning("the task %s cannot be imported: %s: %s", name, type(error).__name__, error)
+                logger.warning("cannot import task %s: %s: %s", name, type(error).__name__, error)
         return known
 
     def expect_queues(self, names: Iterable[str]) -> None:
-        """Let queues exist that a worker is to serve, or that a job names first, where a task may name any queue."""
+        """Create the queues that a worker is to serve, or that a job names, if a task may name any queue."""
         if not self.nameable:
             for name in names:
                 if name not in self._declared.queue_names:
@@ -128,7 +128,7 @@ class DjangoQueue(GPUQueue):
             self.task_of(task)
 
     def worker_command(self, queue: str) -> str:
-        """Word the command that starts a worker for this queue."""
+        """Return the command that starts a worker for this queue."""
         other = "" if self.alias == DEFAULT_ALIAS else f" --backend {shlex.quote(self.alias)}"
         return f"python manage.py gpuqueue_worker{other}"
 
@@ -146,7 +146,7 @@ class DjangoQueue(GPUQueue):
         )
 
     def transaction(self) -> Any:
-        """Return Django's connection when this thread is in a transaction on the queue's file, else None."""
+        """Return Django's connection if this thread is in a transaction on the queue's file, else None."""
         if self.database_alias is None:
             return None
         connection = connections[self.database_alias]
@@ -158,7 +158,7 @@ class DjangoQueue(GPUQueue):
 
     @contextmanager
     def rows(self) -> Iterator[Reads]:
-        """Read the rows of one moment; inside a transaction of Django's, as that one sees them."""
+        """Read a snapshot of the rows; inside a Django transaction, the rows as that transaction sees them."""
         inside = self.transaction()
         if inside is None:
             with self.store.snapshot() as reads:
@@ -169,9 +169,9 @@ class DjangoQueue(GPUQueue):
 
 
 class TemporaryQueue(DjangoQueue):
-    """The queue object of an entry of TASKS while tests run, in a file that only this process has: each test finds it empty.
+    """The queue object of an entry of TASKS while tests run, in a file of this process alone; each test finds it empty.
 
-    `stands_for` is the entry of DATABASES whose file it would live in, were that not in memory.
+    `stands_for` is the entry of DATABASES whose file it would share, if that were not in memory.
     """
 
     def __init__(self, alias: str, config: Config, stands_for: str | None, names: frozenset[str] | None) -> None:
@@ -180,7 +180,7 @@ class TemporaryQueue(DjangoQueue):
 
     @property
     def store(self) -> Store:
-        """The opened file, emptied when another test has begun."""
+        """The opened file, emptied when another test has started."""
         opened = super().store
         temporary.begin_anew(opened)
         return opened
@@ -198,5 +198,5 @@ class TemporaryQueue(DjangoQueue):
         return await super().aenqueue_many(jobs, connection=self._other(connection))
 
     def _other(self, connection: Any) -> Any:
-        """Return a connection, None in place of the one to the database in memory."""
+        """Return the connection, or None if it is to the in-memory database."""
         return None if self.stands_for is not None and getattr(connection, "alias", None) == self.stands_for else connection

@@ -1,4 +1,4 @@
-"""Owns how a job is told as Django's TaskResult; changes no job."""
+"""Converts a job to Django's TaskResult; changes no job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATUS = {
     State.CANCELLED: "FAILED",
     State.DISCARDED: "FAILED",
 }
-SPENT = ("retried", "discarded", "cancelled", "crashed")  # outcomes of attempts that were not given back
+SPENT = ("retried", "discarded", "cancelled", "crashed")  # outcomes that count as an attempt
 CLASSES = {
     **{kind.code: kind for kind in errors.ExecutionError.__subclasses__()},
     "cancelled": errors.JobCancelled,
@@ -35,18 +35,18 @@ CLASSES = {
 
 
 def result_id(job_id: int, enqueued_at: datetime) -> str:
-    """Name a job's result. The moment keeps an id of a transaction that was rolled back from naming another job later."""
+    """Return the id of a job's result. The time keeps an id of a rolled-back transaction from naming another job later."""
     return f"{job_id}-{to_us(enqueued_at):x}"
 
 
 def read_result_id(text: str) -> tuple[int, int] | None:
-    """Return the job's id and when it was enqueued, in microseconds; None for what is no result's id."""
+    """Return the job's id and when it was enqueued, in microseconds; None if the string is not a result id."""
     found = re.fullmatch(r"([0-9]{1,18})-([0-9a-f]{1,16})", str(text))
     return None if found is None else (int(found[1]), int(found[2], 16))
 
 
 def import_task(path: str) -> Any:
-    """Import a Django task by its path. Raises: ImportError; SuspiciousOperation for what is no task."""
+    """Import a Django task by its path. Raises: ImportError; SuspiciousOperation if it is not a task."""
     found = import_string(path)
     if not isinstance(found, Task):
         raise SuspiciousOperation(f"{path} is not a task, but a {type(found).__name__}")
@@ -54,7 +54,7 @@ def import_task(path: str) -> Any:
 
 
 def new_result(job_id: int, enqueued_at: datetime, task: Any, args: Any, kwargs: Any, alias: str) -> Any:
-    """Tell a job that was just stored."""
+    """Make the result of a job that was just stored."""
     return TaskResult(
         task=task,
         id=result_id(job_id, enqueued_at),
@@ -72,7 +72,7 @@ def new_result(job_id: int, enqueued_at: datetime, task: Any, args: Any, kwargs:
 
 
 def result_of(reads: Reads, job: Job, alias: str) -> Any:
-    """Tell a job as its rows say it. Raises: ImportError, SuspiciousOperation when its task is not there any more."""
+    """Make a job's result from its rows. Raises: ImportError, SuspiciousOperation if its task no longer exists."""
     task = import_task(job.task)
     args, kwargs = job.arguments.get("args", []), job.arguments.get("kwargs", {})
     result = new_result(job.id, job.enqueued_at, _as_enqueued(task, job), args, kwargs, alias)
@@ -83,8 +83,8 @@ def result_of(reads: Reads, job: Job, alias: str) -> Any:
     if status in ("RUNNING", "SUCCESSFUL"):
         workers.append(job.worker_id or "")
     elif status == "FAILED" and not (attempts and attempts[-1]["finished_at"] == job.finished_at):
-        # It ended while it waited.
-        failures.append(error_of(job.error or JobErrorRecord("cancelled", "cancelled while it waited")))
+        # It ended while waiting.
+        failures.append(error_of(job.error or JobErrorRecord("cancelled", "cancelled while waiting")))
     begins = [attempt["started_at"] for attempt in attempts if attempt["started_at"] is not None]
     if job.started_at is not None:
         begins.append(job.started_at)
@@ -109,7 +109,7 @@ def change(result: Any, changes: dict[str, Any]) -> None:
 
 
 def error_of(record: JobErrorRecord) -> Any:
-    """Tell why an attempt failed, or why the job ended."""
+    """Convert the error of a failed attempt or of an ended job."""
     return TaskError(exception_class_path=_class_path(record), traceback=record.traceback or f"{record.message}\n")
 
 
@@ -137,5 +137,5 @@ def _as_enqueued(declared: Any, job: Job) -> Any:
 
 
 def moment(at: datetime | None) -> datetime | None:
-    """Return a moment the way Django's settings have moments: aware, or naive in the default zone."""
+    """Return a datetime as Django's settings want it: aware, or naive in the default time zone."""
     return at if at is None or settings.USE_TZ else timezone.make_naive(at)

@@ -1,4 +1,4 @@
-"""Owns running a Django task in a worker: its context, its signals and Django's connections; claims and writes nothing."""
+"""Runs a Django task in a worker, with its context, its signals and Django's connections; claims and writes nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gpuqueue.integrations.django.tasks_api import (
 
 
 class RunsTasks(Protocol):
-    """What running a Django task needs of its queue object."""
+    """The part of a queue object that running a Django task needs."""
 
     @property
     def alias(self) -> str: ...
@@ -56,7 +56,7 @@ class RunsTasks(Protocol):
 
 
 def runner(gq: RunsTasks, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the function that a worker calls with a job's arguments; asynchronous where the task is."""
+    """Make the function that a worker calls with a job's arguments; async if the task is."""
     if inspect.iscoroutinefunction(function) and not gq.runs_here:
 
         async def arun(**arguments: Any) -> Any:
@@ -72,7 +72,7 @@ def runner(gq: RunsTasks, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_here(gq: RunsTasks, arguments: Mapping[str, Any]) -> Any:
     """Run the current job's task in this thread. Raises: what the task raises."""
-    close = close_old_connections if not gq.runs_here else lambda: None  # which are in use here
+    close = close_old_connections if not gq.runs_here else lambda: None  # the caller still uses them
     close()
     try:
         attempt = _Attempt(gq, arguments)
@@ -90,8 +90,8 @@ def run_here(gq: RunsTasks, arguments: Mapping[str, Any]) -> Any:
 
 
 async def _arun(gq: RunsTasks, arguments: Mapping[str, Any]) -> Any:
-    # Receivers are told in the thread in which asynchronous code talks to Django's databases, one after another, and where
-    # asgiref lets them find the error that is being handled here.
+    # Receivers run one after another, in the thread where async code talks to Django's databases, and where asgiref lets them
+    # find the error that is being handled here.
     close, tell = sync_to_async(close_old_connections), sync_to_async(_tell)
     await close()
     try:
@@ -114,7 +114,7 @@ def _tell(signal: Any, attempt: _Attempt) -> None:
 
 
 class _Attempt:
-    """One attempt of a Django task, told as Django tells it."""
+    """One attempt of a Django task, with its TaskResult."""
 
     def __init__(self, gq: RunsTasks, arguments: Mapping[str, Any]) -> None:
         self._gq = gq
@@ -132,7 +132,7 @@ class _Attempt:
         return self._context.lease
 
     def checked(self, value: Any) -> Any:
-        """Return what the task returned as JSON keeps it. Raises: TypeError; Discard for what cannot be stored."""
+        """Return the task's return value as JSON stores it. Raises: TypeError; Discard if it cannot be stored."""
         value = normalize_json(value)
         try:
             to_json(value, limit_bytes=self._gq.config.max_payload_bytes, what=f"the result of job {self._lease.job_id}")
@@ -142,10 +142,10 @@ class _Attempt:
         return value
 
     def has_failed(self, error: BaseException) -> bool:
-        """Note a failure; returns whether it ends the job, as far as can be known before the policies have decided.
+        """Note a failure; returns whether it ends the job, as far as is known before the policies decide.
 
-        A cancellation is none: `task_finished` is not sent for it, of which Django's own receiver makes an error with a
-        traceback, for the administrators' mail and error monitoring.
+        A cancellation is not a failure: `task_finished` is not sent for it, because Django's own receiver would log an error
+        with a traceback, which reaches administrators' mail and error monitoring.
         """
         if not self._is_final(error):
             return False

@@ -1,4 +1,4 @@
-"""Owns a job's story as a streaming response of Django's, under WSGI and ASGI; what is told is `gpuqueue.integrations.sse`'s."""
+"""Streams a job's state and output as a Django response, under WSGI and ASGI; `gpuqueue.integrations.sse` makes the events."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def sse_response(
 ) -> Any:
     """Stream a job's state and output as server-sent events, to a browser's EventSource.
 
-    `job` is a job, a task's result, or a job's id in the queue of the entry `using` of TASKS: ids are numbers in a row, and
-    whether this visitor may see that job is for the view to say. A browser that comes back goes on where it was. Under ASGI it
-    waits without a thread; under WSGI it takes the request's thread until the job has ended or `timeout_s` is over. The view
-    may be async or not. Raises: Http404 for an id that no job has.
+    `job` is a job, a task's result, or a job's id in the queue of the entry `using` of TASKS: ids are consecutive numbers, and
+    the view must check whether this visitor may see that job. A browser that reconnects continues where it was. Under ASGI it
+    waits without a thread; under WSGI it occupies the request's thread until the job has ended or `timeout_s` has passed. The
+    view may be sync or async. Raises: Http404 for an unknown id.
     """
     after = request.headers.get("Last-Event-ID")
     if sse.heard_the_end(after):

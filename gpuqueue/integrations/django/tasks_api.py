@@ -1,4 +1,4 @@
-"""Owns which of the two there is: Django's own `django.tasks`, or the backport `django_tasks`; adds nothing to either."""
+"""Imports Django's tasks API, built-in (`django.tasks`) or backport (`django_tasks`); adds nothing to either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns where the queues of tests are: what Django's test runner does, and files that end with this process; stores no job."""
+"""Decides where the queues of tests are: follows Django's test runner, and names files that are deleted with this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.db import connections
 
 from gpuqueue.store.store import Store
 
-# The names of the databases before a test runner gave them others: {alias: NAME}.
+# The names of the databases before a test runner changed them: {alias: NAME}.
 at_start: dict[str, str] = {}
 
 
@@ -26,34 +26,34 @@ def note_databases() -> None:
 
 
 def is_testing() -> bool:
-    """Say whether Django's test runner works, or pytest-django."""
+    """Say whether Django's test runner, or pytest-django, is running."""
     return hasattr(mail, "outbox")
 
 
 def has_test_file(alias: str) -> bool:
-    """Say whether the test runner has put a file in the place of a database, where it otherwise has one in memory, or none."""
+    """Say whether the test runner has replaced a database by another file, not by one in memory or not at all."""
     connection = connections[alias]
     name = str(connection.settings_dict["NAME"])
     return connection.vendor == "sqlite" and not connection.is_in_memory_db() and name != at_start.get(alias)
 
 
 def file_beside(file: Path) -> Path:
-    """Name the file that a process has in place of another, the same one each time; it is gone when the process ends."""
+    """Name the file that a process uses in place of another, the same one each time; it is deleted when the process ends."""
     return _folder(os.getpid(), file) / f"test_{file.name}"
 
 
 @cache
 def _folder(_pid: int, _file: Path) -> Path:
     folder = Path(mkdtemp(prefix="gpuqueue-tests-"))
-    # Unlike atexit's, it is called in the processes of multiprocessing too, and in none that was forked from this one.
+    # Unlike atexit, it also runs in the processes of multiprocessing, and not in those forked from this one.
     Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
     return folder
 
 
 def begin_anew(store: Store) -> None:
-    """Empty a file of `file_beside` when another test has begun since it was last used; a forked process leaves it alone.
+    """Empty a file of `file_beside` if another test has started since it was last used; a forked process leaves it alone.
 
-    A test of Django's begins with another outbox, and pytest names its own.
+    Each Django test starts with another outbox, and pytest names its tests in the environment.
     """
     outbox, name = getattr(mail, "outbox", None), os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     with _beginning:

@@ -1,4 +1,4 @@
-"""Owns creating and upgrading the queues' tables when Django has migrated a database; migrates no model."""
+"""Creates and upgrades the queues' tables after Django has migrated a database; migrates no model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpuqueue.store.database import head, schema_version
 
 
 def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: Any) -> None:
-    """Bring the queues that live in this database to the newest schema; those with files of their own with the default one.
+    """Upgrade the queues in this database to the newest schema, and with the default database those in separate files.
 
-    It comes for each database, and after a flush too: what is new already is left alone. Raises: StoreError.
+    Called for each database, and after a flush too; leaves a current schema alone. Raises: StoreError.
     """
     from gpuqueue.integrations.django.lookup import queues
 
@@ -27,5 +27,7 @@ def after_migrate(*, using: str, verbosity: int = 1, stdout: Any = None, **_: An
         with closing(gq.open_store()):
             pass
         if verbosity:
-            done = "created" if before is None else f"upgraded from schema {before}"
-            print(f"  gpuqueue: {done} the queue in {gq.database}", file=stdout or sys.stdout)
+            done = f"created the queue in {gq.database}"
+            if before is not None:
+                done = f"upgraded the queue in {gq.database} from schema {before}"
+            print(f"  gpuqueue: {done}", file=stdout or sys.stdout)

@@ -192,9 +192,9 @@ def test_the_jobs_are_listed_and_filtered_by_queue_and_state(boss: Client, of_ev
         assert listed(f"?state={state}") == [job.id]
     assert listed("?queue=second") == [of_every_state[State.AVAILABLE].id]
     assert listed("?queue=second&state=running") == []
-    assert "there is no state 'lost'" in read(boss, f"{JOBS}?state=lost")
+    assert "unknown state 'lost'" in read(boss, f"{JOBS}?state=lost")
     assert "there is no queue 'nobody'" in read(boss, f"{JOBS}?queue=nobody", 404)
-    assert "after is 'x'" in read(boss, f"{JOBS}?after=x")
+    assert "after must be a job id, not 'x'" in read(boss, f"{JOBS}?after=x")
 
 
 def test_jobs_are_searched_by_id_and_by_a_part_of_their_tasks_name(boss: Client, gq: DjangoQueue) -> None:
@@ -243,7 +243,7 @@ def test_a_list_that_has_lost_its_jobs_leads_back_to_others(boss: Client, gq: Dj
     assert leafed(boss, f"{JOBS}?before=3", "Older") == [[3, 2, 1]]
     assert leafed(boss, f"{JOBS}?before={2**63 - 1}", "Older") == [[3, 2, 1]]
     assert leafed(boss, f"{JOBS}?after=0", "Newer") == [[], [3, 2, 1]]
-    assert "before is &#x27;x&#x27;" in boss.get(f"{JOBS}?before=x").content.decode()
+    assert "before must be a job id, not &#x27;x&#x27;" in boss.get(f"{JOBS}?before=x").content.decode()
 
 
 def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
@@ -252,14 +252,14 @@ def test_a_search_that_finds_nothing_near_says_how_far_it_looked(
     gq.enqueue_many([(gq.task(name="rare")(lambda: None), {})] + [(gq.task(name="many")(lambda: None), {})] * 30)
     monkeypatch.setattr("gpuqueue.store.sqlite.search.LOOKED_AT", 20)
     page = boss.get(f"{JOBS}?q=rare").content.decode()
-    further = re.search(r'href="(\?[^"]*)">Look further', page)
+    further = re.search(r'href="(\?[^"]*)">Search more', page)
     assert further is not None and "/job/1/change/" not in page and "Older" not in page
     page = boss.get(JOBS + html.unescape(further[1])).content.decode()
     assert "/job/1/change/" in page
     gq.enqueue_many([(gq.tasks["rare"], {})] * 2)
     assert leafed(boss, f"{JOBS}?q=rare&after=2", "Newer") == [[1], []]
     assert leafed(boss, f"{JOBS}?q=rare&before=1", "Older") == [[], [1]]
-    assert leafed(boss, f"{JOBS}?q=rare&before=1", "Look further")[:2] == [[], [33, 32]]
+    assert leafed(boss, f"{JOBS}?q=rare&before=1", "Search more")[:2] == [[], [33, 32]]
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -291,7 +291,7 @@ def test_a_job_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -
     for name in ("7", "x", "0", "99999999999999999999", "other:1"):
         page = boss.get(f"{JOBS}{name}/change/")
         assert page.status_code == (200 if ":" in name else 404)
-        assert "there is no job" in text_of(page) or "no entry 'other' of TASKS" in text_of(page)
+        assert "there is no job" in text_of(page) or "TASKS has no queue to show at 'other'" in text_of(page)
 
 
 def test_what_a_job_says_is_text_and_no_markup(boss: Client, gq: DjangoQueue) -> None:
@@ -403,9 +403,9 @@ def test_a_card_is_shown_with_what_is_loaded_and_reserved_and_how_it_is(
         until(lambda: f"Loaded {GEMMA}" in read(boss, CARDS), "the model is shown")
         shown = read(boss, CARDS)
         assert "4.5 GB of 5 GB budget reserved, 2 GB margin" in shown
-        assert f"job {job.id} of ai runs with {GEMMA}, 4.5 GB reserved" in shown
+        assert f"job {job.id} (ai) is running with {GEMMA}, 4.5 GB reserved" in shown
         assert job_url(job) in boss.get(CARDS).content.decode()
-        assert "used" in shown and "% busy" in shown and "available (asked" in shown
+        assert "used" in shown and "% busy" in shown and "available (checked" in shown
         assert "ollama http://127.0.0.1" in shown and "secret" not in shown
         gate.opened.set()
 
@@ -418,8 +418,8 @@ def test_an_outage_is_shown(boss: Client, use_queue: UseQueue, until: Callable[.
     )
     job = gq.ollama.generate(GEMMA, prompt="hello", queue="ai")
     with Worker(gq):
-        until(lambda: "away since" in read(boss, CARDS), "the outage is shown")
-        assert "asked again at" in read(boss, CARDS)
+        until(lambda: "unavailable since" in read(boss, CARDS), "the outage is shown")
+        assert "next check at" in read(boss, CARDS)
         assert "python manage.py gpuqueue doctor" in read(boss, job_url(job))
 
 
@@ -456,7 +456,7 @@ def test_pause_and_resume_say_who_and_why(boss: Client, gq: DjangoQueue) -> None
     assert paused is not None and (paused.by, paused.reason) == ("user-0", "lunch") and paused.until is not None
     assert "Queue default runs again" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
     assert gq.view().queues["default"].paused is None
-    assert "is paused by nobody now" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
+    assert "Queue default is not paused" in post(boss, f"{QUEUES}act/", queue="default", act="resume", back=QUEUES)
 
 
 def test_a_pause_that_was_mistyped_keeps_what_was_typed(boss: Client, gq: DjangoQueue) -> None:
@@ -475,12 +475,12 @@ def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: D
     job = gq.task(name="x", queue="default")(lambda: None).enqueue()
     for url, data, words in (
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "soon"}, "Until is 'soon'"),
-        (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "that is in the past"),
+        (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "is in the past"),
         (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "There is no queue 'nobody'"),
-        (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "No entry 'other' of TASKS"),
-        (f"{QUEUES}act/", {"queue": "default", "act": "drop"}, "it is pause or resume"),
-        (f"{JOBS}act/", {"job": str(job.id), "act": "drop"}, "it is retry or cancel"),
-        (f"{JOBS}act/", {"job": "x", "act": "cancel"}, "that is no job's id"),
+        (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "TASKS has no queue to show at 'other'"),
+        (f"{QUEUES}act/", {"queue": "default", "act": "drop"}, "expected pause or resume"),
+        (f"{JOBS}act/", {"job": str(job.id), "act": "drop"}, "expected retry or cancel"),
+        (f"{JOBS}act/", {"job": "x", "act": "cancel"}, "is not a job id"),
         (f"{JOBS}act/", {"job": "7", "act": "cancel"}, "There is no job 7"),
         (f"{JOBS}act/", {"act": "cancel"}, "No job was selected"),
     ):
@@ -496,10 +496,10 @@ def test_a_job_is_cancelled_and_retried(boss: Client, of_every_state: dict[Any, 
     assert job.refresh().state is State.AVAILABLE
     assert "only a discarded, cancelled" in post(boss, f"{JOBS}act/", job=job.id, act="retry", back=job_url(job))
     done = of_every_state[State.COMPLETED]
-    assert "had finished before: completed" in post(boss, f"{JOBS}act/", job=done.id, act="cancel", back=job_url(done))
+    assert "already finished: completed" in post(boss, f"{JOBS}act/", job=done.id, act="cancel", back=job_url(done))
     runs = of_every_state[State.RUNNING]
     asked = boss.post(f"{JOBS}act/", {"job": runs.id, "act": "cancel", "back": job_url(runs)})
-    assert f"Cancel job {runs.id}?" in text_of(asked) and "It runs: what it has done so far is lost" in text_of(asked)
+    assert f"Cancel job {runs.id}?" in text_of(asked) and "It is running: its work so far will be lost" in text_of(asked)
     assert not runs.refresh().record.cancel_requested
     assert "Asked to stop" in post(boss, f"{JOBS}act/", **form_of(asked, job_url(runs)))
     assert runs.refresh().record.cancel_requested
@@ -520,10 +520,10 @@ def test_several_jobs_are_cancelled_at_once_and_those_that_cannot_be_are_named(b
     jobs = [made.enqueue() for _ in range(3)]
     jobs[0].cancel()
     asked = boss.post(f"{JOBS}act/", {"job": [job.id for job in jobs], "act": "cancel", "back": JOBS})
-    assert "Cancel 2 jobs?" in text_of(asked) and "is lost" not in text_of(asked)
+    assert "Cancel 2 jobs?" in text_of(asked) and "will be lost" not in text_of(asked)
     assert jobs[1].refresh().state is State.AVAILABLE
     shown = post(boss, f"{JOBS}act/", **form_of(asked, JOBS))
-    assert "2 jobs: cancelled" in shown and "Job 1 had finished before: cancelled" in shown
+    assert "2 jobs: cancelled" in shown and "Job 1 already finished: cancelled" in shown
     assert {job.refresh().state for job in jobs} == {State.CANCELLED}
     assert "3 jobs: available again" in post(boss, f"{JOBS}act/", job=[job.id for job in jobs], act="retry", back=JOBS)
 
@@ -610,8 +610,8 @@ def test_nothing_is_done_by_get_or_without_the_token(gq: DjangoQueue) -> None:
 def test_a_missing_file_is_told_and_not_made(boss: Client, site: DjangoQueue) -> None:
     for url in (QUEUES, CARDS, WORKERS, JOBS, f"{JOBS}1/change/", f"{QUEUES}default/change/"):
         shown = read(boss, url)
-        assert f"there is no queue yet: {site.database} does not exist" in shown and "manage.py migrate" in shown
-    assert "There is no queue yet" in post(boss, f"{JOBS}act/", job="1", act="cancel")
+        assert f"no database at {site.database} yet" in shown and "manage.py migrate" in shown
+    assert "No database at" in post(boss, f"{JOBS}act/", job="1", act="cancel")
     assert not site.database.exists()
 
 
@@ -620,7 +620,7 @@ def test_a_database_without_a_queue_is_told_and_left_alone(boss: Client, site: D
         connection.execute("CREATE TABLE other (id)")
     connection.close()
     for url in (QUEUES, CARDS, WORKERS, JOBS):
-        assert "there is no queue yet in" in read(boss, url)
+        assert "no queue in" in read(boss, url)
     with sqlite3.connect(site.database) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("other",)]
     connection.close()
@@ -690,7 +690,7 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
         assert here.id == there.id == 1
         for url in (QUEUES, CARDS, WORKERS):
             shown = read(boss, url)
-            for words in (str(first.database), str(second.database), "databse", "none.db does not exist"):
+            for words in (str(first.database), str(second.database), "databse", "none.db yet"):
                 assert words in shown, (url, words)
             assert "same" not in shown and "not-ours" not in shown
         assert "here" in read(boss, JOBS) and "there" not in read(boss, JOBS)
@@ -703,8 +703,8 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
         (of_two,) = re.findall(r'href="(/admin/gpuqueue/queue/[^"]*two/change/)"', boss.get(QUEUES).content.decode())
         assert "Queue two" in read(boss, of_two)
         read(boss, LogEntry.objects.get().get_admin_url())
-        assert "no entry 'lost' of TASKS" in read(boss, f"{JOBS}?file=lost")
-        assert "does not exist" in read(boss, f"{JOBS}?file=none")
+        assert "TASKS has no queue to show at 'lost'" in read(boss, f"{JOBS}?file=lost")
+        assert "no database at" in read(boss, f"{JOBS}?file=none")
         second.close()
         first.close()
 
@@ -712,8 +712,8 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
 def test_without_an_entry_of_gpuqueues_the_pages_say_so(boss: Client, gq: DjangoQueue) -> None:
     with override_settings(TASKS={"default": {"BACKEND": DUMMY}}):
         for url in (QUEUES, CARDS, WORKERS, JOBS):
-            assert "no entry of TASKS has a queue of gpuqueue's" in read(boss, url)
-        assert "No entry of TASKS" in post(boss, f"{JOBS}act/", act="cancel", job="1")
+            assert "no entry of TASKS uses gpuqueue" in read(boss, url)
+        assert "No entry of TASKS uses gpuqueue" in post(boss, f"{JOBS}act/", act="cancel", job="1")
 
 
 # --- in a project ---

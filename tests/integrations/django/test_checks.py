@@ -68,7 +68,7 @@ def test_a_queue_in_a_file_of_its_own_has_none_of_these_traps(use_database: UseD
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"database": "nowhere"}, "there is no database 'nowhere'"),
+        ({"database": "nowhere"}, "unknown database 'nowhere'"),
         ({"database": "default", "file": "x.db"}, "not both"),
         ({"file": "x.db", "queues": {"ai": {"gpuu": True}}}, "gpuu"),
         ({"config": "nowhere.toml"}, "nowhere.toml"),

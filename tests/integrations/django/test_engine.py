@@ -212,7 +212,7 @@ def test_what_the_settings_say_of_the_connection_counts(use_database: UseDatabas
 
 def test_a_transaction_that_cannot_wait_is_refused_in_the_settings(use_database: UseDatabase) -> None:
     use_database(transaction_mode="DEFERRED")
-    with pytest.raises(ImproperlyConfigured, match=r"DEFERRED.*leave the option out"):
+    with pytest.raises(ImproperlyConfigured, match=r"DEFERRED.*Remove the option"):
         run("SELECT 1")
 
 

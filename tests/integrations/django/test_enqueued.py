@@ -59,7 +59,7 @@ def test_what_was_enqueued_instead_is_told_as_calls(own_file: DjangoQueue) -> No
     with pytest.raises(AssertionError) as failed:
         assert_enqueued(tasks.add.using(queue_name="mail"), 7)
     assert str(failed.value) == (
-        "no job of tests.integrations.django.tasks.add(a=7) with queue='mail' was enqueued; these were:\n"
+        "no job of tests.integrations.django.tasks.add(a=7) with queue='mail' was enqueued; these jobs were:\n"
         "  job 1: tests.integrations.django.tasks.add(a=1, b=2) in default, available\n"
         "  job 2: print(pages=3) in default, available\n"
         "  job 3: shop.tasks.gone(args=[1], kwargs={}) in default, available"
@@ -83,5 +83,5 @@ def test_a_job_that_ran_at_once_was_enqueued_too() -> None:
 
 
 def test_a_task_of_another_backend_has_no_jobs() -> None:
-    with override_settings(TASKS={"default": {"BACKEND": DUMMY}}), pytest.raises(UsageError, match="no task of gpuqueue's"):
+    with override_settings(TASKS={"default": {"BACKEND": DUMMY}}), pytest.raises(UsageError, match="not a gpuqueue task"):
         assert_enqueued(tasks.add)

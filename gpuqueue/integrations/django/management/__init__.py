@@ -1,1 +1,1 @@
-"""Owns the place of the commands of `manage.py`."""
+"""Holds the commands of `manage.py`."""

@@ -1,4 +1,4 @@
-"""Owns running gpuqueue's command line on the queue of an entry of TASKS; defines no command."""
+"""Runs gpuqueue's command line on the queue of an entry of TASKS; defines no command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the two models as Django's migrations know them; they have no table, so this makes none."""
+"""Declares the two models to Django's migrations; they have no tables, so it creates none."""
 
 from __future__ import annotations
 

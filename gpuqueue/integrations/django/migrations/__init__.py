@@ -1,1 +1,1 @@
-"""Owns what Django's `makemigrations` compares the models with; makes no table."""
+"""Holds the migrations that Django's `makemigrations` compares the models with; they create no table."""

@@ -1,1 +1,1 @@
-"""Owns what the admin site's pages show; no page changes anything, or knows who looks at it."""
+"""Builds what the admin site's pages show; changes nothing, and does not know the user."""

@@ -1,4 +1,4 @@
-"""Owns what is shown of the cards, the backends, the services and the workers, as workers last said; asks no card."""
+"""Shows the cards, backends, services and workers as the workers last reported them; reads no card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNNING_SHOWN = 500
 
 
 def cards_page(gq: DjangoQueue) -> dict[str, Any]:
-    """Show the cards, and what they work with."""
+    """Show the cards, the backends and the services."""
     view = gq.view()
     return {
         "cards": [_card(gq, device, view) for device in view.devices.values()],
@@ -33,7 +33,7 @@ def cards_page(gq: DjangoQueue) -> dict[str, Any]:
 
 
 def workers_page(gq: DjangoQueue) -> dict[str, Any]:
-    """Show the workers that live, and what each runs."""
+    """Show the running workers, and the jobs of each."""
     view = gq.view()
     running = [handle.record for handle in gq.jobs(state=State.RUNNING, limit=RUNNING_SHOWN)]
     shown = {
@@ -57,7 +57,7 @@ def _card(gq: DjangoQueue, device: DeviceView, view: View) -> dict[str, Any]:
     return {
         "name": settings.name,
         "card": (reading and reading.name) or "",
-        "reserved_bytes": str(device.reserved_bytes),  # as text, which no locale changes
+        "reserved_bytes": str(device.reserved_bytes),  # as a string, which no locale changes
         "budget_bytes": str(settings.budget_bytes),
         "reserved": format_size(device.reserved_bytes),
         "budget": format_size(settings.budget_bytes),
@@ -105,12 +105,12 @@ def _memory(reading: Reading | None) -> dict[str, Any] | None:
 
 
 def _unknown(reading: Reading | None) -> str:
-    """Word why the card's memory is not known, "" where it is."""
+    """Explain why the card's memory is unknown, "" if it is known."""
     if reading is None:
         return "no worker has read the card yet"
     if reading.lost:
         return f"lost: {reading.lost}"
-    return "no driver where the worker runs; the budget is trusted" if _memory(reading) is None else ""
+    return "unknown (no driver on the worker's host); the budget alone counts" if _memory(reading) is None else ""
 
 
 def _condition(reading: Reading) -> list[str]:

@@ -1,4 +1,4 @@
-"""Owns what is shown of one job: every field, what came of it, its log, and why it is where it is; changes nothing."""
+"""Shows one job: every field, its outcome, its log, and the reason for its state; changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN_LINES = 1000  # of its log, the newest
 
 
 def job_page(gq: DjangoQueue, name: str, *, whole: bool) -> dict[str, Any]:
-    """Show a job, its long texts cut unless the `whole` is asked for. Raises: UnknownJob."""
+    """Show a job, with long texts cut unless `whole`. Raises: UnknownJob."""
     job_id = int(name) if name.isascii() and name.isdecimal() and len(name) < 19 else 0
     if not job_id:
         raise UnknownJob(job_id)
@@ -45,7 +45,7 @@ def job_page(gq: DjangoQueue, name: str, *, whole: bool) -> dict[str, Any]:
         "queue_key": key_of(job.queue),
         "fields": _fields(job, now),
         "progress": progress(job),
-        "progress_percent": str(round((job.progress or 0) * 100, 1)),  # as text, which no locale changes
+        "progress_percent": str(round((job.progress or 0) * 100, 1)),  # as a string, which no locale changes
         "may_be_retried": job.state in RETRIED,
         "may_be_cancelled": job.state not in FINISHED and not (job.state is State.RUNNING and job.cancel_requested),
         "summary": Text.of(explanation.summary).shown,
@@ -78,7 +78,7 @@ def _attempt(attempt: Mapping[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _fields(job: Job, now: datetime) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """Show every field of the row but those that have a place of their own; [(heading, [(name, value)])]."""
+    """Show every field of the row except those shown elsewhere; [(heading, [(name, value)])]."""
 
     def size(amount: int | None) -> str | None:
         return format_size(amount) if amount else None
@@ -112,9 +112,9 @@ def _fields(job: Job, now: datetime) -> list[tuple[str, list[tuple[str, Any]]]]:
             "needs": size(job.demand_bytes),
             "device": job.device,
             "reserved": size(job.reserved_bytes),
-            "asked for": ", ".join(filter(None, [size(job.wanted_bytes), job.wanted_device and f"on {job.wanted_device}"])),
+            "requested": ", ".join(filter(None, [size(job.wanted_bytes), job.wanted_device and f"on {job.wanted_device}"])),
             "fallback": ", ".join(job.fallback),
-            "made room": f"{job.preemptions}×" if job.preemptions else None,
+            "preempted": f"{job.preemptions}×" if job.preemptions else None,
             "output tokens": job.output_tokens or None,
         },
     }

@@ -1,4 +1,4 @@
-"""Owns what is shown of many jobs: a page of the newest, filtered and searched, cheap among a million; changes no job."""
+"""Lists jobs: a page of the newest, filtered and searched, cheap among a million; changes no job."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LARGEST_ID = 2**63 - 1
 
 
 class Page(NamedTuple):
-    """Some jobs, the newest first; `next_id` is where the next page begins in the same direction, None when there is none."""
+    """Some jobs, the newest first; `next_id` is where the next page starts in the same direction, None if there is none."""
 
     jobs: list[Job]
     next_id: int | None = None
-    looked_far: bool = False  # and left off before there were enough of them
+    looked_far: bool = False  # the search stopped before it found enough
 
 
 def job_list(gq: DjangoQueue, *, queue: str, state: str, text: str, after: str, before: str) -> dict[str, Any]:
-    """Show a page of jobs, the newest first; each word is as a person gave it, "" for none. Raises: UsageError."""
+    """Show a page of jobs, the newest first; each filter is as the user typed it, "" for none. Raises: UsageError."""
     behind, ahead = (_number(given, what) if given else None for given, what in ((after, "after"), (before, "before")))
     if queue and queue not in (names := gq.queue_names()):
         raise UnknownQueue(queue, names)
     if state and state not in list(State):
-        raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+        raise UsageError(f"unknown state {state!r}. States: {', '.join(State)}")
     newer = older = None
     if (job_id := text.removeprefix("#")).isdecimal():
         page = Page(_one(gq, job_id))
@@ -86,7 +86,7 @@ def _one(gq: DjangoQueue, job_id: str) -> list[Job]:
 
 def _number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text[:20]) <= LARGEST_ID):
-        raise UsageError(f"{what} is {text!r}: that is no job's id")
+        raise UsageError(f"{what} must be a job id, not {text!r}")
     return int(text)
 
 

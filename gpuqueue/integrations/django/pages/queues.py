@@ -1,4 +1,4 @@
-"""Owns what is shown of queues: their jobs by state, what holds each and until when; pauses nothing."""
+"""Shows queues: their jobs by state, what holds each and until when; pauses nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _row(
 
 
 def _settings(settings: QueueSettings) -> list[tuple[str, str]]:
-    """Show what was configured, keys and values as `gpuqueue.toml` has them."""
+    """Show the configuration, with keys and values as in `gpuqueue.toml`."""
     shown = []
     for field in fields(settings):
         key, value = field.name.removesuffix("_s"), getattr(settings, field.name)
@@ -88,7 +88,7 @@ def _settings(settings: QueueSettings) -> list[tuple[str, str]]:
 
 
 def _written(value: Any, *, is_duration: bool = False) -> str:
-    """Write a value as TOML has it."""
+    """Write a value as TOML."""
     if is_duration:
         count, unit = _in_one_unit(value)
         return f'"{count}{unit}"'
@@ -104,7 +104,7 @@ def _written(value: Any, *, is_duration: bool = False) -> str:
 
 
 def _in_one_unit(seconds: float) -> tuple[int, str]:
-    """Split a duration exactly, in the largest unit that it is a whole number of."""
+    """Express a duration exactly, in the largest unit that divides it."""
     milliseconds = round(seconds * 1000)
     if not milliseconds:
         return 0, "s"

@@ -1,4 +1,4 @@
-"""Owns which queues the admin pages show, and why one cannot be shown; makes no file and upgrades none that is not a queue's."""
+"""Finds the queues that the admin pages show, and why one cannot be shown; creates no file, and upgrades only a queue's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["TROUBLES", "aliases", "keys_of", "opened", "read_key", "sections"]
 
 PATIENCE_S = 2.0  # with a file that another program has locked for itself
-TROUBLES = (GPUQueueError, ImproperlyConfigured, OSError)  # told on the page, and no error of the server
+TROUBLES = (GPUQueueError, ImproperlyConfigured, OSError)  # shown on the page, not a server error
 
 
 def aliases() -> list[str]:
-    """Return the entries of TASKS that are gpuqueue's, the main one first, and one of those that share a file.
+    """Return gpuqueue's entries of TASKS, the main one first, and only one of those that share a file.
 
-    Raises: ImproperlyConfigured when there is none.
+    Raises: ImproperlyConfigured if there is none.
     """
     if not has_tasks():
         raise ImproperlyConfigured(f"{NO_TASKS} {INSTALL}")
@@ -38,30 +38,28 @@ def aliases() -> list[str]:
         except TROUBLES:
             files[backend.alias] = backend.alias
     if not files:
-        raise ImproperlyConfigured(
-            "no entry of TASKS has a queue of gpuqueue's: its BACKEND would be 'gpuqueue.integrations.django.Backend'"
-        )
+        raise ImproperlyConfigured("no entry of TASKS uses gpuqueue. Set its BACKEND to 'gpuqueue.integrations.django.Backend'")
     return list(files.values())
 
 
 def opened(alias: str) -> DjangoQueue:
-    """Return the queue object of an entry of TASKS whose file is there. Raises: one of TROUBLES."""
+    """Return the queue object of an entry of TASKS whose file exists. Raises: one of TROUBLES."""
     known = aliases()
     from gpuqueue.integrations.django.lookup import queue
 
     if alias not in known:
-        raise UsageError(f"no entry {alias!r} of TASKS has a queue to show. Those that have: {', '.join(known)}")
+        raise UsageError(f"TASKS has no queue to show at {alias!r}. Entries with a queue: {', '.join(known)}")
     gq = queue(alias)
-    makes = "`python manage.py migrate` makes it, and so does the first job"
+    create = "Run `python manage.py migrate`, or enqueue a job, to create it"
     if not gq.database.exists():
-        raise StoreError(f"there is no queue yet: {gq.database} does not exist. {makes}")
+        raise StoreError(f"no database at {gq.database} yet. {create}")
     if schema_version(gq.database, patience_s=PATIENCE_S) is None:
-        raise StoreError(f"there is no queue yet in {gq.database}. {makes}")
+        raise StoreError(f"no queue in {gq.database} yet. {create}")
     return gq
 
 
 def sections(build: Callable[[DjangoQueue], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Show every queue's file by itself: what `build` says of it, or in `trouble` why it says nothing."""
+    """Show each queue's file separately: what `build` returns or, in `trouble`, why it failed."""
     shown = []
     for alias in aliases():
         section: dict[str, Any] = {"alias": alias}
@@ -75,13 +73,13 @@ def sections(build: Callable[[DjangoQueue], Mapping[str, Any]]) -> list[dict[str
 
 
 def keys_of(alias: str) -> Callable[[str | int], str]:
-    """Return what names the queues and jobs of a file: by their own names, and those of other files than the main one with it."""
+    """Return a function that names a file's queues and jobs: by their own names, prefixed unless the file is the main one."""
     prefix = "" if alias == aliases()[0] else quote(alias, safe="")
     return lambda name: f"{prefix}:{name}" if prefix or ":" in str(name) else str(name)
 
 
 def read_key(key: str) -> tuple[str, str]:
-    """Return the entry of TASKS and the name that a key says."""
+    """Return the entry of TASKS and the name in a key."""
     prefix, colon, name = key.partition(":")
     if not colon:
         return aliases()[0], key

@@ -1,4 +1,4 @@
-"""Owns how the admin pages word moments, texts and advice; reads nothing."""
+"""Formats times, texts and advice for the admin pages; reads nothing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Moment", "Text", "as_json", "held", "manage", "next_step"]
 
 SHOWN_CHARACTERS = 20_000  # of one text, unless all is asked for
 NOTHING = "–"
-# A list's numbers each on a line of its own, as no text in JSON can have a line's end.
+# A list's numbers, one per line: a string in JSON cannot contain a line break.
 MANY_NUMBERS = re.compile(r"\[\n(?: *[-+.\deE]+,\n){19,} *[-+.\deE]+\n *\]")
 FIRST_NUMBERS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment for a page: when, how long ago or from now, and exactly."""
+    """A time for a page: when, how long ago or from now, and exactly."""
 
     at: datetime
     now: datetime
@@ -52,14 +52,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of a job's, cut to what a page carries; `left_out_count` characters are not in it."""
+    """A job's text, cut to fit a page; `left_out_count` characters are left out."""
 
     shown: str
     left_out_count: int = 0
 
     @classmethod
     def of(cls, text: str, *, whole: bool = False) -> Text:
-        # Half of a surrogate pair is JSON, and cannot be sent.
+        # Half of a surrogate pair is valid JSON, but cannot be sent.
         sendable = text.encode("utf-8", "backslashreplace").decode()
         if whole or len(sendable) <= SHOWN_CHARACTERS:
             return cls(sendable)
@@ -70,7 +70,7 @@ class Text:
 
 
 def as_json(value: Any, *, whole: bool = False) -> Text:
-    """Write a value for people, unless the `whole` is asked for with all but the first of many numbers in a row left out."""
+    """Write a value for people; unless `whole`, only the first numbers of a long list are kept."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     brief = text if whole else MANY_NUMBERS.sub(_first_numbers, text)
     shown = Text.of(brief, whole=whole)
@@ -84,12 +84,12 @@ def _first_numbers(found: re.Match[str]) -> str:
 
 
 def held(hold: Hold, *, now: datetime) -> str:
-    """Word what holds a queue, and until when."""
+    """Describe what holds a queue, and until when."""
     return f"{hold.detail}{until(hold.until, now=now)}"
 
 
 def manage(gq: DjangoQueue, words: str) -> str:
-    """Word a command of gpuqueue's command line for this queue."""
+    """Return a gpuqueue command for this queue."""
     from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
     other = "" if gq.alias == DEFAULT_ALIAS else f"--backend {gq.alias} "
@@ -97,7 +97,7 @@ def manage(gq: DjangoQueue, words: str) -> str:
 
 
 def next_step(gq: DjangoQueue, explanation: Explanation) -> str:
-    """Word an explanation's advice as what can be typed; "" for what the pages have a button for."""
+    """Return an explanation's advice as a command to type; "" if the pages have a button for it."""
     advice = explanation.advice
     if advice.startswith(("gpuqueue retry ", "gpuqueue resume ")):
         return ""

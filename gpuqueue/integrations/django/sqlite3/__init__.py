@@ -1,1 +1,1 @@
-"""Owns the place of the database ENGINE `gpuqueue.integrations.django.sqlite3`, whose module `base` Django looks for."""
+"""Provides the database ENGINE `gpuqueue.integrations.django.sqlite3`; Django imports its module `base`."""

@@ -1,7 +1,7 @@
-"""Owns the database ENGINE whose connections wait for SQLite's write lock as gpuqueue's own do; knows no queue.
+"""Provides a database ENGINE whose connections wait for SQLite's write lock as gpuqueue's own do; knows no queue.
 
-It is Django's SQLite backend but for how it begins: with a write-ahead log, every transaction IMMEDIATE, and a fair wait in
-place of SQLite's own, which starves beside busy workers. `OPTIONS["timeout"]` bounds the wait in seconds.
+It is Django's SQLite backend with a write-ahead log, IMMEDIATE transactions, and a fair wait in place of SQLite's own, which
+starves while workers are busy. `OPTIONS["timeout"]` bounds the wait in seconds.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
     creation_class = DatabaseCreation
     transaction_mode: str | None
     init_commands: list[str]
-    line: Line | None = None  # None of a database in memory, which nobody else writes
+    line: Line | None = None  # None for a database in memory, which no other connection writes
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
         if self.transaction_mode == "DEFERRED":
             raise ImproperlyConfigured(
-                f"DATABASES[{self.alias!r}]['OPTIONS']['transaction_mode'] is DEFERRED: such a transaction cannot wait for the "
-                "write lock once it has read, so this ENGINE begins with IMMEDIATE; leave the option out"
+                f"DATABASES[{self.alias!r}]['OPTIONS']['transaction_mode'] is DEFERRED, but a DEFERRED transaction cannot wait "
+                "for the write lock once it has read. Remove the option; this ENGINE uses IMMEDIATE"
             )
         self.transaction_mode = self.transaction_mode or "IMMEDIATE"
         self._timeout_s = float(params.pop("timeout", TIMEOUT_S))
-        # What another process may meet while the file is opened is waited for by SQLite itself.
+        # While the file is being opened, SQLite itself waits for other processes.
         params["timeout"] = READ_TIMEOUT_MS / 1000
         self.init_commands = ["PRAGMA synchronous = NORMAL", *self.init_commands]
         return params
@@ -72,13 +72,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return cursor
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        # What the driver then begins by itself, before the first statement that writes, is to wait as well.
+        # The transaction that the driver then begins itself, before the first statement that writes, must wait as well.
         with self.wrap_database_errors:
             self.connection.isolation_level = None if autocommit else self.transaction_mode
 
 
 class WaitingCursor(base.SQLiteCursorWrapper):
-    """A cursor that waits in line for the write lock where a statement begins a transaction, or is one by itself."""
+    """A cursor that waits in line for the write lock if a statement begins a transaction, or is one by itself."""
 
     line: Line | None = None
     timeout_s: float = TIMEOUT_S
@@ -102,8 +102,8 @@ class WaitingCursor(base.SQLiteCursorWrapper):
         execute = super().executemany
         if line is None or self.connection.in_transaction or self.connection.isolation_level is not None:
             return execute(query, param_list)
-        # Each row would be a transaction by itself, and one in the middle could meet the lock: repeating the call would then
-        # store those before it twice.
+        # Each row would be its own transaction, and one in the middle could find the file locked: repeating the call would then
+        # store the rows before it twice.
         self.execute("BEGIN IMMEDIATE")
         try:
             done = execute(query, param_list)
@@ -116,7 +116,7 @@ class WaitingCursor(base.SQLiteCursorWrapper):
     def executescript(self, script: str) -> Any:
         if self.line is None:
             return super().executescript(script)
-        # Its transactions are the script's own affair.
+        # The script manages its own transactions.
         self.connection.execute(f"PRAGMA busy_timeout = {int(self.timeout_s * 1000)}")
         try:
             return super().executescript(script)

@@ -1,4 +1,4 @@
-"""Owns test databases with a write-ahead log: copied whole, and destroyed with their log; makes none itself."""
+"""Copies test databases with their write-ahead log, and destroys them with it; creates none itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DatabaseCreation"]
 
 
 class DatabaseCreation(creation.DatabaseCreation):
-    """Django's, which knows one file of a database."""
+    """Extends Django's class, which knows only one file per database."""
 
     def _clone_test_db(self, suffix: str, verbosity: int, keepdb: bool = False) -> Any:
         name = self.connection.settings_dict["NAME"]

@@ -1,6 +1,6 @@
-"""Owns the line in which the threads of one process wait for a file's write lock: the first one tries, the others sleep.
+"""Lines up the threads of one process for a file's write lock: the first one tries, the others sleep.
 
-It knows neither cursors nor transactions: who has the lock has left the line.
+It knows neither cursors nor transactions: a thread that has the lock has left the line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Line:
-    """First come, first served, within a process; between processes the first ones of all lines wait with jitter."""
+    """First come, first served, within a process; between processes, the first thread of each line waits with jitter."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -29,9 +29,9 @@ class Line:
         self._is_taken = False
 
     def wait(self, work: Callable[[], Result], timeout_s: float) -> Result:
-        """Do what needs the write lock, once it is this thread's turn and the lock is free.
+        """Do `work`, which needs the write lock, once it is this thread's turn and the lock is free.
 
-        Raises: sqlite3.OperationalError after `timeout_s`, and at once where another connection of this thread holds the lock.
+        Raises: sqlite3.OperationalError after `timeout_s`, or at once if another connection of this thread holds the lock.
         """
         give_up_s = time.monotonic() + timeout_s
         if not self._enter(timeout_s):
@@ -53,7 +53,7 @@ class Line:
             if who is not None:
                 raise sqlite3.OperationalError(
                     f"database is locked: {who} is in a transaction on {self._path} in this thread, and a second connection "
-                    "would wait for its end for ever"
+                    "would wait for it forever"
                 )
 
     def _enter(self, timeout_s: float) -> bool:
@@ -61,7 +61,7 @@ class Line:
             if not self._is_taken:
                 self._is_taken = True
                 return True
-        # Before it stands behind a thread that waits for this very one.
+        # Before it lines up behind a thread that waits for this one.
         self._refuse_to_wait_for_itself()
         with self._lock:
             if not self._is_taken:
@@ -98,7 +98,7 @@ def line_for(path: str) -> Line:
 
 def _after_fork_in_child() -> None:
     global _making
-    # The threads that stood in line are not there any more.
+    # The threads that stood in line do not exist in the child.
     _making = threading.Lock()
     for line in _lines.values():
         line.__init__(line._path)  # type: ignore[misc]

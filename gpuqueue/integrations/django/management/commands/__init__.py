@@ -1,1 +1,1 @@
-"""Owns the place of the commands of `manage.py`, one in a file."""
+"""Holds the commands of `manage.py`, one per file."""

@@ -1,4 +1,4 @@
-"""Owns `manage.py gpuqueue …`: the whole command line of gpuqueue, for the queue of this project's settings."""
+"""Provides `manage.py gpuqueue …`: gpuqueue's whole command line, for the queue of this project's settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS
 
 
 class Command(BaseCommand):
-    """Passes the words after it on, but for `--backend`, which names the entry of TASKS."""
+    """Passes its arguments on, except `--backend`, which names the entry of TASKS."""
 
-    help = "The whole command line of gpuqueue: `manage.py gpuqueue --help` lists it."
+    help = "Run a gpuqueue command; `manage.py gpuqueue --help` lists them."
     requires_system_checks: Sequence[Any] = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -26,7 +26,7 @@ class Command(BaseCommand):
 
     def run_from_argv(self, argv: list[str]) -> None:
         words = list(argv[2:])
-        for djangos in ("--settings", "--pythonpath"):  # heard already
+        for djangos in ("--settings", "--pythonpath"):  # already handled
             take_option(words, djangos)
         alias = take_option(words, "--backend") or DEFAULT_ALIAS
         program = os.path.basename(argv[0])
@@ -37,7 +37,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         words = list(options["words"])
         alias = take_option(words, "--backend") or DEFAULT_ALIAS
-        # What the command line prints is already made of lines, and Django's wrapper would add more.
+        # The command line ends its lines itself; Django's wrapper would add a second line end.
         with redirect_stdout(self.stdout._out), redirect_stderr(self.stderr._out):
             status = run(alias, words)
         if status:

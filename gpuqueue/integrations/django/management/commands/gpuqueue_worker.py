@@ -1,4 +1,4 @@
-"""Owns `manage.py gpuqueue_worker`: a worker for the tasks of this project; what the worker does is not here."""
+"""Provides `manage.py gpuqueue_worker`: a worker for the tasks of this project."""
 
 from __future__ import annotations
 
@@ -49,30 +49,30 @@ class Reloader(autoreload.StatReloader):
 
 
 class Command(BaseCommand):
-    """Runs jobs until SIGTERM or Ctrl-C; the second Ctrl-C gives running jobs back at once."""
+    """Runs jobs until SIGTERM or Ctrl-C; a second Ctrl-C returns running jobs to the queue at once."""
 
     _begin: Callable[[], Any]
-    help = "Run this project's tasks until SIGTERM or Ctrl-C; the second Ctrl-C gives running jobs back at once."
+    help = "Run this project's tasks until SIGTERM or Ctrl-C; a second Ctrl-C returns running jobs to the queue at once."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--queue-name", default=ALL, metavar="NAMES", help="The queues to serve, with commas in between. Default: all."
+            "--queue-name", default=ALL, metavar="NAMES", help="The queues to serve, separated by commas. Default: all."
         )
         parser.add_argument(
             "--exclude-queues",
             default="",
             metavar="NAMES",
-            help="Queues to leave to others, with commas in between; one that comes to exist later is left out too.",
+            help="Queues not to serve, separated by commas. Queues created later are not served either.",
         )
-        parser.add_argument("--batch", action="store_true", help="End when nothing more can start now.")
-        parser.add_argument("--max-tasks", type=int, metavar="N", help="End when so many tasks have run.")
-        parser.add_argument("--threads", type=int, metavar="N", help="Tasks without a GPU that run at once.")
-        parser.add_argument("--reload", action="store_true", help="Begin anew when the code changes; for development.")
+        parser.add_argument("--batch", action="store_true", help="Exit when no more tasks can start now.")
+        parser.add_argument("--max-tasks", type=int, metavar="N", help="Exit after N tasks.")
+        parser.add_argument("--threads", type=int, metavar="N", help="How many tasks without a GPU run at once.")
+        parser.add_argument("--reload", action="store_true", help="Restart when the code changes; for development.")
         parser.add_argument("--backend", default=DEFAULT_ALIAS, metavar="ALIAS", help="The entry of TASKS. Default: default.")
         parser.add_argument(
             "--accept-config",
             action="store_true",
-            help="Make these settings the shared ones, although a running worker has others.",
+            help="Replace the shared settings with these, although a running worker has others.",
         )
 
     def execute(self, *args: Any, **options: Any) -> Any:
@@ -82,12 +82,12 @@ class Command(BaseCommand):
         if not options["reload"]:
             return super().execute(*args, **options)
         if options["batch"] or options["max_tasks"]:
-            raise CommandError("--reload is for a worker that goes on; leave --batch and --max-tasks out")
+            raise CommandError("--reload cannot be combined with --batch or --max-tasks")
         if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
             _restart_until_ended(self.stderr)
             return None
         reloader = Reloader()
-        # All of it, the system checks too, which import the project's views: after an error the reloader waits for a change.
+        # This covers the system checks too, which import the project's views: after an error the reloader waits for a change.
         try:
             autoreload.check_errors(super().execute)(*args, **options)
         except (CommandError, GPUQueueError) as error:
@@ -126,9 +126,9 @@ def _queues(gq: DjangoQueue, options: dict[str, Any]) -> tuple[str, ...] | None:
     named, excluded = _names(options["queue_name"]), set(_names(options["exclude_queues"]))
     if ALL not in named:
         if excluded:
-            raise CommandError("--exclude-queues goes with all queues; leave it out, or --queue-name")
+            raise CommandError("--exclude-queues and --queue-name cannot be combined; use one of them")
         if not named:
-            raise CommandError("--queue-name names no queue; leave it out to serve all")
+            raise CommandError("--queue-name names no queue; omit it to serve all queues")
         gq.expect_queues(named)
         return named
     return tuple(sorted(gq.queue_names() - excluded)) if excluded else None
@@ -139,7 +139,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _restart_until_ended(stderr: Any) -> None:
-    """Keep a process of Django's reloader running; one that not even Django could start in is followed at the next change."""
+    """Keep a process of Django's reloader running; if Django could not start in it, wait for a change and start another."""
     while True:
         try:
             autoreload.run_with_reloader(None)
@@ -156,12 +156,12 @@ def _restart_until_ended(stderr: Any) -> None:
 
 
 def _worker(gq: DjangoQueue, options: dict[str, Any], queues: tuple[str, ...] | None) -> Worker:
-    """Make a worker with threads of its own, which ends with the process. Raises: UsageError."""
+    """Make a worker with its own threads, which stops with the process. Raises: UsageError."""
     from gpuqueue.logs import configure_logging
     from gpuqueue.worker import Worker
 
     worker = Worker(gq, queues=queues, threads=options["threads"], accept_config=options["accept_config"])
     configure_logging(gq.config.worker.log_format or "text", level=LEVELS[options["verbosity"]], worker=lambda: worker.id)
-    # What runs is given back, to run again with the new code.
+    # Running jobs return to the queue, to run again with the new code.
     atexit.register(worker.stop, grace_s=0)
     return worker
