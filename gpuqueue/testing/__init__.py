@@ -1,10 +1,10 @@
-"""Owns what tests of applications and of plugins are made of; nothing outside of tests imports it.
+"""Provides tools for testing applications and plugins; nothing outside of tests imports it.
 
 - `gpuqueue.testing.pytest_plugin`: fixtures; load them with `-p gpuqueue.testing.pytest_plugin` in pytest's `addopts`, or with
   `pytest_plugins = ["gpuqueue.testing.pytest_plugin"]` in the `conftest.py` at the top.
-- `gpuqueue.testing.policies`, `gpuqueue.testing.executors` and `gpuqueue.testing.devices`: classes of tests that every policy,
-  executor and device must pass, to be subclassed with one's own.
-- `gpuqueue.testing.views`: made-up views, jobs and leases, for tests of a policy alone.
+- `gpuqueue.testing.policies`, `gpuqueue.testing.executors` and `gpuqueue.testing.devices`: test classes that every policy,
+  executor and device must pass; subclass them to test your own.
+- `gpuqueue.testing.views`: made-up views, jobs and leases, to test a policy alone.
 - Here, without pytest: `fresh` gives a queue object an empty file, `eager` and `run_until_idle` run jobs, `travel` moves the
   queue's clock, `enqueued`, `assert_enqueued` and `assert_not_enqueued` find what was enqueued; `wait_until`, and
   `RecordedAttempt` for executors.

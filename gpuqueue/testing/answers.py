@@ -1,4 +1,4 @@
-"""Owns what a right answer to each decision is; asks nobody."""
+"""Checks the answer of a policy to each decision; calls no policy."""
 
 from __future__ import annotations
 
@@ -15,82 +15,82 @@ __all__ = ["what_is_wrong"]
 
 
 def what_is_wrong(hook: str, answer: Any, details: Any) -> str:
-    """Say what is wrong with an answer that is not None, "" when nothing is."""
+    """Say what is wrong with an answer that is not None, "" if nothing is."""
     return _CHECKS[hook](answer, details)
 
 
 def _hold(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Hold):
-        return "the answer is a Hold or None"
+        return "expected a Hold or None"
     return _words(answer)
 
 
 def _limits(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Limits):
-        return "the answer is Limits or None"
+        return "expected Limits or None"
     if answer.concurrency is not None and not (isinstance(answer.concurrency, int) and answer.concurrency >= 0):
-        return "concurrency is a whole number, or None"
-    return "" if isinstance(answer.reason, str) and answer.reason.strip() else "reason is a text that is not empty"
+        return "concurrency must be an integer of at least 0, or None"
+    return "" if isinstance(answer.reason, str) and answer.reason.strip() else "reason must be a non-empty string"
 
 
 def _preemptions(answer: Any, details: Any) -> str:
     if not isinstance(answer, Sequence) or not all(isinstance(item, Preemption) for item in answer):
-        return "the answer is a sequence of Preemptions, or None"
+        return "expected a sequence of Preemptions, or None"
     running = {(item.job_id, item.lease) for device in details.view.devices.values() for item in device.reservations}
     wrong = [item for item in answer if (item.job_id, item.lease) not in running]
-    return f"no attempt of job {wrong[0].job_id} with that lease is on a device" if wrong else ""
+    return f"no attempt of job {wrong[0].job_id} with lease {wrong[0].lease} is on a device" if wrong else ""
 
 
 def _demand(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Demand):
-        return "the answer is a Demand or None"
+        return "expected a Demand or None"
     if not _is_size(answer.vram_bytes):
-        return "vram_bytes is a whole number of bytes, 0 for none"
-    return "" if isinstance(answer.model, str) else 'model is a text, "" for none'
+        return "vram_bytes must be an integer number of bytes, 0 for none"
+    return "" if isinstance(answer.model, str) else 'model must be a string, "" for none'
 
 
 def _place(answer: Any, details: Any) -> str:
     if isinstance(answer, Wait):
         return _words(answer)
     if not isinstance(answer, Placement):
-        return "the answer is a Placement, a Wait or None"
+        return "expected a Placement, a Wait or None"
     if answer.device not in details.view.devices:
-        return f"there is no device {answer.device!r}; there are: {', '.join(details.view.devices) or 'none'}"
-    return "" if _is_size(answer.reserved_bytes) else "reserved_bytes is a whole number of bytes"
+        return f"unknown device {answer.device!r}. Devices: {', '.join(details.view.devices) or 'none'}"
+    return "" if _is_size(answer.reserved_bytes) else "reserved_bytes must be an integer number of bytes"
 
 
 def _order(answer: Any, details: Any) -> str:
     if not isinstance(answer, Sequence) or not all(isinstance(item, Job) for item in answer):
-        return "the answer is a sequence of the candidates, or None"
+        return "expected a sequence of the candidates, or None"
     known = {item.id for item in details.candidates}
     given = [item.id for item in answer]
     if not known.issuperset(given):
-        return f"jobs {sorted(set(given) - known)} are no candidates"
-    return "" if len(set(given)) == len(given) else "each candidate comes once"
+        return f"jobs {sorted(set(given) - known)} are not candidates"
+    return "" if len(set(given)) == len(given) else "a candidate appears more than once"
 
 
 def _verdict(answer: Any, _details: Any) -> str:
     if isinstance(answer, type) and issubclass(answer, Retry | Snooze | Discard):
-        return f"the answer is an object: {answer.__name__}(…)"
-    return "" if isinstance(answer, Retry | Snooze | Discard) else "the answer is a Retry, a Snooze, a Discard or None"
+        return f"expected an object, {answer.__name__}(…), not the class"
+    return "" if isinstance(answer, Retry | Snooze | Discard) else "expected a Retry, a Snooze, a Discard or None"
 
 
 def _retention(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Mapping) or not set(answer) <= set(FINISHED):
-        return f"the answer is {{state: seconds}} of the states {', '.join(FINISHED)}, or None"
+        return f"expected {{state: seconds}} with the states {', '.join(FINISHED)}, or None"
     wrong = [kept_s for kept_s in answer.values() if kept_s is not None and not (_is_number(kept_s) and kept_s >= 0)]
-    return f"{wrong[0]!r} is no number of seconds; None keeps for ever" if wrong else ""
+    return f"{wrong[0]!r} is not a number of seconds; use None to keep jobs forever" if wrong else ""
 
 
 def _words(answer: Hold | Wait) -> str:
     if not (
         isinstance(answer.reason, str) and answer.reason.strip() and isinstance(answer.detail, str) and answer.detail.strip()
     ):
-        return "reason (one word) and detail (the sentence that people read) are texts that are not empty"
+        return "reason (one word) and detail (a sentence for people) must be non-empty strings"
     if answer.until is None:
         return ""
     if not isinstance(answer.until, datetime) or answer.until.utcoffset() is None:
-        return "until is an aware datetime, or None"
+        return "until must be an aware datetime, or None"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Owns an attempt in a test's hands: what an executor sees of a worker, without one, recording all that it is told."""
+"""Provides an attempt to test executors without a worker; it records all that the executor reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ended = Ran  # what an executor returned, or what it raised
 
 
 class _Record:
-    """Stands where a worker has its output, and keeps it."""
+    """Takes the place of a worker's output, and keeps it."""
 
     def __init__(self) -> None:
         self.emitted: list[str] = []
@@ -50,11 +50,11 @@ class _Record:
 
 
 class RecordedAttempt(Attempt):
-    """The context of one attempt, to be given to an executor's `run` or `arun`; it is the worker's own, with another output.
+    """The context of one attempt, to pass to an executor's `run` or `arun`; it is the worker's own, with another output.
 
     `interrupt("cancelled")`, or "timed_out", "preempted", "stopping", "lease_lost", asks the attempt to stop, from any thread.
-    `emitted`, `logged`, `progressed` and `token_counts` are what it has said; `begun` is set as soon as it asks or says
-    anything. `partial` is what an earlier attempt had written; `continued` says whether this one goes on with it.
+    `emitted`, `logged`, `progressed` and `token_counts` are what it has reported; `begun` is set as soon as it checks or reports
+    anything. `partial` is the output of an earlier attempt; `continued` says whether this one continues it.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class RecordedAttempt(Attempt):
 
 
 class Bench:
-    """Runs attempts as a worker does: plain ones in a thread each, asynchronous ones together on one event loop."""
+    """Runs attempts as a worker does: plain ones in a thread each, async ones together on one event loop."""
 
     def __init__(self) -> None:
         self._event_loop = EventLoop()
@@ -145,5 +145,5 @@ class Bench:
         return future
 
     def close(self) -> None:
-        """End the event loop; what still runs on it is cancelled."""
+        """Close the event loop, cancelling what still runs on it."""
         self._event_loop.close(wait_s=5.0)

@@ -1,4 +1,4 @@
-"""Owns the tests that every kind of device must pass, as a plugin's `register_devices` gives it; its author subclasses them.
+"""Provides the tests that every device returned by a plugin's `register_devices` must pass; plugin authors subclass them.
 
 from gpuqueue.testing.devices import DeviceSuite
 
@@ -39,31 +39,31 @@ THREADS = 8
 
 
 class DeviceSuite:
-    """Subclass it, say how the plugin is made and how its card is lost, and pytest runs these tests over it.
+    """Subclass it, define how to make the plugin and how to lose its card, and pytest runs these tests on it.
 
-    `name` is the one the plugin is registered under, `toml` its section of the configuration, and `gpu` the section `[gpu]` with
-    a card that is there.
+    `name` is the name the plugin is registered under, `toml` its section of the configuration, and `gpu` the section `[gpu]`
+    with a card that exists.
     """
 
     name: ClassVar[str] = "tested"
     toml: ClassVar[str] = ""
     gpu: ClassVar[str] = '[gpu]\nbudget = "1GB"\n'
-    reads_memory: ClassVar[bool] = True  # whether its readings say how much memory the card has
+    reads_memory: ClassVar[bool] = True  # whether its readings include the card's memory
 
     def make_plugin(self) -> object:
         """Make the plugin; called for each test."""
-        raise NotImplementedError(f"{type(self).__name__} says which plugin is tested: def make_plugin(self): return …")
+        raise NotImplementedError(f"{type(self).__name__} must define the plugin to test: def make_plugin(self): return …")
 
     def lose_card(self) -> None:
-        """Let the card be one that cannot be read any more, as after a crash of its driver."""
-        pytest.skip("it is not said how the card is lost: def lose_card(self), def bring_card_back(self)")
+        """Make the card unreadable, as after a crash of its driver."""
+        pytest.skip("needs a card that can be lost: define lose_card(self) and bring_card_back(self)")
 
     def bring_card_back(self) -> None:
-        """Let the lost card be readable again."""
-        raise NotImplementedError(f"{type(self).__name__} loses a card: def bring_card_back(self) lets it be read again")
+        """Make the lost card readable again."""
+        raise NotImplementedError(f"{type(self).__name__} loses its card: define bring_card_back(self) to make it readable again")
 
     def close_device(self, device: Device) -> None:
-        """End what the device keeps from one reading to the next; by default its `close()`, where it has one."""
+        """Release what the device keeps between readings; by default calls its `close()`, if it has one."""
         close = getattr(device, "close", None)
         if callable(close):
             close()
@@ -73,10 +73,8 @@ class DeviceSuite:
     def test_it_gives_the_configured_devices_and_no_others(self, queue_object: GPUQueue) -> None:
         configured = {device.name for device in queue_object.config.devices}
         given = self._given(queue_object, *queue_object.config.devices)
-        assert given, f"{self.name} gives no device: is @hookimpl missing on register_devices?"
-        assert set(given) <= configured, (
-            f"{sorted(set(given) - configured)} are not configured; [gpu] names the devices there are"
-        )
+        assert given, f"{self.name} returned no device: is @hookimpl missing on register_devices?"
+        assert set(given) <= configured, f"{self.name} returned {sorted(set(given) - configured)}, which [gpu] does not configure"
 
     def test_a_card_that_is_not_there_raises_nothing(self, queue_object: GPUQueue) -> None:
         for device in self._given(queue_object, ABSENT).values():
@@ -88,15 +86,15 @@ class DeviceSuite:
     def test_a_reading_is_right(self, device: Device, queue_object: GPUQueue) -> None:
         reading = device.read()
         _assert_right(reading, queue_object.now())
-        assert reading.lost is None, f"the card that is there cannot be read: {reading.lost}"
+        assert reading.lost is None, f"the card cannot be read: {reading.lost}"
         assert (reading.total_bytes is not None) == self.reads_memory, (
-            f"reads_memory is {self.reads_memory}, and it read {reading}"
+            f"reads_memory is {self.reads_memory}, but the reading is {reading}"
         )
 
     def test_each_reading_is_of_its_moment(self, device: Device, queue_object: GPUQueue) -> None:
         before = queue_object.now()
         first, second = device.read(), device.read()
-        assert before - timedelta(seconds=1) <= first.at, "a reading is of the moment when it is asked for"
+        assert before - timedelta(seconds=1) <= first.at, "at must be the time of the reading; this one is older"
         assert first.at <= second.at
 
     def test_it_is_read_from_several_threads(self, device: Device, queue_object: GPUQueue) -> None:
@@ -113,13 +111,13 @@ class DeviceSuite:
         for _ in range(3):
             reading = device.read()
             _assert_right(reading, queue_object.now())
-            assert reading.lost, f"the card is lost, and it read {reading}"
+            assert reading.lost, f"the card is lost, but the reading is {reading}"
 
     def test_a_card_that_comes_back_is_read_again(self, device: Device, queue_object: GPUQueue) -> None:
         self.lose_card()
         device.read()
         self.bring_card_back()
-        wait_until(lambda: device.read().lost is None, "a reading of the card that came back")
+        wait_until(lambda: device.read().lost is None, "the card is readable again")
         self.test_a_reading_is_right(device, queue_object)
 
     def test_a_card_that_is_lost_at_the_start_is_read_when_it_comes_back(self, queue_object: GPUQueue) -> None:
@@ -127,7 +125,7 @@ class DeviceSuite:
         device = self._one(queue_object)
         _assert_right(device.read(), queue_object.now())
         self.bring_card_back()
-        wait_until(lambda: device.read().lost is None, "a reading of the card that came back")
+        wait_until(lambda: device.read().lost is None, "the card is readable again")
         self.close_device(device)
 
     # --- what it leaves behind ---
@@ -152,7 +150,7 @@ class DeviceSuite:
         run_until_idle(queue_object)
         assert job.result(timeout_s=0) == 7
         told = [device.reading for device in queue_object.view().devices.values() if device.reading is not None]
-        assert told, "no reading was told to other processes"
+        assert told, "the worker published no reading to other processes"
         _assert_right(told[0], queue_object.now())
         assert (told[0].total_bytes is not None) == self.reads_memory
 
@@ -162,7 +160,7 @@ class DeviceSuite:
         explanation = run_until_idle(queue_object, may_wait=True)[job.id]
         assert "device_lost" in [reason.reason for reason in explanation.reasons], str(explanation)
         self.bring_card_back()
-        wait_until(lambda: not run_until_idle(queue_object, may_wait=True), "the end of the job, when the card was back")
+        wait_until(lambda: not run_until_idle(queue_object, may_wait=True), "the job finishes after the card came back")
         assert job.result(timeout_s=0) == 7
 
     # --- how it is tested ---
@@ -189,55 +187,55 @@ class DeviceSuite:
 
     def _one(self, gq: GPUQueue) -> Device:
         given = self._given(gq, *gq.config.devices)
-        assert given, f"{self.name} gives no device"
+        assert given, f"{self.name} returned no device"
         return next(iter(given.values()))
 
 
 def what_is_wrong_with(reading: Any, now: datetime) -> str:
-    """Say what is wrong with a reading, "" when nothing is."""
+    """Say what is wrong with a reading, "" if nothing is."""
     if not isinstance(reading, Reading):
-        return "read() returns a Reading"
+        return "read() must return a Reading"
     if not isinstance(reading.at, datetime) or reading.at.utcoffset() is None:
-        return "at is an aware datetime"
+        return "at must be an aware datetime"
     if reading.at > now:
-        return f"at lies {reading.at - now} ahead"
+        return f"at is {reading.at - now} in the future"
     if reading.name is not None and not (isinstance(reading.name, str) and reading.name.strip()):
-        return "name is a text that is not empty, or None"
+        return "name must be a non-empty string, or None"
     total, free = reading.total_bytes, reading.free_bytes
     if not all(value is None or (_is_whole(value) and value >= 0) for value in (total, free)):
-        return "total_bytes and free_bytes are whole numbers of bytes, or None"
+        return "total_bytes and free_bytes must be integer numbers of bytes, or None"
     if (total is None) != (free is None):
-        return "total_bytes and free_bytes are both known, or neither is"
+        return "total_bytes and free_bytes must be both known or both None"
     if total is not None and free is not None and free > total:
-        return f"more is free ({free}) than there is ({total})"
+        return f"free_bytes ({free}) must not exceed total_bytes ({total})"
     use = reading.utilisation_percent
     if use is not None and not (_is_whole(use) and 0 <= use <= 100):
-        return "utilisation_percent is a whole number from 0 to 100, or None"
+        return "utilisation_percent must be an integer from 0 to 100, or None"
     if reading.temperature_c is not None and not _is_whole(reading.temperature_c):
-        return "temperature_c is a whole number, or None"
+        return "temperature_c must be an integer, or None"
     if reading.power_w is not None and not (_is_number(reading.power_w) and reading.power_w >= 0):
-        return "power_w is a number of at least 0, or None"
+        return "power_w must be a number of at least 0, or None"
     if reading.lost is not None and not (isinstance(reading.lost, str) and reading.lost.strip()):
-        return "lost says why the card cannot be read, or is None"
+        return "lost must say why the card cannot be read, or be None"
     if reading.lost is not None and total is not None:
-        return "of a card that is lost, nothing is known of its memory"
+        return "total_bytes and free_bytes of a lost card must be None"
     return "" if reading.processes is None else _what_is_wrong_with_processes(reading.processes)
 
 
 def _what_is_wrong_with_processes(processes: Any) -> str:
     if not isinstance(processes, tuple) or not all(isinstance(process, DeviceProcess) for process in processes):
-        return "processes is a tuple of DeviceProcess, or None"
+        return "processes must be a tuple of DeviceProcess, or None"
     sizes = [process.used_bytes for process in processes]
     if not all(_is_whole(process.pid) for process in processes) or not all(
         size is None or (_is_whole(size) and size >= 0) for size in sizes
     ):
-        return "a process has a pid, and used_bytes that are a whole number or None"
+        return "a process must have an integer pid, and used_bytes as an integer or None"
     return ""
 
 
 def _assert_right(reading: Any, now: datetime) -> None:
     wrong = what_is_wrong_with(reading, now)
-    assert not wrong, f"it read {reading!r}: {wrong}"
+    assert not wrong, f"{wrong}, in {reading!r}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Owns running a job at once where it is enqueued, for tests of applications; asks no policy that decides when, and no device.
+"""Runs a job at once where it is enqueued, for tests of applications; uses no device, and no policy that decides when.
 
 with eager(gq):
     job = send_reminder.enqueue(rfa_id=7)
@@ -52,14 +52,14 @@ ENDS_THE_ATTEMPT_ONLY = (Exception, AttemptInterrupted, asyncio.CancelledError, 
 
 @contextmanager
 def eager(gq: GPUQueue, *, raises: bool = False) -> Iterator[None]:
-    """While it lasts, a job that is enqueued through this queue object runs at once, in the calling thread.
+    """Inside the block, a job that is enqueued through this queue object runs at once, in the calling thread.
 
-    It is stored, run, judged and finished as by a worker, and has ended when `enqueue` returns. What decides when a job may
-    start is not asked: no window, pause, limit or device holds it, and an attempt that failed is tried again without its
-    wait. A job of a later time (`delay`, `at`) waits for that, and so does one that snoozes: `travel` and `run_until_idle`
-    run those. One that is stored in a session's transaction runs when that has been committed.
-    A failure is the job's own, and raised by `result()`, as it is in production; with `raises` also by `enqueue`.
-    Raises: by `enqueue`, UsageError when this process has no function or executor for the task.
+    It is stored, run, judged and finished as by a worker, and has ended when `enqueue` returns. Nothing delays its start: no
+    window, pause, limit or device holds it, and a failed attempt is retried without a wait. A job for a later time (`delay`,
+    `at`) still waits, and so does one that snoozes: `travel` and `run_until_idle` run those. A job that is stored in a
+    session's transaction runs after the commit.
+    A failed job raises its error from `result()`, as in production; with `raises` also from `enqueue`.
+    Raises: UsageError, from `enqueue`, if this process has no function or executor for the task.
     """
     before = gq._enqueuer
     run_at_once(gq, raises=raises)
@@ -70,14 +70,14 @@ def eager(gq: GPUQueue, *, raises: bool = False) -> Iterator[None]:
 
 
 def run_at_once(gq: GPUQueue, *, raises: bool = False) -> Callable[[Iterable[int]], None]:
-    """Make a queue object as it is within `eager`, for good; returns what runs jobs that are stored already."""
+    """Make a queue object eager permanently; returns a function that runs jobs that are already stored."""
     run = _Runner(gq, raises=raises).run
     gq._enqueuer = _Eager(gq._enqueuer, run)
     return run
 
 
 class _Eager(Enqueuer):
-    """Enqueues as the one before it does, and has run what was stored."""
+    """Enqueues like the enqueuer it replaces, and runs what was stored."""
 
     def __init__(self, before: Enqueuer, run: Callable[[Iterable[int]], None]) -> None:
         vars(self).update(vars(before))
@@ -105,7 +105,7 @@ class _Eager(Enqueuer):
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a worker would be made of for these settings, without what claims, waits and watches."""
+    """The parts of a worker for these settings, without those that claim, wait and watch."""
 
     store: Store
     settings: SharedSettings
@@ -131,7 +131,7 @@ class _Runner:
                     break
 
     def _take(self, job_id: int) -> Lease | None:
-        """Take a job whose time has come, or whose next attempt waits; None for any other, and after a rollback."""
+        """Take a job that is due, or is waiting for its next attempt; None for any other, and after a rollback."""
         try:
             with self._gq.store.snapshot() as reads:
                 job = reads.job(job_id)
@@ -141,13 +141,13 @@ class _Runner:
             return None
         if self._executor_of(lease_of(job, now_us=self._gq.now_us())) is None:
             raise UsageError(
-                f"eager: nobody here runs the task {job.task!r} of job {job_id}; register its function, or give the queue "
-                "object the plugin with its executor"
+                f"eager: this process has no function or executor for task {job.task!r} of job {job_id}. Register its function, "
+                "or pass the plugin with its executor to the queue object"
             )
         return self._gq.store.attempts.claim_job(job, worker_id=self._worker_id, now_us=self._gq.now_us())
 
     def _run_attempt(self, lease: Lease) -> bool:
-        """Run one attempt and write how it ended; returns whether another comes next."""
+        """Run one attempt and store how it ended; returns whether another follows."""
         ended: list[EndedAttempt] = []
 
         def keep(attempt: EndedAttempt) -> bool:
@@ -178,7 +178,7 @@ class _Runner:
 
     def _parts(self) -> _Parts:
         with self._making:
-            settings = self._gq.own_settings()  # a queue may have been made in code since
+            settings = self._gq.own_settings()  # a queue may have been added in code since
             if self._made is None or self._made.settings != settings or self._made.store is not self._gq.store:
                 self._made = self._make(settings)
             return self._made
@@ -201,7 +201,7 @@ class _Runner:
 
 
 class _Awaited:
-    """Runs an asynchronous executor to its end in the calling thread, or beside it where that has an event loop of its own."""
+    """Runs an async executor to its end in the calling thread, or in another one if the calling thread has an event loop."""
 
     def __init__(self, executor: AsyncExecutor) -> None:
         self._executor = executor

@@ -1,4 +1,4 @@
-"""Owns finding, in a test, the jobs that the tested code has enqueued; runs none of them.
+"""Finds, in a test, the jobs that the tested code has enqueued; runs none of them.
 
 send_all()
 job = assert_enqueued(send_reminder, rfa_id=7)
@@ -26,17 +26,17 @@ READ_AT_ONCE = 500
 
 
 class FrameworkTask(Protocol):
-    """A task of Django's, whose backend has a queue object that knows it."""
+    """A Django task, whose backend has a queue object that knows it."""
 
     def get_backend(self) -> Any: ...
 
 
 def enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> list[JobHandle]:
-    """Return the jobs of a task that have been enqueued, in their order, whatever has become of them since.
+    """Return the jobs of a task that have been enqueued, in order, whatever their state now.
 
-    Only those with these arguments; a job may have others beside them. Options that the task was given with `using` count
-    too: `enqueued(send.using(queue="mail", delay="1h"), to="ana")`. A task's name needs the queue object: `enqueued("send", gq)`.
-    A task of Django's has its arguments as its function takes them: `enqueued(send, 7)`; what was left to a default counts.
+    Returns only jobs with these arguments; they may have more. Options that the task was given with `using` count too:
+    `enqueued(send.using(queue="mail", delay="1h"), to="ana")`. A task's name needs the queue object: `enqueued("send", gq)`.
+    A Django task's arguments are given as its function takes them: `enqueued(send, 7)`; defaults count as arguments.
     Raises: UsageError for an argument that the task does not take, or a name without a queue object.
     """
     sought = _sought(task, args, arguments)
@@ -44,18 +44,19 @@ def enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **argume
 
 
 def assert_enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> JobHandle:
-    """Fail unless a job was enqueued that `enqueued` finds, listing those that were instead; returns the last such job."""
+    """Fail unless `enqueued` finds a job, listing the jobs that were enqueued; returns the last job found."""
     __tracebackhide__ = True
     found = enqueued(task, *args, **arguments)
     if not found:
         sought = _sought(task, args, arguments)
         jobs = _jobs(sought.gq)
-        raise AssertionError(f"no job of {sought} was enqueued; {_listed('these were', jobs, sought) if jobs else 'nothing was'}")
+        others = _listed("these jobs were", jobs, sought) if jobs else "no job was enqueued at all"
+        raise AssertionError(f"no job of {sought} was enqueued; {others}")
     return found[-1]
 
 
 def assert_not_enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: Any, **arguments: Any) -> None:
-    """Fail if a job was enqueued that `enqueued` finds."""
+    """Fail if `enqueued` finds a job."""
     __tracebackhide__ = True
     found = enqueued(task, *args, **arguments)
     if found:
@@ -65,7 +66,7 @@ def assert_not_enqueued(task: Task[..., Any] | str | FrameworkTask, /, *args: An
 
 @dataclass(frozen=True, slots=True)
 class _Sought:
-    """What a job is to be like."""
+    """The properties that a job must have to be found."""
 
     gq: GPUQueue
     name: str
@@ -93,21 +94,21 @@ class _Sought:
 
 def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arguments: Mapping[str, Any]) -> _Sought:
     if not isinstance(task, Task | str):
-        gq = getattr(task.get_backend(), "gq", None) if hasattr(task, "get_backend") else None  # of a task of Django's
+        gq = getattr(task.get_backend(), "gq", None) if hasattr(task, "get_backend") else None  # of a Django task
         if gq is None:
-            raise UsageError(f"{task!r} is no task of gpuqueue's, nor the name of one")
+            raise UsageError(f"{task!r} is not a gpuqueue task or the name of one")
         return _Sought(gq, *gq.sought(task, args, arguments))
     name = task if isinstance(task, str) else task.name
     if args and isinstance(args[0], GPUQueue):
         gq, args = args[0], args[1:]
     elif isinstance(task, str):
         raise UsageError(
-            f"{name!r} is a task's name: say of which queue object, assert_enqueued({name!r}, gq, …), or give the task"
+            f"{name!r} is a task's name: pass its queue object too, assert_enqueued({name!r}, gq, …), or pass the task"
         )
     else:
         gq = cast(GPUQueue, task._gq)
     if args:
-        raise UsageError(f"{name}: give arguments by name, as they are stored")
+        raise UsageError(f"{name}: pass arguments by name, as they are stored")
     known = gq.tasks.get(name) if isinstance(task, str) else task
     if known is not None:
         Signature(frozenset(), known.signature.allowed).check(name, arguments)
@@ -115,7 +116,7 @@ def _sought(task: Task[..., Any] | str | FrameworkTask, args: Sequence[Any], arg
 
 
 def _jobs(gq: GPUQueue) -> list[Job]:
-    """All jobs, in their order; inside a transaction of Django's, as that one sees them."""
+    """Return all jobs in order; inside a Django transaction, as that transaction sees them."""
     found: list[Job] = []
     with getattr(gq, "rows", gq.store.snapshot)() as reads:
         after: int | None = None
@@ -126,7 +127,7 @@ def _jobs(gq: GPUQueue) -> list[Job]:
 
 
 def _as_stored(value: Any) -> Any:
-    """What the value is as JSON; as it is where it has no such form, such as an object that equals many."""
+    """Return the value as JSON stores it; unchanged if it has no JSON form, such as an object that equals many."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
@@ -134,7 +135,7 @@ def _as_stored(value: Any) -> Any:
 
 
 def _options(task: Task[..., Any] | str) -> dict[str, Any]:
-    """What `using` has changed."""
+    """Return the options that `using` has changed."""
     if isinstance(task, str):
         return {}
     registered = cast(GPUQueue, task._gq).tasks.get(task.name)

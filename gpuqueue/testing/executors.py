@@ -1,4 +1,4 @@
-"""Owns the tests that every executor must pass, plain or asynchronous; an executor's author subclasses them.
+"""Provides the tests that every executor must pass, plain or async; executor authors subclass them.
 
 from gpuqueue.testing.executors import ExecutorSuite
 
@@ -39,35 +39,35 @@ from gpuqueue.worker.running import Interruption
 __all__ = ["ExecutorSuite"]
 
 INTERRUPTIONS: tuple[Interruption, ...] = ("cancelled", "timed_out", "preempted", "stopping", "lease_lost")
-BEGINS_WITHIN_S = 1.0  # an asynchronous executor that says nothing is taken for begun after this
-ABANDON_S = 2.0  # after which a worker gives up what goes on
+BEGINS_WITHIN_S = 1.0  # after this, a silent async executor counts as started
+ABANDON_S = 2.0  # after this, a worker abandons an attempt that was asked to stop
 
 
 class ExecutorSuite:
-    """Subclass it, say how the executor is made and with which arguments it does what, and pytest runs these tests over it.
+    """Subclass it, define how to make the executor and which arguments make it do what, and pytest runs these tests on it.
 
-    The executor may instead be given by a fixture `executor`, where it needs other fixtures.
+    An executor that needs other fixtures may be made in a fixture `executor` instead.
     """
 
     arguments: ClassVar[Mapping[str, Any]] = {}  # of an attempt that completes
-    endless: ClassVar[Mapping[str, Any] | None] = None  # of one that goes on for a minute at least, and says something first
+    endless: ClassVar[Mapping[str, Any] | None] = None  # of one that runs for at least a minute, and emits something first
     failing: ClassVar[Mapping[str, Any] | None] = None  # of one that fails
     emits: ClassVar[bool] = False  # whether an attempt that completes emits anything
-    backend: ClassVar[str | None] = None  # the name of the backend that it needs
+    backend: ClassVar[str | None] = None  # the name of the backend that it needs, if any
     placement: ClassVar[Placement | None] = None  # the device that its attempts get
 
     def make_executor(self) -> AnyExecutor:
         """Make the executor; called for each test."""
-        raise NotImplementedError(f"{type(self).__name__} says which executor is tested: def make_executor(self): return …")
+        raise NotImplementedError(f"{type(self).__name__} must define the executor to test: def make_executor(self): return …")
 
     def make_executor_without_backend(self) -> AnyExecutor:
-        """Make one whose backend is not there, such as at a port on which nothing listens."""
+        """Make one with an unreachable backend, such as at a port on which nothing listens."""
         raise NotImplementedError(
-            f"{type(self).__name__} has a backend: def make_executor_without_backend(self) makes an executor that cannot reach it"
+            f"{type(self).__name__} has a backend: define make_executor_without_backend(self), an executor that cannot reach it"
         )
 
     def close_executor(self, executor: AnyExecutor) -> None:
-        """End what the executor keeps from one attempt to the next, if anything; called at the end of a test, maybe twice."""
+        """Release what the executor keeps between attempts, if anything; called at the end of a test, maybe twice."""
 
     # --- what it returns and says ---
 
@@ -78,7 +78,7 @@ class ExecutorSuite:
     def test_what_it_says_goes_through_the_context(self, bench: Bench, executor: AnyExecutor) -> None:
         attempt = self._attempt(self.arguments)
         self._returned(bench, executor, attempt)
-        assert bool(attempt.emitted) == self.emits, f"emits is {self.emits}, and it emitted {attempt.emitted}"
+        assert bool(attempt.emitted) == self.emits, f"emits is {self.emits}, but the attempt emitted {attempt.emitted}"
         assert all(isinstance(text, str) and text for text in attempt.emitted)
 
     def test_it_runs_one_attempt_after_another(self, bench: Bench, executor: AnyExecutor) -> None:
@@ -116,7 +116,7 @@ class ExecutorSuite:
         if isinstance(error, ExecutionError):
             documented = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ExecutionError)]
             assert any(kind in documented for kind in type(error).__mro__ if kind is not ExecutionError), (
-                f"{type(error).__name__} is none of the classes in gpuqueue.domain.errors that say what kind of failure it is"
+                f"{type(error).__name__} must be, or derive from, a subclass of ExecutionError in gpuqueue.domain.errors"
             )
 
     def test_it_runs_again_after_a_failure(self, bench: Bench, executor: AnyExecutor) -> None:
@@ -125,13 +125,13 @@ class ExecutorSuite:
 
     def test_an_absent_backend_is_told_by_its_name(self, bench: Bench) -> None:
         if self.backend is None:
-            pytest.skip("it has no backend")
+            pytest.skip("the executor has no backend")
         absent = self.make_executor_without_backend()
         try:
             value, error = self._ended(bench.start(absent, self._attempt(self.arguments)))
         finally:
             self.close_executor(absent)
-        assert isinstance(error, BackendUnavailable), f"without its backend it ended with {error or value!r}"
+        assert isinstance(error, BackendUnavailable), f"expected BackendUnavailable without its backend, not {error or value!r}"
         assert error.backend == self.backend
 
     # --- what it leaves behind ---
@@ -175,7 +175,7 @@ class ExecutorSuite:
 
     @pytest.fixture
     def bench(self) -> Iterator[Bench]:
-        """What runs the attempts, as a worker does."""
+        """Runs attempts as a worker does."""
         bench = Bench()
         yield bench
         bench.close()
@@ -185,7 +185,7 @@ class ExecutorSuite:
 
     def _endless_attempt(self) -> RecordedAttempt:
         if self.endless is None:
-            pytest.skip("no arguments are given with which it goes on until it is interrupted: endless = {…}")
+            pytest.skip("needs arguments with which an attempt runs until it is interrupted: endless = {…}")
         return self._attempt(self.endless)
 
     def _ended(self, future: Future[Ended]) -> Ended:
@@ -202,9 +202,9 @@ class ExecutorSuite:
 
     def _failed(self, bench: Bench, executor: AnyExecutor) -> BaseException:
         if self.failing is None:
-            pytest.skip("no arguments are given with which it fails: failing = {…}")
+            pytest.skip("needs arguments with which an attempt fails: failing = {…}")
         value, error = self._ended(bench.start(executor, self._attempt(self.failing)))
-        assert isinstance(error, Exception), f"with the arguments failing it ended with {value if error is None else error!r}"
+        assert isinstance(error, Exception), f"with the arguments `failing` it ended with {value if error is None else error!r}"
         return error
 
     def _interrupt(self, bench: Bench, executor: AnyExecutor, why: Interruption) -> None:
@@ -213,9 +213,9 @@ class ExecutorSuite:
         begun = attempt.begun.wait(BEGINS_WITHIN_S if is_async(executor) else DEADLINE_S)
         if future.done():
             value, error = future.result()
-            pytest.fail(f"with the arguments endless it ended by itself: {value if error is None else error!r}")
+            pytest.fail(f"an attempt with the arguments `endless` ended by itself: {value if error is None else error!r}")
         assert begun or is_async(executor), (
-            "it has neither said anything nor asked whether it must stop: call context.check() often, or work inside "
+            "the attempt neither emitted anything nor checked whether it must stop. Call context.check() often, or work inside "
             "context.interrupted_by(stop)"
         )
         attempt.interrupt(why)
@@ -226,10 +226,11 @@ class ExecutorSuite:
             value, error = future.result(timeout=DEADLINE_S)
         except TimeoutError:
             pytest.fail(
-                f"it goes on {DEADLINE_S:g} s after it was asked to stop ({why}); a worker gives it up after {ABANDON_S:g} s"
+                f"the attempt still runs {DEADLINE_S:g} s after it was asked to stop ({why}); a worker abandons it after "
+                f"{ABANDON_S:g} s"
             )
         allowed = (AttemptInterrupted, asyncio.CancelledError) if is_async(executor) else (AttemptInterrupted,)
         assert isinstance(error, allowed), (
-            f"it was asked to stop ({why}), and ended with {value if error is None else error!r}; "
-            f"it must let {' or '.join(kind.__name__ for kind in allowed)} through"
+            f"the attempt was asked to stop ({why}) and ended with {value if error is None else error!r}; "
+            f"it must let {' or '.join(kind.__name__ for kind in allowed)} propagate"
         )

@@ -1,4 +1,4 @@
-"""Owns giving a queue object an empty file of its own for a test; changes nothing in the application's file.
+"""Gives a queue object an empty file for a test; changes nothing in the application's file.
 
 @pytest.fixture(autouse=True)
 def own_queue():
@@ -27,10 +27,10 @@ Queue = TypeVar("Queue", bound=GPUQueue)
 
 @contextmanager
 def fresh(gq: Queue) -> Iterator[Queue]:
-    """Inside the block, this queue object works on a new, empty file, which is gone afterwards; tasks and settings stay.
+    """Inside the block, this queue object uses a new, empty file, which is deleted afterwards; tasks and settings stay.
 
-    Handles of jobs belong to the file that they were made with. Blocks may be nested, and stand around `eager` or inside it.
-    A worker that was started before goes on with the file that it has opened.
+    A job handle belongs to the file it was created with. Blocks may be nested, and may contain `eager` or be inside it.
+    A worker that was started before keeps using the file it has opened.
     """
     folder = tempfile.mkdtemp(prefix="gpuqueue-")
     remove = finalize(gq, shutil.rmtree, folder, ignore_errors=True)  # also where the process ends inside the block

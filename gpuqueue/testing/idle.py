@@ -1,4 +1,4 @@
-"""Owns running a worker in a test until nothing can start any more, and telling why what is left does not; changes no clock."""
+"""Runs a worker in a test until no job can start any more, and explains why the remaining jobs wait; changes no clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTED_AT_MOST = 1000
 
 
 class JobsStuck(AssertionError):
-    """Jobs are left that cannot start, or that do not end; `explanations` says why: {job id: Explanation}."""
+    """Jobs remain that cannot start, or do not end; `explanations` says why: {job id: Explanation}."""
 
     def __init__(self, jobs: Iterable[Job], explanations: Mapping[int, Explanation], what: str) -> None:
         told = [f"{job.task} in {job.queue}, {job.state}: {explanations[job.id]}" for job in jobs]
@@ -41,37 +41,37 @@ def run_until_idle(
 ) -> dict[int, Explanation]:
     """Run a worker of this queue object in this thread until no job can start any more.
 
-    A job that waits for a later time, for a hold to end, or for a queue that this worker does not serve, cannot.
-    Returns: why each job that is left waits, {job id: Explanation}; with `may_wait`, else there is none.
-    Raises: JobsStuck with the explanation of each job that is left waiting, or that still runs after `timeout_s`.
+    A job cannot start if it waits for a later time or for a hold to end, or if this worker does not serve its queue.
+    Returns: why each remaining job waits, {job id: Explanation}; always empty without `may_wait`.
+    Raises: JobsStuck with the explanation of each job that still waits (without `may_wait`), or still runs after `timeout_s`.
     """
     served = None if queues is None else tuple(queues)
     ends_s = time.monotonic() + timeout_s
-    runs_in_vain = 0
+    idle_runs = 0
     seen: list[Job] | None = None
     while True:
         _run(Worker(gq, queues=served, threads=threads, burst=True), gq, served, timeout_s=max(0.0, ends_s - time.monotonic()))
         jobs, left = _explained(gq, served, WAITING)
-        runs_in_vain = runs_in_vain + 1 if jobs == seen else 0
+        idle_runs = idle_runs + 1 if jobs == seen else 0
         seen = jobs
-        # What came due, or was let go, when the worker was about to leave.
-        if any(not explanation.reasons for explanation in left.values()) and runs_in_vain < 2:
+        # Jobs that became due, or were released, while the worker was stopping.
+        if any(not explanation.reasons for explanation in left.values()) and idle_runs < 2:
             continue
         if left and not may_wait:
-            raise JobsStuck(jobs, left, f"{_count(left)} left that cannot start:")
+            raise JobsStuck(jobs, left, f"{_count(left)} unable to start:")
         return left
 
 
 def _run(worker: Worker, gq: GPUQueue, served: tuple[str, ...] | None, *, timeout_s: float) -> None:
-    """Run a worker to its end, or stop it after `timeout_s`. Raises: JobsStuck when it was stopped."""
+    """Run a worker to its end, or stop it after `timeout_s`. Raises: JobsStuck if it was stopped."""
     stuck: list[JobsStuck] = []
 
     def stop() -> None:
         jobs, found = _explained(gq, served, (State.RUNNING,))
-        what = f"the worker was stopped after {timeout_s:.3g} s, and {_count(found)} still running:"
+        what = f"the worker was stopped after {timeout_s:.3g} s; {_count(found)} still running:"
         stuck.append(JobsStuck(jobs, found, what))
         worker.request_stop()
-        worker.request_stop()  # without patience for what runs
+        worker.request_stop()  # without waiting for running jobs
 
     timer = threading.Timer(timeout_s, stop)
     timer.daemon = True
@@ -86,7 +86,7 @@ def _run(worker: Worker, gq: GPUQueue, served: tuple[str, ...] | None, *, timeou
 
 
 def _explained(gq: GPUQueue, served: tuple[str, ...] | None, states: Iterable[State]) -> tuple[list[Job], dict[int, Explanation]]:
-    """Explain the jobs in these states as if the worker, which may have left already, still served its queues."""
+    """Explain the jobs in these states as if the worker, which may have stopped already, still served its queues."""
     view = _as_served(gq.view(), served)
     jobs = [found.record for state in states for found in gq.jobs(state=state, limit=LISTED_AT_MOST)]
     explanations = {}

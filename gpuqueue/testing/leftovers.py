@@ -1,4 +1,4 @@
-"""Owns finding what a tested part leaves running or open; ends nothing itself."""
+"""Finds the threads and sockets that a tested part leaves behind; stops none itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["nothing_left_behind"]
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Fail when, after the block, threads run or sockets are open that were not there before it."""
+    """Fail if, after the block, threads run or sockets are open that did not exist before it."""
     threads_before, sockets_before = set(threading.enumerate()), _open_sockets()
     yield
 
@@ -33,7 +33,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 def _open_sockets() -> set[tuple[str, str]]:
-    """List this process's sockets and pipes, where the system tells of them: {(kind, inode)}."""
+    """List this process's sockets and pipes, where the system reports them: {(kind, inode)}."""
     folder = "/proc/self/fd"
     found = set()
     for descriptor in os.listdir(folder) if os.path.isdir(folder) else ():

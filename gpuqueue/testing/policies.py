@@ -1,4 +1,4 @@
-"""Owns the tests that every policy must pass; a policy's author subclasses them.
+"""Provides the tests that every policy must pass; policy authors subclass them.
 
 from gpuqueue.testing.policies import PolicySuite
 
@@ -45,9 +45,9 @@ yields_to = ["train"]
 
 
 class PolicySuite:
-    """Subclass it, say how the plugin is made, and pytest runs these tests over it.
+    """Subclass it, define how to make the plugin, and pytest runs these tests on it.
 
-    `name` is the one it is registered under, `toml` its section of the configuration.
+    `name` is the name it is registered under, `toml` its section of the configuration.
     """
 
     name: str = "tested"
@@ -55,7 +55,7 @@ class PolicySuite:
 
     def make_plugin(self) -> object:
         """Make the plugin; called for each test."""
-        raise NotImplementedError(f"{type(self).__name__} says which plugin is tested: def make_plugin(self): return …")
+        raise NotImplementedError(f"{type(self).__name__} must define the plugin to test: def make_plugin(self): return …")
 
     # --- registering ---
 
@@ -64,14 +64,14 @@ class PolicySuite:
 
     def test_it_answers_at_least_one_hook(self, queue_object: GPUQueue) -> None:
         hooks = dict(queue_object.plugins.names())[self.name]
-        assert hooks, f"{self.name} answers no hook: is @hookimpl missing? Hooks: {', '.join(HOOK_NAMES)}"
+        assert hooks, f"{self.name} implements no hook: is @hookimpl missing? Hooks: {', '.join(HOOK_NAMES)}"
 
     def test_no_function_is_named_like_a_hook_without_being_marked(self) -> None:
         plugin = self.make_plugin()
         plugin = plugin() if isinstance(plugin, type) else plugin
         named = [name for name in HOOK_NAMES if callable(getattr(plugin, name, None))]
         unmarked = [name for name in named if not hasattr(getattr(plugin, name), f"{PROJECT}_impl")]
-        assert not unmarked, f"never called: {', '.join(unmarked)}; mark with @hookimpl, or give another name"
+        assert not unmarked, f"never called: {', '.join(unmarked)}. Mark with @hookimpl, or rename"
 
     # --- deciding ---
 
@@ -91,7 +91,7 @@ class PolicySuite:
             second = list(self._answers(queue_object.plugins, situation))
             for (hook, _, before), (_, _, after) in zip(first, second, strict=True):
                 same = _comparable(before) == _comparable(after)
-                assert same, f"with {situation}, {hook} answered {before!r}, and when it was asked again {after!r}"
+                assert same, f"with {situation}, {hook} answered {before!r} the first time and {after!r} the second"
 
     def test_it_leaves_the_view_as_it_is(self, queue_object: GPUQueue) -> None:
         for situation, make in SITUATIONS.items():
@@ -131,7 +131,7 @@ class PolicySuite:
             yield make(f"{QUEUES}{self.toml}\n", plugins={self.name: self.make_plugin()})
 
     def _answers(self, plugins: Plugins, situation: str, view: Any = None) -> Iterator[tuple[str, Any, Any]]:
-        """Ask the plugin alone all that can be asked in a situation: (hook, details, answer). Raises: PluginFailed."""
+        """Ask only this plugin every question of a situation: (hook, details, answer). Raises: PluginFailed."""
         for hook, asked in questions(SITUATIONS[situation]() if view is None else view).items():
             for details in asked:
                 yield hook, details, plugins.ask(self.name, hook, details)
@@ -143,9 +143,9 @@ def _assert_no_failure(explanation: Explanation) -> None:
 
 
 def _comparable(answer: Any) -> Any:
-    """Leave out by how much a wait before the next attempt is spread, which is chance."""
+    """Leave out the wait before the next attempt, which has random jitter."""
     return type(answer) if isinstance(answer, Verdict) else answer
 
 
 def _fail() -> None:
-    raise RuntimeError("as the suite wants it")
+    raise RuntimeError("raised by the test suite")

@@ -1,4 +1,4 @@
-"""Owns the pytest fixtures for applications and plugins that use gpuqueue; loaded by name only, so that it costs nobody else.
+"""Provides pytest fixtures for applications and plugins that use gpuqueue; loaded only by name, so other suites are unaffected.
 
 Load it in pytest's configuration, `addopts = "-p gpuqueue.testing.pytest_plugin"`, or in the `conftest.py` at the top,
 `pytest_plugins = ["gpuqueue.testing.pytest_plugin"]`.
@@ -37,7 +37,7 @@ __all__ = [
 
 SPEED = 30.0
 
-# So that a suite's assertions explain themselves as those of a test module do.
+# Makes the assertions of the suites explain themselves like those of a test module.
 pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.executors", "gpuqueue.testing.devices")
 
 
@@ -45,8 +45,8 @@ pytest.register_assert_rewrite("gpuqueue.testing.policies", "gpuqueue.testing.ex
 def make_gpuqueue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueMaker]:
     """Make queue objects: `make_gpuqueue(toml=None, *, plugins=(), discover_plugins=False, **overrides)`.
 
-    Each call makes one more object of the same file in `tmp_path`; all are closed at the end. Installed plugins take no part,
-    nor do variables `GPUQUEUE_…` and `OLLAMA_HOST`, unless the test sets them.
+    Each call makes another object for the same file in `tmp_path`; all are closed at the end. Installed plugins are ignored, and
+    so are the variables `GPUQUEUE_…` and `OLLAMA_HOST`, unless the test sets them.
     """
     from gpuqueue.testing.queues import foreign_variables, queue_maker
 
@@ -58,13 +58,13 @@ def make_gpuqueue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Q
 
 @pytest.fixture
 def gpuqueue_toml() -> str:
-    """The configuration of `gpuqueue_db`, none; define a fixture of this name to give one."""
+    """The configuration of `gpuqueue_db`, by default empty; define a fixture of this name to set it."""
     return ""
 
 
 @pytest.fixture
 def gpuqueue_plugins() -> Iterable[object] | Mapping[str, object]:
-    """The plugins of `gpuqueue_db`, none but the defaults; define a fixture of this name to give some, as {name: plugin}."""
+    """The plugins of `gpuqueue_db` in addition to the defaults; define a fixture of this name to add some, as {name: plugin}."""
     return {}
 
 
@@ -72,7 +72,7 @@ def gpuqueue_plugins() -> Iterable[object] | Mapping[str, object]:
 def gpuqueue_db(
     make_gpuqueue: QueueMaker, gpuqueue_toml: str, gpuqueue_plugins: Iterable[object] | Mapping[str, object]
 ) -> GPUQueue:
-    """A queue object on a file of its own, closed at the end; see `gpuqueue_toml` and `gpuqueue_plugins`."""
+    """A queue object with a separate file, closed at the end; see `gpuqueue_toml` and `gpuqueue_plugins`."""
     return make_gpuqueue(gpuqueue_toml, plugins=gpuqueue_plugins)
 
 
@@ -90,7 +90,7 @@ def gpuqueue_eager(gpuqueue_db: GPUQueue) -> Iterator[GPUQueue]:
 
 @pytest.fixture
 def gpuqueue_travel(gpuqueue_db: GPUQueue) -> Iterator[Callable[[datetime | Duration], None]]:
-    """`gpuqueue_travel("2h")` moves the clock of `gpuqueue_db` until the end of the test, each call from where it is.
+    """`gpuqueue_travel("2h")` moves the clock of `gpuqueue_db` until the end of the test; calls add up.
 
     It takes a duration or an aware datetime; see `gpuqueue.testing.travel`.
     """
@@ -102,7 +102,7 @@ def gpuqueue_travel(gpuqueue_db: GPUQueue) -> Iterator[Callable[[datetime | Dura
 
 @pytest.fixture
 def simulated_card() -> Iterator[SimulatedCard]:
-    """A card of 8 GiB, thirty times as fast as a real one, which everything here reads through NVML.
+    """A simulated 8 GiB card, thirty times as fast as a real one, which the whole test process sees through NVML.
 
     It is device 0 of a configuration with `[gpu]`. Make it hot with `simulated_card.temperature_c = 90`, lost with
     `.lost = True`, or full with `.take(bytes)`.
@@ -119,7 +119,7 @@ def simulated_card() -> Iterator[SimulatedCard]:
 def ollama_server(simulated_card: SimulatedCard) -> Iterator[OllamaSimulator]:
     """A simulated Ollama on that card, with gemma4:e4b and nomic-embed-text; `.url` is for `[ollama] url`.
 
-    Let it vanish with `.go_away()` and return with `.come_back()`.
+    `.go_away()` makes it unavailable, `.come_back()` available again.
     """
     from gpuqueue.simulators.ollama import OllamaSimulator
 

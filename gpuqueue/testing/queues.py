@@ -1,4 +1,4 @@
-"""Owns queue objects for tests: each on a file of its own, with the plugins that the test gives and no other."""
+"""Makes queue objects for tests, on a separate file, with only the plugins that the test passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["QueueMaker", "foreign_variables", "queue_maker"]
 
 
 class QueueMaker:
-    """Makes queue objects of one file; call it as `make_gpuqueue`."""
+    """Makes queue objects for one file; call it as `make_gpuqueue`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,10 +29,10 @@ class QueueMaker:
         discover_plugins: bool = False,
         **overrides: Any,
     ) -> GPUQueue:
-        """Make a queue object of a configuration's text, which is written to a file, or of none.
+        """Make a queue object from a configuration, which is written to a file, or without one.
 
-        Each call is one more object of the same database. Plugins that happen to be installed here take no part, unless
-        `discover_plugins` says so. `overrides` are those of `GPUQueue.from_config`.
+        Each call makes another object for the same database. Installed plugins are ignored, unless `discover_plugins`.
+        `overrides` are those of `GPUQueue.from_config`.
         """
         database = self.folder / "gpuqueue.db"
         if toml is None and not overrides:
@@ -45,7 +45,7 @@ class QueueMaker:
         return made
 
     def close(self) -> None:
-        """Close all that were made."""
+        """Close all objects that were made."""
         for made in self._made:
             made.close()
 

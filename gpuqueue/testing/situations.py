@@ -1,6 +1,6 @@
-"""Owns the situations in which every policy must know an answer: views in which things are there, missing or broken.
+"""Lists the situations that every policy must handle: views in which things are present, missing or broken.
 
-Decides nothing, and says nothing of what a right answer is.
+Decides nothing, and does not know the right answers.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def _with_residents(card: DeviceView, *models: str) -> DeviceView:
 
 AWAY = backend(available=False, failures=3, since=NOW - timedelta(minutes=2), retry_at=NOW, error="nothing listens")
 
-# Made anew for each question, so that what a policy has changed is seen.
+# Made again for each question, so that changes by a policy are noticed.
 SITUATIONS: Mapping[str, Callable[[], View]] = {
     "nothing at all": lambda: View(now=NOW, queues={}, devices={}, backends={}, models={}),
     "queues but no device": lambda: replace(made_up(devices=()), backends={}, models={}),
-    "a card that nobody has read": lambda: _view(devices=(DeviceView(GPU0),)),
+    "a card that no worker has read": lambda: _view(devices=(DeviceView(GPU0),)),
     "a card that no driver here can read": lambda: _view(devices=(device(GPU0),)),
     "a card without a thermometer": lambda: _view(devices=(device(GPU0, **{**COOL, "temperature_c": None}),)),
     "a card that is lost": lambda: _view(devices=(device(GPU0, lost="it fell off the bus"),)),
@@ -69,8 +69,8 @@ SITUATIONS: Mapping[str, Callable[[], View]] = {
         devices=(DeviceView(GPU0, Reading(NOW - timedelta(hours=1), **HOT)),),
     ),
     "a cool card and nothing to do": lambda: _view(),
-    "a hot card that works": lambda: _view(*_busy(), devices=(device(GPU0, reservation(1), **HOT),)),
-    "memory that is being given back": lambda: _view(*_busy(), devices=(device(GPU0, reservation(1, running=False), **COOL),)),
+    "a hot card at work": lambda: _view(*_busy(), devices=(device(GPU0, reservation(1), **HOT),)),
+    "memory that is being released": lambda: _view(*_busy(), devices=(device(GPU0, reservation(1, running=False), **COOL),)),
     "two cards with loaded models": lambda: _view(
         *_busy(),
         devices=(
@@ -78,7 +78,7 @@ SITUATIONS: Mapping[str, Callable[[], View]] = {
             _with_residents(device(GPU1, **HOT), "gemma4:e4b", "unknown:1b"),
         ),
     ),
-    "an Ollama that is away": lambda: _view(ollama=AWAY),
+    "an unavailable Ollama": lambda: _view(ollama=AWAY),
     "a queue that a person has paused": lambda: _view(
         QueueView(REALTIME, paused=Pause("ana", "", NOW, None)),
         QueueView(BATCH, paused=Pause("", "x", NOW, NOW)),
@@ -89,7 +89,7 @@ SITUATIONS: Mapping[str, Callable[[], View]] = {
 
 
 def questions(view: View) -> Mapping[str, list[Any]]:
-    """Make the details of every decision that can be asked for in this view: {hook: [details]}."""
+    """Make the details of every decision that policies are asked for in this view: {hook: [details]}."""
     jobs = _jobs()
     queue_of = {item.queue: view.queues[item.queue].settings for item in jobs if item.queue in view.queues}
     asking = [item for item in jobs if item.queue in queue_of]

@@ -1,4 +1,4 @@
-"""Owns moving a queue object's clock in a test; moves no other clock.
+"""Moves a queue object's clock in a test; moves no other clock.
 
 with travel(gq, "2h"):
     run_until_idle(gq)      # runs what is due in two hours
@@ -18,12 +18,12 @@ __all__ = ["travel"]
 
 @contextmanager
 def travel(gq: GPUQueue, to: datetime | Duration) -> Iterator[None]:
-    """Inside the block, this queue object's clock is at another time, and goes on from there.
+    """Inside the block, this queue object's clock is at another time, and runs on from there.
 
     `to` is an aware datetime, or a duration from now. All that the queue decides by time follows: delays, waits before the
-    next attempt, windows, pauses, expiry, rates, leases and how long finished jobs are kept. Blocks may be nested, and stand
-    inside one of time-machine's `travel`, which moves what tasks themselves read of the time too, and `gq` with it.
-    Raises: UsageError for what is no time.
+    next attempt, windows, pauses, expiry, rates, leases and how long finished jobs are kept. Blocks may be nested, also inside
+    time-machine's `travel`, which moves `gq` too, and the time that tasks themselves read.
+    Raises: UsageError if `to` is neither.
     """
     before = gq._clock_ns
     ahead_us = to_us(to) - gq.now_us() if isinstance(to, datetime) else round(parse_duration(to, what="to") * 1e6)

@@ -1,6 +1,6 @@
-"""Owns made-up views for tests of policies, and the parts to change in them; asks no database and no clock.
+"""Makes up views for tests of policies, and the parts to change in them; reads no database and no clock.
 
-`view()` is the scenario of `gpuqueue init`, idle: three queues, a card of 5 GB, an Ollama. Give it other queues, devices or
+`view()` is the scenario of `gpuqueue init`, idle: three queues, a card of 5 GB, an Ollama. Pass it other queues, devices or
 backends, made with the functions here or with `dataclasses.replace`.
 """
 
@@ -46,13 +46,13 @@ GPU0 = DeviceSettings("gpu0", budget_bytes=5 * GB)
 
 
 def backend(**changes: Any) -> Backend:
-    """Make a backend that was just asked and answers; for one that is away: `backend(available=False, error="…")`."""
+    """Make a backend that was just checked and is available; make another with `backend(available=False, error="…")`."""
     there = Backend("ollama", "http://127.0.0.1:11434", True, 0, None, None, NOW, "")
     return replace(there, **changes)
 
 
 def view(*queues: QueueView, devices: tuple[DeviceView, ...] = (DeviceView(GPU0),), ollama: Backend | None = None) -> View:
-    """Make a view of the given queues; of those of the scenario, idle, where none are given."""
+    """Make a view of the given queues; by default those of the scenario, idle."""
     found = queues or (QueueView(REALTIME), QueueView(BATCH), QueueView(MAIL))
     return View(
         now=NOW,
@@ -64,7 +64,7 @@ def view(*queues: QueueView, devices: tuple[DeviceView, ...] = (DeviceView(GPU0)
 
 
 def device(settings: DeviceSettings = GPU0, *reservations: Reservation, **reading: Any) -> DeviceView:
-    """Make a device that was just read; give `total_bytes`, `free_bytes`, `temperature_c`, … of the reading."""
+    """Make a device that was just read; pass `total_bytes`, `free_bytes`, `temperature_c`, … of the reading."""
     return DeviceView(settings, Reading(NOW, **reading), reservations=reservations)
 
 
@@ -117,5 +117,5 @@ def lease(**changes: Any) -> Lease:
 
 
 def reservation(job_id: int = 7, *, model: str = "gemma4:e4b", bytes: int = 4_500_000_000, running: bool = True) -> Reservation:
-    """Make what a job has reserved on `gpu0`; not `running` means that its memory is being given back."""
+    """Make the reservation of a job on `gpu0`; not `running` means that its memory is being released."""
     return Reservation(job_id, 1, "ai-batch", model, "gpu0", bytes, running, "w")

@@ -1,4 +1,4 @@
-"""Owns waiting in tests: until a condition is true, as long as only a broken test would; changes no clock."""
+"""Waits in tests until a condition is true, with a limit that only a broken test reaches; changes no clock."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Found = TypeVar("Found")
 
 
 def wait_until(condition: Callable[[], Found], what: str = "", timeout_s: float = DEADLINE_S) -> Found:
-    """Look until the condition is true and return what it returned.
+    """Check the condition until it is true and return what it returned.
 
-    Raises: AssertionError saying `what` never came to be.
+    Raises: AssertionError naming `what` if that takes longer than `timeout_s`.
     """
     give_up_s = time.monotonic() + timeout_s
     pause = threading.Event()
     while not (found := condition()):
-        assert time.monotonic() < give_up_s, f"it never came to this: {what or 'the condition'}"
+        assert time.monotonic() < give_up_s, f"timed out waiting for{f': {what}' if what else ' the condition'}"
         pause.wait(0.01)
     return found

@@ -185,7 +185,7 @@ def test_an_executor_of_a_plugin_runs_its_verb(make_queue):
     with eager(gq):
         assert gq.verb("shout").enqueue(text="Hey").result(timeout_s=0) == "HEY"
         assert gq.verb("whisper").enqueue(text="Hey").result(timeout_s=0) == "hey"
-        with pytest.raises(UsageError, match="nobody here runs the task 'unheard' of job 3"):
+        with pytest.raises(UsageError, match="no function or executor for task 'unheard' of job 3"):
             gq.verb("unheard").enqueue()
 
 

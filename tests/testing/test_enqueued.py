@@ -39,11 +39,11 @@ def test_a_name_needs_the_queue_object(send):
     gq = send._gq
     assert assert_enqueued("print", gq, pages=2).queue == "post"
     assert_not_enqueued("unheard", gq)
-    with pytest.raises(UsageError, match="'send' is a task's name: say of which queue object"):
+    with pytest.raises(UsageError, match="'send' is a task's name: pass its queue object too"):
         assert_enqueued("send", to="ana")
     with pytest.raises(UsageError, match=r"send.*by name"):
         assert_enqueued(send, "ana")
-    with pytest.raises(UsageError, match=r"7 is no task of gpuqueue's"):
+    with pytest.raises(UsageError, match=r"7 is not a gpuqueue task"):
         assert_enqueued(7)
 
 
@@ -72,7 +72,7 @@ def test_what_was_enqueued_instead_is_listed(send):
     with pytest.raises(AssertionError) as failed:
         assert_enqueued(send.using(queue="post"), to="ana")
     assert str(failed.value) == (
-        "no job of send(to='ana') with queue='post' was enqueued; these were:\n"
+        "no job of send(to='ana') with queue='post' was enqueued; these jobs were:\n"
         "  job 1: send(to='ana') in mail, available\n"
         "  job 2: send(to='ben', task='b') in post, scheduled\n"
         "  job 3: send(to='ana', copies=['cleo', 'dan']) in mail, available\n"
@@ -85,7 +85,7 @@ def test_what_was_enqueued_instead_is_listed(send):
 
 def test_nothing_is_told_too_and_of_many_not_all(gq):
     note = gq.task(name="note")(lambda: None)
-    with pytest.raises(AssertionError, match=r"^no job of note\(\) was enqueued; nothing was$"):
+    with pytest.raises(AssertionError, match=r"^no job of note\(\) was enqueued; no job was enqueued at all$"):
         assert_enqueued(note)
     gq.enqueue_many([(gq.verb("other"), {})] * 520)
     first = note.enqueue()

@@ -188,17 +188,20 @@ class Suite(ExecutorSuite):
 
 FAULTS = {
     "not json": ("test_its_result_is_json", "not JSON serializable"),
-    "does not emit": ("test_what_it_says_goes_through_the_context", r"emits is True, and it emitted \[\]"),
+    "does not emit": ("test_what_it_says_goes_through_the_context", r"emits is True, but the attempt emitted \[\]"),
     "swallows": (
         "test_an_interruption_while_it_runs_ends_it",
-        r"asked to stop \(cancelled\), and ended with None; it must let Atte",
+        r"asked to stop \(cancelled\) and ended with None; it must let Atte",
     ),
     "fails when it is interrupted": (
         "test_an_interruption_before_it_begins_ends_it",
         r"ended with RuntimeError\('interrupted'\)",
     ),
-    "ends by itself": ("test_an_interruption_while_it_runs_ends_it", "with the arguments endless it ended by itself"),
-    "says nothing": ("test_an_interruption_while_it_runs_ends_it", r"neither said anything nor asked .* call context.check\(\)"),
+    "ends by itself": ("test_an_interruption_while_it_runs_ends_it", "with the arguments `endless` ended by itself"),
+    "says nothing": (
+        "test_an_interruption_while_it_runs_ends_it",
+        r"neither emitted anything nor checked .* Call context.check\(\)",
+    ),
     "undocumented": ("test_a_failure_is_an_error_that_can_be_stored", "Undocumented"),
     "silent": ("test_a_failure_is_an_error_that_can_be_stored", "has no code or no message"),
     "breaks": ("test_it_runs_one_attempt_after_another", "it is broken now"),
@@ -223,7 +226,10 @@ def test_a_fault_is_found_by_the_test_for_it(bench, fault, monkeypatch):
     [
         (BackendUnavailable("nothing listens", backend="shouter"), None),
         (BackendUnavailable("nothing listens", backend="other"), "other"),
-        (ConnectionRefusedError("nothing listens"), r"without its backend it ended with ConnectionRefusedError"),
+        (
+            ConnectionRefusedError("nothing listens"),
+            r"expected BackendUnavailable without its backend, not ConnectionRefusedError",
+        ),
     ],
 )
 def test_an_absent_backend_must_be_told_by_its_name(bench, error, found):
@@ -239,9 +245,9 @@ def test_an_absent_backend_must_be_told_by_its_name(bench, error, found):
 
 
 def test_a_suite_without_an_executor_says_what_to_write():
-    with pytest.raises(NotImplementedError, match="ExecutorSuite says which executor is tested: def make_executor"):
+    with pytest.raises(NotImplementedError, match="ExecutorSuite must define the executor to test: def make_executor"):
         ExecutorSuite().make_executor()
-    with pytest.raises(NotImplementedError, match="ExecutorSuite has a backend: def make_executor_without_backend"):
+    with pytest.raises(NotImplementedError, match="ExecutorSuite has a backend: define make_executor_without_backend"):
         ExecutorSuite().make_executor_without_backend()
 
 

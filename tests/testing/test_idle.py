@@ -58,7 +58,7 @@ def test_what_waits_is_told_with_every_reason(make_queue):
     with pytest.raises(JobsStuck) as caught:
         run_until_idle(gq)
     told = str(caught.value)
-    assert told.startswith("3 jobs are left that cannot start:\n")
+    assert told.startswith("3 jobs are unable to start:\n")
     assert "stock in closed, available: job 1: waits\n  - paused: paused by ana: inventory" in told
     assert "snooze in open, retryable: job 2: waits\n  - retryable: still closed; its next attempt waits" in told
     assert "later in open, scheduled: job 3: waits\n  - scheduled: its time has not come" in told
@@ -84,7 +84,7 @@ def test_a_job_that_nobody_knows_to_run_is_told(gq):
 
 def test_a_job_that_does_not_end_stops_the_worker_after_a_time(gq, gate):
     gq.task(name="wait")(gate.pass_through).enqueue()
-    with pytest.raises(JobsStuck, match=r"(?s)the worker was stopped after 0.5 s, and 1 job is still running:\nwait in default"):
+    with pytest.raises(JobsStuck, match=r"(?s)the worker was stopped after 0.5 s; 1 job is still running:\nwait in default"):
         run_until_idle(gq, timeout_s=0.5)
     assert gq.workers() == []
 
@@ -94,7 +94,7 @@ def test_many_stuck_jobs_are_counted_and_not_all_told(gq):
     gq.enqueue_many([(gq.verb("stock"), {})] * 30)
     with pytest.raises(JobsStuck) as caught:
         run_until_idle(gq)
-    assert str(caught.value).startswith("30 jobs are left")
+    assert str(caught.value).startswith("30 jobs are unable to start")
     assert str(caught.value).endswith("… and 10 more")
 
 
@@ -114,6 +114,6 @@ def test_a_hold_of_a_plugin_that_ends_while_the_worker_runs_is_waited_for_no_lon
 
 
 def test_waiting_for_what_never_comes_says_what_it_was():
-    with pytest.raises(AssertionError, match="it never came to this: snow"):
+    with pytest.raises(AssertionError, match="timed out waiting for: snow"):
         wait_until(lambda: False, "snow", timeout_s=0)
     assert wait_until(lambda: 7) == 7
