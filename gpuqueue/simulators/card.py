@@ -1,4 +1,4 @@
-"""Owns one simulated GPU: its memory, its health, and a record of everything that computed on it.
+"""Simulates one GPU: its memory, its health, and a record of everything that computed on it.
 
 It must know nothing of Ollama, NVML or queues.
 """
@@ -32,7 +32,7 @@ _LOG_LENGTH = 100_000
 
 
 class OutOfMemory(Exception):
-    """The card has not that many bytes free; nothing was allocated."""
+    """The card does not have that many bytes free; nothing was allocated."""
 
 
 class GpuIsLost(Exception):
@@ -50,9 +50,9 @@ class CardProcess:
 
 @dataclass(frozen=True, slots=True)
 class CardReading:
-    """What NVML would say of the card at one moment.
+    """What NVML would report of the card at one time.
 
-    `used_bytes` includes `reserved_bytes`, memory that is still coming back, and other programs;
+    `used_bytes` includes `reserved_bytes`, memory that is still being released, and other programs;
     `used_bytes + free_bytes == total_bytes`. `utilisation_percent` is 0..100.
     """
 
@@ -85,7 +85,7 @@ class Computation:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Memory that its owner has freed; it is back at `ended_s`, on the card's clock."""
+    """Memory that its owner has freed; it is available again at `ended_s`, on the card's clock."""
 
     owner: str
     freed_bytes: int
@@ -114,7 +114,7 @@ class SimulatedCard:
 
     speed: every simulated duration is divided by it, so 30 makes a card whose seconds last 33 ms.
     release_delay_s: (shortest, longest) simulated seconds until freed memory is really free again.
-    clock: returns seconds that only grow; memory comes back by this clock, without a thread or a sleep.
+    clock: returns seconds that only grow; memory is released by this clock, without a thread or a sleep.
     """
 
     def __init__(
@@ -168,22 +168,22 @@ class SimulatedCard:
         """Give `bytes` of memory to `owner`, in addition to what it holds.
 
         `name` is the process's name in the process list.
-        Raises: OutOfMemory when that much is not free now; GpuIsLost.
+        Raises: OutOfMemory if that much is not free now; GpuIsLost.
         """
         with self._lock:
             self._check_present()
             free = self._free_now()
             if bytes > free:
-                raise OutOfMemory(f"{owner} asked for {bytes} bytes, {free} of {self.total_bytes} are free")
+                raise OutOfMemory(f"{owner} asked for {bytes} bytes, but only {free} of {self.total_bytes} are free")
             held = self._held.setdefault(owner, _Held(next(self._pids), name, 0))
             held.used_bytes += bytes
             self._peak_bytes = max(self._peak_bytes, self._programs_bytes())
 
     def free(self, owner: str, *, delay_s: float | None = None) -> float:
-        """Take all memory from `owner`; the card's own process list forgets it at once, the bytes come back later.
+        """Take all memory from `owner`; the card's process list drops it at once, the bytes become available later.
 
         delay_s: simulated seconds; None draws one from `release_delay_s`.
-        Returns: the real seconds until the memory is free; 0.0 when `owner` held none.
+        Returns: the real seconds until the memory is free; 0.0 if `owner` held none.
         """
         with self._lock:
             held = self._held.pop(owner, None)
@@ -197,28 +197,28 @@ class SimulatedCard:
             return delay
 
     def take(self, bytes: int) -> None:
-        """Let another program, which no queue knows of, take `bytes`.
+        """Let another program, unknown to any queue, take `bytes`.
 
-        Raises: OutOfMemory when that much is not free now.
+        Raises: OutOfMemory if that much is not free now.
         """
         with self._lock:
             if bytes < 0 or bytes > self._free_now():
-                raise OutOfMemory(f"another program asked for {bytes} bytes, {self._free_now()} are free")
+                raise OutOfMemory(f"another program asked for {bytes} bytes, but only {self._free_now()} are free")
             self._other_bytes += bytes
 
     def give(self, bytes: int) -> None:
-        """Let the other program give `bytes` back, at once.
+        """Let the other program release `bytes`, at once.
 
-        Raises: ValueError when it holds less.
+        Raises: ValueError if it holds less.
         """
         with self._lock:
             if not 0 <= bytes <= self._other_bytes:
-                raise ValueError(f"the other program holds {self._other_bytes} bytes and cannot give {bytes}")
+                raise ValueError(f"the other program holds {self._other_bytes} bytes and cannot release {bytes}")
             self._other_bytes -= bytes
 
     @property
     def used_bytes(self) -> int:
-        """Bytes not free: reserved, allocated, still coming back, and other programs'."""
+        """Bytes not free: reserved, allocated, still being released, and other programs'."""
         with self._lock:
             return self.total_bytes - self._free_now()
 
@@ -230,13 +230,13 @@ class SimulatedCard:
 
     @property
     def returning_bytes(self) -> int:
-        """Freed bytes that the driver has not given back yet."""
+        """Freed bytes that the driver has not released yet."""
         with self._lock:
             return self._returning_now()
 
     @property
     def returned_in_s(self) -> float:
-        """Real seconds until every freed byte is back; 0.0 when none is outstanding."""
+        """Real seconds until every freed byte is available; 0.0 if none is outstanding."""
         with self._lock:
             self._returning_now()
             now = self._clock()
@@ -249,13 +249,13 @@ class SimulatedCard:
             return self._other_bytes
 
     def held_bytes(self, owner: str) -> int:
-        """Return the bytes that `owner` holds, 0 when none."""
+        """Return the bytes that `owner` holds, 0 if none."""
         with self._lock:
             held = self._held.get(owner)
             return held.used_bytes if held else 0
 
     def processes(self) -> tuple[CardProcess, ...]:
-        """Return the processes on the card, in the order in which they came; the other program is last."""
+        """Return the processes on the card, in order of arrival; the other program is last."""
         with self._lock:
             listed = [CardProcess(held.pid, held.name, held.used_bytes) for held in self._held.values()]
             if self._other_bytes:
@@ -263,7 +263,7 @@ class SimulatedCard:
             return tuple(listed)
 
     def reading(self) -> CardReading:
-        """Return the card's state now; answers also when the card is lost, with `lost` set."""
+        """Return the card's state now; a lost card is read too, with `lost` set."""
         with self._lock:
             free = self._free_now()
             busy = bool(self._active)
@@ -287,7 +287,7 @@ class SimulatedCard:
     def computing(self, owner: str, *, request: str | None = None, kind: str = "compute") -> Iterator[None]:
         """Record that `owner` computes while the block runs.
 
-        request: what the computation belongs to, `owner` unless given. Two computations of one request are no overlap.
+        request: what the computation belongs to, `owner` unless given. Two computations of one request are not an overlap.
         kind: `load` is counted as a load; any other word is only logged.
         Raises: GpuIsLost.
         """
@@ -315,7 +315,7 @@ class SimulatedCard:
 
     @contextmanager
     def part(self, owner: str, *, request: str, kind: str) -> Iterator[None]:
-        """Record that the block is one part of a computation that is going on: it is only logged."""
+        """Record that the block is one part of a running computation: it is only logged."""
         started = self._clock()
         try:
             yield
@@ -330,31 +330,31 @@ class SimulatedCard:
 
     @property
     def overlap_count(self) -> int:
-        """How often a computation began while one of another request was running."""
+        """How often a computation started while one of another request was running."""
         with self._lock:
             return self._overlaps
 
     @property
     def peak_bytes(self) -> int:
-        """The most that allocations held at once, memory still coming back included; not reserved, not other programs'."""
+        """The most bytes allocated at once, with memory still being released, without reserved memory and other programs'."""
         with self._lock:
             return self._peak_bytes
 
     @property
     def load_count(self) -> int:
-        """How many loads began, aborted ones included."""
+        """How many loads started, aborted ones included."""
         with self._lock:
             return self._loads
 
     @property
     def compute_log(self) -> tuple[Computation, ...]:
-        """The computations that are over, in the order in which they ended; at most the last 100,000."""
+        """The finished computations, in the order in which they ended; at most the last 100,000."""
         with self._lock:
             return tuple(self._compute_log)
 
     @property
     def release_log(self) -> tuple[Release, ...]:
-        """What was freed, in that order, also what is still coming back; at most the last 100,000."""
+        """All memory that was freed, in order, including what is still being released; at most the last 100,000."""
         with self._lock:
             return tuple(self._release_log)
 
@@ -367,8 +367,8 @@ class SimulatedCard:
     def report(self) -> dict[str, int | float]:
         """Return what happened on the card so far, to check a queue's promises from outside it.
 
-        Returns: {"overlaps": computations begun beside another request's, "peak_bytes": see `peak_bytes`,
-        "total_bytes": the card's size, "loads": loads begun, "unloads": allocations freed,
+        Returns: {"overlaps": computations started during another request's, "peak_bytes": see `peak_bytes`,
+        "total_bytes": the card's size, "loads": loads started, "unloads": allocations freed,
         "spills": loads that left layers to the CPU, "busy_s": real seconds in which anything computed}.
         """
         with self._lock:

@@ -1,4 +1,4 @@
-"""Owns a simulated NVML under the real `pynvml`: what it reads comes from simulated cards; never used unless installed by name.
+"""Simulates NVML under the real `pynvml`, with readings of simulated cards; never used unless installed by name.
 
 `simulated_nvml(card)` serves tests of one process. `python -m gpuqueue.simulators.nvml --card URL -m MODULE …` runs a
 program in a process whose NVML shows the card of an Ollama simulator in another process.
@@ -53,7 +53,7 @@ class RemoteCard:
 
     def __init__(self, url: str, *, cache_s: float = 0.0) -> None:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"{url!r} is no address of a simulator; write http://host:port")
+            raise ValueError(f"{url!r} is not the address of a simulator; expected http://host:port")
         self._url = url.rstrip("/")
         self._cache_s = cache_s
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class RemoteCard:
     def reading(self) -> CardReading:
         """Return the card's state now.
 
-        Raises: GpuIsLost when the simulator does not answer within 2 s.
+        Raises: GpuIsLost if the simulator does not answer within 2 s.
         """
         with self._lock:
             if self._kept is not None and time.monotonic() - self._kept[0] < self._cache_s:
@@ -92,11 +92,11 @@ class RemoteCard:
                 read: dict[str, Any] = json.load(answer)
                 return read
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise GpuIsLost(f"the simulator at {self._url} does not tell of its card: {error}") from error
+            raise GpuIsLost(f"cannot read the card of the simulator at {self._url}: {error}") from error
 
 
 class _Library:
-    """Stands where `pynvml` keeps the loaded library; unknown attributes are missing symbols, as in an old driver."""
+    """Takes the place of pynvml's loaded library; unknown attributes are missing symbols, as in an old driver."""
 
     def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
         self.__dict__.update(functions)
@@ -333,7 +333,7 @@ def simulated_nvml(
     missing_functions: names of C functions (see `FUNCTIONS`) that an old driver lacks; they raise FunctionNotFound.
     process_memory_known: False makes `usedGpuMemory` None, as under WDDM, WSL and in some containers.
     Inside, `pynvml.nvmlInit()` must still be called, as with the real library.
-    Raises: ValueError for a missing function that was never there.
+    Raises: ValueError for an unknown missing function.
     """
     restore = install(
         cards,
@@ -358,11 +358,11 @@ def install(
 
     The other arguments are those of `simulated_nvml`.
     Returns: a function that restores what was there.
-    Raises: ValueError for a missing function that was never there, or a wrong address.
+    Raises: ValueError for an unknown missing function, or a wrong address.
     """
     unknown = sorted(set(missing_functions) - set(FUNCTIONS))
     if unknown:
-        raise ValueError(f"simulated NVML never had {', '.join(unknown)}; it has: {', '.join(FUNCTIONS)}")
+        raise ValueError(f"unknown NVML functions: {', '.join(unknown)}. Simulated are: {', '.join(FUNCTIONS)}")
     nvml = _Nvml(_listed(cards), driver_loaded=driver_loaded, process_memory_known=process_memory_known)
     inside: Any = pynvml
     before = (inside.nvmlLib, dict(inside._nvmlGetFunctionPointer_cache), inside._nvmlLib_refcount)

@@ -38,7 +38,7 @@ def test_used_and_free_memory_add_up_to_the_card(card: SimulatedCard) -> None:
 def test_more_than_is_free_is_refused_and_changes_nothing(card: SimulatedCard) -> None:
     card.allocate("a", 300)
 
-    with pytest.raises(OutOfMemory, match="b asked for 601 bytes, 600 of 1000 are free"):
+    with pytest.raises(OutOfMemory, match="b asked for 601 bytes, but only 600 of 1000 are free"):
         card.allocate("b", 601)
 
     card.allocate("b", 600)
@@ -78,9 +78,9 @@ def test_freeing_what_holds_nothing_is_no_unload(card: SimulatedCard) -> None:
 
 def test_another_program_takes_and_gives_at_once(card: SimulatedCard) -> None:
     card.take(800)
-    with pytest.raises(OutOfMemory, match="101 bytes, 100 are free"):
+    with pytest.raises(OutOfMemory, match="101 bytes, but only 100 are free"):
         card.take(101)
-    with pytest.raises(ValueError, match="holds 800 bytes and cannot give 801"):
+    with pytest.raises(ValueError, match="holds 800 bytes and cannot release 801"):
         card.give(801)
     card.give(700)
 

@@ -759,7 +759,7 @@ def test_a_fault_hits_its_model_as_often_as_it_was_told(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"kind": "fire"}, "unknown fault 'fire'; there are: out_of_memory, "),
+        ({"kind": "fire"}, "unknown fault 'fire'. Faults: out_of_memory, "),
         ({"kind": "busy", "count": 0}, "count must be 1 or more"),
         ({"kind": "crash_mid_stream", "after_tokens": 0}, "must be 1 or more, not 0"),
     ],
@@ -895,12 +895,12 @@ def test_faults_can_be_added_listed_and_cleared_over_http(bench: Bench) -> None:
     ("path", "body", "words"),
     [
         ("/simulator/faults", {"kind": "fire"}, "unknown fault 'fire'"),
-        ("/simulator/faults", {"kind": "busy", "modle": "x"}, "unknown modle; there are: kind, model"),
+        ("/simulator/faults", {"kind": "busy", "modle": "x"}, "unknown field modle. Fields: kind, model"),
         ("/simulator/faults", {"kind": "busy", "count": "two"}, 'count must be a number, not "two"'),
         ("/simulator/faults", [1], "the body must be a JSON object"),
-        ("/simulator/card", {"take": 1}, "unknown take; there are: take_bytes"),
+        ("/simulator/card", {"take": 1}, "unknown field take. Fields: take_bytes"),
         ("/simulator/card", {"take_bytes": 10**12}, "another program asked for 1000000000000 bytes"),
-        ("/simulator/card", {"give_bytes": 1}, "holds 0 bytes and cannot give 1"),
+        ("/simulator/card", {"give_bytes": 1}, "holds 0 bytes and cannot release 1"),
         ("/simulator/outage", {"for_s": -1}, "for_s must be 0 or more"),
     ],
 )
@@ -913,7 +913,7 @@ def test_a_wrong_control_request_is_refused_and_changes_nothing(bench: Bench, pa
 
 
 def test_an_unknown_control_path_is_not_found(bench: Bench) -> None:
-    assert bench.client.get("/simulator/nope").json() == {"error": "there is no GET /simulator/nope"}
+    assert bench.client.get("/simulator/nope").json() == {"error": "unknown endpoint GET /simulator/nope"}
     with httpx.Client(base_url=bench.ollama.control_url) as control:
         assert control.get("/api/ps").status_code == 404
 
@@ -1029,7 +1029,7 @@ def test_it_stops_with_connections_open_and_may_be_stopped_twice() -> None:
             bench.ollama.stop()
             assert connection.recv(1) == b""
         assert bench.card.computing_now == ()
-        with pytest.raises(RuntimeError, match="started already"):
+        with pytest.raises(RuntimeError, match="already started"):
             bench.ollama.start()
     finally:
         bench.close()
@@ -1095,12 +1095,12 @@ def test_the_command_prints_its_address_serves_and_ends_on_a_signal(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (["--speed", "0"], "argument --speed: '0' is no number above 0"),
-        (["--speed", "fast"], "'fast' is no number above 0"),
-        (["--vram", "8XB"], "argument --vram: '8XB' is no size; write 8GB, 8GiB or bytes"),
+        (["--speed", "0"], "argument --speed: must be a number above 0, not '0'"),
+        (["--speed", "fast"], "must be a number above 0, not 'fast'"),
+        (["--vram", "8XB"], "argument --vram: '8XB' is not a size; use for example 8GB"),
         (["--vram", "1MB"], "--vram is too small"),
-        (["--port", "70000"], "'70000' is no port"),
-        (["--max-loaded", "0"], "'0' is no whole number of 1 or more"),
+        (["--port", "70000"], "'70000' is not a port"),
+        (["--max-loaded", "0"], "must be an integer of at least 1, not '0'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Owns the public names of the simulated Ollama; the rest of this package is its inside.
+"""Exposes the public names of the simulated Ollama; the other modules of this package are internal.
 
-It speaks Ollama's HTTP contract over real sockets, computes on a `SimulatedCard`, and fails on demand. Beside Ollama's own
-paths it answers `/simulator/card`, `/simulator/faults` and `/simulator/outage`, to be watched and driven from another process.
+It serves Ollama's HTTP contract over real sockets, computes on a `SimulatedCard`, and fails on demand. In addition to Ollama's
+own paths it serves `/simulator/card`, `/simulator/faults` and `/simulator/outage`, to watch and control it from another process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owns the command `python -m gpuqueue.simulators.ollama`: arguments, the printed address, the end; simulates nothing itself."""
+"""Runs `python -m gpuqueue.simulators.ollama`: reads arguments, prints the address, serves until stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K
 def _size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match.group(2).upper() not in _UNITS or float(match.group(1)) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 8GB, 8GiB or bytes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; use for example 8GB, 8GiB or a number of bytes")
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
@@ -30,19 +30,19 @@ def _above_zero(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return number
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
     return int(text)
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; write 0 (any free one) to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 (any free port) to 65535")
     return int(text)
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control-port", type=_port, default=0, help="port of the control endpoints (any free one)")
     parser.add_argument("--speed", type=_above_zero, default=1.0, help="how many times faster than a real card (1)")
     parser.add_argument("--vram", type=_size, default=_size("8GiB"), help="the card's memory, e.g. 8GB or 8GiB (8GiB)")
-    parser.add_argument("--temperature", type=_count, help="the card's temperature in °C (as warm as its work makes it)")
+    parser.add_argument("--temperature", type=_count, help="the card's temperature in °C (rises with its work)")
     parser.add_argument("--max-loaded", type=_count, default=DEFAULT_MAX_LOADED, help=f"models at once ({DEFAULT_MAX_LOADED})")
     parser.add_argument("--max-queue", type=_count, default=DEFAULT_MAX_QUEUE, help=f"waiting requests ({DEFAULT_MAX_QUEUE})")
     parser.add_argument("--seed", type=int, default=0, help="seed of loading times and memory delays (0)")
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT.
 
-    Returns: the exit status: 0 when stopped, 1 when a port or the port file cannot be had; wrong arguments exit with 2.
+    Returns: the exit status: 0 if stopped, 1 if it cannot listen or write the port file; wrong arguments exit with 2.
     """
     parser = _parser()
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Owns the words and vectors that simulated models answer with, each derived from its prompt so that a mix-up is seen.
+"""Derives the words and vectors of simulated models from their prompts, so that tests notice a mix-up.
 
 It must send nothing and know no request.
 """
@@ -78,7 +78,7 @@ def answer_tokens(model: str | ModelSpec, prompt: Prompt, count: int) -> list[st
 def planned_tokens(model: str | ModelSpec, prompt: Prompt, num_predict: int | None) -> tuple[list[str], str]:
     """Return the tokens that a request will get and its `done_reason`.
 
-    A trailing assistant message that is the beginning of the model's own answer is continued after its last token.
+    A trailing assistant message that is the start of the model's own answer is continued after its last token.
     `num_predict` counts new tokens; None, 0 and below stand for the model's own length.
     """
     said: list[str] = []
@@ -95,7 +95,7 @@ def planned_tokens(model: str | ModelSpec, prompt: Prompt, num_predict: int | No
 
 
 def planned_raw_tokens(model: str | ModelSpec, prompt: str, num_predict: int | None) -> tuple[list[str], str]:
-    """Return what `planned_tokens` does, for a raw prompt: always continued where it ends inside the model's own answer."""
+    """Return what `planned_tokens` does, for a raw prompt: always continued if it ends inside the model's own answer."""
     opening = prompt.rfind(_OPENING)
     asked = prompt[:opening] if opening > 0 else prompt
     said = _said_so_far(model, asked, prompt[opening:]) if opening > 0 else []
@@ -117,8 +117,8 @@ def _said_so_far(model: str | ModelSpec, asked: Prompt, partial: str) -> list[st
 def expected_answer(model: str | ModelSpec, prompt: Prompt, num_predict: int | None = None) -> str:
     """Return the whole text that the simulator answers with, to compare with what a job got.
 
-    model: a name, or a spec when its answer length is not the default one.
-    prompt: `/api/generate`'s prompt (with a `system`, that text, two line ends and the prompt), or `/api/chat`'s messages.
+    model: a name, or a spec if its answer length is not the default one.
+    prompt: `/api/generate`'s prompt (with a `system`: that text, two line breaks and the prompt), or `/api/chat`'s messages.
     """
     tokens, _ = planned_tokens(model, prompt, num_predict)
     return "".join(tokens)

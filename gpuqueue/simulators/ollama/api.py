@@ -1,4 +1,4 @@
-"""Owns Ollama's HTTP contract: paths, checks in Ollama's order, its error texts; leaves loading and speaking to others."""
+"""Implements Ollama's HTTP contract: paths, checks in Ollama's order, its error texts; loads and generates nothing itself."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Refused(Exception):
 
 
 class Api:
-    """Answers every request of Ollama's that the simulator knows."""
+    """Answers every Ollama request that the simulator knows."""
 
     def __init__(self, card: SimulatedCard, models: Mapping[str, ModelSpec], scheduler: Scheduler, faults: Faults) -> None:
         self._models = models

@@ -1,4 +1,4 @@
-"""Owns the faults that are waiting to happen in the simulated Ollama; other files make them happen."""
+"""Keeps the faults that are yet to happen in the simulated Ollama; other files make them happen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS: dict[str, str] = {
     "hang": "nothing is sent until the client leaves",
     "stall": "`after_tokens` tokens are sent, then nothing until the client leaves",
     "busy": "the request is refused: server busy (503)",
-    "slow_unload": "the next unload's memory comes back only after 8 simulated seconds",
+    "slow_unload": "the next unload's memory is released only after 8 simulated seconds",
     "drop_connection": "the connection is closed after `after_tokens` tokens",
     "context_exceeded": "the runner refuses the input as longer than its context (400)",
 }
@@ -28,7 +28,7 @@ _DEFAULT_AFTER_TOKENS = 3
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of failure and whom it hits.
+    """One kind of failure and the model it hits.
 
     kind: a key of `KINDS`. model: None hits any model.
     count: how many requests, loads or unloads it will still hit; None is every one until it is cleared.
@@ -42,7 +42,7 @@ class Fault:
 
 
 class Faults:
-    """The faults waiting to happen, the oldest first; safe to use from any thread."""
+    """The faults yet to happen, the oldest first; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,10 +52,10 @@ class Faults:
         """Let a fault of `kind` hit the next `count` requests (loads, unloads) of `model`.
 
         after_tokens: 3 unless given, for the kinds that name it.
-        Raises: ValueError for an unknown kind or a count that makes no sense.
+        Raises: ValueError for an unknown kind or an invalid count.
         """
         if kind not in KINDS:
-            raise ValueError(f"unknown fault {kind!r}; there are: {', '.join(KINDS)}")
+            raise ValueError(f"unknown fault {kind!r}. Faults: {', '.join(KINDS)}")
         if count is not None and count < 1:
             raise ValueError(f"count must be 1 or more, or null for every request, not {count}")
         least = 1 if kind == "crash_mid_stream" else 0
@@ -78,7 +78,7 @@ class Faults:
             return [asdict(fault) for fault in self._waiting]
 
     def take(self, kinds: Collection[str], model: str) -> Fault | None:
-        """Return the oldest fault of these kinds that hits `model`, counted down; None when there is none."""
+        """Return the oldest fault of these kinds that hits `model`, counted down; None if there is none."""
         with self._lock:
             for place, fault in enumerate(self._waiting):
                 if fault.kind in kinds and (fault.model is None or tagged(fault.model) == tagged(model)):

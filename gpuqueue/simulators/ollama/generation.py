@@ -1,4 +1,4 @@
-"""Owns one answer while it is spoken: prompt, tokens, faults on the way, and the lines sent; routes and loads nothing."""
+"""Generates one answer: prompt, tokens, faults on the way, and the lines sent; routes and loads nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Truncated(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """What a generate or chat request will be answered with.
+    """The answer to a generate or chat request.
 
     model: as the request named it. context: the earlier conversation's tokens, or None for no `context` in the answer.
     top_logprob_count: None without logprobs.
@@ -49,7 +49,7 @@ class Answer:
     top_logprob_count: int | None = None
 
     def line(self, text: str, thinking: str, *, done: bool) -> dict[str, object]:
-        """Return the fields that every line begins with."""
+        """Return the fields that every line starts with."""
         thought = {"thinking": thinking} if thinking else {}
         said: dict[str, object] = {"response": text, **thought}
         if self.chat:
@@ -61,7 +61,7 @@ class Answer:
         return {**self.line("", "", done=True), "done_reason": done_reason}
 
     def logprobs(self, tokens: list[str]) -> dict[str, object]:
-        """Return the `logprobs` field for `tokens`, or nothing when they were not asked for."""
+        """Return the `logprobs` field for `tokens`, or nothing if the request did not ask for it."""
         if self.top_logprob_count is None or not tokens:
             return {}
         listed: list[dict[str, object]] = []
@@ -86,9 +86,9 @@ class Speaker:
         self._faults = faults
 
     def speak(self, exchange: Exchange, call: Call, resident: Resident, answer: Answer, started_ns: int) -> None:
-        """Send the whole answer; what happens before the first chunk keeps a status of its own.
+        """Send the whole answer; a failure before the first chunk has its own status.
 
-        started_ns: when the request came, on the monotonic clock.
+        started_ns: when the request arrived, on the monotonic clock.
         Raises: ClientGone.
         """
         load_ns = time.monotonic_ns() - started_ns
@@ -116,7 +116,7 @@ class Speaker:
         )
 
     def embed(self, exchange: Exchange, call: Call, resident: Resident, token_total: int, fault: Fault | None) -> None:
-        """Let `token_total` tokens be embedded.
+        """Embed `token_total` tokens.
 
         Raises: RunnerFailed, ClientGone.
         """
@@ -183,7 +183,7 @@ class Speaker:
 
 
 class _Computing:
-    """The block in which a request has its turn and the card computes for it; a lost card is a crashed runner."""
+    """The block in which a request has its turn and the card computes for it; a lost card counts as a crashed runner."""
 
     def __init__(self, card: SimulatedCard, scheduler: Scheduler, call: Call, resident: Resident, kind: str) -> None:
         self._scheduler = scheduler
@@ -263,7 +263,7 @@ def context_exceeded(prompt_token_count: int, num_ctx: int) -> RunnerFailed:
 
 
 def send_failure(exchange: Exchange, failure: RunnerFailed, *, stream: bool) -> None:
-    """Send a runner's failure: as the last line of a stream that has begun, else with its own status.
+    """Send a runner's failure: as the last line of a stream that has started, else with its own status.
 
     Raises: ClientGone.
     """

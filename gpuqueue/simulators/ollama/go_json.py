@@ -1,4 +1,4 @@
-"""Owns reading request bodies the way Ollama's Go decoder does, with its error texts; knows no endpoint's meaning."""
+"""Reads request bodies the way Ollama's Go decoder does, with its error texts; knows no endpoint's meaning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
 _THINK_WORDS = ("high", "medium", "low", "max")
 _THINK_CHOICES = '"high", "medium", "low", "max", true, or false'
 
-# The Go types of the fields that are checked; `any` takes everything, other words have a reader of their own.
+# The Go types of the fields that are checked; `any` takes everything, other words have their own reader.
 FIELDS: dict[str, dict[str, str]] = {
     "GenerateRequest": {
         "model": "string",
@@ -255,7 +255,7 @@ def encode(value: Mapping[str, object]) -> bytes:
 
 
 def timestamp(time_ns: int) -> str:
-    """Return a moment (nanoseconds since 1970) as Go writes it: RFC 3339 in UTC, without trailing zeros."""
+    """Return a time (nanoseconds since 1970) as Go writes it: RFC 3339 in UTC, without trailing zeros."""
     whole_s, rest_ns = divmod(time_ns, 1_000_000_000)
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=whole_s)
     fraction = f".{rest_ns:09d}".rstrip("0").rstrip(".")
@@ -263,5 +263,5 @@ def timestamp(time_ns: int) -> str:
 
 
 def expiry_ns(now_ns: int, real_s: float) -> int:
-    """Return the moment `real_s` after `now_ns`; `FOREVER` is Go's longest duration, which ends in the 24th century."""
+    """Return the time `real_s` after `now_ns`; `FOREVER` is Go's longest duration, which ends in the 24th century."""
     return now_ns + (_LONGEST_NS if real_s == FOREVER else int(real_s * 1e9))

@@ -1,4 +1,4 @@
-"""Owns what the simulated models are: names, sizes, speeds and what `/api/show` tells of them; loads and answers nothing."""
+"""Defines the simulated models: names, sizes, speeds and what `/api/show` reports; loads and answers nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME = re.compile(r"(?:[A-Za-z0-9_][\w.:-]*/)?(?:[A-Za-z0-9_][\w-]*/)?[A-Za-z0-
 
 
 def is_valid_name(name: str) -> bool:
-    """Tell whether Ollama would take `name` as a model's name: [host/][namespace/]model[:tag]."""
+    """Say whether Ollama would accept `name` as a model's name: [host/][namespace/]model[:tag]."""
     return _NAME.match(name) is not None
 
 
@@ -25,11 +25,11 @@ def tagged(name: str) -> str:
 class ModelSpec:
     """One model that the simulated Ollama has.
 
-    bytes: what it needs on the card at a num_ctx of 4096 (or its whole context, when that is smaller).
+    bytes: the memory it needs on the card at a num_ctx of 4096 (or its whole context, if that is smaller).
     capabilities: Ollama's words: completion, embedding, tools, thinking, insert, vision.
-    tokens_per_s: simulated decoding speed when all of it is on the card.
-    context_length: the most tokens it was made for; num_ctx is cut to it.
-    context_token_bytes: what one more token of num_ctx costs on the card.
+    tokens_per_s: simulated decoding speed if all of it is on the card.
+    context_length: the longest context it supports, in tokens; num_ctx is cut to it.
+    context_token_bytes: the memory that one more token of num_ctx takes on the card.
     answer_token_count: tokens of an answer without `num_predict`.
     native_chat: the runner renders chats itself; a chat that is too long is then refused instead of cut.
     continues: a trailing assistant message is continued instead of answered.
@@ -75,11 +75,11 @@ class ModelSpec:
         }
 
     def effective_num_ctx(self, num_ctx: int | None) -> int:
-        """Return the context that a runner gets, in tokens: the one asked for, at most the model's own."""
+        """Return the context that a runner gets, in tokens: the requested one, at most the model's own."""
         return min(num_ctx if num_ctx and num_ctx > 0 else DEFAULT_NUM_CTX, self.context_length)
 
     def needed_bytes(self, num_ctx: int) -> int:
-        """Return what the model needs on the card at an effective `num_ctx`."""
+        """Return the memory that the model needs on the card at an effective `num_ctx`."""
         return max(self.bytes // 2, self.bytes + (num_ctx - self.effective_num_ctx(None)) * self.context_token_bytes)
 
     def show_info(self) -> dict[str, object]:
@@ -160,7 +160,7 @@ def by_tagged_name(models: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
     named: dict[str, ModelSpec] = {}
     for spec in models:
         if not is_valid_name(spec.name):
-            raise ValueError(f"{spec.name!r} is not a model name Ollama would take: [host/][namespace/]model[:tag]")
+            raise ValueError(f"{spec.name!r} is not a model name that Ollama accepts; expected [host/][namespace/]model[:tag]")
         if spec.bytes <= 0 or spec.tokens_per_s <= 0 or spec.layer_count <= 0:
             raise ValueError(f"model {spec.name!r}: bytes, tokens_per_s and layer_count must be above 0")
         if spec.tagged_name in named:

@@ -1,4 +1,4 @@
-"""Owns the `options` of a request: their types, and which of them make Ollama load a model anew; loads nothing."""
+"""Checks the `options` of a request, and finds those that make Ollama load a model again; loads nothing."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def check_options(options: Mapping[str, object]) -> None:
 
 
 def integer_option(options: Mapping[str, object], name: str, default: int | None = None) -> int | None:
-    """Return one checked integer option; Ollama cuts fractions off."""
+    """Return one checked integer option; like Ollama, cut off a fraction."""
     value = options.get(name)
     return int(value) if isinstance(value, (int, float)) else default
 
 
 def runner_options(spec: ModelSpec, options: Mapping[str, object], shift: bool) -> RunnerOptions:
-    """Return the effective options that a request of `spec` needs its runner to have."""
+    """Return the effective runner options that a request to `spec` needs."""
     use_mmap = options.get("use_mmap")
     return RunnerOptions(
         num_ctx=spec.effective_num_ctx(integer_option(options, "num_ctx")),

@@ -1,4 +1,4 @@
-"""Owns Ollama's own scheduler: which models are resident, who waits for a load, eviction, expiry; speaks no HTTP.
+"""Simulates Ollama's own scheduler: resident models, requests that wait for a load, eviction, expiry; knows no HTTP.
 
 request ── a resident suits ─────────────────────────────► slot ──► runs ──► released ──► expires ──► unloaded
    └── needs a load ──► queue (FIFO, limited) ──► evict ──► load ──┘
@@ -44,7 +44,7 @@ class LoadFailed(Exception):
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """One loaded, or loading, model. `dead`: its process has crashed, and Ollama has not noticed yet."""
+    """One loaded, or loading, model. `dead`: its process has crashed, but Ollama has not noticed yet."""
 
     spec: ModelSpec
     options: RunnerOptions
@@ -61,14 +61,14 @@ class Resident:
 
     @property
     def slowdown(self) -> float:
-        """How many times longer a token takes because of the layers that are on the CPU; 1.0 when none are."""
+        """How many times longer a token takes because of the layers that are on the CPU; 1.0 if none are."""
         on_cpu = 1.0 - self.vram_bytes / self.size_bytes
         return 1.0 + on_cpu * (CPU_SLOWDOWN - 1.0)
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One request on its way to a model. keep_alive_s: simulated seconds; None leaves what the resident has."""
+    """One request on its way to a model. keep_alive_s: simulated seconds; None keeps the resident's."""
 
     exchange: Exchange
     request: str
@@ -123,23 +123,23 @@ class Scheduler:
             self._changed.notify_all()
 
     def residents(self) -> list[tuple[Resident, int]]:
-        """Return each resident and the moment it expires (nanoseconds since 1970), the one that stays longest first."""
+        """Return each resident and the time it expires (nanoseconds since 1970), the one that stays longest first."""
         with self._changed:
             now_ns = time.time_ns()
             listed = [
-                # While it loads it has no moment yet; Ollama then counts from now.
+                # While it loads it has no such time yet; Ollama then counts from now.
                 (r, r.expires_ns or expiry_ns(now_ns, self._card.real_seconds(r.keep_alive_s)))
                 for r in self._residents.values()
             ]
         return sorted(listed, key=lambda entry: -(entry[1] // 1_000_000_000))
 
     def pending_count(self) -> int:
-        """Return how many requests stand in the queue for a load, dead ones included."""
+        """Return how many requests wait in the queue for a load, dead ones included."""
         with self._changed:
             return len(self._pending)
 
     def expire(self, name: str) -> None:
-        """Let the resident `name` go as soon as nobody uses it; nothing happens when it is not loaded."""
+        """Unload the resident `name` as soon as no request uses it; does nothing if it is not loaded."""
         with self._changed:
             resident = self._residents.get(name)
             if resident is not None:
@@ -183,7 +183,7 @@ class Scheduler:
                 self._changed.notify_all()
 
     def crash(self, resident: Resident) -> None:
-        """Let a runner's process die: its memory comes back, Ollama still lists it until it is asked for or expires."""
+        """Let a runner's process die: its memory is released, but Ollama lists it until it is requested or expires."""
         with self._changed:
             if not resident.dead:
                 resident.dead = True
@@ -286,7 +286,7 @@ class Scheduler:
                 self._finish_load(call, resident)
 
     def _make_room(self, call: Call) -> bool:
-        """Evict until `call`'s model may load; returns False when `call` needs no load any more."""
+        """Evict until `call`'s model may load; returns False if `call` needs no load any more."""
         while not (call.exchange.gone.is_set() or self._stopping):
             name = call.spec.tagged_name
             resident = self._residents.get(name)
@@ -306,7 +306,7 @@ class Scheduler:
         return False
 
     def _await_memory(self) -> None:
-        """Wait until evicted memory is back, at most 5 simulated seconds; only an eviction waits, an empty list does not."""
+        """Wait until evicted memory is released, at most 5 simulated seconds; only an eviction waits, an empty list does not."""
         limit = time.monotonic() + self._card.real_seconds(RECOVERY_LIMIT_S)
         while not self._stopping:
             left = min(self._card.returned_in_s, limit - time.monotonic())
@@ -334,7 +334,7 @@ class Scheduler:
                 self._card.allocate(owner, vram)
                 break
             except OutOfMemory:
-                continue  # another program was faster; what is left decides anew
+                continue  # another program was faster; decide again by what is left
             except GpuIsLost:
                 raise LoadFailed(f"{_TERMINATED}CUDA error: no CUDA-capable device is detected") from None
         if layers < wanted_layers:
@@ -367,7 +367,7 @@ class Scheduler:
                 self._once_loaded.add(name)
                 self._take(resident, call)
                 if call.exchange.gone.is_set():
-                    # Its thread may have left already; nobody else would release this use.
+                    # Its thread may have left already; nothing else would release this use.
                     self._abandon(call, resident)
             else:
                 if self._residents.get(name) is resident:

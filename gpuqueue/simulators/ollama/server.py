@@ -1,4 +1,4 @@
-"""Owns a small threaded HTTP/1.1 server that notices a leaving client at once and can vanish and return; knows no endpoint."""
+"""Serves HTTP/1.1 in threads, notices a leaving client at once, and can vanish and return; knows no endpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _JOIN_S = 5.0
 
 
 class ClientGone(Exception):
-    """The client left, or the server went away, before the exchange was over; nobody reads an answer any more."""
+    """The client left, or the server went away, before the exchange was over; no one reads the answer any more."""
 
 
 class _Malformed(Exception):
@@ -155,7 +155,7 @@ class HttpServer:
     def start(self) -> None:
         """Bind and listen. A server that was stopped is not started again.
 
-        Raises: OSError when the address cannot be had.
+        Raises: OSError if the address is not available.
         """
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -205,7 +205,7 @@ class HttpServer:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def come_back(self) -> None:
-        """Listen again on the same port; nothing happens when it already does."""
+        """Listen again on the same port; does nothing if it already listens."""
         with self._lock:
             if self._stopping or self._listener is not None or self._placeholder is None:
                 return
@@ -267,7 +267,7 @@ class HttpServer:
             return
         except OSError:
             left = True
-        # Bytes of a next request would report themselves for ever.
+        # Bytes of a next request would wake the watcher forever.
         self._unwatch(exchange._connection)
         if left:
             exchange.leave()

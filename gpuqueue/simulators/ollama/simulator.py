@@ -1,4 +1,4 @@
-"""Owns the simulated Ollama as a whole: its servers, card, control endpoints and outages; knows no endpoint of Ollama's."""
+"""Combines the simulated Ollama: its servers, card, control endpoints and outages; knows no endpoint of Ollama's."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SERVED_LENGTH = 10_000
 class Served:
     """One request of Ollama's API as it was served.
 
-    body: the JSON that came, None when it was none. status: 0 when the client left before an answer.
+    body: the JSON that was received, None if it was not JSON. status: 0 if the client left before an answer.
     client_left: the client (or the server, in an outage) was gone before the exchange was over.
-    request: what the card's record calls it, "" when it needed no model. output_tokens: how many were said, thinking included.
+    request: its name in the card's record, "" if it needed no model. output_tokens: how many were generated, thinking included.
     """
 
     method: str
@@ -47,11 +47,11 @@ class _WrongControl(Exception):
 class OllamaSimulator:
     """An Ollama server that computes on a `SimulatedCard`, over real HTTP.
 
-    card: made for it with `speed` unless given; a given card brings its own speed.
-    models: what it has, instead of gemma4:e4b and nomic-embed-text.
+    card: created with `speed` unless given; a given card has its own speed.
+    models: the models it has, instead of gemma4:e4b and nomic-embed-text.
     port, control_port: 0 takes a free one, which stays the same through outages.
     max_loaded, max_queue: OLLAMA_MAX_LOADED_MODELS and OLLAMA_MAX_QUEUE.
-    Every simulated duration is divided by the speed: loads, tokens, keep_alive, memory coming back. Reported durations and
+    Every simulated duration is divided by the speed: loads, tokens, keep_alive, memory release. Reported durations and
     `expires_at` are in real time, as a client would measure them.
     """
 
@@ -98,21 +98,21 @@ class OllamaSimulator:
 
     @property
     def served(self) -> tuple[Served, ...]:
-        """The requests of Ollama's API that are over, the oldest first; at most the last 10,000."""
+        """The finished requests of Ollama's API, the oldest first; at most the last 10,000."""
         return tuple(self._served)
 
     @property
     def pending_count(self) -> int:
-        """How many requests stand in Ollama's own queue for a load, dead ones included."""
+        """How many requests wait in Ollama's own queue for a load, dead ones included."""
         return self._scheduler.pending_count()
 
     def start(self) -> OllamaSimulator:
-        """Listen and serve, in threads of this process. A simulator is started once.
+        """Listen and serve, in threads of this process. A simulator can be started only once.
 
-        Raises: OSError when a port cannot be had.
+        Raises: OSError if a port is not available.
         """
         if self._server is not None:
-            raise RuntimeError("this simulator was started already; make a new one")
+            raise RuntimeError("this simulator was already started; create a new one")
         server = HttpServer(self._handle, host=self._host, port=self._port, name="ollama")
         control_server = HttpServer(self._handle_control, host=self._host, port=self._control_port, name="ollama-control")
         try:
@@ -127,7 +127,7 @@ class OllamaSimulator:
         return self
 
     def stop(self) -> None:
-        """Break every connection, give the memory back and end the threads. Safe to call twice."""
+        """Break every connection, release the memory and end the threads. Safe to call twice."""
         self._cancel_return()
         if self._server is None or self._control_server is None:
             return
@@ -138,9 +138,9 @@ class OllamaSimulator:
         self._control_server.stop()
 
     def go_away(self, for_s: float | None = None) -> None:
-        """Let Ollama vanish: connections break and are refused, every runner dies, the memory comes back later.
+        """Make Ollama unavailable: connections break and are refused, every runner dies, the memory is released later.
 
-        for_s: **real** seconds until it is back on the same port, whatever the speed; None until `come_back`.
+        for_s: **real** seconds until it is back on the same port, whatever the speed; with None, until `come_back`.
         """
         self._cancel_return()
         if self._server is not None:
@@ -153,7 +153,7 @@ class OllamaSimulator:
                 self._return_timer.start()
 
     def come_back(self) -> None:
-        """Let Ollama answer again on the same port, with nothing loaded; nothing happens when it is there."""
+        """Make Ollama available again on the same port, with nothing loaded; does nothing if it is available."""
         self._cancel_return()
         if self._server is not None:
             self._server.come_back()
@@ -202,7 +202,7 @@ class OllamaSimulator:
             exchange.send(400, JSON_UTF8, encode({"error": str(wrong)}))
             return
         if answer is None:
-            exchange.send(404, JSON_UTF8, encode({"error": f"there is no {exchange.method} {exchange.path}"}))
+            exchange.send(404, JSON_UTF8, encode({"error": f"unknown endpoint {exchange.method} {exchange.path}"}))
             return
         exchange.send(200, JSON_UTF8, encode(answer))
         if exchange.path == "/simulator/outage" and exchange.method == "POST":
@@ -247,7 +247,8 @@ class OllamaSimulator:
     def _change_card(self, body: Mapping[str, object]) -> None:
         unknown = set(body) - {"take_bytes", "give_bytes", "lost", "temperature_c"}
         if unknown:
-            raise _WrongControl(f"unknown {', '.join(sorted(unknown))}; there are: take_bytes, give_bytes, lost, temperature_c")
+            known = "take_bytes, give_bytes, lost, temperature_c"
+            raise _WrongControl(f"unknown field {', '.join(sorted(unknown))}. Fields: {known}")
         if "lost" in body:
             self.card.lost = body["lost"] is True
         if "temperature_c" in body:
@@ -262,7 +263,7 @@ class OllamaSimulator:
     def _add_fault(self, body: Mapping[str, object]) -> None:
         unknown = set(body) - {"kind", "model", "count", "after_tokens"}
         if unknown:
-            raise _WrongControl(f"unknown {', '.join(sorted(unknown))}; there are: kind, model, count, after_tokens")
+            raise _WrongControl(f"unknown field {', '.join(sorted(unknown))}. Fields: kind, model, count, after_tokens")
         model, count, after_tokens = body.get("model"), _number(body, "count"), _number(body, "after_tokens")
         self.faults.add(
             str(body.get("kind", "")),
