@@ -72,7 +72,7 @@ class _Sought:
     name: str
     arguments: Mapping[str, Any]
     options: Mapping[str, Any]  # those that `using` has changed
-    stored: Mapping[str, Any] = field(default_factory=dict)  # what a framework stores beside the arguments
+    stored: Mapping[str, Any] = field(default_factory=dict)  # what a framework stores in addition to the arguments
 
     def fits(self, job: Job) -> bool:
         has = self.arguments_of(job)
