@@ -235,7 +235,7 @@ def _what_is_wrong_with_processes(processes: Any) -> str:
 
 def _assert_right(reading: Any, now: datetime) -> None:
     wrong = what_is_wrong_with(reading, now)
-    assert not wrong, f"{wrong}, in {reading!r}"
+    assert not wrong, f"wrong reading {reading!r}: {wrong}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -204,7 +204,9 @@ class ExecutorSuite:
         if self.failing is None:
             pytest.skip("needs arguments with which an attempt fails: failing = {…}")
         value, error = self._ended(bench.start(executor, self._attempt(self.failing)))
-        assert isinstance(error, Exception), f"with the arguments `failing` it ended with {value if error is None else error!r}"
+        assert isinstance(error, Exception), (
+            f"the arguments `failing` must make it fail; it ended with {value if error is None else error!r}"
+        )
         return error
 
     def _interrupt(self, bench: Bench, executor: AnyExecutor, why: Interruption) -> None:

@@ -71,7 +71,7 @@ class PolicySuite:
         plugin = plugin() if isinstance(plugin, type) else plugin
         named = [name for name in HOOK_NAMES if callable(getattr(plugin, name, None))]
         unmarked = [name for name in named if not hasattr(getattr(plugin, name), f"{PROJECT}_impl")]
-        assert not unmarked, f"never called: {', '.join(unmarked)}. Mark with @hookimpl, or rename"
+        assert not unmarked, f"never called: {', '.join(unmarked)}. Mark them with @hookimpl, or rename them"
 
     # --- deciding ---
 

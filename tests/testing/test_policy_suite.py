@@ -114,7 +114,7 @@ def test_a_policy_whose_hooks_are_not_marked_is_found(suite_of):
         def queue_hold(self, details): ...
 
     suite, gq = suite_of(Unmarked())
-    with pytest.raises(AssertionError, match=r"never called: queue_hold\. Mark with @hookimpl"):
+    with pytest.raises(AssertionError, match=r"never called: queue_hold\. Mark them with @hookimpl"):
         suite.test_no_function_is_named_like_a_hook_without_being_marked()
     with pytest.raises(AssertionError, match="tested implements no hook: is @hookimpl missing"):
         suite.test_it_answers_at_least_one_hook(gq)

@@ -26,7 +26,7 @@ def stored_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             names = [name for name, one in takes.parameters.items() if one.kind in BY_NAME]
             wrong = next((name for name in kwargs if name not in names), None)
             near = "" if wrong is None else did_you_mean(wrong, names)
-            shown = takes.replace(return_annotation=inspect.Signature.empty) if takes.parameters else "none"
+            shown = takes.replace(return_annotation=inspect.Signature.empty) if takes.parameters else "no arguments"
             raise TypeError(f"{task.module_path}: {error}{near}. It takes {shown}") from None
     return {
         "args": [_as_json(task, f"argument {position}", value) for position, value in enumerate(args, 1)],

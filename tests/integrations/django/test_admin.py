@@ -291,7 +291,7 @@ def test_a_job_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -
     for name in ("7", "x", "0", "99999999999999999999", "other:1"):
         page = boss.get(f"{JOBS}{name}/change/")
         assert page.status_code == (200 if ":" in name else 404)
-        assert "there is no job" in text_of(page) or "TASKS has no queue to show at 'other'" in text_of(page)
+        assert "there is no job" in text_of(page) or "TASKS has no gpuqueue entry 'other'" in text_of(page)
 
 
 def test_what_a_job_says_is_text_and_no_markup(boss: Client, gq: DjangoQueue) -> None:
@@ -477,7 +477,7 @@ def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: D
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "soon"}, "Until is 'soon'"),
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "is in the past"),
         (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "There is no queue 'nobody'"),
-        (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "TASKS has no queue to show at 'other'"),
+        (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "TASKS has no gpuqueue entry 'other'"),
         (f"{QUEUES}act/", {"queue": "default", "act": "drop"}, "expected pause or resume"),
         (f"{JOBS}act/", {"job": str(job.id), "act": "drop"}, "expected retry or cancel"),
         (f"{JOBS}act/", {"job": "x", "act": "cancel"}, "is not a job id"),
@@ -703,7 +703,7 @@ def test_each_file_is_shown_by_itself_and_one_in_trouble_hides_no_other(boss: Cl
         (of_two,) = re.findall(r'href="(/admin/gpuqueue/queue/[^"]*two/change/)"', boss.get(QUEUES).content.decode())
         assert "Queue two" in read(boss, of_two)
         read(boss, LogEntry.objects.get().get_admin_url())
-        assert "TASKS has no queue to show at 'lost'" in read(boss, f"{JOBS}?file=lost")
+        assert "TASKS has no gpuqueue entry 'lost'" in read(boss, f"{JOBS}?file=lost")
         assert "no database at" in read(boss, f"{JOBS}?file=none")
         second.close()
         first.close()

@@ -110,7 +110,7 @@ def _unknown(reading: Reading | None) -> str:
         return "no worker has read the card yet"
     if reading.lost:
         return f"lost: {reading.lost}"
-    return "unknown (no driver on the worker's host); the budget alone counts" if _memory(reading) is None else ""
+    return "unknown (no driver on the worker's host); only the budget limits jobs" if _memory(reading) is None else ""
 
 
 def _condition(reading: Reading) -> list[str]:

@@ -38,7 +38,9 @@ def aliases() -> list[str]:
         except TROUBLES:
             files[backend.alias] = backend.alias
     if not files:
-        raise ImproperlyConfigured("no entry of TASKS uses gpuqueue. Set its BACKEND to 'gpuqueue.integrations.django.Backend'")
+        raise ImproperlyConfigured(
+            "no entry of TASKS uses gpuqueue. Set the BACKEND of one to 'gpuqueue.integrations.django.Backend'"
+        )
     return list(files.values())
 
 
@@ -48,7 +50,7 @@ def opened(alias: str) -> DjangoQueue:
     from gpuqueue.integrations.django.lookup import queue
 
     if alias not in known:
-        raise UsageError(f"TASKS has no queue to show at {alias!r}. Entries with a queue: {', '.join(known)}")
+        raise UsageError(f"TASKS has no gpuqueue entry {alias!r}. Entries: {', '.join(known)}")
     gq = queue(alias)
     create = "Run `python manage.py migrate`, or enqueue a job, to create it"
     if not gq.database.exists():
