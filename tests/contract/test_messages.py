@@ -132,7 +132,7 @@ def unknown(printed: str, *kinds: str) -> list[str]:
 def test_a_line_that_nothing_prints_is_no_message() -> None:
     assert messages_like("the moon is not configured here; write moon = 1") == []
     assert messages_like("there is no queue 'x'", "error") == []  # it is longer
-    (found,) = messages_like("Error: Flask app shop has a gpuqueue already: init_app is called once for each app", "error")
+    (found,) = messages_like("Error: Flask app shop already has a gpuqueue; call init_app once for each app", "error")
     assert (found.name, found.path) == ("UsageError", "gpuqueue/integrations/flask.py")
 
 

@@ -184,7 +184,7 @@ def test_what_json_does_not_know_is_refused_before_anything_is_stored(own_file: 
         (tasks.add, (1, 2, 3), {}, "too many positional arguments. It takes (a: 'int', b: 'int' = 0)"),
         (tasks.add, (1,), {"bb": 2}, "got an unexpected keyword argument 'bb' (did you mean 'b'?). It takes (a"),
         (tasks.add, (), {}, "missing a required argument: 'a'. It takes (a"),
-        (tasks.who, (1,), {}, "too many positional arguments. It takes none"),
+        (tasks.who, (1,), {}, "too many positional arguments. It takes no arguments"),
     ],
 )
 def test_arguments_that_a_task_does_not_take_are_refused_before_anything_is_stored(
