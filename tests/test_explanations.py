@@ -67,7 +67,7 @@ def told(waiting, *queues, devices=None, ollama=None, context=ALONE, known=None,
 ROWS = {
     "scheduled": (
         lambda: told(replace(GENERATE, state=State.SCHEDULED, scheduled_at=IN_A_MINUTE)),
-        "its time has not come",
+        "not due",
         IN_A_MINUTE,
     ),
     "retryable": (
@@ -80,13 +80,13 @@ ROWS = {
                 waiting_for="ollama",
             )
         ),
-        "no luck; its next attempt waits for ollama to come back, at the latest",
+        "no luck; waiting for ollama to be available again, at most",
         IN_A_MINUTE,
     ),
     "no_worker": (lambda: told(GENERATE, batch(served=False)), "no worker serves queue 'ai-batch'", None),
     "worker_gone": (
         lambda: told(replace(GENERATE, state=State.RUNNING, worker_id="x")),
-        "its worker x is gone; another worker takes the job over",
+        "its worker x is no longer running; another worker will take over the job",
         None,
     ),
     "paused": (
@@ -105,12 +105,12 @@ ROWS = {
             batch(pause=("12:05-18:00",), overrun="dont_start"),
             known={(estimates.RUN, work_key("ai-batch", "ollama.generate", "gemma4:e4b")): Estimate(600.0, 5)},
         ),
-        "it usually runs 10m, and a pause begins in 5m",
+        "usually runs for 10m, but a pause starts in 5m",
         NOW.replace(hour=18),
     ),
     "rate": (
         lambda: told(GENERATE, batch(rate=Rate(2, per_s=60), rate_before=0.5, rate_at=NOW)),
-        "at most 2 in 1m may begin",
+        "at its rate limit of 2 in 1m",
         NOW + timedelta(seconds=15),
     ),
     "concurrency": (
@@ -119,17 +119,17 @@ ROWS = {
             batch(running_count=2, concurrency=3, windows=(WindowRule("09:00-18:00", concurrency=2),)),
             context=QueueContext(running=(RunningJob(5, "ollama.generate", NOW), RunningJob(6, "ollama.generate", NOW))),
         ),
-        "2 of 2 jobs of ai-batch run (job 5, job 6); its window 09:00-18:00 UTC limits it",
+        "ai-batch is at its concurrency limit: 2 of 2 running (job 5, job 6); limit set by its window 09:00-18:00 UTC",
         None,
     ),
     "yielding": (
         lambda: told(GENERATE, QueueView(REALTIME, running_count=1, waiting_count=3)),
-        "ai-realtime has 1 running and 3 waiting",
+        "yields to ai-realtime (1 running, 3 waiting)",
         None,
     ),
     "unavailable": (
         lambda: told(GENERATE, ollama=backend(available=False, error="nothing listens", retry_at=NOW + timedelta(hours=7))),
-        "ollama is away: nothing listens; it is asked again at 19:00",
+        "ollama is unavailable: nothing listens; next check at 19:00",
         None,
     ),
     "device_lost": (
@@ -139,12 +139,12 @@ ROWS = {
     ),
     "device_busy": (
         lambda: told(GENERATE, devices=(card(replace(RUNNING, preempt_requested=True)),)),
-        "gpu0 runs job 7 of ai-batch, which is asked to make room",
+        "gpu0 is running job 7 (ai-batch), which is stopping to free memory",
         None,
     ),
     "clean_up": (
         lambda: told(GENERATE, devices=(card(replace(RUNNING, running=False)),)),
-        "gpu0 gets back the memory of job 7",
+        "waiting for job 7's memory on gpu0 to be released",
         None,
     ),
     "max_models": (
@@ -152,7 +152,7 @@ ROWS = {
             replace(GENERATE, model="small", demand_bytes=GB),
             devices=(card(replace(RUNNING, reserved_bytes=GB), settings=replace(GPU0, slots=2)),),
         ),
-        "gpu0 runs gemma4:e4b and may hold 1 model",
+        "gpu0 is running gemma4:e4b and holds at most 1 model",
         None,
     ),
     "vram": (
@@ -160,7 +160,7 @@ ROWS = {
             replace(GENERATE, model="small", demand_bytes=GB),
             devices=(card(RUNNING, settings=replace(GPU0, slots=2, max_models=2)),),
         ),
-        "needs 1 GB, 500 MB of the budget of gpu0 are free",
+        "needs 1 GB; 500 MB of gpu0's budget is free",
         None,
     ),
     "memory_taken": (
@@ -168,23 +168,22 @@ ROWS = {
             GENERATE,
             devices=(card(reading=replace(CARD, free_bytes=2 * GB, processes=(DeviceProcess(812, 5 * GB, "blender"),))),),
         ),
-        "gpu0 has 2 GB for it, and it needs 4.77 GB with what is to stay free; the most is held by blender (pid 812, 5 GB). "
-        "Read 0 s ago",
+        "needs 4.77 GB including the reserve; gpu0 has 2 GB free (read 0 s ago). Largest users: blender (pid 812, 5 GB)",
         None,
     ),
     "never_fits": (
         lambda: told(replace(GENERATE, demand_bytes=6 * GB)),
-        "needs 6 GB, the budget of gpu0 is 5 GB; raise [gpu] budget or use a smaller model",
+        "needs 6 GB; gpu0's budget is 5 GB. Raise [gpu] budget or use a smaller model",
         None,
     ),
     "no_device": (
         lambda: told(replace(GENERATE, wanted_device="fast")),
-        "no device is called 'fast'; there are: gpu0",
+        "unknown device 'fast'. Devices: gpu0",
         None,
     ),
     "behind": (
         lambda: told(GENERATE, context=QueueContext((Work("ai-batch", "ollama.generate", "gemma4:e4b", 3),))),
-        "3 jobs of ai-batch come first",
+        "3 jobs in ai-batch are ahead of it",
         None,
     ),
     "plugin_failed": (lambda: told(GENERATE, mine=(Broken(),)), "plugin 'mine0' failed in place_job: RuntimeError: oops", None),
@@ -216,8 +215,8 @@ def test_every_reason_has_a_row() -> None:
 
 
 def test_nothing_is_said_of_a_job_that_only_has_to_be_picked_up() -> None:
-    assert str(told(GENERATE)) == "job 1: would start now; a worker picks it up in a moment"
-    assert str(told(job(queue="mail", task="send"))) == "job 1: would start now; a worker picks it up in a moment"
+    assert str(told(GENERATE)) == "job 1: ready; a worker will pick it up shortly"
+    assert str(told(job(queue="mail", task="send"))) == "job 1: ready; a worker will pick it up shortly"
 
 
 def test_that_every_device_is_lost_is_said_once_and_what_else_keeps_the_job_besides() -> None:

@@ -373,7 +373,7 @@ def test_an_answer_that_is_nonsense_starts_nothing_and_ends_no_worker(gpu_queue,
     gq = gpu_queue(nonsense)
     start_worker(gq)
     job = gq.train.enqueue()
-    until(lambda: "failed in place_job: TypeError: it answered Placement(" in str(job.explain()))
+    until(lambda: "failed in place_job: TypeError: returned Placement(" in str(job.explain()))
     assert gq.send.enqueue().result(timeout_s=20) == 7
     nonsense.answer = None
     assert job.result(timeout_s=20) == 7
@@ -455,7 +455,7 @@ def test_the_device_stays_reserved_until_the_clean_up_is_verified(gpu_queue, sta
     following = gq.train.enqueue()
     until(lambda: len(answers) == 2)
     assert gq.job(first.id).record.device == "gpu0"
-    assert f"clean_up: gpu0 gets back the memory of job {first.id}" in str(following.explain())
+    assert f"clean_up: waiting for job {first.id}'s memory on gpu0 to be released" in str(following.explain())
     allowed.release(4)
     assert following.result(timeout_s=20) == 7
     assert gq.job(first.id).record.device is None

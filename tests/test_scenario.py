@@ -75,7 +75,7 @@ def test_batch_that_yields_says_to_what(ai, start_worker, until):
     next(iter(realtime.stream(timeout_s=20)))
     waiting = ai.batch()
     text = str(waiting.explain())
-    assert "yielding: ai-realtime has 1 running and 0 waiting" in text
+    assert "yielding: yields to ai-realtime (1 running, 0 waiting)" in text
     assert f"device_busy: gpu0 runs job {realtime.id} of ai-realtime" in text
     realtime.cancel()
     waiting.result(timeout_s=20)
@@ -197,7 +197,7 @@ def test_a_job_waits_for_memory_that_another_program_holds_and_names_it(ai, star
     job = ai.batch()
     until(lambda: "memory_taken" in str(job.explain()), "the reason")
     assert "another program (pid 4000, 6 GB)" in str(job.explain())
-    assert "gpu0 has 2.39 GB for it, and it needs 4.77 GB" in str(job.explain())
+    assert "needs 4.77 GB including the reserve; gpu0 has 2.39 GB free" in str(job.explain())
     assert check_card(ai)["loads"] == 0
     ai.card.give(6_000_000_000)
     assert job.result(timeout_s=20).get("spilled_bytes", 0) == 0
@@ -274,7 +274,7 @@ def test_batch_waits_unspent_while_the_service_is_away_and_goes_on_when_it_is_ba
     ai.ollama.go_away()
     waiting = ai.batch("waiting", job={"max_attempts": 1})
     until(lambda: reasons(ai.gq, "ai-batch") == ["unavailable"])
-    assert "is away" in str(waiting.explain())
+    assert "is unavailable" in str(waiting.explain())
 
     ai.ollama.come_back()  # a retry by itself would come after five minutes
     running.result(timeout_s=20)
@@ -353,7 +353,7 @@ def test_realtime_jobs_that_never_fit_leave_batch_free(ai, start_worker, until):
     start_worker(gq)
     huge = gq.ollama.generate("huge", prompt="x", queue="ai-realtime")
     until(lambda: "never_fits" in str(huge.explain()) and huge.refresh().record.demand_bytes)
-    assert "needs 6 GB, the budget of gpu0 is 5 GB; raise [gpu] budget or use a smaller model" in str(huge.explain())
+    assert "needs 6 GB; gpu0's budget is 5 GB. Raise [gpu] budget or use a smaller model" in str(huge.explain())
     ai.gq = gq
     held_by_nothing(ai, until)
     ai.realtime().result(timeout_s=20)  # nor do they stand before what fits
@@ -454,7 +454,7 @@ def test_without_a_driver_the_memory_is_said_to_be_unverified(make_queue, toml_o
         job.result(timeout_s=20)
         following = gq.ollama.embed("nomic-embed-text", input="x", queue="ai-batch")
         following.result(timeout_s=20)
-    assert any("unverified memory: no driver here can read gpu0" in record.getMessage() for record in caplog.records)
+    assert any("its memory is unverified: no driver can read gpu0" in record.getMessage() for record in caplog.records)
     assert card.report()["overlaps"] == 0
 
 
@@ -498,6 +498,6 @@ def test_a_gpu_function_that_does_not_stop_keeps_the_card_until_its_thread_ends(
     with pytest.raises(JobFailed, match="longer than its timeout"):
         job.result(timeout_s=20)
     assert following.refresh().state == "available"
-    assert f"clean_up: gpu0 gets back the memory of job {job.id}" in str(following.explain())
+    assert f"clean_up: waiting for job {job.id}'s memory on gpu0 to be released" in str(following.explain())
     gate.open()
     assert following.result(timeout_s=20) == 7

@@ -104,7 +104,7 @@ def test_a_queue_of_one_ollama_uses_no_other(two: Two, start_worker) -> None:
     assert loads(two)[1] == 0
     wrong = two.generate(queue="desk-only", device="gpu1")
     until(lambda: "no_device" in str(wrong.explain()), "it is said")
-    assert "no Ollama of queue 'desk-only' computes on gpu1" in str(wrong.explain())
+    assert "no Ollama of queue 'desk-only' runs on gpu1" in str(wrong.explain())
 
 
 def test_while_one_ollama_is_away_the_other_card_works_for_both(two: Two, start_worker) -> None:
@@ -115,7 +115,7 @@ def test_while_one_ollama_is_away_the_other_card_works_for_both(two: Two, start_
         two.generate(f"n{number}").result(timeout_s=30)
     assert two.gq.holds()["ai"] == []
     bound = two.generate(device="gpu0")
-    until(lambda: "unavailable: desk is away" in str(bound.explain()), "the job of the absent one waits and says why")
+    until(lambda: "unavailable: desk is unavailable" in str(bound.explain()), "the job of the absent one waits and says why")
     assert [hold.reason for hold in two.gq.holds()["desk-only"]] == ["unavailable"]
     two.desk.come_back()
     bound.result(timeout_s=30)

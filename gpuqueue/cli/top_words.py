@@ -7,7 +7,6 @@ from datetime import datetime
 from rich.cells import cell_len, set_cell_size
 
 from gpuqueue.cli.top_figures import DeviceFigures, Edge, JobFigures, QueueFigures, ServiceFigures
-from gpuqueue.decisions.policies import YIELDING
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.moments import clock, since, until
@@ -103,8 +102,7 @@ def _short_clock(moment: datetime, now: datetime) -> str:
 
 
 def _short_reason(hold: Hold) -> str:
-    detail = one_line(hold.detail).removeprefix("paused ")  # as the state says already
-    return f"yields, {detail}" if hold.plugin == YIELDING else detail
+    return one_line(hold.detail).removeprefix("paused ")  # as the state says already
 
 
 def queue_sentence(queue: QueueFigures, now: datetime) -> str:

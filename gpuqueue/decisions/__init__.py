@@ -1,1 +1,1 @@
-"""Owns what is decided from a view: the view itself, its evaluation, the default policies; claims and changes nothing."""
+"""Makes decisions from a view: builds it, evaluates it, and holds the default policies; claims and changes nothing."""

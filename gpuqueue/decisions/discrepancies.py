@@ -1,6 +1,6 @@
-"""Owns where the driver, Ollama and the queue disagree about a card, in plain words with what to do; asks none of them.
+"""Reports where the driver, Ollama and the queue disagree about a card, with advice; asks none of them.
 
-Each check is a function of what was seen, so that it can be tested by itself.
+Each check is a function of what was seen, so it can be tested on its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpuqueue.domain.models import full_name
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.domain.view import Backend, DeviceView, Reservation, View
 
-LOADING_S = 60.0  # an attempt that began more recently may still be loading its model
+LOADING_S = 60.0  # an attempt that started more recently may still be loading its model
 SHOWN_PROCESSES = 3
 
 What = Literal[
@@ -42,7 +42,7 @@ What = Literal[
 
 
 class Discrepancy(NamedTuple):
-    """One thing that two of them say differently."""
+    """One disagreement and how to resolve it."""
 
     what: What
     detail: str
@@ -51,15 +51,15 @@ class Discrepancy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CardSight:
-    """What each of them says of one card, asked one after the other within moments."""
+    """What the driver, Ollama and the queue report about one card, all asked at nearly the same time."""
 
     device: DeviceView  # the newest reading and models; its reservations were read last
     read_here: bool = False  # the reading is from this process, else the one that a worker published
-    published: Reading | None = None  # what a worker last said of the card
-    asked_here: bool = False  # the models are what Ollama said to this process, else what a worker last saw
-    ollamas: tuple[str, ...] = ()  # the backends that compute on it
+    published: Reading | None = None  # a worker's last reading of the card
+    asked_here: bool = False  # the models are what Ollama told this process, else what a worker last saw
+    ollamas: tuple[str, ...] = ()  # the backends that run on it
     reserved_before: tuple[Reservation, ...] = ()  # the reservations as they were before anything was asked
-    owners: Mapping[int, Owner] = field(default_factory=dict)  # {pid: whose}
+    owners: Mapping[int, Owner] = field(default_factory=dict)  # {pid: owner}
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class CardSight:
 
 
 class OllamaSight(NamedTuple):
-    """What a worker last heard of an Ollama, and what it says to this process; `residents` is None when it does not answer."""
+    """What a worker last saw of an Ollama, and its answer to this process; `residents` is None when it does not answer."""
 
     noted: Backend
     residents: tuple[Resident, ...] | None
@@ -78,7 +78,7 @@ class OllamaSight(NamedTuple):
 
 
 def discrepancies(cards: Sequence[CardSight], ollamas: Sequence[OllamaSight], view: View) -> list[Discrepancy]:
-    """List every disagreement, those of a card together."""
+    """List every disagreement, grouped by card."""
     found: list[Discrepancy] = []
     for card in cards:
         for check in OF_CARDS:
@@ -99,8 +99,8 @@ def card_lost(card: CardSight, _view: View) -> Iterator[Discrepancy]:
         where = "" if card.read_here else " where the worker runs"
         yield Discrepancy(
             "card_lost",
-            f"{card.name} is configured, and cannot be read{where}: {reading.lost}",
-            "see nvidia-smi and dmesg there; jobs for it wait until it can be read again",
+            f"{card.name} is configured but cannot be read{where}: {reading.lost}",
+            "check nvidia-smi and dmesg there; jobs for it wait until it can be read again",
         )
 
 
@@ -109,23 +109,23 @@ def reading_old(card: CardSight, view: View) -> Iterator[Discrepancy]:
     if reading is not None and reading.total_bytes is not None and reading.age_s(view.now) > FRESH_S:
         yield Discrepancy(
             "reading_old",
-            f"{card.name} cannot be read from here, and a worker last read it {_age(reading, view)} ago: nothing above says what "
-            "is so now",
-            "start a worker where the card is" if not view.workers else "see the log of the worker where the card is",
+            f"{card.name} cannot be read from here, and a worker last read it {_age(reading, view)} ago; the values above may be "
+            "outdated",
+            f"{'check the log of the worker' if view.workers else 'start a worker'} on the machine with the card",
         )
 
 
 def another_card(card: CardSight, view: View) -> Iterator[Discrepancy]:
-    """What a worker published of the card is not what is read here."""
+    """A worker's reading of the card differs from the reading here."""
     here, there = card.device.reading, card.published
     if not card.read_here or here is None or here.lost is not None or there is None or there.age_s(view.now) > FRESH_S:
         return
     if there.lost is not None:
         said = f"the worker cannot read it: {there.lost}"
-        advice = "see what is different where the worker runs, such as its user or its container, and restart it"
+        advice = "check what is different for the worker, such as its user or its container, and restart it"
     elif there.total_bytes is None:
-        said = "the worker sees no such card, and trusts the budget alone"
-        advice = "give the worker the driver and the card, for example its container with --gpus"
+        said = "the worker does not see it and relies on the budget alone"
+        advice = "give the worker access to the driver and the card, for example run its container with --gpus"
     elif (here.name, here.total_bytes) != (there.name, there.total_bytes):
         said = f"the worker's {card.name} is {_card(there)}, the one here is {_card(here)}"
         advice = 'name the card by its UUID, as `nvidia-smi -L` lists it: [gpu] device = "GPU-…"'
@@ -140,9 +140,9 @@ def budget_above_card(card: CardSight, _view: View) -> Iterator[Discrepancy]:
     if total_bytes is not None and settings.budget_bytes + settings.margin_bytes > total_bytes:
         yield Discrepancy(
             "budget_above_card",
-            f"{card.name}: budget + margin ({format_size(settings.budget_bytes)} + {format_size(settings.margin_bytes)}) are "
-            f"more than the card's {format_size(total_bytes)}",
-            "lower [gpu] budget or margin; no worker starts like this",
+            f"{card.name}: budget + margin ({format_size(settings.budget_bytes)} + {format_size(settings.margin_bytes)}) exceeds "
+            f"the card's {format_size(total_bytes)}",
+            "lower [gpu] budget or margin; no worker starts until then",
         )
 
 
@@ -150,11 +150,11 @@ def budget_above_card(card: CardSight, _view: View) -> Iterator[Discrepancy]:
 
 
 def others_hold_memory(card: CardSight, view: View) -> Iterator[Discrepancy]:
-    """Other programs hold more than the margin that is left to them."""
+    """Other programs hold more than the margin for them."""
     reading, settings = _fresh(card, view), card.device.settings
     if reading is None or reading.total_bytes is None or reading.free_bytes is None:
         return
-    # A job without a model may have its memory in any process, such as a server that it asks.
+    # The memory of a job without a model may be in any process, such as a server that it calls.
     lent_bytes = sum(item.reserved_bytes for item in card.device.reservations if not item.model)
     listed = reading.processes or ()
     if listed and all(process.used_bytes is not None for process in listed):
@@ -164,27 +164,27 @@ def others_hold_memory(card: CardSight, view: View) -> Iterator[Discrepancy]:
         largest = sorted(others, key=lambda process: -(process.used_bytes or 0))[:SHOWN_PROCESSES]
         who = f"other programs hold {format_size(held_bytes)}: {', '.join(map(_program, largest))}"
     else:
-        # Without a list there is only what is left over; a runner takes more than Ollama lists, and the driver keeps some too.
+        # Without a list, what is left over is theirs; a runner takes more than Ollama lists, and the driver keeps some too.
         residents = card.device.residents
         loaded = {full_name(item.model) for item in residents}
         awaited_bytes = sum(item.reserved_bytes for item in card.device.reservations if full_name(item.model) not in loaded)
         known_bytes = _bytes(residents) + awaited_bytes + CONTEXT_BYTES * (1 + len(residents))
         held_bytes = reading.total_bytes - reading.free_bytes - known_bytes
-        who = f"other programs hold about {format_size(max(0, held_bytes))}, and the driver does not say which"
+        who = f"other programs hold about {format_size(max(0, held_bytes))}, but the driver does not list them"
     if held_bytes > settings.margin_bytes:
         yield Discrepancy(
             "others_hold_memory",
-            f"{card.name}: {who}; the margin that is left to them is {format_size(settings.margin_bytes)}",
-            "end what is not needed, or raise [gpu] margin and lower budget by as much",
+            f"{card.name}: {who}; the margin for them is {format_size(settings.margin_bytes)}",
+            "stop programs you do not need, or raise [gpu] margin and lower budget by the same amount",
         )
 
 
 def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
-    """The budget has room for a job that the card has no memory for."""
+    """The budget admits a job that does not fit in the card's free memory."""
     device = card.device
     loaded = {full_name(item.model) for item in device.residents}
     if any(not item.running or full_name(item.model) not in loaded for item in device.reservations):
-        return  # what is reserved may be taken already, or not yet: nobody can tell
+        return  # what is reserved may be in use already, or not yet: it cannot be told
     left_bytes = device.settings.budget_bytes - device.reserved_bytes
     available_bytes = available(device, "")
     if _fresh(card, view) is None or available_bytes is None:
@@ -193,9 +193,10 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
     if room_bytes < left_bytes:
         yield Discrepancy(
             "budget_not_free",
-            f"{card.name}: {format_size(left_bytes)} of the budget are not reserved, and the card has {format_size(room_bytes)} "
-            f"for a job beside the {format_size(device.settings.min_free_bytes)} of min_free: one that needs more waits",
-            "see which process holds the memory, or lower [gpu] budget",
+            f"{card.name}: {format_size(left_bytes)} of the budget is not reserved, but the card has only "
+            f"{format_size(room_bytes)} for a job after the {format_size(device.settings.min_free_bytes)} of min_free; "
+            "a job that needs more waits",
+            "check which process holds the memory, or lower [gpu] budget",
         )
 
 
@@ -203,27 +204,27 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
 
 
 def model_not_reserved(card: CardSight, _view: View) -> Iterator[Discrepancy]:
-    """A model is loaded that no job of the queue uses, and that is not kept warm."""
+    """A model is loaded that no job uses and that is not kept warm."""
     device = card.device
     reserved = {full_name(item.model) for item in (*card.reserved_before, *device.reservations)}
     for resident in device.residents:
         if resident.vram_bytes and full_name(resident.model) not in reserved and not kept_warm(device, resident):
             yield Discrepancy(
                 "model_not_reserved",
-                f"{resident.model} is loaded on {card.name} with {format_size(resident.vram_bytes)}, and no job has reserved it",
-                "another program asks this Ollama, or did: let its requests go through the queue, or give it an Ollama of its "
-                f"own. `ollama stop {resident.model}` unloads it",
+                f"{resident.model} is loaded on {card.name} with {format_size(resident.vram_bytes)}, but no job has reserved it",
+                "another program uses this Ollama, or did: send its requests through the queue, or give it its own Ollama. "
+                f"`ollama stop {resident.model}` unloads the model",
             )
 
 
 def kept_warm(device: DeviceView, resident: Resident) -> bool:
-    """Say whether the queue itself may have left a model loaded, as `keep_warm` asks."""
+    """Say whether the queue itself may have left a model loaded because of `keep_warm`."""
     is_last = full_name(resident.model) == full_name(device.model)
     return device.settings.keep_warm_s > 0 and (is_last or device.settings.max_models > 1)
 
 
 def model_not_loaded(card: CardSight, view: View) -> Iterator[Discrepancy]:
-    """A job runs with a model that Ollama does not list."""
+    """A job is running with a model that Ollama does not list."""
     if not card.asked_here:
         return
     before = {(item.job_id, item.lease) for item in card.reserved_before if item.running}
@@ -232,14 +233,15 @@ def model_not_loaded(card: CardSight, view: View) -> Iterator[Discrepancy]:
         if not item.model or not item.running or (item.job_id, item.lease) not in before or full_name(item.model) in loaded:
             continue
         ran_s = _ran_s(item, view)
-        job = f"job {item.job_id} of {item.queue} has reserved {format_size(item.reserved_bytes)} of {card.name} for {item.model}"
+        job = f"job {item.job_id} ({item.queue}) reserved {format_size(item.reserved_bytes)} of {card.name} for {item.model}"
         if ran_s < LOADING_S:
-            yield Discrepancy("model_loading", f"{job}, which is not loaded yet", "wait a moment, and look again")
+            yield Discrepancy("model_loading", f"{job}, which is not loaded yet", "wait a moment and check again")
         else:
             yield Discrepancy(
                 "model_not_loaded",
-                f"{job} {format_duration(round(ran_s))} ago, and it is not loaded: it still loads, or was unloaded under the job",
-                f"see `ollama ps` and Ollama's log; `gpuqueue cancel {item.job_id}` ends the job",
+                f"{job} {format_duration(round(ran_s))} ago, but the model is not loaded: it is still loading, or was unloaded "
+                "while the job runs",
+                f"check `ollama ps` and Ollama's log; `gpuqueue cancel {item.job_id}` stops the job",
             )
 
 
@@ -249,15 +251,15 @@ def model_spilled(card: CardSight, _view: View) -> Iterator[Discrepancy]:
         if outside_bytes > SPILL_BYTES:
             yield Discrepancy(
                 "model_spilled",
-                f"{format_size(outside_bytes)} of {resident.model} ({format_size(resident.size_bytes)}) did not fit {card.name}: "
-                "Ollama computes that part on the CPU, which is several times as slow",
-                'free memory on the card, use a smaller num_ctx or model, or refuse it with on_spill = "wait" or "fail" in '
-                "[models.NAME]",
+                f"{format_size(outside_bytes)} of {resident.model} ({format_size(resident.size_bytes)}) did not fit on "
+                f"{card.name}: Ollama runs that part on the CPU, which is several times slower",
+                'free memory on the card, use a smaller num_ctx or model, or refuse spilled models with on_spill = "wait" or '
+                '"fail" in [models.NAME]',
             )
 
 
 def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy]:
-    """Ollama's models are larger than all that is used of the card: it computes on another one."""
+    """Ollama's models are larger than the card's used memory: Ollama runs on another card."""
     reading = _fresh(card, view)
     if reading is None or reading.total_bytes is None or reading.free_bytes is None:
         return
@@ -275,15 +277,15 @@ def model_elsewhere(card: CardSight, cards: Sequence[CardSight], view: View) -> 
     where = f"; {', '.join(seen)}" if seen else ""
     yield Discrepancy(
         "model_elsewhere",
-        f"{' and '.join(card.ollamas) or 'Ollama'} says that {models} holds {format_size(listed_bytes)}, but only "
-        f"{format_size(used_bytes)} of {card.name} are used: it computes on another card, or still loads{where}",
-        "see with nvidia-smi where its process is; then correct `device` in its [[ollama]] or in [gpu], or give that Ollama "
-        "this card with CUDA_VISIBLE_DEVICES",
+        f"according to {' and '.join(card.ollamas) or 'Ollama'}, {models} holds {format_size(listed_bytes)}, but only "
+        f"{format_size(used_bytes)} of {card.name} is in use: it runs on another card, or is still loading{where}",
+        "find its process with nvidia-smi; then correct `device` in its [[ollama]] or in [gpu], or give that Ollama this card "
+        "with CUDA_VISIBLE_DEVICES",
     )
 
 
 def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy]:
-    """A model takes more than is configured for it."""
+    """A model takes more memory than its configured vram."""
     for settings in view.models.values():
         seen = [
             resident.size_bytes
@@ -293,21 +295,21 @@ def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy
         ]
         observed_bytes = max([*seen, int(get(view.estimates, VRAM, model_key(settings.name, settings.options)) or 0)])
         if observed_bytes > settings.vram_bytes + TOLERANCE_BYTES:
-            # Rounded up as people write it; what is rounded down would be too little again.
+            # Rounded up to one decimal; rounded down it would be too little again.
             vram = f"{math.ceil(observed_bytes / 10**8) / 10:g}GB"
             yield Discrepancy(
                 "model_larger",
-                f"{settings.name} takes {format_size(observed_bytes)}, and its configured vram is "
-                f"{format_size(settings.vram_bytes)}; once a job has seen that, the queue reserves as much",
-                f'write [models."{settings.name}"] vram = "{vram}", or give it a smaller num_ctx in its options',
+                f"{settings.name} takes {format_size(observed_bytes)}, but its configured vram is "
+                f"{format_size(settings.vram_bytes)}; once a job has measured that, the queue reserves the larger size",
+                f'set [models."{settings.name}"] vram = "{vram}", or a smaller num_ctx in its options',
             )
 
 
-# --- who asks ---
+# --- backends and workers ---
 
 
 def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Discrepancy]:
-    """An Ollama answers here and not to the workers, or the other way round."""
+    """An Ollama answers this process but not the workers, or the other way round."""
     noted = ollama.noted
     answers = ollama.residents is not None
     if not view.workers or noted.checked_at is None or noted.available == answers:
@@ -316,15 +318,15 @@ def ollama_differs(ollama: OllamaSight, view: View) -> Iterator[Discrepancy]:
     if answers:
         yield Discrepancy(
             "ollama_differs",
-            f"{noted.name} answers here, and to the workers it is away: {noted.error} ({asked})",
-            "they ask again by themselves; when it stays so, their machine or container reaches another address by that url",
+            f"{noted.name} answers here, but was unavailable to the workers {asked}: {noted.error}",
+            "workers check again on their own; if this persists, that url is another address on their machine or container",
         )
     else:
         yield Discrepancy(
             "ollama_differs",
-            f"{noted.name} answered to the workers ({asked}), and not here: {ollama.error}",
-            "when the workers run in another machine or container, 127.0.0.1 is another place there; "
-            "the models above are those that a worker saw",
+            f"{noted.name} answered the workers {asked}, but does not answer here: {ollama.error}",
+            "if the workers run on another machine or in a container, 127.0.0.1 is another address there; "
+            "the models above are those a worker saw",
         )
 
 
@@ -336,8 +338,8 @@ def settings_differ(view: View) -> Iterator[Discrepancy]:
         groups = " | ".join(", ".join(ids) for ids in by_digest.values())
         yield Discrepancy(
             "settings_differ",
-            f"workers run with different settings, so that each counts with its own budgets and queues: {groups}",
-            "restart those that still have the old settings",
+            f"workers run with different settings, so each uses its own budgets and queues: {groups}",
+            "restart the workers that still have the old settings",
         )
 
 
@@ -355,7 +357,7 @@ OF_CARDS = (
 
 
 def _fresh(card: CardSight, view: View) -> Reading | None:
-    """The reading, where it says what is so now."""
+    """Return the reading, None when it is lost or too old."""
     reading = card.device.reading
     return reading if reading is not None and reading.lost is None and reading.age_s(view.now) <= FRESH_S else None
 

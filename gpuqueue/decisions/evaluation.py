@@ -1,6 +1,6 @@
-"""Owns deciding: the view and the plugins' answers become holds, demands, placements and reasons; changes nothing.
+"""Turns a view and the plugins' answers into holds, demands, placements and reasons; changes nothing.
 
-The same evaluation serves a worker that claims and a person who asks why; only the claim itself is missing here.
+The same evaluation serves a worker that claims and a person who asks why a job waits; the claim itself is elsewhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("gpuqueue.plugins")
 
 
 def limited(view: View, plugins: Plugins) -> View:
-    """Return the view with each queue's limits as they are now; a plugin that fails leaves what is configured."""
+    """Return the view with each queue's current limits; if a plugin fails, the configured limits stay."""
     queues = {}
     for name, queue in view.queues.items():
         settings, reasons = queue.settings, []
@@ -65,9 +65,9 @@ def _tighter(settings: QueueSettings, limits: Limits) -> QueueSettings:
 
 
 def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None = None) -> dict[str, tuple[Hold, ...]]:
-    """Return every queue's holds; a queue comes after those that it yields to. A plugin that fails holds the queue.
+    """Return every queue's holds; a queue comes after those that it yields to. A failing plugin holds the queue.
 
-    `failed` has the holds of queues for whose jobs a plugin failed elsewhere.
+    `failed` has the holds of queues in which a plugin failed on a job elsewhere.
     """
     holds: dict[str, tuple[Hold, ...]] = {}
     for queue in yielding_order({name: item.settings for name, item in view.queues.items()}):
@@ -82,7 +82,7 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
         try:
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
                 if not isinstance(hold, Hold):
-                    raise PluginFailed(plugin, "queue_hold", TypeError(f"it answered {hold!r}, which is no Hold"))
+                    raise PluginFailed(plugin, "queue_hold", TypeError(f"returned {hold!r}, not a Hold"))
                 found.append(replace(hold, plugin=plugin, source="plugin"))
         except PluginFailed as error:
             found.append(_failed(error))
@@ -95,7 +95,7 @@ def _failed(error: PluginFailed) -> Hold:
 
 
 def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
-    """Return every queue's holds, with those of plugins that only workers have."""
+    """Return every queue's holds, including those of plugins that only workers have."""
     holds = decide_holds(view, plugins)
     for worker in view.workers:
         for queue, published in worker.holds.items():
@@ -106,15 +106,15 @@ def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
 
 
 def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:
-    """Return what the job needs of a device. Raises: PluginFailed, also when no plugin knows."""
+    """Return the job's device requirements. Raises: PluginFailed, also when no plugin returns any."""
     demand = plugins.first("job_demand", JobDemandDetails(job, view.queues[job.queue].settings, view))
     if not isinstance(demand, Demand):
-        raise PluginFailed("job_demand", "job_demand", TypeError(f"no plugin knows what job {job.id} needs of a device"))
+        raise PluginFailed("job_demand", "job_demand", TypeError(f"no plugin returned a Demand for job {job.id}"))
     return demand
 
 
 def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
-    """Return the candidates in the order in which they are tried. Raises: PluginFailed."""
+    """Return the candidates in the order to try them. Raises: PluginFailed."""
     ordered = plugins.first("order_candidates", OrderCandidatesDetails(tuple(candidates), view))
     if ordered is None:
         return list(candidates)
@@ -122,12 +122,12 @@ def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
     try:
         return [known[job.id] for job in ordered]
     except (TypeError, AttributeError, KeyError):
-        error = TypeError(f"the answer must have the candidates in another order, not {ordered!r}")
+        error = TypeError(f"returned {ordered!r}, not the candidates in another order")
         raise PluginFailed("order_candidates", "order_candidates", error) from error
 
 
 def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
-    """Return the job's device, or why it waits; a plugin that fails makes it wait."""
+    """Return the job's device, or why it waits; a failing plugin makes it wait."""
     details = PlaceJobDetails(job, Demand(job.demand_bytes, job.model), view.queues[job.queue].settings, view)
     try:
         for plugin, answer in plugins.each("place_job", details):
@@ -136,7 +136,8 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
             if isinstance(answer, Wait):
                 return _held(answer, plugin)
             devices = ", ".join(view.devices) or "none"
-            raise PluginFailed(plugin, "place_job", TypeError(f"it answered {answer!r}; devices: {devices}"))
+            message = f"returned {answer!r}, not a Wait or a Placement on a known device. Devices: {devices}"
+            raise PluginFailed(plugin, "place_job", TypeError(message))
     except PluginFailed as error:
         return _failed(error)
     return Hold("no_device", "no plugin places jobs on a device", source="job")
@@ -155,27 +156,27 @@ def _held(wait: Wait, plugin: str) -> Hold:
 
 
 def preemptions(waiting: Sequence[WaitingJob], view: View, plugins: Plugins) -> list[Preemption]:
-    """Return the attempts that are to stop, for jobs that wait for their device or of themselves. Raises: PluginFailed."""
+    """Return the attempts to stop, for jobs that wait for their device or for another reason. Raises: PluginFailed."""
     chosen: list[Preemption] = []
     for plugin, answer in plugins.each("choose_preemptions", ChoosePreemptionsDetails(tuple(waiting), view)):
         wrong = [item for item in answer if not isinstance(item, Preemption)]
         if wrong:
-            raise PluginFailed(plugin, "choose_preemptions", TypeError(f"it answered {wrong[0]!r}, which is no Preemption"))
+            raise PluginFailed(plugin, "choose_preemptions", TypeError(f"returned {wrong[0]!r}, not a Preemption"))
         chosen += answer
     return chosen
 
 
 def explain(job: Job, view: View, plugins: Plugins, context: QueueContext, *, worker_command: str) -> Explanation:
-    """Say why a job is where it is: every reason, with numbers and times, and what to expect.
+    """Explain a job's state: every reason, with numbers and times, and what to expect.
 
     `worker_command` is the command that starts a worker for it.
     """
     if job.state is State.RUNNING:
         where = f" on {job.device}" if job.device else ""
-        stopping = ", and was asked to stop" if job.cancel_requested else ""
+        stopping = "; asked to stop" if job.cancel_requested else ""
         summary = f"running{where}, attempt {job.attempt} of {job.max_attempts}{stopping}"
         if job.worker_id is not None and all(worker.id != job.worker_id for worker in view.workers):
-            detail = f"its worker {job.worker_id} is gone; another worker takes the job over"
+            detail = f"its worker {job.worker_id} is no longer running; another worker will take over the job"
             gone = Hold("worker_gone", detail, advice=f"start a worker: {worker_command}", source="worker")
             return Explanation(job.id, job.state, summary, (gone,), view.now, gone.advice)
         return Explanation(job.id, job.state, summary, (), view.now, expected=expect(job, view, (), {}, context))
@@ -185,12 +186,12 @@ def explain(job: Job, view: View, plugins: Plugins, context: QueueContext, *, wo
         why = f": {job.error.message} ({job.error.code})" if job.error else ""
         advice = f"gpuqueue retry {job.id}"
         if job.error is not None and job.error.code == "caller_fault":  # the same request would fail again
-            advice = "enqueue it anew with what the message asks for"
+            advice = "correct the request as the message says and enqueue it again"
         return Explanation(job.id, job.state, f"{job.state}{why}", (), view.now, advice)
     holds = known_holds(view, plugins)
     reasons = _waiting_reasons(job, view, plugins, holds[job.queue], context, worker_command)
     advice = next((hold.advice for hold in reasons if hold.advice), "")
-    summary = "waits" if reasons else "would start now; a worker picks it up in a moment"
+    summary = "waiting" if reasons else "ready; a worker will pick it up shortly"
     return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, context))
 
 
@@ -200,11 +201,11 @@ def _waiting_reasons(
     reasons: list[Hold] = []
     queue = view.queues[job.queue]
     if job.state is State.SCHEDULED:
-        reasons.append(Hold("scheduled", "its time has not come", job.scheduled_at, source="job"))
+        reasons.append(Hold("scheduled", "not due", job.scheduled_at, source="job"))
     if job.state is State.RETRYABLE:
         error = f"{job.error.message}; " if job.error else ""
-        waiting_for = f" for {job.waiting_for} to come back, at the latest" if job.waiting_for else ""
-        reasons.append(Hold("retryable", f"{error}its next attempt waits{waiting_for}", job.scheduled_at, source="job"))
+        waiting = f"waiting for {job.waiting_for} to be available again, at most" if job.waiting_for else "next attempt waits"
+        reasons.append(Hold("retryable", f"{error}{waiting}", job.scheduled_at, source="job"))
     if not queue.served:
         advice = f"start a worker: {worker_command}"
         reasons.append(Hold("no_worker", f"no worker serves queue {job.queue!r}", advice=advice, source="worker"))
@@ -212,19 +213,19 @@ def _waiting_reasons(
     limit = queue.settings.concurrency
     if limit is not None and queue.running_count >= limit:
         jobs = ", ".join(f"job {item.id}" for item in context.running[:NAMED_JOBS])
-        why = f"; {queue.limited_by} limits it" if queue.limited_by else ""
-        detail = f"{queue.running_count} of {limit} jobs of {job.queue} run ({jobs}){why}"
+        why = f"; limit set by {queue.limited_by}" if queue.limited_by else ""
+        detail = f"{job.queue} is at its concurrency limit: {queue.running_count} of {limit} running ({jobs}){why}"
         reasons.append(Hold("concurrency", detail, ends_with_jobs=True, source="job"))
     if job.device is not None:
-        detail = f"the memory of its last attempt on {job.device} is being given back"
+        detail = f"waiting for its last attempt's memory on {job.device} to be released"
         reasons.append(Hold("clean_up", detail, ends_with_jobs=True, source="job"))
     elif queue.settings.gpu and job.state is State.AVAILABLE:
         reasons += _device_reasons(job, view, plugins, said=queue_holds)
     ahead_count = context.ahead_count(job.queue)
     if ahead_count and job.state is State.AVAILABLE:
         many = "at least " if ahead_count >= FAR else ""
-        which = f"job of {job.queue} comes" if ahead_count == 1 else f"jobs of {job.queue} come"
-        reasons.append(Hold("behind", f"{many}{ahead_count} {which} first", ends_with_jobs=True, source="job"))
+        jobs = f"job in {job.queue} is" if ahead_count == 1 else f"jobs in {job.queue} are"
+        reasons.append(Hold("behind", f"{many}{ahead_count} {jobs} ahead of it", ends_with_jobs=True, source="job"))
     return reasons
 
 
@@ -233,7 +234,7 @@ def _device_reasons(job: Job, view: View, plugins: Plugins, *, said: Sequence[Ho
         demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
     except PluginFailed as error:
         return [_failed(error)]
-    if any(hold.plugin == DEVICE_HEALTH for hold in said):  # that no device can be read is not said again of the job
+    if any(hold.plugin == DEVICE_HEALTH for hold in said):  # the queue's hold already reports the lost devices
         view = replace(view, devices={name: replace(device, reading=None) for name, device in view.devices.items()})
     answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)
     return [answer] if isinstance(answer, Hold) else []

@@ -1,6 +1,6 @@
-"""Owns when a job is expected to start and to finish, from what was learned of jobs like those before it; promises nothing.
+"""Estimates when a job will start and finish, from the usual times of jobs like it and those ahead of it.
 
-What was never learned is not guessed: a time that would rest on it is None.
+Nothing is guessed: a time that depends on an unknown one is None.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Holds = Mapping[str, Sequence[Hold]]
 
 
 def expect(job: Job, view: View, reasons: Sequence[Hold], holds: Holds, context: QueueContext) -> Expectation | None:
-    """Return what to expect of a job, None of a finished one. `reasons` are why it waits, `holds` those of every queue."""
+    """Return a job's expected times, None when it has finished. `reasons` are why it waits, `holds` those of every queue."""
     if job.state is State.RUNNING:
         rest_s = _rest_s(job, view)
         return Expectation(None, job.started_at, _later(view.now, rest_s))
@@ -62,13 +62,13 @@ def _lasts(holds: Sequence[Hold]) -> bool:
 
 
 def _own_s(job: Job, view: View) -> float | None:
-    model = job.expected_model if view.queues[job.queue].settings.gpu else ""  # elsewhere it is an argument like any other
+    model = job.expected_model if view.queues[job.queue].settings.gpu else ""  # elsewhere it is an ordinary argument
     usual_s = run_s(view.estimates, job.queue, job.task, model)
     return None if usual_s is None else usual_s + (_load_s(model, view) or 0.0)
 
 
 def _rest_s(job: Job, view: View) -> float | None:
-    """How much longer a running job is expected to take."""
+    """Return how much longer a running job is expected to take."""
     for device in view.devices.values():
         for item in device.reservations:
             if item.job_id == job.id and item.running:
@@ -106,7 +106,7 @@ def _left_of(queue: str, task: str, started_at: datetime | None, view: View) -> 
 
 
 def _load_s(model: str, view: View) -> float | None:
-    """How long the model's load takes before a job of it begins to run: nothing where it is loaded."""
+    """Return how long a job waits for its model to load: 0 when it is loaded."""
     loaded = {full_name(item.model) for device in view.devices.values() for item in device.residents}
     if not model or full_name(model) in loaded:
         return 0.0

@@ -1,6 +1,6 @@
-"""Owns the view: one frozen snapshot of what decisions are made from, read from rows; decides nothing.
+"""Builds the view, one frozen snapshot that decisions are made from, from rows; decides nothing.
 
-A worker and a web process build the same view from the same rows: device readings are published by workers.
+A worker and a web process build the same view from the same rows, because workers publish device readings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View,
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.store.liveness import proven_dead
 
-STALE_S = 30.0  # after the moment at which a backend that is away was to be asked again
+STALE_S = 30.0  # after the time at which an unavailable backend was to be checked again
 
 
 def largest_budget(settings: SharedSettings) -> int:
@@ -27,7 +27,7 @@ def largest_budget(settings: SharedSettings) -> int:
 
 
 def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
-    """Build the view of the moment that is read."""
+    """Build the view from one read transaction."""
     now_us = to_us(now)
     workers = tuple(live_workers(reads, now_us=now_us))
     pauses = reads.pauses(now_us=now_us)
@@ -73,14 +73,14 @@ def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
 
 
 def _unless_stale(row: Backend, now: datetime) -> Backend:
-    """Forget that a backend was away when nobody has asked it for long, no worker being there: it may be back."""
+    """Treat a backend as available again when no worker has checked it for long: it may have recovered."""
     if row.available or row.retry_at is None or (now - row.retry_at).total_seconds() <= STALE_S:
         return row
     return Backend(row.name, "", True, row.failures, None, None, None, "")
 
 
 def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
-    """Read what stands beside a waiting job: what comes first in its queue, in those that its queue yields to, on its devices."""
+    """Read the work ahead of a waiting job (in its queue, in those it yields to, on its devices) and its queue's running jobs."""
     if job.state not in WAITING:
         return QueueContext()
     queue = view.queues[job.queue].settings
@@ -95,7 +95,7 @@ def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
 
 
 def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:
-    """Return the workers whose lease has not ended and whose death is not proven."""
+    """Return the workers with a current lease that are not proven dead."""
     found = []
     for row in reads.workers(now_us=now_us):
         if row.info.alive and proven_dead(row.runtime_dir, row.info.id) is None:

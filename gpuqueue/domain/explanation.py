@@ -1,4 +1,4 @@
-"""Owns why a job is where it is, in words for people, and what to expect of it."""
+"""Explains a job's state in words for people, and its expected times."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, until
 from gpuqueue.domain.units import format_duration
 
-FAR = 10_000  # the jobs before one are counted up to here
+FAR = 10_000  # jobs ahead of one are counted up to here
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Waiting jobs that are alike, and how many they are."""
+    """A group of similar waiting jobs, and their number."""
 
     queue: str
     task: str
@@ -25,7 +25,7 @@ class Work:
 
 
 class RunningJob(NamedTuple):
-    """A job that runs, as seen from one that waits."""
+    """A running job, as an explanation of a waiting one shows it."""
 
     id: int
     task: str
@@ -33,7 +33,7 @@ class RunningJob(NamedTuple):
 
 
 class QueueContext(NamedTuple):
-    """What stands beside a waiting job: the available jobs that come before it, and some running ones of its queue."""
+    """What is around a waiting job: the available jobs ahead of it, and some running jobs of its queue."""
 
     ahead: tuple[Work, ...] = ()
     running: tuple[RunningJob, ...] = ()
@@ -48,7 +48,7 @@ def _whole(length: timedelta) -> float:
 
 
 class Expectation(NamedTuple):
-    """What to expect of a job, from what jobs like it took before; None is not known, or nothing was learned yet.
+    """A job's expected times, from how long jobs like it took before; None is unknown.
 
     `position` is its place among the available jobs of its queue, from 1.
     """
@@ -58,8 +58,8 @@ class Expectation(NamedTuple):
     finish_at: datetime | None
 
     def worded(self, *, now: datetime) -> str:
-        """Word it for people: `expected: number 3 of its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""
-        parts = [] if self.position in (None, 1) else [f"number {self.position} of its queue"]
+        """Word it for people: `expected: number 3 in its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""
+        parts = [] if self.position in (None, 1) else [f"number {self.position} in its queue"]
         for verb, moment in (("starts", self.start_at), ("finishes", self.finish_at)):
             if moment is not None and moment > now:
                 parts.append(f"{verb} at {clock(moment, now=now)} ({format_duration(_whole(moment - now))} from now)")
@@ -68,7 +68,7 @@ class Expectation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a job is where it is; `str()` is the text for people."""
+    """Why a job is in its state; `str()` is the text for people."""
 
     job_id: int
     state: State
@@ -76,10 +76,10 @@ class Explanation:
     reasons: tuple[Hold, ...]
     at: datetime
     advice: str = ""
-    expected: Expectation | None = None  # None of a job that has ended
+    expected: Expectation | None = None  # None when the job has ended
 
     def lines(self) -> list[str]:
-        """Word it, with times in this machine's zone; the advice, which may be a command to copy, has a line of its own."""
+        """Return it as lines, with times in this machine's zone; the advice, maybe a command to copy, has its own line."""
         lines = [f"job {self.job_id}: {self.summary}"]
         lines += [f"  - {hold.reason}: {hold.detail}{until(hold.until, now=self.at)}" for hold in self.reasons]
         if self.expected is not None and (expected := self.expected.worded(now=self.at)):

@@ -90,8 +90,8 @@ def test_another_program_that_uses_the_card_or_its_ollama_is_named(
     out = run("gpu").out
     assert row(out, "process 4000") == "process 4000 3.4 GB another program: another program"
     text = " ".join(out.partition("Disagreements\n")[2].split())
-    assert "model not reserved: gemma4:e4b is loaded on gpu0 with 4.5 GB, and no job has reserved it" in text
-    assert "→ another program asks this Ollama" in text
+    assert "model not reserved: gemma4:e4b is loaded on gpu0 with 4.5 GB, but no job has reserved it" in text
+    assert "→ another program uses this Ollama" in text
     assert "other programs hold 3.4 GB: another program (pid 4000, 3.4 GB); the margin" in text
     assert codes(run) == ["others_hold_memory", "budget_not_free", "model_not_reserved"]
 

@@ -138,7 +138,8 @@ def test_the_next_job_of_a_queue_says_what_it_waits_for(gq: GPUQueue, worker: Wo
     terminal = top()
     terminal.wait_for(lambda text: re.search(rf"{second.id} ai-realtime +generate gemma4:e4b +next: concurrency", text), "it")
     terminal.press("\tj")
-    told = f"job {second.id} of ai-realtime: ollama.generate gemma4:e4b is next; 1 of 1 jobs of ai-realtime run (job {first.id})"
+    limit = f"ai-realtime is at its concurrency limit: 1 of 1 running (job {first.id})"
+    told = f"job {second.id} of ai-realtime: ollama.generate gemma4:e4b is next; {limit}"
     terminal.wait_for(lambda text: told in " ".join(text.split()), "why it waits")
     first.cancel()
 

@@ -551,20 +551,20 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
         raise RuntimeError("no")
 
     later, waiting = hold.using(delay="1h").enqueue(), hold.enqueue()
-    assert "scheduled: its time has not come" in str(later.explain())
+    assert "scheduled: not due" in str(later.explain())
     assert f"start a worker: gpuqueue --database {gq.database} worker --app" in str(waiting.explain())
     start_worker(gq)
     gate.wait_reached()
     assert str(waiting.explain()) == f"job {waiting.id}: running, attempt 1 of 1"
     second, third = hold.enqueue(), hold.enqueue()
-    assert f"concurrency: 1 of 1 jobs of one run (job {waiting.id})" in str(second.explain())
-    assert "behind: 1 job of one comes first" in str(third.explain())
+    assert f"concurrency: one is at its concurrency limit: 1 of 1 running (job {waiting.id})" in str(second.explain())
+    assert "behind: 1 job in one is ahead of it" in str(third.explain())
     waiting.cancel()
-    assert "was asked to stop" in str(waiting.explain())
+    assert "asked to stop" in str(waiting.explain())
 
     failing = fail.enqueue()
     until(lambda: failing.refresh().state == "retryable")
-    assert "retryable: RuntimeError: no; its next attempt waits" in str(failing.explain())
+    assert "retryable: RuntimeError: no; next attempt waits" in str(failing.explain())
     third.cancel()
     assert str(third.explain()) == f"job {third.id}: cancelled\n  → gpuqueue retry {third.id}"
     gq.store.jobs.refuse_one(later.id, message="away", now_us=gq.now_us())

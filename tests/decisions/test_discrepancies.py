@@ -95,7 +95,7 @@ def test_a_card_that_is_lost_is_named_with_the_reason() -> None:
     lost = Reading(NOW, lost="the card fell off the bus")
     found = only(seen(card(reading=lost, published=lost)))
     assert found.what == "card_lost"
-    assert "gpu0 is configured, and cannot be read: the card fell off the bus" in found.detail
+    assert "gpu0 is configured but cannot be read: the card fell off the bus" in found.detail
     assert "where the worker runs" in only(seen(card(reading=lost, read_here=False))).detail
 
 
@@ -113,7 +113,7 @@ def test_a_workers_reading_that_is_old_says_so_and_how_old(workers: Any, advice:
     ("published", "said"),
     [
         (reading(name="RTX 4090", total_bytes=24 * GB), "the worker's gpu0 is RTX 4090 (24 GB), the one here is RTX (8.6 GB)"),
-        (Reading(NOW), "the worker sees no such card"),
+        (Reading(NOW), "the worker does not see it and relies on the budget alone"),
         (Reading(NOW, lost="no permission"), "the worker cannot read it: no permission"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_worker_that_reads_another_card_under_the_same_name_is_seen(published:
 def test_a_budget_that_with_its_margin_is_more_than_the_card_is_named_with_the_figures() -> None:
     found = only(seen(card(settings=replace(MARGIN, margin_bytes=4 * GB))))
     assert found.what == "budget_above_card"
-    assert "(5 GB + 4 GB) are more than the card's 8.6 GB" in found.detail
+    assert "(5 GB + 4 GB) exceeds the card's 8.6 GB" in found.detail
 
 
 # --- memory ---
@@ -177,7 +177,7 @@ def test_a_budget_that_the_card_has_no_memory_for_says_what_still_fits() -> None
     found = seen(card(reading=reading(4_600_000_000), settings=replace(MARGIN, margin_bytes=0, min_free_bytes=GB)))
     assert only([item for item in found if item.what == "budget_not_free"])
     detail = next(item.detail for item in found if item.what == "budget_not_free")
-    assert "5 GB of the budget are not reserved, and the card has 3 GB for a job beside the 1 GB of min_free" in detail
+    assert "5 GB of the budget is not reserved, but the card has only 3 GB for a job after the 1 GB of min_free" in detail
 
 
 def test_memory_that_a_loaded_model_would_leave_counts_as_free_and_an_old_reading_says_nothing() -> None:
@@ -245,7 +245,7 @@ def test_a_job_whose_model_is_not_loaded_yet_is_told_from_one_that_lost_it() -> 
     assert codes(seen(young)) == ["model_loading"]
     lost = only(seen(old))
     assert lost.what == "model_not_loaded"
-    assert "job 7 of ai-batch has reserved 4.5 GB of gpu0 for gemma4:e4b 5m ago" in lost.detail
+    assert "job 7 (ai-batch) reserved 4.5 GB of gpu0 for gemma4:e4b 5m ago" in lost.detail
     assert "gpuqueue cancel 7" in lost.advice
     assert seen(replace(old, reserved_before=())) == [], "it began while it was looked at"
     ended = replace(old, device=replace(old.device, reservations=(reservation(running=False),)))
@@ -257,7 +257,7 @@ def test_a_model_that_spilled_is_named_with_what_is_outside() -> None:
     spilled = replace(GEMMA, vram_bytes=3_000_000_000)
     found = only(seen(replace(BUSY, device=replace(BUSY.device, residents=(spilled,)))))
     assert found.what == "model_spilled"
-    assert "1.5 GB of gemma4:e4b (4.5 GB) did not fit gpu0" in found.detail
+    assert "1.5 GB of gemma4:e4b (4.5 GB) did not fit on gpu0" in found.detail
     little = replace(GEMMA, vram_bytes=GEMMA.size_bytes - 1_000_000)
     assert seen(replace(BUSY, device=replace(BUSY.device, residents=(little,)))) == []
 
@@ -271,7 +271,7 @@ def test_an_ollama_that_computes_on_another_card_is_found_by_the_memory_that_is_
     )
     found = only(seen(empty, other))
     assert found.what == "model_elsewhere"
-    assert "ollama says that gemma4:e4b holds 4.5 GB, but only 300 MB of gpu0 are used" in found.detail
+    assert "according to ollama, gemma4:e4b holds 4.5 GB, but only 300 MB of gpu0 is in use" in found.detail
     assert "gpu1 has ollama (pid 4001, 2.7 GB)" in found.detail
     loading = replace(empty, device=replace(empty.device, reservations=(running(since=NOW),)))
     assert seen(loading) == []
@@ -299,8 +299,11 @@ def test_a_model_that_takes_more_than_is_configured_says_what_to_write(from_wher
 @pytest.mark.parametrize(
     ("sight", "said"),
     [
-        (OllamaSight(backend(available=False, error="connection refused"), ()), "it is away: connection refused (0 s ago)"),
-        (OllamaSight(backend(), None, "no route"), "answered to the workers (0 s ago), and not here: no route"),
+        (
+            OllamaSight(backend(available=False, error="connection refused"), ()),
+            "was unavailable to the workers 0 s ago: connection refused",
+        ),
+        (OllamaSight(backend(), None, "no route"), "answered the workers 0 s ago, but does not answer here: no route"),
     ],
 )
 def test_an_ollama_that_answers_only_here_or_only_to_the_workers_is_seen(sight: OllamaSight, said: str) -> None:

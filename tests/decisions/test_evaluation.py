@@ -101,7 +101,7 @@ def test_queues_that_yield_in_a_circle_are_refused():
     ("answer", "said"),
     [
         (RuntimeError("oops"), "plugin 'mine0' failed in queue_hold: RuntimeError: oops"),
-        ("no", "answered 'no', which is no Hold"),
+        ("no", "returned 'no', not a Hold"),
     ],
 )
 def test_a_plugin_that_fails_about_a_queue_holds_it(answer, said):
@@ -119,7 +119,7 @@ def test_the_answer_registered_last_comes_first():
 
 def test_a_demand_that_nobody_knows_is_a_failure():
     nobody = Plugins({}, discover=False)
-    with pytest.raises(PluginFailed, match="no plugin knows what job 1 needs"):
+    with pytest.raises(PluginFailed, match="no plugin returned a Demand for job 1"):
         decide_demand(job(), view(), nobody)
     with pytest.raises(PluginFailed, match="oops"):
         decide_demand(job(), view(), plugins(BROKEN))
@@ -158,7 +158,8 @@ def test_an_order_that_is_none_is_a_failure(answer):
         ({"state": State.RUNNING, "attempt": 1, "device": "gpu0"}, "job 1: running on gpu0, attempt 1 of 3"),
         (
             {"state": State.RUNNING, "attempt": 1, "worker_id": "w"},
-            "job 1: running, attempt 1 of 3\n  - worker_gone: its worker w is gone; another worker takes the job over\n"
+            "job 1: running, attempt 1 of 3\n"
+            "  - worker_gone: its worker w is no longer running; another worker will take over the job\n"
             "  → start a worker: gpuqueue worker",
         ),
         ({"state": State.COMPLETED, "attempt": 2}, "job 1: completed in attempt 2"),
@@ -167,7 +168,7 @@ def test_an_order_that_is_none_is_a_failure(answer):
             {"state": State.DISCARDED, "error": JobErrorRecord("failed", "no")},
             "job 1: discarded: no (failed)\n  → gpuqueue retry 1",
         ),
-        ({}, "job 1: would start now; a worker picks it up in a moment"),
+        ({}, "job 1: ready; a worker will pick it up shortly"),
     ],
 )
 def test_each_state_is_explained(changes, text):
@@ -182,18 +183,18 @@ def test_a_waiting_job_is_told_every_reason():
     )
     found = explained(job(), busy, ahead_count=10_000)
     assert [hold.reason for hold in found.reasons] == ["no_worker", "yielding", "concurrency", "device_busy", "behind"]
-    assert "at least 10000 jobs of ai-batch come first" in str(found)
+    assert "at least 10000 jobs in ai-batch are ahead of it" in str(found)
     assert found.advice == "start a worker: gpuqueue worker"
 
 
 def test_a_postponed_job_is_told_what_ends_its_wait():
     text = str(explained(job(state=State.RETRYABLE, waiting_for="ollama", error=JobErrorRecord("unavailable", "away")), view()))
-    assert "retryable: away; its next attempt waits for ollama to come back, at the latest" in text
+    assert "retryable: away; waiting for ollama to be available again, at most" in text
 
 
 def test_a_job_whose_memory_is_not_back_is_told_so():
     text = str(explained(job(device="gpu0"), view()))
-    assert "clean_up: the memory of its last attempt on gpu0" in text
+    assert "clean_up: waiting for its last attempt's memory on gpu0 to be released" in text
 
 
 def test_a_plugin_that_fails_about_a_job_is_its_reason():
@@ -205,5 +206,5 @@ def test_a_plugin_that_fails_about_a_job_is_its_reason():
 
 def test_a_job_of_a_queue_without_a_gpu_is_not_told_of_devices():
     assert explained(job(queue="mail", task="send"), view(QueueView(MAIL)), ahead_count=2).reasons == (
-        Hold("behind", "2 jobs of mail come first", ends_with_jobs=True),
+        Hold("behind", "2 jobs in mail are ahead of it", ends_with_jobs=True),
     )

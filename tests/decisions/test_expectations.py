@@ -123,6 +123,6 @@ def test_a_model_named_in_the_arguments_counts_only_where_models_are_loaded():
 
 def test_it_is_worded_for_people():
     soon = Expectation(3, NOW + timedelta(seconds=90.4), NOW + timedelta(seconds=125))
-    assert soon.worded(now=NOW).startswith("expected: number 3 of its queue, starts at ")
+    assert soon.worded(now=NOW).startswith("expected: number 3 in its queue, starts at ")
     assert "(1m 30s from now), finishes at " in soon.worded(now=NOW)
     assert Expectation(1, NOW, None).worded(now=NOW) == ""

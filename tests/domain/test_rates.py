@@ -50,7 +50,7 @@ def test_a_queue_whose_rate_is_spent_is_held_until_the_next_may_begin():
     assert held(None, None) is None
     assert held(Rate(10, 60), 1.0) is None
     found = held(Rate(10, 60), 0.5)
-    assert (found.reason, found.detail, found.until) == ("rate", "at most 10 in 1m may begin", NOW + timedelta(seconds=3))
+    assert (found.reason, found.detail, found.until) == ("rate", "at its rate limit of 10 in 1m", NOW + timedelta(seconds=3))
 
 
 @pytest.mark.parametrize("isolated_by", ["threads", "device"])

@@ -32,12 +32,12 @@ def test_a_job_does_not_start_while_another_program_holds_the_memory_that_it_nee
 
     (hold,) = job.explain().reasons
     assert hold.reason == "memory_taken"
-    assert f"it needs {format_size(needed_bytes + MIN_FREE_BYTES)} with what is to stay free" in hold.detail
+    assert f"needs {format_size(needed_bytes + MIN_FREE_BYTES)} including the reserve" in hold.detail
     held_bytes = {process.pid: process.used_bytes for process in card.read().processes or ()}.get(program.pid)
     if held_bytes:
         assert f"(pid {program.pid}, {format_size(held_bytes)})" in hold.detail
     else:  # in a container its number may be unknown, and under some drivers what it holds
-        assert " hold" in hold.detail or " held" in hold.detail
+        assert "Other programs hold" in hold.detail or "Largest users: " in hold.detail
     assert (job.refresh().state, job.started_at) == (State.AVAILABLE, None)
 
     program.end()

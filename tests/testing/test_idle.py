@@ -59,9 +59,9 @@ def test_what_waits_is_told_with_every_reason(make_queue):
         run_until_idle(gq)
     told = str(caught.value)
     assert told.startswith("3 jobs are unable to start:\n")
-    assert "stock in closed, available: job 1: waits\n  - paused: paused by ana: inventory" in told
-    assert "snooze in open, retryable: job 2: waits\n  - retryable: still closed; its next attempt waits" in told
-    assert "later in open, scheduled: job 3: waits\n  - scheduled: its time has not come" in told
+    assert "stock in closed, available: job 1: waiting\n  - paused: paused by ana: inventory" in told
+    assert "snooze in open, retryable: job 2: waiting\n  - retryable: still closed; next attempt waits" in told
+    assert "later in open, scheduled: job 3: waiting\n  - scheduled: not due" in told
     assert "no worker" not in told
     assert set(caught.value.explanations) == {job.id for job in jobs}
     assert run_until_idle(gq, may_wait=True).keys() == caught.value.explanations.keys()

@@ -56,7 +56,7 @@ def test_it_is_loaded_by_name_and_what_is_stuck_is_explained_without_a_traceback
     pytester.makepyfile(HOLDING)
     ran = run_pytest(pytester.path)
     assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr
-    assert "1 job is unable to start:\nsend in mail, available: job 1: waits\n  - night: by moon\n" in ran.stdout
+    assert "1 job is unable to start:\nsend in mail, available: job 1: waiting\n  - night: by moon\n" in ran.stdout
     assert "Traceback" not in ran.stdout
     assert "idle.py" not in ran.stdout
 

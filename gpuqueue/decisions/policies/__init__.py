@@ -1,4 +1,4 @@
-"""Owns the default policies, one in a file, each a plugin that can be replaced or blocked by its name."""
+"""Lists the default policies; each has its own file and is a plugin that can be replaced or blocked by its name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from gpuqueue.domain.settings import QueueSettings
 
 DEVICE_HEALTH = "device_health"
 YIELDING = "yielding"
-# The claim checks these policies again under its lock, by a queue's settings: what those are while the policy is blocked.
+# The claim checks these policies again under its lock, from a queue's settings. These values replace them while it is blocked.
 WITHOUT: Mapping[str, Mapping[str, Any]] = {YIELDING: {"yields_to": ()}, "rates": {"rate": None}}
 WORKER_POLICY_NAMES = ("devices", "ollama", "residents")  # known without loading them
 
 
 def in_force(settings: SharedSettings, blocked: Collection[str]) -> SharedSettings:
-    """Return the settings without those that only a blocked policy would apply."""
+    """Return the settings without those that only a blocked policy would use."""
     queues = {name: queue_in_force(queue, blocked) for name, queue in settings.queues.items()}
     return replace(settings, queues=queues)
 
 
 def queue_in_force(queue: QueueSettings, blocked: Collection[str]) -> QueueSettings:
-    """Return one queue's settings without those that only a blocked policy would apply."""
+    """Return one queue's settings without those that only a blocked policy would use."""
     for name in WITHOUT.keys() & blocked:
         queue = replace(queue, **WITHOUT[name])
     return queue
 
 
 def default_policies() -> dict[str, object]:
-    """Return the policies that every process decides with: {name: plugin}, those asked first coming last."""
+    """Return the policies that every process decides with: {name: plugin}, the first one called last."""
     from gpuqueue.decisions.policies.availability import Availability
     from gpuqueue.decisions.policies.device_health import DeviceHealth
     from gpuqueue.decisions.policies.ordering import Ordering
@@ -59,7 +59,7 @@ def default_policies() -> dict[str, object]:
 
 
 def worker_policies() -> dict[str, object]:
-    """Return the plugins that only a worker needs, because they speak to devices and backends: {name: plugin}."""
+    """Return the plugins that only a worker needs, because they use devices and backends: {name: plugin}."""
     from gpuqueue.decisions.policies.residents import Residents
     from gpuqueue.devices.nvml import Devices
     from gpuqueue.executors.ollama import OllamaVerbs

@@ -1,6 +1,6 @@
-"""Owns what happens while a backend is away: which queues are held, refused or postponed; asks no backend itself.
+"""Holds, refuses or postpones jobs while a backend is unavailable; asks no backend itself.
 
-Each backend has one breaker, its row in `backends`, opened by a failed attempt or probe and closed by an answered one.
+Each backend has one breaker, its row in `backends`. A failed attempt or probe opens it; one that is answered closes it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ ANOTHER_S = 0.2
 
 
 class Availability:
-    """Applies a queue's `when_unavailable` while all its backends are away.
+    """Applies a queue's `when_unavailable` while all its backends are unavailable.
 
-    reject ends its jobs at once; retry and wait keep them without spending attempts.
+    "reject" ends its jobs at once; "retry" and "wait" keep them without spending attempts.
     """
 
     @hookimpl
@@ -35,7 +35,7 @@ class Availability:
         if not isinstance(details.error, BackendUnavailable):
             return None
         if len(details.backends) > 1:
-            return Snooze(ANOTHER_S)  # by then the one that is away is known to be, and another is asked
+            return Snooze(ANOTHER_S)  # by then this backend's breaker is open, and the job goes to another
         if details.queue.when_unavailable == "reject":
             return Discard(REFUSAL, code="unavailable")
         return Snooze(details.queue.retry_every_s, waiting_for=details.error.backend)

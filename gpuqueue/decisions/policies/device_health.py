@@ -1,4 +1,4 @@
-"""Owns what happens while no device of a queue can be read: its jobs wait, or are refused; looks for no device itself."""
+"""Holds or refuses the jobs of device queues while no device can be read; reads no device itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpuqueue.domain.errors import REFUSAL
 
 
 class DeviceHealth:
-    """Holds the queues that need a device while every device is lost; workers go on looking for them."""
+    """Holds the queues that need a device while every device is lost; workers keep trying to read them."""
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:

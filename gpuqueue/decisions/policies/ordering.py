@@ -1,4 +1,4 @@
-"""Owns the order in which waiting jobs are tried for a device; drops and places none."""
+"""Orders the jobs waiting for a device; drops and places none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gpuqueue.domain.models import full_name
 class Ordering:
     """Priority descending; then jobs whose model a device has loaded; then scheduled_at and id; over all queues.
 
-    A device on which no model was loaded for longer than its `affinity_s` prefers none of its models any more, so that a job
-    for another one waits at most so long after its turn has come.
+    Once a device has loaded no other model for `affinity_s`, its models are no longer preferred. A job for another model
+    therefore waits at most that long past its turn.
     """
 
     @hookimpl
@@ -23,7 +23,7 @@ class Ordering:
         for device in view.devices.values():
             served_s = 0.0 if device.model_since is None else (view.now - device.model_since).total_seconds()
             if served_s < device.settings.affinity_s:
-                # A reservation's model counts too: what is loaded becomes known only with the first clean-up after its load.
+                # A reservation's model counts too: a loaded model is only recorded at the first clean-up after its load.
                 loaded = {item.model for item in device.residents} | {item.model for item in device.reservations}
                 preferred |= {full_name(model) for model in loaded if model}
         return sorted(

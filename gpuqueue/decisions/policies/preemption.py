@@ -1,4 +1,4 @@
-"""Owns which running attempts make room for a job that comes first, and when they are left alone; stops none itself."""
+"""Chooses the running attempts to preempt for a job that comes first; stops none itself."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gpuqueue.domain.yielding import yielded_to
 
 
 class Preempting:
-    """Lets running jobs of a queue make room for those of the queues that it yields to, while its `yield_mode` is preempt.
+    """Preempts running jobs of a queue with `yield_mode` "preempt" for jobs of the queues that it yields to.
 
-    Left alone: an attempt that has hardly begun, one that is nearly done, and a job that has made room often enough.
+    Not preempted: an attempt that has just started, one that is nearly done, and a job preempted `max_preemptions` times.
     """
 
     @hookimpl
@@ -32,11 +32,11 @@ class Preempting:
 
 
 def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Preemption] | None:
-    """Find which attempts must end so that the job fits the device; None when not all of those can."""
+    """Find the attempts that must end for the job to fit on the device; None when that is not possible."""
     queue = waiting.job.queue
     running = [item for item in device.reservations if item.running]
     if len(running) < len(device.reservations):
-        return []  # what is being cleaned up makes room by itself
+        return []  # a clean-up is about to release memory anyway
     victims: list[Preemption] = []
     left = list(device.reservations)
     for item in sorted(running, key=lambda item: item.started_at or view.now, reverse=True):
@@ -61,7 +61,7 @@ def _fits(waiting: WaitingJob, device: DeviceView, left: Sequence[Reservation]) 
 
 
 def _may_end_at(item: Reservation, queue: str, view: View) -> datetime | None:
-    """Say when this attempt may be asked to make room for that queue; None when it is left alone."""
+    """Return when this attempt may be preempted for that queue; None when it may not."""
     settings = view.queues[item.queue].settings if item.queue in view.queues else QueueSettings(item.queue)
     if settings.yield_mode != "preempt" or not item.preemptible or queue not in yielded_to(settings, view):
         return None

@@ -1,4 +1,4 @@
-"""Owns that a queue is held while its rate lets no job begin; counts none itself."""
+"""Holds a queue while its rate limit is reached; counts no jobs itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuqueue.domain.rates import format_rate, next_in_s
 
 
 class Rates:
-    """Holds a queue whose rate is spent, until the next job may begin."""
+    """Holds a queue at its rate limit until the next job may start."""
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
@@ -20,5 +20,5 @@ class Rates:
         if rate is None or level is None or level >= 1:
             return None
         until = details.view.now + timedelta(seconds=next_in_s(rate, level))
-        why = f" ({queue.limited_by})" if queue.limited_by else ""
-        return Hold("rate", f"at most {format_rate(rate)} may begin{why}", until)
+        why = f", set by {queue.limited_by}" if queue.limited_by else ""
+        return Hold("rate", f"at its rate limit of {format_rate(rate)}{why}", until)

@@ -1,4 +1,4 @@
-"""Owns which models stay loaded on a device around an attempt, and the proof that what an attempt took is back.
+"""Evicts or keeps models around an attempt on a device, and verifies that the attempt's memory was released.
 
 Never decides when a job may start, and loads nothing itself.
 """
@@ -22,10 +22,10 @@ from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
 from gpuqueue.logs import tell
 
-POLL_S = 0.02  # the first pause between two looks; each is longer than the one before
-LONGEST_POLL_S = 0.1  # somebody may be waiting for the memory
-TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory comes back, at most a quarter of that memory
-CONTEXT_BYTES = 2**30  # the most that a runner takes beside what its backend lists
+POLL_S = 0.02  # the first pause between two checks; each is longer than the one before
+LONGEST_POLL_S = 0.1  # another job may be waiting for the memory
+TOLERANCE_BYTES = 128 * 2**20  # what other programs may take while memory is released, at most a quarter of that memory
+CONTEXT_BYTES = 2**30  # the most that a runner takes in addition to what its backend lists
 NOISE_BYTES = 16 * 2**20  # a smaller rise of free memory is not a model's
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -48,7 +48,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Seen:
-    """What Ollama last said of its models; `gone` when nothing listens there any more."""
+    """What Ollama last reported of its models; `gone` when nothing listens there any more."""
 
     residents: tuple[Resident, ...] | None = None
     gone: bool = False
@@ -60,7 +60,7 @@ class _Seen:
 
 
 class Residents:
-    """Makes room for a job's model before an attempt, and gives its memory back afterwards.
+    """Frees memory for a job's model before an attempt, and releases the job's memory afterwards.
 
     `clock` and `sleep` are in seconds.
     """
@@ -68,12 +68,12 @@ class Residents:
     def __init__(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self._clock = clock
         self._sleep = sleep
-        # Free memory before an attempt whose model was not loaded yet, by (job, lease): where it must return to.
+        # Free memory before an attempt that had to load its model, by (job, lease): it must be reached again.
         self._free_before: dict[tuple[int, int], int] = {}
 
     @hookimpl
     def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
-        """Evict the other models when they are too many or leave too little of the budget, and see their memory come back."""
+        """Evict the other models when they are too many or leave too little of the budget, and verify the release."""
         lease, device = details.lease, details.device
         if details.backend is None:
             self._note_free(details)
@@ -86,7 +86,7 @@ class Residents:
             if wanted:
                 raise
             self._note_free(details)
-            return  # a job without a model needs no Ollama, and one that does not run holds no memory
+            return  # a job without a model needs no Ollama, and an Ollama that is not running holds no memory
         mine = [resident for resident in residents if full_name(resident.model) == wanted]
         others = [resident for resident in residents if full_name(resident.model) != wanted]
         needed_bytes = _bytes(mine) or _reserved_bytes(lease)
@@ -102,7 +102,7 @@ class Residents:
             self._note_free(details)
 
     def _note_free(self, details: PrepareAttemptDetails) -> None:
-        # What a function in this process takes stays in this process when it ends, as CUDA's context does.
+        # Memory that a function takes in this process, such as CUDA's context, stays with the process after it ends.
         if not details.lease.model and not details.isolated:
             return
         free_bytes = details.read_device().free_bytes
@@ -111,12 +111,12 @@ class Residents:
 
     @hookimpl
     def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
-        """Keep the job's model when that is wanted; else unload it and wait until its memory is free again.
+        """Keep the job's model when it is still wanted; else unload it and wait until its memory is free again.
 
         Kept: while the device's `keep_warm_s` is above 0, or when the next job needs the same model.
-        Verified: Ollama lists the model no more (or nothing listens there), and the driver's free memory rose by what the
-        model held, or to what it was before the attempt; where neither is known, when it has stopped rising for `settle_s`.
-        Without a driver there is only `settle_s`, and `detail` says so.
+        Verified: Ollama no longer lists the model (or nothing listens there), and the driver's free memory rose by what the
+        model held, or to its value before the attempt. When neither is known, free memory has not risen for `settle_s`.
+        Without a driver only `settle_s` passes, and `detail` says so.
         """
         with_model = details.backend is not None and details.lease.model
         if not with_model and not details.isolated:
@@ -128,7 +128,7 @@ class Residents:
             verified, detail = self._clean_up(place, details, seen) if with_model else self._process_gone(place, details)
         except _Stopped:
             what = details.lease.model or "the job's process"
-            verified, detail = False, f"the wait for the memory of {what} on {details.device.name} was cut short"
+            verified, detail = False, f"interrupted while waiting for the memory of {what} on {details.device.name}"
         return CleanUp(
             verified,
             detail,
@@ -145,12 +145,12 @@ class Residents:
 
         def looked() -> bool:
             nonlocal free_bytes
-            # Read first: a model that is listed afterwards still held its memory at this moment.
+            # Read first: a model that is listed afterwards still held its memory at this time.
             free_bytes = place.read_device().free_bytes
             return self._look(place, seen)
 
         if not self._until(looked, place):
-            return False, f"Ollama did not say within {format_duration(backend.release_s)} what it has loaded: {seen.error}"
+            return False, f"Ollama did not list its loaded models within {format_duration(backend.release_s)}: {seen.error}"
         mine = seen.loaded(names)
         seen.observed_bytes = _observed(mine, free_before_attempt, free_bytes)
         if mine and not details.orphaned:
@@ -177,7 +177,7 @@ class Residents:
         lease = details.lease
         free_before = self._free_before.pop((lease.job_id, lease.lease), None)
         if free_before is None and place.read_device().free_bytes is None:
-            return True, f"the job's process has ended; no driver here can read {place.device.name}"
+            return True, f"the job's process has ended; its memory is unverified: no driver can read {place.device.name}"
         margin_bytes = min(TOLERANCE_BYTES, _reserved_bytes(lease) // 4)
         verified, detail = self._memory_back(place, None if free_before is None else free_before - margin_bytes)
         return verified, f"the job's process has ended; {detail}"
@@ -190,8 +190,8 @@ class Residents:
             if isinstance(seen.error, BackendUnavailable):
                 raise seen.error
             raise RunnerCrashed(
-                f"{names} did not leave {place.device.name} within {format_duration(place.backend.release_s)}: "
-                f"{seen.error or 'another program may be using it, or its runner hangs; see `ollama ps`'}"
+                f"{names} could not be unloaded from {place.device.name} within {format_duration(place.backend.release_s)}: "
+                f"{seen.error or 'another program may be using it, or its runner hangs; check `ollama ps`'}"
             )
         if seen.gone and seen.error is not None:
             raise seen.error
@@ -202,10 +202,10 @@ class Residents:
             return
         free_bytes = place.read_device().free_bytes
         if not needed_bytes or free_bytes is None or free_bytes < needed_bytes:
-            raise OutOfMemory(f"{names} was unloaded to make room on {place.device.name}; {detail}. See nvidia-smi")
+            raise OutOfMemory(f"{names} was unloaded from {place.device.name}, but {detail}. Check nvidia-smi")
 
     def _unload(self, place: _Place, residents: Sequence[Resident], seen: _Seen) -> bool:
-        """Ask for each to be unloaded, and wait until Ollama lists none of them; False when that took too long."""
+        """Request to unload each, and wait until Ollama lists none of them; False when that took too long."""
         names = frozenset(full_name(resident.model) for resident in residents)
         to_ask = [resident.model for resident in residents]
 
@@ -225,7 +225,7 @@ class Residents:
         return self._until(unloaded, place)
 
     def _look(self, place: _Place, seen: _Seen) -> bool:
-        """Ask Ollama what is loaded; False when it did not say."""
+        """Ask Ollama which models are loaded; False when it did not answer."""
         try:
             seen.residents, seen.error = place.client.residents(timeout_s=self._query_s(place)), None
         except ConnectionRefused as error:
@@ -236,7 +236,7 @@ class Residents:
         return True
 
     def _memory_back(self, place: _Place, mark: int | None) -> tuple[bool, str]:
-        """Wait until free memory has reached `mark`, or without one has stopped rising; say how it ended."""
+        """Wait until free memory has reached `mark`, or without one has stopped rising; return the result in words too."""
         settle_s = place.backend.settle_s
         settled_at_s = self._clock() + settle_s
         reading = place.read_device()
@@ -255,20 +255,20 @@ class Residents:
 
         is_back = self._until(back, place, deadline_s=max(place.deadline_s, self._clock() + 2 * settle_s))
         if reading.lost is not None:
-            return False, f"its memory cannot be verified, because {place.device.name} cannot be read: {reading.lost}"
+            return False, f"its memory is unverified: {place.device.name} cannot be read: {reading.lost}"
         if reading.free_bytes is None:
             return (
                 is_back,
-                f"unverified memory: no driver here can read {place.device.name}, so {format_duration(settle_s)} were waited",
+                f"its memory is unverified: no driver can read {place.device.name}; waited {format_duration(settle_s)}",
             )
-        free = f"{format_size(reading.free_bytes)} of {place.device.name} are free"
+        free = f"{place.device.name} has {format_size(reading.free_bytes)} free"
         if not is_back:
-            awaited = "still rising" if mark is None else f"{format_size(mark)} are awaited"
-            return False, f"its memory did not come back within {format_duration(place.backend.release_s)}: {free}, {awaited}"
-        return True, free if mark is not None else f"{free}, and that is not rising any more"
+            awaited = "still rising" if mark is None else f"expected {format_size(mark)}"
+            return False, f"its memory was not released within {format_duration(place.backend.release_s)}: {free}, {awaited}"
+        return True, free if mark is not None else f"{free}; free memory has stopped rising"
 
     def _until(self, ready: Callable[[], bool], place: _Place, deadline_s: float | None = None) -> bool:
-        """Look until it is ready; False at the deadline. Looks at least once. Raises: _Stopped."""
+        """Check until it is ready; False at the deadline. Checks at least once. Raises: _Stopped."""
         ends_s = place.deadline_s if deadline_s is None else deadline_s
         pause_s = POLL_S
         while not ready():
@@ -296,14 +296,14 @@ class Residents:
 
 
 def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int | None) -> int | None:
-    """Say what a loaded model takes: what its backend lists, and what the driver saw beside that (its CUDA context)."""
+    """Return a loaded model's memory: what its backend lists, or more where the driver saw more (its CUDA context)."""
     if not mine:
         return None
-    listed_bytes = sum(resident.size_bytes for resident in mine)  # of one that spilled, what it would have needed
+    listed_bytes = sum(resident.size_bytes for resident in mine)  # for a spilled model, what it would have needed
     if free_before is None or free_now is None or listed_bytes > _bytes(mine):
         return listed_bytes
     taken_bytes = free_before - free_now
-    # A greater difference is not the model's: another program came or went meanwhile.
+    # A larger difference is not the model's: another program started or ended meanwhile.
     return max(listed_bytes, taken_bytes) if taken_bytes <= listed_bytes + CONTEXT_BYTES else listed_bytes
 
 
@@ -314,7 +314,7 @@ def _tell_evicted(lease: Lease, others: Sequence[Resident], device: DeviceSettin
         logger,
         logging.INFO,
         "model_evicted",
-        f"{', '.join(models)} left {device.name} in {format_duration(evict_s)} for {job} (lease {lease.lease})",
+        f"{', '.join(models)} unloaded from {device.name} in {format_duration(evict_s)} for {job} (lease {lease.lease})",
         job=lease.job_id,
         lease=lease.lease,
         queue=lease.queue,

@@ -1,4 +1,4 @@
-"""Owns how long finished jobs are kept; deletes none itself."""
+"""Decides how long finished jobs are kept; deletes none itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpuqueue.domain.job import State
 
 
 class Retention:
-    """Keeps finished jobs as long as `[retention]` says."""
+    """Keeps finished jobs for the times in `[retention]`."""
 
     @hookimpl
     def retention(self, details: RetentionDetails) -> Mapping[State, float | None]:

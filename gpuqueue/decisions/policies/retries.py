@@ -1,4 +1,4 @@
-"""Owns whether and when a failed job is tried again; knows nothing of backends that are away."""
+"""Decides whether and when a failed job is retried; unavailable backends are handled elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuqueue.domain.verdicts import Discard, Retry, failure
 
 
 class Retries:
-    """Retries as the task's rules say while attempts are left; the caller's own faults are final."""
+    """Retries by the task's rules while attempts are left; errors in the caller's request are final."""
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance

@@ -1,4 +1,4 @@
-"""Owns what becomes of a job whose model did not wholly fit the device; sees to no memory itself."""
+"""Decides what happens to a job when its model did not fully fit on the device; manages no memory itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WAIT_S = 30.0
 
 
 class Spills:
-    """Applies a model's `on_spill`: wait postpones the job without spending an attempt, fail ends it."""
+    """Applies a model's `on_spill`: "wait" postpones the job without spending an attempt, "fail" ends it."""
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:

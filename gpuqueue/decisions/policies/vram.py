@@ -1,4 +1,4 @@
-"""Owns what a job needs of a device and where it fits, from what is known of sizes; loads and unloads nothing."""
+"""Sizes jobs and places them on devices; loads and unloads nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gpuqueue.domain.view import DeviceView, View
 class Memory:
     """Sizes jobs and places them.
 
-    A job needs, in this order: what it asked for itself, what its model was seen to take, what is configured, what the model's
-    description lets expect; and when nothing is known the largest budget, so that it runs alone. A model that is missing or
-    fits no device gives way to the first of the job's `fallback` that does not.
+    A job's size is, in this order: its own `vram`, its model's measured size, the configured size, an estimate from the
+    model's description. When none is known it is the largest budget, so the job runs alone. A model that is missing or fits
+    no device is replaced by the first usable one of the job's `fallback`.
     """
 
     @hookimpl
@@ -38,7 +38,7 @@ class Memory:
         devices = devices_for(details.job.wanted_device, demand.model, queue, view)
         if not devices:
             return _no_device(details)
-        # A device that is too small at all times says nothing beside one that is not.
+        # A device that can never fit the job is not reported where another one can.
         devices = [item for item in devices if demand.vram_bytes <= item.settings.budget_bytes] or devices[:1]
         waits = []
         for device in devices:
@@ -54,18 +54,18 @@ def _no_device(details: PlaceJobDetails) -> Wait:
     if not view.devices:
         return Wait("no_device", f"queue {details.queue.name!r} has gpu = true, but no [gpu] is configured")
     if wanted is None or any(wanted in names_of(device) for device in view.devices.values()):
-        tied = ", ".join(f"{item.name} computes on {item.device}" for item in view.backends.values())
-        return Wait("no_device", f"no Ollama of queue {details.queue.name!r} computes on {wanted or 'a device'}; {tied}")
+        tied = ", ".join(f"{item.name} runs on {item.device}" for item in view.backends.values())
+        return Wait("no_device", f"no Ollama of queue {details.queue.name!r} runs on {wanted or 'a device'}; {tied}")
     names = ", ".join(sorted({name for device in view.devices.values() for name in names_of(device)}))
-    return Wait("no_device", f"no device is called {wanted!r}; there are: {names}")
+    return Wait("no_device", f"unknown device {wanted!r}. Devices: {names}")
 
 
 def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
-    """Say why the job does not start on this device now; None when it may."""
+    """Return why the job cannot start on this device now; None when it can."""
     settings = device.settings
     if demand.vram_bytes > settings.budget_bytes:
-        needs = f"needs {format_size(demand.vram_bytes)}, the budget of {settings.name} is {format_size(settings.budget_bytes)}"
-        return Wait("never_fits", f"{needs}; raise [gpu] budget or use a smaller model")
+        needs = f"needs {format_size(demand.vram_bytes)}; {settings.name}'s budget is {format_size(settings.budget_bytes)}"
+        return Wait("never_fits", f"{needs}. Raise [gpu] budget or use a smaller model")
     if device.reading is not None and device.reading.lost is not None:
         return Wait("device_lost", f"{settings.name} cannot be read: {device.reading.lost}")
     running = [item for item in device.reservations if item.running]
@@ -73,31 +73,31 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
     if len(device.reservations) >= settings.slots:
         if running:
             jobs = ", ".join(
-                f"job {item.job_id} of {item.queue}" + (", which is asked to make room" if item.preempt_requested else "")
+                f"job {item.job_id} ({item.queue})" + (", which is stopping to free memory" if item.preempt_requested else "")
                 for item in running
             )
-            return Wait("device_busy", f"{settings.name} runs {jobs}", ends_with_jobs=True)
-        jobs = ", ".join(f"job {item.job_id}" for item in cleaning)
-        return Wait("clean_up", f"{settings.name} gets back the memory of {jobs}", ends_with_jobs=True)
+            return Wait("device_busy", f"{settings.name} is running {jobs}", ends_with_jobs=True)
+        jobs = " and ".join(f"job {item.job_id}'s" for item in cleaning)
+        return Wait("clean_up", f"waiting for {jobs} memory on {settings.name} to be released", ends_with_jobs=True)
     models = {item.model for item in device.reservations if item.model} - {demand.model}
     if demand.model and len(models) + 1 > settings.max_models:
         return Wait(
             "max_models",
-            f"{settings.name} runs {', '.join(sorted(models))} and may hold {counted(settings.max_models, 'model')}",
+            f"{settings.name} is running {', '.join(sorted(models))} and holds at most {counted(settings.max_models, 'model')}",
             ends_with_jobs=True,
         )
     left_bytes = settings.budget_bytes - device.reserved_bytes
     if demand.vram_bytes > left_bytes:
         return Wait(
             "vram",
-            f"needs {format_size(demand.vram_bytes)}, {format_size(left_bytes)} of the budget of {settings.name} are free",
+            f"needs {format_size(demand.vram_bytes)}; {format_size(left_bytes)} of {settings.name}'s budget is free",
             ends_with_jobs=True,
         )
     return _wait_for_others(device, demand, view)
 
 
 def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | None:
-    """Say that other programs hold the memory that the job needs, whatever the budget allows."""
+    """Return a wait when other programs hold memory that the job needs, whatever the budget allows."""
     reading = device.reading
     available_bytes = available(device, demand.model)
     if not demand.vram_bytes or reading is None or available_bytes is None or reading.age_s(view.now) > FRESH_S:
@@ -108,8 +108,8 @@ def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | N
         return None
     return Wait(
         "memory_taken",
-        f"{device.settings.name} has {format_size(max(0, available_bytes))} for it, and it needs {format_size(needed_bytes)} "
-        f"with what is to stay free; {_others(device)}. Read {format_duration(reading.age_s(view.now))} ago",
+        f"needs {format_size(needed_bytes)} including the reserve; {device.settings.name} has "
+        f"{format_size(max(0, available_bytes))} free (read {format_duration(reading.age_s(view.now))} ago). {_others(device)}",
     )
 
 
@@ -119,8 +119,8 @@ def _others(device: DeviceView) -> str:
     held = [item for item in reading.processes or () if item.used_bytes]
     if held:
         largest = sorted(held, key=lambda item: -(item.used_bytes or 0))[:3]
-        return "the most is held by " + ", ".join(
+        return "Largest users: " + ", ".join(
             f"{item.name or 'a program'} (pid {item.pid}, {format_size(item.used_bytes or 0)})" for item in largest
         )
     taken_bytes = (reading.total_bytes or 0) - reading.free_bytes - vram_of(device.residents)
-    return f"other programs hold {format_size(max(0, taken_bytes))}"
+    return f"Other programs hold {format_size(max(0, taken_bytes))}"

@@ -1,7 +1,7 @@
-"""Owns the windows of the week: when a queue is held, or may do less; never reads the clock.
+"""Applies weekly windows, in which a queue is paused or has tighter limits; never reads the clock.
 
-A window is written in local time, and the clock may jump. An edge inside the hour that is skipped is the first
-instant after it; in an hour that comes twice a start takes the first, an end the second.
+Windows are in local time, and the clock may jump. An edge in a skipped hour moves to the first instant after it.
+In a repeated hour, a start is in the first one and an end in the second.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["FOREVER", "Windows", "held_until", "next_edge", "parse_window"]
 
 
 class Windows:
-    """Holds a queue inside its `pause` windows, and tightens its limits inside its `windows`.
+    """Holds a queue during its `pause` windows, and tightens its limits during its `windows`.
 
-    A queue's `overrun` says what becomes of a job that would run into a pause: it finishes; it is stopped when the pause
-    begins, unspent; or it does not start when it usually takes longer than is left.
+    A queue's `overrun` decides about a job that would run into a pause: it finishes; it is stopped when the pause starts,
+    without spending an attempt; or it does not start when it usually takes longer than is left.
     """
 
     @hookimpl
@@ -39,7 +39,7 @@ class Windows:
             return _too_late(queue, details.view) if queue.overrun == "dont_start" and not queue.gpu else None
         if until == FOREVER:
             texts = ", ".join(str(window) for window in windows)
-            return Hold("window", f"paused at all times: {texts} {queue.timezone} leaves no minute of the week free")
+            return Hold("window", f"paused at all times: {texts} {queue.timezone} covers the whole week")
         texts = ", ".join(str(window) for window in windows if open_until(window, zone, now))
         return Hold("window", f"paused {texts} {queue.timezone}", until)
 
@@ -88,7 +88,7 @@ def _pause(queue: QueueSettings) -> tuple[tuple[Window, ...], tzinfo]:
 
 
 def _runs_into(queue: QueueSettings, usual_s: float, now: datetime) -> tuple[float, datetime | None] | None:
-    """Say how long is left and when the pause ends, where a job that takes so long would run into it."""
+    """Return the time left before a pause and when it ends, None when a job that takes `usual_s` ends before it."""
     windows, zone = _pause(queue)
     edge = next_edge(windows, zone, now)
     if edge is None or usual_s <= (edge - now).total_seconds():
@@ -98,7 +98,7 @@ def _runs_into(queue: QueueSettings, usual_s: float, now: datetime) -> tuple[flo
 
 
 def _too_late(queue: QueueSettings, view: View) -> Hold | None:
-    """Hold a queue without a GPU shortly before its pause: its jobs are not looked at one by one, so the longest kind counts."""
+    """Hold a queue without a GPU shortly before its pause: its jobs are not checked one by one, so the longest kind counts."""
     longest_s = max((found.value for (kind, key), found in view.estimates.items() if _is_of(kind, key, queue)), default=None)
     found = None if longest_s is None else _runs_into(queue, longest_s, view.now)
     if found is None:
@@ -112,4 +112,4 @@ def _is_of(kind: str, key: str, queue: QueueSettings) -> bool:
 
 
 def _near(usual_s: float, left_s: float) -> str:
-    return f"it usually runs {format_duration(usual_s)}, and a pause begins in {format_duration(left_s)}"
+    return f"usually runs for {format_duration(usual_s)}, but a pause starts in {format_duration(left_s)}"

@@ -1,4 +1,4 @@
-"""Owns yielding: a queue is held while one that it yields to has work; work that cannot start does not count."""
+"""Holds a queue while a queue that it yields to has work; work that cannot start does not count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gpuqueue.domain.answers import Hold
 
 
 class Yielding:
-    """Holds a queue while a queue of its `yields_to` runs jobs, or has jobs that only wait for the device."""
+    """Holds a queue while a queue in its `yields_to` has running jobs, or jobs that wait only for the device."""
 
     @hookimpl
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
@@ -19,5 +19,5 @@ class Yielding:
             startable = other.waiting_count if other.served and not details.holds.get(name) else 0
             if other.running_count or startable:
                 many = "+" if startable >= 100 else ""
-                busy.append(f"{name} has {other.running_count} running and {startable}{many} waiting")
-        return Hold("yielding", "; ".join(busy), ends_with_jobs=True) if busy else None
+                busy.append(f"{name} ({other.running_count} running, {startable}{many} waiting)")
+        return Hold("yielding", f"yields to {', '.join(busy)}", ends_with_jobs=True) if busy else None

@@ -108,7 +108,7 @@ def test_a_job_that_fits_no_budget_says_so(make, answering, simulated_card, run_
     gq, chat = make(answering.url, CARD, 'vram = "6GB"')
     job = chat.enqueue(messages=ASKED)
     (waits,) = run_worker_until_idle(gq, may_wait=True)[job.id].reasons
-    assert "needs 6 GB, the budget of gpu0 is 5 GB" in waits.detail
+    assert "needs 6 GB; gpu0's budget is 5 GB" in waits.detail
 
 
 def test_a_job_makes_room_for_one_that_comes_first(make, scripted, simulated_card):

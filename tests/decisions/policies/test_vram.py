@@ -47,25 +47,25 @@ def test_an_idle_device_takes_what_its_budget_allows():
 @pytest.mark.parametrize(
     ("demand", "device", "reason", "said"),
     [
-        (Demand(6 * GB), DeviceView(GPU0), "never_fits", "needs 6 GB, the budget of gpu0 is 5 GB; raise [gpu] budget"),
-        (NOMIC, DeviceView(GPU0, reservations=(reservation(),)), "device_busy", "gpu0 runs job 7 of ai-batch"),
+        (Demand(6 * GB), DeviceView(GPU0), "never_fits", "needs 6 GB; gpu0's budget is 5 GB. Raise [gpu] budget"),
+        (NOMIC, DeviceView(GPU0, reservations=(reservation(),)), "device_busy", "gpu0 is running job 7 (ai-batch)"),
         (
             NOMIC,
             DeviceView(GPU0, reservations=(reservation(running=False),)),
             "clean_up",
-            "gpu0 gets back the memory of job 7",
+            "waiting for job 7's memory on gpu0 to be released",
         ),
         (
             NOMIC,
             DeviceView(replace(WIDE, max_models=1), reservations=(reservation(),)),
             "max_models",
-            "gpu0 runs gemma4:e4b and may hold 1 model",
+            "gpu0 is running gemma4:e4b and holds at most 1 model",
         ),
         (
             GEMMA,
             DeviceView(WIDE, reservations=(reservation(bytes=GB, model="other"),)),
             "vram",
-            "needs 4.5 GB, 4 GB of the budget of gpu0 are free",
+            "needs 4.5 GB; 4 GB of gpu0's budget is free",
         ),
     ],
 )
@@ -143,13 +143,13 @@ def test_a_job_starts_only_when_the_memory_is_really_free_and_a_little_stays_fre
     assert on_card(reading=replace(CARD, free_bytes=needed)) == Placement("gpu0", GEMMA.vram_bytes)
     reason, detail = on_card(reading=replace(CARD, free_bytes=needed - 1))
     assert reason == "memory_taken"
-    assert "gpu0 has 4.77 GB for it, and it needs 4.77 GB with what is to stay free; other programs hold 3.23 GB" in detail
+    assert "needs 4.77 GB including the reserve; gpu0 has 4.77 GB free (read 0 s ago). Other programs hold 3.23 GB" in detail
 
 
 def test_the_programs_that_hold_the_memory_are_named_the_largest_first():
     programs = (DeviceProcess(7, GB, "firefox"), DeviceProcess(8, 3 * GB, None), DeviceProcess(9, None, "unknown"))
     _, detail = on_card(reading=replace(CARD, free_bytes=GB, processes=programs))
-    assert "the most is held by a program (pid 8, 3 GB), firefox (pid 7, 1 GB)" in detail
+    assert "Largest users: a program (pid 8, 3 GB), firefox (pid 7, 1 GB)" in detail
 
 
 def test_what_of_the_model_is_loaded_already_needs_no_memory_and_what_is_in_the_way_will_be_evicted():
@@ -194,7 +194,7 @@ def choose(wanted, *devices):
 def test_a_job_may_name_its_device_or_a_label_of_several():
     first, second = DeviceView(GPU0), DeviceView(replace(GPU0, name="gpu1", labels=("fast",)))
     assert choose("gpu1", first, second) == choose("fast", first, second) == Placement("gpu1", GEMMA.vram_bytes)
-    assert choose("slow", first, second) == ("no_device", "no device is called 'slow'; there are: fast, gpu0, gpu1")
+    assert choose("slow", first, second) == ("no_device", "unknown device 'slow'. Devices: fast, gpu0, gpu1")
 
 
 # --- several devices, several Ollamas ---
@@ -239,7 +239,7 @@ def test_of_several_cards_each_says_why_it_has_no_room():
     found = place_in(seen)
     assert (found.reason, found.detail) == (
         "device_busy",
-        "gpu1 runs job 7 of ai-batch, job 8 of ai-batch; desk is away: nothing listens",
+        "gpu1 is running job 7 (ai-batch), job 8 (ai-batch); desk is unavailable: nothing listens",
     )
     assert place_in(two_cards(desk, tower)) == Placement("gpu1", 4_500_000_000)
 
@@ -249,7 +249,7 @@ def test_an_ollama_that_is_away_is_named_only_where_another_is_there_because_els
     tower = backend(name="tower", device="gpu1", available=False, error="nothing listens")
     seen = two_cards(desk, tower, first=(reservation(7),), second=(reservation(8), reservation(9)))
     assert place_in(seen).reason == "device_busy"
-    assert "is away" not in place_in(seen).detail
+    assert "unavailable" not in place_in(seen).detail
 
 
 def place_in(seen):

@@ -279,7 +279,7 @@ def test_a_job_of_each_state_is_shown_with_all_that_is_known_of_it(
         State.DISCARDED: ("failed : ValueError: cannot count to 5", "Traceback", "attempt 1 discarded"),
         State.RETRYABLE: ("attempt 1 retried", "Attempts that did not complete", "cannot count to 6"),
         State.RUNNING: ("counting to 7", "one, two", job.refresh().record.worker_id),
-        State.SCHEDULED: ("its time has not come", "tags night", "due"),
+        State.SCHEDULED: ("not due", "tags night", "due"),
         State.AVAILABLE: ("no_worker : no worker serves queue 'second'", "python manage.py gpuqueue_worker", "priority 4"),
         State.CANCELLED: ("cancelled",),
     }
