@@ -417,7 +417,7 @@ def test_a_window_holds_batch_and_leaves_realtime_alone(ai, start_worker, toml_o
 
 def test_a_budget_that_the_card_does_not_have_is_refused_at_the_start(ai, start_worker):
     gq = ai.make_queue(ai.toml.replace('margin = "3GB"', 'margin = "4GB"'))
-    with pytest.raises(ConfigurationError, match=r"gpu0 has 8.59 GB, but budget 5 GB \+ margin 4 GB is more; lower"):
+    with pytest.raises(ConfigurationError, match=r"budget 5 GB \+ margin 4 GB exceeds the 8.59 GB of gpu0; lower"):
         start_worker(gq)
     assert gq.workers() == []
 

@@ -1,4 +1,4 @@
-"""Owns running jobs: the worker process and its parts; the client never imports it."""
+"""Runs jobs: the worker process and its parts; the client never imports it."""
 
 from gpuqueue.worker.worker import Worker
 

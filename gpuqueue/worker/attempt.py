@@ -1,14 +1,14 @@
 """Carries out an attempt, top to bottom: prepare, run, judge, publish, clean up.
 
-These steps are the same for a plain function, a coroutine, a function in a process of its own, and a job on a device. The
-executor says how the task runs; the `Kind` says what there is to prepare, how the outcome is written, and what there is to
-clean up. What a step raises is handled in one place, named here with what becomes of it:
+These steps are the same for a plain function, a coroutine, a function in its own process, and a job on a device. The
+executor runs the task; the `Kind` decides what to prepare, how to write the outcome, and what to clean up. Errors of each
+step are handled in one place:
 
-- prepare, in `Pipeline._prepare`: it ends the attempt as if the task had raised it.
-- run, in `run_here` and `run_on_loop`: it becomes the attempt's error, whatever it is; SystemExit ends no worker and no loop.
-- judge, in `Judge._failed`: where a plugin fails to judge the failure, the job is snoozed. Nothing else is caught there yet.
-- publish, in `Pipeline._publish`: an outcome that cannot be written leaves its job to whoever comes after this worker.
-- clean up, in `Pipeline._clean_up`: a device that cannot be freed is left to them too.
+- prepare, in `Pipeline._prepare`: an error ends the attempt as if the task had raised it.
+- run, in `run_here` and `run_on_loop`: any error becomes the attempt's error; SystemExit does not end the worker or the loop.
+- judge, in `Judge._failed`: when a plugin fails while judging, the job is snoozed. Nothing else is caught there yet.
+- publish, in `Pipeline._publish`: a job with an outcome that cannot be written is left to the worker that rescues it.
+- clean up, in `Pipeline._clean_up`: a device that cannot be released is left to that worker too.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class EndedAttempt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What differs between attempts on a device and those without one.
+    """The steps that differ between attempts with and without a device.
 
-    `publish` sees to it that an outcome is written; it returns False when the lease was lost and nothing is left to do here.
-    `prepare` and `clean_up` see to the device, None where there is none.
+    `publish` has the outcome written; it returns False when the lease was lost and nothing is left to do here.
+    `prepare` and `clean_up` handle the device and are None without one.
     """
 
     publish: Callable[[EndedAttempt], bool]
@@ -74,7 +74,7 @@ class Pipeline:
     # --- the whole attempt ---
 
     def carry_out(self, lease: Lease, kind: Kind) -> bool:
-        """Take an attempt from its lease to its end, in this thread; returns False when it was given up meanwhile."""
+        """Run an attempt from its lease to its end, in this thread; returns False when it was given up meanwhile."""
         executor = self._executor_of(lease)
         if executor is None:
             if self._publish(EndedAttempt(self._judge.unknown_task(lease)), kind):
@@ -86,9 +86,10 @@ class Pipeline:
         return self.conclude(attempt, ran, kind)
 
     def start(self, lease: Lease, hand_over: Callable[[tuple[Attempt, Ran]], None]) -> None:
-        """Begin an attempt of an asynchronous task that has no device, and run it on the event loop.
+        """Start an attempt of an asynchronous task without a device, on the event loop.
 
-        `hand_over` gets it there when it has run, and has another thread `conclude` it: the loop never waits for the database.
+        `hand_over` is called on the loop when it has run, and has another thread `conclude` it: the loop never waits for the
+        database.
         """
         executor = self._executor_of(lease)
         assert executor is not None and is_async(executor)
@@ -96,11 +97,11 @@ class Pipeline:
         self._event_loop.start(attempt, executor).add_done_callback(lambda future: hand_over((attempt, future.result())))
 
     def conclude(self, attempt: Attempt, ran: Ran, kind: Kind) -> bool:
-        """Take an attempt that has run to its end; returns False when it was given up meanwhile."""
+        """Judge, publish and clean up an attempt that has run; returns False when it was given up meanwhile."""
         outcome = self._judge.outcome(attempt, *ran)
-        is_ours = self._attempts.end(attempt)  # else its outcome is written already, and only its device is left
+        is_ours = self._attempts.end(attempt)  # else its outcome is written already, and only its device remains
         if is_ours:
-            self._output.flush(attempt.lease)  # which belongs to the time that it took
+            self._output.flush(attempt.lease)  # before its run time is taken, which includes this
         run_s = self._clock.monotonic() - attempt.began_s
         if not is_ours or self._publish(EndedAttempt(outcome, run_s, *ran), kind):
             self._clean_up(attempt.lease, kind)
@@ -109,7 +110,7 @@ class Pipeline:
     # --- its steps ---
 
     def _prepare(self, attempt: Attempt, kind: Kind) -> BaseException | None:
-        """Make ready what the attempt needs; returns what kept it from running."""
+        """Prepare the attempt; returns the error that keeps it from running."""
         try:
             attempt.check()
             if kind.prepare is not None:
@@ -119,24 +120,24 @@ class Pipeline:
         return None
 
     def _run(self, attempt: Attempt, executor: AnyExecutor) -> Ran:
-        """Run the task, in this thread or, while it waits, on the event loop."""
+        """Run the task in this thread, or on the event loop while this thread waits."""
         if is_async(executor):
             return self._event_loop.start(attempt, executor).result()
         return run_here(attempt, cast(Executor, executor))
 
     def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
-        """Let everybody know how the attempt ended; returns whether its device is still to be cleaned up here."""
+        """Log and write how the attempt ended; returns whether its device must still be cleaned up here."""
         lease = ended.outcome.lease
         self._log.ended(ended.outcome, ended.run_s, ended.value)
         try:
             return kind.publish(ended)
         except StoreError as error:
-            # The row keeps its lease and reservation: whoever comes after this worker, which stops, takes them back.
+            # The row keeps its lease and reservation. This worker stops, and the one that rescues it takes them back.
             self._log.broken(lease, error)
             return False
 
     def _clean_up(self, lease: Lease, kind: Kind) -> None:
-        """Give back what the attempt held."""
+        """Release what the attempt held."""
         if kind.clean_up is None:
             return
         try:

@@ -1,8 +1,7 @@
-"""Keeps the attempts that run in this worker, and stops those that were cancelled, must make room, or are overdue.
+"""Tracks this worker's running attempts, and stops those that are cancelled, preempted or overdue.
 
-Neither a thread nor a coroutine can be killed. An attempt that goes on after it was asked to stop is given up after
-ABANDON_S: its outcome is written, it goes on, and what it still returns is dropped. A device stays reserved until it has
-ended.
+Neither a thread nor a coroutine can be killed. An attempt that is still running ABANDON_S after it was asked to stop is
+given up: its outcome is written, it keeps running, and its result is dropped. Its device stays reserved until it has ended.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Attempts:
         return bool(self._running)
 
     def begin(self, lease: Lease) -> Attempt:
-        """Take an attempt in; it is interrupted at once where nothing may begin any more."""
+        """Add an attempt; it is interrupted at once when nothing may start any more."""
         attempt = Attempt(lease, self._output, self._clock)
         self._running[lease.job_id, lease.lease] = attempt
         if self._stopping is not None or not self._orders.may_begin():
@@ -50,7 +49,7 @@ class Attempts:
         return attempt
 
     def end(self, attempt: Attempt) -> bool:
-        """Take an attempt that has run out again; returns False when it was given up, and its outcome written, meanwhile."""
+        """Remove an attempt that has run; returns False when it was given up, and its outcome written, meanwhile."""
         if not attempt.close():
             return False
         self._running.pop((attempt.lease.job_id, attempt.lease.lease), None)
@@ -59,7 +58,7 @@ class Attempts:
     # --- stopping ---
 
     def stop_requested(self) -> None:
-        """Interrupt the attempts that a person wants stopped, or that are to make room for another queue's job."""
+        """Interrupt the attempts that were cancelled or preempted."""
         if not self._running:
             return
         with self._store.reading() as reads:
@@ -70,7 +69,7 @@ class Attempts:
                 attempt.interrupt("cancelled" if cancelled else "preempted")
 
     def stop_overdue(self) -> list[Lease]:
-        """Interrupt the attempts past their deadline, and give up those that do not stop; returns the given up."""
+        """Interrupt the attempts past their deadline, and give up those that do not stop; returns those given up."""
         now_s = self._clock.monotonic()
         given_up = []
         for attempt in list(self._running.values()):
@@ -81,18 +80,18 @@ class Attempts:
         return given_up
 
     def stop_all(self, why: Interruption) -> None:
-        """Interrupt every attempt, also those that begin from now on."""
+        """Interrupt every attempt, including those that start from now on."""
         self._stopping = why
         for attempt in list(self._running.values()):
             attempt.interrupt(why)
 
     def give_up_all(self) -> None:
-        """Write the outcome of every attempt that still runs."""
+        """Write the outcome of every attempt that is still running."""
         for attempt in list(self._running.values()):
             self._give_up(attempt)
 
     def next_moment_s(self) -> float | None:
-        """Say when `stop_overdue` has something to do, on the monotonic clock."""
+        """Return when `stop_overdue` next has something to do, on the monotonic clock."""
         moments = []
         for attempt in list(self._running.values()):
             if attempt.interruption is not None:
@@ -104,7 +103,7 @@ class Attempts:
     def _give_up(self, attempt: Attempt) -> bool:
         lease = attempt.lease
         outcome = self._judge.interrupted(attempt)
-        # A thread that ends meanwhile waits for the write: it would free the device of a job that still counts as running.
+        # A thread that ends meanwhile waits for the write: else it would release the device of a job still marked as running.
         try:
             if not attempt.close(lambda: self._written(outcome)):
                 return False

@@ -1,4 +1,4 @@
-"""Owns what this worker hears of backends, and tells their breakers: failed and successful jobs, and probes; decides no hold."""
+"""Records in each backend's breaker how jobs and probes fared; decides no hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.worker.site import Site
 
-LONGEST_WAIT_S = 300.0  # between two probes, where no queue says how often it is tried again
+LONGEST_WAIT_S = 300.0  # between two probes, when no queue sets retry_every
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -24,13 +24,13 @@ class Backends:
         self._log = site.log
 
     def of(self, lease: Lease) -> BackendSettings | None:
-        """Return the backend that an attempt needs, where its queue's jobs need one."""
+        """Return the backend that an attempt needs, None when its queue needs none."""
         settings = self._settings.queues.get(lease.queue)
         device = None if lease.placement is None else lease.placement.device
         return None if settings is None else on_device(settings.backend, device, self._settings.backends)
 
     def probe(self) -> None:
-        """Ask each backend whether it is there: when its breaker says so, and at its interval while it is available."""
+        """Check each backend that is due: at its interval while available, at its breaker's time while not."""
         for backend in self._settings.backends:
             with self._store.reading() as reads:
                 row = reads.backends().get(backend.name)
@@ -48,7 +48,7 @@ class Backends:
                 self._answered(backend, worked=False)
 
     def failed(self, error: BaseException) -> None:
-        """Open a backend's breaker when this error of an attempt or probe says that it is away."""
+        """Open a backend's breaker if this error of an attempt or probe means that it is unavailable."""
         backend = self._named(error.backend) if isinstance(error, BackendUnavailable) else None
         if backend is None:
             return
@@ -68,14 +68,14 @@ class Backends:
             self._log.backend_lost(backend.name, str(error), retry_at)
 
     def heard(self, error: BaseException) -> None:
-        """The same for a thread that has more to do: when the store cannot be written now, the next probe tells it."""
+        """Call `failed` without raising StoreError: the next probe records the outage."""
         try:
             self.failed(error)
         except StoreError as unwritten:
-            logger.warning("%s; the next probe tells it", unwritten)
+            logger.warning("%s; the next probe will record the outage", unwritten)
 
     def worked(self, backend: BackendSettings) -> None:
-        """Forget the outages of a backend on which a job succeeded."""
+        """Reset the breaker of a backend on which a job succeeded."""
         with self._store.reading() as reads:
             row = reads.backends().get(backend.name)
         if row is not None and row.failures:

@@ -1,4 +1,4 @@
-"""Puts a worker together: agrees on the settings, opens the devices, registers it, and makes its parts."""
+"""Assembles a worker: agrees on the settings, opens the devices, registers it, and creates its parts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from gpuqueue.worker.without_device import without_device
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One life of a worker; begun by `start`."""
+    """The parts of one registered worker, started by `start`."""
 
     site: Site
     liveness: Liveness
@@ -74,11 +74,11 @@ class Parts:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is claimed, runs, waits to be written, or is being cleaned up."""
+        """Whether no job is claimed, running, waiting to be written, or being cleaned up."""
         return self.exchange.is_idle and self.device_jobs.is_idle
 
     def make_up_for(self, given_up: Iterable[Lease]) -> None:
-        """Give what runs jobs without a device back the places of attempts that were given up and go on."""
+        """Free the threads and slots of given-up attempts without a device, which keep running."""
         for lease in given_up:
             if lease.placement is None and not self.coroutines.forget(lease):
                 self.threads.replace(lease)
@@ -87,7 +87,7 @@ class Parts:
 def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, threads: int, accept_config: bool) -> Parts:
     """Open everything and register the worker.
 
-    Raises: ConfigurationError when a live worker has other settings, or a device is too small; UnknownQueue; StoreError.
+    Raises: ConfigurationError if a live worker has other settings, or a device is too small; UnknownQueue; StoreError.
     """
     site = _site(gq, queues, accept_config=accept_config)
     config = gq.config.worker
@@ -159,14 +159,14 @@ def _site(gq: GPUQueue, queues: tuple[str, ...] | None, *, accept_config: bool) 
     unknown = set(queues or ()) - gq.queue_names()
     if unknown:
         raise UnknownQueue(sorted(unknown)[0], gq.queue_names())
-    gq.plugins.add_defaults(worker_policies())  # asked after all others
+    gq.plugins.add_defaults(worker_policies())  # called after all others
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     devices = _open_devices(settings, gq.plugins, clock)
     return Site(worker_id, store, gq.plugins, settings, clock, WorkerLog(worker_id), devices, queues)
 
 
 def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> SharedSettings:
-    """Make this process's settings the shared ones, or refuse to start beside a worker that has others."""
+    """Make this process's settings the shared ones, or refuse to start while a worker with others is running."""
     mine = gq.shared()
     theirs = store.workers.accept_configuration(
         digest=settings_digest(mine), settings=mine, force=accept_config, now_us=clock.wall()
@@ -174,8 +174,8 @@ def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> 
     if theirs is not None:
         lines = "\n  ".join(settings_difference(mine, theirs))
         raise ConfigurationError(
-            f"a running worker of {store.name} has other settings:\n  {lines}\n"
-            "Start this one with the same configuration, or with --accept-config to make its settings the shared ones"
+            f"a running worker of {store.name} has different settings:\n  {lines}\n"
+            "Use the same configuration, or pass --accept-config to make these settings the shared ones"
         )
     return in_force(settings_from_shared(mine), gq.plugins.blocked)
 
@@ -188,14 +188,14 @@ def _open_devices(settings: SharedSettings, plugins: Plugins, clock: Clock) -> d
         total_bytes = devices[device.name].read().total_bytes
         if total_bytes is not None and device.budget_bytes + device.margin_bytes > total_bytes:
             raise ConfigurationError(
-                f"{device.name} has {format_size(total_bytes)}, but budget {format_size(device.budget_bytes)} + margin "
-                f"{format_size(device.margin_bytes)} is more; lower [gpu] budget or margin"
+                f"budget {format_size(device.budget_bytes)} + margin {format_size(device.margin_bytes)} exceeds the "
+                f"{format_size(total_bytes)} of {device.name}; lower [gpu] budget or margin"
             )
     return {name: CachedDevice(device, clock=clock.monotonic) for name, device in devices.items()}
 
 
 def _register(gq: GPUQueue, site: Site, *, accept_config: bool) -> None:
-    """Give the worker its row, and its lease."""
+    """Create the worker's row, and with it the lease."""
     store, clock = site.store, site.clock
     lease_us = int(gq.config.worker.lease_s * 1e6)
     while not store.workers.register(
@@ -208,4 +208,4 @@ def _register(gq: GPUQueue, site: Site, *, accept_config: bool) -> None:
         expires_at_us=clock.wall() + lease_us,
         now_us=clock.wall(),
     ):
-        _agree(gq, store, clock, accept_config=accept_config)  # another that started at the same time has other settings
+        _agree(gq, store, clock, accept_config=accept_config)  # a worker that started at the same time has other settings

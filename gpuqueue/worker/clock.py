@@ -1,4 +1,4 @@
-"""Reads the clocks for a worker; no other file of this folder reads one."""
+"""Reads the clocks for a worker; no other file in this folder reads one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs the asynchronous tasks without a device side by side on the event loop; claims and writes nothing itself.
+"""Runs asynchronous tasks without a device concurrently on the event loop; claims and writes nothing itself.
 
-What ends on the loop is judged and written by a thread of its own, so that the loop never waits for the database.
+A separate thread judges and writes what ends on the loop, so the loop never waits for the database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpuqueue.worker.running import Attempt, Ran
 
 
 class Coroutines:
-    """At most `limit` at once; `first_slot` is that of the liveness file which the first one has."""
+    """At most `limit` at once; the first one uses slot `first_slot` of the liveness file."""
 
     def __init__(
         self, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, limit: int, first_slot: int
@@ -29,7 +29,7 @@ class Coroutines:
         self._limit = limit
         self._lock = threading.Lock()
         self._free_slots = list(range(first_slot, first_slot + limit))
-        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by (job, lease), of what runs
+        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by the (job, lease) running in it
         self._ran: SimpleQueue[tuple[Attempt, Ran] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="gpuqueue-coroutines", daemon=True)
 
@@ -56,7 +56,7 @@ class Coroutines:
             self._pipeline.start(lease, self._ran.put)
 
     def forget(self, lease: Lease) -> bool:
-        """Free the place of an attempt that ended, or that was given up and goes on; returns whether it had one."""
+        """Free the slot of an attempt that ended, or was given up and keeps running; returns whether it had one."""
         with self._lock:
             slot = self._slots.pop((lease.job_id, lease.lease), None)
             if slot is None:
@@ -68,7 +68,7 @@ class Coroutines:
     def _work(self) -> None:
         while (ran := self._ran.get()) is not None:
             self._conclude(*ran)
-            try:  # what ran meanwhile goes into the same transaction
+            try:  # attempts that ended meanwhile go into the same transaction
                 while (ran := self._ran.get_nowait()) is not None:
                     self._conclude(*ran)
             except Empty:

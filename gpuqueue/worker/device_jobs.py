@@ -1,4 +1,4 @@
-"""Runs jobs on devices, in a thread for each slot; chooses and claims nothing."""
+"""Runs jobs on devices, one thread per slot; chooses and claims nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue.worker.site import Site
 
 
 class DeviceJobs:
-    """One thread for each slot of each device; `first_slot` is that of the liveness file which the first one has."""
+    """One thread per slot of each device; the first one uses slot `first_slot` of the liveness file."""
 
     def __init__(self, site: Site, pipeline: Pipeline, on_device: OnDevice, liveness: Liveness, *, first_slot: int) -> None:
         self._store = site.store
@@ -47,7 +47,7 @@ class DeviceJobs:
         return self._busy_count == 0
 
     def stop(self, *, wait_s: float) -> None:
-        """End the threads; one that is stuck in a job which was given up is left behind after `wait_s`."""
+        """End the threads; one that is stuck in a given-up job is left running after `wait_s`."""
         self._on_device.stopping.set()
         for _ in self._threads:
             self._ready.put(None)
@@ -60,7 +60,7 @@ class DeviceJobs:
             self._liveness.executes(slot, lease.job_id)
             try:
                 self._pipeline.carry_out(lease, self._on_device.kind)
-            except Exception as error:  # what no step of the attempt expects must not end the thread
+            except Exception as error:  # an error that no step of the attempt expects must not end the thread
                 self._log.broken(lease, error, traceback.format_exc())
             finally:
                 if not self._on_device.stopping.is_set():  # else the liveness file may be closed already

@@ -1,4 +1,4 @@
-"""Owns choosing: which jobs this worker claims now, from the view, the policies and the claim; runs none."""
+"""Chooses and claims this worker's jobs, from the view and the policies; runs none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpuqueue.domain.windows import next_edge, parse_window, parse_zone
 from gpuqueue.domain.yielding import yielded_to
 from gpuqueue.worker.site import Site
 
-DECISION_LASTS_S = 1.0  # holds are decided again after this, at every ring that may concern a device, and at a window's edge
+DECISION_LASTS_S = 1.0  # holds are decided again after this, at every wakeup that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100
 PUBLISH_EVERY_S = 2.0
 logger = logging.getLogger("gpuqueue.worker")
@@ -44,22 +44,22 @@ class Dispatcher:
         self._log = site.log
         self._may_claim = may_claim
         self._is_preemptible = is_preemptible
-        self._preempt_at: datetime | None = None  # when an attempt may be asked to make room that may not yet
+        self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
         self._holds: dict[str, tuple[Hold, ...]] = {}
         self._noted = False
-        self._common = {"", *default_policies()}  # who speaks for holds in every process
+        self._common = {"", *default_policies()}  # plugins that every process has
         self._published: dict[str, list[Hold]] = {}
         self._published_at_s = 0.0
-        self._unsizable: dict[str, Hold] = {}  # queues with a job whose demand a plugin failed to say
+        self._unsizable: dict[str, Hold] = {}  # queues with a job that a plugin failed to size
         self.view: View | None = None
         self.rules = ClaimRules()
         self.plain: tuple[QueueSettings, ...] = ()
         self.gpu: tuple[QueueSettings, ...] = ()
 
     def decide(self, *, force: bool = False) -> View:
-        """Decide the holds anew when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
+        """Decide the holds again when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
         with self._deciding:
             if self.view is not None and not force and self._clock.monotonic() - self._decided_at_s < DECISION_LASTS_S:
                 return self.view
@@ -82,7 +82,7 @@ class Dispatcher:
             self._holds = holds
             self._publish(holds)
             for name, reasons in holds.items():
-                # Also what no device could ever take: its caller would wait in vain.
+                # Includes jobs that no device could ever take: their callers would wait for nothing.
                 if any(hold.refuse for hold in reasons) and self._has_available(name):
                     while refused := self._store.jobs.refuse_waiting(name, message=REFUSAL, now_us=to_us(now)):
                         self._log.refused(name, len(refused))  # some hundred jobs at a time
@@ -101,7 +101,7 @@ class Dispatcher:
                     self._log.queue_released(name)
 
     def _publish(self, holds: Mapping[str, tuple[Hold, ...]]) -> None:
-        """Publish the holds that other processes cannot know: of plugins that only this worker has, and of those that fail."""
+        """Publish the holds that other processes cannot know: those of this worker's own plugins and of failing ones."""
         own = {
             name: [hold for hold in reasons if hold.source == "failure" or hold.plugin not in self._common]
             for name, reasons in holds.items()
@@ -114,7 +114,7 @@ class Dispatcher:
         self._published, self._published_at_s = own, now_s
 
     def claim_for_devices(self) -> list[Lease]:
-        """Claim the jobs that get a device now; decides anew first, because devices and rows move under it."""
+        """Claim the jobs that get a device now; decides again first, because devices and rows change meanwhile."""
         self._move_due()
         serves_devices = any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values())
         if not serves_devices or not self._may_claim():
@@ -148,7 +148,7 @@ class Dispatcher:
         return leases
 
     def _with_readings(self, view: View) -> View:
-        """The view with what the devices of this machine say now: a job starts on what is free, not on what was."""
+        """Return the view with fresh readings of this machine's devices: a job starts only if the memory is free now."""
         devices = {
             name: replace(device, reading=self._devices[name].read_now()) if name in self._devices else device
             for name, device in view.devices.items()
@@ -156,7 +156,7 @@ class Dispatcher:
         return replace(view, devices=devices)
 
     def _preempt(self, view: View) -> None:
-        """Ask running attempts to make room for jobs that only wait for their device."""
+        """Preempt running attempts for jobs that wait only for their device."""
         self._preempt_at = None
         running = {item.queue for device in view.devices.values() for item in device.reservations if item.preemptible}
         first = {name for queue in running if queue in view.queues for name in yielded_to(view.queues[queue].settings, view)}
@@ -170,7 +170,7 @@ class Dispatcher:
         try:
             chosen = preemptions(waiting, view, self._plugins)
         except PluginFailed as error:
-            logger.error("no attempt is asked to make room: %s", error)
+            logger.error("no attempt is preempted: %s", error)
             return
         for item in chosen:
             if item.not_before is not None:
@@ -179,19 +179,19 @@ class Dispatcher:
                 self._log.preemption_requested(item)
 
     def next_model(self, device: str) -> str | None:
-        """Say which model the next job for a device needs, None when none waits or it needs none."""
+        """Return the model of the next job for a device, None when no job waits or it needs no model."""
         view = self.decide(force=True)
-        # Another worker's next job counts too: it would load again what this one had unloaded.
+        # Another worker's next job counts too: it would have to load the model again.
         free = [
             item.settings for name, item in view.queues.items() if item.settings.gpu and item.served and not self._holds.get(name)
         ]
-        # The asking job's own reservation is about to be freed, so the whole budget counts as room.
+        # The calling job's own reservation is about to be released, so the whole budget counts as free.
         waiting = self._candidates(view, free, room_bytes=largest_budget(self._settings))
         candidates = [job for job in waiting if device in _devices(job, view)]
         return candidates[0].model or None if candidates else None
 
     def next_change(self) -> datetime | None:
-        """Say when time alone may change something: a job comes due, a window opens or closes, a pause ends."""
+        """Return when time alone may change something: a job is due, a window opens or closes, a pause ends."""
         view = self.view
         if view is None:
             return None
@@ -204,17 +204,17 @@ class Dispatcher:
         for item in view.queues.values():
             written = [*item.settings.pause, *(rule.at for rule in item.settings.windows)]
             zone = parse_zone(item.settings.timezone) if written else None
-            for text in written:  # each by itself: one that opens inside another may limit more
+            for text in written:  # each on its own: one that opens inside another may limit more
                 edge = next_edge([parse_window(text)], zone or UTC, view.now)
                 if edge is not None:
                     times.append(edge)
         return min(times, default=None)
 
     def _move_due(self) -> None:
-        """Promote and expire what is due.
+        """Promote and expire the jobs that are due.
 
-        The claim of a job for a device is proposed from rows that must show it, and a due job that no claim looks for,
-        its queue being held or no thread free, would make `next_change` ask for a tick at once, again and again.
+        A claim for a device is proposed from rows, which must show the job as available. And a due job that no claim looks
+        for, because its queue is held or no thread is free, would make `next_change` request a tick at once, again and again.
         """
         now_us = self._clock.wall()
         with self._store.reading() as reads:
@@ -223,9 +223,9 @@ class Dispatcher:
             self._store.jobs.move_due(now_us=now_us)
 
     def _size(self, view: View) -> bool:
-        """Ask what waiting GPU jobs need, so that they fall into their demand classes; returns whether a hold changed.
+        """Size waiting GPU jobs, which puts them in their demand classes; returns whether a hold changed.
 
-        A queue is held while a plugin fails to say what one of its jobs needs, so that no other yields to it meanwhile.
+        A queue is held while a plugin fails to size one of its jobs, so no other queue yields to it meanwhile.
         """
         unsizable: dict[str, Hold] = {}
         for name, item in view.queues.items():
@@ -238,7 +238,7 @@ class Dispatcher:
                 try:
                     demands.append((job.id, decide_demand(job, view, self._plugins)))
                 except PluginFailed as error:
-                    detail = f"what job {job.id} needs is not known: {error}"
+                    detail = f"job {job.id} could not be sized: {error}"
                     unsizable[name] = Hold("plugin_failed", detail, plugin=error.plugin, source="failure")
                     break
             if demands:
@@ -253,12 +253,12 @@ class Dispatcher:
         try:
             return order(found, view, self._plugins)
         except PluginFailed as error:
-            logger.error("no job is started on a device: %s", error)
+            logger.error("no job starts on a device: %s", error)
             return []
 
 
 def _there(job: Job, view: View) -> tuple[str, ...]:
-    """The devices on which room would let the job start: nobody makes any where it could not run."""
+    """Return the devices on which free memory would let the job start: attempts on others are not preempted for it."""
     queue = view.queues[job.queue].settings
     return tuple(name for name in _devices(job, view) if may_have(view.devices[name], job.model, queue, view))
 
@@ -274,7 +274,7 @@ def _may_start_one(queue: QueueView) -> bool:
 
 
 def _holds(reasons: Sequence[Hold]) -> bool:
-    # Yielding alone is decided again by the claim, under the lock: what it yielded to may be gone by then.
+    # The claim decides yielding again, under the lock: the work that the queue yielded to may be gone by then.
     return any(hold.plugin != YIELDING for hold in reasons)
 
 

@@ -1,4 +1,4 @@
-"""Ends a worker: lets attempts end within the grace, gives back the rest, and leaves nothing held."""
+"""Stops a worker: lets attempts end within the grace period, gives the others back, and leaves nothing held."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 def drain(parts: Parts, orders: Orders) -> None:
-    """Claim nothing more, bring what runs to an end, and close all parts."""
+    """Claim nothing more, end the running attempts, and close all parts."""
     monotonic = parts.site.clock.monotonic
     parts.exchange.stop()
     parts.threads.stop()
@@ -29,7 +29,7 @@ def drain(parts: Parts, orders: Orders) -> None:
         parts.listener.wait(0.02)
     parts.attempts.give_up_all()
     tend(parts)
-    # A clean-up in progress may take its time, unless somebody insists.
+    # A clean-up in progress may finish, unless a second stop request comes.
     give_up_s = monotonic() + orders.grace_s
     while not parts.device_jobs.is_idle and not orders.at_once.is_set() and monotonic() < give_up_s:
         parts.listener.wait(0.05)
@@ -37,8 +37,8 @@ def drain(parts: Parts, orders: Orders) -> None:
 
 
 def tend(parts: Parts) -> None:
-    """Write what ended, and stop what must stop."""
-    parts.threads.give_back()  # what an exchange that had begun before the worker was stopped still claimed
+    """Write the outcomes, and stop the attempts that must stop."""
+    parts.threads.give_back()  # jobs claimed by an exchange that started before the worker was stopped
     try:
         parts.exchange.exchange()
         parts.attempts.stop_requested()
@@ -48,7 +48,7 @@ def tend(parts: Parts) -> None:
 
 
 def _close(parts: Parts) -> None:
-    """End every part, sign the worker off, and close what is open; what runs writes first."""
+    """Stop every part, unregister the worker, and close its files; pending outcomes are written first."""
     site = parts.site
     parts.device_jobs.stop(wait_s=ABANDON_S)
     parts.event_loop.close(wait_s=ABANDON_S)
@@ -61,11 +61,11 @@ def _close(parts: Parts) -> None:
     try:
         site.store.workers.unregister(site.worker_id, now_us=site.clock.wall())
     except StoreError as error:
-        logger.warning("worker %s could not sign off: %s; it is rescued instead", site.worker_id, error)
+        logger.warning("worker %s could not unregister: %s; another worker will rescue it", site.worker_id, error)
     try:
         parts.maintenance.stop()
     except StoreError as error:
-        logger.warning("worker %s could not tell the last events: %s", site.worker_id, error)
+        logger.warning("worker %s could not deliver its last events: %s", site.worker_id, error)
     parts.listener.close()
     parts.liveness.close()
     site.store.close()

@@ -1,4 +1,4 @@
-"""Owns the event loop on which a worker's asynchronous tasks run, and the watch that names the line which blocks it."""
+"""Runs a worker's asynchronous tasks on one event loop, and warns about the line of a task that blocks it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class EventLoop:
-    """One asyncio event loop in a thread of its own, started at its first use.
+    """One asyncio event loop in its own thread, started at its first use.
 
-    While attempts run on it, a second thread asks it for a sign of life; without one it warns, naming the job and the line.
+    While attempts run on it, a second thread checks that it responds; if not, it logs a warning with the job and the line.
     """
 
     def __init__(self, *, blocked_s: float = BLOCKED_S) -> None:
@@ -35,7 +35,7 @@ class EventLoop:
         self._closed = threading.Event()
 
     def start(self, attempt: Attempt, executor: AsyncExecutor) -> Future[Ran]:
-        """Start an attempt; the future's result is what it came to, and it never raises itself."""
+        """Start an attempt; the future's result is a `Ran`, and it never raises."""
         with self._lock:
             loop = self._loop or self._open()
             self._count += 1
@@ -45,7 +45,7 @@ class EventLoop:
         return future
 
     def close(self, *, wait_s: float) -> None:
-        """Stop the loop; what still runs on it is cancelled, and left behind after `wait_s`."""
+        """Stop the loop; attempts still running on it are cancelled, and left running after `wait_s`."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._closed.set()
@@ -94,13 +94,13 @@ class EventLoop:
                 frame = sys._current_frames().get(thread.ident or 0)
                 if frame is not None:
                     logger.warning("%s", blocking_line(frame, self._blocked_s))
-                while not alive.wait(WATCH_EVERY_S):  # one warning for one block
+                while not alive.wait(WATCH_EVERY_S):  # warn once per block
                     if self._closed.is_set():
                         return
 
 
 def blocking_line(frame: FrameType, blocked_s: float) -> str:
-    """Word what blocks the loop: the job, the line of the task that does it, and the line in which that is stuck."""
+    """Word what blocks the loop: the job, the line of the task, and the line where that is stuck."""
     stack: list[FrameType] = []  # the innermost first
     attempt: Attempt | None = None
     at: FrameType | None = frame
@@ -114,8 +114,8 @@ def blocking_line(frame: FrameType, blocked_s: float) -> str:
     who = "an asynchronous task" if attempt is None else f"job {attempt.lease.job_id} ({attempt.lease.task})"
     stuck = "" if own[0] is own[-1] else f", stuck in {_place(own[0])}"
     return (
-        f"{who} blocks the event loop for more than {blocked_s:g} s, and with it every other asynchronous job: {_place(own[-1])}"
-        f"{stuck}. Await something that does not block, use asyncio.to_thread, or make the task a plain function"
+        f"{who} has blocked the event loop, and every other asynchronous job, for more than {blocked_s:g} s: "
+        f"{_place(own[-1])}{stuck}. Await a call that does not block, use asyncio.to_thread, or make the task a plain function"
     )
 
 

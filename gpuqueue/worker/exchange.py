@@ -1,7 +1,7 @@
-"""Owns the exchange of jobs without a device: ended attempts out, new claims in, in one transaction; runs none.
+"""Writes outcomes and claims new jobs without a device in one transaction, the exchange; runs no job.
 
-What ended is written together with the next claim, at the latest EXCHANGE_S after it ended or when nothing claimed is
-left. Each runner says how many more jobs it has room for, and gets those of its kind.
+An outcome is written together with the next claim: within EXCHANGE_S, or when no claimed job is left. Each runner reports
+how many more jobs it can take, and gets those of its kind.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Runner(Protocol):
     """Runs claimed jobs of one kind."""
 
     def room(self) -> int:
-        """How many more jobs it takes now."""
+        """Return how many more jobs it can take now."""
 
     def take(self, leases: Sequence[Lease]) -> None:
-        """Take claimed jobs, and hand each one's outcome to the exchange when it has ended."""
+        """Take claimed jobs, and hand each outcome to the exchange when the job has ended."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing that it took runs or waits."""
+        """Whether no job that it took is running or waiting."""
 
 
 class Exchange:
-    """`asynchronous` names the tasks whose jobs the coroutines take; all others' are taken by the threads."""
+    """`asynchronous` returns the tasks with jobs for the coroutines; the threads take all others."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class Exchange:
         self._stopping = False
         self._threads: Runner
         self._coroutines: Runner
-        self._claiming = Capacity(0)  # the room that exchanges under way are about to fill
+        self._claiming = Capacity(0)  # the capacity that exchanges in progress are about to use
 
     def claim_for(self, threads: Runner, coroutines: Runner) -> None:
-        """Say who takes what is claimed."""
+        """Set the runners that take the claimed jobs."""
         self._threads, self._coroutines = threads, coroutines
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is claimed, runs, or waits to be written."""
-        if not (self._threads.is_idle and self._coroutines.is_idle):  # first: what ends is added before its runner is idle
+        """Whether no job is claimed, running, or waiting to be written."""
+        if not (self._threads.is_idle and self._coroutines.is_idle):  # first: outcomes are added before their runner is idle
             return False
         with self._lock:
             return not self._ended and not self._unwritten_count
@@ -85,11 +85,11 @@ class Exchange:
         return self._clock.monotonic() - self._exchanged_at_s > EXCHANGE_S
 
     def add(self, outcome: Outcome) -> None:
-        """Take the outcome of an ended attempt."""
+        """Add the outcome of an ended attempt."""
         self._ended.append(outcome)
 
     def give_back(self, leases: Sequence[Lease]) -> None:
-        """Take claimed jobs that have not begun, to return them unspent."""
+        """Return claimed jobs that have not started, without spending an attempt."""
         self._ended.extend(Postponed(lease, "released", to_us(lease.started_at)) for lease in leases)
 
     def stop(self) -> None:
@@ -97,7 +97,7 @@ class Exchange:
         self._stopping = True
 
     def exchange(self) -> int:
-        """Write what ended and claim what there is room for; returns how many were claimed. Raises: StoreError."""
+        """Write outcomes and claim as many jobs as the runners can take; returns that number. Raises: StoreError."""
         ended: list[Outcome] = []
         asynchronous = self._asynchronous()
         with self._lock:
@@ -132,7 +132,7 @@ class Exchange:
         return len(leases)
 
     def _reserve_room(self, asynchronous: frozenset[str]) -> Capacity:
-        """Take all the room there is for one exchange, so that another at the same time does not fill it too."""
+        """Reserve all free capacity for one exchange, so a concurrent one does not use it too."""
         if self._stopping or self._orders.all_begun:
             return Capacity(0)
         threads = max(0, self._threads.room() - self._claiming.threads)
@@ -147,8 +147,8 @@ class Exchange:
         self._threads.take(leases)
 
     def exchange_or_keep(self) -> None:
-        """Exchange; where the store cannot be written now, keep what ended for the next time."""
+        """Exchange; when the store cannot be written now, keep the outcomes for the next time."""
         try:
             self.exchange()
         except StoreError as error:
-            logger.warning("%s; the outcome is kept and written later", error)
+            logger.warning("%s; the outcome will be written later", error)

@@ -1,4 +1,4 @@
-"""Owns which executor runs a task in this worker: those of plugins, and the registered functions; runs nothing itself."""
+"""Finds the executor that runs a task in this worker: a plugin's, or one for a registered function; runs nothing itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpuqueue.worker.site import Site
 
 
 class Executors:
-    """The executors by task name; a function that is registered, or registered anew, while the worker runs counts too."""
+    """The executors by task name, including functions registered, or registered again, while the worker is running."""
 
     def __init__(self, site: Site, gq: GPUQueue, backends: Backends, children: Children) -> None:
         self._settings = settings = site.settings
@@ -38,12 +38,12 @@ class Executors:
             self.named(name)
         known = {*self._of_plugins, *self._of_functions}
         self._asynchronous = frozenset(name for name in known if self._is_asynchronous(name))
-        self._seen = {name: self._tasks.get(name) for name in self._asynchronous}  # as they were when that was found out
+        self._seen = {name: self._tasks.get(name) for name in self._asynchronous}  # as registered when `_asynchronous` was set
 
     def asynchronous(self) -> frozenset[str]:
-        """Name the tasks that run on the event loop; one that was registered after the start waits for it in a thread."""
+        """Return the tasks that run on the event loop; one registered after the start waits for the loop in a thread."""
         for name, task in self._seen.items():
-            if self._tasks.get(name) is not task:  # registered anew, perhaps as a plain function
+            if self._tasks.get(name) is not task:  # registered again, perhaps as a plain function
                 self._seen = {known: self._tasks.get(known) for known in self._seen}
                 self._asynchronous = frozenset(known for known in self._seen if self._is_asynchronous(known))
                 break
@@ -54,7 +54,7 @@ class Executors:
         return found is not None and is_async(found)
 
     def named(self, name: str) -> AnyExecutor | None:
-        """Find what runs a task; None when this worker does not know it."""
+        """Find the executor of a task; None when this worker does not know the task."""
         task = self._tasks.get(name)
         made = self._of_functions.get(name)
         if made is not None and made[0] is task:
@@ -67,7 +67,7 @@ class Executors:
         return made[1]
 
     def of(self, lease: Lease) -> AnyExecutor | None:
-        """Find what runs an attempt: a verb of Ollama runs on the backend that it was placed on."""
+        """Find the executor of an attempt: a verb of Ollama runs on the backend of its placement."""
         backend = self._backends.of(lease) if lease.task in VERBS else None
         return self.named(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
 
@@ -87,7 +87,7 @@ class Executors:
 
     def _isolated(self, task: Task[..., Any]) -> Executor:
         if os.name != "posix":
-            raise ConfigurationError(f"task {task.name!r}: isolate=True needs Linux or macOS")
+            raise ConfigurationError(f"task {task.name!r}: isolate=True requires Linux or macOS")
         assert task.function is not None
         return ProcessExecutor(
             self._children,

@@ -1,4 +1,4 @@
-"""Owns a worker's lease: extends it in time, and stops every attempt before it ends when that fails; knows no job."""
+"""Extends a worker's lease; when that fails, stops every attempt before the lease ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.site import Site
 
-SAFE_PART = 0.8  # of the lease; an attempt that could not be extended by then is stopped
+SAFE_PART = 0.8  # of the lease; if it could not be extended by then, attempts are stopped
 logger = logging.getLogger("gpuqueue.worker")
 
 
 class Heartbeat:
-    """Extends the lease at a third of its length, in a thread of its own, and wakes the worker when it is lost."""
+    """Extends the lease after each third of it, in its own thread, and wakes the worker when it is lost."""
 
     def __init__(self, site: Site, attempts: Attempts, listener: Listener, *, lease_s: float) -> None:
         self._store = site.store
@@ -31,7 +31,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="gpuqueue-heartbeat", daemon=True)
 
     def is_fresh(self) -> bool:
-        """Whether the lease surely still runs; not so in a process that was stopped and goes on, which may have been rescued."""
+        """Whether the lease is certainly still valid; not in a process that was suspended, as its jobs may have been rescued."""
         return not self.lost and self._clock.monotonic() - self._extended_at_s < self._lease_s * SAFE_PART
 
     def start(self) -> None:

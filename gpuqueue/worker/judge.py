@@ -1,4 +1,4 @@
-"""Judges an attempt: makes its outcome of what the task returned or raised, asking the policies about failures."""
+"""Turns the value or error of an attempt into its outcome; the policies decide about failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class Judge:
-    """`tasks` say what is to become of their own failures."""
+    """`tasks` have their own rules for failures."""
 
     def __init__(self, site: Site, backends: Backends, *, tasks: Mapping[str, Task[..., Any]], max_payload_bytes: int) -> None:
         self._site = site
@@ -39,7 +39,7 @@ class Judge:
         self._max_payload_bytes = max_payload_bytes
 
     def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
-        """The outcome of an attempt that returned `value`, or raised `error`."""
+        """Return the outcome of an attempt that returned `value`, or raised `error`."""
         if error is None:
             return self._completed(attempt.lease, value)
         if isinstance(error, AttemptInterrupted):
@@ -49,19 +49,19 @@ class Judge:
         return self._failed(attempt.lease, error)
 
     def interrupted(self, attempt: Attempt) -> Outcome:
-        """The outcome of an attempt that was asked to stop."""
+        """Return the outcome of an attempt that was asked to stop."""
         lease = attempt.lease
         if attempt.interruption == "cancelled":
-            return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while it ran"))
+            return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while running"))
         if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
         return Postponed(lease, "preempted" if attempt.interruption == "preempted" else "released", self._clock.wall())
 
     def unknown_task(self, lease: Lease) -> Outcome:
-        """The outcome of an attempt that nobody here can run."""
+        """Return the outcome of an attempt of a task that this worker does not know."""
         message = (
             f"worker {self._site.worker_id} does not know the task {lease.task!r}; "
-            "start one with --app MODULE:QUEUE_OBJECT, whose module defines it or imports the one that does"
+            "start a worker with --app MODULE:QUEUE_OBJECT, where MODULE defines or imports the task"
         )
         at = self._clock.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), error=JobErrorRecord("unknown_task", message))
@@ -72,11 +72,11 @@ class Judge:
         try:
             return Completed(lease, to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}"))
         except PayloadError as error:
-            # Trying again would only compute the same result.
+            # Another attempt would compute the same result.
             return Ended(lease, State.DISCARDED, JobErrorRecord("result", str(error)))
 
     def _failed(self, lease: Lease, error: BaseException) -> Outcome:
-        """The outcome of a failed attempt: as the task says, or else as the policies decide."""
+        """Return the outcome of a failed attempt: as the task decides, or else as the policies decide."""
         code, message = failure(error)
         record = JobErrorRecord(code, message, _trace(error))
         verdict = _decided(error, lease)
@@ -86,7 +86,7 @@ class Judge:
             except PluginFailed as failed:
                 logger.exception("job %d: %s", lease.job_id, failed)
                 verdict = Snooze(FAILED_HOOK_WAIT_S)
-                record = JobErrorRecord("plugin_failed", f"{failed} (while deciding about: {message})", record.traceback)
+                record = JobErrorRecord("plugin_failed", f"{failed} (while handling: {message})", record.traceback)
         now = self._clock.now()
         if isinstance(verdict, Retry):
             return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), error=record)
@@ -116,7 +116,7 @@ class Judge:
 
 
 def _decided(error: BaseException, lease: Lease) -> Verdict | None:
-    """The verdict that a task raised, where it leaves nothing for the policies to decide."""
+    """Return the verdict that a task raised, None when the policies must decide."""
     if isinstance(error, Snooze | Discard):
         return error
     if isinstance(error, Retry) and error.due_at(lease.started_at) is not None and lease.attempt < lease.max_attempts:
@@ -125,7 +125,7 @@ def _decided(error: BaseException, lease: Lease) -> Verdict | None:
 
 
 def _trace(error: BaseException) -> str:
-    """The traceback worth keeping: none for what was raised to say something, the far one of another process."""
+    """Return the traceback worth keeping: none for a verdict or a classified failure, else the remote or local one."""
     if isinstance(error, ExecutionError | Verdict):
         return str(getattr(error, "remote_traceback", ""))
     return "".join(traceback.format_exception(error))

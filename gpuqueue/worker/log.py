@@ -1,6 +1,6 @@
-"""Owns what a worker logs of its events, one line for each: its words, its level and its fields; decides nothing.
+"""Logs a worker's events, one line each, with their text, level and fields; decides nothing.
 
-Of jobs without a device there may be thousands a second: their starts and completions are told at level debug.
+Jobs without a device may number thousands a second: their starts and completions are logged at level debug.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Rescu
 from gpuqueue.domain.units import counted, format_duration, format_size, from_us
 from gpuqueue.logs import tell
 
-LOADED_S = 0.01  # a "load" that takes less found the model loaded already (1-2 ms)
+LOADED_S = 0.01  # a shorter "load" means that the model was loaded already (1-2 ms)
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -29,7 +29,7 @@ class WorkerLog:
         self._worker_id = worker_id
 
     def _say(self, level: int, event: str, message: str, of: Lease | None = None, /, **fields: Any) -> None:
-        # A reservation that was taken over does not know its task.
+        # The task of a rescued reservation is unknown.
         of_lease = {} if of is None else {"job": of.job_id, "lease": of.lease, "queue": of.queue, "task": of.task or None}
         tell(logger, level, event, message, worker=self._worker_id, **of_lease, **fields)
 
@@ -38,22 +38,22 @@ class WorkerLog:
     def started(self, queues: Sequence[str] | None, database: str) -> None:
         serves = ", ".join(queues) if queues else "all queues"
         served = list(queues) if queues else None
-        message = f"worker {self._worker_id} serves {serves} of {database}"
+        message = f"worker {self._worker_id} started; it serves {serves} of {database}"
         self._say(INFO, "worker_started", message, queues=served, database=database)
 
     def stopped(self) -> None:
-        self._say(INFO, "worker_stopped", f"worker {self._worker_id} has stopped")
+        self._say(INFO, "worker_stopped", f"worker {self._worker_id} stopped")
 
     def lost(self) -> None:
-        gone = "its jobs were given to others, or will be; it stops them"
-        self._say(ERROR, "worker_lost", f"worker {self._worker_id} lost its lease: {gone}")
+        message = f"worker {self._worker_id} lost its lease and stops its jobs; other workers will run them again"
+        self._say(ERROR, "worker_lost", message)
 
     def rescued(self, dead_worker: str, proof: str, jobs: Sequence[Rescued]) -> None:
-        """Say what a dead worker left, and of each job that it ran what becomes of it."""
-        message = f"took over what worker {dead_worker} left ({counted(len(jobs), 'running job')}): {proof}"
+        """Log the rescue of a dead worker, and the new state of each job that it was running."""
+        message = f"rescued worker {dead_worker} ({counted(len(jobs), 'running job')}): {proof}"
         self._say(WARNING, "worker_rescued", message, dead_worker=dead_worker, proof=proof, jobs=len(jobs))
         for job in jobs:
-            message = f"job {job.job_id} of {job.queue} was taken back and is {job.state} (lease {job.lease})"
+            message = f"job {job.job_id} of {job.queue} was rescued and is now {job.state} (lease {job.lease})"
             of_job = {"job": job.job_id, "lease": job.lease, "queue": job.queue, "task": job.task}
             fields = {"state": str(job.state), "crashes": job.crashes, "dead_worker": dead_worker}
             self._say(WARNING, "job_rescued", message, **of_job, **fields)
@@ -69,7 +69,7 @@ class WorkerLog:
         self._say(
             level,
             "attempt_started",
-            f"{_job(lease)} begins attempt {lease.attempt} of {lease.max_attempts}{where}{model} {_lease(lease)}",
+            f"{_job(lease)} started attempt {lease.attempt} of {lease.max_attempts}{where}{model} {_lease(lease)}",
             lease,
             attempt=lease.attempt,
             max_attempts=lease.max_attempts,
@@ -79,7 +79,7 @@ class WorkerLog:
         )
 
     def ended(self, outcome: Outcome, run_s: float, value: Any = None) -> None:
-        """Say how an attempt ended, and before that how long its model took to load, where its answer has the figure."""
+        """Log how an attempt ended, and before that how long its model took to load, if its answer says so."""
         lease = outcome.lease
         if isinstance(outcome, Completed):
             level = DEBUG if lease.placement is None else INFO
@@ -93,7 +93,7 @@ class WorkerLog:
         why = f": {error.message}" if error else ""
         fields: dict[str, Any] = {"attempt": lease.attempt, "run_s": round(run_s, 6)}
         if isinstance(outcome, Postponed) and outcome.outcome in ("preempted", "released"):
-            message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
+            message = f"{_job(lease)} was returned to its queue ({outcome.outcome}){why} {_lease(lease)}"
             self._say(INFO, f"job_{outcome.outcome}", message, lease, **fields)
             return
         fields |= {"code": None, "error": None}
@@ -101,13 +101,13 @@ class WorkerLog:
             fields |= {"code": error.code, "error": error.message, "traceback": error.traceback or None}
         if isinstance(outcome, Ended):
             level = INFO if outcome.state is State.CANCELLED else WARNING
-            message = f"{_job(lease)} is {outcome.state}{why} {_lease(lease)}"
+            message = f"{_job(lease)} was {outcome.state}{why} {_lease(lease)}"
             self._say(level, f"job_{outcome.state}", message, lease, **fields)
             return
         fields["due_at"] = iso(from_us(outcome.at_us))
         if outcome.outcome == "snoozed":
             fields["waiting_for"] = outcome.waiting_for
-        message = f"{_job(lease)} goes back ({outcome.outcome}){why} {_lease(lease)}"
+        message = f"{_job(lease)} was returned to its queue ({outcome.outcome}){why} {_lease(lease)}"
         self._say(WARNING, f"job_{outcome.outcome}", message, lease, **fields)
 
     def _loaded(self, lease: Lease, value: Any) -> None:
@@ -122,17 +122,17 @@ class WorkerLog:
         self._say(WARNING, "attempt_late", message, lease, attempt=lease.attempt)
 
     def abandoned(self, lease: Lease, why: str) -> None:
-        message = f"{_job(lease)}: {lease.task} does not stop ({why}) and is given up, while it goes on {_lease(lease)}"
+        message = f"{_job(lease)}: {lease.task} did not stop ({why}); it is given up but keeps running {_lease(lease)}"
         self._say(WARNING, "attempt_abandoned", message, lease, attempt=lease.attempt, why=why)
 
     def broken(self, lease: Lease, error: BaseException, trace: str | None = None) -> None:
-        """Say that an attempt could not be carried through; whoever comes after this worker takes its job back."""
+        """Log that an attempt could not be carried out; the worker that rescues this one takes its job back."""
         message = f"{_job(lease)}: {error} {_lease(lease)}"
         self._say(ERROR, "attempt_broken", message, lease, attempt=lease.attempt, error=str(error), traceback=trace)
 
     def preemption_requested(self, asked: Preemption) -> None:
         for_job = f" for job {asked.for_job}" if asked.for_job else ""
-        message = f"job {asked.job_id} is asked to stop{for_job} (lease {asked.lease})"
+        message = f"job {asked.job_id} was asked to stop{for_job} (lease {asked.lease})"
         self._say(INFO, "preemption_requested", message, job=asked.job_id, lease=asked.lease, for_job=asked.for_job)
 
     # --- queues ---
@@ -143,23 +143,23 @@ class WorkerLog:
         self._say(INFO, "queue_held", message, queue=queue, reasons=[hold.reason for hold in reasons], details=details)
 
     def queue_released(self, queue: str) -> None:
-        self._say(INFO, "queue_released", f"queue {queue} may start jobs", queue=queue)
+        self._say(INFO, "queue_released", f"queue {queue} is no longer held", queue=queue)
 
     def refused(self, queue: str, count: int) -> None:
-        message = f"{counted(count, 'job')} of {queue} refused: the backend is away"
+        message = f"{counted(count, 'job')} of {queue} refused: the backend is unavailable"
         self._say(WARNING, "jobs_refused", message, queue=queue, count=count)
 
     # --- backends, devices and their memory ---
 
     def backend_lost(self, backend: str, error: str, retry_at: datetime) -> None:
         fields = {"backend": backend, "error": error, "retry_at": iso(retry_at)}
-        self._say(WARNING, "backend_lost", f"backend {backend} is away: {error}", **fields)
+        self._say(WARNING, "backend_lost", f"backend {backend} is unavailable: {error}", **fields)
 
     def backend_recovered(self, backend: str) -> None:
-        self._say(INFO, "backend_recovered", f"backend {backend} is back", backend=backend)
+        self._say(INFO, "backend_recovered", f"backend {backend} is available again", backend=backend)
 
     def device_changed(self, event: str | None, device: str, error: str | None) -> None:
-        """Say that a device was lost or can be read again; `event` is what its reading made known, None is nothing new."""
+        """Log that a device was lost or can be read again; `event` is what its reading showed, None for nothing new."""
         if event == "device_lost":
             self._say(ERROR, event, f"device {device} cannot be read: {error}", device=device, error=error)
         elif event == "device_recovered":
@@ -172,7 +172,7 @@ class WorkerLog:
 
     def memory_kept(self, lease: Lease, device: str, detail: str) -> None:
         reserved = format_size(0 if lease.placement is None else lease.placement.reserved_bytes)
-        message = f"{_job(lease)}: {reserved} of {device} stay reserved: {detail} {_lease(lease)}"
+        message = f"{_job(lease)}: {reserved} of {device} stays reserved: {detail} {_lease(lease)}"
         self._say(WARNING, "memory_kept", message, lease, device=device, model=lease.model or None, detail=detail)
 
 

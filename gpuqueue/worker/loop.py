@@ -1,4 +1,4 @@
-"""Turns a worker's loop: stops what must stop, claims what may start, and sleeps until something may have changed."""
+"""Runs a worker's loop: stops attempts that must stop, claims jobs that can start, and sleeps until something may change."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.threads import NUDGE_S
 
 TRY_AGAIN_S = 1.0
-SHORTEST_SLEEP_S = 0.01  # what is due and cannot be done yet must not keep the worker busy
+SHORTEST_SLEEP_S = 0.01  # work that is due but cannot be done yet must not keep the worker busy
 logger = logging.getLogger("gpuqueue.worker")
 
 
 class Loop:
-    """`burst` ends it when nothing more can start now."""
+    """`burst` ends it when no more jobs can start now."""
 
     def __init__(self, parts: Parts, orders: Orders, *, burst: bool) -> None:
         self._parts = parts
@@ -27,7 +27,7 @@ class Loop:
         self._seen = parts.site.store.changed()
 
     def run(self) -> None:
-        """Work until the worker is to stop, has lost its lease, or has nothing left to do."""
+        """Work until the worker should stop, has lost its lease, or has nothing left to do."""
         parts = self._parts
         while not self._must_end:
             if self._orders.all_begun:
@@ -38,8 +38,8 @@ class Loop:
             except StoreError as error:
                 logger.warning("%s; trying again", error)
                 claimed, sleep_s = 0, TRY_AGAIN_S
-            except Exception:  # what a plugin answered must not end the worker
-                logger.exception("choosing jobs failed and is tried again")
+            except Exception:  # a plugin's answer must not end the worker
+                logger.exception("choosing jobs failed; trying again")
                 claimed, sleep_s = 0, TRY_AGAIN_S
             if self._burst and not claimed and parts.is_idle:
                 return
@@ -50,14 +50,14 @@ class Loop:
         return self._orders.stop.is_set() or self._parts.heartbeat.lost
 
     def _tick(self) -> int:
-        """Look at everything once: stop what must stop, and claim what may start; returns how many jobs were claimed."""
+        """Stop attempts that must stop, and claim jobs that can start; returns how many jobs were claimed."""
         parts = self._parts
         parts.attempts.stop_requested()
         parts.make_up_for(parts.attempts.stop_overdue())
         parts.threads.give_back_stale()
-        claimed = parts.exchange.exchange()  # first with the last decision, so that a ring is answered at once
+        claimed = parts.exchange.exchange()  # first with the last decision, to answer a wakeup at once
         before = parts.dispatcher.plain
-        # A ring that the last decision has no answer to may be a new queue's, or one that is held no more.
+        # A wakeup that led to no claim may come from a new queue, or from one that is no longer held.
         parts.dispatcher.decide(force=not claimed and parts.threads.has_free_thread)
         if parts.dispatcher.plain != before:
             claimed += parts.exchange.exchange()
@@ -67,13 +67,13 @@ class Loop:
         return claimed
 
     def _wait_for_the_last(self) -> None:
-        """Let the last of `max_jobs` end, however long that takes."""
+        """Wait for the last of `max_jobs` to end, however long that takes."""
         while not (self._must_end or self._parts.is_idle):
             tend(self._parts)
             self._parts.listener.wait(0.05)
 
     def _sleep_s(self) -> float:
-        """How long nothing can change but by a ring."""
+        """Return how long nothing can change without a wakeup."""
         sleep_s = 1.0 if not self._parts.is_idle else 5.0
         change = self._parts.dispatcher.next_change()
         if change is not None:
@@ -84,7 +84,7 @@ class Loop:
         return max(sleep_s, SHORTEST_SLEEP_S)
 
     def _sleep(self, sleep_s: float) -> None:
-        """Sleep until a ring, a change of the file that nobody rang for, or the end of `sleep_s`."""
+        """Sleep until a wakeup, a change of the file without one, or the end of `sleep_s`."""
         parts = self._parts
         wake_at_s = self._clock.monotonic() + sleep_s
         while not self._must_end:

@@ -1,4 +1,4 @@
-"""Owns upkeep, once a second in a thread of its own: rescue, probes, readings, events, retention, checkpoints; runs no job."""
+"""Does maintenance once a second in its own thread: rescue, probes, readings, events, retention, checkpoints; runs no job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINT_BYTES = 1_000_000
 LARGE_LOG_BYTES = 256_000_000
 READING_EVERY_S = 2.0
 EVENTS_KEPT_S = 7 * 86400.0
-FOLLOWERS_KEPT_S = 30 * 86400.0  # a follower that has not read an event for so long is not waited for any more
+FOLLOWERS_KEPT_S = 30 * 86400.0  # events are no longer kept for a follower that has not read one for this long
 EVENTS_AT_ONCE = 200
 JOBS_AT_ONCE = 1000
 EVENTS_PRUNED_AT_ONCE = 5000
@@ -33,7 +33,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class Maintenance:
-    """What every worker does beside its jobs; several workers do it side by side without harm."""
+    """The duties of every worker besides its jobs; several workers can do them at the same time."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Maintenance:
     def start(self) -> None:
         if self._follows:
             self._store.followers.add(FOLLOWER)
-        elif self._is_alone():  # nobody is left who would read what the triggers write
+        elif self._is_alone():  # no worker is left to read what the triggers write
             self._store.followers.remove(FOLLOWER)
         self._do(self.read_devices)  # before the first decision, which would not know that a card is hot
         self._thread.start()
@@ -100,9 +100,9 @@ class Maintenance:
         try:
             duty()
         except (GPUQueueError, OSError) as error:
-            logger.warning("%s: it is tried again: %s", _named(duty), error)
+            logger.warning("%s failed; trying again: %s", _named(duty), error)
         except Exception:
-            logger.exception("%s failed and is tried again", _named(duty))
+            logger.exception("%s failed; trying again", _named(duty))
 
     @property
     def _duties(self) -> Sequence[Callable[[], None]]:
@@ -122,13 +122,13 @@ class Maintenance:
         )
 
     def look_for_file(self) -> None:
-        """Notice that the file was deleted or replaced: what this worker holds open is nobody's any more."""
+        """Notice that the file was deleted or replaced: no other process uses the one this worker has open."""
         if self._store.identity() != self._file:
-            self._on_file_gone(f"{self._store.name} was deleted or replaced while this worker used it")
+            self._on_file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
             self._file = self._store.identity()
 
     def rescue(self) -> None:
-        """Take back what dead workers held: at once with proof of death, else when their lease has ended."""
+        """Rescue the jobs of dead workers: at once with proof of death, else when their lease has ended."""
         now_us = self._clock.wall()
         with self._store.snapshot() as reads:
             rows = reads.workers(now_us=now_us)
@@ -138,15 +138,13 @@ class Maintenance:
                 continue
             executed = proven_dead(row.runtime_dir, row.info.id)
             if executed is not None:
-                self._take_back(row.info.id, executed, "it is dead, its liveness file's lock is free", now_us)
+                self._take_back(row.info.id, executed, "its process is dead (its liveness file is unlocked)", now_us)
                 forget(row.runtime_dir, row.info.id)
             elif not row.info.alive:
-                self._take_back(
-                    row.info.id, executing(row.runtime_dir, row.info.id), "its lease ended without a sign of life", now_us
-                )
+                self._take_back(row.info.id, executing(row.runtime_dir, row.info.id), "its lease expired", now_us)
         for worker_id in left:
             if worker_id != self._worker_id:
-                self._take_back(worker_id, frozenset(), "it stopped before a clean-up was verified", now_us)
+                self._take_back(worker_id, frozenset(), "it stopped before verifying a clean-up", now_us)
 
     def _take_back(self, worker_id: str, executed: frozenset[int] | None, proof: str, now_us: int) -> None:
         found = self._store.attempts.rescue(
@@ -154,13 +152,13 @@ class Maintenance:
         )
         self._log.rescued(worker_id, proof, found.jobs)
         for reservation in found.orphans:
-            # A clean-up may wait for the dead worker's request to end on the backend.
+            # In its own thread: it may wait for the dead worker's request to end on the backend.
             threading.Thread(
                 target=self._on_device.clean_up, args=(lease_of_reservation(reservation),), kwargs={"orphaned": True}, daemon=True
             ).start()
 
     def read_devices(self) -> None:
-        """Publish what the devices say of themselves, for `status`, `gpu` and explanations elsewhere."""
+        """Publish the devices' readings, for `status`, `gpu` and explanations in other processes."""
         if not self._devices or self._clock.monotonic() - self._read_at_s < READING_EVERY_S:
             return
         self._read_at_s = self._clock.monotonic()
@@ -170,7 +168,7 @@ class Maintenance:
             self._log.device_changed(event, name, reading.lost)
 
     def deliver_events(self) -> None:
-        """Tell the plugins what happened."""
+        """Deliver the events to the plugins."""
         if not self._follows:
             return
         while events := self._store.followers.take(FOLLOWER, limit=EVENTS_AT_ONCE):
@@ -201,7 +199,7 @@ class Maintenance:
         )
 
     def checkpoint(self) -> None:
-        """Keep the write-ahead log small, so that no producer has to do it."""
+        """Keep the write-ahead log small, so no producer has to."""
         size = self._store.upkeep.log_bytes()
         if size > CHECKPOINT_BYTES:
             self._store.upkeep.checkpoint()
@@ -211,4 +209,4 @@ class Maintenance:
 
 
 def _named(duty: Callable[[], None]) -> str:
-    return f"upkeep ({duty.__name__.replace('_', ' ')})"
+    return f"maintenance ({duty.__name__.replace('_', ' ')})"

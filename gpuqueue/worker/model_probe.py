@@ -1,7 +1,4 @@
-"""Owns what this worker asks the backends of their models: which are there, which are loaded, and how large one may be.
-
-Never loads or unloads one.
-"""
+"""Asks the backends which models they have, which are loaded, and how large a model may be; loads and unloads none."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class ModelProbe:
-    """Three duties of the worker's upkeep; each asks only backends that are available."""
+    """Three duties of the worker's maintenance; each asks only available backends."""
 
     def __init__(self, site: Site) -> None:
         self._store = site.store
@@ -35,7 +32,7 @@ class ModelProbe:
         self._asked: set[str] = set()  # models whose size was asked for
 
     def list_models(self) -> None:
-        """Note which models each backend has on its disk."""
+        """Record which models each backend has on its disk."""
         if self._clock.monotonic() - self._listed_at_s < LIST_EVERY_S:
             return
         self._listed_at_s = self._clock.monotonic()
@@ -45,11 +42,11 @@ class ModelProbe:
             found = OllamaClient(backend).models(timeout_s=QUERY_S)
             if found != noted.get(backend.name):
                 self._store.backends.note_models(backend.name, found)
-                self._store.jobs.forget_demands_of(None)  # a job's own model may be there now, or gone
+                self._store.jobs.forget_demands_of(None)  # a job's preferred model may have been added or removed
                 self._asked.clear()
 
     def look_at_loaded(self) -> None:
-        """Publish what is loaded on an idle device: models leave by themselves, and other programs load them."""
+        """Publish the models loaded on an idle device: they time out, and other programs load them."""
         if self._clock.monotonic() - self._looked_at_s < LOOK_EVERY_S:
             return
         self._looked_at_s = self._clock.monotonic()
@@ -63,7 +60,7 @@ class ModelProbe:
                 self._store.backends.publish_reading(device.name, reading=None, residents=residents, now_us=self._clock.wall())
 
     def size_unknown(self) -> None:
-        """Estimate the size of a model that waiting jobs need and nothing is known of, and let them be sized again."""
+        """Estimate the size of an unknown model that waiting jobs need, and have those jobs sized again."""
         largest_bytes = largest_budget(self._settings)
         with self._store.snapshot() as reads:
             gpu = [name for name, queue in self._settings.queues.items() if queue.gpu]
@@ -85,7 +82,7 @@ class ModelProbe:
                     continue
                 info = OllamaClient(backend).description(model, timeout_s=QUERY_S)
                 size = min(expected_bytes(info, weights_bytes, num_ctx), largest_bytes)
-                logger.info("%s is expected to take %d MB", model, size // 10**6)
+                logger.info("%s is expected to need %d MB", model, size // 10**6)
                 observation = Observation(SHOWN, model_key(model, settings.options if settings else None), size)
                 self._store.estimates.learn([observation], now_us=self._clock.wall())
                 self._store.jobs.forget_demands_of(model)

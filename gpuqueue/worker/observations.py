@@ -1,4 +1,4 @@
-"""Owns what this worker has observed of its jobs since it last told the store; decides nothing."""
+"""Gathers this worker's observations of its jobs until they are written to the store; decides nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_KEPT = 1000  # observations that wait for the store
 
 
 class Observations:
-    """Gathered from any thread, written by `tell` in one transaction."""
+    """Observations from any thread, written by `tell` in one transaction."""
 
     def __init__(self, site: Site) -> None:
         self._store = site.store
@@ -27,19 +27,19 @@ class Observations:
         self._lock = threading.Lock()
 
     def learn(self, kind: str, key: str, value: float) -> None:
-        """Take one observation; past MOST_KEPT the next are lost, of which there are enough then."""
+        """Add an observation; dropped when MOST_KEPT are waiting, as those are enough."""
         with self._lock:
             if len(self._observations) < MOST_KEPT:
                 self._observations.append(Observation(kind, key, value))
 
     def of_run(self, lease: Lease, run_s: float) -> None:
-        """Learn from how long a completed attempt took; made an observation later, as thousands a second may complete."""
+        """Record a completed attempt's run time; turned into an observation later, as thousands a second may complete."""
         with self._lock:
             if len(self._runs) < MOST_KEPT:
                 self._runs.append((lease.queue, lease.task, lease.model, run_s))
 
     def of_answer(self, lease: Lease, answer: Mapping[str, Any], memory_options: Mapping[str, Any]) -> None:
-        """Learn from the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
+        """Record the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
         model = model_key(lease.model)
         load_s, prompt_s, generate_s = (float(answer.get(name) or 0) for name in ("load_s", "prompt_s", "generate_s"))
         prompt_tokens, output_tokens = (int(answer.get(name) or 0) for name in ("prompt_tokens", "output_tokens"))
@@ -55,7 +55,7 @@ class Observations:
         self.of_run(lease, prompt_s + generate_s)
 
     def tell(self) -> None:
-        """Write what was observed; keeps it when the store cannot be written now."""
+        """Write the observations; keeps them when the store cannot be written now."""
         with self._lock:
             observations, self._observations = self._observations, []
             runs, self._runs = self._runs, []

@@ -1,4 +1,4 @@
-"""Prepares a device for its attempts, writes their outcomes at once, learns from them, and verifies the clean-up."""
+"""Prepares a device for attempts, writes their outcomes at once, learns from them, and verifies the clean-up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class OnDevice:
-    """`stopping` is set when the worker ends: clean-ups stop waiting, and the rescuer verifies what is left."""
+    """`stopping` is set when the worker ends: clean-ups stop waiting, and the rescuing worker verifies the rest."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class OnDevice:
             self._learn_of_too_little(lease)
         if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
             self._log.late(lease)
-            return False  # the rescuer cleans up
+            return False  # the rescuing worker cleans up
         if isinstance(outcome, Completed):
             self._learn(ended)
         return True
 
     def _learn_of_too_little(self, lease: Lease) -> None:
-        """Let the next attempt wait for more memory than this one had."""
+        """Make the next attempt wait for more memory than this one had."""
         assert lease.placement is not None
         largest_bytes = max(device.budget_bytes for device in self._settings.devices)
         self._observations.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
@@ -117,7 +117,7 @@ class OnDevice:
             self._written(self._observations.tell)
 
     def _options(self, model: str) -> Mapping[str, Any]:
-        """The configured options of a model, which size its memory."""
+        """Return the configured options of a model, which determine its memory."""
         found = (item.options for item in self._settings.models.values() if full_name(item.name) == full_name(model))
         return next(found, {})
 
@@ -127,7 +127,7 @@ class OnDevice:
     # --- the device afterwards ---
 
     def clean_up(self, lease: Lease, *, orphaned: bool = False) -> bool:
-        """Give the device's memory back, again and again until it is verified; returns False when this worker stops first."""
+        """Release the device's memory, retrying until that is verified; returns False when this worker stops first."""
         assert lease.placement is not None
         device = self._device_settings.get(lease.placement.device)
         if device is None:  # no longer configured: nothing here can be verified
@@ -175,7 +175,7 @@ class OnDevice:
         self._log.device_changed(event, device, reading.lost)
 
     def _written(self, write: Callable[[], Written]) -> Written:
-        """Write, again and again until this worker stops: what stays unwritten would keep the device for ever."""
+        """Write, retrying until this worker stops: an unwritten outcome would keep the device reserved indefinitely."""
         while True:
             try:
                 return write()
@@ -186,7 +186,7 @@ class OnDevice:
 
 
 def lease_of_reservation(reservation: Reservation) -> Lease:
-    """Make the lease under which a rescued reservation is cleaned up."""
+    """Build the lease for cleaning up a rescued reservation."""
     return Lease(
         job_id=reservation.job_id,
         lease=reservation.lease,

@@ -1,4 +1,4 @@
-"""Keeps what a worker is told while it works: to stop, to hurry, and how many jobs it may begin."""
+"""Holds the orders given to a running worker: to stop, to stop at once, and how many jobs it may start."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class Orders:
-    """Given by any thread, also inside a signal's handler; `wake` is what makes the worker look at once.
+    """Given by any thread, also in a signal handler; `wake` makes the worker check them at once.
 
-    `stop` is set when nothing more is to begin, `at_once` when what runs is to be given back now. `all_begun` turns true when
-    as many jobs have begun as the worker is to run. `gone` says what became of the file, where it is not there any more.
+    `stop` is set when no more jobs may start, `at_once` when running ones must be given back now. `all_begun` turns true when
+    the worker has started as many jobs as it may run. `gone` says what happened to the file when it no longer exists.
     """
 
     def __init__(self, *, max_jobs: int | None = None, grace_s: float = 0.0) -> None:
@@ -34,15 +34,15 @@ class Orders:
         self._wake()
 
     def file_gone(self, what: str) -> None:
-        """Stop at once: nothing that still runs can be written."""
+        """Stop at once: no outcome can be written any more."""
         self.gone = what
-        logger.error("%s; it stops", what)
+        logger.error("%s; the worker stops", what)
         self.at_once.set()
         self.stop.set()
         self._wake()
 
     def may_begin(self) -> bool:
-        """Count a job that is about to begin; returns False when it is one too many."""
+        """Count a job that is about to start; returns False when it is one too many."""
         if self._left is None:
             return True
         with self._counting:

@@ -1,4 +1,4 @@
-"""Owns what running attempts say on its way to the store: gathered for some milliseconds, then written; drops nothing."""
+"""Buffers the output of running attempts for some milliseconds, then writes it to the store; drops nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Key = tuple[int, int]  # (job, lease)
 
 
 class _Buffer:
-    """What one attempt has said since the last write."""
+    """The output of one attempt since the last write."""
 
     __slots__ = ("lines", "progress", "texts", "tokens")
 
@@ -27,7 +27,7 @@ class _Buffer:
         self.progress: tuple[float, str] | None = None
 
     def put_before(self, later: _Buffer) -> None:
-        """Take in what was said after this could not be written."""
+        """Append later output, when this could not be written."""
         self.texts += later.texts
         self.lines += later.lines
         self.progress = later.progress or self.progress
@@ -35,17 +35,17 @@ class _Buffer:
 
 
 class Output:
-    """Buffers what attempts say; one thread writes all buffers in one transaction, GATHER_S after the first word.
+    """Buffers the output of attempts; one thread writes all buffers in one transaction, GATHER_S after the first output.
 
-    Saying something never waits for the database, so that it may be done on an event loop.
+    Adding output never waits for the database, so it is safe on an event loop.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._buffers: dict[Key, _Buffer] = {}
-        self._continuing: dict[Key, int] = {}  # attempts whose output began under an earlier lease
-        self._lock = threading.Lock()  # held for moments
-        self._writing = threading.Lock()  # held during a write, so that a word cannot overtake an earlier one
+        self._continuing: dict[Key, int] = {}  # attempts with output that started under an earlier lease
+        self._lock = threading.Lock()  # held only briefly
+        self._writing = threading.Lock()  # held during a write, so later output cannot overtake earlier output
         self._has_words = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpuqueue-output", daemon=True)
@@ -59,35 +59,35 @@ class Output:
         self._thread.join()
 
     def emit(self, lease: Lease, text: str) -> None:
-        """Take a piece of an attempt's output."""
+        """Add a piece of an attempt's output."""
         with self._lock:
             self._of(lease).texts.append(text)
         self._has_words.set()
 
     def log(self, lease: Lease, at_us: int, message: str) -> None:
-        """Take a line of an attempt's log."""
+        """Add a line of an attempt's log."""
         with self._lock:
             self._of(lease).lines.append((at_us, message))
         self._has_words.set()
 
     def progress(self, lease: Lease, fraction: float, note: str) -> None:
-        """Take how far an attempt is; only the latest is written."""
+        """Set an attempt's progress; only the latest is written."""
         with self._lock:
             self._of(lease).progress = (fraction, note)
         self._has_words.set()
 
     def tokens(self, lease: Lease, count: int) -> None:
-        """Take how many tokens an attempt has written; only the latest is stored, together with what else it says."""
+        """Set how many tokens an attempt has generated; only the latest is stored, together with its other output."""
         with self._lock:
             self._of(lease).tokens = count
 
     def continue_from(self, lease: Lease, output_lease: int) -> None:
-        """Let an attempt's output count as that which began under an earlier lease."""
+        """Let an attempt's output continue that of an earlier lease."""
         with self._lock:
             self._continuing[lease.job_id, lease.lease] = output_lease
 
     def flush(self, lease: Lease) -> None:
-        """Write what an attempt has said, before its outcome is written."""
+        """Write an attempt's output, before its outcome is written."""
         key = (lease.job_id, lease.lease)
         if key in self._buffers:
             self._write(key)
@@ -128,7 +128,7 @@ class Output:
                     ]
                 )
             except StoreError as error:
-                logger.warning("what %d job(s) said is kept back: %s", len(taken), error)
+                logger.warning("output of %d job(s) will be written later: %s", len(taken), error)
                 with self._lock:
                     for key, said in taken.items():
                         if key in self._buffers:

@@ -1,4 +1,4 @@
-"""Runs an attempt's task, and shows its executor what it may see of the worker meanwhile."""
+"""Runs an attempt's task, and gives its executor the attempt's context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease
 
 
 class Ran(NamedTuple):
-    """What a run came to: the value that it returned, or what it raised."""
+    """The result of a run: the value that it returned, or the error that it raised."""
 
     value: Any = None
     error: BaseException | None = None
@@ -52,7 +52,7 @@ class Attempt:
             stop()
 
     def close(self, write: Callable[[], None] | None = None) -> bool:
-        """Take the right to write the outcome, and write it; only the first who asks gets True, the others after the write."""
+        """Take the right to write the outcome, and write it; only the first caller gets True, the others wait for the write."""
         with self._lock:
             if self._closed:
                 return False
@@ -62,7 +62,7 @@ class Attempt:
             return True
 
     def check(self) -> None:
-        # Whoever looks at the deadline itself may come before the worker's own look.
+        # A task that checks may pass its deadline before the worker notices.
         if self.deadline_s is not None and self._clock.monotonic() >= self.deadline_s:
             self.interrupt("timed_out")
         if self.interruption is not None:

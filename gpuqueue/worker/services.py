@@ -1,4 +1,4 @@
-"""Owns the services that plugins add: each runs in one worker of all, in a thread of its own, while its lease holds."""
+"""Runs the singleton services that plugins add, each in its own thread while its lease holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.domain.errors import StoreError, describe
 from gpuqueue.worker.site import Site
 
-EVERY_S = 1.0  # a service that nobody has is taken over within about this time
+EVERY_S = 1.0  # a service that no worker runs is taken over within about this time
 SERVICE_LEASE_S = 10.0
 AGAIN_S = 5.0  # after a service raised
 STOP_S = 5.0  # what a service may take to end
@@ -21,7 +21,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 def collect_services(gq: GPUQueue, plugins: Plugins) -> dict[str, Service]:
-    """Ask the plugins for their services; of two with one name, the plugin's that was registered last counts."""
+    """Collect the plugins' services; when two have the same name, the plugin registered last wins."""
     found: dict[str, Service] = {}
     for _, answer in plugins.each("register_services", RegisterServicesDetails(gq)):
         found = {**answer, **found}
@@ -29,7 +29,7 @@ def collect_services(gq: GPUQueue, plugins: Plugins) -> dict[str, Service]:
 
 
 class Services:
-    """This worker's part in the services."""
+    """The services as this worker takes part in them."""
 
     def __init__(self, site: Site, gq: GPUQueue, services: Mapping[str, Service]) -> None:
         self._clock = site.clock
@@ -40,7 +40,7 @@ class Services:
             host.start()
 
     def stop(self) -> None:
-        """Ask all to end, and leave them to other workers; one that does not end in time is left behind."""
+        """Ask all to end, and leave them to other workers; one that does not end in time is left running."""
         for host in self._hosts:
             host.request_stop()
         give_up_s = self._clock.monotonic() + STOP_S
@@ -49,7 +49,7 @@ class Services:
 
 
 class _Host:
-    """One service in this worker: one thread waits for its lease and keeps it, another runs it meanwhile."""
+    """One service in this worker: one thread waits for its lease and extends it, another runs the service meanwhile."""
 
     def __init__(self, site: Site, gq: GPUQueue, name: str, service: Service) -> None:
         self._store = site.store
@@ -70,7 +70,7 @@ class _Host:
     def wait(self, timeout_s: float) -> None:
         self._thread.join(max(timeout_s, 0.1))
         if self._thread.is_alive():
-            logger.warning("the service %s does not stop and is left behind", self._name)
+            logger.warning("service %s did not stop and is left running", self._name)
 
     def _expiry_us(self) -> int:
         return self._clock.wall() + int(SERVICE_LEASE_S * 1e6)
@@ -84,11 +84,11 @@ class _Host:
                 if term is not None:
                     self._serve(term)
             except StoreError as error:
-                logger.warning("the service %s: %s; trying again", self._name, error)
+                logger.warning("service %s: %s; trying again", self._name, error)
             self._stop.wait(EVERY_S)
 
     def _serve(self, term: int) -> None:
-        """Run the service until the worker stops or the lease is lost, again after each failure."""
+        """Run the service until the worker stops or the lease is lost, starting it again after each failure."""
         stopping = threading.Event()
 
         def note(status: Mapping[str, Any]) -> None:
@@ -102,12 +102,12 @@ class _Host:
             try:
                 held = self._store.services.extend(self._name, term, expires_at_us=self._expiry_us())
             except StoreError as error:
-                logger.warning("the lease of the service %s could not be extended: %s", self._name, error)
+                logger.warning("the lease of service %s could not be extended: %s", self._name, error)
                 held = self._clock.monotonic() - extended_at_s < SERVICE_LEASE_S / 2
             else:
                 extended_at_s = self._clock.monotonic()
             if not held:
-                logger.warning("another worker took over the service %s", self._name)
+                logger.warning("another worker took over service %s", self._name)
                 break
         stopping.set()
         runner.join(STOP_S)
@@ -120,7 +120,7 @@ class _Host:
                 self._service(context)
                 return
             except Exception as error:
-                logger.exception("the service %s failed and is started again in %g s", self._name, AGAIN_S)
+                logger.exception("service %s failed; starting it again in %g s", self._name, AGAIN_S)
                 self._note_failure(context, error)
             context.stopping.wait(AGAIN_S)
 
@@ -128,4 +128,4 @@ class _Host:
         try:
             context.note({"error": describe(error)})
         except StoreError as failed:
-            logger.warning("the service %s: %s", self._name, failed)
+            logger.warning("service %s: could not record its failure: %s", self._name, failed)

@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def stopped_by_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGINT call `request_stop`; only in the main thread, which alone can be told."""
+    """While the block runs, SIGTERM and SIGINT call `request_stop`; only in the main thread, as no other can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Gathers what all parts of one worker share."""
+"""Holds the objects that all parts of one worker share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpuqueue.worker.log import WorkerLog
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a worker stands: its name, its store, the plugins and settings it decides with, its clock and its log."""
+    """A worker's surroundings: its id, store, plugins, settings, clock and log."""
 
     worker_id: str
     store: Store
     plugins: Plugins
-    settings: SharedSettings  # as the workers agreed
+    settings: SharedSettings  # as agreed by the workers
     clock: Clock
     log: WorkerLog
     devices: Mapping[str, CachedDevice] = field(default_factory=dict)  # by name
@@ -32,5 +32,5 @@ class Site:
         return self.queues is None or queue in self.queues
 
     def queue(self, name: str) -> QueueSettings:
-        """Return how a queue behaves."""
+        """Return a queue's settings."""
         return self.settings.queues.get(name) or QueueSettings(name)

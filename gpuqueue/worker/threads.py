@@ -1,8 +1,8 @@
-"""Owns the threads that run plain functions without a device; claims and writes nothing itself.
+"""Runs plain functions without a device in threads; claims and writes nothing itself.
 
-A thread that ends a job runs the next claimed one without asking anybody. Short jobs are claimed ahead of the threads, by
-PREFETCH_S of work at most, so that one transaction carries many. No more threads are woken than the work needs: sixteen
-that compete for the interpreter over jobs of microseconds would take twice as long as one.
+A thread that ends a job runs the next claimed one without coordination. Short jobs are claimed ahead of the threads, at most
+PREFETCH_S of work, so one transaction carries many. No more threads are woken than the work needs: sixteen threads competing
+for the interpreter over jobs of microseconds would take twice as long as one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpuqueue.worker.site import Site
 PREFETCH_S = 0.02
 PREFETCH_MOST = 128
 NUDGE_S = 0.005  # claimed work that would take one thread longer than this is shared with another
-STALE_S = 0.1  # a prefetched job that found no thread for so long goes back
+STALE_S = 0.1  # a prefetched job that found no thread for this long is given back
 
 
 class Threads:
-    """`count` threads, which take their jobs through the pipeline."""
+    """`count` threads that run their jobs through the pipeline."""
 
     def __init__(self, site: Site, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, count: int) -> None:
         self._clock = site.clock
@@ -38,7 +38,7 @@ class Threads:
         self._idle = 0
         self._mean_s = PREFETCH_S
         self._ended_at_s = float("-inf")
-        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by (job, lease), of what runs
+        self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by the (job, lease) running in it
         self._stopping = False
         self._threads = [self._thread(slot) for slot in range(count)]
 
@@ -52,12 +52,12 @@ class Threads:
 
     @property
     def has_free_thread(self) -> bool:
-        """Whether a job that came now would find a thread."""
+        """Whether a new job would find a free thread."""
         return self._taken_count < self._size
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a claimed job waits while threads are idle, as behind a job that takes longer than its forerunners."""
+        """Whether a claimed job waits while threads are idle, for example behind a job that takes longer than usual."""
         return bool(self._ready and self._idle)
 
     def room(self) -> int:
@@ -65,7 +65,7 @@ class Threads:
 
     @property
     def _taken_count(self) -> int:
-        # A job enters the slots before it leaves the queue, so that it is never in neither.
+        # A job enters the slots before it leaves the ready queue, so it is always counted.
         return len(self._ready) + len(self._slots)
 
     def take(self, leases: Sequence[Lease]) -> None:
@@ -78,13 +78,13 @@ class Threads:
                 self._changed.notify(min(needed, len(self._ready), self._idle))
 
     def nudge(self) -> None:
-        """Wake one more thread when claimed jobs wait."""
+        """Wake one more thread if claimed jobs wait."""
         with self._changed:
             if self._ready and self._idle:
                 self._changed.notify()
 
     def give_back(self, *, older_than_s: float = 0.0) -> None:
-        """Return claimed jobs that no thread has begun, unspent."""
+        """Give back claimed jobs that no thread has started, without spending an attempt."""
         now = self._clock.now()
         back = []
         with self._changed:
@@ -93,19 +93,19 @@ class Threads:
         self._exchange.give_back(back)
 
     def give_back_stale(self) -> None:
-        """Return prefetched jobs for which no thread became free, so that another worker may take them."""
+        """Give back prefetched jobs for which no thread became free, so another worker can take them."""
         if self._ready and self._idle == 0:
             self.give_back(older_than_s=STALE_S)
 
     def replace(self, lease: Lease) -> None:
-        """Start another thread in place of the one that is stuck in this job, which was given up."""
+        """Start another thread in place of the one that is stuck in this given-up job."""
         slot = self._slots.pop((lease.job_id, lease.lease))
         self._liveness.executes(slot, 0)
         self._threads.append(self._thread(slot))
         self._threads[-1].start()
 
     def stop(self) -> None:
-        """Idle threads end."""
+        """End idle threads, and the others after their job."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -114,7 +114,7 @@ class Threads:
         return threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True)
 
     def _prefetch(self) -> int:
-        # Behind threads that are all in long jobs, what was short so far would only be claimed, given back and claimed again.
+        # While all threads are in long jobs, short jobs would only be claimed, given back and claimed again.
         if self._mean_s >= PREFETCH_S / 2 or self._clock.monotonic() - self._ended_at_s > STALE_S:
             return 0
         return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6)))
@@ -124,7 +124,7 @@ class Threads:
             self._liveness.executes(slot, lease.job_id)
             began_s = self._clock.monotonic()
             if not self._pipeline.carry_out(lease, self._kind):
-                return  # it was given up: this thread was replaced, and its slot is another's
+                return  # the job was given up: another thread has replaced this one and has its slot
             self._liveness.executes(slot, 0)
             self._ended_at_s = self._clock.monotonic()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)

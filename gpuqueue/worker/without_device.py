@@ -1,4 +1,4 @@
-"""Publishes attempts without a device through the next exchange; there is nothing to prepare or to clean up for them."""
+"""Publishes attempts without a device through the next exchange; they need no preparation or clean-up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuqueue.worker.observations import Observations
 
 
 def without_device(exchange: Exchange, backends: Backends, observations: Observations) -> Kind:
-    """Make their kind."""
+    """Return the kind of attempts without a device."""
 
     def publish(ended: EndedAttempt) -> bool:
         if ended.error is not None:

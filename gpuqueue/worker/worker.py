@@ -1,4 +1,4 @@
-"""Runs a worker, from its start to its end."""
+"""Runs a worker from start to end."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger("gpuqueue.worker")
 class Worker:
     """Runs a queue object's jobs, in this thread (`run`) or in the background (`start`, `stop`).
 
-    `queues` limits it to some queues; `threads` is how many jobs without a device run at once, beside one for each slot
-    of each device. `burst` ends it when nothing more can start now, `max_jobs` when so many have run. `accept_config` makes its
-    settings the shared ones even when another live worker has others.
+    `queues` limits it to some queues; `threads` is how many jobs without a device run at once, in addition to one per slot of
+    each device. `burst` ends it when no more jobs can start now, `max_jobs` after that many jobs. `accept_config` makes its
+    settings the shared ones even if another live worker has different settings.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Worker:
         self._boot_error: BaseException | None = None
         self._background: threading.Thread | None = None
 
-    # --- the public face ---
+    # --- the public methods ---
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or `stop`; a second signal gives running jobs back at once.
 
-        Raises: ConfigurationError when a live worker has other settings; UnknownQueue; StoreError.
+        Raises: ConfigurationError if a live worker has different settings; UnknownQueue; StoreError.
         """
         _refuse_in_child()
         with stopped_by_signals(self.request_stop):
@@ -62,7 +62,7 @@ class Worker:
         """Work in a background thread; returns once the worker is registered. Raises: as `run`."""
         _refuse_in_child()
         if self._background is not None:
-            raise ConfigurationError("this worker has been started already")
+            raise ConfigurationError("this worker has already been started")
         self._background = threading.Thread(target=self._work_in_background, name="gpuqueue-worker", daemon=True)
         self._background.start()
         self._booted.wait()
@@ -71,7 +71,7 @@ class Worker:
         return self
 
     def stop(self, *, grace_s: float | None = None) -> None:
-        """Claim nothing more, let running jobs end within the grace, give back the rest unspent, and return."""
+        """Claim no more jobs, let running ones end within the grace period, give the others back unspent, and return."""
         if grace_s is not None:
             self._orders.grace_s = grace_s
         self.request_stop()
@@ -79,7 +79,7 @@ class Worker:
             self._background.join()
 
     def request_stop(self) -> None:
-        """Begin to stop, without waiting; a second call gives running jobs back at once."""
+        """Start to stop, without waiting; a second call gives running jobs back at once."""
         self._orders.request_stop()
 
     def __enter__(self) -> Worker:
@@ -88,7 +88,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # --- the story ---
+    # --- the run ---
 
     @property
     def _is_stopping(self) -> bool:
@@ -106,10 +106,10 @@ class Worker:
             finally:
                 drain(parts, self._orders)
             if self._orders.gone:
-                raise StoreError(f"{self._orders.gone}; start it again")
+                raise StoreError(f"{self._orders.gone}; start the worker again")
             if not parts.heartbeat.lost or self._is_stopping or self._orders.all_begun:
                 return
-            logger.warning("worker %s begins anew under another id", self.id)
+            logger.warning("worker %s starts again under a new id", self.id)
 
     def _work_in_background(self) -> None:
         try:
@@ -123,9 +123,9 @@ class Worker:
 
 
 def _refuse_in_child() -> None:
-    """A module that starts a worker as it is imported would do so again in each process that runs its isolated tasks."""
+    """Refuse to start a worker in a process of an isolated task, which imports the task's module and would start another."""
     if child.is_child:
         raise ConfigurationError(
-            "a worker is started in a process that runs an isolated task, which imports the task's module: "
-            'start it under `if __name__ == "__main__":`, or in another module than the task\'s'
+            "cannot start a worker in the process of an isolated task, which imports the task's module. "
+            'Start the worker under `if __name__ == "__main__":`, or in a module without isolated tasks'
         )

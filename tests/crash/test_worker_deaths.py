@@ -102,7 +102,7 @@ class Site:
         wait_until(look, f"{what}\n{self.log()}", timeout_s=PATIENCE_S)
 
     def _broken(self) -> None:
-        assert "has other settings" not in self.log(), self.log()
+        assert "has different settings" not in self.log(), self.log()
 
     def log(self) -> str:
         path = self.folder / "log"

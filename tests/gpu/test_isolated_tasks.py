@@ -63,7 +63,7 @@ def test_a_cancelled_task_is_killed_and_its_memory_and_its_card_are_back(
     job.cancel()
     with pytest.raises(JobCancelled):
         job.result(timeout_s=30)
-    assert job.refresh().error.message == "cancelled while it ran"
+    assert job.refresh().error.message == "cancelled while running"
     until(lambda: job.refresh().record.device is None, "the card's release")
     until(is_back, "the memory's return")
     assert take.enqueue(size_bytes=SIZE_BYTES, how=how).result(timeout_s=START_S) == "taken"

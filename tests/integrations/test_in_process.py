@@ -205,10 +205,10 @@ def test_a_worker_that_cannot_begin_says_why_and_lets_the_application_serve(make
     other = start_worker(make_queue("[queues.mail]\nconcurrency = 1\n"))
     gq = make_queue("[queues.mail]\nconcurrency = 2\n")
     with InProcessWorker(gq) as worker:
-        until(lambda: "has other settings" in caplog.text, "it says why")
+        until(lambda: "has different settings" in caplog.text, "it says why")
         other.stop()
         until(lambda: worker.is_running, "it begins when the other is gone")
-    assert caplog.text.count("has other settings") == 1
+    assert caplog.text.count("has different settings") == 1
 
 
 def test_a_misspelt_option_is_an_error_at_once(gq):

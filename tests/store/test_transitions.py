@@ -212,7 +212,7 @@ def test_a_transition_writes_what_the_table_says_and_nothing_else(
 
 CRASHED = from_error(JobErrorRecord("crashed", "worker w died (a test says so)"))
 LAST_CRASH = from_error(JobErrorRecord("crashed", "1 worker died while running it, the last was w"))
-STOPPED = from_error(JobErrorRecord("cancelled", "cancelled while it ran"))
+STOPPED = from_error(JobErrorRecord("cancelled", "cancelled while running"))
 EXPIRED = from_error(JobErrorRecord("expired", "it still waited when its time to be useful had passed"))
 AWAY = from_error(JobErrorRecord("unavailable", "away"))
 EARLIER = JobErrorRecord("failed", "an earlier attempt")

@@ -282,7 +282,7 @@ def test_what_blocks_the_event_loop_is_named_with_its_file_and_line(gq, start_wo
         told = until(lambda: [record.getMessage() for record in caplog.records if "blocks" in record.getMessage()], "a warning")
         gate.open()
         job.result(timeout_s=20)
-    assert f"job {job.id} (block) blocks the event loop" in told[0]
+    assert f"job {job.id} (block) has blocked the event loop" in told[0]
     line = block.function.__code__.co_firstlineno + 3
     assert f"{__file__}:{line}: gate.pass_through()  # this blocks the loop, stuck in" in told[0]
     assert "asyncio.to_thread" in told[0]

@@ -59,7 +59,7 @@ def run_worker(folder: Path, *options: str, **environ: str) -> list[str]:
     command = [sys.executable, "-m", "gpuqueue", "worker", "--app", "shop:gq", "--threads", "1", *options]
     environment = {**os.environ, "PYTHONPATH": str(folder), **environ}
     with started(command, cwd=folder, stderr=subprocess.PIPE, env=environment) as process:
-        ends = ("job 1 of mail completed", "job 2 of mail is discarded", "job 3 of mail is discarded")
+        ends = ("job 1 of mail completed", "job 2 of mail was discarded", "job 3 of mail was discarded")
         said = read_until(process.stderr, *ends)
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=30)
@@ -130,12 +130,12 @@ def test_as_text_each_event_is_a_line_for_people(tmp_path: Path) -> None:
     words = "".join(re.sub(r"^\S+ \S+ ([A-Z]+) ", r"\1 ", line) for line in lines)
     assert words.startswith(f"database: {tmp_path / 'jobs.db'}\nqueues: all queues")
     assert "INFO worker " in words
-    assert "DEBUG job 1 of mail begins attempt 1 of 1 (lease 1)\n" in words
+    assert "DEBUG job 1 of mail started attempt 1 of 1 (lease 1)\n" in words
     assert re.search(r"^DEBUG job 1 of mail completed in [\d.]+ m?s \(lease 1\)$", words, flags=re.M)
-    assert "WARNING job 2 of mail goes back (retried): RuntimeError: the server said no (lease 1)\n" in words
-    assert "WARNING job 2 of mail is discarded: RuntimeError: the server said no (lease 2)\n" in words
+    assert "WARNING job 2 of mail was returned to its queue (retried): RuntimeError: the server said no (lease 1)\n" in words
+    assert "WARNING job 2 of mail was discarded: RuntimeError: the server said no (lease 2)\n" in words
     assert "\nstopping; once more gives running jobs back at once\n" in words
-    assert lines[-1].endswith("has stopped\n")
+    assert lines[-1].endswith(" stopped\n")
 
 
 # --- the events of an embedded worker, as data ---

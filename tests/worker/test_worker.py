@@ -213,7 +213,7 @@ def test_a_task_that_the_worker_does_not_know_is_postponed_and_not_lost(gq, make
     unknowing = start_worker(make_queue())
     until(lambda: job.refresh().state == "retryable")
     assert (job.attempt, job.error.code) == (0, "unknown_task")
-    assert "does not know the task 'new'; start one with --app" in str(job.explain())
+    assert "does not know the task 'new'; start a worker with --app" in str(job.explain())
     unknowing.stop()
     start_worker(gq)
     assert job.retry().result(timeout_s=20) == 7
@@ -345,7 +345,7 @@ def test_a_running_job_is_cancelled_by_another_process(gq, make_queue, start_wor
     assert make_queue().job(job.id).cancel() is True
     with pytest.raises(JobCancelled):
         job.result(timeout_s=20)
-    assert job.error.message == "cancelled while it ran"
+    assert job.error.message == "cancelled while running"
 
 
 def test_a_job_that_ends_although_it_was_cancelled_has_its_result(gq, start_worker, gate):
@@ -438,7 +438,7 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
 
 def test_a_worker_is_started_once(gq, start_worker):
     worker = start_worker(gq)
-    with pytest.raises(ConfigurationError, match="started already"):
+    with pytest.raises(ConfigurationError, match="already been started"):
         worker.start()
 
 
@@ -646,5 +646,5 @@ def test_a_worker_whose_file_is_gone_says_so_and_ends(gq, tmp_path, replaced, ca
         assert not thread.is_alive()
     finally:
         worker.request_stop()
-    assert "was deleted or replaced while this worker used it; start it again" in str(ended[0])
+    assert "was deleted or replaced while this worker was using it; start the worker again" in str(ended[0])
     assert gq.database.exists() is replaced, "it makes no other"

@@ -110,7 +110,7 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     state, statement, values = _postponement(connection, outcome, now_us=now_us)
     if connection.execute(statement, (*values, lease.job_id, lease.lease)).rowcount == 0:
         # A cancel that came while it ran ends what would otherwise go on.
-        cancelled = JobErrorRecord("cancelled", "cancelled while it ran")
+        cancelled = JobErrorRecord("cancelled", "cancelled while running")
         return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
     return state
