@@ -1,1 +1,1 @@
-"""Owns what an application calls; never runs a job, never imports the worker."""
+"""The client API that applications call; never runs a job, never imports the worker."""

@@ -1,4 +1,4 @@
-"""Owns the awaitable variants of blocking methods: the same call in a thread; a variant has no logic of its own."""
+"""Makes async twins of blocking methods: the same call in a thread, without logic of their own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Returned = TypeVar("Returned")
 
 
 async def in_thread(call: Callable[Parameters, Returned], /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-    """Run a blocking call in a thread. Cancelled, it lets the call end there."""
-    import asyncio  # 25 ms, which a caller that only blocks does not pay
+    """Run a blocking call in a thread. When cancelled, the call still ends there."""
+    import asyncio  # takes 25 ms, which callers that only block do not pay
 
     return await asyncio.to_thread(call, *args, **kwargs)
 

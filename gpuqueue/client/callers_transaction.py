@@ -1,7 +1,7 @@
-"""Owns storing jobs inside a transaction that belongs to the caller: it waits, commits and rolls back as its owner says.
+"""Stores jobs inside the caller's transaction, which the caller commits or rolls back.
 
-With a Session or Django's connection the workers are woken when the transaction has ended; with a plain Connection, whose end
-nobody tells, they find the job at their next look, within 250 ms.
+With a Session or Django's connection the workers are woken when the transaction ends. A plain Connection does not report its
+end: workers find the job at their next check, within 250 ms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpuqueue.contract.engine import Statements
 
-_RINGS = "gpuqueue: what to ring when the transaction has ended"
+_RINGS = "gpuqueue: wakeups to send when the transaction has ended"
 
 
 def unwrapped(connection: Any) -> Any:
@@ -30,20 +30,20 @@ def unwrapped(connection: Any) -> Any:
 
 
 def is_awaited(connection: Any) -> bool:
-    """Say whether this is an AsyncConnection or an AsyncSession, whose work is awaited."""
+    """Say whether this is an AsyncConnection or an AsyncSession, which must be awaited."""
     return hasattr(connection, "run_sync")
 
 
 def store(
     jobs: Sequence[NewJob], connection: Any, *, database: Path, ensured: Collection[str], ring: Callable[[], None]
 ) -> list[int]:
-    """Store jobs in the caller's transaction and return their ids; `ensured` are queues that surely have a row.
+    """Store jobs in the caller's transaction and return their ids; `ensured` are queues known to have a row.
 
-    Raises: UsageError when the connection is not one to the queue's own file; what SQLAlchemy raises.
+    Raises: UsageError if the connection is not to the queue's own file; SQLAlchemy's errors.
     """
     connection = unwrapped(connection)
     if is_awaited(connection):
-        raise UsageError("an async connection or session is awaited: use aenqueue or aenqueue_many")
+        raise UsageError("an async connection or session must be awaited; use aenqueue or aenqueue_many")
     if _is_djangos(connection):
         return _store_within_django(jobs, connection, database, ensured, ring)
     session = _session(connection)
@@ -63,7 +63,7 @@ def _insert(jobs: Sequence[NewJob], statements: Statements, ensured: Collection[
 
 
 def _is_djangos(connection: Any) -> bool:
-    # Also `django.db.connection`, which is a proxy of the thread's own.
+    # Includes `django.db.connection`, a proxy for the thread's connection.
     return hasattr(connection, "settings_dict") and hasattr(connection, "in_atomic_block")
 
 
@@ -74,8 +74,8 @@ def _store_within_django(
 
     driver = _DjangoStatements(connection, database)
     if not (connection.in_atomic_block or connection.get_autocommit()):
-        return _insert(jobs, driver, ensured)  # whoever ends this transaction by hand tells nobody
-    # Outside of a transaction of the caller's the rows still come together: a worker must not see half of a job.
+        return _insert(jobs, driver, ensured)  # a transaction that the caller ends by hand does not report its end
+    # Outside a transaction of the caller, the rows must still appear together: a worker must not see half a job.
     with transaction.atomic(using=connection.alias):
         ids = _insert(jobs, driver, ensured)
         transaction.on_commit(ring, using=connection.alias, robust=True)
@@ -83,7 +83,7 @@ def _store_within_django(
 
 
 class _Statements:
-    """A SQLAlchemy connection that takes an engine's statements as the engine's own would."""
+    """A SQLAlchemy connection that accepts an engine's statements as the engine's own connection would."""
 
     _upgrade = "gpuqueue db upgrade"
 
@@ -96,7 +96,7 @@ class _Statements:
     def _dialect(self) -> str:
         if not callable(getattr(self._connection, "exec_driver_sql", None)):
             raise UsageError(
-                f"connection takes Django's connection, or a SQLAlchemy Connection or Session, not {self._connection!r}"
+                f"connection must be a SQLAlchemy Connection or Session, or Django's connection, not {self._connection!r}"
             )
         connection: Connection = self._connection
         return connection.dialect.name
@@ -106,7 +106,7 @@ class _Statements:
 
 
 class _DjangoStatements(_Statements):
-    """The same for Django's connection, whose cursor wants `%s` in place of `?`."""
+    """The same for Django's connection, with `%s` in place of `?`."""
 
     _upgrade = "manage.py migrate"
 
@@ -120,7 +120,7 @@ class _DjangoStatements(_Statements):
 
 
 def _session(connection: Any) -> Session | None:
-    orm = sys.modules.get("sqlalchemy.orm")  # without it, nobody has a session
+    orm = sys.modules.get("sqlalchemy.orm")  # if it is not imported, this cannot be a session
     return connection if orm is not None and isinstance(connection, orm.Session) else None
 
 
@@ -133,7 +133,7 @@ def _ring_at_the_end(session: Session, ring: Callable[[], None]) -> None:
 
 
 def _transaction_ended(session: Session, transaction: SessionTransaction) -> None:
-    # A savepoint's end publishes nothing. After a rollback the ring finds nothing either, and harms nobody.
+    # A savepoint's end publishes nothing. After a rollback the wakeup finds nothing, which does no harm.
     if transaction.parent is None:
         for ring in session.info.pop(_RINGS, ()):
             ring()

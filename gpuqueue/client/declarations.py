@@ -1,4 +1,4 @@
-"""Owns what one process has declared: its tasks, and its queues with their settings; asks no database."""
+"""Keeps the tasks and queues that one process has declared; reads no database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHOICES = {
 
 
 class QueueOptions(TypedDict, total=False):
-    """What `gq.queue` may say of a queue: the fields of QueueSettings but its name."""
+    """The settings that `gq.queue` takes: the fields of QueueSettings except its name."""
 
     gpu: bool
     concurrency: int | None
@@ -45,7 +45,7 @@ class QueueOptions(TypedDict, total=False):
 
 
 class Declarations:
-    """`queues` are those with settings; it is replaced, never changed, when one is added."""
+    """`queues` are those with settings; when one is added the mapping is replaced, never changed."""
 
     def __init__(self, queues: Mapping[str, QueueSettings]) -> None:
         self._set_queues(dict(queues))
@@ -53,7 +53,7 @@ class Declarations:
         self._task_queues = {DEFAULT_QUEUE}
 
     def add_queue(self, name: str, settings: Mapping[str, Any]) -> QueueSettings:
-        """Make or change a queue. Raises: ConfigurationError; UnknownQueue for one that it would yield to."""
+        """Create or change a queue. Raises: ConfigurationError; UnknownQueue for a queue in `yields_to`."""
         try:
             made = replace(self.queues.get(name) or QueueSettings(name), **settings)
             _check_settings(made)
@@ -69,18 +69,18 @@ class Declarations:
 
     def _set_queues(self, queues: dict[str, QueueSettings]) -> None:
         self.queues = queues
-        # Looked at for every job that is enqueued.
+        # Checked for every enqueued job.
         self.rejecting = frozenset(name for name, item in queues.items() if item.when_unavailable == "reject")
 
     def add_queue_name(self, name: str) -> None:
-        """Let a queue exist that has no settings."""
+        """Declare a queue without settings."""
         self._task_queues.add(name)
 
     def add_task(self, task: Task[..., Any]) -> None:
-        """Add a task, whose queue exists from now on. Raises: UsageError when another function has its name."""
+        """Add a task and declare its queue. Raises: UsageError if another function has its name."""
         known = self.tasks.get(task.name)
         if known is not None and known.place != task.place:
-            raise UsageError(f"a task {task.name!r} is registered already; give this one another name=")
+            raise UsageError(f"task {task.name!r} already exists; pass another name=")
         self.tasks[task.name] = task
         if task.defaults.queue is not None:
             self._task_queues.add(task.defaults.queue)
@@ -94,12 +94,12 @@ class Declarations:
 
     @property
     def queue_names(self) -> set[str]:
-        """The queues that exist through this process: configured, made in code, named by a task, or the default one."""
+        """The queues that this process declares: configured, created in code, named by a task, or the default one."""
         return set(self.queues) | self._task_queues
 
 
 def _check_settings(queue: QueueSettings) -> None:
-    """Refuse what a configuration file could not say either. Raises: UsageError naming the setting."""
+    """Refuse values that a configuration file could not have either. Raises: UsageError naming the setting."""
     try:
         for window in (*queue.pause, *(rule.at for rule in queue.windows)):
             parse_window(window)

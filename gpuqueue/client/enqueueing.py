@@ -1,4 +1,4 @@
-"""Owns enqueueing: requests become rows, stored alone, together, or in a caller's transaction; runs and finds no job."""
+"""Enqueues jobs: stores requests as rows, one at a time, together, or in a caller's transaction."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from gpuqueue.domain.settings import QueueSettings
 if TYPE_CHECKING:
     from gpuqueue.store.store import Store
 
-FUNCTION_ATTEMPTS = 1  # what a function does may not bear repeating, unless its task says so
+FUNCTION_ATTEMPTS = 1  # a function may not be safe to repeat, unless its task says so
 REQUEST_ATTEMPTS = 3  # a request to a backend has no effects, and its runner may crash
 
-# Makes the named tuple as its own constructor does, in half the time: every enqueue makes one.
+# Builds the named tuple like its constructor, in half the time: every enqueue needs one.
 _new: Callable[[type[NewJob], tuple[Any, ...]], NewJob] = tuple.__new__
 
 Request = tuple[str | Task[..., Any], Mapping[str, Any]] | Mapping[str, Any]
-# A stored job's id and, in a transaction of its caller's, which may be rolled back, when it was enqueued (else None).
+# A stored job's id, and when it was enqueued if that was in the caller's transaction, which may be rolled back (else None).
 Stored = tuple[int, int | None]
 
 
 @dataclass(slots=True)
 class _Plan:
-    """How jobs of one task with the same options are stored; good while the options and the queues are the same objects."""
+    """How to store jobs of one task with the same options; valid while the options and the queues are the same objects."""
 
     options: JobOptions
     queues: Mapping[str, QueueSettings]
@@ -45,11 +45,11 @@ class _Plan:
     queue: str
     priority: int
     max_attempts: int
-    is_plain: bool  # they may start at once and ask for nothing special
+    is_plain: bool  # they can start at once and have no special options
 
 
 class HasStore(Protocol):
-    """What storing jobs needs of a queue object; the file is opened when `store` is first asked for."""
+    """The parts of a queue object that storing jobs uses; the first use of `store` opens the file."""
 
     @property
     def store(self) -> Store: ...
@@ -70,7 +70,7 @@ class Enqueuer:
         self._model_queues: set[str] = set()  # queues that may run models
 
     def for_file_of(self, config: Config) -> Enqueuer:
-        """Return one that does the same with another file, of which it knows nothing yet."""
+        """Return one for another file, with nothing cached."""
         made = copy(self)
         made._config, made._ensured, made._model_queues = config, set(), set()
         return made
@@ -84,7 +84,7 @@ class Enqueuer:
         return self._store_within(options.connection, [job])[0], now_us
 
     def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
-        """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, naming the position of the wrong one."""
+        """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, with the position of the wrong job."""
         now_us = self._gq.now_us()
         new = self._new_jobs(requests, connection, now_us)
         if connection is None:
@@ -92,7 +92,7 @@ class Enqueuer:
         return [(job_id, now_us) for job_id in self._store_within(connection, new)]
 
     async def aenqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
-        """The async twin of `enqueue`; what belongs to a caller's transaction is done where that is, in no other thread."""
+        """The async twin of `enqueue`; work in a caller's transaction stays in its thread."""
         if options.connection is None:
             return await in_thread(self.enqueue, task, arguments, options)
         now_us = self._gq.now_us()
@@ -164,7 +164,7 @@ class Enqueuer:
         text = NO_ARGUMENTS
         if arguments:
             text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
-        if plan.is_plain:  # most are: fewer steps are fewer microseconds
+        if plan.is_plain:  # most jobs are, and this takes fewer microseconds
             return _new(NewJob, (queue, task.name, text, now_us, plan.priority, plan.max_attempts, None))
         complete = plan.complete
         scheduled_at_us = complete.at_us
@@ -189,14 +189,14 @@ class Enqueuer:
         )
 
     def _plan(self, task: Task[..., Any], options: JobOptions) -> _Plan:
-        """Work out how the task's jobs are stored. Raises: as `_completed`."""
+        """Plan how to store the task's jobs. Raises: as `_completed`."""
         complete = self._completed(task, options)
         queue, priority, max_attempts = complete.queue or DEFAULT_QUEUE, complete.priority or 0, complete.max_attempts or 1
         plain = JobOptions(queue, complete.priority, complete.max_attempts, connection=complete.connection)
         return _Plan(options, self._declared.queues, complete, queue, priority, max_attempts, complete == plain)
 
     def _completed(self, task: Task[..., Any], options: JobOptions) -> JobOptions:
-        """Fill in what the queue and the kind of task give. Raises: UnknownQueue; UsageError for a queue without models."""
+        """Fill in the defaults of the queue and the kind of task. Raises: UnknownQueue; UsageError for a queue without models."""
         queue = options.queue or DEFAULT_QUEUE
         self._expect_queue(queue)
         if task.name in VERBS:
@@ -225,15 +225,15 @@ class Enqueuer:
         self._ensured.add(name)
 
     def _ensure_model_queue(self, name: str) -> None:
-        """Refuse a model's request where its memory would not be reserved. Raises: UsageError."""
+        """Refuse a model's request in a queue that would not reserve its memory. Raises: UsageError."""
         if name in self._model_queues:
             return
         settings = self._gq.agreed_settings()
         queues = {**settings.queues, **self._declared.queues}
         if settings.devices and not (name in queues and queues[name].gpu):
-            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none is configured"
+            right = ", ".join(sorted(other for other, queue in queues.items() if queue.gpu)) or "none"
             raise UsageError(
-                f"queue {name!r} has no gpu = true, so a model there would take the card's memory unseen. "
-                f"Queues for models: {right}"
+                f"queue {name!r} does not set gpu = true, so a model's memory would not be reserved. "
+                f"Queues with gpu = true: {right}"
             )
         self._model_queues.add(name)

@@ -1,4 +1,4 @@
-"""Owns a client's handle on one job: its state, waiting for its result, its output, cancel and retry; runs nothing."""
+"""Gives a client one job's handle: its state, result and output, cancel and retry; runs nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from gpuqueue.store.store import Store
 
 logger = logging.getLogger("gpuqueue")
-WORKER_CHECK_S = 0.5  # how long a caller waits before it asks whether anybody serves the queue
+WORKER_CHECK_S = 0.5  # how long a caller waits before it checks that a worker serves the queue
 
 
 class HasJobs(Protocol):
-    """What a handle needs of its queue object."""
+    """The parts of a queue object that a handle uses."""
 
     @property
     def store(self) -> Store: ...
@@ -42,9 +42,9 @@ class HasJobs(Protocol):
 
 
 class Piece(str):
-    """A piece of a job's output; `attempt_lease` grows when the output begins anew in another attempt.
+    """A piece of a job's output; `attempt_lease` grows when the output starts again in another attempt.
 
-    `seq` is its place in all that the job has said.
+    `seq` is its position in the job's whole output.
     """
 
     attempt_lease: int = 0
@@ -52,7 +52,7 @@ class Piece(str):
 
 
 class JobHandle:
-    """One job as a client sees it. Its attributes are as of the last `refresh()`; they are read at first use."""
+    """One job as a client sees it. Its attributes are read at first use, and again by `refresh()`."""
 
     __slots__ = ("_gq", "_record", "_unsure_since_us", "id")
 
@@ -60,12 +60,12 @@ class JobHandle:
         self.id = job_id
         self._gq = gq
         self._record = record
-        # When it was enqueued in a caller's transaction: after a rollback another job may get its id.
+        # Enqueue time, if in a caller's transaction: after a rollback another job may get its id.
         self._unsure_since_us = unsure_since_us
 
     @property
     def record(self) -> Job:
-        """Everything the row says, as a frozen Job."""
+        """The whole row, as a frozen Job."""
         if self._record is None:
             self.refresh()
         assert self._record is not None
@@ -89,7 +89,7 @@ class JobHandle:
 
     @property
     def progress(self) -> float | None:
-        """How far the job said it is, from 0 to 1."""
+        """The progress that the job reported, from 0 to 1."""
         return self.record.progress
 
     @property
@@ -99,7 +99,7 @@ class JobHandle:
     @property
     def enqueued_at(self) -> datetime:
         if self._record is None and self._unsure_since_us is not None:
-            return from_us(self._unsure_since_us)  # the row cannot be seen before its transaction is committed
+            return from_us(self._unsure_since_us)  # the row is not visible before its transaction is committed
         return self.record.enqueued_at
 
     @property
@@ -111,7 +111,7 @@ class JobHandle:
         return self.record.finished_at
 
     def refresh(self) -> JobHandle:
-        """Read the job again and return this handle. Raises: UnknownJob when it was pruned."""
+        """Read the job again and return this handle. Raises: UnknownJob if it was pruned."""
         with self._gq.store.reading() as reads:
             record = reads.job(self.id)
         if self._unsure_since_us is not None and to_us(record.enqueued_at) != self._unsure_since_us:
@@ -121,15 +121,15 @@ class JobHandle:
         return self
 
     def _confirm(self) -> None:
-        """See that this is still the job that was stored. Raises: UnknownJob when its transaction was rolled back."""
+        """Check that this is still the job that was stored. Raises: UnknownJob if its transaction was rolled back."""
         if self._unsure_since_us is not None:
             self.refresh()
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the job to finish and return what it returned.
+        """Wait for the job to finish and return its result.
 
-        Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, which leaves the
-        job alone; UnknownJob.
+        Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, while the job keeps
+        running; UnknownJob.
         """
         self._confirm()
         with self._gq.store.reading() as reads:
@@ -142,7 +142,7 @@ class JobHandle:
         return self._value_of(status)
 
     async def aresult(self, timeout_s: float | None = None) -> Any:
-        """The async twin of `result`; any number of them wait without a thread each."""
+        """The async twin of `result`; any number can wait without a thread each."""
         with Watch(self, timeout_s) as watch:
             while not (status := await in_thread(watch.look)).is_finished:
                 while not watch.has_news(await watch.listener.await_ring(watch.patience_s)):
@@ -150,9 +150,9 @@ class JobHandle:
         return self._value_of(status)
 
     def stream(self, timeout_s: float | None = None) -> Iterator[Piece]:
-        """Yield the job's output as it comes, also after it has finished; ends when the job completes.
+        """Yield the job's output as it is written, or after it has finished; ends when the job completes.
 
-        An attempt that is tried again begins its output anew: its pieces carry another `attempt_lease`.
+        Another attempt starts the output again: its pieces have another `attempt_lease`.
         Raises: as `result`, at the end.
         """
         with Watch(self, timeout_s) as watch:
@@ -179,10 +179,10 @@ class JobHandle:
         self._value_of(status)
 
     def watch(self, timeout_s: float | None = None) -> Iterator[Job]:
-        """Yield the job now, and again whenever it may have changed or said something; the last one yielded is finished.
+        """Yield the job now, and again whenever it or its output may have changed; the last one yielded is finished.
 
-        It only looks: a job that nobody serves goes on waiting, also where `result` would have it refused.
-        Raises: TimeoutError after `timeout_s`, which leaves the job alone; UnknownJob.
+        It only reads: a job that no worker serves keeps waiting, also where `result` would have it refused.
+        Raises: TimeoutError after `timeout_s`, while the job keeps running; UnknownJob.
         """
         with Watch(self, timeout_s, only_looks=True) as watch:
             while True:
@@ -205,7 +205,7 @@ class JobHandle:
                     pass
 
     def follow_logs(self, *, after: int = 0, timeout_s: float | None = None) -> Iterator[LogLine]:
-        """Yield the lines that the job logs as they come, those of the past first, until the job ends, however it ends.
+        """Yield the job's log lines, earlier ones first and new ones as they come, until the job ends in any way.
 
         Raises: as `watch`.
         """
@@ -222,13 +222,13 @@ class JobHandle:
                 yield line
 
     def logs(self, *, after: int = 0) -> list[LogLine]:
-        """Return the lines that the job logged, behind the one whose `seq` is `after`."""
+        """Return the job's log lines with a `seq` greater than `after`."""
         self._confirm()
         with self._gq.store.reading() as reads:
             return reads.logs(self.id, after)
 
     def cancel(self) -> bool:
-        """Stop the job: at once while it waits, from any process while it runs; returns False when it had finished."""
+        """Stop the job: at once if it is waiting, from any process if it is running; returns False if it had finished."""
         self._confirm()
         before = self._gq.store.jobs.cancel(self.id, now_us=self._gq.now_us())
         self._record = None
@@ -242,7 +242,7 @@ class JobHandle:
         return self
 
     def explain(self) -> Explanation:
-        """Say why the job is where it is."""
+        """Explain the job's state."""
         self._confirm()
         return self._gq.explain(self.id)
 
@@ -257,7 +257,7 @@ class JobHandle:
         return f"<job {self.id}{known}>"
 
     def _value_of(self, status: JobStatus) -> Any:
-        """Return a finished job's result. Raises: the error that says how it ended."""
+        """Return a finished job's result. Raises: the error for how it ended."""
         self._record = None
         if status.state is State.COMPLETED:
             return json.loads(status.result or "null")
@@ -274,10 +274,10 @@ class JobHandle:
 
 
 class Watch:
-    """Watches one job for a caller that waits: looks at it, expires it in time, and notices when nobody will run it.
+    """Watches one job for a waiting caller: reads it, expires it in time, and notices when no worker will run it.
 
-    All of it is the same for callers that block and callers that await; only how they wait for a ring differs. Its output is
-    read behind the piece whose `seq` is `after`.
+    Callers that block and callers that await share it; only how they wait for a wakeup differs. Output is read from the first
+    piece with a `seq` greater than `after`.
     """
 
     def __init__(self, handle: JobHandle, timeout_s: float | None = None, *, only_looks: bool = False, after: int = 0) -> None:
@@ -286,11 +286,11 @@ class Watch:
         self._only_looks = only_looks
         self._gq = handle._gq
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when time alone asks for a look
-        self._waits = True  # the job, for its attempt
-        self.version: Hashable = None  # of the file, at the last look
+        self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when to check again without a wakeup
+        self._waits = True  # the job waits for an attempt
+        self.version: Hashable = None  # of the file, at the last check
         self._told = False
-        self._seen = after  # of the output
+        self._seen = after  # the last output piece read
         self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
 
     def __enter__(self) -> Watch:
@@ -300,7 +300,7 @@ class Watch:
         self.listener.close()
 
     def look(self) -> JobStatus:
-        """Read how the job stands. Raises: TimeoutError when the caller's patience is at its end."""
+        """Read the job's status. Raises: TimeoutError when the caller's time is up."""
         return self.look_for_output(with_output=False)[1]
 
     def look_at_job(self) -> Job:
@@ -309,11 +309,11 @@ class Watch:
         return self._handle.refresh().record
 
     def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], JobStatus]:
-        """Read how the job stands, and its output since the last look. Raises: TimeoutError."""
+        """Read the job's status, and its output since the last call. Raises: TimeoutError."""
         store = self._gq.store
         self.version = store.changed()
         with store.reading() as reads:
-            # The state is read first: what is written before the end is then surely seen.
+            # The state is read first, so output written before the end is not missed.
             status = reads.status(self._handle.id)
             rows = reads.chunks(self._handle.id, self._seen) if with_output else ()
         pieces = []
@@ -327,24 +327,24 @@ class Watch:
         if self._waits:
             self._look_after(status)
         if not status.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
-            raise TimeoutError(f"{self._handle.explain()}\n(the job goes on; cancel it with job.cancel())")
+            raise TimeoutError(f"{self._handle.explain()}\n(the job keeps running; cancel it with job.cancel())")
         return pieces, status
 
     @property
     def patience_s(self) -> float:
-        """How long to wait for a ring."""
+        """How long to wait for a wakeup."""
         now_s = time.monotonic()
         patience_s = POLL_S if self._ends_s is None else min(POLL_S, self._ends_s - now_s)
-        if self._waits:  # what runs needs nobody to look after it
+        if self._waits:  # a running job needs no checks
             patience_s = min(patience_s, self._look_again_s - now_s)
         return max(0.0, patience_s)
 
     def has_news(self, rang: bool) -> bool:
-        """Say, after a wait, whether to look again: a ring came, time asks for it, or the file was changed."""
+        """Say, after a wait, whether to check again: a wakeup came, it is time, or the file was changed."""
         return rang or self.patience_s == 0 or self._gq.store.changed() != self.version
 
     def _look_after(self, status: JobStatus) -> None:
-        """Do for a job that waits what nobody may be there to do."""
+        """Stand in for a missing worker: expire, refuse or warn."""
         now_us = self._gq.now_us()
         if status.expires_at_us is not None and status.expires_at_us <= now_us:
             self._gq.store.jobs.move_due(now_us=now_us)
@@ -358,7 +358,7 @@ class Watch:
         elif not self._told:
             self._told = True
             logger.warning(
-                "job %d waits: no worker serves queue %r. Start one: %s",
+                "job %d is waiting: no worker serves queue %r. Start one: %s",
                 self._handle.id,
                 status.queue,
                 self._gq.worker_command(status.queue),

@@ -1,6 +1,6 @@
-"""Owns what a client learns of the queue as a whole: the view, the holds, why a job is where it is and what to expect.
+"""Answers a client's questions about the whole queue: the view, the holds, explanations and expected times.
 
-Loaded when it is first asked for: a process that only enqueues has no use for policies.
+Loaded on first use: a process that only enqueues does not need the policies.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from gpuqueue.store.store import Store
 
 
 def see(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> View:
-    """Read the snapshot that decisions are made from; `own` are the settings before the workers agreed on any."""
+    """Read the snapshot that decisions are made from; `own` are the settings to use before the workers agree on any."""
     with store.snapshot() as reads:
         view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
     return limited(view, plugins)
 
 
 def holds_of(view: View, plugins: Plugins) -> Mapping[str, Sequence[Hold]]:
-    """Return what holds each queue."""
+    """Return each queue's holds."""
     return known_holds(view, plugins)
 
 
 def explain_job(
     store: Store, job_id: int, own: SharedSettings, plugins: Plugins, *, now: datetime, worker_command: str
 ) -> Explanation:
-    """Say why a job is where it is. Raises: UnknownJob."""
+    """Explain a job's state. Raises: UnknownJob."""
     with store.snapshot() as reads:
         job = reads.job(job_id)
         view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
@@ -43,7 +43,7 @@ def explain_job(
 
 
 def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
-    """Say when what waits in each queue is expected to be done; those not known are left out."""
+    """Return when each queue's waiting jobs are expected to be done; queues without an estimate are left out."""
     with store.snapshot() as reads:
         settings = in_force(agreed(reads.configuration(), own), plugins.blocked)
         view = build(reads, settings, now)
@@ -59,7 +59,7 @@ def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: date
 
 
 def workers(store: Store, *, now_us: int) -> list[WorkerInfo]:
-    """List the workers that live."""
+    """List the live workers."""
     with store.reading() as reads:
         return live_workers(reads, now_us=now_us)
 

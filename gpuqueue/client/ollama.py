@@ -1,4 +1,4 @@
-"""Owns the client's side of the Ollama verbs: their names, arguments and enqueueing; speaks no HTTP."""
+"""Enqueues requests to Ollama: the client side of its verbs, with their arguments; sends no HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Generating(TypedDict, total=False):
 
 
 class GenerateRequest(_Generating, total=False):
-    """The fields of Ollama's /api/generate that a job may say; None is left out."""
+    """The fields of Ollama's /api/generate that a job may set; None is left out."""
 
     suffix: str | None
     system: str | None
@@ -35,13 +35,13 @@ class GenerateRequest(_Generating, total=False):
 
 
 class ChatRequest(_Generating, total=False):
-    """The fields of Ollama's /api/chat that a job may say; None is left out."""
+    """The fields of Ollama's /api/chat that a job may set; None is left out."""
 
     tools: Sequence[Mapping[str, Any]] | None
 
 
 class EmbedRequest(TypedDict, total=False):
-    """The fields of Ollama's /api/embed that a job may say; None is left out."""
+    """The fields of Ollama's /api/embed that a job may set; None is left out."""
 
     dimensions: int | None
     truncate: bool | None
@@ -49,7 +49,7 @@ class EmbedRequest(TypedDict, total=False):
 
 
 class Registers(Submits, Protocol):
-    """What the Ollama verbs need of their queue object: `submit`, and where they register."""
+    """The methods of a queue object that the Ollama verbs use: `submit` and `add_task`."""
 
     def add_task(self, task: Task[..., Any], /) -> Task[..., Any]: ...
 
@@ -57,8 +57,8 @@ class Registers(Submits, Protocol):
 class OllamaTasks:
     """`gq.ollama`: enqueue generate, chat and embed requests.
 
-    Beside the request's own fields each takes `queue` and, in `job`, the options of `Task.using`. The result is a dict with
-    the text (or embeddings) and every token and timing figure; see the executor.
+    In addition to the request's own fields, each takes `queue` and, in `job`, the options of `Task.using`. The result is a
+    dict with the text (or embeddings) and every token and timing figure; see the executor.
     """
 
     def __init__(self, gq: Registers) -> None:
@@ -68,7 +68,7 @@ class OllamaTasks:
     def generate(
         self, /, model: str, *, prompt: str, queue: str, job: EnqueueOptions | None = None, **request: Unpack[GenerateRequest]
     ) -> JobHandle:
-        """Enqueue a completion: `prompt` and, at will, system, format, options, images, raw, think, suffix, context, template."""
+        """Enqueue a completion of `prompt`. Optional: system, format, options, images, raw, think, suffix, context, template."""
         return self._submit(GENERATE, queue, job, {"model": model, "prompt": prompt, **request})
 
     def chat(
@@ -81,7 +81,7 @@ class OllamaTasks:
         job: EnqueueOptions | None = None,
         **request: Unpack[ChatRequest],
     ) -> JobHandle:
-        """Enqueue a chat: `messages` are {role, content} dicts; at will tools, format, options, think."""
+        """Enqueue a chat; `messages` are {role, content} dicts. Optional: tools, format, options, think."""
         return self._submit(CHAT, queue, job, {"model": model, "messages": list(messages), **request})
 
     def embed(
@@ -94,7 +94,7 @@ class OllamaTasks:
         job: EnqueueOptions | None = None,
         **request: Unpack[EmbedRequest],
     ) -> JobHandle:
-        """Enqueue embeddings of one text or several; at will dimensions, truncate, options."""
+        """Enqueue embeddings of one text or several. Optional: dimensions, truncate, options."""
         return self._submit(EMBED, queue, job, {"model": model, "input": input, **request})
 
     agenerate = twin(generate)
@@ -108,5 +108,5 @@ class OllamaTasks:
     def _submit(self, verb: Verb, queue: str, job: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> JobHandle:
         task = self._tasks[verb.name]
         if job is not None and "queue" in job:
-            raise UsageError("the job option queue is given twice")
+            raise UsageError("queue was passed twice: as an argument and in job")
         return self._gq.submit(task, arguments, merged(read_options({"queue": queue, **(job or {})}), task.defaults))

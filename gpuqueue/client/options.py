@@ -1,4 +1,4 @@
-"""Owns what a job asks for beside its arguments, and how those options are checked and completed; stores nothing."""
+"""Checks and merges a job's options; stores nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
 
 
 class Options(TypedDict, total=False):
-    """What may be asked for; None counts as not asked for.
+    """A job's options; None is the same as leaving one out.
 
     `delay`, `timeout`, `expires_in`: "90s", "5m", seconds or a timedelta. `at`: an aware datetime. `priority`: higher runs
-    first. `timeout` limits an attempt. `expires_in`: a job that still waits then is discarded. `vram`: the device memory that
-    it needs, "2GB", in place of what is configured or was learned. `device`: the name or label of the device that it runs on.
-    `fallback`: models to take, in this order, when the job's own is missing or fits no device.
-    `tags`: texts to find it by.
+    first. `timeout` limits an attempt. `expires_in`: a job that is still waiting then is discarded. `vram`: the device memory
+    that it needs, "2GB", instead of the configured or measured size. `device`: the name or label of the device to run on.
+    `fallback`: models to use, in this order, when the job's own is missing or fits no device.
+    `tags`: strings to find it by.
     """
 
     delay: Duration | None
@@ -38,8 +38,8 @@ class Options(TypedDict, total=False):
 
 
 class EnqueueOptions(Options, total=False):
-    """The options, and in whose transaction, on the queue's own file: a SQLAlchemy Connection or Session (or its async kind), or
-    Django's connection.
+    """The options, and a `connection` to the queue's own file to enqueue in its transaction: a SQLAlchemy Connection or Session
+    (or its async kind), or Django's connection.
     """
 
     connection: Any
@@ -68,10 +68,10 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
     known = EnqueueOptions.__annotations__
     for name in given:
         if name not in known:
-            raise UsageError(f"there is no job option {name!r}{did_you_mean(name, known)}. Options: {', '.join(known)}")
+            raise UsageError(f"unknown job option {name!r}{did_you_mean(name, known)}. Options: {', '.join(known)}")
     asked: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     if "delay" in asked and "at" in asked:
-        raise UsageError("give delay or at, not both")
+        raise UsageError("set delay or at, not both")
     at = asked.get("at")
     if at is not None and not isinstance(at, datetime):
         raise UsageError(f"at must be an aware datetime, not {at!r}")
@@ -95,7 +95,7 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
 
 
 def merged(asked: JobOptions, defaults: JobOptions) -> JobOptions:
-    """Return `asked`, with the defaults where it says nothing; delay and at replace each other."""
+    """Return `asked` with the defaults for options it leaves out; delay and at replace each other."""
     chosen = {name: getattr(asked, name) for name in JobOptions.__slots__ if getattr(asked, name) not in (None, ())}
     if "delay_s" in chosen or "at_us" in chosen:
         defaults = replace(defaults, delay_s=None, at_us=None)
@@ -111,14 +111,14 @@ def _size(asked: Mapping[str, Any], name: str) -> int | None:
         return None
     size = parse_size(asked[name], what=name)
     if not size:
-        raise UsageError(f"{name} must be more than nothing; leave it out where no memory is needed")
+        raise UsageError(f"{name} must be above 0; leave it out if the job needs no device memory")
     return size
 
 
 def _text(asked: Mapping[str, Any], name: str) -> str | None:
     value = asked.get(name)
     if value is not None and not (isinstance(value, str) and value):
-        raise UsageError(f"{name} must be a text, not {value!r}")
+        raise UsageError(f"{name} must be a non-empty string, not {value!r}")
     return value
 
 
@@ -127,12 +127,12 @@ def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int
     is_right = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
     if value is not None and not is_right:
         limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise UsageError(f"{name} must be a whole number {limits}, not {value!r}")
+        raise UsageError(f"{name} must be an integer {limits}, not {value!r}")
     return value
 
 
 def _texts(name: str, given: Any) -> tuple[str, ...]:
     found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
     if not all(isinstance(text, str) for text in found):
-        raise UsageError(f"{name} must be a list of texts, not {given!r}")
+        raise UsageError(f"{name} must be a list of strings, not {given!r}")
     return found

@@ -1,4 +1,4 @@
-"""Owns the client: enqueue, find, wait, control and explain; never runs a job, reads a device or asks a backend."""
+"""The client: enqueues, finds, waits for, controls and explains jobs; never runs one, reads a device or asks a backend."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Returned = TypeVar("Returned")
 class GPUQueue:
     """A job queue in one SQLite file.
 
-    `database` is a path or `sqlite:///…` URL; `plugins`, a list or {name: plugin}, are registered beside those installed, and
-    each reads its section of the configuration, `[name]`. The file is opened, and created or upgraded when needed, at the
-    first use. Safe to use from many threads and after a fork.
-    Raises: ConfigurationError; at the first use StoreError.
+    `database` is a path or `sqlite:///…` URL; `plugins`, a list or {name: plugin}, are registered in addition to installed
+    ones, and each reads its section of the configuration, `[name]`. The file is opened at first use, and created or upgraded
+    if needed. Safe to use from many threads and after a fork.
+    Raises: ConfigurationError; at first use StoreError.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GPUQueue:
         plugins: Iterable[object] | Mapping[str, object] = (),
         discover_plugins: bool = True,
     ) -> None:
-        # A web process's start is short: what is needed later is loaded later.
+        # Keeps a web process's start short: modules are loaded when they are needed.
         from gpuqueue.contract.plugin_set import Plugins
         from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies
 
@@ -85,13 +85,13 @@ class GPUQueue:
         discover_plugins: bool = True,
         **overrides: Any,
     ) -> GPUQueue:
-        """Make the queue that a gpuqueue.toml describes; `overrides` win over it. Raises: ConfigurationError."""
+        """Create the queue object that a gpuqueue.toml describes; `overrides` win over it. Raises: ConfigurationError."""
         return cls(config=Config.load(path, **overrides), plugins=plugins, discover_plugins=discover_plugins)
 
     # --- declaring ---
 
     def queue(self, name: str, **settings: Unpack[QueueOptions]) -> QueueSettings:
-        """Make or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
+        """Create or change a queue in code. Raises: ConfigurationError, UnknownQueue."""
         return self._declared.add_queue(name, settings)
 
     @overload
@@ -105,9 +105,9 @@ class GPUQueue:
     def task(  # type: ignore[misc]  # that **settings covers a TypedDict is not seen
         self, function: Callable[..., Any] | None = None, /, **settings: Any
     ) -> Any:
-        """Register a function, plain or async, as a task; its arguments and what it returns are JSON.
+        """Register a function, plain or async, as a task; its arguments and result are JSON.
 
-        Its queue exists from now on. Raises: UsageError for a wrong setting, or when the name is taken.
+        Also declares its queue. Raises: UsageError for a wrong setting, or if the name is taken.
         """
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
@@ -116,7 +116,7 @@ class GPUQueue:
         return register if function is None else register(function)
 
     def add_task(self, task: Task[Parameters, Returned]) -> Task[Parameters, Returned]:
-        """Register a task object. Raises: UsageError when another function has its name."""
+        """Register a task object. Raises: UsageError if another function has its name."""
         self._declared.add_task(task)
         return task
 
@@ -128,10 +128,10 @@ class GPUQueue:
         optional: Iterable[str] | None = None,
         **options: Unpack[EnqueueOptions],
     ) -> Task[..., Any]:
-        """Declare a task that a plugin's executor runs in the workers; its queue exists from now on.
+        """Declare a task that a plugin's executor runs in the workers, and its queue.
 
-        `required` and `optional` name its arguments; `optional` None takes any other. Options are those of `Task.using`.
-        Raises: UsageError for a wrong option, or when a function has the name.
+        `required` and `optional` name its arguments; with `optional` None it takes any others. Options are those of
+        `Task.using`. Raises: UsageError for a wrong option, or if a function has the name.
         """
         needed = frozenset(required)
         signature = Signature(needed, None if optional is None else needed | frozenset(optional))
@@ -144,7 +144,7 @@ class GPUQueue:
         return self._declared.tasks
 
     def find_task(self, name: str) -> Task[..., Any] | None:
-        """Find a task for a worker that meets its job; a framework's queue object may look further than what is registered."""
+        """Find a task for a worker that claimed its job; a framework's queue object may look beyond the registered ones."""
         return self.tasks.get(name)
 
     # --- enqueueing ---
@@ -165,7 +165,7 @@ class GPUQueue:
         """Store all the jobs in one transaction, which may be a caller's `connection`, or none.
 
         Each is `(task or its name, arguments)`, or a dict with `task`, `arguments` and options of `Task.using`.
-        Raises: as `enqueue`, naming the position of the wrong one.
+        Raises: as `enqueue`, with the position of the wrong job.
         """
         return [JobHandle(self, job_id, None, unsure) for job_id, unsure in self._enqueuer.enqueue_many(jobs, connection)]
 
@@ -175,7 +175,7 @@ class GPUQueue:
         return [JobHandle(self, job_id, None, unsure) for job_id, unsure in stored]
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> JobHandle:
-        """Store a job of a task with its options; what `enqueue` and `Task.enqueue` come down to."""
+        """Store a job of a task with its options; `enqueue` and `Task.enqueue` use it."""
         job_id, unsure_since_us = self._enqueuer.enqueue(task, arguments, options)
         if unsure_since_us is None and options.queue in self._declared.rejecting:
             self._refuse_if_held(job_id, options.queue)
@@ -189,13 +189,13 @@ class GPUQueue:
         return JobHandle(self, job_id, None, unsure_since_us)
 
     def _refuse_if_held(self, job_id: int, queue: str) -> None:
-        """End a job at once when a worker would, because its backend is known to be away: its caller need not wait for one."""
+        """Refuse a job at once, as a worker would, if its backend is known to be unavailable: its caller need not wait."""
         with self.store.reading() as reads:
             away = any(not row.available for row in reads.backends().values())
             job = reads.job(job_id)
         if not away:
             return
-        # A worker leaves a job alone whose time has not come: its backend may be back by then.
+        # A worker does not refuse a job that is not due: its backend may be available again by then.
         waits = job.state is State.AVAILABLE
         if waits and any(hold.refuse for hold in self.holds().get(queue, ())):
             self.store.jobs.refuse_one(job_id, message=REFUSAL, now_us=self.now_us())
@@ -209,9 +209,9 @@ class GPUQueue:
     def jobs(
         self, *, queue: str | None = None, state: State | str | None = None, limit: int = 50, after: int | None = None
     ) -> list[JobHandle]:
-        """List jobs, the newest first; `after` is the last id of the page before. Raises: UsageError."""
+        """List jobs, newest first; `after` is the last id of the previous page. Raises: UsageError."""
         if state is not None and state not in list(State):
-            raise UsageError(f"there is no state {state!r}. States: {', '.join(State)}")
+            raise UsageError(f"unknown state {state!r}. States: {', '.join(State)}")
         if queue is not None:
             self._expect_queue(queue)
         with self.store.reading() as reads:
@@ -219,7 +219,7 @@ class GPUQueue:
         return [JobHandle(self, job.id, job) for job in found]
 
     def pause(self, queue: str, *, reason: str = "", until: datetime | Duration | None = None, by: str | None = None) -> None:
-        """Pause a queue: no job of it starts after this returns; what runs goes on.
+        """Pause a queue: none of its jobs starts after this returns; running ones continue.
 
         `until` is an aware datetime or a duration from now; without it the pause lasts until `resume`. Raises: UnknownQueue.
         """
@@ -241,27 +241,27 @@ class GPUQueue:
         return self.store.jobs.retry_failed(queue, now_us=self.now_us())
 
     def cancel_all(self, queue: str) -> Cancellation:
-        """Cancel all waiting jobs of a queue and ask the running ones to stop; says how many of each.
+        """Cancel all waiting jobs of a queue and ask the running ones to stop; returns how many of each.
 
-        Jobs that are stored meanwhile stay. Raises: UnknownQueue.
+        Jobs enqueued meanwhile are not cancelled. Raises: UnknownQueue.
         """
         self._expect_queue(queue)
         return self.store.jobs.cancel_all(queue, now_us=self.now_us())
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones as long as they are kept."""
+        """Count the jobs: {queue: {state: number}}, leaving out zeros; finished ones while they are kept."""
         with self.store.reading() as reads:
             counted = reads.counts()
         return {name: counted.get(name, {}) for name in sorted(set(self._declared.queues) | set(counted))}
 
     def holds(self) -> dict[str, list[Hold]]:
-        """Say what holds each queue now: {queue: [Hold(reason, detail, until)]}, empty lists for those that run."""
+        """Return each queue's holds now: {queue: [Hold(reason, detail, until)]}, an empty list if it is not held."""
         from gpuqueue.client import inspection
 
         return {name: list(holds) for name, holds in inspection.holds_of(self.view(), self.plugins).items()}
 
     def explain(self, job_id: int) -> Explanation:
-        """Say why a job is where it is, with every reason. Raises: UnknownJob."""
+        """Explain a job's state, with every reason. Raises: UnknownJob."""
         from gpuqueue.client import inspection
 
         return inspection.explain_job(
@@ -269,13 +269,13 @@ class GPUQueue:
         )
 
     def expected_ends(self) -> dict[str, datetime]:
-        """Say when what waits in each queue is expected to be done: {queue: datetime}; those not known are left out."""
+        """Return when each queue's waiting jobs should be done: {queue: datetime}; queues without an estimate are left out."""
         from gpuqueue.client import inspection
 
         return inspection.expected_ends(self.store, self.own_settings(), self.plugins, self.now())
 
     def workers(self) -> list[WorkerInfo]:
-        """List the workers that live."""
+        """List the live workers."""
         from gpuqueue.client import inspection
 
         return inspection.workers(self.store, now_us=self.now_us())
@@ -287,29 +287,29 @@ class GPUQueue:
         return inspection.see(self.store, self.own_settings(), self.plugins, self.now())
 
     def services(self) -> list[ServiceInfo]:
-        """List what one worker of all does beside its jobs, such as a mirror: who does it, and what it says of itself."""
+        """List the singleton services, such as a mirror, with the worker that runs each and its reported status."""
         with self.store.reading() as reads:
             return reads.services(now_us=self.now_us())
 
     def follow(self, name: str) -> Follower:
-        """Return a reader of all events from now on, or from where the one of this name stands."""
+        """Return a follower of all events from now on, or from its cursor if this name is already registered."""
         from gpuqueue.client.following import Follower
 
         return Follower(self.store, name)
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """Read many jobs as they are at one moment: `with gq.read() as reader`."""
+        """Read many jobs in one snapshot: `with gq.read() as reader`."""
         from gpuqueue.client.following import Reader
 
         with self.store.snapshot() as reads:
             yield Reader(reads)
 
     def plugin(self, name: str) -> object:
-        """Return a registered plugin, as it read its configuration: for its own commands. Raises: UsageError."""
+        """Return a registered plugin with its configuration read, for its own commands. Raises: UsageError."""
         return self.plugins.plugin(name)
 
-    # --- the awaitable variants of what blocks ---
+    # --- async twins ---
 
     ajob = twin(job)
     ajobs = twin(jobs)
@@ -324,7 +324,7 @@ class GPUQueue:
     aworkers = twin(workers)
     aservices = twin(services)
 
-    # --- what it knows ---
+    # --- the file and the settings ---
 
     @cached_property
     def store(self) -> Store:
@@ -336,7 +336,7 @@ class GPUQueue:
             return opened
 
     def open_store(self, *, patient: bool = False) -> Store:
-        """Open the file once more, with its own connections; a worker opens it `patient`."""
+        """Open the file again, with separate connections; a worker opens it `patient`."""
         return open_store(self.database, synchronous=self.config.synchronous, patient=patient, now_us=self.now_us)
 
     @property
@@ -345,22 +345,22 @@ class GPUQueue:
         return database_path(self.config.database)
 
     def own_settings(self) -> SharedSettings:
-        """What this process was configured with, queues made in code included."""
+        """Return this process's settings, including queues created in code."""
         return SharedSettings(
             self._declared.queues, self.config.devices, self.config.models, self.config.backends, self.config.placement
         )
 
     def agreed_settings(self) -> SharedSettings:
-        """What the workers agreed on; before the first worker, this process's own."""
+        """Return the settings that the workers agreed on; before the first worker, this process's own."""
         with self.store.reading() as reads:
             return agreed(reads.configuration(), self.own_settings())
 
     def queue_settings(self, name: str) -> QueueSettings:
-        """How a queue behaves, as the workers agreed."""
+        """Return a queue's settings, as the workers agreed."""
         return self.agreed_settings().queues.get(name) or QueueSettings(name)
 
     def queue_names(self) -> set[str]:
-        """Every queue that exists."""
+        """Return the names of all queues."""
         with self.store.reading() as reads:
             return reads.queue_names() | self._declared.queue_names
 
@@ -375,7 +375,7 @@ class GPUQueue:
         return inspection.is_served(queue, self.workers())
 
     def worker_command(self, queue: str) -> str:
-        """Word the command that starts a worker for this queue."""
+        """Return the command that starts a worker for this queue."""
         if self.config.path is not None:
             where = f"--config {shlex.quote(str(self.config.path))}"
         else:
@@ -385,15 +385,15 @@ class GPUQueue:
         return f"gpuqueue {where} worker{app}"
 
     def now_us(self) -> int:
-        """Read the queue's time: microseconds since 1970-01-01 UTC."""
+        """Return the queue's time: microseconds since 1970-01-01 UTC."""
         return self._clock_ns() // 1000
 
     def now(self) -> datetime:
-        """Read the queue's time as an aware datetime in UTC."""
+        """Return the queue's time as an aware datetime in UTC."""
         return from_us(self.now_us()).astimezone(UTC)
 
     def shared(self) -> dict[str, Any]:
-        """This process's own settings as JSON-able data."""
+        """Return this process's own settings as JSON-serialisable data."""
         return shared_settings(self.own_settings())
 
     def close(self) -> None:
@@ -417,5 +417,5 @@ def _user() -> str:
 
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user without a name, in a container
         return f"uid {os.getuid()}"

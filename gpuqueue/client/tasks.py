@@ -1,4 +1,4 @@
-"""Owns tasks: a registered function or executor verb, its arguments and its jobs' defaults; stores nothing."""
+"""Defines tasks: a registered function or executor verb, its arguments and its jobs' defaults; stores nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Returned = TypeVar("Returned", covariant=True)
 
 
 class Submits(Protocol):
-    """What a task needs of its queue object."""
+    """The methods of a queue object that a task uses."""
 
     def submit(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, /) -> JobHandle: ...
 
@@ -31,13 +31,13 @@ class Submits(Protocol):
 
 
 class TaskSettings(Options, total=False):
-    """How a task is registered: its name, the options of its jobs, and how a worker runs them.
+    """A task's registration: its name, the options of its jobs, and how a worker runs them.
 
-    `queue` is "default" unless given. `retry_on`: only these errors are tried again, while `max_attempts` allow; by default
-    every error is. `discard_on`: these never are. `backoff`: how long to wait in between, see `gpuqueue.backoff`.
-    `preemptible`: on a device, it may be asked to make room for a job that comes first; it then ends like a cancelled one, and
-    its job starts anew later. `isolate`: run the function in a process of its own, which can be killed and whose end gives
-    back all its memory.
+    `queue` is "default" unless given. `retry_on`: retry only on these errors, up to `max_attempts`; by default on every error.
+    `discard_on`: never retry on these. `backoff`: how long to wait between attempts, see `gpuqueue.backoff`.
+    `preemptible`: on a device, it may be preempted by a job that comes first; it then ends like a cancelled one, and its job
+    starts again later. `isolate`: run the function in its own process, which can be killed and releases all its memory when
+    it ends.
     """
 
     name: str | None
@@ -74,36 +74,36 @@ class Task(Generic[Parameters, Returned]):
         self.isolate = isolate
         self.preemptible = preemptible
         self.arguments_name = f"the arguments of {name}"
-        self.plan: Any = None  # kept by whoever enqueues
+        self.plan: Any = None  # cached by the enqueuer
         self._gq = gq
         if function is not None:
             self.__doc__ = function.__doc__
 
     @classmethod
     def of(cls, gq: Submits, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
-        """Make a task of a function. Raises: UsageError naming the setting."""
+        """Create a task from a function. Raises: UsageError naming the setting."""
         for option in settings:
             known = TaskSettings.__annotations__
-            if option not in known and option != "connection":  # which has an error of its own, below
-                raise UsageError(f"a task has no option {option!r}{did_you_mean(option, known)}. Options: {', '.join(known)}")
+            if option not in known and option != "connection":  # has its own error below
+                raise UsageError(f"unknown task option {option!r}{did_you_mean(option, known)}. Options: {', '.join(known)}")
         asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
         name = asked.pop("name", None) or task_name(function)
         rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))
         isolate = bool(asked.pop("isolate", False))
         if isolate and "<" in function.__qualname__:
             raise UsageError(
-                f"task {name!r}: isolate=True runs the function in another process, which must find it by name; "
-                f"move {function.__qualname__} to the top level of its module"
+                f"task {name!r}: isolate=True runs the function in another process, which must find it by name. "
+                f"Move {function.__qualname__} to the top level of its module"
             )
         if isolate and module_of(function) == "__main__":
             raise UsageError(
-                f"task {name!r}: isolate=True runs the function in another process, which must import it, and what was typed "
-                f"into a notebook or an interpreter has no file; move {function.__qualname__} to a module"
+                f"task {name!r}: isolate=True runs the function in another process, which cannot import it from a notebook or "
+                f"an interpreter. Move {function.__qualname__} to a module"
             )
         preemptible = bool(asked.pop("preemptible", False))
         options = read_options(asked)
         if options.connection is not None:
-            raise UsageError(f"task {name!r}: a connection is given where a job is enqueued, to using() or enqueue()")
+            raise UsageError(f"task {name!r}: a task takes no connection; pass it to using() or enqueue()")
         return cls(
             gq,
             name,
@@ -116,9 +116,9 @@ class Task(Generic[Parameters, Returned]):
         )
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        """Run the function here and now, without the queue; `current_job()` works, and what it is told is only logged."""
+        """Run the function here and now, without the queue; `current_job()` works and only logs."""
         if self.function is None:
-            raise UsageError(f"{self.name} is run by an executor in a worker; enqueue it")
+            raise UsageError(f"{self.name} can only run in a worker, by an executor; enqueue it")
         if inspect.iscoroutinefunction(self.function):
             return cast(Returned, self._awaited(*args, **kwargs))
         with running(Alone(self.name)):
@@ -140,19 +140,19 @@ class Task(Generic[Parameters, Returned]):
         return await self._gq.asubmit(self, self._named(args, kwargs), self.defaults)
 
     def using(self, **options: Unpack[EnqueueOptions]) -> Task[Parameters, Returned]:
-        """Return this task with other options for the jobs enqueued through it. Raises: UsageError naming the option."""
+        """Return this task with other options for jobs enqueued through it. Raises: UsageError naming the option."""
         made = copy(self)
         made.defaults = merged(read_options(options), self.defaults)
         return made
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         if args:
-            raise UsageError(f"{self.name}: pass arguments by name, they are stored as JSON by name")
+            raise UsageError(f"{self.name}: pass arguments by name; they are stored as JSON by name")
         return kwargs
 
     @property
     def place(self) -> object:
-        """Where the function was written: two tasks of one name are the same when this is."""
+        """The function's source location: two tasks with one name are the same if it is equal."""
         code = getattr(self.function, "__code__", None)
         return (code.co_filename, code.co_firstlineno) if code else self.function
 
@@ -162,7 +162,7 @@ class Task(Generic[Parameters, Returned]):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Which arguments a task takes; `allowed` None takes any."""
+    """The arguments that a task takes; `allowed` None means any."""
 
     required: frozenset[str]
     allowed: frozenset[str] | None
@@ -175,7 +175,7 @@ class Signature:
             if parameter.kind is parameter.VAR_KEYWORD:
                 return cls(frozenset(required), None)
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise UsageError(f"{function.__qualname__}: parameter {name!r} is positional only; jobs pass arguments by name")
+                raise UsageError(f"{function.__qualname__}: parameter {name!r} is positional-only; jobs pass arguments by name")
             if parameter.kind is not parameter.VAR_POSITIONAL:
                 allowed.add(name)
                 if parameter.default is parameter.empty:
@@ -183,23 +183,23 @@ class Signature:
         return cls(frozenset(required), frozenset(allowed))
 
     def check(self, task: str, arguments: Mapping[str, Any]) -> None:
-        """Raise a UsageError when the arguments do not fit."""
+        """Check the arguments. Raises: UsageError naming the wrong or missing ones."""
         given = arguments.keys()
         if self.allowed is not None and not given <= self.allowed:
             wrong = sorted(map(str, given - self.allowed))[0]
             takes = ", ".join(sorted(self.allowed)) or "none"
-            raise UsageError(f"{task} takes no argument {wrong!r}{did_you_mean(wrong, self.allowed)}. It takes: {takes}")
+            raise UsageError(f"{task}: unknown argument {wrong!r}{did_you_mean(wrong, self.allowed)}. Arguments: {takes}")
         if not self.required <= given:
-            raise UsageError(f"{task} needs the argument(s) {', '.join(sorted(self.required - given))}")
+            raise UsageError(f"{task}: missing argument(s): {', '.join(sorted(self.required - given))}")
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """Name a function by its module and its name there."""
+    """Return a function's task name: its module and its name there."""
     return f"{module_of(function)}.{function.__qualname__}"
 
 
 def module_of(function: Callable[..., Any]) -> str:
-    """Name a function's module; of a script run as `__main__`, the name under which it is imported."""
+    """Return a function's module; for a script run as `__main__`, the name under which it is imported."""
     module = function.__module__
     if module == "__main__":
         main = sys.modules["__main__"]

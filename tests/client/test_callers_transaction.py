@@ -136,7 +136,7 @@ def test_options_names_and_large_arguments_go_the_same_way(gq, application, send
 def test_what_is_wrong_with_a_job_is_said_before_anything_is_stored(gq, application, send):
     with application.begin() as connection:
         order(connection, 1)
-        with pytest.raises(UsageError, match="takes no argument 'ordr'"):
+        with pytest.raises(UsageError, match="unknown argument 'ordr'"):
             send.using(connection=connection).enqueue(ordr=1)
         with pytest.raises(UnknownQueue, match="did you mean 'mail'"):
             send.using(connection=connection, queue="mial").enqueue(order=1)

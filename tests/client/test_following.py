@@ -86,7 +86,7 @@ def test_a_follower_that_was_forgotten_says_so_and_can_be_made_anew(make_queue):
     gq = make_queue()
     follower = gq.follow("copy")
     follower.forget()
-    with pytest.raises(UsageError, match=r"the follower 'copy' is not registered any more; make it anew with follow\(\)"):
+    with pytest.raises(UsageError, match=r"follower 'copy' is no longer registered; create it again with follow\(\)"):
         follower.read()
     assert gq.follow("copy").is_new
 
@@ -117,9 +117,9 @@ def test_a_reader_has_the_ids_in_the_order_of_the_queue_and_all_of_each_job(make
         found = reader.records([*(job.id for job in jobs), 999])
         assert ids(reader.entries("default", "completed", "discarded", "cancelled")) == [job.id for job in jobs]
         minutes = reader.finished_by_minute("default", "completed", since=gq.now() - timedelta(hours=1))
-        with pytest.raises(UsageError, match="there is no state 'done'"):
+        with pytest.raises(UsageError, match="unknown state 'done'"):
             reader.entries("default", "done")
-        with pytest.raises(UsageError, match="available or running have no order in common"):
+        with pytest.raises(UsageError, match="these states have no common order: available, running"):
             reader.entries("default", "available", "running")
     assert sum(minutes.values()) == 2 and all(moment.second == moment.microsecond == 0 for moment in minutes)
     assert sorted(found) == [job.id for job in jobs]

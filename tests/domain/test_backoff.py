@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named(make, said):
         ({"discard_on": [ValueError, 5]}, "discard_on takes classes of errors, such as ConnectionError, not 5"),
         ({"backoff": "linear"}, "backoff must be"),
         ({"qeue": "mail"}, "did you mean 'queue'"),
-        ({"isolated": True}, "a task has no option 'isolated' .did you mean 'isolate'.*retry_on"),
+        ({"isolated": True}, "unknown task option 'isolated' .did you mean 'isolate'.*retry_on"),
     ],
 )
 def test_a_wrong_setting_of_a_task_is_named(tmp_path, settings, said):

@@ -191,7 +191,7 @@ def test_two_functions_cannot_have_one_name(queue):
     @queue.task(name="add")
     def add() -> None: ...
 
-    with pytest.raises(UsageError, match="'add' is registered already"):
+    with pytest.raises(UsageError, match="'add' already exists"):
 
         @queue.task(name="add")
         def other() -> None: ...

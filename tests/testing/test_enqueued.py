@@ -97,5 +97,5 @@ def test_nothing_is_told_too_and_of_many_not_all(gq):
 
 def test_an_argument_that_the_task_does_not_take_is_an_error(send):
     for find in (enqueued, assert_enqueued, assert_not_enqueued):
-        with pytest.raises(UsageError, match=r"send takes no argument 'too' \(did you mean 'to'\?\)"):
+        with pytest.raises(UsageError, match=r"send: unknown argument 'too' \(did you mean 'to'\?\)"):
             find(send, too="ana")
