@@ -91,7 +91,7 @@ __all__ = [
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
     def __getattr__(name):
-        # A web process that only enqueues loads no worker and no hooks.
+        # A web process that only enqueues does not load the worker or the hooks.
         if name not in _LOADED_LATER:
             raise AttributeError(f"module 'gpuqueue' has no attribute {name!r}")
         import importlib

@@ -1,4 +1,4 @@
-"""How long to wait between attempts, under the name that applications import: `from gpuqueue.backoff import exponential`."""
+"""Exports the waits between attempts, under the name that applications import: `from gpuqueue.backoff import exponential`."""
 
 from gpuqueue.domain.backoff import Backoff, custom, exponential, fixed, polynomial
 

@@ -1,10 +1,10 @@
-"""Owns how gpuqueue's log is written: the events there are, as lines of text or as one JSON object a line; says none itself.
+"""Formats gpuqueue's log: lists all events, and writes them as text lines or as one JSON object per line.
 
     from gpuqueue.logs import configure_logging
     configure_logging("json", level="info")
 
-An event's record has the attribute `gpuqueue`: {"event": "job_completed", "job": 7, "lease": 1, …}, for formatters of one's
-own. Everything goes through the standard library's `logging`, to loggers below `gpuqueue`.
+An event's record has the attribute `gpuqueue`: {"event": "job_completed", "job": 7, "lease": 1, …}, for your own formatters.
+Everything goes through the standard library's `logging`, to loggers below `gpuqueue`.
 """
 
 from __future__ import annotations
@@ -22,67 +22,69 @@ from gpuqueue.domain.settings import LogFormat
 
 __all__ = ["EVENTS", "KEYS", "JSONFormatter", "LogFormat", "configure_logging"]
 
-ATTRIBUTE = "gpuqueue"  # of a record: what the event says, as a mapping
+ATTRIBUTE = "gpuqueue"  # of a record: the event's data, as a mapping
 TEXT = "%(asctime)s %(levelname)s %(message)s"
 KEYS = ("at", "level", "logger", "event", "worker", "job", "lease", "queue", "task", "message", "traceback")
 
 
 class EventKind(NamedTuple):
-    """When an event is told, and its own fields beside those of every line."""
+    """When an event is logged, and its own fields in addition to those of every line."""
 
     when: str
     fields: tuple[str, ...] = ()
 
 
 EVENTS: Mapping[str, EventKind] = {
-    "worker_started": EventKind("a worker begins", ("queues", "database")),
-    "worker_stopping": EventKind("a signal asks `gpuqueue worker` to stop, or to hurry", ("at_once",)),
-    "worker_stopped": EventKind("a worker has ended in good order"),
-    "worker_lost": EventKind("a worker could not extend its lease, and stops what it runs"),
-    "worker_rescued": EventKind("a worker took over what a dead one left", ("dead_worker", "proof", "jobs")),
+    "worker_started": EventKind("a worker started", ("queues", "database")),
+    "worker_stopping": EventKind("a signal asked `gpuqueue worker` to stop, or to stop at once", ("at_once",)),
+    "worker_stopped": EventKind("a worker stopped cleanly"),
+    "worker_lost": EventKind("a worker could not extend its lease, and stops its jobs"),
+    "worker_rescued": EventKind("a worker rescued a dead one's jobs", ("dead_worker", "proof", "jobs")),
     "attempt_started": EventKind(
-        "an attempt begins; of jobs without a device at level debug",
+        "an attempt started; for jobs without a device at level debug",
         ("attempt", "max_attempts", "device", "model", "reserved_bytes"),
     ),
     "attempt_late": EventKind("an attempt ended after its lease was lost; nothing was changed", ("attempt",)),
-    "attempt_abandoned": EventKind("an attempt does not stop and is given up, while it goes on", ("attempt", "why")),
-    "attempt_broken": EventKind("the worker could not carry an attempt through; its job is rescued", ("attempt", "error")),
+    "attempt_abandoned": EventKind("an attempt did not stop; it is given up but keeps running", ("attempt", "why")),
+    "attempt_broken": EventKind("the worker could not carry out an attempt; its job is rescued", ("attempt", "error")),
     "job_completed": EventKind("a job completed; those without a device at level debug", ("attempt", "run_s")),
-    "job_retried": EventKind("an attempt failed, and the job is tried again", ("attempt", "run_s", "code", "error", "due_at")),
+    "job_retried": EventKind("an attempt failed, and the job will be retried", ("attempt", "run_s", "code", "error", "due_at")),
     "job_snoozed": EventKind(
-        "a job is postponed, its attempt unspent", ("attempt", "run_s", "code", "error", "due_at", "waiting_for")
+        "a job was postponed, without spending an attempt", ("attempt", "run_s", "code", "error", "due_at", "waiting_for")
     ),
-    "job_preempted": EventKind("a job made room and goes back, its attempt unspent", ("attempt", "run_s")),
-    "job_released": EventKind("a worker that stops gave a job back, its attempt unspent", ("attempt", "run_s")),
+    "job_preempted": EventKind(
+        "a job was preempted and returned to its queue, without spending an attempt", ("attempt", "run_s")
+    ),
+    "job_released": EventKind("a stopping worker returned a job to its queue, without spending an attempt", ("attempt", "run_s")),
     "job_cancelled": EventKind("a running job was cancelled", ("attempt", "run_s", "code", "error")),
-    "job_discarded": EventKind("a job failed for good", ("attempt", "run_s", "code", "error")),
-    "job_rescued": EventKind("a dead worker's running job was taken back", ("state", "crashes", "dead_worker")),
-    "jobs_refused": EventKind("waiting jobs were refused, because their backend is away", ("count",)),
-    "preemption_requested": EventKind("an attempt is asked to make room", ("for_job",)),
-    "queue_held": EventKind("a queue may not start jobs, or for other reasons than before", ("reasons", "details")),
-    "queue_released": EventKind("a queue may start jobs again"),
-    "backend_lost": EventKind("a backend went away", ("backend", "error", "retry_at")),
-    "backend_recovered": EventKind("a backend came back", ("backend",)),
+    "job_discarded": EventKind("a job failed permanently", ("attempt", "run_s", "code", "error")),
+    "job_rescued": EventKind("a dead worker's running job was rescued", ("state", "crashes", "dead_worker")),
+    "jobs_refused": EventKind("waiting jobs were refused because their backend is unavailable", ("count",)),
+    "preemption_requested": EventKind("an attempt was asked to stop to free memory", ("for_job",)),
+    "queue_held": EventKind("a queue is held, or held for different reasons than before", ("reasons", "details")),
+    "queue_released": EventKind("a queue is no longer held"),
+    "backend_lost": EventKind("a backend became unavailable", ("backend", "error", "retry_at")),
+    "backend_recovered": EventKind("a backend is available again", ("backend",)),
     "device_lost": EventKind("a device can no longer be read", ("device", "error")),
     "device_recovered": EventKind("a lost device can be read again", ("device",)),
-    "model_loaded": EventKind("an answer's figures say that its model was loaded for it", ("model", "device", "load_s")),
-    "model_evicted": EventKind("models were unloaded to make room for a job", ("models", "device", "evict_s")),
-    "memory_released": EventKind("a job's clean-up is verified", ("device", "model", "clean_up_s", "detail")),
-    "memory_kept": EventKind("a clean-up is not verified, and the memory stays reserved", ("device", "model", "detail")),
+    "model_loaded": EventKind("a model was loaded for a job, by the figures of its answer", ("model", "device", "load_s")),
+    "model_evicted": EventKind("models were unloaded to free memory for a job", ("models", "device", "evict_s")),
+    "memory_released": EventKind("a job's memory was verified to be released", ("device", "model", "clean_up_s", "detail")),
+    "memory_kept": EventKind("a clean-up could not be verified, and the memory stays reserved", ("device", "model", "detail")),
 }
 
 
 def tell(logger: logging.Logger, level: int, event: str, message: str, /, **fields: Any) -> None:
-    """Log an event in words, with what it says as data; a field that is None is not known."""
+    """Log an event as text, with its data as fields; None is unknown."""
     if logger.isEnabledFor(level):
         logger.log(level, message, extra={ATTRIBUTE: {"event": event, **fields}})
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line, whoever logs it: KEYS, null where something is not known, then the event's own fields.
+    """One JSON object per line, from any logger: KEYS, null where unknown, then the event's own fields.
 
-    A line that is logged inside a task has its job, lease, queue and task, also when another logger says it. `worker` names
-    the worker for lines that do not say which.
+    A line logged inside a task has its job, lease, queue and task, whichever logger it comes from. `worker` returns the
+    worker for lines that do not name one.
     """
 
     def __init__(self, *, worker: Callable[[], str] | None = None) -> None:
@@ -118,13 +120,13 @@ def configure_logging(
     stream: TextIO | None = None,
     worker: Callable[[], str] | None = None,
 ) -> Callable[[], None]:
-    """Write gpuqueue's log to `stream` (stderr), from `level` on, and what other loggers say from their own levels on.
+    """Write gpuqueue's log to `stream` (stderr), from `level` up, and other loggers' lines from their own levels up.
 
-    Where the application has given the root logger handlers of its own, those go on to write its lines, and only gpuqueue's
-    come here. Returns a function that restores what was there. Raises: UsageError.
+    If the application has handlers on the root logger, they keep writing its lines, and only gpuqueue's lines are written
+    here. Returns a function that restores the previous state. Raises: UsageError.
     """
     if format not in get_args(LogFormat):
-        raise UsageError(f"log format {format!r}{did_you_mean(str(format), get_args(LogFormat))}: it is text or json")
+        raise UsageError(f"log format must be text or json, not {format!r}{did_you_mean(str(format), get_args(LogFormat))}")
     own, root = logging.getLogger("gpuqueue"), logging.getLogger()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter(worker=worker) if format == "json" else logging.Formatter(TEXT))

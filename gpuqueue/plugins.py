@@ -1,14 +1,14 @@
-"""Owns the public names that a plugin is written with: its marker, what hooks get and answer, settings; adds nothing of its own.
+"""Exports the public names for writing a plugin: its marker, the hooks' arguments and answers, settings.
 
     from gpuqueue.plugins import ConfigureDetails, Hold, QueueHoldDetails, hookimpl
 
 A plugin is an object, a class or a module with functions named like hooks and marked with `hookimpl`;
-`gpuqueue.contract.hookspecs` has all hooks on one page. `Table` is how a plugin reads its own section of the configuration:
-`expect` the keys there are, then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`.
-For a rule that these do not have, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` make the
-error that names its place.
-`shown_url` leaves the password out of a URL, for whatever is logged or shown; `reason_in` and `was_refused` read the
-failure of an HTTP server.
+`gpuqueue.contract.hookspecs` has all hooks on one page. A plugin reads its own section of the configuration with `Table`:
+`expect` the known keys, then read each with `integer`, `number`, `text`, `texts`, `choice`, `flag`, `duration` or `size`.
+For other rules, `get(key)` returns the `Setting`, and `setting.error("…")` or `table.error("…")` create an error that names
+its place.
+`shown_url` removes the password from a URL before it is logged or shown; `reason_in` and `was_refused` read the failure of
+an HTTP server.
 An exception in a hook becomes a `PluginFailed` that names the plugin and the hook.
 """
 
@@ -58,7 +58,7 @@ from gpuqueue.domain.verdicts import Discard, Retry, RetryRules, Snooze
 from gpuqueue.domain.view import Backend, DeviceView, Pause, QueueView, Reservation, ServiceInfo, View, WorkerInfo
 from gpuqueue.executors.replies import reason_in, was_refused
 
-if TYPE_CHECKING:  # types know whose queue object it is; at run time these are the classes
+if TYPE_CHECKING:  # for type checkers, with the class of the queue object; at run time these are the plain classes
     from gpuqueue.client.queue import GPUQueue
 
     RegisterServicesDetails = details.RegisterServicesDetails[GPUQueue]

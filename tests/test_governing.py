@@ -56,7 +56,7 @@ def test_a_spill_that_is_not_accepted_ends_the_job_before_a_token_was_written(cr
     gq = make("fail")
     start_worker(gq)
     job = ask(gq)
-    with pytest.raises(JobFailed, match="did not fit the card and would run on the CPU") as caught:
+    with pytest.raises(JobFailed, match="did not fit on the card and would run on the CPU") as caught:
         job.result(timeout_s=30)
     assert caught.value.code == "spilled"
     assert list(job_of(gq.store, job.id).arguments["options"]) == ["num_predict"]

@@ -151,7 +151,7 @@ def test_an_application_that_has_handlers_of_its_own_keeps_its_lines() -> None:
 
 
 def test_a_format_that_does_not_exist_is_named() -> None:
-    with pytest.raises(UsageError, match=r"log format 'jsn' .*'json'.*text or json"):
+    with pytest.raises(UsageError, match=r"log format must be text or json, not 'jsn' \(did you mean 'json'\?\)"):
         configure_logging("jsn")  # type: ignore[arg-type]
 
 

@@ -1,1 +1,1 @@
-"""Owns the kinds of devices; never imports the store or an executor."""
+"""The kinds of devices; never imports the store or an executor."""

@@ -1,4 +1,4 @@
-"""Owns the memory of a device's last reading, so that several who ask at once read the card once."""
+"""Caches a device's last reading, so concurrent callers read the card once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ READING_LASTS_S = 1.0
 
 
 class CachedDevice:
-    """A device whose reading is good for READING_LASTS_S; safe to use from any thread."""
+    """A device with a reading that is valid for READING_LASTS_S; safe to use from any thread."""
 
     def __init__(self, device: Device, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""Owns the reading of NVIDIA cards through NVML, and the choice between that and the budget alone.
+"""Reads NVIDIA cards through NVML, or falls back to the budget alone.
 
 Never changes a card's settings.
 """
@@ -42,17 +42,17 @@ _GONE = (
 )
 _ADVICE = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "the NVIDIA driver's libnvidia-ml is not installed here",
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded; see nvidia-smi",
-    pynvml.NVML_ERROR_GPU_IS_LOST: "the card fell off the bus; see dmesg, and restart the machine",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "the card must be reset, or the machine restarted",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the driver was updated while its old version runs; restart the machine",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded; check nvidia-smi",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the card fell off the bus; check dmesg and restart the machine",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "reset the card or restart the machine",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the driver was updated while the old version is running; restart the machine",
 }
 
 
 class NvmlDevice:
-    """A card that NVML can read, chosen by its UUID when the settings' name is one, else by its index.
+    """A card that NVML can read, chosen by its UUID if the settings' name is one, else by its index.
 
-    NVML is initialised by the first reading and stays so. A card that is lost is looked for again, at most every `REOPEN_S`.
+    NVML is initialised by the first reading and stays so. A lost card is opened again, at most every `REOPEN_S`.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class NvmlDevice:
         self._reopen_at_s = float("-inf")
 
     def read(self) -> Reading:
-        """Read the card; a figure that it does not have is None, a failure is the reading's `lost`."""
+        """Read the card; a figure that it does not have is None, and a failure is in the reading's `lost`."""
         with self._lock:
             if self._monotonic() < self._reopen_at_s:
                 return Reading(at=self._now(), name=self._name, lost=self._lost)
             try:
                 return self._read()
-            # Not NVMLError alone: NVMLLibraryMismatchError is none of them, and a broken driver can raise OSError.
+            # Not only NVMLError: NVMLLibraryMismatchError is not one, and a broken driver can raise OSError.
             except Exception as error:
                 self._close()
                 self._lost = _reason(error)
@@ -90,12 +90,12 @@ class NvmlDevice:
                 return Reading(at=self._now(), name=self._name, lost=self._lost)
 
     def open(self) -> None:
-        """Initialise NVML and find the card. Raises: what NVML raises."""
+        """Initialise NVML and find the card. Raises: NVML's errors."""
         with self._lock:
             self._open()
 
     def close(self) -> None:
-        """Give NVML back; a later reading opens it again."""
+        """Shut down NVML; a later reading opens it again."""
         with self._lock:
             self._close()
 
@@ -130,7 +130,7 @@ class NvmlDevice:
 
     def _open(self) -> Any:
         if self._initialised and self._pid != os.getpid():
-            self._close()  # what a fork carried over is another process's
+            self._close()  # a handle inherited through a fork belongs to the parent
         if not self._initialised:
             pynvml.nvmlInit()
             self._initialised = True
@@ -148,13 +148,13 @@ class NvmlDevice:
         self._handle = None
         if self._initialised:
             self._initialised = False
-            # NVML counts its initialisations: other devices of this process keep theirs.
+            # NVML counts initialisations: other devices in this process keep theirs.
             with suppress(Exception):
                 pynvml.nvmlShutdown()
 
 
 def _processes(handle: Any) -> tuple[DeviceProcess, ...] | None:
-    # A program that computes and draws is in both lists; in a container the numbers are the host's, or there are none.
+    # A program that computes and draws is in both lists; in a container the pids are the host's, or missing.
     lists = [
         _listed(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         _listed(lambda: pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)),
@@ -173,7 +173,7 @@ def _listed(ask: Callable[[], list[Any]]) -> list[Any] | None:
         return _optional(ask)
     except pynvml.NVMLError:
         raise
-    except Exception:  # an older driver than the module knows how to ask for processes: no reason to call the card lost
+    except Exception:  # the driver is too old for the module's way to list processes; the card is not lost
         return None
 
 
@@ -185,10 +185,10 @@ def _name_of(pid: int) -> str | None:
 
 
 def open_device(settings: DeviceSettings, backends: Iterable[BackendSettings] = ()) -> Device:
-    """Choose how to read a device: through NVML when this machine has a driver and the card, else by its budget alone.
+    """Choose how to read a device: through NVML if this machine has a driver and the card, else by its budget alone.
 
-    With a backend on another host the card is that host's, whatever this machine has: only the budget is known.
-    A card that is here and cannot be read now (lost, or its driver half updated) is not taken for an absent one.
+    With a backend on another host the card is on that host, whatever this machine has: only the budget is known.
+    A card on this machine that cannot be read now (lost, or its driver half updated) does not count as absent.
     """
     if not all(runs_here(backend.url) for backend in backends):
         return BudgetDevice(settings)
@@ -200,13 +200,13 @@ def open_device(settings: DeviceSettings, backends: Iterable[BackendSettings] = 
             device.close()
             return BudgetDevice(settings)
     except Exception:
-        # The library and its Python module do not fit each other: the readings will say so.
+        # The library and its Python module do not match: the readings will report it.
         device.close()
     return device
 
 
 class Devices:
-    """Registers a device for each one that is configured."""
+    """Registers a device for each configured one."""
 
     @hookimpl
     def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Device]:
@@ -217,7 +217,7 @@ class Devices:
 
 
 def _optional(ask: Callable[[], T], unless: tuple[int, ...] | None = _GONE) -> T | None:
-    """Return a figure, None where the card does not have it; raises an error in `unless`, or with None any other than that."""
+    """Return a figure, None if the card does not have it. Raises: errors in `unless`, or with None all other errors."""
     try:
         return ask()
     except pynvml.NVMLError as error:
@@ -227,6 +227,6 @@ def _optional(ask: Callable[[], T], unless: tuple[int, ...] | None = _GONE) -> T
 
 
 def _reason(error: Exception) -> str:
-    # NVMLError can be neither hashed nor compared with others, so only its number is looked at.
+    # NVMLError can be neither hashed nor compared with others, so only its number is used.
     advice = _ADVICE.get(error.value) if isinstance(error, pynvml.NVMLError) else None
     return f"{error}: {advice}" if advice else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Owns whose a process on a device is: an Ollama's runner, gpuqueue's own, another program's, or unknown; ends none."""
+"""Attributes GPU processes to their owners: Ollama, gpuqueue, another program, or unknown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gpuqueue.domain.device import DeviceProcess
 
 Owner = Literal["ollama", "gpuqueue", "other", "unknown"]
 
-RUNNERS = ("ollama", "ollama_llama_server", "llama-server")  # what Ollama called them, version by version
+RUNNERS = ("ollama", "ollama_llama_server", "llama-server")  # Ollama's names for them, version by version
 PROC = Path("/proc")
 DEEPEST = 16  # of a process's ancestors
 
 
 class Kin(NamedTuple):
-    """A process of this machine."""
+    """A process on this machine."""
 
     pid: int
     name: str
@@ -26,16 +26,16 @@ class Kin(NamedTuple):
 def owner_of(
     process: DeviceProcess, *, workers: Collection[int], has_ollama: bool, kin_of: Callable[[DeviceProcess], Sequence[Kin]]
 ) -> Owner:
-    """Say whose a process is.
+    """Return a process's owner.
 
-    `workers` are the process ids of this machine's workers, `has_ollama` says that an Ollama of the queue computes on the
-    device, and `kin_of` finds the process and its ancestors, where they can be seen from here.
+    `workers` are the process ids of this machine's workers, `has_ollama` says that an Ollama of the queue runs on the device,
+    and `kin_of` finds the process and its ancestors, as far as they are visible from here.
     """
     kin = kin_of(process)
     if any(item.pid in workers for item in kin):
         return "gpuqueue"
     names = [process.name or "", *(item.name for item in kin)]
-    # Others start a llama-server too: where its ancestors can be seen, one must be an Ollama.
+    # Other programs start a llama-server too: if its ancestors are visible, one of them must be an Ollama.
     is_runner = any(name.startswith("ollama") for name in names) or (process.name in RUNNERS and not kin)
     if is_runner and has_ollama:
         return "ollama"
@@ -43,10 +43,10 @@ def owner_of(
 
 
 def kin_here(process: DeviceProcess, proc: Path = PROC) -> list[Kin]:
-    """Find a process and its ancestors among those of this machine, itself first.
+    """Find a process on this machine and its ancestors, itself first.
 
-    The driver numbers processes as the host does, a container has numbers of its own: only a process of that number whose
-    name is the one that the driver gives is taken for it, otherwise there are none.
+    The driver uses the host's pids, while a container has its own. A process therefore matches only if both its pid and its
+    name are those of the driver; otherwise the list is empty.
     """
     if process.name is None or process.name not in _names(proc / str(process.pid)):
         return []
@@ -62,22 +62,22 @@ def kin_here(process: DeviceProcess, proc: Path = PROC) -> list[Kin]:
 
 
 def _names(folder: Path) -> set[str]:
-    """The names under which the driver may know a process: its file's and the first word of its command line."""
+    """Return the names that the driver may report for a process: its file's and the first word of its command line."""
     found = {_status(folder)[0]}
     try:
         found.add(os.path.basename((folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")))
-        found.add(os.path.basename(os.readlink(folder / "exe")))  # only its own user may look
+        found.add(os.path.basename(os.readlink(folder / "exe")))  # only readable by its own user
     except OSError:
         pass
     return found - {""}
 
 
 def _status(folder: Path) -> tuple[str, int | None]:
-    """The name of a process and the number of its parent; ("", None) when there is no such process, or no /proc."""
+    """Return the name and the parent's pid of a process; ("", None) if the process or /proc does not exist."""
     try:
         text = (folder / "stat").read_text(errors="replace")
     except OSError:
         return "", None
-    # `4001 (a name) S 1 …`: the name may have spaces and brackets of its own.
+    # `4001 (a name) S 1 …`: the name may itself contain spaces and brackets.
     before, _, after = text.rpartition(")")
     return before.partition("(")[2], int(after.split()[1])

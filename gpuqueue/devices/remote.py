@@ -1,4 +1,4 @@
-"""Owns the device that no driver here can read, such as a card in another host: only its budget is known; reads nothing."""
+"""Stands in for a device that no local driver can read, such as a card in another host; only its budget is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpuqueue.domain.settings import DeviceSettings
 
 
 class BudgetDevice:
-    """A card of which only the configured budget is known; its readings have no figures and are never lost."""
+    """A card with only a configured budget; its readings have no figures and are never lost."""
 
     def __init__(self, settings: DeviceSettings, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.settings = settings
@@ -24,7 +24,7 @@ class BudgetDevice:
 
 
 def runs_here(url: str) -> bool:
-    """Say whether a URL's host is this machine, which is so when one of its addresses can be bound; unknown names are not."""
+    """Say whether a URL's host is this machine: one of its addresses can be bound. Unknown names are not."""
     try:
         addresses = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
     except OSError:

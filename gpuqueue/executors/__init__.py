@@ -1,1 +1,1 @@
-"""Owns the ways to run an attempt; never imports the store or a device."""
+"""Runs attempts, one module per way; never imports the store or a device."""

@@ -1,4 +1,4 @@
-"""Owns running a registered function in the calling thread or on the event loop; neither can be killed, so it never tries to."""
+"""Runs a registered function in the calling thread or on the event loop; neither can be killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpuqueue.contract.executor import AttemptContext
 
 
 class CallableExecutor:
-    """Calls the function with the job's arguments by name; what it returns is the job's result."""
+    """Calls the function with the job's arguments by name and returns its result."""
 
     def __init__(self, function: Callable[..., Any], *, preemptible: bool = False) -> None:
         self._function = function
@@ -20,7 +20,7 @@ class CallableExecutor:
 
 
 class CoroutineExecutor:
-    """Awaits an asynchronous function in the same way; a cancel, a deadline or a shutdown raises CancelledError in it."""
+    """Awaits an asynchronous function the same way; a cancel, a deadline or a shutdown raises CancelledError in it."""
 
     def __init__(self, function: Callable[..., Awaitable[Any]], *, preemptible: bool = False) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""Owns the child's side of `processes.py`: it runs one function after another for its worker; knows no database."""
+"""Runs functions for a worker in a child process, the other side of `processes.py`; opens no database."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ is_child = False  # whether this process was started to run isolated tasks
 
 
 class ChildContext:
-    """The AttemptContext of the job that runs here; what it is told goes to the worker."""
+    """The AttemptContext of the job running here; sends output to the worker."""
 
     def __init__(self, channel: Channel, request: Mapping[str, Any]) -> None:
         job_id, lease, queue, task, attempt, max_attempts = request["job"]
@@ -58,11 +58,11 @@ class ChildContext:
     def continue_output(self) -> None: ...
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
-        return nullcontext()  # SIGTERM interrupts what runs here
+        return nullcontext()  # SIGTERM interrupts the job
 
 
 class Channel:
-    """The connection to the worker: requests in, what the job says and its end out, as lines of JSON."""
+    """The connection to the worker, as lines of JSON: requests in, the job's output and result out."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._lines = connection.makefile("rb")
@@ -73,7 +73,7 @@ class Channel:
         self.stop_after_sending = False
 
     def next_request(self) -> dict[str, Any]:
-        """Wait for the next job; ends the process when the worker has gone."""
+        """Wait for the next job; ends the process when the worker is gone."""
         line = self._lines.readline()
         if not line:
             os._exit(0)
@@ -96,7 +96,7 @@ class Channel:
 
 
 def main(descriptor: int) -> None:
-    """Run what the worker asks for until it is gone."""
+    """Run the worker's jobs until the worker is gone."""
     global is_child
     is_child = True
     faulthandler.enable()
@@ -131,7 +131,7 @@ def _run(context: ChildContext, request: Mapping[str, Any]) -> str:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            # Trying again would only compute the same result.
+            # Another attempt would compute the same result.
             raise Discard(f"the result of job {context.lease.job_id} must be JSON: {error}", code="result") from None
     except AttemptInterrupted:
         answer = {"interrupted": True}
@@ -149,7 +149,7 @@ def _find(module: str, name: str) -> Callable[..., Any]:
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    # What stands under the name may be the task that the decorator made of the function.
+    # The name may refer to the task that the decorator created from the function.
     function: Callable[..., Any] = getattr(found, "function", None) or found
     return function
 
@@ -158,15 +158,15 @@ def _on_terminate(channel: Channel, _number: int, _frame: FrameType | None) -> N
     if channel.context is None:
         os._exit(0)
     channel.context.interruption = "stopped"
-    if channel.sender == threading.get_ident():  # half a line would garble all that follows it
+    if channel.sender == threading.get_ident():  # half a line would corrupt everything after it
         channel.stop_after_sending = True
         return
     raise AttemptInterrupted
 
 
 def _peak_bytes() -> int:
-    """Return the most memory that this process has had at once."""
-    # On Linux getrusage(2) would count what the worker had when it started this process: exec keeps that figure.
+    """Return this process's peak memory."""
+    # On Linux getrusage(2) would include the worker's peak when it started this process: exec keeps that figure.
     try:
         with open("/proc/self/status", "rb") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith(b"VmHWM:"))

@@ -1,8 +1,8 @@
-"""Owns the end of a worker's child processes when the worker cannot end them: it was killed, or stopped for too long.
+"""Kills a worker's child processes when the worker cannot: it was killed, or suspended for too long.
 
-A script of its own, which imports nothing of gpuqueue, so that it is small and nothing in it can hang. Its standard input
-comes from the worker, a line for each change: `run GROUP SECONDS` (this process group runs a job, and must not outlive so
-long a silence), `idle GROUP`, `gone GROUP`, and `alive`.
+A separate script that imports nothing from gpuqueue, to be small and unable to hang. The worker writes to its standard input,
+one line per change: `run GROUP SECONDS` (this process group runs a job; kill it after this long without a line), `idle
+GROUP`, `gone GROUP`, and `alive`.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import suppress
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    groups: dict[int, float] = {}  # how long each may go on in silence
+    groups: dict[int, float] = {}  # how long each may run without a line from the worker
     received = b""
     heard_s = time.monotonic()
     while True:
@@ -28,7 +28,7 @@ def main() -> None:
         if not ready:
             continue
         piece = os.read(0, 65536)
-        if not piece:  # the worker is no more
+        if not piece:  # the worker has ended
             for group in groups:
                 kill(group)
             return

@@ -1,4 +1,4 @@
-"""Owns the verbs `ollama.generate`, `ollama.chat` and `ollama.embed`: a job's arguments in, its result out.
+"""Runs the verbs `ollama.generate`, `ollama.chat` and `ollama.embed`: a job's arguments in, its result out.
 
 Never unloads a model.
 """
@@ -21,15 +21,15 @@ from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSetti
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.ollama_client import OllamaClient
 
-SPILL_QUERY_S = 10.0  # where the answer decides whether the job goes on
-KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this, should the worker die before its clean-up
+SPILL_QUERY_S = 10.0  # when the answer decides whether the job continues
+KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this if the worker dies before its clean-up
 
-# A difference in one of these makes Ollama load the model again, with another size.
+# A difference in one of these makes Ollama reload the model, with another size.
 MEMORY_OPTIONS = frozenset({"num_ctx", "num_gpu", "num_batch", "num_thread", "main_gpu", "use_mmap", "shift"})
 
 
 class OllamaExecutor(ABC):
-    """One verb of one Ollama; the configured options of a model that size its memory are the same for all its jobs."""
+    """One verb of one Ollama; the configured memory options of a model are the same for all its jobs."""
 
     preemptible = True
     verb: ClassVar[Verb]
@@ -55,28 +55,28 @@ class OllamaExecutor(ABC):
         """
 
     def body(self, arguments: Mapping[str, Any], placement: Placement | None, model: str = "") -> dict[str, Any]:
-        """Make the request of a job's arguments and its model's configured options.
+        """Build the request from a job's arguments and its model's configured options.
 
-        `model` is the one that it was given, which may be another than it asked for; that one's size is not the job's to choose.
-        Raises: CallerFault for an argument that the verb does not have, or another value of a configured memory option.
+        `model` is the one chosen for the job, which may be a fallback; the job's memory options then do not apply.
+        Raises: CallerFault for an unknown argument, or a different value of a configured memory option.
         """
         verb = self.verb
         given = {key: value for key, value in arguments.items() if value is not None}
         for key in given:
             if key == "keep_alive":
-                raise CallerFault(f"{verb.name}: keep_alive is not a job's to choose; set keep_warm for the device")
+                raise CallerFault(f"{verb.name}: a job cannot set keep_alive; set keep_warm for the device")
             if key not in verb.allowed:
                 near = did_you_mean(key, verb.allowed)
-                raise CallerFault(f"{verb.name} has no argument {key!r}{near}. Arguments: {', '.join(sorted(verb.allowed))}")
+                raise CallerFault(f"{verb.name}: unknown argument {key!r}{near}. Arguments: {', '.join(sorted(verb.allowed))}")
         for key in sorted(verb.required - given.keys()):
-            raise CallerFault(f"{verb.name} needs the argument {key!r}")
+            raise CallerFault(f"{verb.name}: missing argument {key!r}")
         if model and full_name(model) != full_name(str(given["model"])):
             asked = given.get("options")
             if isinstance(asked, Mapping):
                 given["options"] = {key: value for key, value in asked.items() if key not in MEMORY_OPTIONS}
             given["model"] = model
         options = self._options(str(given["model"]), given)
-        # Ollama takes this one beside the options, not among them.
+        # Ollama takes this one as a field of the request, not as an option.
         if "shift" in options:
             given["shift"] = options.pop("shift")
         return {**given, "options": options, "keep_alive": self._keep_alive(placement)}
@@ -93,30 +93,30 @@ class OllamaExecutor(ABC):
         for key in MEMORY_OPTIONS & asked.keys() & configured.keys():
             if asked[key] != configured[key]:
                 raise CallerFault(
-                    f"{self.verb.name}: {key} = {asked[key]!r} would load {model!r} a second time, because it is configured with "
-                    f"{key} = {configured[key]!r}. Leave it out of the job's options, or change it in [models.{model!r}]"
+                    f"{self.verb.name}: {key} = {asked[key]!r} would reload {model!r}, which is configured with "
+                    f"{key} = {configured[key]!r}. Remove it from the job's options, or change it in [models.{model!r}]"
                 )
         return {**configured, **asked}
 
     def _keep_alive(self, placement: Placement | None) -> float:
-        # Said here and not by a request of its own afterwards: that would have to repeat these options, or reload the model.
+        # Sent with this request: a separate one afterwards would have to repeat these options, or reload the model.
         keep_warm_s = 0.0 if placement is None else self._keep_warm_s.get(placement.device, 0.0)
         return max(self._keep_alive_s, keep_warm_s)
 
     def _refuse_spill(self, model: str) -> None:
-        """Stop in time where a model that did not wholly fit the device is not accepted. Raises: Spilled."""
+        """Stop early if the model did not fully fit on the device and its settings do not accept that. Raises: Spilled."""
         settings = self._models.get(full_name(model))
         if settings is None or settings.on_spill == "accept":
             return
         spilled_bytes = self._spilled(model, timeout_s=SPILL_QUERY_S).get("spilled_bytes", 0)
         if spilled_bytes:
             raise Spilled(
-                f"{format_size(spilled_bytes)} of {model} did not fit the card and would run on the CPU, which is much slower "
-                f"(on_spill = {settings.on_spill!r}); see gpuqueue gpu"
+                f"{format_size(spilled_bytes)} of {model} did not fit on the card and would run on the CPU, which is much slower "
+                f"(on_spill = {settings.on_spill!r}). Check `gpuqueue gpu`"
             )
 
     def _spilled(self, model: str, timeout_s: float = 1.0) -> dict[str, int]:
-        # Only a figure beside the answer: a failure to get it must not cost the answer.
+        # Extra information: failing to get it must not lose the answer.
         with suppress(ExecutionError):
             for resident in self._client.residents(timeout_s=timeout_s):
                 if full_name(resident.model) == full_name(model):
@@ -125,13 +125,13 @@ class OllamaExecutor(ABC):
 
 
 class _Streaming(OllamaExecutor):
-    """What generate and chat share.
+    """The common part of generate and chat.
 
     Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "load_s", "prompt_s", "generate_s", "total_s",
-    "first_token_s"}, and where there is any "thinking", "tool_calls", "logprobs", "context", "spilled_bytes" (the part of
-    the model that is not in the card's memory), and "continued_tokens" (of `output_tokens`, those that an earlier attempt had
-    written before it made room). `first_token_s` is what this attempt waited, thinking included; the other durations are
-    Ollama's. A figure that Ollama does not give is 0.
+    "first_token_s"}, and if available "thinking", "tool_calls", "logprobs", "context", "spilled_bytes" (the part of the
+    model that is not in the card's memory), and "continued_tokens" (the part of `output_tokens` from an earlier, preempted
+    attempt). `first_token_s` is this attempt's wait, for thinking too; the other durations are Ollama's. A figure that Ollama
+    does not report is 0.
     """
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
@@ -160,10 +160,10 @@ class _Streaming(OllamaExecutor):
 
     @abstractmethod
     def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
-        """Make the request that goes on where an earlier one's output ended; None when that is not possible."""
+        """Build the request that continues an earlier one's output; None when that is not possible."""
 
     def _may_continue(self, body: Mapping[str, Any]) -> bool:
-        # What steers the answer's shape begins anew with each request, and would be applied to its second half alone.
+        # Settings for the answer's shape start again with each request, and would apply to its second half alone.
         settings = self._models.get(full_name(str(body["model"])))
         return settings is not None and settings.resume == "continue" and not any(body.get(key) for key in _SHAPED)
 
@@ -179,7 +179,7 @@ def _with_fewer_tokens(body: Mapping[str, Any], before: PartialOutput) -> dict[s
 
 
 class _Answer:
-    """What was said so far, and the figures of its last line."""
+    """The answer so far, and the figures of its last line."""
 
     def __init__(self) -> None:
         self.count = 0  # tokens of this attempt
@@ -192,17 +192,17 @@ class _Answer:
         self._before = 0
 
     def begin_with(self, before: PartialOutput) -> None:
-        """Go on where an earlier attempt ended."""
+        """Continue from an earlier attempt's output."""
         self._texts.append(before.text)
         self._before = self._more["continued_tokens"] = before.output_tokens
 
     def tokens_left(self, body: Mapping[str, Any]) -> int | None:
-        """Return how many tokens are still to be written, None without a limit."""
+        """Return how many tokens may still be generated, None without a limit."""
         limit = body["options"].get("num_predict")
         return limit if self._before and isinstance(limit, int) and limit >= 0 else None
 
     def take(self, line: Mapping[str, Any], text: str, thought: str, tool_calls: Sequence[Any]) -> str:
-        """Take one line's pieces; returns its text."""
+        """Add one line's pieces; returns its text."""
         self._last = line
         if text or thought or tool_calls:
             self.count += 1
@@ -267,7 +267,7 @@ class Chat(_Streaming):
 
 
 class Embed(OllamaExecutor):
-    """Turn texts into vectors.
+    """Embed texts as vectors.
 
     Result: {"embeddings", "model", "prompt_tokens", "load_s", "total_s"}, and "spilled_bytes" where known.
     """
@@ -289,7 +289,7 @@ class Embed(OllamaExecutor):
 
 
 class OllamaVerbs:
-    """Registers the verbs of each configured backend, under its name; the first one's are also called `ollama.*`."""
+    """Registers the verbs of each configured backend under its name, and those of the first one also as `ollama.*`."""
 
     @hookimpl
     def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, Executor]:

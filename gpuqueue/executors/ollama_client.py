@@ -1,7 +1,4 @@
-"""Owns Ollama's HTTP contract: its calls, how patient to be with each, and the class of every failure.
-
-Runs no job itself and decides nothing.
-"""
+"""Calls Ollama over HTTP: its requests, their timeouts, and the class of every failure; runs no job itself."""
 
 from __future__ import annotations
 
@@ -35,30 +32,30 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _CALLERS_500 = re.compile(r'^option "[^"]*" must be of type|^invalid format:')
-_BUSY = (408, 429, 502, 503, 504)  # 502 and 504 come from a proxy whose Ollama is away
+_BUSY = (408, 429, 502, 503, 504)  # 502 and 504 come from a proxy in front of an unavailable Ollama
 
 
 class ConnectionRefused(BackendUnavailable):
-    """Nothing listens at the backend's URL: the server is gone, and with it the runners that are its children."""
+    """Nothing listens at the backend's URL: the server has ended, and with it its child processes, the runners."""
 
 
 class OllamaClient:
-    """One Ollama, over HTTP; every method may be called from any thread, and keeps nothing open."""
+    """One Ollama, over HTTP; every method can be called from any thread, and keeps no connection open."""
 
     def __init__(self, settings: BackendSettings) -> None:
         try:
             self._url = httpx.URL(settings.url)
         except httpx.InvalidURL as error:
-            raise ConfigurationError(f"backend {settings.name!r}: the url {settings.url!r} is not valid: {error}") from error
+            raise ConfigurationError(f"backend {settings.name!r}: invalid url {settings.url!r}: {error}") from error
         if self._url.scheme not in ("http", "https") or not self._url.host:
-            raise ConfigurationError(f"backend {settings.name!r}: the url {settings.url!r} must look like http://127.0.0.1:11434")
+            raise ConfigurationError(f"backend {settings.name!r}: url must be like http://127.0.0.1:11434, not {settings.url!r}")
         self.settings = settings
         self.shown_url = shown_url(str(self._url)).rstrip("/")
 
     def probe(self, timeout_s: float = 1.0) -> str:
-        """Ask whether Ollama answers.
+        """Check whether Ollama answers.
 
-        Returns: its version, "" when it is too old to say. Raises: BackendUnavailable.
+        Returns: its version, "" if it is too old to report one. Raises: BackendUnavailable.
         """
         response = self._query("GET", "/api/version", timeout_s=timeout_s)
         if response.status_code == 200:
@@ -67,12 +64,12 @@ class OllamaClient:
         response = self._query("GET", "/", timeout_s=timeout_s)
         if response.status_code == 200 and "ollama" in response.text.lower():
             return ""
-        raise self._unavailable(f"answered {response.status_code} to GET /, so it is busy or not an Ollama; check the url")
+        raise self._unavailable(f"answered GET / with status {response.status_code}; it is busy or not an Ollama. Check the url")
 
     def residents(self, timeout_s: float = QUERY_S) -> tuple[Resident, ...]:
-        """List the models that are loaded, under their names with tags.
+        """List the loaded models, by their names with tags.
 
-        Raises: BackendUnavailable, or another ExecutionError when Ollama refuses.
+        Raises: BackendUnavailable, or another ExecutionError if Ollama refuses.
         """
         found = self._listed("/api/ps", timeout_s)
         return tuple(
@@ -80,20 +77,20 @@ class OllamaClient:
         )
 
     def models(self, timeout_s: float = QUERY_S) -> dict[str, int]:
-        """List the models that Ollama has on its disk: {name with its tag: bytes there}."""
+        """List the models on Ollama's disk: {name with tag: bytes there}."""
         return {str(item.get("name", "")): int(item.get("size") or 0) for item in self._listed("/api/tags", timeout_s)}
 
     def description(self, model: str, timeout_s: float = QUERY_S) -> dict[str, Any]:
-        """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown one."""
+        """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown model."""
         response = self._query("POST", "/api/show", timeout_s=timeout_s, body={"model": model})
         if response.status_code != 200:
             raise self._refusal(response.status_code, response.text, model)
         with suppress(ValueError, AttributeError):
             return dict(response.json().get("model_info") or {})
-        raise self._unavailable("answered POST /api/show with something else than a model, so it is not an Ollama; check the url")
+        raise self._unavailable("did not answer POST /api/show with a model, so it is not an Ollama. Check the url")
 
     def unload(self, model: str, timeout_s: float = QUERY_S) -> None:
-        """Ask Ollama to unload a model; it answers at once and unloads later, when the model's requests have ended."""
+        """Request to unload a model; Ollama answers at once and unloads later, when the model's requests have ended."""
         # Generate unloads embedding models too; /api/embed has no way to.
         response = self._query("POST", "/api/generate", timeout_s=timeout_s, body={"model": model, "keep_alive": 0})
         if response.status_code != 200:
@@ -102,26 +99,24 @@ class OllamaClient:
     def stream(self, path: str, body: Mapping[str, Any], context: AttemptContext) -> Generator[dict[str, Any]]:
         """Send a generating request and yield the lines of its answer; the last one has `done` true.
 
-        The connection is closed as soon as the attempt is interrupted, which makes Ollama stop, in whatever phase it is.
-        Limits, in seconds: connect_s; first_token_s until the answer begins, loading included; gap_s between two pieces;
-        total_s and the attempt's deadline, looked at with each piece.
-        Raises: AttemptInterrupted, or an ExecutionError that classes the failure.
+        The connection is closed as soon as the attempt is interrupted, which makes Ollama stop in any phase. Limits, in
+        seconds: connect_s; first_token_s until the answer starts, loading included; gap_s between two pieces; total_s and the
+        attempt's deadline, checked with each piece.
+        Raises: AttemptInterrupted, or an ExecutionError that classifies the failure.
         """
         with closing(self._objects(path, {**body, "stream": True}, context)) as lines:
             for line in lines:
                 yield line
                 if line.get("done") is True:
                     return
-        raise RunnerCrashed(
-            f"{self._of(body)} ended its answer without saying that it is done, so it is cut short; its log says why"
-        )
+        raise RunnerCrashed(f"{self._of(body)} ended its answer before it was done. Check Ollama's log")
 
     def answer(self, path: str, body: Mapping[str, Any], context: AttemptContext) -> dict[str, Any]:
-        """Send a request that has one object as its answer; limits and errors as in `stream`."""
+        """Send a request with one object as its answer; limits and errors as in `stream`."""
         with closing(self._objects(path, body, context)) as lines:
             for line in lines:
                 return line
-        raise RunnerCrashed(f"{self._of(body)} answered with nothing; its log says why")
+        raise RunnerCrashed(f"{self._of(body)} sent an empty answer. Check Ollama's log")
 
     def _listed(self, path: str, timeout_s: float) -> list[dict[str, Any]]:
         response = self._query("GET", path, timeout_s=timeout_s)
@@ -129,7 +124,7 @@ class OllamaClient:
             raise self._refusal(response.status_code, response.text, "")
         with suppress(ValueError, AttributeError):
             return list(response.json().get("models") or ())
-        raise self._unavailable(f"answered GET {path} with something else than models, so it is not an Ollama; check the url")
+        raise self._unavailable(f"did not answer GET {path} with a list of models, so it is not an Ollama. Check the url")
 
     def _query(self, method: str, path: str, *, timeout_s: float, body: Mapping[str, Any] | None = None) -> httpx.Response:
         patience = httpx.Timeout(timeout_s, connect=min(timeout_s, self.settings.connect_s))
@@ -140,7 +135,7 @@ class OllamaClient:
             raise self._unreached(error, f"did not answer {method} {path} within {timeout_s:g} s") from error
 
     def _open(self) -> httpx.Client:
-        # Proxies of the environment are for the internet, and would break a request to 127.0.0.1.
+        # Proxies from the environment are for the internet, and would break a request to 127.0.0.1.
         return httpx.Client(base_url=self._url, verify=_trust(self._url.scheme), trust_env=False)
 
     def _objects(self, path: str, body: Mapping[str, Any], context: AttemptContext) -> Generator[dict[str, Any]]:
@@ -163,7 +158,7 @@ class OllamaClient:
                 )
                 with closing(http.send(request, stream=True)) as response:
                     answering = True
-                    # httpcore looks at this when the body is first read: from here on the gap is the limit.
+                    # httpcore reads this when the body is first read: from here on the gap is the limit.
                     request.extensions["timeout"]["read"] = limits.next_read_s(self.settings.gap_s)
                     if response.status_code != 200:
                         text = response.read().decode(errors="replace")
@@ -182,9 +177,9 @@ class OllamaClient:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise RunnerCrashed(f"{self._of(body)} answered with something that is not JSON: {line[:80]!r}; check the url")
+            raise RunnerCrashed(f"{self._of(body)} did not answer in JSON: {line[:80]!r}. Check the url")
         if "error" in found:
-            # The status was sent before the failure, so it says nothing.
+            # The status was sent before the failure, so it does not count.
             raise self._refusal(200, line.decode(errors="replace"), str(body.get("model", "")))
         return found
 
@@ -194,44 +189,44 @@ class OllamaClient:
             raise AttemptInterrupted
         if limits.total_passed():
             raise RunnerCrashed(
-                f"{self._of(body)} was not done after {self.settings.total_s:g} s; limit the answer with the option "
+                f"{self._of(body)} was not done within {self.settings.total_s:g} s. Limit the answer with the option "
                 "num_predict, or raise total_s"
             )
 
     def _broken(self, error: httpx.HTTPError, body: Mapping[str, Any], answering: bool) -> ExecutionError:
         if answering and isinstance(error, httpx.TimeoutException):
-            return RunnerCrashed(f"{self._of(body)} stopped in its answer and sent nothing for {self.settings.gap_s:g} s (gap_s)")
+            return RunnerCrashed(f"{self._of(body)} stopped during its answer: nothing for {self.settings.gap_s:g} s (gap_s)")
         if answering:
-            # The runner's crash leaves an Ollama that can be asked; when nobody answers, the job is not at fault.
+            # After a runner's crash Ollama still answers; if it does not, the job is not at fault.
             try:
                 self.probe()
             except BackendUnavailable as away:
                 return away
-            return RunnerCrashed(f"{self._of(body)} dropped the connection in the middle of its answer ({error})")
-        # Ollama sends its headers together with the first token. Without them nothing of the job was done, and a hung
-        # server, a full queue of its own and an endless load look the same: all say that the backend is not usable now,
-        # none that the job is at fault, so the job is postponed and its attempt not spent.
+            return RunnerCrashed(f"{self._of(body)} dropped the connection during its answer ({error})")
+        # Ollama sends its headers together with the first token. Without them none of the job was done. A hung server, a full
+        # queue in Ollama and an endless load look the same: the backend is not usable now and the job is not at fault, so the
+        # job is postponed without spending an attempt.
         waited_s = self.settings.first_token_s
         return self._unreached(
             error,
-            f"did not begin to answer for {_model(body)} within {waited_s:g} s; raise first_token_s if it loads that slowly",
+            f"did not start to answer for {_model(body)} within {waited_s:g} s. Raise first_token_s if it loads that slowly",
         )
 
     def _unreached(self, error: httpx.HTTPError, too_slow: str) -> BackendUnavailable:
         match error:
             case httpx.ConnectTimeout():
                 return self._unavailable(
-                    f"could not be reached within {self.settings.connect_s:g} s; check the host and its network"
+                    f"could not be reached within {self.settings.connect_s:g} s. Check the host and its network"
                 )
             case httpx.TimeoutException():
                 return self._unavailable(too_slow)
             case httpx.ConnectError() if was_refused(error):
                 return ConnectionRefused(
-                    f"nothing listens at {self.shown_url} (`ollama serve` starts it)",
+                    f"nothing listens at {self.shown_url}; start Ollama with `ollama serve`",
                     backend=self.settings.name,
                 )
             case httpx.ConnectError():
-                return self._unavailable(f"cannot be reached ({error}); check the url and that it runs")
+                return self._unavailable(f"cannot be reached ({error}). Check the url and that Ollama is running")
         return self._unavailable(f"dropped the connection without an answer ({error}); it may be restarting")
 
     def _unavailable(self, words: str) -> BackendUnavailable:
@@ -241,15 +236,15 @@ class OllamaClient:
         said = reason_in(text)
         words = f"Ollama at {self.shown_url}" + (f", model {model!r}" if model else "") + f": {said}"
         if _OUT_OF_MEMORY.search(said):
-            return OutOfMemory(f"{words}. It needs a smaller num_ctx, a smaller model, or a card with less on it")
+            return OutOfMemory(f"{words}. Use a smaller num_ctx or model, or free memory on the card")
         if status in _BUSY:
             return BackendUnavailable(f"{words} (status {status})", backend=self.settings.name)
         if 300 <= status < 400:
-            return self._unavailable(f"answered {status}, a redirection, so it is not an Ollama; check the url")
+            return self._unavailable(f"answered with a redirect (status {status}), so it is not an Ollama. Check the url")
         if status == 404 and model and "not found" in said:
-            return CallerFault(f"{words}. Get it on that machine with: ollama pull {model}")
+            return CallerFault(f"{words}. Run `ollama pull {model}` on that machine")
         if 400 <= status < 500 or (status == 500 and _CALLERS_500.search(said)):
-            return CallerFault(f"{words} (status {status}); the request must be changed")
+            return CallerFault(f"{words} (status {status}). Correct the request")
         return RunnerCrashed(words if status == 200 else f"{words} (status {status})")
 
     def _of(self, body: Mapping[str, Any]) -> str:
@@ -257,14 +252,14 @@ class OllamaClient:
 
 
 class _Limits:
-    """How long one request may still take."""
+    """The time left for one request."""
 
     def __init__(self, settings: BackendSettings, deadline_s: float | None) -> None:
         self._ends_s = time.monotonic() + settings.total_s
         self._deadline_s = deadline_s
 
     def next_read_s(self, limit_s: float) -> float:
-        """Return how long a read may wait: `limit_s`, or less when the whole ends before."""
+        """Return how long a read may wait: `limit_s`, or less if the request's time ends before."""
         ends_s = self._ends_s if self._deadline_s is None else min(self._ends_s, self._deadline_s)
         # A timeout of 0 would make the socket non-blocking.
         return max(0.001, min(limit_s, ends_s - time.monotonic()))
@@ -277,7 +272,7 @@ class _Limits:
 
 
 class _Plug:
-    """Ends one request from another thread, by shutting its socket down under whoever reads it."""
+    """Ends one request from another thread, by shutting down its socket while it is read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -285,12 +280,12 @@ class _Plug:
         self.pulled = False
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
-        """Take hold of the connection when httpcore, whose trace this is, has made it."""
+        """Keep the connection once httpcore, which calls this as its trace, has opened it."""
         if event != "connection.connect_tcp.complete":
             return
         made = info["return_value"].get_extra_info("socket")
         with self._lock:
-            # A descriptor of our own: httpcore's could be closed, and its number reused, while another thread shuts it down.
+            # A separate descriptor: httpcore's could be closed, and its number reused, while another thread shuts it down.
             self._socket = socket.socket(fileno=os.dup(made.fileno()))
             if self.pulled:
                 self._shut_down()

@@ -1,4 +1,4 @@
-"""Owns the estimate of a model's device memory from Ollama's description of it; what is observed later replaces it.
+"""Estimates a model's device memory from Ollama's description of it; a later measurement replaces the estimate.
 
 Source: Ollama's `/api/show` and `/api/tags`, and its memory arithmetic: weights + KV cache + compute buffers + the runner's
 CUDA context.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DEFAULT_NUM_CTX = 4096  # Ollama's own, for cards below 24 GB
+DEFAULT_NUM_CTX = 4096  # Ollama's default, for cards below 24 GB
 CONTEXT_BYTES = 457 * 2**20  # the CUDA context of a runner
 BUFFER_BYTES = 256 * 2**20  # for computing; grows with the batch
 BATCH_CELLS = 512
@@ -25,7 +25,7 @@ def expected_bytes(info: Mapping[str, Any], weights_bytes: int, num_ctx: int | N
 
 
 def kv_cache_bytes(info: Mapping[str, Any], num_ctx: int | None = None) -> int:
-    """Return the bytes of the key and value cache at f16, 0 where the description does not say enough."""
+    """Return the bytes of the key and value cache at f16, 0 if the description is incomplete."""
     kind = str(info.get("general.architecture") or "")
 
     def number(name: str, default: int = 0) -> int:

@@ -1,8 +1,8 @@
-"""Owns running a function in a process of its own: what it takes or breaks ends with it. The other side is `child.py`.
+"""Runs a function in its own process, so its memory and any damage end with that process. The other side is `child.py`.
 
-The worker and the child speak in JSON lines over a pair of sockets. A child that does not stop when it is asked is killed
-after KILL_AFTER_S, with everything that it started. When the worker itself was killed, or stopped for so long that its jobs
-may have been given to another, its guardian does that.
+The worker and the child exchange JSON lines over a pair of sockets. A child that does not stop when asked is killed after
+KILL_AFTER_S, with everything that it started. If the worker was killed, or suspended for so long that its jobs may have been
+rescued, its guardian kills the child.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.verdicts import verdict_of
 from gpuqueue.executors import guardian
 
-KILL_AFTER_S = 1.0  # less than a worker waits before it gives an attempt up
+KILL_AFTER_S = 1.0  # less than a worker waits before it gives up an attempt
 IDLE_S = 60.0  # how long a child waits for another job
 JOBS_PER_CHILD = 100
-GROWTH_BYTES = 64 * 2**20  # a child that has needed more memory than this for a job is not used again
+GROWTH_BYTES = 64 * 2**20  # a child that needed more memory than this for a job is not reused
 _START = (
     "import json, sys; path, descriptor = json.loads(sys.argv[1]); sys.path[:] = path; "
     "from gpuqueue.executors.child import main; main(descriptor)"
@@ -48,7 +48,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment},
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # so that what it starts can be killed with it
+                start_new_session=True,  # so its own children can be killed with it
             )
         self._guardian = guardian
         self._guardian.tell("idle", self._process.pid)
@@ -64,9 +64,9 @@ class Child:
         self.has_grown = False
 
     def run(self, request: Mapping[str, Any], context: AttemptContext, *, silence_s: float) -> Any:
-        """Run one job; the guardian ends the child when this process is not heard of for `silence_s`.
+        """Run one job; the guardian kills the child when this process sends nothing for `silence_s`.
 
-        Returns: what the function returned. Raises: IsolatedFailure or a verdict for what it raised; ProcessDied;
+        Returns: the function's result. Raises: IsolatedFailure or a verdict for the function's error; ProcessDied;
         AttemptInterrupted.
         """
         self._guardian.tell("run", self._process.pid, silence_s)
@@ -100,11 +100,11 @@ class Child:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may run another job."""
+        """Whether it can run another job."""
         return self._killer is None and not self.has_grown and self.jobs_run < JOBS_PER_CHILD and self._is_connected()
 
     def rest(self) -> None:
-        """Wait for another job."""
+        """Mark the child as idle."""
         self.idle_since_s = time.monotonic()
         self._guardian.tell("idle", self._process.pid)
 
@@ -118,7 +118,7 @@ class Child:
         self._socket.close()
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        with self._sending, suppress(OSError):  # that it is gone is found out when it is listened to
+        with self._sending, suppress(OSError):  # a dead child is noticed on the next receive
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self, timeout_s: float) -> dict[str, Any] | None:
@@ -147,16 +147,16 @@ class Child:
             return False
 
     def _death(self) -> str:
-        self.end()  # a process that is on its way out keeps its own exit status
+        self.end()  # a process that is already exiting keeps its exit status
         status = self._process.returncode
         if status >= 0:
-            return f"its process ended with exit status {status} before it returned"
+            return f"the job's process exited with status {status} before returning"
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        hint = "; the machine may have run out of memory, see dmesg" if name == "SIGKILL" else ""
-        return f"its process was killed by {name} before it returned{hint}"
+        hint = "; the machine may have run out of memory, check dmesg" if name == "SIGKILL" else ""
+        return f"the job's process was killed by {name} before returning{hint}"
 
     def _signal(self, number: int, *, last: bool = False) -> None:
-        """Send the child's group a signal; after the `last` none, because the number may then be another group's."""
+        """Send a signal to the child's group; none after the `last`, because the number may then be another group's."""
         with self._signalling:
             if not self._signalled_last:
                 self._signalled_last = last
@@ -165,7 +165,7 @@ class Child:
 
 
 class Guardian:
-    """A small process, started with the first child, that ends the children when this process cannot."""
+    """A small process, started with the first child, that kills the children when this process cannot."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,7 +174,7 @@ class Guardian:
         self._lock = threading.Lock()
 
     def tell(self, word: str, group: int = 0, silence_s: float | None = None) -> None:
-        """Send a line of the guardian's language."""
+        """Send one line to the guardian."""
         line = " ".join(str(part) for part in (word, group or None, silence_s) if part is not None).encode() + b"\n"
         with self._lock:
             if self._closed:
@@ -185,12 +185,12 @@ class Guardian:
                 self._told[group] = line
             try:
                 self._write(line)
-            except OSError:  # somebody has killed it
+            except OSError:  # the guardian was killed
                 self._end()
                 self._write(b"".join(self._told.values()))
 
     def close(self) -> None:
-        """End it; the children of which it was not told that they are gone are ended too."""
+        """End it; it kills the children that were not reported as gone."""
         with self._lock:
             self._closed = True
             self._end()
@@ -211,7 +211,7 @@ class Guardian:
 
 
 class Children:
-    """The processes of one worker: new ones, and those that wait for another job."""
+    """The child processes of one worker, new and idle ones."""
 
     def __init__(self) -> None:
         self._guardian = Guardian()
@@ -220,7 +220,7 @@ class Children:
         self._closed = False
 
     def take(self, environment: Mapping[str, str], *, fresh: bool) -> Child:
-        """Return a child with this environment: a new one when it must be `fresh`, or none is idle."""
+        """Return a child with this environment: a new one if `fresh`, or if none is idle."""
         while not fresh and (child := self._pop(environment)) is not None:
             if child.is_usable:
                 return child
@@ -228,7 +228,7 @@ class Children:
         return Child(environment, self._guardian)
 
     def give_back(self, child: Child, *, reuse: bool) -> None:
-        """Take a child after its job; ends it when it may run no other."""
+        """Take back a child after its job; ends it if it cannot run another."""
         if reuse and child.is_usable:
             child.rest()
             with self._lock:
@@ -238,7 +238,7 @@ class Children:
         child.end()
 
     def tidy(self) -> None:
-        """End the children that have waited too long."""
+        """End the children that have been idle for too long."""
         with self._lock:
             now_s = time.monotonic()
             old = [child for child in self._idle if now_s - child.idle_since_s > IDLE_S]
@@ -265,11 +265,10 @@ class Children:
 
 
 class ProcessExecutor:
-    """Runs one task's function, the one of this name in this module, in children.
+    """Runs one task's function, found by module and name, in child processes.
 
-    A job on a device gets a process of its own, which sees that device alone, and whose end frees all that it held there.
-    Jobs without one are run by a process one after another, as long as that does not grow; where devices are configured
-    they see none.
+    A job on a device gets its own process, which sees only that device and releases all its memory when it ends. Jobs without
+    a device share a process, one after another, while its memory does not grow; if devices are configured it sees none.
     """
 
     def __init__(
@@ -311,9 +310,9 @@ class ProcessExecutor:
         return value
 
     def environment(self, placement: Placement | None) -> dict[str, str]:
-        """The variables that say which devices CUDA shows.
+        """Return the variables that limit the devices CUDA shows.
 
-        NVML numbers cards by their place on the bus, which CUDA does only when told to (CUDA_DEVICE_ORDER, CUDA C++
+        NVML numbers cards by their place on the bus, which CUDA does only when set to (CUDA_DEVICE_ORDER, CUDA C++
         programming guide, "CUDA environment variables").
         """
         if placement is None:

@@ -1,4 +1,4 @@
-"""Owns what every executor of an HTTP server asks of a failure: the reason it gives, and whether nobody listened."""
+"""Reads the failures of HTTP servers: the reason given, and whether the connection was refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def reason_in(text: str) -> str:
 
 
 def was_refused(error: BaseException | None) -> bool:
-    """Say whether nothing listened at the address."""
-    # httpcore raises `from None`, which leaves the operating system's error only as the context.
+    """Say whether the connection was refused, because nothing listened at the address."""
+    # httpcore raises `from None`, so the operating system's error is only in the context.
     while error is not None and not isinstance(error, ConnectionRefusedError):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -238,7 +238,7 @@ def test_a_card_that_fell_off_the_bus_is_lost_whichever_call_meets_it(library: L
 
     reading = a_device().read()
 
-    assert reading.lost == "GPU is lost: the card fell off the bus; see dmesg, and restart the machine"
+    assert reading.lost == "GPU is lost: the card fell off the bus; check dmesg and restart the machine"
     assert reading.free_bytes is None
 
 
@@ -247,7 +247,7 @@ def test_a_card_that_fell_off_the_bus_is_lost_whichever_call_meets_it(library: L
     [
         (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "driver is not loaded"),
         (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "driver was updated"),
-        (pynvml.NVML_ERROR_RESET_REQUIRED, "must be reset"),
+        (pynvml.NVML_ERROR_RESET_REQUIRED, "reset the card"),
         (pynvml.NVML_ERROR_UNKNOWN, "Unknown Error"),
     ],
 )

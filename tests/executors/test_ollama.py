@@ -283,8 +283,8 @@ def test_shift_is_pinned_like_the_others_and_sent_beside_the_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"prompt": ""}, "needs the argument 'model'"),
-        ({"model": "m"}, "needs the argument 'prompt'"),
+        ({"prompt": ""}, "missing argument 'model'"),
+        ({"model": "m"}, "missing argument 'prompt'"),
         ({"model": "m", "promt": ""}, "no argument 'promt' (did you mean 'prompt'?)"),
         ({"model": "m", "prompt": "", "stream": False}, "no argument 'stream'"),
         ({"model": "m", "prompt": "", "keep_alive": -1}, "set keep_warm for the device"),
@@ -322,8 +322,8 @@ REFUSALS: list[tuple[int, Any, type[ExecutionError], str]] = [
     (500, {"error": "model requires more system memory (9 GiB) than is available (7 GiB)"}, OutOfMemory, "more system memory"),
     (500, {"error": "timed out waiting for llama runner to start"}, RunnerCrashed, "timed out waiting"),
     (500, {"error": "an error was encountered while running the model: CUDA error: unspecified"}, RunnerCrashed, "CUDA error"),
-    (200, b"<html>Hello</html>", RunnerCrashed, "not JSON"),
-    (200, b"", RunnerCrashed, "cut short"),
+    (200, b"<html>Hello</html>", RunnerCrashed, "did not answer in JSON"),
+    (200, b"", RunnerCrashed, "ended its answer before it was done"),
 ]
 
 
@@ -343,11 +343,11 @@ def test_each_refusal_has_its_class_and_says_what_where_and_which_model(
 MID_STREAM: list[tuple[bytes, type[ExecutionError], str]] = [
     (line(error="an error was encountered while running the model: CUDA error") + END, RunnerCrashed, "CUDA error"),
     (line(error="cudaMalloc failed: out of memory") + END, OutOfMemory, "out of memory"),
-    (END, RunnerCrashed, "cut short"),
-    (line(response="", done=False) + END, RunnerCrashed, "cut short"),
+    (END, RunnerCrashed, "ended its answer before it was done"),
+    (line(response="", done=False) + END, RunnerCrashed, "ended its answer before it was done"),
     (b"", RunnerCrashed, "dropped the connection in the middle"),
     (b"zz", RunnerCrashed, "dropped the connection in the middle"),
-    (chunk(b"{nonsense\n"), RunnerCrashed, "not JSON"),
+    (chunk(b"{nonsense\n"), RunnerCrashed, "did not answer in JSON"),
 ]
 
 
@@ -406,7 +406,7 @@ def test_a_connection_that_is_not_accepted_in_time_means_that_the_backend_is_awa
 def test_without_any_answer_within_first_token_s_the_backend_is_away_however_short_the_gap() -> None:
     with Server() as server:
         server._scripts.append(server.hold)
-        with pytest.raises(BackendUnavailable, match=r"did not begin to answer for model 'gemma4:e4b' within 0\.1 s"):
+        with pytest.raises(BackendUnavailable, match=r"did not start to answer for model 'gemma4:e4b' within 0\.1 s"):
             generate(server, first_token_s=0.1, gap_s=0.001)
 
     assert server.hung_up.is_set()

@@ -92,7 +92,7 @@ def test_a_function_that_no_other_process_can_find_is_refused(gq):
 def test_a_function_of_a_notebook_cannot_be_isolated():
     code = "from gpuqueue import GPUQueue\ngq = GPUQueue('x.db')\ndef work(): ...\ngq.task(isolate=True)(work)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "what was typed into a notebook or an interpreter has no file; move work to a module" in ran.stderr
+    assert "cannot import it from a notebook or an interpreter. Move work to a module" in ran.stderr
 
 
 def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_imported(tmp_path):
@@ -121,9 +121,9 @@ def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_importe
         ("error", "failed", "Odd: no such thing"),
         ("system exit", "failed", "SystemExit: good bye"),
         ("discard", "gone", "obsolete"),
-        ("exit", "process_died", "its process ended with exit status 3 before it returned"),
-        ("segfault", "process_died", "its process was killed by SIGSEGV before it returned"),
-        ("kill", "process_died", "killed by SIGKILL before it returned; the machine may have run out of memory"),
+        ("exit", "process_died", "the job's process exited with status 3 before returning"),
+        ("segfault", "process_died", "the job's process was killed by SIGSEGV before returning"),
+        ("kill", "process_died", "killed by SIGKILL before returning; the machine may have run out of memory"),
         ("not json", "result", "the result of job 1 must be JSON: Object of type set is not JSON serializable"),
     ],
 )
@@ -339,7 +339,7 @@ def test_a_script_that_starts_its_worker_as_it_is_imported_is_told_how_to_write_
     (tmp_path / "script.py").write_text(SCRIPT)
     told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert told.returncode == 1
-    assert 'start it under `if __name__ == "__main__":`' in told.stderr.splitlines()[-1]
+    assert 'Start the worker under `if __name__ == "__main__":`' in told.stderr.splitlines()[-1]
     with GPUQueue(tmp_path / "jobs.db") as gq:
         assert [job.id for job in gq.jobs()] == [1], "no child enqueued another"
     guarded = SCRIPT.replace("with Worker(gq):\n    print", 'if __name__ == "__main__":\n  with Worker(gq):\n    print')
