@@ -1,4 +1,4 @@
-"""Gives a client one job's handle: its state, result and output, cancel and retry; runs nothing."""
+"""The client's handle on one job: its state, result and output, cancel and retry; runs nothing."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import DeviceView, View
 
-FRESH_S = 10.0  # an older reading does not tell what is free now
+FRESH_S = 10.0  # an older reading says nothing about what is free now
 
 
 def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:

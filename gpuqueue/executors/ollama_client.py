@@ -333,5 +333,5 @@ def _model(body: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _trust(scheme: str) -> ssl.SSLContext:
-    # Reading the certificates takes 20 ms, and plain HTTP needs none; the bare context trusts nobody.
+    # Reading the certificates takes 20 ms, and plain HTTP needs none; the bare context trusts no certificate.
     return httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -79,7 +79,7 @@ class Worker:
             self._background.join()
 
     def request_stop(self) -> None:
-        """Start to stop, without waiting; a second call gives running jobs back at once."""
+        """Request the stop without waiting; a second call gives running jobs back at once."""
         self._orders.request_stop()
 
     def __enter__(self) -> Worker:

@@ -10,7 +10,7 @@ from gpuqueue.domain.models import full_name
 
 
 class Ordering:
-    """Priority descending; then jobs whose model a device has loaded; then scheduled_at and id; over all queues.
+    """Priority descending; then jobs with a model that a device has loaded; then scheduled_at and id; over all queues.
 
     Once a device has loaded no other model for `affinity_s`, its models are no longer preferred. A job for another model
     therefore waits at most that long past its turn.
