@@ -60,7 +60,7 @@ EVENTS: Mapping[str, EventKind] = {
     "job_discarded": EventKind("a job failed permanently", ("attempt", "run_s", "code", "error")),
     "job_rescued": EventKind("a dead worker's running job was rescued", ("state", "crashes", "dead_worker")),
     "jobs_refused": EventKind("waiting jobs were refused because their backend is unavailable", ("count",)),
-    "preemption_requested": EventKind("an attempt was asked to stop to free memory", ("for_job",)),
+    "preemption_requested": EventKind("an attempt was asked to stop, for another job or a pause", ("for_job",)),
     "queue_held": EventKind("a queue is held, or held for different reasons than before", ("reasons", "details")),
     "queue_released": EventKind("a queue is no longer held"),
     "backend_lost": EventKind("a backend became unavailable", ("backend", "error", "retry_at")),

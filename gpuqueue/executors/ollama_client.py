@@ -195,7 +195,7 @@ class OllamaClient:
 
     def _broken(self, error: httpx.HTTPError, body: Mapping[str, Any], answering: bool) -> ExecutionError:
         if answering and isinstance(error, httpx.TimeoutException):
-            return RunnerCrashed(f"{self._of(body)} stopped during its answer: nothing for {self.settings.gap_s:g} s (gap_s)")
+            return RunnerCrashed(f"{self._of(body)} stopped and sent nothing for {self.settings.gap_s:g} s (gap_s)")
         if answering:
             # After a runner's crash Ollama still answers; if it does not, the job is not at fault.
             try:

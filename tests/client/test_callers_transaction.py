@@ -170,7 +170,10 @@ def test_a_connection_to_another_database_is_refused_with_both_named(gq, send, t
 
 def test_what_is_no_connection_is_refused(gq, send, tmp_path):
     gq.counts()
-    with sqlite3.connect(gq.database) as driver, pytest.raises(UsageError, match="a SQLAlchemy Connection or Session, not"):
+    with (
+        sqlite3.connect(gq.database) as driver,
+        pytest.raises(UsageError, match="must be a SQLAlchemy Connection or Session, or Django's connection, not"),
+    ):
         send.using(connection=driver).enqueue(order=1)
     driver.close()
     with pytest.raises(UsageError, match="to using\\(\\) or enqueue\\(\\)"):

@@ -85,7 +85,7 @@ def test_a_task_that_is_isolated_can_be_called_as_a_function(isolated):
 def test_a_function_that_no_other_process_can_find_is_refused(gq):
     def local() -> None: ...
 
-    with pytest.raises(UsageError, match=r"isolate=True.*move .*local to the top level of its module"):
+    with pytest.raises(UsageError, match=r"isolate=True.*Move .*local to the top level of its module"):
         gq.task(isolate=True)(local)
 
 
