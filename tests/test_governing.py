@@ -134,7 +134,8 @@ def test_a_window_lets_fewer_jobs_run_at_once(make_queue, start_worker, make_gat
     start_worker(gq, threads=4)
     gates[0].wait_reached()
     text = str(jobs[1].explain())
-    assert f"1 of 1 jobs of reports run (job {jobs[0].id}); its window 00:00-24:00 UTC limits it" in text
+    limit = f"1 of 1 running (job {jobs[0].id}); limit set by its window 00:00-24:00 UTC"
+    assert f"reports is at its concurrency limit: {limit}" in text
     for gate in gates:
         gate.open()
     for job in jobs:

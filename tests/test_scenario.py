@@ -76,7 +76,7 @@ def test_batch_that_yields_says_to_what(ai, start_worker, until):
     waiting = ai.batch()
     text = str(waiting.explain())
     assert "yielding: yields to ai-realtime (1 running, 0 waiting)" in text
-    assert f"device_busy: gpu0 runs job {realtime.id} of ai-realtime" in text
+    assert f"device_busy: gpu0 is running job {realtime.id} (ai-realtime)" in text
     realtime.cancel()
     waiting.result(timeout_s=20)
 
@@ -477,7 +477,7 @@ def test_functions_on_the_gpu_run_one_at_a_time(make_queue, start_worker, make_g
         gate.wait_reached()
         assert [job.refresh().state for job in jobs[number:]] == ["running", *["available"] * (2 - number)]
         if number < 2:
-            assert f"device_busy: gpu0 runs job {jobs[number].id}" in str(jobs[-1].explain())
+            assert f"device_busy: gpu0 is running job {jobs[number].id}" in str(jobs[-1].explain())
         gate.open()
         jobs[number].result(timeout_s=20)
 
