@@ -1,1 +1,1 @@
-"""Owns the nouns and the pure rules; imports nothing of gpuqueue from outside this folder."""
+"""Defines the nouns and the pure rules; imports nothing from gpuqueue outside this folder."""

@@ -1,4 +1,4 @@
-"""Owns what policies answer: demands, placements, waits, holds, preemptions, limits, clean-ups."""
+"""Defines the answers of policies: demands, placements, waits, holds, preemptions, limits, clean-ups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpuqueue.domain.settings import Rate
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a job needs of a device; `vram_bytes` 0 means no memory, `model` "" no model."""
+    """A job's device requirements; `vram_bytes` 0 means no memory, `model` "" no model."""
 
     vram_bytes: int
     model: str = ""
@@ -20,22 +20,22 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The device a job gets and the bytes it reserves there."""
+    """The device chosen for a job, and the bytes it reserves there."""
 
     device: str
     reserved_bytes: int
 
 
-# Who holds: a plugin's answer, a plugin's failure, a person's pause, the lack of a worker, or the state of the job itself.
+# The origin of a hold: a plugin's answer, a plugin's failure, a manual pause, a missing worker, or the job's own state.
 HoldSource = Literal["plugin", "failure", "pause", "worker", "job"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a job gets no device now. `reason` is a word and `detail` a sentence for people; nothing is decided by them.
+    """Why a job gets no device now. `reason` is a word and `detail` a sentence for people; decisions use neither.
 
-    `ends_with_jobs` says that it ends when other jobs do. A wait with neither that nor `until` may last for ever, and no start is
-    expected of its job. `advice` is what a person can do about it, a command where there is one.
+    `ends_with_jobs` means that the wait ends when other jobs end. A wait with neither that nor `until` may last forever, and no
+    start time is estimated for its job. `advice` tells a person what to do about it, with a command where there is one.
     """
 
     reason: str
@@ -47,23 +47,23 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why a queue may not start jobs now; `refuse` ends its waiting jobs instead of keeping them. The rest is as in Wait.
+    """Why a queue may not start jobs now; `refuse` discards its waiting jobs instead of keeping them. Other fields as in Wait.
 
-    `plugin` and `source` are filled in by gpuqueue: a plugin that sets them sets nothing.
+    gpuqueue fills in `plugin` and `source`; values set by a plugin are overwritten.
     """
 
     reason: str
     detail: str
     until: datetime | None = None
     refuse: bool = False
-    plugin: str = field(default="", compare=False)  # the name of the one that answered or failed
+    plugin: str = field(default="", compare=False)  # the plugin that answered or failed
     ends_with_jobs: bool = field(default=False, kw_only=True)
     advice: str = field(default="", kw_only=True)
     source: HoldSource = field(default="plugin", kw_only=True, compare=False)
 
 
 class Preemption(NamedTuple):
-    """An attempt that is to stop, at once or not before a moment; `for_job` is the job that it makes room for, if any."""
+    """An attempt to stop, immediately or not before a given time; `for_job` is the job that needs its memory, if any."""
 
     job_id: int
     lease: int
@@ -72,7 +72,7 @@ class Preemption(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Tighter limits for a queue now, and why; None leaves what is configured."""
+    """Tighter limits for a queue now, and why; None keeps the configured value."""
 
     concurrency: int | None = None
     rate: Rate | None = None
@@ -80,10 +80,10 @@ class Limits(NamedTuple):
 
 
 class CleanUp(NamedTuple):
-    """What a clean-up found; `verified` False means that the memory may still be taken (`detail` says why)."""
+    """The result of a clean-up; `verified` False means that the memory may still be in use (`detail` says why)."""
 
     verified: bool
     detail: str
     waited_s: float = 0.0
     residents: tuple[Resident, ...] = ()
-    observed_bytes: int | None = None  # what the attempt was seen to take of the device's memory
+    observed_bytes: int | None = None  # the device memory that the attempt was seen to use

@@ -1,4 +1,4 @@
-"""Owns how long a failed job waits before its next attempt: kinds of backoff, with a cap and jitter; retries nothing.
+"""Computes how long a failed job waits before its next attempt: kinds of backoff, with a cap and jitter.
 
 @gq.task(max_attempts=5, backoff=backoff.exponential("10s", cap="30m"))
 """
@@ -18,9 +18,9 @@ DEFAULT_JITTER = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """`wait` says how long to wait after the attempt of this number, 1 for the first; the wait is `cap_s` at most.
+    """`wait` returns how long to wait after an attempt, given its number (1 for the first); each wait is at most `cap_s`.
 
-    `jitter` is the part of each wait that chance may take away, so that jobs that failed together do not return together.
+    `jitter` is the fraction of each wait that may be cut at random, so that jobs that failed together do not retry together.
     """
 
     wait: Callable[[int], Duration]
@@ -28,7 +28,7 @@ class Backoff:
     jitter: float
 
     def wait_s(self, attempt: int, chance: float) -> float:
-        """Return the wait after an attempt in seconds; `chance` is from 0 to 1. Raises: UsageError for a wrong `wait`."""
+        """Return the wait after an attempt in seconds; `chance` is from 0 to 1. Raises: UsageError for an invalid `wait`."""
         seconds = parse_duration(self.wait(attempt), what="backoff")
         return min(seconds, self.cap_s) * (1 - self.jitter * chance)
 
@@ -36,7 +36,7 @@ class Backoff:
 def exponential(
     first: Duration = "5s", *, factor: float = 2, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER
 ) -> Backoff:
-    """Wait `first`, then each time `factor` times as long. Raises: UsageError."""
+    """Wait `first`, then `factor` times longer after each attempt. Raises: UsageError."""
     first_s = parse_duration(first, what="first")
     if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
         raise UsageError(f"factor must be a number of at least 1, not {factor!r}")
@@ -53,7 +53,7 @@ def exponential(
 def polynomial(
     first: Duration = "5s", *, power: float = 2, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER
 ) -> Backoff:
-    """Wait `first` times the number of the attempt to the power of `power`. Raises: UsageError."""
+    """Wait `first` times the attempt's number raised to `power`. Raises: UsageError."""
     first_s = parse_duration(first, what="first")
     if not (isinstance(power, int | float) and 0 < power <= 10):
         raise UsageError(f"power must be a number above 0 and at most 10, not {power!r}")
@@ -67,9 +67,9 @@ def fixed(wait: Duration, *, jitter: float = DEFAULT_JITTER) -> Backoff:
 
 
 def custom(wait: Callable[[int], Duration], *, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER) -> Backoff:
-    """Wait what a function of the attempt's number says: "5m", seconds or a timedelta. Raises: UsageError."""
+    """Wait as long as a function of the attempt's number returns: "5m", seconds or a timedelta. Raises: UsageError."""
     if not (isinstance(jitter, int | float) and 0 <= jitter <= 1):
-        raise UsageError(f"jitter must be a part from 0 to 1, not {jitter!r}")
+        raise UsageError(f"jitter must be a number from 0 to 1, not {jitter!r}")
     return Backoff(wait, _cap_s(cap), jitter)
 
 
@@ -83,7 +83,7 @@ def read_backoff(given: Backoff | Callable[[int], Duration] | str) -> Backoff:
     if callable(given):
         return custom(given)
     raise UsageError(
-        f"backoff must be one of backoff.exponential(…), polynomial(…), fixed(…), custom(…), "
+        f"backoff must be backoff.exponential(…), polynomial(…), fixed(…) or custom(…), "
         f"the name 'exponential' or 'polynomial', or a function of the attempt's number, not {given!r}"
     )
 

@@ -1,4 +1,4 @@
-"""Owns what a worker says when it claims: the rules that it knows beside the rows, and how many jobs it can take."""
+"""Defines what a worker passes to a claim: rules that are not in the rows, and how many jobs it can take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Capacity(NamedTuple):
 
 
 class ClaimRules(NamedTuple):
-    """What a worker knows beside the rows when it claims: the held queues, and what the largest device could take."""
+    """What a worker knows at a claim that is not in the rows: held queues, queue settings and the largest device budget."""
 
     held: frozenset[str] = frozenset()
     queues: Mapping[str, QueueSettings] = MappingProxyType({})

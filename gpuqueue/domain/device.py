@@ -1,4 +1,4 @@
-"""Owns what a device and its backend say of themselves: readings, processes, loaded models."""
+"""Defines what a device and its backend report: readings, processes, loaded models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """A process that holds memory on a device; None is unknown, as under some drivers and in containers."""
+    """A process that uses memory on a device; None means unknown, as with some drivers and in containers."""
 
     pid: int
     used_bytes: int | None
@@ -17,7 +17,7 @@ class DeviceProcess:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a device said of itself; None is unknown (no driver here, or the value is not supported)."""
+    """A device's report about itself; None means unknown (no driver here, or the value is not supported)."""
 
     at: datetime
     name: str | None = None
@@ -30,7 +30,7 @@ class Reading:
     lost: str | None = None  # why it cannot be read
 
     def age_s(self, now: datetime) -> float:
-        """Say how old it is."""
+        """Return its age in seconds, at least 0."""
         return max(0.0, (now - self.at).total_seconds())
 
 

@@ -1,13 +1,13 @@
-"""Owns every error that gpuqueue raises on purpose; does no work besides wording them.
+"""Defines every error that gpuqueue raises on purpose.
 
 GPUQueueError
-├── UsageError                what the caller gave is wrong; nothing was changed (command line: exit status 2)
+├── UsageError                the caller's input is wrong; nothing was changed (command line: exit status 2)
 │   ├── ConfigurationError    a configuration file, environment variable or setting
 │   ├── UnknownQueue, UnknownTask, UnknownJob
-│   ├── PayloadError          arguments or a result that are not JSON, or too large
+│   ├── PayloadError          arguments or a result are not JSON, or are too large
 │   └── StateError            the job's state does not allow this
 ├── StoreError                the database file cannot be used
-│   ├── StoreBusy             the write lock was not had in time; nothing was changed
+│   ├── StoreBusy             could not acquire the write lock in time; nothing was changed
 │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
@@ -26,7 +26,7 @@ class GPUQueueError(Exception):
 
 
 class UsageError(GPUQueueError):
-    """What the caller gave is wrong; nothing was changed."""
+    """The caller's input is wrong; nothing was changed."""
 
 
 class ConfigurationError(UsageError):
@@ -39,8 +39,8 @@ class UnknownQueue(UsageError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
-            f"there is no queue {name!r}{did_you_mean(name, names)}. Queues: {', '.join(names) or 'none'}. "
-            "A queue exists once it is configured, named by a task, or made by gq.queue(name)"
+            f"unknown queue {name!r}{did_you_mean(name, names)}. Queues: {', '.join(names) or 'none'}. "
+            "A queue exists once it is configured, named by a task, or created with gq.queue(name)"
         )
 
 
@@ -50,8 +50,8 @@ class UnknownTask(UsageError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
-            f"there is no task {name!r}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
-            "Register it with @gq.task, a plugin's verb with gq.verb, and import its module where it is used"
+            f"unknown task {name!r}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
+            "Register it with @gq.task (a plugin's verb with gq.verb), and import the module that registers it"
         )
 
 
@@ -60,8 +60,7 @@ class UnknownJob(UsageError):
 
     def __init__(self, job_id: int) -> None:
         super().__init__(
-            f"there is no job {job_id}: it never existed, its transaction was not committed, or it finished so long ago "
-            "that it was pruned"
+            f"unknown job {job_id}: it never existed, its transaction was not committed, or it finished long ago and was pruned"
         )
 
 
@@ -78,11 +77,11 @@ class StoreError(GPUQueueError):
 
 
 class StoreBusy(StoreError):
-    """The write lock was not had in time; nothing was changed, and the call may be repeated."""
+    """Could not acquire the write lock in time; nothing was changed, and the call may be repeated."""
 
 
 class NotADatabase(StoreError):
-    """The file exists and is not a gpuqueue database."""
+    """The file exists but is not a gpuqueue database."""
 
 
 class NewerSchema(StoreError):
@@ -98,7 +97,7 @@ class StoreFull(StoreError):
 
 
 class JobError(GPUQueueError):
-    """How a job ended when it did not complete; `job_id` and `code` say which and why."""
+    """How a job ended without completing; `job_id` and `code` say which job and why."""
 
     def __init__(self, message: str, *, job_id: int = 0, code: str = "") -> None:
         super().__init__(message)
@@ -107,15 +106,15 @@ class JobError(GPUQueueError):
 
 
 class JobFailed(JobError):
-    """The job was discarded: its attempts are spent, or its failure is final."""
+    """The job was discarded: it has no attempts left, or its failure is final."""
 
 
 class JobCancelled(JobError):
-    """A person stopped the job."""
+    """The job was cancelled."""
 
 
 class JobExpired(JobError):
-    """The job still waited when its `expires_in` had passed."""
+    """The job expired before it could start: its `expires_in` had passed."""
 
 
 class PluginFailed(GPUQueueError):
@@ -136,17 +135,17 @@ REFUSAL = "AI service temporarily unavailable"
 
 
 class ServiceUnavailable(JobError):
-    """The backend is away and the job's queue rejects work meanwhile."""
+    """The backend is unavailable, and the job's queue rejects work meanwhile."""
 
 
 class ExecutionError(GPUQueueError):
-    """Raised by an executor to class a failure; `code` is stored with the job."""
+    """Raised by an executor to classify a failure; `code` is stored with the job."""
 
     code = "error"
 
 
 class BackendUnavailable(ExecutionError):
-    """The backend did not answer, or said that it is busy; `backend` names it."""
+    """The backend did not answer, or reported that it is busy; `backend` is its name."""
 
     code = "unavailable"
 
@@ -156,13 +155,13 @@ class BackendUnavailable(ExecutionError):
 
 
 class OutOfMemory(ExecutionError):
-    """The model did not fit the device when it was loaded."""
+    """The model did not fit on the device when it was loaded."""
 
     code = "out_of_memory"
 
 
 class Spilled(ExecutionError):
-    """The model did not wholly fit the device, and its settings do not accept that."""
+    """The model fit on the device only in part, and its settings do not accept that."""
 
     code = "spilled"
 
@@ -180,13 +179,13 @@ class CallerFault(ExecutionError):
 
 
 class ProcessDied(ExecutionError):
-    """The process of an isolated task ended before the task returned."""
+    """An isolated task's process ended before the task returned."""
 
     code = "process_died"
 
 
 class IsolatedFailure(ExecutionError):
-    """What an isolated task raised in its process; `kinds` are the names of the error's class and all its bases."""
+    """The error that an isolated task raised in its process; `kinds` are the names of its class and all base classes."""
 
     def __init__(self, *, code: str, message: str, kinds: Iterable[str], remote_traceback: str) -> None:
         super().__init__(message)
@@ -212,8 +211,8 @@ def describe(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Word the nearest known name as ` (did you mean 'x'?)`, or nothing when none is near."""
-    import difflib  # 1 ms, which nobody pays who makes no mistake
+    """Suggest the nearest known name as ` (did you mean 'x'?)`; "" when none is near."""
+    import difflib  # imported here: it takes 1 ms, and only a mistake needs it
 
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

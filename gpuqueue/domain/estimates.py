@@ -1,6 +1,6 @@
-"""Owns what was learned from jobs, and what follows from it for another: sizes, rates, durations; learns nothing itself.
+"""Derives expectations for a job (size, rate, duration) from what earlier jobs taught; stores nothing.
 
-Each estimate has a kind and a key. Kinds that end in `_bytes` keep the highest value seen, the others a mean that follows
+Each estimate has a kind and a key. Kinds that end in `_bytes` keep the highest value seen; the others keep a mean that follows
 recent jobs.
 """
 
@@ -15,7 +15,7 @@ from gpuqueue.domain.models import full_name
 from gpuqueue.domain.view import Estimate, Reservation
 
 VRAM = "vram_bytes"  # of a model with its memory-sizing options
-SHOWN = "shown_bytes"  # of the same, as the model's description lets expect
+SHOWN = "shown_bytes"  # of the same, as estimated from the model's description
 LOAD = "load_s"  # of the same
 PROMPT_RATE = "prompt_tokens_per_s"  # of a model
 OUTPUT_RATE = "output_tokens_per_s"  # of a model
@@ -25,11 +25,11 @@ SPILLED = "spilled"  # bytes of a model with its memory-sizing options that were
 
 Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
 
-NEWEST_PART = 0.2  # of a mean that one more value makes up, once there are some
+NEWEST_PART = 0.2  # the weight of a new value in a mean that already has some
 
 
 class Observation(NamedTuple):
-    """One observation."""
+    """One value measured on a job."""
 
     kind: str
     key: str
@@ -37,13 +37,13 @@ class Observation(NamedTuple):
 
 
 def model_key(model: str, options: Mapping[str, Any] | None = None) -> str:
-    """Name a model, or one with the options that size its memory."""
+    """Return the key of a model, alone or with the options that size its memory."""
     name = full_name(model)
     return f"{name} {json.dumps(options, sort_keys=True)}" if options else name
 
 
 def work_key(queue: str, task: str, model: str) -> str:
-    """Name a kind of work."""
+    """Return the key of a kind of work."""
     return f"{queue} {task} {full_name(model)}".rstrip()
 
 
@@ -58,7 +58,7 @@ def believed(before: Estimate | None, observation: Observation) -> Estimate:
 
 
 def get(known: Known, kind: str, key: str) -> float | None:
-    """Return what is believed, None when nothing was learned."""
+    """Return the estimated value, None when nothing was learned."""
     found = known.get((kind, key))
     return None if found is None else found.value
 
@@ -80,6 +80,6 @@ def left_s(known: Known, attempt: Reservation, now: datetime) -> float | None:
     usual = get(known, OUTPUT, work_key(attempt.queue, attempt.task, attempt.model))
     if not rate:
         return None
-    # An answer that has grown longer than most may go on to its limit.
+    # An answer that is already longer than usual may grow to its limit.
     expected = [value for value in (attempt.output_limit, usual) if value is not None and value >= attempt.output_tokens]
     return (min(expected) - attempt.output_tokens) / rate if expected else None

@@ -1,4 +1,4 @@
-"""Owns what a check of a database finds wrong."""
+"""Defines the findings of a database check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong; `check` names the promise that is broken, `mend` says what to do."""
+    """One problem; `check` names the broken invariant, `mend` says how to repair it."""
 
     check: str
     detail: str

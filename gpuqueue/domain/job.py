@@ -1,6 +1,6 @@
-"""Owns a job and what belongs to it: its states, leases, status, output and events; knows nothing of how it is stored or run.
+"""Defines a job and its parts: states, leases, status, output and events; independent of how a job is stored or run.
 
-`gpuqueue.domain.transitions` says which state leads to which, and `gpuqueue/docs/states.md` draws it.
+`gpuqueue.domain.transitions` lists the transitions between states; `gpuqueue/docs/states.md` draws them.
 Here a *model* is a neural network.
 """
 
@@ -17,12 +17,12 @@ from gpuqueue.domain.units import from_us
 
 
 class State(StrEnum):
-    """Where a job is in its life."""
+    """A job's place in its life cycle."""
 
-    SCHEDULED = "scheduled"  # waits for its time
+    SCHEDULED = "scheduled"  # waiting for its time
     AVAILABLE = "available"  # may be claimed
     RUNNING = "running"  # a worker holds its lease
-    RETRYABLE = "retryable"  # waits for its next attempt
+    RETRYABLE = "retryable"  # waiting for its next attempt
     COMPLETED = "completed"
     CANCELLED = "cancelled"  # a person stopped it
     DISCARDED = "discarded"  # failed for good, expired or refused
@@ -34,16 +34,16 @@ FINISHED = (State.COMPLETED, State.CANCELLED, State.DISCARDED)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request, as its row says at one moment."""
+    """One request, as stored at one moment."""
 
     id: int
     queue: str
     task: str
     state: State
     priority: int  # higher runs first
-    attempt: int  # attempts begun and not given back
+    attempt: int  # attempts started and not given back
     max_attempts: int
-    lease: int  # grows by one at each claim and rescue
+    lease: int  # increases by one at each claim and rescue
     crashes: int  # workers that died while running it
     enqueued_at: datetime
     scheduled_at: datetime
@@ -56,22 +56,22 @@ class Job:
     demand_bytes: int  # device memory it needs; 0 for none or not yet known
     device: str | None  # the device whose memory it has reserved
     reserved_bytes: int
-    waiting_for: str | None  # the backend whose absence postponed it
+    waiting_for: str | None  # the unavailable backend that it was postponed for
     cancel_requested: bool
     arguments: Mapping[str, Any]
     tags: tuple[str, ...]
     error: JobErrorRecord | None
-    progress: float | None = None  # 0 to 1, as its running or latest attempt said; None when it said nothing
+    progress: float | None = None  # 0 to 1, as reported by its running or latest attempt; None without a report
     progress_note: str = ""
-    wanted_bytes: int | None = None  # device memory that it asked for itself
-    wanted_device: str | None = None  # the device, or the label of devices, that it asked for
-    fallback: tuple[str, ...] = ()  # models to take, in this order, when its own is missing or fits no device
-    preemptions: int = 0  # how often it made room for another queue's job
+    wanted_bytes: int | None = None  # device memory requested for it when it was enqueued
+    wanted_device: str | None = None  # the device, or the device label, requested for it
+    fallback: tuple[str, ...] = ()  # models to use, in this order, when its own is missing or fits no device
+    preemptions: int = 0  # how often it was preempted for another queue's job
     output_tokens: int = 0  # of its running or latest attempt on a device
 
     @property
     def expected_model(self) -> str:
-        """The model it needs, or, while that is not known, the one that its arguments name; "" for none."""
+        """The model it needs or, while that is not known, the one named in its arguments; "" for none."""
         named = self.arguments.get("model")
         return self.model or (named if isinstance(named, str) else "")
 
@@ -86,7 +86,7 @@ class JobErrorRecord:
 
 
 class LogLine(NamedTuple):
-    """A line that a job logged; `lease` grows from attempt to attempt."""
+    """A line that a job logged; `lease` increases from attempt to attempt."""
 
     seq: int
     lease: int
@@ -95,9 +95,9 @@ class LogLine(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What few jobs ask for."""
+    """Options that few jobs use."""
 
-    scheduled_at_us: int | None = None  # at once without one
+    scheduled_at_us: int | None = None  # None: immediately
     timeout_s: float | None = None
     expires_at_us: int | None = None
     tags: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Extras(NamedTuple):
 
 
 class NewJob(NamedTuple):
-    """A job that is to be stored; `arguments` is JSON text, times are microseconds since 1970-01-01 UTC."""
+    """A job to store; `arguments` is JSON text, times are microseconds since 1970-01-01 UTC."""
 
     queue: str
     task: str
@@ -119,7 +119,7 @@ class NewJob(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Where a job stands in its queue."""
+    """A job's place in its queue."""
 
     id: int
     priority: int
@@ -129,7 +129,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job with what a row of it does not hold: its result (JSON text, None without one) and its log lines."""
+    """A job with the data outside its row: its result (JSON text, None without one) and its log lines."""
 
     job: Job
     result: str | None = None
@@ -154,7 +154,7 @@ class Lease:
 
 
 class PartialOutput(NamedTuple):
-    """What an attempt that made room had written; `lease` is the one under which that output began."""
+    """The output of an attempt that was interrupted; `lease` is the one under which that output started."""
 
     lease: int
     text: str
@@ -162,7 +162,7 @@ class PartialOutput(NamedTuple):
 
 
 class Cancellation(NamedTuple):
-    """What became of a queue's jobs when all were cancelled: those that waited, and those that ran."""
+    """The result of cancelling a queue's jobs: how many were cancelled while waiting, and how many were asked to stop."""
 
     cancelled_count: int
     asked_to_stop_count: int
@@ -182,7 +182,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a waiting caller needs of a job: its state and, once finished, its result (JSON text) or error."""
+    """What a waiting caller needs to know: the job's state and, once finished, its result (JSON text) or error."""
 
     state: State
     result: str | None
@@ -198,7 +198,7 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunningAttempt:
-    """A job that runs, without its arguments, which may be large."""
+    """A running job, without its arguments, which may be large."""
 
     id: int
     queue: str
@@ -217,18 +217,18 @@ class RunningAttempt:
     preempt_requested: bool
 
 
-LOOKED_AT = 20_000  # jobs in one search
+LOOKED_AT = 20_000  # jobs examined by one search
 
 
 class Found(NamedTuple):
-    """Jobs, the newest first; `looked_to` is the last id that was looked at, None when there are no more."""
+    """Jobs, newest first; `looked_to` is the last id that was examined, None when there are no more."""
 
     jobs: list[Job]
     looked_to: int | None
 
 
 def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
-    """Return the lease of the attempt that begins when a job is claimed now."""
+    """Return the lease of the attempt that starts when a job is claimed now."""
     return Lease(
         job_id=job.id,
         lease=job.lease + 1,

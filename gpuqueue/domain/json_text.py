@@ -1,4 +1,4 @@
-"""Owns how values become JSON text: checked, bounded, and without text that SQLite cannot keep."""
+"""Encodes values as JSON text: checked, bounded, and without strings that SQLite cannot store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_ARGUMENTS = "{}"
 _encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
 
-# What `encode` makes anew for each value, at the cost of encoding a small one; None without the C accelerator.
+# `encode` would create this for each value, which costs as much as encoding a small one; None without the C accelerator.
 _make_chunks = getattr(json.encoder, "c_make_encoder", None)
 _chunks = _make_chunks and _make_chunks(
     None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
@@ -23,21 +23,23 @@ _chunks = _make_chunks and _make_chunks(
 def to_json(value: Any, limit_bytes: int, what: str) -> str:
     """Encode a value that must be JSON.
 
-    Raises: PayloadError, naming `what`, when the value is not JSON or takes more than `limit_bytes`.
+    Raises: PayloadError, naming `what`, if the value is not JSON or takes more than `limit_bytes`.
     """
     try:
         text = "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise PayloadError(f"{what} must be JSON (text, numbers, booleans, None, lists, dicts with text keys): {error}") from None
+        raise PayloadError(
+            f"{what} must be JSON (strings, numbers, booleans, None, lists, dicts with string keys): {error}"
+        ) from None
     if not text.isascii():
         try:
             text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair: JSON has it as an escape, and SQLite's texts do not
+        except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, but SQLite cannot store it
             text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    # A character takes at most 4 bytes, so most texts need no second encoding to be measured.
+    # A character takes at most 4 bytes, so most strings need no second encoding to be measured.
     if len(text) * 4 > limit_bytes and (size := len(text.encode())) > limit_bytes:
         raise PayloadError(
-            f"{format_size(size)} of JSON in {what}, the limit is {format_size(limit_bytes)} (max_payload). "
-            "Store it in a file and pass its path"
+            f"{what}: {format_size(size)} of JSON exceeds the limit of {format_size(limit_bytes)} (max_payload). "
+            "Store the data in a file and pass its path"
         )
     return text

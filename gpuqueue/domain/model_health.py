@@ -1,4 +1,4 @@
-"""Owns what is known of a model for a queue's jobs: whether it is there, fits a device, or spilled; asks no backend."""
+"""Determines whether a queue's jobs can use a model: installed, fits a device, or spilled; contacts no backend."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gpuqueue.domain.settings import ModelSettings, QueueSettings
 from gpuqueue.domain.units import format_size
 from gpuqueue.domain.view import View
 
-SPILL_BYTES = 64 * 2**20  # less than this outside the device slows nothing down
+SPILL_BYTES = 64 * 2**20  # less than this outside the device slows nothing down noticeably
 
 State = Literal["unknown", "missing", "too_large", "spills", "fits"]
 
 
 class ModelHealth(NamedTuple):
-    """What is known, and the sentence that says it; a model that is `missing` or `too_large` cannot run."""
+    """The state of a model, and the sentence that describes it; a model that is `missing` or `too_large` cannot run."""
 
     state: State
     detail: str
@@ -29,28 +29,30 @@ class ModelHealth(NamedTuple):
 
 
 def health(model: str, queue: QueueSettings, view: View) -> ModelHealth:
-    """Say how a model is, for the jobs of a queue."""
+    """Return a model's state for the jobs of a queue."""
     endpoints = of_queue(queue.backend, view.backends.values())
     needed_bytes = known_bytes(model, view)
     listed = [item.models for item in endpoints]
     if listed and all(models is not None and full_name(model) not in {full_name(name) for name in models} for models in listed):
         names = ", ".join(item.name for item in endpoints)
-        return ModelHealth("missing", f"{names} has no {model}; get it on that machine with: ollama pull {model}", needed_bytes)
+        return ModelHealth(
+            "missing", f"{model} is not installed on {names}; install it there with: ollama pull {model}", needed_bytes
+        )
     largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=None)
     if needed_bytes is None:
-        return ModelHealth("unknown", f"nothing is known of {model} yet", None)
-    takes = f"{model} takes {format_size(needed_bytes)}"
+        return ModelHealth("unknown", f"the size of {model} is not known yet", None)
+    needs = f"{model} needs {format_size(needed_bytes)}"
     if largest_bytes is not None and needed_bytes > largest_bytes:
-        return ModelHealth("too_large", f"{takes}, the largest budget is {format_size(largest_bytes)}", needed_bytes)
+        return ModelHealth("too_large", f"{needs}; the largest budget is {format_size(largest_bytes)}", needed_bytes)
     settings = settings_of(model, view)
     spilled_bytes = get(view.estimates, SPILLED, model_key(model, settings.options if settings else None)) or 0
     if spilled_bytes > SPILL_BYTES:
-        return ModelHealth("spills", f"{takes}, and {format_size(int(spilled_bytes))} of it was on the CPU lately", needed_bytes)
-    return ModelHealth("fits", takes, needed_bytes)
+        return ModelHealth("spills", f"{needs}; {format_size(int(spilled_bytes))} of it recently ran on the CPU", needed_bytes)
+    return ModelHealth("fits", needs, needed_bytes)
 
 
 def known_bytes(model: str, view: View) -> int | None:
-    """Return what a model takes on a device, None when nothing is known of it."""
+    """Return the device memory that a model needs, None when it is not known."""
     if not model:
         return None
     settings = settings_of(model, view)
@@ -64,5 +66,5 @@ def known_bytes(model: str, view: View) -> int | None:
 
 
 def settings_of(model: str, view: View) -> ModelSettings | None:
-    """Find what is configured of a model, under whatever name it goes by."""
+    """Return the configured settings of a model, found by any of its names; None without any."""
     return next((item for item in view.models.values() if full_name(item.name) == full_name(model)), None)

@@ -1,4 +1,4 @@
-"""Owns what is known of models without asking a backend: the verbs that run them, and when two names mean one model.
+"""Defines what is known about models without a backend: the verbs that run them, and when two names mean the same model.
 
 Here a *model* is a neural network.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A kind of request to a model: the arguments that it must have and those that it may have."""
+    """A kind of request to a model, with its required and its allowed arguments."""
 
     name: str
     required: frozenset[str]
@@ -35,11 +35,11 @@ VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (GENERATE, CHAT, EMBED)
 
 
 def full_name(model: str) -> str:
-    """Name a model so that two names of the same model are equal, as Ollama takes them.
+    """Normalise a model's name so that two names of the same model are equal, by Ollama's rules.
 
     Adds the tag `latest`, drops the default registry and library, and folds case.
     """
     name = model.strip().casefold()
     name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
-    # A registry's port has a colon too, so only the last part is asked for a tag.
+    # A registry's port has a colon too, so only the last part is checked for a tag.
     return name if not name or ":" in name.rpartition("/")[2] else f"{name}:latest"

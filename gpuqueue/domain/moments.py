@@ -1,4 +1,4 @@
-"""Owns how a moment is written: for people in this machine's time zone, for machines in UTC; reads no clock."""
+"""Formats times: for people in this machine's time zone, for machines in UTC; reads no clock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gpuqueue.domain.units import format_duration
 
 
 def clock(moment: datetime, *, now: datetime, exact: bool = False) -> str:
-    """Write a moment for people, in this machine's time zone: `18:00 UTC`, and with the date unless it is today.
+    """Format a time for people, in this machine's time zone: `18:00 UTC`, with the date unless it is today.
 
-    Seconds are written near `now`, or when it is to be `exact`.
+    Seconds are included within 10 minutes of `now`, or if `exact`.
     """
     local = moment.astimezone()
     today = now.astimezone().date()
@@ -25,7 +25,7 @@ def clock(moment: datetime, *, now: datetime, exact: bool = False) -> str:
 
 
 def until(moment: datetime | None, *, now: datetime) -> str:
-    """Word until when: ` until 18:00 UTC (2h 5m from now)`, or nothing."""
+    """Format an end time: ` until 18:00 UTC (2h 5m from now)`; "" without one."""
     if moment is None:
         return ""
     left_s = (moment - now).total_seconds()
@@ -33,7 +33,7 @@ def until(moment: datetime | None, *, now: datetime) -> str:
 
 
 def since(moment: datetime, *, now: datetime) -> str:
-    """Word how long ago: `2m ago`."""
+    """Format how long ago: `2m ago`."""
     return f"{format_duration(max(0.0, (now - moment).total_seconds()))} ago"
 
 
@@ -42,7 +42,7 @@ def iso(moment: datetime) -> str: ...
 @overload
 def iso(moment: datetime | None) -> str | None: ...
 def iso(moment: datetime | None) -> str | None:
-    """Write a moment for machines: ISO 8601 in UTC, always with milliseconds: `2026-03-02T12:00:00.000Z`."""
+    """Format a time for machines: ISO 8601 in UTC, always with milliseconds: `2026-03-02T12:00:00.000Z`."""
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Owns how attempts end and what they say meanwhile, as a worker tells the store; and what a rescue found."""
+"""Defines what a worker reports to the store about its attempts: outcomes, progress and output; and the result of a rescue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Completed(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The job is over without a result: `state` is discarded or cancelled."""
+    """The job ended without a result: `state` is discarded or cancelled."""
 
     lease: Lease
     state: State
@@ -25,9 +25,9 @@ class Ended(NamedTuple):
 
 
 class Postponed(NamedTuple):
-    """The job goes back: available at `at_us`.
+    """The job goes back to its queue, available at `at_us`.
 
-    `outcome` is retried, which spends the attempt, snoozed, released or preempted; the last two keep the job's place in its
+    `outcome` is retried (which spends the attempt), snoozed, released or preempted; the last two keep the job's place in its
     queue.
     """
 
@@ -42,7 +42,7 @@ Outcome = Completed | Ended | Postponed
 
 
 class Rescued(NamedTuple):
-    """A job that a dead worker ran, as it is now; `lease` is its new lease number."""
+    """A job of a dead worker, as it is after the rescue; `lease` is its new lease number."""
 
     job_id: int
     lease: int
@@ -53,14 +53,14 @@ class Rescued(NamedTuple):
 
 
 class Rescue(NamedTuple):
-    """What a dead worker left: the jobs that it ran, and the device reservations that the rescuer must clean up."""
+    """What a dead worker left behind: the jobs it ran, and the device reservations that the rescuer must clean up."""
 
     jobs: tuple[Rescued, ...]
     orphans: tuple[Reservation, ...]
 
 
 class Report(NamedTuple):
-    """What a running attempt says: output, log lines as (time in microseconds, message), and how far it is."""
+    """A running attempt's report: output, log lines as (time in microseconds, message), and progress."""
 
     job_id: int
     lease: int
@@ -68,4 +68,4 @@ class Report(NamedTuple):
     lines: Sequence[tuple[int, str]] = ()
     progress: tuple[float, str] | None = None
     output_tokens: int | None = None
-    output_lease: int | None = None  # under which the output began, where this attempt continues an earlier one's
+    output_lease: int | None = None  # under which the output started, if this attempt continues an earlier one's

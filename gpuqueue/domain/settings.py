@@ -1,4 +1,4 @@
-"""Owns the settings of queues, models, devices and backends, as frozen data; reads no file."""
+"""Defines the settings of queues, models, devices and backends as frozen data; reads no file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 WhenUnavailable = Literal["reject", "retry", "wait"]
-Overrun = Literal["finish", "preempt", "dont_start"]  # what becomes of a job that runs into a pause window
-YieldMode = Literal["preempt", "drain"]  # whether running jobs make room for those that their queue yields to
-OnSpill = Literal["accept", "wait", "fail"]  # what becomes of a job whose model did not wholly fit the device
-PlacementMode = Literal["pack", "spread"]  # which of several devices gets a job: the fullest that has room, or the emptiest
-LogFormat = Literal["text", "json"]  # how a worker's log is written
-Resume = Literal["restart", "continue"]  # what becomes of the output of an attempt that made room
+Overrun = Literal["finish", "preempt", "dont_start"]  # what happens to a job that runs into a pause window
+YieldMode = Literal["preempt", "drain"]  # whether running jobs stop for jobs of the queues that theirs yields to
+OnSpill = Literal["accept", "wait", "fail"]  # what happens to a job whose model fit on the device only in part
+PlacementMode = Literal["pack", "spread"]  # which device is chosen for a job: the fullest that has room, or the emptiest
+LogFormat = Literal["text", "json"]  # the format of a worker's log
+Resume = Literal["restart", "continue"]  # what happens to the output of a preempted attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """At most `count` jobs begin in any `per_s` seconds that follow a rest; "10/m" as people write it."""
+    """On average at most `count` jobs start per `per_s` seconds, in bursts of up to `count`; written as "10/m"."""
 
     count: int
     per_s: float
@@ -25,7 +25,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class WindowRule:
-    """What holds for a queue while a window is open; None leaves what is configured."""
+    """A queue's limits while a window is open; None keeps the configured value."""
 
     at: str
     concurrency: int | None = None
@@ -34,12 +34,12 @@ class WindowRule:
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """How one queue behaves; the worker writes it into the queue's row."""
+    """One queue's settings; part of the settings that all workers share."""
 
     name: str
     gpu: bool = False
     concurrency: int | None = None  # running jobs at once, over all workers; None is no limit
-    rate: Rate | None = None  # how many jobs may begin in a time
+    rate: Rate | None = None  # how many jobs may start in a period
     pause: tuple[str, ...] = ()  # windows: "09:00-18:00", "mon-fri 09:00-18:00"
     windows: tuple[WindowRule, ...] = ()
     overrun: Overrun = "finish"
@@ -48,19 +48,19 @@ class QueueSettings:
     when_unavailable: WhenUnavailable = "wait"
     retry_every_s: float = 300.0
     yield_mode: YieldMode = "preempt"
-    min_run_s: float = 2.0  # an attempt is not asked to make room before it has run so long
-    nearly_done_s: float = 3.0  # nor when it is expected to end within this time
-    max_preemptions: int = 5  # nor when its job has made room so often
+    min_run_s: float = 2.0  # an attempt is not preempted before it has run this long
+    nearly_done_s: float = 3.0  # nor if it is expected to end within this time
+    max_preemptions: int = 5  # nor if its job was already preempted this often
     max_attempts: int | None = None
     timeout_s: float | None = None
     priority: int | None = None
-    backend: str = ""  # the backend its jobs need; "" is none
-    fallback: tuple[str, ...] = ()  # models for jobs whose own is missing or fits no device, unless a job names others
+    backend: str = ""  # the backend its jobs need; "" for none
+    fallback: tuple[str, ...] = ()  # models to use if a job's own is missing or fits no device; a job can name others
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What a model needs; `options` size its memory and are pinned for every job."""
+    """A model's memory and options; `options` determine the memory and are the same for every job."""
 
     name: str
     vram_bytes: int
@@ -71,7 +71,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """What gpuqueue may use of one device."""
+    """The part of one device that gpuqueue may use."""
 
     name: str  # "gpu0", or the card's UUID
     budget_bytes: int
@@ -82,12 +82,12 @@ class DeviceSettings:
     index: int = 0
     min_free_bytes: int = 256 * 2**20  # of the card's memory, left free when a job starts
     affinity_s: float = 120.0  # how long a job for another model may wait for those that need the loaded one
-    labels: tuple[str, ...] = ()  # what a job may ask for instead of the device's name
+    labels: tuple[str, ...] = ()  # names that a job may request instead of the device's own
 
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
-    """One Ollama and how patient to be with it; durations in seconds."""
+    """One Ollama and its timeouts; durations in seconds."""
 
     name: str = "ollama"
     url: str = "http://127.0.0.1:11434"
@@ -95,7 +95,7 @@ class BackendSettings:
     first_token_s: float = 300.0  # a cold load happens before the first token
     gap_s: float = 60.0  # between two tokens
     total_s: float = 1800.0
-    settle_s: float = 2.0  # after an unload where no driver can confirm that the memory is back
-    release_s: float = 15.0  # how long an unload's memory may take to come back before it is reported
+    settle_s: float = 2.0  # wait after an unload if no driver can confirm that the memory was released
+    release_s: float = 15.0  # how long releasing the memory may take after an unload before it is reported
     probe_every_s: float = 5.0
-    device: str = ""  # the device that it computes on; "" where it is not tied to one
+    device: str = ""  # the device that it runs on; "" if it is not tied to one

@@ -1,4 +1,4 @@
-"""Owns how a job's life is told: each moment and what happened then, from its row and its interrupted attempts; reads nothing."""
+"""Builds a job's timeline: what happened when, from its row and its interrupted attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["progress", "timeline_of"]
 
 
 def timeline_of(job: Job, attempts: Sequence[Mapping[str, Any]], *, now: datetime) -> list[tuple[datetime, str]]:
-    """Tell what happened to a job and what will, in the order of time; `attempts` as `queries.timeline` returns them."""
+    """List what happened to a job and what will happen, in order of time; `attempts` as `queries.timeline` returns them."""
     moments: list[tuple[datetime, str]] = [(job.enqueued_at, "enqueued")]
     for attempt in attempts:
         why = f": {' '.join(attempt['error'].message.split())}" if attempt["error"] else ""
@@ -28,14 +28,14 @@ def timeline_of(job: Job, attempts: Sequence[Mapping[str, Any]], *, now: datetim
     elif job.scheduled_at > now:
         moments.append((job.scheduled_at, "due"))
     if job.expires_at and not job.finished_at:
-        moments.append((job.expires_at, "expires if it still waits then"))
+        moments.append((job.expires_at, "expires if still waiting"))
     return sorted(moments, key=lambda item: item[0])
 
 
 def progress(job: Job) -> str:
-    """Word how far a job said that it is: `40 % (page 4)`, "" when it said nothing or has completed."""
+    """Format a job's reported progress: `40 % (page 4)`; "" when it reported none or has completed."""
     if job.progress is None or job.state is State.COMPLETED:
         return ""
-    # Rounded down, so that only what is done says 100 %.
+    # Rounded down, so that 100 % means done.
     percent = int(job.progress * 100 + 1e-9)
     return f"{percent} %" + (f" ({' '.join(job.progress_note.split())})" if job.progress_note else "")

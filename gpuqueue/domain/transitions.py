@@ -177,7 +177,7 @@ REFUSE = Transition("refuse", WAITING, State.DISCARDED, "No backend can run it n
 
 # `preemptions` stays: a job that was preempted often stays protected.
 START_ANEW = Transition(
-    "start anew",
+    "start again",
     (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED),
     State.AVAILABLE,
     "A person retried it.",
@@ -193,7 +193,7 @@ START_ANEW = Transition(
     },
 )
 MEND = Transition(
-    "mend",
+    "repair",
     _RUNNING,
     State.AVAILABLE,
     "It has no worker or no start time, and a person repairs it as `gpuqueue db check` advises.",

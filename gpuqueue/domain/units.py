@@ -1,4 +1,4 @@
-"""Owns the units people write and read: durations, sizes, and times as integer microseconds; never reads the clock."""
+"""Parses and formats durations, sizes, and times as integer microseconds; never reads the clock."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 DURATION_EXAMPLES = '"5m", "1h30m", "90s", "250ms", "2d"'
 SIZE_EXAMPLES = '"5GB", "4.5GB", "512MB", "5GiB"'
+WHOLE_BYTES = "a number without a unit is in bytes and must be an integer"
 
-# In falling order, so that "30m1h" and "5m5m" can be refused as slips.
+# In descending order, so that "30m1h" and "5m5m" can be rejected as mistakes.
 DURATION_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}  # milliseconds
 SIZE_UNITS = {
     "b": 1,
@@ -31,7 +32,7 @@ SIZE_UNITS = {
     "tib": 2**40,
 }
 
-# A century: adding it to any date of today still is a date.
+# A century: added to today, it still gives a valid date.
 MAX_DURATION_S = 36_525 * 86_400
 # The largest integer that SQLite stores.
 MAX_SIZE_BYTES = 2**63 - 1
@@ -43,10 +44,10 @@ THOUSANDS = re.compile(r",[0-9]{3}(?![0-9])")
 
 
 def parse_duration(value: object, *, what: str) -> float:
-    """Read a duration: text with units, a number of seconds, or a timedelta.
+    """Parse a duration: a string with units, a number of seconds, or a timedelta.
 
     Returns: seconds, finite, from 0 to a century.
-    Raises: UsageError naming `what`, the value and right examples.
+    Raises: UsageError naming `what`, the value and valid examples.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
@@ -57,40 +58,40 @@ def parse_duration(value: object, *, what: str) -> float:
     else:
         raise _wrong(what, value, "a duration", DURATION_EXAMPLES)
     if seconds < 0:
-        raise UsageError(f"{what} is {value!r}: a duration cannot be negative. Right: {DURATION_EXAMPLES}")
+        raise UsageError(f"{what} is {value!r}: a duration cannot be negative. Expected for example {DURATION_EXAMPLES}")
     if seconds > MAX_DURATION_S:
-        raise UsageError(f"{what} is {value!r}: a duration cannot be longer than a century. Right: {DURATION_EXAMPLES}")
+        raise UsageError(f"{what} is {value!r}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
     return seconds
 
 
 def parse_size(value: object, *, what: str) -> int:
-    """Read an amount of memory: text with a unit, or a whole number of bytes.
+    """Parse an amount of memory: a string with a unit, or an integer number of bytes.
 
     Returns: bytes, from 0 to 2**63 - 1; a fraction of a byte is dropped.
-    Raises: UsageError naming `what`, the value and right examples.
+    Raises: UsageError naming `what`, the value and valid examples.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         if _finite(value, what, SIZE_EXAMPLES) != math.floor(value):
-            raise UsageError(f"{what} is {value!r}: a number without a unit is bytes, and whole. Right: {SIZE_EXAMPLES}")
+            raise UsageError(f"{what} is {value!r}: {WHOLE_BYTES}. Expected for example {SIZE_EXAMPLES}")
         size = int(value)
     elif isinstance(value, str):
         size = _size_of_text(value, what)
     else:
         raise _wrong(what, value, "a size", SIZE_EXAMPLES)
     if size < 0:
-        raise UsageError(f"{what} is {value!r}: a size cannot be negative. Right: {SIZE_EXAMPLES}")
+        raise UsageError(f"{what} is {value!r}: a size cannot be negative. Expected for example {SIZE_EXAMPLES}")
     if size > MAX_SIZE_BYTES:
-        raise UsageError(f"{what} is {value!r}: that is more than can be counted. Right: {SIZE_EXAMPLES}")
+        raise UsageError(f"{what} is {value!r}: the size is too large. Expected for example {SIZE_EXAMPLES}")
     return size
 
 
 def counted(count: int, noun: str) -> str:
-    """Word a number of things: `1 worker`, `3 workers`."""
+    """Format a count with its noun: `1 worker`, `3 workers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_duration(seconds: float) -> str:
-    """Word a duration for people: `250 ms`, `2.4 s`, `5m`, `1h 30m`, `2d 3h`; at most its two largest units."""
+    """Format a duration for people: `250 ms`, `2.4 s`, `5m`, `1h 30m`, `2d 3h`; at most its two largest units."""
     if seconds < 0:
         return "-" + format_duration(-seconds)
     if seconds < 0.9995:
@@ -112,7 +113,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """Word an amount of memory for people, in decimal units: `4.5 GB`, `512 MB`, `0 B`."""
+    """Format an amount of memory for people, in decimal units: `4.5 GB`, `512 MB`, `0 B`."""
     if size_bytes < 0:
         return "-" + format_size(-size_bytes)
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -123,18 +124,16 @@ def format_size(size_bytes: int) -> str:
 
 
 def to_us(moment: datetime) -> int:
-    """Count microseconds from the epoch to an aware datetime, exactly."""
+    """Convert an aware datetime to microseconds since the epoch, exactly. Raises: UsageError for one without a time zone."""
     try:
         passed = moment - EPOCH
     except TypeError:
-        raise UsageError(
-            f"{moment!r} has no time zone: say which moment is meant, for example datetime.now(timezone.utc)"
-        ) from None
+        raise UsageError(f"{moment!r} has no time zone; pass an aware datetime, for example datetime.now(timezone.utc)") from None
     return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
 
 
 def from_us(microseconds: int) -> datetime:
-    """Make an aware UTC datetime of microseconds since the epoch, exactly."""
+    """Convert microseconds since the epoch to an aware UTC datetime, exactly."""
     return EPOCH + timedelta(microseconds=microseconds)
 
 
@@ -146,19 +145,19 @@ def _duration_of_text(text: str, what: str) -> float:
         return _finite(float(amounts[0][0]), what, DURATION_EXAMPLES)
     order = list(DURATION_UNITS)
     last = -1
-    from fractions import Fraction  # 1 ms, which a process that only enqueues does not pay
+    from fractions import Fraction  # imported here: it takes 1 ms, and a process that only enqueues does not need it
 
     total_ms = Fraction(0)
     for number, unit in amounts:
         if unit not in DURATION_UNITS:
-            given = f"the unit {unit!r}" if unit else f"{number} without a unit"
-            raise UsageError(f"{what} is {text!r}: {given} is not known; use d, h, m, s or ms. Right: {DURATION_EXAMPLES}")
+            problem = f"unknown unit {unit!r}" if unit else f"{number} has no unit"
+            raise UsageError(f"{what} is {text!r}: {problem}; use d, h, m, s or ms. Expected for example {DURATION_EXAMPLES}")
         if order.index(unit) <= last:
-            raise UsageError(f"{what} is {text!r}: write each unit once, the largest first. Right: {DURATION_EXAMPLES}")
+            raise UsageError(f"{what} is {text!r}: write each unit once, largest first. Expected for example {DURATION_EXAMPLES}")
         last = order.index(unit)
         total_ms += Fraction(number) * DURATION_UNITS[unit]
     if total_ms > MAX_DURATION_S * 1000:
-        raise UsageError(f"{what} is {text!r}: a duration cannot be longer than a century. Right: {DURATION_EXAMPLES}")
+        raise UsageError(f"{what} is {text!r}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
     return float(total_ms / 1000)
 
 
@@ -171,19 +170,19 @@ def _size_of_text(text: str, what: str) -> int:
         return int(number)
     if unit in {"k", "m", "g", "t"}:
         clear = f'"{number}{unit.upper()}B" (powers of 1000) or "{number}{unit.upper()}iB" (powers of 1024)'
-        raise UsageError(f"{what} is {text!r}: the unit could mean two sizes; write {clear}")
+        raise UsageError(f"{what} is {text!r}: the unit is ambiguous; write {clear}")
     if unit not in SIZE_UNITS:
-        given = f"the unit {unit!r} is not known" if unit else "a number without a unit is bytes, and whole"
-        raise UsageError(f"{what} is {text!r}: {given}; use MB, GB, MiB or GiB. Right: {SIZE_EXAMPLES}")
+        problem = f"unknown unit {unit!r}" if unit else WHOLE_BYTES
+        raise UsageError(f"{what} is {text!r}: {problem}; use MB, GB, MiB or GiB. Expected for example {SIZE_EXAMPLES}")
     from fractions import Fraction
 
     return int(Fraction(number) * SIZE_UNITS[unit])
 
 
 def _amounts(text: str) -> list[tuple[str, str]] | None:
-    """Split `1h 30m` into its (number, unit) pairs; None when it is not made of those."""
+    """Split `1h 30m` into its (number, unit) pairs; None if it does not consist of those."""
     rest = text.strip().lower()
-    # Beyond this no number is meant, and int() of a very long text raises an error of its own.
+    # Anything longer is not a number, and int() of a very long string raises its own error.
     if not rest or len(rest) > 60:
         return None
     amounts = []
@@ -202,7 +201,7 @@ def _finite(value: float, what: str, examples: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise UsageError(f"{what} is {value!r}: that is not a finite number. Right: {examples}")
+        raise UsageError(f"{what} must be a finite number, not {value!r}. Expected for example {examples}")
     return number
 
 
@@ -210,9 +209,9 @@ def _wrong(what: str, value: object, kind: str, examples: str) -> UsageError:
     text = value.strip() if isinstance(value, str) else ""
     if COMMA.search(text):
         return UsageError(
-            f'{what} is {value!r}: a comma is not understood; write "{COMMA.sub(".", text)}"'
+            f'{what} is {value!r}: commas are not supported; write "{COMMA.sub(".", text)}"'
             + (f' or "{COMMA.sub("", text)}"' if THOUSANDS.search(text) else "")
         )
     if text.startswith("-") and NUMBER.match(text[1:]):
-        return UsageError(f"{what} is {value!r}: {kind} cannot be negative. Right: {examples}")
-    return UsageError(f"{what} is {value!r}: that is not {kind}. Right: {examples}")
+        return UsageError(f"{what} is {value!r}: {kind} cannot be negative. Expected for example {examples}")
+    return UsageError(f"{what} must be {kind}, not {value!r}. Expected for example {examples}")

@@ -1,7 +1,7 @@
-"""Owns what becomes of an attempt: the verdicts that a task raises or a policy returns, and a task's rules for its failures.
+"""Defines the verdicts on an attempt, raised by a task or returned by a policy, and a task's rules for its failures.
 
 raise Retry(after="5m")                     # spends the attempt
-raise Snooze("5m", reason="still closed")   # spends none
+raise Snooze("5m", reason="still closed")   # does not spend it
 raise Discard("the order was cancelled")    # final
 """
 
@@ -18,7 +18,7 @@ from gpuqueue.domain.units import Duration, parse_duration
 
 
 class Verdict(Exception):
-    """What becomes of an attempt; not an error, although a task raises it."""
+    """What happens after an attempt; not an error, although a task raises it."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -27,7 +27,7 @@ class Verdict(Exception):
 
 
 class Retry(Verdict):
-    """Try again, spending the attempt: `after` a time, `at` a moment, or when the task's backoff says; the last one discards."""
+    """Try again, spending the attempt: `after` a duration, `at` a time, or by the task's backoff; the last attempt discards."""
 
     def __init__(self, after: Duration | None = None, *, at: datetime | None = None, reason: str = "") -> None:
         super().__init__(reason)
@@ -35,12 +35,12 @@ class Retry(Verdict):
         self.reason = reason
 
     def due_at(self, now: datetime) -> datetime | None:
-        """Return when to try again, None for what the backoff says."""
+        """Return when to try again, None to use the task's backoff."""
         return _due_at(self.after_s, self.at, now)
 
 
 class Snooze(Verdict):
-    """Postpone the job without spending the attempt; the return of the backend `waiting_for` ends the wait sooner."""
+    """Postpone the job without spending the attempt; the wait ends early if the backend `waiting_for` is available again."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Snooze(Verdict):
 
 
 class Discard(Verdict):
-    """End the job as discarded, whatever attempts are left."""
+    """End the job as discarded, even if attempts are left."""
 
     def __init__(self, reason: str = "", *, code: str = "discarded") -> None:
         super().__init__(reason)
@@ -75,14 +75,14 @@ DEFAULT_BACKOFF = exponential()
 
 
 def verdict_data(verdict: Verdict) -> dict[str, Any]:
-    """Make JSON-able data of a verdict."""
+    """Convert a verdict to JSON-able data."""
     name = next(kind.__name__ for kind in _KINDS if isinstance(verdict, kind))
     values = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in vars(verdict).items()}
     return {"verdict": name, **values}
 
 
 def verdict_of(data: Mapping[str, Any]) -> Verdict:
-    """Make the verdict of `verdict_data` again."""
+    """Convert the data of `verdict_data` back to a verdict."""
     values = dict(data)
     kind = next(kind for kind in _KINDS if kind.__name__ == values["verdict"])
     del values["verdict"]
@@ -100,14 +100,14 @@ Errors = tuple[type[BaseException], ...]
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """How a task's failures are taken: `retry_on` None retries every error, `discard_on` none; both cover subclasses."""
+    """A task's rules for failures: `retry_on` None retries every error, `discard_on` errors are final; both cover subclasses."""
 
     retry_on: Errors | None = None
     discard_on: Errors = ()
     backoff: Backoff = DEFAULT_BACKOFF
 
     def is_final(self, error: BaseException) -> bool:
-        """Say whether the rules leave no further attempt after this error."""
+        """Return whether the rules rule out another attempt after this error."""
         if covers(self.discard_on, error):
             return True
         return self.retry_on is not None and not isinstance(error, Retry) and not covers(self.retry_on, error)
@@ -117,7 +117,7 @@ DEFAULT_RULES = RetryRules()
 
 
 def read_rules(retry_on: Any, discard_on: Any, backoff: Any) -> RetryRules:
-    """Check a task's rules: classes of errors, one or several, and a backoff. Raises: UsageError naming the setting."""
+    """Check a task's rules: one or more exception classes, and a backoff. Raises: UsageError naming the setting."""
     return RetryRules(
         None if retry_on is None else _errors(retry_on, "retry_on"),
         _errors(discard_on or (), "discard_on"),
@@ -126,15 +126,15 @@ def read_rules(retry_on: Any, discard_on: Any, backoff: Any) -> RetryRules:
 
 
 def covers(kinds: Errors, error: BaseException) -> bool:
-    """Say whether the error is of one of these kinds; one from another process names its kinds in `kinds`."""
+    """Return whether the error is one of these classes; one from another process lists its classes in `kinds`."""
     named: frozenset[str] = getattr(error, "kinds", frozenset())
     return isinstance(error, kinds) or any(f"{kind.__module__}.{kind.__qualname__}" in named for kind in kinds)
 
 
 def failure(error: BaseException) -> tuple[str, str]:
-    """Return what a job keeps of an error: its code and its message."""
+    """Return the parts of an error that are stored with a job: its code and its message."""
     if isinstance(error, Verdict):
-        return "failed", str(error) or f"it asked for a {type(error).__name__.lower()}"
+        return "failed", str(error) or f"the task raised {type(error).__name__}"
     if isinstance(error, ExecutionError):
         return error.code, str(error)
     return "failed", f"{type(error).__name__}: {error}"
@@ -144,7 +144,7 @@ def _errors(given: Any, name: str) -> Errors:
     found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | type) else (given,)
     for item in found:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise UsageError(f"{name} takes classes of errors, such as ConnectionError, not {item!r}")
+            raise UsageError(f"{name} must be one or more exception classes, such as ConnectionError, not {item!r}")
     return found
 
 

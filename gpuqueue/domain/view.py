@@ -1,4 +1,4 @@
-"""Owns the snapshot that decisions are made from, and its parts; the same in a worker and in a web process."""
+"""Defines the snapshot that decisions are made from, and its parts; the same in a worker and in a web process."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ class Reservation:
     worker_id: str | None
     task: str = ""
     started_at: datetime | None = None
-    preemptible: bool = False  # its attempt can be asked to make room
+    preemptible: bool = False  # its attempt can be asked to stop to free memory
     preempt_requested: bool = False
     preemptions: int = 0
     output_tokens: int = 0
-    output_limit: int | None = None  # the most tokens that it may produce, where the job says so
+    output_limit: int | None = None  # the maximum number of output tokens, if the job sets one
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Whether a backend (an Ollama) can be used, from its row."""
+    """The availability of a backend (an Ollama), from its row."""
 
     name: str
     url: str
     available: bool
     failures: int  # outages since the last success
-    since: datetime | None  # when it went away
-    retry_at: datetime | None  # when it is asked next
+    since: datetime | None  # the start of the outage
+    retry_at: datetime | None  # the next check
     checked_at: datetime | None
     error: str
-    models: Mapping[str, int] | None = None  # those on its disk, with their bytes there; None is not known
+    models: Mapping[str, int] | None = None  # installed models and their size on disk; None if not known
     device: str = ""  # as in its settings
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
-    """Work that one worker of all does beside its jobs; `worker_id` None: nobody does it now.
+    """A singleton service, which one worker runs alongside its jobs; `worker_id` None: no worker runs it now.
 
-    `term` grows with each worker that takes it over. `status` is what it last said of itself, at `noted_at`.
+    `term` increases with each worker that takes it over. `status` is what it last reported, at `noted_at`.
     """
 
     name: str
@@ -73,18 +73,18 @@ class WorkerInfo:
     id: str
     host: str
     pid: int
-    queues: tuple[str, ...] | None  # None serves all
+    queues: tuple[str, ...] | None  # None for all
     started_at: datetime
     expires_at: datetime
     digest: str
     alive: bool
-    # What its own plugins hold, {queue: holds}: those that other processes may not have.
+    # Holds by its own plugins, which other processes may not have: {queue: holds}.
     holds: Mapping[str, tuple[Hold, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A manual pause: who, why, and until when (None: until resumed)."""
+    """A manual pause: by whom, why, and until when (None: until resumed)."""
 
     by: str
     reason: str
@@ -94,7 +94,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What was learned from jobs, and how many observations it rests on."""
+    """A value learned from jobs, and the number of observations behind it."""
 
     value: float
     count: int
@@ -104,8 +104,8 @@ class Estimate:
 class QueueView:
     """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100.
 
-    `noted_reasons` are the reasons for which the workers last saw the queue held: what a policy that is to end a hold later
-    than it began it looks at, so that every process comes to the same answer.
+    `noted_reasons` are the reasons for which the workers last saw the queue held. A policy that starts and ends a hold at
+    different thresholds reads them, so that every process comes to the same answer.
     """
 
     settings: QueueSettings
@@ -114,7 +114,7 @@ class QueueView:
     waiting_count: int = 0
     served: bool = True  # a live worker serves it
     noted_reasons: tuple[str, ...] = ()
-    rate_level: float | None = None  # how many jobs its rate lets begin now; None without one
+    rate_level: float | None = None  # how many jobs its rate lets start now; None without one
     rate_before: float | None = None  # the same at `rate_at`
     rate_at: datetime | None = None
     limited_by: str = ""  # why its concurrency or rate is tighter than configured
@@ -128,7 +128,7 @@ class DeviceView:
     reading: Reading | None = None
     residents: tuple[Resident, ...] = ()
     reservations: tuple[Reservation, ...] = ()
-    model: str = ""  # the last that was loaded, and when a job for it was claimed
+    model: str = ""  # the last model that was loaded, and when a job for it was claimed
     model_since: datetime | None = None
 
     @property
@@ -155,7 +155,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker as stored; whether it lives is for the caller to find out."""
+    """A worker as stored; the caller must find out whether it is alive."""
 
     info: WorkerInfo
     runtime_dir: str
@@ -163,7 +163,7 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What a device was last seen to be, and the last model that was loaded for a job."""
+    """The last known state of a device, and the last model that was loaded for a job."""
 
     reading: Reading | None = None
     residents: tuple[Resident, ...] = ()

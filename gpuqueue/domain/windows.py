@@ -1,7 +1,7 @@
-"""Owns the windows of the week: how they and time zones are written, and when they are open; never reads the clock.
+"""Parses weekly windows and time zones, and computes when windows are open; never reads the clock.
 
-A window is written in local time, and the clock may jump. An edge inside the hour that is skipped is the first instant
-after it; in an hour that comes twice a start takes the first, an end the second.
+A window is written in local time, which may jump. An edge inside a skipped hour is the first instant after it; in a repeated
+hour, a window starts at the first occurrence and ends at the second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HOURS = re.compile(r"(?:(?P<days>.*[^\s-])\s+)?(?P<start>[0-9]{1,2}:[0-9]{2})\s*
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A time of day that recurs on `weekdays` (Monday is 0), those on which it starts; it may end on the next day."""
+    """A time of day on given `weekdays` (Monday is 0), which are the days it starts on; it may end on the next day."""
 
     weekdays: frozenset[int]
     start_minute: int  # of the day it starts on, 0..1439
@@ -40,7 +40,7 @@ class Window:
 
     @property
     def length_minutes(self) -> int:
-        """Say how long it is on a day without a change of the clock."""
+        """Return its length on a day without a clock change."""
         over_midnight = DAY_MINUTES if self.end_minute < self.start_minute else 0
         return self.end_minute - self.start_minute + over_midnight
 
@@ -51,20 +51,20 @@ class Window:
 
 @lru_cache(maxsize=512)
 def parse_window(text: str) -> Window:
-    """Read a pause window such as `mon-fri 09:00-18:00`.
+    """Parse a window such as `mon-fri 09:00-18:00`.
 
-    Raises: UsageError with the text, what is wrong in it, and right examples.
+    Raises: UsageError with the value, the problem, and valid examples.
     """
     # Word processors turn the hyphen into a dash.
     match = HOURS.fullmatch(text.strip().lower().replace("–", "-"))
     if match is None:
-        raise UsageError(f"the window {text!r} is not understood. Right: {WINDOW_EXAMPLES}")
+        raise UsageError(f"invalid window {text!r}. Expected for example {WINDOW_EXAMPLES}")
     start = _minute(match["start"], text)
     end = _minute(match["end"], text)
     if start == DAY_MINUTES:
-        raise UsageError(f"the window {text!r} starts at 24:00: write 00:00, and the next weekday if it names one")
+        raise UsageError(f"the window {text!r} starts at 24:00; use 00:00 (and the next weekday, if it names one)")
     if start == end:
-        raise UsageError(f"the window {text!r} ends when it starts; 24h pause: use 00:00-24:00")
+        raise UsageError(f"the window {text!r} starts and ends at the same time; for the whole day, use 00:00-24:00")
     weekdays = _weekdays(match["days"], text) if match["days"] else EVERY_DAY
     return Window(weekdays, start, end)
 
@@ -72,7 +72,7 @@ def parse_window(text: str) -> Window:
 def parse_zone(name: str) -> ZoneInfo:
     """Find a time zone by its IANA name.
 
-    Raises: UsageError with the name, the nearest right one, and right examples.
+    Raises: UsageError with the name, the nearest known one, and valid examples.
     """
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -83,13 +83,15 @@ def parse_zone(name: str) -> ZoneInfo:
         zones = sorted(available_timezones())
         same = [zone for zone in zones if zone.lower() == name.lower()]
         near = f" (did you mean {same[0]!r}?)" if same else did_you_mean(name, zones)
-        raise UsageError(f"there is no time zone {name!r}{near}. Right: {ZONE_EXAMPLES}") from None
+        raise UsageError(f"unknown time zone {name!r}{near}. Expected for example {ZONE_EXAMPLES}") from None
 
 
 def _minute(clock: str, text: str) -> int:
     hours, minutes = (int(part) for part in clock.split(":"))
     if minutes > 59 or hours * 60 + minutes > DAY_MINUTES:
-        raise UsageError(f"the window {text!r} has {clock!r}: a time of day is 00:00 to 24:00. Right: {WINDOW_EXAMPLES}")
+        raise UsageError(
+            f"{clock!r} in the window {text!r} is not a time from 00:00 to 24:00. Expected for example {WINDOW_EXAMPLES}"
+        )
     return hours * 60 + minutes
 
 
@@ -99,7 +101,7 @@ def _weekdays(days: str, text: str) -> frozenset[int]:
         first, dash, last = (part.strip() for part in item.partition("-"))
         start = _weekday(first, text)
         end = _weekday(last, text) if dash else start
-        # "fri-mon" goes over the end of the week.
+        # "fri-mon" wraps around the end of the week.
         found.update((start + step) % 7 for step in range((end - start) % 7 + 1))
     return frozenset(found)
 
@@ -109,7 +111,7 @@ def _weekday(name: str, text: str) -> int:
         if name in names:
             return names.index(name)
     near = did_you_mean(name, [*WEEKDAYS, *FULL_WEEKDAYS])
-    raise UsageError(f"the window {text!r} has {name!r}, which is no weekday{near}. Weekdays: {', '.join(WEEKDAYS)}")
+    raise UsageError(f"unknown weekday {name!r}{near} in the window {text!r}. Weekdays: {', '.join(WEEKDAYS)}")
 
 
 def _clock(minute: int) -> str:
@@ -117,7 +119,7 @@ def _clock(minute: int) -> str:
 
 
 def _days_text(weekdays: frozenset[int]) -> str:
-    """Word weekdays as runs, `mon-wed,sat`; a run over the end of the week is worded as one, `sat-mon`."""
+    """Format weekdays as ranges, `mon-wed,sat`; one that wraps around the end of the week is a single range, `sat-mon`."""
     starts = [day for day in sorted(weekdays) if (day - 1) % 7 not in weekdays]
     runs = []
     for start in starts:
@@ -129,7 +131,7 @@ def _days_text(weekdays: frozenset[int]) -> str:
     return ",".join(runs)
 
 
-# What `held_until` answers when the windows leave no minute of the week free.
+# Returned by `held_until` if the windows cover every minute of the week.
 FOREVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -142,9 +144,9 @@ LOOK_AHEAD_DAYS = 22
 
 
 def held_until(windows: Sequence[Window], zone: tzinfo, now: datetime) -> datetime | None:
-    """Say when the windows open at `now` leave the queue free: windows that overlap or adjoin count as one.
+    """Return when the windows that are open at `now` end; windows that overlap or adjoin count as one.
 
-    Returns: an aware UTC datetime; None when no window is open; FOREVER when the windows cover the whole week.
+    Returns: an aware UTC datetime; None if no window is open; FOREVER if the windows cover the whole week.
     """
     free_at = now
     while True:
@@ -157,9 +159,9 @@ def held_until(windows: Sequence[Window], zone: tzinfo, now: datetime) -> dateti
 
 
 def next_edge(windows: Sequence[Window], zone: tzinfo, now: datetime) -> datetime | None:
-    """Say when the queue is next held or freed by its windows, strictly after `now`.
+    """Return when a window next starts or ends to hold the queue, strictly after `now`.
 
-    Returns: an aware UTC datetime; None when that never changes.
+    Returns: an aware UTC datetime; None if that never changes.
     """
     until = held_until(windows, zone, now)
     if until is not None:
@@ -187,7 +189,7 @@ def occurrences(window: Window, zone: tzinfo, first: date, *, days: int) -> Iter
 
 @lru_cache(maxsize=4096)
 def _occurrence(window: Window, zone: tzinfo, day: date) -> tuple[datetime, datetime]:
-    """Find the instants (UTC) between which the window that starts on `day` is open."""
+    """Return the instants (UTC) at which the window of `day` starts and ends."""
     midnight = datetime.combine(day, time())
     start = midnight + timedelta(minutes=window.start_minute)
     end = start + timedelta(minutes=window.length_minutes)
@@ -195,11 +197,11 @@ def _occurrence(window: Window, zone: tzinfo, day: date) -> tuple[datetime, date
 
 
 def _instant(local: datetime, zone: tzinfo, *, fold: int) -> datetime:
-    """Find the instant at which the clock shows `local`: of two the one that `fold` says, of none the first after."""
+    """Return the instant at which the clock shows `local`: of two, the one that `fold` selects; if skipped, the next one."""
     instant = local.replace(tzinfo=zone, fold=fold).astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None, fold=0) == local:
         return instant
-    # Of a skipped time, fold 1 makes an instant before the jump and fold 0 one after it.
+    # For a skipped time, fold 1 gives an instant before the jump and fold 0 one after it.
     before = local.replace(tzinfo=zone, fold=1).astimezone(UTC)
     after = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
     offset_after = after.astimezone(zone).utcoffset()

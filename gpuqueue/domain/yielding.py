@@ -1,4 +1,4 @@
-"""Owns what it means that queues yield to each other: their order, and whom each yields to in the end; holds none."""
+"""Orders queues that yield to each other, and finds all queues that one yields to; holds none."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gpuqueue.domain.view import View
 
 
 def yielding_order(queues: Mapping[str, QueueSettings]) -> list[QueueSettings]:
-    """Order queues so that each comes after those it yields to. Raises: ConfigurationError for a cycle."""
+    """Order queues so that each comes after the ones it yields to. Raises: ConfigurationError for a cycle."""
     ordered: dict[str, QueueSettings] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise ConfigurationError(f"queues yield to each other in a circle: {' → '.join((*path[path.index(name) :], name))}")
+            raise ConfigurationError(f"queues yield to each other in a cycle: {' → '.join((*path[path.index(name) :], name))}")
         if name in queues and name not in ordered:
             for other in queues[name].yields_to:
                 visit(other, (*path, name))
@@ -27,7 +27,7 @@ def yielding_order(queues: Mapping[str, QueueSettings]) -> list[QueueSettings]:
 
 
 def yielded_to(settings: QueueSettings, view: View) -> set[str]:
-    """The queues that this one yields to, directly or through another."""
+    """Return the queues that this one yields to, directly or through another."""
     found: set[str] = set()
     names: Iterable[str] = settings.yields_to
     while names:

@@ -191,7 +191,7 @@ def test_a_file_without_a_queue_is_named_instead_of_waited_for(tmp_path):
 
     with engine.begin() as connection:
         order(connection, 1)  # holds the write lock, so that the queue could not be created now
-        with pytest.raises(UsageError, match="has no queue yet; create it before the transaction begins: gpuqueue db upgrade"):
+        with pytest.raises(UsageError, match="has no queue yet; before the transaction, create it with: gpuqueue db upgrade"):
             send.using(connection=connection).enqueue()
     engine.dispose()
     gq.close()

@@ -174,7 +174,7 @@ def test_many_jobs_are_stored_together_in_their_order(gq, add):
     [
         (("add", {"c": 1}), UsageError, "unknown argument 'c'"),
         (("ad", {"a": 1}), UnknownTask, "did you mean 'add'"),
-        ({"task": "add", "arguments": {"a": 1}, "queue": "mail"}, UnknownQueue, "no queue 'mail'"),
+        ({"task": "add", "arguments": {"a": 1}, "queue": "mail"}, UnknownQueue, "unknown queue 'mail'"),
         (("add", {"a": {1}}), PayloadError, "must be JSON"),
         (7, UsageError, r"expected \(task, arguments\)"),
     ],
@@ -232,7 +232,7 @@ def test_arguments_beyond_the_configured_limit_are_refused(make_queue):
     def keep(text: str) -> None: ...
 
     assert keep.enqueue(text="x" * 1900).record.arguments == {"text": "x" * 1900}
-    with pytest.raises(PayloadError, match=r"the limit is 2 kB \(max_payload\)"):
+    with pytest.raises(PayloadError, match=r"exceeds the limit of 2 kB \(max_payload\)"):
         keep.enqueue(text="x" * 2000)
 
 
@@ -263,7 +263,7 @@ def test_wrong_settings_of_a_queue_are_refused_when_it_is_made(gq):
             gq.queue("work", **settings)
     gq.queue("a")
     gq.queue("b", yields_to=("a",))
-    with pytest.raises(ConfigurationError, match="circle: a → b → a"):
+    with pytest.raises(ConfigurationError, match="cycle: a → b → a"):
         gq.queue("a", yields_to=("b",))
 
 
@@ -352,7 +352,7 @@ def test_a_cancelled_job_raises_and_can_be_retried(gq, add, start_worker):
 
 def test_a_job_that_is_not_begun_in_time_expires_also_without_a_worker(gq, add):
     job = add.using(expires_in="10ms").enqueue(a=1)
-    with pytest.raises(JobExpired, match="still waited") as caught:
+    with pytest.raises(JobExpired, match="expired before it could start") as caught:
         job.result(timeout_s=20)
     assert caught.value.code == "expired"
 
@@ -397,7 +397,7 @@ def test_an_unknown_job_is_refused(gq):
         lambda: gq.explain(99),
         lambda: next(iter([gq.job(99)])),
     ):
-        with pytest.raises(UnknownJob, match="no job 99"):
+        with pytest.raises(UnknownJob, match="unknown job 99"):
             use()
 
 

@@ -93,7 +93,7 @@ def test_a_queue_is_decided_after_those_that_it_yields_to():
 
 def test_queues_that_yield_in_a_circle_are_refused():
     a, b = QueueSettings("a", yields_to=("b",)), QueueSettings("b", yields_to=("a",))
-    with pytest.raises(ConfigurationError, match="circle: a → b → a"):
+    with pytest.raises(ConfigurationError, match="cycle: a → b → a"):
         yielding_order({"a": a, "b": b})
 
 

@@ -50,7 +50,7 @@ def test_jitter_takes_away_a_part_of_the_wait_and_adds_none():
         (lambda: backoff.fixed("soon"), "wait"),
         (lambda: backoff.read_backoff("linear"), "'linear'"),
         (lambda: backoff.read_backoff(5), "not 5"),
-        (lambda: backoff.custom(lambda _attempt: "soon").wait_s(1, 0), "backoff is 'soon'"),
+        (lambda: backoff.custom(lambda _attempt: "soon").wait_s(1, 0), "backoff must be a duration, not 'soon'"),
     ],
 )
 def test_a_wrong_setting_is_named(make, said):
@@ -61,8 +61,8 @@ def test_a_wrong_setting_is_named(make, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"retry_on": "ConnectionError"}, "retry_on takes classes of errors"),
-        ({"discard_on": [ValueError, 5]}, "discard_on takes classes of errors, such as ConnectionError, not 5"),
+        ({"retry_on": "ConnectionError"}, "retry_on must be one or more exception classes"),
+        ({"discard_on": [ValueError, 5]}, "discard_on must be one or more exception classes, such as ConnectionError, not 5"),
         ({"backoff": "linear"}, "backoff must be"),
         ({"qeue": "mail"}, "did you mean 'queue'"),
         ({"isolated": True}, "unknown task option 'isolated' .did you mean 'isolate'.*retry_on"),

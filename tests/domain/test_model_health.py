@@ -28,19 +28,19 @@ def known(*learned):
 @pytest.mark.parametrize(
     ("model", "looked", "state", "said"),
     [
-        ("gemma4:e4b", seen(), "fits", "gemma4:e4b takes 4.5 GB"),
-        ("small", seen(), "unknown", "nothing is known of small yet"),
-        ("small", known((SHOWN, "small", 2 * GB)), "fits", "small takes 2 GB"),
-        ("absent", seen(), "missing", "ollama has no absent; get it on that machine with: ollama pull absent"),
-        ("absent", seen(models=None), "unknown", "nothing is known of absent yet"),
-        ("large", known((VRAM, "large", 9 * GB)), "too_large", "large takes 9 GB, the largest budget is 5 GB"),
+        ("gemma4:e4b", seen(), "fits", "gemma4:e4b needs 4.5 GB"),
+        ("small", seen(), "unknown", "the size of small is not known yet"),
+        ("small", known((SHOWN, "small", 2 * GB)), "fits", "small needs 2 GB"),
+        ("absent", seen(), "missing", "absent is not installed on ollama; install it there with: ollama pull absent"),
+        ("absent", seen(models=None), "unknown", "the size of absent is not known yet"),
+        ("large", known((VRAM, "large", 9 * GB)), "too_large", "large needs 9 GB; the largest budget is 5 GB"),
         (
             "gemma4:e4b",
             known((SPILLED, "gemma4:e4b", GB)),
             "spills",
-            "gemma4:e4b takes 4.5 GB, and 1 GB of it was on the CPU lately",
+            "gemma4:e4b needs 4.5 GB; 1 GB of it recently ran on the CPU",
         ),
-        ("gemma4:e4b", known((SPILLED, "gemma4:e4b", 1000)), "fits", "gemma4:e4b takes 4.5 GB"),
+        ("gemma4:e4b", known((SPILLED, "gemma4:e4b", 1000)), "fits", "gemma4:e4b needs 4.5 GB"),
     ],
 )
 def test_a_model_is_as_it_was_seen(model, looked, state, said):
@@ -54,7 +54,7 @@ def test_a_model_that_one_of_two_ollamas_has_is_not_missing():
     both = replace(seen(), backends={"desk": desk, "tower": tower})
     assert health("small", BATCH, both).state == "unknown"
     assert health("small", replace(BATCH, backend="desk"), both).state == "missing"
-    assert health("absent", BATCH, both).detail.startswith("desk, tower has no absent")
+    assert health("absent", BATCH, both).detail.startswith("absent is not installed on desk, tower;")
 
 
 def demand(model, queue=BATCH, looked=None, **changes):

@@ -245,4 +245,4 @@ def test_a_mounted_application_finds_the_queue_of_the_root(ai, tmp_path, start_w
         assert [event.name for event in events] == ["piece", "done"]
         missing = httpx.get(f"{server}/jobs/77/events")
         assert missing.status_code == 404
-        assert missing.json()["detail"].startswith("there is no job 77")
+        assert missing.json()["detail"].startswith("unknown job 77")

@@ -361,9 +361,9 @@ def test_the_jobs_ahead_are_those_that_the_claim_takes_first(rows: Rows) -> None
 
 
 def test_a_job_that_never_existed_is_unknown(store: Store) -> None:
-    with pytest.raises(UnknownJob, match="no job 7"):
+    with pytest.raises(UnknownJob, match="unknown job 7"):
         job_of(store, 7)
-    with pytest.raises(UnknownJob, match="no job 7"):
+    with pytest.raises(UnknownJob, match="unknown job 7"):
         status_of(store, 7)
 
 

@@ -211,9 +211,9 @@ def test_a_transition_writes_what_the_table_says_and_nothing_else(
 # --- what the store's methods make of a job, whatever its state ---
 
 CRASHED = from_error(JobErrorRecord("crashed", "worker w died (a test says so)"))
-LAST_CRASH = from_error(JobErrorRecord("crashed", "1 worker died while running it, the last was w"))
+LAST_CRASH = from_error(JobErrorRecord("crashed", "1 worker died while running it; the last was w"))
 STOPPED = from_error(JobErrorRecord("cancelled", "cancelled while running"))
-EXPIRED = from_error(JobErrorRecord("expired", "it still waited when its time to be useful had passed"))
+EXPIRED = from_error(JobErrorRecord("expired", "expired before it could start"))
 AWAY = from_error(JobErrorRecord("unavailable", "away"))
 EARLIER = JobErrorRecord("failed", "an earlier attempt")
 S = 10  # when the call is made

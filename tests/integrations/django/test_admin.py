@@ -179,7 +179,7 @@ def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQu
 
 
 def test_a_queue_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -> None:
-    assert "there is no queue 'nobody'" in read(boss, f"{QUEUES}nobody/change/", 404)
+    assert "unknown queue 'nobody'" in read(boss, f"{QUEUES}nobody/change/", 404)
 
 
 def test_the_jobs_are_listed_and_filtered_by_queue_and_state(boss: Client, of_every_state: dict[Any, Any]) -> None:
@@ -193,7 +193,7 @@ def test_the_jobs_are_listed_and_filtered_by_queue_and_state(boss: Client, of_ev
     assert listed("?queue=second") == [of_every_state[State.AVAILABLE].id]
     assert listed("?queue=second&state=running") == []
     assert "unknown state 'lost'" in read(boss, f"{JOBS}?state=lost")
-    assert "there is no queue 'nobody'" in read(boss, f"{JOBS}?queue=nobody", 404)
+    assert "unknown queue 'nobody'" in read(boss, f"{JOBS}?queue=nobody", 404)
     assert "after must be a job id, not 'x'" in read(boss, f"{JOBS}?after=x")
 
 
@@ -291,7 +291,7 @@ def test_a_job_that_does_not_exist_is_not_found(boss: Client, gq: DjangoQueue) -
     for name in ("7", "x", "0", "99999999999999999999", "other:1"):
         page = boss.get(f"{JOBS}{name}/change/")
         assert page.status_code == (200 if ":" in name else 404)
-        assert "there is no job" in text_of(page) or "TASKS has no gpuqueue entry 'other'" in text_of(page)
+        assert "unknown job" in text_of(page) or "TASKS has no gpuqueue entry 'other'" in text_of(page)
 
 
 def test_what_a_job_says_is_text_and_no_markup(boss: Client, gq: DjangoQueue) -> None:
@@ -476,12 +476,12 @@ def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: D
     for url, data, words in (
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "soon"}, "Until is 'soon'"),
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "is in the past"),
-        (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "There is no queue 'nobody'"),
+        (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "Unknown queue 'nobody'"),
         (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "TASKS has no gpuqueue entry 'other'"),
         (f"{QUEUES}act/", {"queue": "default", "act": "drop"}, "expected pause or resume"),
         (f"{JOBS}act/", {"job": str(job.id), "act": "drop"}, "expected retry or cancel"),
         (f"{JOBS}act/", {"job": "x", "act": "cancel"}, "is not a job id"),
-        (f"{JOBS}act/", {"job": "7", "act": "cancel"}, "There is no job 7"),
+        (f"{JOBS}act/", {"job": "7", "act": "cancel"}, "Unknown job 7"),
         (f"{JOBS}act/", {"act": "cancel"}, "No job was selected"),
     ):
         assert words in post(boss, url, **data)

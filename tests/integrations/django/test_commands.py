@@ -50,7 +50,7 @@ def test_the_words_of_django_are_not_those_of_the_command_line(own_file: DjangoQ
     with pytest.raises(SystemExit) as ended:
         Command().run_from_argv(["manage.py", "gpuqueue", "job", "77"])
     assert ended.value.code == 2
-    assert "no job 77" in capfd.readouterr().err
+    assert "unknown job 77" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         Command().run_from_argv(["manage.py", "gpuqueue", "--database", "x.db", "status"])
     assert "python manage.py gpuqueue" in capfd.readouterr().err

@@ -55,5 +55,5 @@ def test_a_job_is_found_by_its_id_and_one_that_is_not_there_is_a_404(own_file: D
     job = job_of(tasks.add.enqueue(1))
     assert sse_response(make("/"), job.id).status_code == 200
     assert sse_response(make("/"), job.id, using="default").status_code == 200
-    with pytest.raises(Http404, match="there is no job 77"):
+    with pytest.raises(Http404, match="unknown job 77"):
         sse_response(make("/"), 77)

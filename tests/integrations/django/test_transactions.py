@@ -290,7 +290,7 @@ def test_a_connection_to_another_file_is_refused(use_database: UseDatabase, own_
     use_database()
     prepared(own_file)
     own_file.task(name="own")(lambda: None)
-    with transaction.atomic(), pytest.raises(UsageError, match=r"app\.db, and this queue lives in .*gpuqueue\.db"):
+    with transaction.atomic(), pytest.raises(UsageError, match=r"app\.db, but this queue is in .*gpuqueue\.db"):
         own_file.enqueue("own", connection=connection)
 
 
