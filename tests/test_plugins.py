@@ -273,19 +273,19 @@ def test_a_variable_of_a_plugin_that_is_not_there_is_nobodys(make_queue, monkeyp
 @pytest.mark.parametrize(
     ("toml", "environ", "hints"),
     [
-        ("[thermal]\nlimt = 7\n", {}, ["gpuqueue.toml: thermal.limt: there is no setting 'limt' here (did you mean 'limit'?)"]),
-        ("[thermal]\nlimit = 0\n", {}, ["gpuqueue.toml: thermal.limit = 0: this is at least 1"]),
+        ("[thermal]\nlimt = 7\n", {}, ["gpuqueue.toml: thermal.limt: unknown setting 'limt' (did you mean 'limit'?)"]),
+        ("[thermal]\nlimit = 0\n", {}, ["gpuqueue.toml: thermal.limit = 0: must be at least 1"]),
         ("[[thermal]]\nlimit = 7\n", {}, ["gpuqueue.toml: thermal[0]: ", "write [thermal]"]),
-        ("", {"GPUQUEUE_THERMAL_LIMIT": "hot"}, ['environment variable GPUQUEUE_THERMAL_LIMIT = "hot": this is a whole number']),
-        ("", {"GPUQUEUE_THERMAL_LIMT": "7"}, ["environment variable GPUQUEUE_THERMAL_LIMT: there is no setting 'limt' here"]),
+        ("", {"GPUQUEUE_THERMAL_LIMIT": "hot"}, ['environment variable GPUQUEUE_THERMAL_LIMIT = "hot": must be an integer']),
+        ("", {"GPUQUEUE_THERMAL_LIMT": "7"}, ["environment variable GPUQUEUE_THERMAL_LIMT: unknown setting 'limt'"]),
         (
             "[termal]\nlimit = 7\n",
             {},
-            ["gpuqueue.toml: termal: there is no setting 'termal' here (did you mean 'thermal'?)", "plugins, thermal"],
+            ["gpuqueue.toml: termal: unknown setting 'termal' (did you mean 'thermal'?)", "plugins, thermal"],
         ),
-        ("[queue.mail]\n", {}, ["gpuqueue.toml: queue: there is no setting 'queue' here (did you mean 'queues'?)"]),
-        ("[humidity]\n", {}, ["gpuqueue.toml: humidity: ", "no plugin 'humidity' is installed, see `gpuqueue plugins`"]),
-        ("[windows]\n", {}, ["gpuqueue.toml: windows: the plugin 'windows' has no settings; leave its section out"]),
+        ("[queue.mail]\n", {}, ["gpuqueue.toml: queue: unknown setting 'queue' (did you mean 'queues'?)"]),
+        ("[humidity]\n", {}, ["gpuqueue.toml: humidity: ", "the plugin is not installed; see `gpuqueue plugins`"]),
+        ("[windows]\n", {}, ["gpuqueue.toml: windows: the plugin 'windows' has no settings; remove its section"]),
     ],
 )
 def test_a_wrong_section_or_setting_of_a_plugin_is_refused_by_name(make_queue, monkeypatch, toml, environ, hints):
@@ -305,7 +305,9 @@ def test_the_section_of_a_blocked_plugin_may_stay(make_discovering, tmp_path, mo
 
 
 def test_a_plugin_cannot_take_a_section_of_gpuqueues_own(make_queue):
-    with pytest.raises(ConfigurationError, match=r"plugin 'worker' cannot have settings, because \[worker\] is gpuqueue's own"):
+    with pytest.raises(
+        ConfigurationError, match=r"plugin 'worker' cannot have settings, because \[worker\] is one of gpuqueue's own sections"
+    ):
         make_queue(plugins={"worker": Settled()})
 
 

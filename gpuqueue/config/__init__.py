@@ -1,1 +1,1 @@
-"""Owns the settings: gpuqueue.toml, GPUQUEUE_* variables and arguments become frozen settings; opens no database."""
+"""Reads the configuration: gpuqueue.toml, GPUQUEUE_* variables and arguments become frozen settings; opens no database."""

@@ -1,4 +1,4 @@
-"""Owns the configuration file that `gpuqueue init` writes, and the machine's time zone for it; writes nothing itself."""
+"""Builds the configuration file that `gpuqueue init` writes, and finds the machine's time zone for it; writes no file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ database = {database}
 
 [gpu]                         # several cards: [[gpu]] with device = "GPU-uuid" or index
 budget = {budget}
-margin = {margin:<21}# left to others; budget + margin must not exceed the card (checked at start)
+margin = {margin:<21}# left to other programs; budget + margin must fit on the card (checked at start)
 max_models = 1
-keep_warm = "0s"              # give the memory back after each job
+keep_warm = "0s"              # release the memory after each job
 
 [ollama]
-url = {url}    # also OLLAMA_HOST
+url = {url}    # or set OLLAMA_HOST
 
 {models}
 
 [queues.ai-realtime]
 gpu = true
 concurrency = 1
-when_unavailable = "reject"   # the caller hears at once that the service is away
+when_unavailable = "reject"   # tell the caller immediately that the service is unavailable
 
 [queues.ai-batch]
 gpu = true
@@ -62,7 +62,7 @@ def initial_toml(
     ollama_url: str | None = None,
     database: str = "sqlite:///gpuqueue.db",
 ) -> str:
-    """Write the configuration of a card shared by interactive and background AI work; sizes as text or in bytes."""
+    """Return the configuration for a card shared by interactive and background AI work; sizes are strings or bytes."""
     models = {model: f"vram = {_size(model_vram)}\noptions = {{ num_ctx = 4096 }}"}
     if parse_size(budget, what="budget") >= parse_size(EMBEDDING_MODEL_VRAM, what="vram"):
         models.setdefault(EMBEDDING_MODEL, f"vram = {_size(EMBEDDING_MODEL_VRAM)}")
@@ -91,7 +91,7 @@ def local_timezone(*, environ: Mapping[str, str] = os.environ, etc: Path = Path(
 
 
 def _size(size: int | str) -> str:
-    """Write a size as `"5GB"`; one that takes more than two decimals is rounded down to a megabyte."""
+    """Format a size as `"5GB"`; one that needs more than two decimals is rounded down to a megabyte."""
     if isinstance(size, str):
         return _text(size)
     size_bytes = parse_size(size, what="size")

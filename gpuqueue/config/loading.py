@@ -1,6 +1,6 @@
-"""Owns the configuration: where it is found, and that arguments go before the environment and that before the file.
+"""Finds and loads the configuration: arguments override environment variables, which override the file.
 
-Reads the file once and starts nothing; whether the card, the Ollama and the database are really there is found out later.
+Reads the file once and starts nothing; the card, the Ollama and the database are checked later.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Synchronous = Literal["normal", "full"]
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that is configured, checked."""
+    """The whole configuration, validated."""
 
     database: str  # sqlite:///… with an absolute path
     synchronous: Synchronous = "normal"
@@ -80,16 +80,16 @@ class Config:
     retention: Mapping[State, float | None] = field(default_factory=lambda: dict(DEFAULT_RETENTION))
     placement: PlacementMode = "pack"
     plugins_blocked: tuple[str, ...] = ()
-    plugin_tables: PluginTables = field(default_factory=PluginTables, compare=False, repr=False)  # [thermal] is of a plugin
+    plugin_tables: PluginTables = field(default_factory=PluginTables, compare=False, repr=False)  # [thermal] belongs to a plugin
     path: Path | None = None  # the file it was read from
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None, *, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
-        """Read a configuration file, or none; environment variables and then `overrides` go before what it says.
+        """Read a configuration file, or none; environment variables override it, and `overrides` override both.
 
         Overrides are named as in the file, and a section is a mapping: database="jobs.db", worker={"threads": 2}.
-        One that is None counts as not given. A section that may be a plugin's is kept, and refused by the queue object whose
-        plugins do not know it.
+        None counts as not given. A section that may belong to a plugin is kept; the queue object rejects it if none of its
+        plugins knows it.
         Raises: ConfigurationError naming the file, variable or argument, the key, and what to do.
         """
         file = None if path is None else Path(os.path.abspath(Path(path).expanduser()))
@@ -103,7 +103,7 @@ class Config:
         root.overlay(known_arguments)
         root.expect(ROOT_KEYS)
 
-        # A path that the file gives, or leaves to the default, is relative to the file.
+        # A path in the file, or the default path, is relative to the file.
         folder = file.parent if file and root.get("database") is in_file else Path.cwd()
         devices = read_devices(root.sequence("gpu", '[gpu] and budget = "5GB"'))
         models = read_models(root.tables("models", '[models."gemma4:e4b"] and vram = "4.5GB"'), devices)
@@ -136,12 +136,12 @@ class Config:
 
     @classmethod
     def default(cls, database: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] = os.environ) -> Config:
-        """Make the configuration of no file: this database, and what the environment says."""
+        """Return the configuration without a file: this database, and the environment variables."""
         return cls.load(None, environ=environ, database=database)
 
     @staticmethod
     def find(explicit: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
-        """Find the configuration file: the one given, GPUQUEUE_CONFIG's, ./gpuqueue.toml where there is one, or none."""
+        """Find the configuration file: the one given, the one in GPUQUEUE_CONFIG, ./gpuqueue.toml if it exists, or none."""
         named = explicit or environ.get(f"{ENVIRONMENT}CONFIG")
         if named:
             return Path(named)
@@ -150,32 +150,34 @@ class Config:
 
 
 def database_url(database: str | os.PathLike[str], *, relative_to: str | os.PathLike[str]) -> str:
-    """Complete a path or a `sqlite:///` URL to a URL with an absolute path."""
+    """Convert a path or a `sqlite:///` URL to a URL with an absolute path. Raises: ConfigurationError."""
 
     def wrong(problem: str) -> ConfigurationError:
-        return ConfigurationError(f'the database {text!r} {problem}. Right: "{DEFAULT_DATABASE}" or "/var/lib/app/gpuqueue.db"')
+        return ConfigurationError(
+            f'the database {text!r} {problem}. Expected for example "{DEFAULT_DATABASE}" or "/var/lib/app/gpuqueue.db"'
+        )
 
     text = os.fspath(database)
     scheme, is_url, rest = text.strip().partition("://")
     if is_url and scheme not in {"sqlite", "sqlite+pysqlite"}:
-        raise wrong("is not an SQLite file, and gpuqueue keeps its jobs in one")
+        raise wrong("is not an SQLite file; gpuqueue supports only SQLite")
     if is_url and rest and not rest.startswith("/"):
         raise wrong("needs a third slash, and a fourth before an absolute path")
     place = rest[1:] if is_url else scheme
     if ":memory:" in place or (is_url and not place):
-        raise wrong("would be in memory, where no other process sees its jobs; name a file")
+        raise wrong("is in memory, where other processes cannot see its jobs; use a file")
     if not place:
-        raise wrong("names no file")
+        raise wrong("does not name a file")
     if "?" in place or "\0" in place or place.startswith("file:"):
         raise wrong("is not a plain path; options after '?' are not supported")
     path = Path(os.path.abspath(Path(relative_to) / Path(place).expanduser()))
     if path.is_dir():
-        raise wrong("is a folder; name a file in it")
+        raise wrong("is a folder; use a file in it")
     return f"sqlite:///{path}"
 
 
 def database_path(url: str) -> Path:
-    """Find the file of a database URL; a relative one is relative to the current folder."""
+    """Return the file of a database URL; a relative path is relative to the current folder."""
     return Path(database_url(url, relative_to=Path.cwd()).removeprefix("sqlite:///"))
 
 
@@ -183,13 +185,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        # Some editors put a byte order mark first, which TOML does not know.
+        # Some editors start a file with a byte order mark, which TOML does not allow.
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigurationError(f"there is no configuration file {str(file)!r}; gpuqueue init makes one") from None
+        raise ConfigurationError(f"no configuration file at {str(file)!r}; create one with: gpuqueue init") from None
     except IsADirectoryError:
         example = str(file / DEFAULT_FILE)
-        raise ConfigurationError(f"{str(file)!r} is a folder; name the file in it, for example {example!r}") from None
+        raise ConfigurationError(f"{str(file)!r} is a folder; use a file in it, for example {example!r}") from None
     except OSError as error:
         raise ConfigurationError(f"the configuration file {str(file)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -202,12 +204,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
         shown = f", in: {line}" if line else ""
         raise ConfigurationError(
             f"{file} is not valid TOML: {error}{shown}\n"
-            'Text needs quotes (budget = "5GB"), and so does a name with a colon or a point ([models."gemma4:e4b"])'
+            'Strings need quotes (budget = "5GB"), and so do names with a colon or a dot ([models."gemma4:e4b"])'
         ) from None
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Collect the settings among the environment variables; one that is set to nothing counts as not set."""
+    """Collect the settings among the environment variables; an empty variable counts as not set."""
     found: dict[str, Any] = {}
     for key in ENVIRONMENT_KEYS:
         if value := environ.get(_variable(key, "")):
@@ -219,16 +221,14 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 continue
             if name not in names:
                 near = did_you_mean(name, names)
-                raise ConfigurationError(
-                    f"environment variable {name}: there is no such setting{near}. Settings: {', '.join(names)}"
-                )
+                raise ConfigurationError(f"unknown environment variable {name}{near}. Variables: {', '.join(names)}")
             if value:
                 found.setdefault(section, {})[names[name]] = value
     return found
 
 
 def _others(environ: Mapping[str, str]) -> dict[str, str]:
-    """Collect the variables of gpuqueue's prefix that are none of its own."""
+    """Collect the variables with gpuqueue's prefix that are not its own."""
     own = {_variable(key, "") for key in (*ENVIRONMENT_KEYS, "config")}
     return {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT) and name not in own}
 

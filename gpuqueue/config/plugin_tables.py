@@ -1,4 +1,4 @@
-"""Owns the sections of the configuration that belong to plugins: what was given, and to whom it goes; knows no plugin itself."""
+"""Assigns the plugins' sections of the configuration to their plugins; knows no plugin itself."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ENVIRONMENT = "GPUQUEUE_"
 
 
 class PluginTables:
-    """The root tables that gpuqueue does not know, from the file and from arguments, and variables that may go with them.
+    """The root tables that gpuqueue does not know, from the file and from arguments, and the variables that may belong to them.
 
-    `own` are the names that no plugin may take for its section, `source` words where a section would stand that nobody wrote.
+    `own` are the section names that no plugin may use; `source` is where errors place a section that was not given.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class PluginTables:
         self._source = source
 
     def table_of(self, plugin: str, among: Iterable[str]) -> Table:
-        """Return a plugin's section: arguments go before the environment and that before the file; empty when nobody gave one.
+        """Return a plugin's section; empty if not given. Arguments override environment variables, which override the file.
 
-        A variable belongs to the plugin, of those `among` which it is, whose name is the longest that fits.
-        Raises: ConfigurationError when the name is not free for a plugin, or what was given is no single table.
+        A variable belongs to the plugin in `among` with the longest name that matches.
+        Raises: ConfigurationError if the name is gpuqueue's own, or the section is not a single table.
         """
         if plugin in self._own:
             raise ConfigurationError(
-                f"plugin {plugin!r} cannot have settings, because [{plugin}] is gpuqueue's own; give the plugin another name"
+                f"plugin {plugin!r} cannot have settings, because [{plugin}] is one of gpuqueue's own sections; rename the plugin"
             )
         key = quoted_key(plugin)
         found = _empty(key, self._source)
@@ -52,20 +52,20 @@ class PluginTables:
         return found
 
     def refuse_unclaimed(self, claimed: Collection[str], *, silent: Collection[str], blocked: Collection[str]) -> None:
-        """Refuse a section that is nobody's; that of a blocked plugin may stay.
+        """Reject a section that belongs to no plugin; a blocked plugin may keep its section.
 
-        `claimed` are the plugins that read a section, `silent` those that read none.
-        Raises: ConfigurationError naming the section and the nearest name that is right.
+        `claimed` are the plugins that read a section, `silent` those that do not.
+        Raises: ConfigurationError naming the section and the nearest known name.
         """
         for name, where in {**self._file.given(), **self._arguments.given()}.items():
             if name in claimed or name in blocked:
                 continue
             if name in silent:
-                raise ConfigurationError(f"{where}: the plugin {name!r} has no settings; leave its section out")
+                raise ConfigurationError(f"{where}: the plugin {name!r} has no settings; remove its section")
             names = [*self._own, *claimed]
             near = did_you_mean(name, names)
-            advice = "" if near else f". If it is a plugin's section: no plugin {name!r} is installed, see `gpuqueue plugins`"
-            raise ConfigurationError(f"{where}: there is no setting {name!r} here{near}. Settings: {', '.join(names)}{advice}")
+            advice = "" if near else ". If this is a plugin's section, the plugin is not installed; see `gpuqueue plugins`"
+            raise ConfigurationError(f"{where}: unknown setting {name!r}{near}. Settings: {', '.join(names)}{advice}")
 
     def _said_by_variables(self, plugin: str, among: Iterable[str]) -> dict[str, str]:
         longer = [_prefix(other) for other in among if len(other) > len(plugin)]

@@ -1,6 +1,6 @@
-"""Owns what each section of the configuration may say and what must hold between them; opens no file.
+"""Reads and validates each section of the configuration, and checks the sections against each other; opens no file.
 
-Every function takes the table it reads, so that each error names the file, variable or argument that is wrong.
+Every function takes the table it reads, so that each error names the wrong file entry, variable or argument.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ NO_BACKEND = "none"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """How one worker process behaves; others may differ."""
+    """One worker process's settings; workers may differ in them."""
 
-    threads: int = 8  # plain functions at once
-    async_jobs: int = 500  # asynchronous ones at once, on one event loop
+    threads: int = 8  # plain functions that run at once
+    async_jobs: int = 500  # asynchronous functions that run at once, on one event loop
     lease_s: float = 30.0
-    grace_s: float = 30.0  # how long a shutdown lets attempts finish
-    max_crashes: int = 3  # workers that one job may take down before it is discarded
-    log_format: LogFormat = "text"  # of `gpuqueue worker`, on stderr
+    grace_s: float = 30.0  # how long attempts may take to finish at shutdown
+    max_crashes: int = 3  # how many workers may die while running a job before it is discarded
+    log_format: LogFormat = "text"  # for `gpuqueue worker`, on stderr
 
 
 def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
@@ -101,11 +101,11 @@ def read_devices(tables: Sequence[Table]) -> tuple[DeviceSettings, ...]:
 
 
 def backend_names(tables: Sequence[Table]) -> list[str]:
-    """Read the names of [ollama], which needs none, or of several [[ollama]], which all need one."""
+    """Read the name of [ollama], which is optional, or the names of several [[ollama]], which are required."""
     names = [table.text("name", "" if len(tables) > 1 else OLLAMA, example='name = "desk"') for table in tables]
     for name, table in zip(names, tables, strict=True):
         if len(tables) > 1 and (not name or name in (OLLAMA, NO_BACKEND)):
-            raise table.error(f'of several [[ollama]] each needs a name of its own, other than {OLLAMA!r}; write name = "desk"')
+            raise table.error(f'with several [[ollama]], each needs its own name, other than {OLLAMA!r}; write name = "desk"')
         if names.count(name) > 1:
             raise table.error(f"the Ollama {name!r} is already configured; give each [[ollama]] its own name = …")
     return names
@@ -114,40 +114,40 @@ def backend_names(tables: Sequence[Table]) -> list[str]:
 def read_backends(
     tables: Sequence[Table], devices: Sequence[DeviceSettings], *, ollama_host: Setting | None
 ) -> tuple[BackendSettings, ...]:
-    """Read [ollama] or [[ollama]]; `ollama_host` is used where one has no url; no table means that no Ollama is needed."""
+    """Read [ollama] or [[ollama]]; `ollama_host` replaces a single one's missing url; without tables no Ollama is needed."""
     names = backend_names(tables)
     found = []
     for name, table in zip(names, tables, strict=True):
         table.expect(BACKEND_KEYS)
         url = table.get("url") or (ollama_host if len(tables) == 1 else None)
         if url is None and len(tables) > 1:
-            raise table.error('url is missing; say where it listens: url = "http://127.0.0.1:11435"')
+            raise table.error('url is missing; set it to the address of this Ollama: url = "http://127.0.0.1:11435"')
         address = BackendSettings().url if url is None else worded(url, lambda url=url: ollama_url(url.value))  # type: ignore[misc]
         device = table.text("device", "", example='device = "gpu0"')
         known = [item.name for item in devices]
         setting = table.get("device")
         if setting is not None and device not in known:
-            raise setting.error(f"there is no such device{did_you_mean(device, known)}. Devices: {', '.join(known) or 'none'}")
+            raise setting.error(f"unknown device{did_you_mean(device, known)}. Devices: {', '.join(known) or 'none'}")
         patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
         found.append(BackendSettings(name=name, url=address, device=device, **patience))
     return tuple(sorted(found, key=lambda item: item.name))
 
 
 def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) -> dict[str, ModelSettings]:
-    """Read [models.NAME]; each must fit a device, where there are devices."""
+    """Read [models.NAME]; each must fit on a device, if there are devices."""
     models = {}
     for name, table in tables.items():
         table.expect(MODEL_KEYS)
         vram = table.get("vram")
         if vram is None:
-            raise table.error('vram is missing; say how much memory the model takes when loaded: vram = "4.5GB"')
+            raise table.error('vram is missing; set it to the memory that the loaded model needs: vram = "4.5GB"')
         vram_bytes = table.size("vram", 0)
         if not vram_bytes:
-            raise vram.error('a model takes memory; write vram = "4.5GB"')
+            raise vram.error('must be greater than zero; write vram = "4.5GB"')
         largest = max(devices, key=lambda device: device.budget_bytes, default=None)
         if largest is not None and vram_bytes > largest.budget_bytes:
             raise vram.error(
-                f"no device could ever load it; the largest budget is {format_size(largest.budget_bytes)} "
+                f"the model fits no device; the largest budget is {format_size(largest.budget_bytes)} "
                 f"({largest.name}). Raise gpu.budget or use a smaller model"
             )
         options = table.table("options", "options = { num_ctx = 4096 }")
@@ -160,7 +160,7 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
 def read_queues(
     tables: Mapping[str, Table], devices: Sequence[DeviceSettings], *, backends: Sequence[str], has_ollama: bool
 ) -> dict[str, QueueSettings]:
-    """Read [queues.NAME]; a queue that yields, yields to configured ones and never, in the end, to itself."""
+    """Read [queues.NAME]; a queue may yield only to configured queues, and never to itself, directly or through others."""
     queues = {
         name: _queue(name, table, has_device=bool(devices), backends=backends, has_ollama=has_ollama)
         for name, table in tables.items()
@@ -187,7 +187,7 @@ def read_worker(table: Table) -> WorkerSettings:
 
 
 def read_retention(table: Table) -> dict[State, float | None]:
-    """Read [retention]; None keeps finished jobs for ever."""
+    """Read [retention]; None keeps finished jobs forever."""
     table.expect(RETENTION_KEYS)
     retention = dict(DEFAULT_RETENTION)
     for state in FINISHED:
@@ -204,13 +204,13 @@ def read_plugins(table: Table) -> tuple[str, ...]:
 
 
 def needs_ollama(table: Table, models: Mapping[str, ModelSettings], queues: Mapping[str, QueueSettings]) -> bool:
-    """Say whether the configuration speaks of an Ollama, in a section or by using it."""
+    """Return whether the configuration has an Ollama section or uses an Ollama."""
     return table.has(OLLAMA) or bool(models) or any(queue.backend for queue in queues.values())
 
 
 def ollama_url(address: object) -> str:
     """Complete an address as Ollama does: `host`, `host:port`, `:port` or a URL; 0.0.0.0 means this machine."""
-    wrong = UsageError(f'{address!r} is not the address of an Ollama. Right: "http://127.0.0.1:11434", "gpu-host:11434"')
+    wrong = UsageError(f'{address!r} is not an Ollama address. Expected for example "http://127.0.0.1:11434", "gpu-host:11434"')
     if not isinstance(address, str):
         raise wrong
     text = address.strip(" '\"")
@@ -243,10 +243,10 @@ def _device(table: Table, position: int) -> DeviceSettings:
     table.expect(DEVICE_KEYS)
     budget = table.get("budget")
     if budget is None:
-        raise table.error('budget is missing; say how much of the card jobs may use: budget = "5GB"')
+        raise table.error('budget is missing; set it to the device memory that jobs may use: budget = "5GB"')
     budget_bytes = table.size("budget", 0)
     if not budget_bytes:
-        raise budget.error('jobs need some of the card; write budget = "5GB"')
+        raise budget.error('must be greater than zero; write budget = "5GB"')
     name, index = _device_name(table.get("device"), position)
     default = DeviceSettings(name, budget_bytes)
     return DeviceSettings(
@@ -273,7 +273,7 @@ def _device_name(setting: Setting | None, position: int) -> tuple[str, int]:
         return f"gpu{value}", value
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.:/-]*", value.strip()):
         return value.strip(), position
-    raise setting.error('this is a card\'s index or UUID, as `nvidia-smi -L` lists them; write device = 0 or device = "GPU-…"')
+    raise setting.error('must be a card\'s index or UUID, as listed by `nvidia-smi -L`; write device = 0 or device = "GPU-…"')
 
 
 def _patience(table: Table, key: str) -> float:
@@ -286,7 +286,7 @@ def _json_data(table: Table) -> dict[str, Any]:
     try:
         json.dumps(data, allow_nan=False)
     except (TypeError, ValueError):
-        raise table.error("options are sent to Ollama as JSON: texts, finite numbers, true, false and lists") from None
+        raise table.error("options are sent to Ollama as JSON; use only strings, finite numbers, true, false and lists") from None
     return data
 
 
@@ -301,7 +301,7 @@ def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str]
     return QueueSettings(
         name=name,
         gpu=gpu,
-        concurrency=table.integer("concurrency", None, minimum=1, advice=f"to stop the queue for a while: gpuqueue pause {name}"),
+        concurrency=table.integer("concurrency", None, minimum=1, advice=f"to stop the queue, run: gpuqueue pause {name}"),
         rate=_rate(table),
         pause=_pause(table),
         windows=_windows(table),
@@ -342,12 +342,12 @@ def _windows(table: Table) -> tuple[WindowRule, ...]:
         item.expect(("at", "concurrency", "rate"))
         at = item.get("at")
         if at is None:
-            raise item.error('at is missing; say when it holds: { at = "18:00-09:00", concurrency = 1 }')
+            raise item.error('at is missing; set it to the hours of the limit: { at = "18:00-09:00", concurrency = 1 }')
         text = item.text("at", "", example='at = "18:00-09:00"')
         worded(at, lambda text=text: parse_window(text))  # type: ignore[misc]
         rule = WindowRule(text, item.integer("concurrency", None, minimum=1), _rate(item))
         if rule.concurrency is None and rule.rate is None:
-            raise item.error("it limits nothing; give it a concurrency or a rate, or write the time into pause")
+            raise item.error("sets no limit; add concurrency or rate, or move the hours to pause")
         rules.append(rule)
     return tuple(rules)
 
@@ -368,19 +368,19 @@ def _backend(table: Table, default: str, backends: Sequence[str]) -> str:
 def _check_yielding(name: str, setting: Setting, queues: Mapping[str, QueueSettings]) -> None:
     for other in queues[name].yields_to:
         if other == name:
-            raise setting.error("a queue cannot yield to itself; leave its own name out")
+            raise setting.error("a queue cannot yield to itself; remove its own name")
         if other not in queues:
             raise setting.error(
-                f"there is no queue {other!r}{did_you_mean(other, queues)}. Queues: {', '.join(queues)}. "
-                f"A queue to yield to is configured in a section of its own, [queues.{other}]"
+                f"unknown queue {other!r}{did_you_mean(other, queues)}. Queues: {', '.join(queues)}. "
+                f"A queue to yield to needs its own section, [queues.{other}]"
             )
     cycle = _path(name, name, queues, set())
     if cycle:
-        raise setting.error(f"the queues would wait for each other: {' → '.join([name, *cycle])}; take one of these away")
+        raise setting.error(f"the queues yield to each other in a cycle: {' → '.join([name, *cycle])}; remove one of them")
 
 
 def _path(start: str, goal: str, queues: Mapping[str, QueueSettings], seen: set[str]) -> list[str]:
-    """Find the way from one queue to another along yields_to; empty when there is none."""
+    """Find the path from one queue to another along yields_to; empty if there is none."""
     for other in queues[start].yields_to if start in queues else ():
         if other == goal:
             return [other]

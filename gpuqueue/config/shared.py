@@ -1,6 +1,6 @@
-"""Owns the settings that all workers of one database must agree on, as plain data; reads no file and no database.
+"""Converts the settings that all workers of one database share to plain data and back, and compares them.
 
-A worker writes them into the database when it starts; the next one compares its own with those.
+A worker writes them into the database when it starts; the next one compares its own with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Named = TypeVar("Named", QueueSettings, DeviceSettings, ModelSettings, BackendSe
 
 
 class HasSettings(Protocol):
-    """Anything that has these settings: a Config, or a SharedSettings."""
+    """Anything with these settings: a Config or a SharedSettings."""
 
     @property
     def queues(self) -> Mapping[str, QueueSettings]: ...
@@ -43,7 +43,7 @@ class HasSettings(Protocol):
 
 @dataclass(frozen=True)
 class SharedSettings:
-    """What all workers of one database must agree on."""
+    """The settings that all workers of one database must agree on."""
 
     queues: Mapping[str, QueueSettings]
     devices: tuple[DeviceSettings, ...]
@@ -53,7 +53,7 @@ class SharedSettings:
 
 
 def shared_settings(config: HasSettings) -> dict[str, Any]:
-    """Make JSON-able data of what all workers must agree on: {section: {name: {setting: value}}}."""
+    """Convert the shared settings to JSON-able data: {section: {name: {setting: value}}}."""
     return {
         "queues": _plain(config.queues.values()),
         "devices": _plain(config.devices),
@@ -64,9 +64,9 @@ def shared_settings(config: HasSettings) -> dict[str, Any]:
 
 
 def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
-    """Make the settings of `shared_settings` data again.
+    """Convert the data of `shared_settings` back to settings.
 
-    A setting that this version does not know is left out; one that the data lack has its default.
+    A setting that this version does not know is dropped; a missing one gets its default.
     """
     return SharedSettings(
         queues={item.name: item for item in _build(QueueSettings, shared.get("queues", {}))},
@@ -78,12 +78,12 @@ def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
 
 
 def agreed(shared: Mapping[str, Any] | None, own: SharedSettings) -> SharedSettings:
-    """Return the settings that the workers agreed on, from the data that is stored; before the first worker, a process's own."""
+    """Return the settings that the workers agreed on, from the stored data; before the first worker, the process's own."""
     return own if shared is None else settings_from_shared(shared)
 
 
 def settings_digest(shared: Mapping[str, Any]) -> str:
-    """Make a short text that is equal for equal `shared_settings` data, in any order."""
+    """Return a short digest that is equal for equal `shared_settings` data, in any order."""
     import hashlib
 
     text = json.dumps(shared, sort_keys=True, separators=(",", ":"))
@@ -91,12 +91,12 @@ def settings_digest(shared: Mapping[str, Any]) -> str:
 
 
 def settings_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Word each difference between two `shared_settings` data: `queues.ai.concurrency: 1 here, 2 in the database`."""
+    """List the differences between two `shared_settings` data: `queues.ai.concurrency: 1 here, 2 in the database`."""
     return list(_differences("", mine, theirs))
 
 
 def device_order(device: DeviceSettings) -> tuple[int, str]:
-    """Order devices as the machine does, so that stored and configured ones compare equal."""
+    """Sort key: devices in the machine's order, so that stored and configured ones compare equal."""
     return (device.index, device.name)
 
 
@@ -108,7 +108,7 @@ def _plain(items: Iterable[Named]) -> dict[str, dict[str, Any]]:
 
 
 def _plain_value(value: Any) -> Any:
-    """Make what JSON would give back: lists for tuples, so that stored and fresh data compare equal."""
+    """Convert a value to what JSON would return: lists for tuples, so that stored and fresh data compare equal."""
     if is_dataclass(value):
         return {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Owns reading one table of the configuration: each value with where it came from; knows no setting by name.
+"""Reads typed values from one table of the configuration, each with its origin; knows no setting by name.
 
-A value comes from the file, from an environment variable (as text), or from an argument; every error says which.
+A value comes from the file, from an environment variable (as a string), or from an argument; every error says which.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
-Origin = Callable[[str], str]  # words where the value under a dotted key came from
+Origin = Callable[[str], str]  # describes where the value under a dotted key came from
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Setting:
 
     value: Any
     where: str  # "/srv/gpuqueue.toml: gpu.budget", "environment variable GPUQUEUE_GPU_BUDGET"
-    is_text: bool = False  # from the environment, where a number arrives as text
+    is_text: bool = False  # from the environment, where a number is a string
 
     def error(self, problem: str) -> ConfigurationError:
-        """Make the error that names this value and where it stands."""
+        """Return the error that names this value and its origin."""
         return ConfigurationError(f"{self.where} = {_show(self.value)}: {problem}")
 
 
 class Table:
-    """A table of settings and tables under a dotted key."""
+    """A table of settings and nested tables, under a dotted key."""
 
     def __init__(self, values: Mapping[str, Any], *, key: str, origin: Origin, is_text: bool = False) -> None:
         self.key = key
@@ -59,7 +59,7 @@ class Table:
                 self._items[name] = Setting(value, origin(dotted), is_text)
 
     def overlay(self, other: Table) -> None:
-        """Let the other table's values take the place of this one's, key by key; of several cards, the first."""
+        """Replace this table's values with the other's, key by key; with several cards, the first card's."""
         for name, item in other._items.items():
             mine = self._items.get(name)
             if isinstance(mine, list) and mine and isinstance(item, Table):
@@ -70,18 +70,18 @@ class Table:
                 self._items[name] = item
 
     def without_tables(self, known: Collection[str]) -> tuple[Table, Table]:
-        """Split into the tables under other keys than these, and all the rest."""
+        """Split into the tables under keys other than these, and everything else."""
         others, rest = copy(self), copy(self)
         others._items = {key: item for key, item in self._items.items() if key not in known and not isinstance(item, Setting)}
         rest._items = {key: item for key, item in self._items.items() if key not in others._items}
         return others, rest
 
     def error(self, problem: str) -> ConfigurationError:
-        """Make the error that names this table and where it stands."""
+        """Return the error that names this table and its origin."""
         return ConfigurationError(f"{self.where}: {problem}")
 
     def expect(self, known: Iterable[str]) -> None:
-        """Refuse keys that are not known, naming the nearest that is."""
+        """Reject unknown keys, naming the nearest known one. Raises: ConfigurationError."""
         names = list(known)
         for key, item in self._items.items():
             if key in names:
@@ -91,42 +91,42 @@ class Table:
             if isinstance(item, Table) and self.key.count(".") == 1:
                 # TOML reads [models.qwen2.5] as a table "5" in a table "qwen2".
                 parent, _, name = self.key.partition(".")
-                hint = f' A name with a point in it needs quotes: [{parent}."{name}.{key}"].'
+                hint = f' A name with a dot needs quotes: [{parent}."{name}.{key}"].'
             raise ConfigurationError(
-                f"{where}: there is no setting {key!r} here{did_you_mean(key, names)}.{hint} Settings: {', '.join(names)}"
+                f"{where}: unknown setting {key!r}{did_you_mean(key, names)}.{hint} Settings: {', '.join(names)}"
             )
 
     def given(self) -> dict[str, str]:
-        """Say which keys were given, and where: {key: where it stands}."""
+        """Return the keys that were given, with their origins: {key: origin}."""
         return {key: _where(item) for key, item in self._items.items()}
 
     def has(self, key: str) -> bool:
-        """Say whether the key was given."""
+        """Return whether the key was given."""
         return key in self._items
 
     def get(self, key: str) -> Setting | None:
-        """Find a value; None when it was not given.
+        """Return a value; None if it was not given.
 
-        Raises: ConfigurationError when it is a table.
+        Raises: ConfigurationError if it is a table.
         """
         item = self._items.get(key)
         if isinstance(item, Setting) or item is None:
             return item
-        raise ConfigurationError(f"{_where(item)}: {key} is one value, not a table; write {key} = …")
+        raise ConfigurationError(f"{_where(item)}: {key} must be a value, not a table; write {key} = …")
 
     def table(self, key: str, example: str) -> Table:
-        """Find a table; an empty one when it was not given."""
+        """Return a table; an empty one if it was not given."""
         item = self._items.get(key)
         if item is None:
             return Table({}, key=_join(self.key, key), origin=lambda dotted: dotted)
         if isinstance(item, Table):
             return item
         if isinstance(item, Setting):
-            raise item.error(f"{key} is a table, not a value; write {example}")
+            raise item.error(f"{key} must be a table, not a value; write {example}")
         raise ConfigurationError(f"{item[0].where}: only [[gpu]] and [[ollama]] can be given more than once; write {example}")
 
     def tables(self, key: str, example: str) -> dict[str, Table]:
-        """Find the tables in a table, by name."""
+        """Return the tables in a table, by name."""
         parent = self.table(key, example)
         found = {name: parent.table(name, example) for name in parent._items}
         if any(not name.strip() for name in found):
@@ -134,33 +134,33 @@ class Table:
         return found
 
     def sequence(self, key: str, example: str) -> list[Table]:
-        """Find the tables of [key], or of several [[key]]."""
+        """Return the table of [key], or those of several [[key]]."""
         item = self._items.get(key)
         if isinstance(item, list):
             return item
         return [] if item is None else [self.table(key, example)]
 
     def text(self, key: str, default: str, *, example: str) -> str:
-        """Read a text that is not empty."""
+        """Read a non-empty string."""
         return self._read(key, default, lambda setting: _text(setting, example))
 
     def texts(self, key: str, *, example: str) -> tuple[str, ...]:
-        """Read a list of texts; empty when it was not given."""
+        """Read a list of strings; empty if it was not given."""
         setting = self.get(key)
         if setting is None:
             return ()
         value = setting.value
         if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
-            raise setting.error(f"this is a list of texts; write {key} = {example}")
+            raise setting.error(f"must be a list of strings; write {key} = {example}")
         return tuple(value)
 
     def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
-        """Read one of a few words."""
+        """Read one of the `choices`."""
 
         def read(setting: Setting) -> str:
             if setting.value not in choices:
                 near = did_you_mean(setting.value, choices) if isinstance(setting.value, str) else ""
-                raise setting.error(f"this is one of {_quoted(choices)}{near}")
+                raise setting.error(f"must be one of {_quoted(choices)}{near}")
             return str(setting.value)
 
         return self._read(key, default, read)
@@ -177,22 +177,22 @@ class Table:
         return self._read(key, default, read)
 
     def integer(self, key: str, default: T, *, minimum: int | None = None, advice: str = "") -> int | T:
-        """Read a whole number of at least `minimum`."""
+        """Read an integer of at least `minimum`."""
 
         def read(setting: Setting) -> int:
             value = setting.value
             if setting.is_text and value.removeprefix("-").isdecimal():
                 value = int(value)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise _not_of_kind(setting, "a whole number", key=key, right=f"{max(minimum or 0, 1)}")
+                raise _not_of_kind(setting, "an integer", key=key, right=f"{max(minimum or 0, 1)}")
             if minimum is not None and value < minimum:
-                raise setting.error(f"this is at least {minimum}{advice and '; ' + advice}")
+                raise setting.error(f"must be at least {minimum}{advice and '; ' + advice}")
             return value
 
         return self._read(key, default, read)
 
     def number(self, key: str, default: T, *, minimum: float | None = None, maximum: float | None = None) -> float | T:
-        """Read a finite number, whole or not, from `minimum` to `maximum`."""
+        """Read a finite number from `minimum` to `maximum`."""
 
         def read(setting: Setting) -> float:
             value = setting.value
@@ -202,9 +202,9 @@ class Table:
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise _not_of_kind(setting, "a number", key=key, right=f"{1 if minimum is None else minimum:g}")
             if minimum is not None and value < minimum:
-                raise setting.error(f"this is at least {minimum:g}")
+                raise setting.error(f"must be at least {minimum:g}")
             if maximum is not None and value > maximum:
-                raise setting.error(f"this is at most {maximum:g}")
+                raise setting.error(f"must be at most {maximum:g}")
             return float(value)
 
         return self._read(key, default, read)
@@ -219,13 +219,13 @@ class Table:
         def read(setting: Setting) -> float:
             seconds = worded(setting, lambda: parse_duration(setting.value, what=setting.where))
             if positive and not seconds:
-                raise setting.error("this must be longer than nothing")
+                raise setting.error("must be greater than zero")
             return seconds
 
         return self._read(key, default, read)
 
     def data(self) -> dict[str, Any]:
-        """Give the plain values back."""
+        """Return the plain values."""
         return {name: _plain(item) for name, item in self._items.items()}
 
     def _read(self, key: str, default: D, read: Callable[[Setting], T]) -> T | D:
@@ -234,12 +234,12 @@ class Table:
 
 
 def quoted_key(name: str) -> str:
-    """Write a name as a TOML key, in quotes where it needs them."""
+    """Return a name as a TOML key, quoted if necessary."""
     return name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
 def worded(setting: Setting, read: Callable[[], T]) -> T:
-    """Read a value whose reader's error already names it, as a ConfigurationError."""
+    """Call `read`, and turn its UsageError into a ConfigurationError that names the setting."""
     try:
         return read()
     except UsageError as error:
@@ -248,15 +248,15 @@ def worded(setting: Setting, read: Callable[[], T]) -> T:
 
 
 def _not_of_kind(setting: Setting, kind: str, *, key: str, right: str) -> ConfigurationError:
-    """Make the error that says what kind of value belongs here, and how one is written where this one came from."""
+    """Return the error that names the expected kind of value, with an example for this value's origin."""
     if setting.is_text:
-        return setting.error(f"this is {kind}; write {setting.where.rpartition(' ')[2]}={right}")
-    return setting.error(f"this is {kind}, without quotes; write {key} = {right}")
+        return setting.error(f"must be {kind}; write {setting.where.rpartition(' ')[2]}={right}")
+    return setting.error(f"must be {kind}, without quotes; write {key} = {right}")
 
 
 def _text(setting: Setting, example: str) -> str:
     if not isinstance(setting.value, str | Path) or not str(setting.value).strip():
-        raise setting.error(f"this is a text; write {example}")
+        raise setting.error(f"must be a non-empty string; write {example}")
     return str(setting.value)
 
 
@@ -280,7 +280,7 @@ def _quoted(words: Sequence[str]) -> str:
 
 
 def _show(value: Any) -> str:
-    """Write a value as the file would have it, as far as JSON does."""
+    """Format a value as in the file, as far as JSON can."""
     if isinstance(value, list | str | int | float):
         return json.dumps(value, ensure_ascii=False, default=str)
     return repr(value)

@@ -63,7 +63,7 @@ def test_the_key_is_in_no_picture_of_the_settings():
 @pytest.mark.parametrize(
     ("section", "wrong"),
     [
-        ('ulr = "x"', r"there is no setting 'ulr' here \(did you mean 'url'\?\)"),
+        ('ulr = "x"', r"unknown setting 'ulr' \(did you mean 'url'\?\)"),
         ('url = "127.0.0.1:8080"', "url must look like http://127.0.0.1:8080/v1"),
         ('url = "ftp://x/v1"', "url must look like"),
         ('url = "http:///v1"', "url must look like"),
@@ -74,7 +74,7 @@ def test_the_key_is_in_no_picture_of_the_settings():
         ('url = "http://x/v1/chat/completions"', "url must not include /chat/completions; it usually ends in /v1"),
         ('url = "http://ann:pw@x/v1"\napi_key = "sk-1"', "a request can carry only one of them"),
         ('gap = "soon"', "gap"),
-        ('first_token = "0s"', "this must be longer than nothing"),
+        ('first_token = "0s"', "must be greater than zero"),
         ('vram = "lots"', "vram"),
     ],
 )

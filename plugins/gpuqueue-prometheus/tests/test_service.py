@@ -94,8 +94,8 @@ def test_other_paths_name_those_that_there_are(serve, gq):
 @pytest.mark.parametrize(
     ("setting", "wrong"),
     [
-        ('listn = "127.0.0.1:9464"', r"prometheus.listn: there is no setting 'listn' here \(did you mean 'listen'\?\)"),
-        ("listen = 9464", r'prometheus.listen = 9464: this is a text; write listen = "127.0.0.1:9464"'),
+        ('listn = "127.0.0.1:9464"', r"prometheus.listn: unknown setting 'listn' \(did you mean 'listen'\?\)"),
+        ("listen = 9464", r'prometheus.listen = 9464: must be a non-empty string; write listen = "127.0.0.1:9464"'),
         ('listen = "9464"', r'must be an address and a port, for example listen = "127.0.0.1:9464"'),
         ('listen = "127.0.0.1"', r"must be an address and a port"),
         ('listen = "127.0.0.1:http"', r"must be an address and a port"),

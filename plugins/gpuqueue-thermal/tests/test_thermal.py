@@ -80,8 +80,8 @@ def test_the_limits_are_configured(make_gpuqueue, section, limits):
 @pytest.mark.parametrize(
     ("section", "wrong"),
     [
-        ("limt = 70", r"thermal.limt: there is no setting 'limt' here \(did you mean 'limit'\?\)"),
-        ("limit = '83'", 'thermal.limit = "83": this is a whole number, without quotes'),
+        ("limt = 70", r"thermal.limt: unknown setting 'limt' \(did you mean 'limit'\?\)"),
+        ("limit = '83'", 'thermal.limit = "83": must be an integer, without quotes'),
         ("limit = 70\nresume = 75", r"resume must be at most limit \(70\), not 75"),
     ],
 )
