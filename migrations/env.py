@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that gpuqueue hands over, or on DATABASE for `alembic` on its own."""
+"""Runs the migrations on the connection that gpuqueue passes, or on DATABASE when `alembic` runs by itself."""
 
 from alembic import context
 from sqlalchemy import create_engine
@@ -8,7 +8,7 @@ from gpuqueue.store.tables import metadata
 
 
 def run(connection):
-    # One transaction for all migrations, which the caller began: without this Alembic would commit after each.
+    # One transaction for all migrations, started by the caller; without this, Alembic would commit after each.
     context.configure(connection=connection, target_metadata=metadata, version_table=VERSION_TABLE, transactional_ddl=True)
     context.run_migrations()
 

@@ -203,7 +203,7 @@ ROWS = {
         "jobs [7] were stored, and no event says so",
     ),
     "a reservation was not told of": (["UPDATE jobs SET device = 'gpu0'"], "the rows reserve {1: ('gpu0', 0)}"),
-    "a counter is wrong": (["UPDATE counters SET count = 2"], "2 completed jobs of default are counted, 1 are stored"),
+    "a counter is wrong": (["UPDATE counters SET count = 2"], "2 completed jobs of default are counted, but 1 are stored"),
     "something belongs to no job": (["INSERT INTO payloads VALUES (9, 'result', '1')"], "check='payloads'"),
     "a job has lost its arguments": (["UPDATE jobs SET arguments = NULL"], "the arguments are lost"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Owns the queue's rows: the store, and the engines that keep them; never imports a device or an executor."""
+"""Stores the queue's rows: the store, and the engines behind it; never imports a device or an executor."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def open_store(
     write_timeout_s: float = WRITE_TIMEOUT_S,
     now_us: Callable[[], int] = _now_us,
 ) -> Store:
-    """Open a queue, which is created or upgraded when needed; `patient` is for workers, who leave the lock to producers.
+    """Open a queue, creating or upgrading it if needed; `patient` is for workers, which leave the write lock to producers.
 
     Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
     """
-    # The engine is loaded here: a process that has not used its queue yet has no use for it.
+    # Imported here: a process that has not used its queue yet does not need the engine.
     from gpuqueue.store.sqlite.engine import SQLite
     from gpuqueue.store.store import Store
 

@@ -1,6 +1,6 @@
-"""Owns what is done to a queue's database as a whole, whether or not a store has it open: look, check, back up, shrink.
+"""Exports the operations on a queue's database as a whole, open or not: inspect, check, back up, vacuum.
 
-What is done is the engine's; there is one so far.
+They belong to the engine; there is one so far.
 """
 
 from gpuqueue.store.sqlite.backup import BackedUp, back_up

@@ -1,6 +1,6 @@
-"""Owns what is done over a connection that is handed: jobs in a caller's transaction, reads in Django's, and whose it is.
+"""Exports the operations over a given connection: jobs in a caller's transaction, reads in Django's, and its checks.
 
-What is done is the engine's; there is one so far.
+They belong to the engine; there is one so far.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ __all__ = ["expect_own", "holders", "insert_jobs", "reads_over"]
 
 
 def reads_over(connection: Statements) -> Reads:
-    """Read what a connection sees, for as long as its owner lets it be open."""
+    """Return reads over a connection, valid while its owner keeps it open."""
     return SQLiteReads(connection)

@@ -1,8 +1,8 @@
-"""Owns a worker's liveness file: its lock proves that the worker lives, its slots name what it runs; decides nothing.
+"""Manages a worker's liveness file: its lock proves that the worker is alive, its slots name the jobs it runs.
 
-Whoever obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. The slots are
-written through a memory map, so that a killed worker leaves behind which jobs it was *executing* (a claimed job that
-had not begun must not count as a crash), without a write to the database per start.
+A process that obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. The slots are
+written through a memory map, so a killed worker leaves behind which jobs it was *executing* (a claimed job that had not
+started must not count as a crash), without a write to the database per start.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def path_of(runtime_dir: Path | str, worker_id: str) -> Path:
 
 
 class Liveness:
-    """This process's own liveness file, locked until `close` or death. One slot per runner thread."""
+    """This process's own liveness file, locked until `close` or the process's death. One slot per runner thread."""
 
     def __init__(self, runtime_dir: Path, worker_id: str, *, slots: int) -> None:
         self.path = path_of(runtime_dir, worker_id)
-        self._file = open(self.path, "w+b")  # noqa: SIM115 - held open as long as the worker lives
+        self._file = open(self.path, "w+b")  # noqa: SIM115 - held open while the worker runs
         self._file.truncate(slots * SLOT.size)
         if fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -39,7 +39,7 @@ class Liveness:
         self._slots = mmap.mmap(self._file.fileno(), slots * SLOT.size)
 
     def executes(self, slot: int, job_id: int) -> None:
-        """Note that the slot's thread executes this job; 0 for none."""
+        """Record that the slot's thread executes this job; 0 for none."""
         SLOT.pack_into(self._slots, slot * SLOT.size, job_id)
 
     def close(self) -> None:
@@ -50,9 +50,9 @@ class Liveness:
 
 
 def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
-    """Return the ids of the jobs that a dead worker was executing, or None when its death is not proven.
+    """Return the ids of the jobs that a dead worker was executing, or None if its death is not proven.
 
-    Not proven: the worker lives, or its file is not to be seen from here (another host or container).
+    Not proven: the worker is alive, or its file is not visible from here (another host or container).
     """
     if fcntl is None:
         return None
@@ -69,7 +69,7 @@ def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | Non
 
 
 def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
-    """Return the ids of the jobs that a worker executes, dead or not; None when its file is not to be seen from here."""
+    """Return the ids of the jobs that a worker executes, dead or not; None if its file is not visible from here."""
     try:
         return _slots(path_of(runtime_dir, worker_id).read_bytes())
     except OSError:
@@ -81,7 +81,7 @@ def _slots(content: bytes) -> frozenset[int]:
 
 
 def forget(runtime_dir: Path | str, worker_id: str) -> None:
-    """Remove a dead worker's file, after its jobs were rescued."""
+    """Remove a dead worker's file, after its jobs are rescued."""
     with contextlib.suppress(OSError):
         path_of(runtime_dir, worker_id).unlink()
 
@@ -90,7 +90,7 @@ _open_files: weakref.WeakSet[Liveness] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # The lock belongs to the open file, which a child shares, also through the map: it would keep a dead worker alive.
+    # The lock belongs to the open file, which a child shares, also through the map: a dead worker would seem alive.
     for liveness in list(_open_files):
         liveness._slots.close()
         liveness._file.close()

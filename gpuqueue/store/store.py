@@ -1,4 +1,4 @@
-"""The store, whatever the engine: what each transaction makes known, and to whom; forks; changes of many jobs."""
+"""Wraps an engine as the store: wakes the right processes after each transaction, handles forks, changes many jobs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from gpuqueue.store.wakeups import Wakeups, runtime_dir
 if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
 
-AT_ONCE = 500  # jobs that one transaction changes at most, so that nobody waits long behind it
+AT_ONCE = 500  # maximum number of jobs that one transaction changes, so that others do not wait long
 LONGEST_REST_S = 0.05
-LONGEST_FORK_WAIT_S = 2.0  # of a fork for the other threads, at each database
+LONGEST_FORK_WAIT_S = 2.0  # how long a fork waits for other threads, per database
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -31,13 +31,13 @@ Returned = TypeVar("Returned")
 class Store:
     """An open queue.
 
-    Each role has the methods of the engine's (what is not defined here is described in `contract/engine.py`), and wakes whom
-    a transaction concerns once it is committed.
+    Each role has the methods of the engine's role (`contract/engine.py` describes those not defined here), and wakes the
+    processes concerned by a transaction once it is committed.
     """
 
     def __init__(self, open_engine: Callable[[], contract.Engine]) -> None:
-        # Opened here, after the store is made: garbage is finalised in the order in which it was made, and `__del__` is to
-        # close the connections before they find themselves unclosed.
+        # Opened here, after the store is created: garbage is finalised in order of creation, and `__del__` must close the
+        # connections before they are finalised unclosed.
         self.engine = engine = open_engine()
         self.name = engine.name
         self.runtime_dir = runtime_dir(Path(engine.name))
@@ -64,12 +64,12 @@ class Store:
         self.wakeups.close()
 
     def __del__(self) -> None:
-        with suppress(Exception), _ending:  # a queue object that nobody closed
+        with suppress(Exception), _ending:  # a queue object that was not closed
             self.close()
 
 
 def _waking(method: Callable[Parameters, Returned], wake: Callable[[Returned], object]) -> Callable[Parameters, Returned]:
-    """Make a method that wakes somebody with what it returns."""
+    """Wrap a method, and call `wake` with what it returns."""
 
     @wraps(method)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
@@ -103,23 +103,23 @@ class Jobs:
         return job_id
 
     def cancel(self, job_id: int, /, *, now_us: int) -> State:
-        """Cancel a waiting job at once and ask a running one to stop; returns the state before. Raises: UnknownJob."""
+        """Cancel a waiting job immediately, or ask a running one to stop; returns the previous state. Raises: UnknownJob."""
         before = self._engine.cancel(job_id, now_us=now_us)
         self._wakeups.ring_waiters([job_id])
         self._wakeups.ring_workers()
         return before
 
     def refuse_one(self, job_id: int, /, *, message: str, now_us: int) -> bool:
-        """Discard one job, if it still waits, because nobody can run it; returns whether it did."""
+        """Discard one job that cannot run, if it is still waiting; returns whether it was."""
         refused = self._engine.refuse_one(job_id, message=message, now_us=now_us)
         self._wakeups.ring_waiters([job_id])
         return refused
 
-    # Each of these is many transactions. One that is interrupted has changed a part of the jobs, each of them wholly;
-    # repeated, it goes on.
+    # Each of these is many transactions. If interrupted, it has changed some of the jobs, each of them completely; calling it
+    # again continues.
 
     def retry_failed(self, queue: str | None, /, *, now_us: int) -> int:
-        """Make the jobs that are discarded now, of one queue or of all, available again; returns how many."""
+        """Make the currently discarded jobs of one queue, or of all, available again; returns how many."""
         with self._store.snapshot() as reads:
             ids = reads.discarded_ids(queue)
         retried = 0
@@ -129,9 +129,9 @@ class Jobs:
         return retried
 
     def cancel_all(self, queue: str, /, *, now_us: int) -> Cancellation:
-        """Cancel every job of a queue that waits, and ask those that run to stop; jobs that are stored meanwhile stay.
+        """Cancel every waiting job of a queue, and ask the running ones to stop; jobs that are stored meanwhile stay.
 
-        A worker may start one of them meanwhile, or give it back: what becomes of it is decided when its turn comes.
+        A worker may start one of them meanwhile, or give it back: its state is checked again when its turn comes.
         """
         with self._store.snapshot() as reads:
             ids = reads.unfinished_ids(queue)
@@ -158,7 +158,7 @@ class Jobs:
 
 
 class Attempts:
-    """Claims, and what becomes of them."""
+    """Claims, and the attempts that they start."""
 
     def __init__(self, engine: contract.Attempts, wakeups: Wakeups) -> None:
         self._engine = engine
@@ -195,18 +195,18 @@ class Attempts:
         return late
 
     def report(self, reports: Sequence[Report], /) -> None:
-        """Write what running attempts say: output, log lines, progress; what a lost lease says is dropped."""
+        """Write the reports of running attempts: output, log lines, progress; reports under a lost lease are dropped."""
         self._engine.report(reports)
         self._wakeups.ring_waiters({item.job_id for item in reports})
 
     def _ring_for(self, ended: Sequence[Outcome]) -> None:
         self._wakeups.ring_waiters(outcome.lease.job_id for outcome in ended)
-        if any(not isinstance(outcome, Completed | Ended) for outcome in ended):  # it is available again, or will be
+        if any(not isinstance(outcome, Completed | Ended) for outcome in ended):  # the job is available again, or will be
             self._wakeups.ring_workers()
 
 
 class Queues:
-    """Queues and what holds them."""
+    """Queues and their holds."""
 
     def __init__(self, engine: contract.Queues, wakeups: Wakeups) -> None:
         self.ensure = engine.ensure
@@ -226,7 +226,7 @@ class Backends:
 
 
 def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Yield the ids in slices, and rest between them."""
+    """Yield the ids in slices, with a pause between them."""
     for start in range(0, len(ids), AT_ONCE):
         began_s = time.monotonic()
         yield ids[start : start + AT_ONCE]
@@ -235,7 +235,7 @@ def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _rest(began_s: float) -> None:
-    # Who asks for the lock again at once mostly gets it: others would wait until all is done.
+    # A process that requests the lock again immediately usually gets it; others would wait until everything is done.
     time.sleep(min(time.monotonic() - began_s, LONGEST_REST_S))
 
 
@@ -245,8 +245,8 @@ _ending = threading.RLock()  # held where garbage is collected, in any thread, a
 
 
 def _before_fork() -> None:
-    # A child takes over what locks this process has on a file, and the mutexes of the database's library that another
-    # thread holds, be it for a moment: it would wait for them for ever.
+    # A child inherits this process's file locks, and any mutex of the database library that another thread holds at that
+    # moment: it would wait for them forever.
     _ending.acquire()
     for store in list(_stores):
         _quiet.append(store)

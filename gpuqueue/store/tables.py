@@ -1,9 +1,9 @@
-"""Owns the shape of the database: tables and indexes, equal to what the migrations build; runs no statement.
+"""Defines the database schema: tables and indexes, equal to what the migrations build; runs no statement.
 
 Times are INTEGER microseconds since 1970-01-01 UTC in columns named `_at`. A partial index serves a statement only when
 the statement spells the index's condition literally, so states are literals in every hot statement.
 
-Ids of jobs and events are never reused: a pruned job's late finisher must not meet a new job. SQLite gives a new row
+Ids of jobs and events are never reused: a late write for a pruned job must not hit a new one. SQLite gives a new row
 the highest id plus one, so pruning keeps the newest row of each table; AUTOINCREMENT would write one more page a job.
 """
 
@@ -13,7 +13,7 @@ from sqlalchemy import Column, Float, Index, Integer, MetaData, PrimaryKeyConstr
 
 metadata = MetaData()
 
-# What updates often, and nothing large: an update rewrites the whole row.
+# Holds what is updated often, and nothing large: an update rewrites the whole row.
 jobs = Table(
     "jobs",
     metadata,
@@ -35,26 +35,26 @@ jobs = Table(
     Column("worker_id", Text),
     Column("cancel_requested", Integer, nullable=False, server_default="0"),
     Column("waiting_for", Text),
-    # What the job needs of a device, once a worker has sized it; the class is demand_bytes // 64 MiB.
+    # The job's device requirements, once a worker has sized it; the class is demand_bytes // 64 MiB.
     Column("demand_model", Text, nullable=False, server_default=""),
     Column("demand_class", Integer, nullable=False, server_default="0"),
     Column("demand_bytes", Integer, nullable=False, server_default="0"),
     # The reservation: set by the claim, cleared by the verified clean-up, whatever the state is meanwhile.
     Column("device", Text),
     Column("reserved_bytes", Integer, nullable=False, server_default="0"),
-    # JSON up to INLINE_BYTES, NULL when it lies in payloads.
+    # JSON up to INLINE_BYTES, NULL if it is in payloads.
     Column("arguments", Text),
     Column("result", Text),
     Column("error", Text),
     Column("tags", Text),
-    # What the running attempt says of itself; the claim clears it.
+    # Reported by the running attempt; the claim clears it.
     Column("progress", Float),
     Column("progress_note", Text),
-    # What the job asks of a device, in place of what the policies would find.
+    # Device requirements set when the job was enqueued; they override the policies' answers.
     Column("wanted_bytes", Integer),
     Column("wanted_device", Text),
-    Column("fallback", Text),  # JSON: models to take in place of its own
-    # Preemption: whether the attempt on a device can make room, and the lease that was asked to.
+    Column("fallback", Text),  # JSON: models to use instead of its own
+    # Preemption: whether the attempt on a device can be preempted, and the lease that was asked to stop.
     Column("preemptible", Integer, nullable=False, server_default="0"),
     Column("preempt_lease", Integer),
     Column("preemptions", Integer, nullable=False, server_default="0"),
@@ -110,7 +110,7 @@ logs = Table(
     sqlite_with_rowid=False,
 )
 
-# Failures and interruptions; an attempt that completed is told by the job's own row.
+# Failures and interruptions; a completed attempt is recorded in the job's own row.
 attempts = Table(
     "attempts",
     metadata,
@@ -123,12 +123,12 @@ attempts = Table(
     Column("worker_id", Text),
     Column("device", Text),
     Column("error", Text),
-    Column("numbers", Text),  # JSON of what the attempt had done so far
+    Column("numbers", Text),  # JSON: what the attempt had produced so far
     PrimaryKeyConstraint("job_id", "lease"),
     sqlite_with_rowid=False,
 )
 
-# What was learned from jobs: sizes, rates and durations, each a running mean or the highest seen.
+# Values learned from jobs: sizes, rates and durations, each a running mean or the highest seen.
 estimates = Table(
     "estimates",
     metadata,
@@ -149,8 +149,8 @@ queues = Table(
     Column("paused_until", Integer),
     Column("paused_by", Text),
     Column("pause_reason", Text),
-    Column("holds", Text),  # JSON of the last holds a worker saw, for the events queue_held and queue_released
-    # How many jobs its rate let begin at a moment; more as time passes.
+    Column("holds", Text),  # JSON: the last holds that a worker saw, for the events queue_held and queue_released
+    # How many jobs its rate let start at `rate_at`; the number grows as time passes.
     Column("rate_level", Float),
     Column("rate_at", Integer),
 )
@@ -177,16 +177,16 @@ workers = Table(
     Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs
     Column("digest", Text, nullable=False),
     Column("runtime_dir", Text, nullable=False),  # where its wakeup socket and its liveness file are
-    Column("holds", Text),  # JSON of what its own plugins hold, for processes that do not have them
+    Column("holds", Text),  # JSON: holds by its own plugins, for processes that do not have them
 )
 
 devices = Table(
     "devices",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("reading", Text),  # JSON, the last reading and its time
-    Column("residents", Text),  # JSON, the models loaded as last seen
-    Column("model", Text),  # the last that was not there when a job for it was claimed, and when that was
+    Column("reading", Text),  # JSON: the last reading and its time
+    Column("residents", Text),  # JSON: the loaded models, as last seen
+    Column("model", Text),  # the last model that was not loaded when a job for it was claimed, and when that was
     Column("model_since", Integer),
 )
 
@@ -216,7 +216,7 @@ events = Table(
     Index("events_at", "at"),
 )
 
-# Who reads the events; while there is one, triggers write an event for every transition of a job.
+# Readers of the events; while there is one, triggers write an event for every transition of a job.
 followers = Table(
     "followers",
     metadata,
@@ -224,7 +224,7 @@ followers = Table(
     Column("last_event_id", Integer, nullable=False),
 )
 
-# Work that one worker of all does beside its jobs; the row is its lease, `term` grows with each that takes it.
+# Singleton services: one worker runs each alongside its jobs. The row is its lease; `term` increases with each takeover.
 services = Table(
     "services",
     metadata,
@@ -233,7 +233,7 @@ services = Table(
     Column("term", Integer, nullable=False),
     Column("since", Integer),
     Column("expires_at", Integer),
-    Column("status", Text),  # JSON, as the service last said of itself
+    Column("status", Text),  # JSON, as last reported by the service
     Column("noted_at", Integer),
 )
 

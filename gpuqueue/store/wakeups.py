@@ -1,8 +1,8 @@
-"""Owns wake-ups between processes: datagrams to sockets in a private runtime directory; carries no data and promises nothing.
+"""Wakes other processes by datagrams to sockets in a private runtime directory; carries no data, and delivery is not guaranteed.
 
-A lost ring is found by the slow poll of whoever waits. Sockets: `workers/<worker id>` for every worker,
-`waiters/<job id>-<token>` for every call that waits for one job. The directory is short because a socket's path may
-have at most about 100 bytes, and private because anyone who may write to it may wake a worker.
+The slow poll of a waiting process makes up for a lost wakeup. Sockets: `workers/<worker id>` for every worker,
+`waiters/<job id>-<token>` for every call that waits for one job. The directory's path is short because a socket's path is
+limited to about 100 bytes, and private because any program that can write to it can wake a worker.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 HAS_UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
 POLL_S = 0.25  # how soon a change without a wakeup is noticed
 TICK_NS = 20_000_000  # more than the resolution of a file system's times
-LISTED_S = 0.05  # how long a listing of the workers' sockets is believed, so that a burst of jobs asks once
+LISTED_S = 0.05  # how long a listing of the workers' sockets is reused, so that a burst of jobs lists them once
 
 
 def runtime_dir(database: Path) -> Path:
-    """Make, if needed, the private directory for a database's sockets and liveness files, and return it.
+    """Create, if needed, the private directory for a database's sockets and liveness files, and return it.
 
-    It lies in XDG_RUNTIME_DIR or the temporary directory, named by the user and a hash of the database's path.
-    Raises: PermissionError when somebody else owns it.
+    It is in XDG_RUNTIME_DIR or the temporary directory, named after the user and a hash of the database's path.
+    Raises: PermissionError if another user owns it.
     """
     import hashlib
     import tempfile
@@ -57,7 +57,7 @@ class Wakeups:
         self._believed_until_s = 0.0
 
     def ring_workers(self) -> None:
-        """Wake every worker; one that began within the last LISTED_S may be left to its own poll."""
+        """Wake every worker, except perhaps one that started within the last LISTED_S, which relies on its own poll."""
         now_s = time.monotonic()
         if now_s >= self._believed_until_s:
             self._workers = self._names("workers")
@@ -75,13 +75,13 @@ class Wakeups:
                     self._send(os.path.join(self._folders["waiters"], name))
 
     def begin_in_child(self) -> None:
-        """Begin anew in a forked process: a thread of the parent's may have held the lock, and its socket is its own."""
+        """Start afresh in a forked process: a thread of the parent may have held the lock, and the socket is the parent's."""
         if self._socket is not None:
             self._socket.close()
         self._begin()
 
     def close(self) -> None:
-        """Close the sending socket; a thread that rings after this is not heard."""
+        """Close the sending socket; later calls wake nothing."""
         with self._opening:
             self._closed = True
             if self._socket is not None:
@@ -96,8 +96,8 @@ class Wakeups:
             changed_ns = os.stat(folder).st_mtime_ns
             listed = self._listed.get(group)
             if listed is None or listed[0] != changed_ns:
-                # The time was read first: a socket added meanwhile changes it again, but for one in the same tick of the
-                # file system's clock, so that a listing is kept only when the last change is older than that.
+                # The time was read first: a socket added meanwhile changes it again, except within the same tick of the file
+                # system's clock, so a listing is kept only if the last change is older than that.
                 listed = (changed_ns, os.listdir(folder))
                 if time.time_ns() - changed_ns > TICK_NS:
                     self._listed[group] = listed
@@ -111,7 +111,7 @@ class Wakeups:
         except ConnectionRefusedError:  # its owner died without removing it
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        except OSError:  # gone, or already full of rings
+        except OSError:  # gone, or its buffer is already full
             pass
 
     def _open(self) -> socket.socket:
@@ -126,7 +126,7 @@ class Wakeups:
 
 
 class Listener:
-    """One socket that hears rings; `wait` returns early on each. Without unix sockets it only polls."""
+    """One socket that receives wakeups; `wait` returns early on each. Without unix sockets it only polls."""
 
     def __init__(self, directory: Path, group: str, name: str) -> None:
         self._socket: socket.socket | None = None
@@ -147,21 +147,21 @@ class Listener:
         return cls(directory, "waiters", f"{job_id}-{os.urandom(4).hex()}")
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a ring, at most `timeout_s`; returns whether one came. Rings that came together count as one."""
+        """Wait for a wakeup, at most `timeout_s`; returns whether one arrived. Wakeups that arrive together count as one."""
         if self._socket is None:
             time.sleep(max(0.0, min(timeout_s, POLL_S / 10)))
             return True
         self._socket.settimeout(max(0.0, timeout_s))
         try:
             self._socket.recv(16)
-        except OSError:  # in time none came, or the socket was closed meanwhile
+        except OSError:  # no wakeup in time, or the socket was closed meanwhile
             return False
         _drain(self._socket)
         return True
 
     async def await_ring(self, timeout_s: float) -> bool:
-        """The same for a coroutine."""
-        import asyncio  # 25 ms, which a caller that only blocks does not pay
+        """Like `wait`, for a coroutine."""
+        import asyncio  # imported here: it takes 25 ms, and a caller that only blocks does not need it
 
         if self._socket is None:
             await asyncio.sleep(max(0.0, min(timeout_s, POLL_S / 10)))

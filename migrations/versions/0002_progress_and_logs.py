@@ -1,4 +1,4 @@
-"""Progress and log lines of running jobs; what a worker's own plugins hold.
+"""Progress and log lines of running jobs; holds by a worker's own plugins.
 
 Revision ID: 0002
 """

@@ -1,4 +1,4 @@
-"""What jobs ask of a device, preemption, and what is learned from jobs.
+"""Device requirements set by jobs, preemption, and estimates learned from jobs.
 
 Revision ID: 0003
 """

@@ -1,4 +1,4 @@
-"""Work that one worker of all does beside its jobs.
+"""Singleton services, which one worker runs alongside its jobs.
 
 Revision ID: 0004
 """

@@ -51,9 +51,9 @@ def test_what_is_wrong_is_named_with_what_to_do(gq: GPUQueue, run: Run) -> None:
     change(gq, "DELETE FROM jobs WHERE id = 1")
     ran = run("db", "check")
     assert ran.status == 1
-    assert "wrong  counters: 3 completed jobs of mail are counted, 2 are stored" in ran.out
-    assert "wrong  payloads: rows in `payloads` of jobs that are not there: job 1" in ran.out
-    assert f"→ they only take room; delete them:\n         sqlite3 {gq.database} 'DELETE FROM payloads" in ran.out
+    assert "wrong  counters: 3 completed jobs of mail are counted, but 2 are stored" in ran.out
+    assert "wrong  payloads: rows in `payloads` for jobs that do not exist: job 1" in ran.out
+    assert f"→ they only take up space; delete them:\n         sqlite3 {gq.database} 'DELETE FROM payloads" in ran.out
     found = json.loads(run("db", "check", "--json").out)
     assert found["ok"] is False
     assert {finding["check"] for finding in found["findings"]} == {"counters", "payloads"}
@@ -122,7 +122,7 @@ def test_a_backup_is_private_and_whole(gq: GPUQueue, configured: Path, run: Run)
         assert copy.job(1).result(timeout_s=20) == "x" * 5000
     ran = run("db", "backup", "copy.db")
     assert ran.status == 2
-    assert f"{file} is there already; --force" in ran.err
+    assert f"{file} already exists; use --force" in ran.err
     found = json.loads(run("db", "backup", "copy.db", "--force", "--json").out)
     assert found == {
         "database": str(gq.database), "backup": str(file), "size_bytes": file.stat().st_size, "jobs": 6, "findings": [],
@@ -168,7 +168,7 @@ def test_a_vacuum_is_refused_while_a_worker_lives_or_a_transaction_is_open(gq: G
         connection.execute("BEGIN IMMEDIATE")
         ran = run("db", "vacuum")
         assert ran.status == 2
-        assert f"another connection reads or writes {gq.database}" in ran.err
+        assert f"another connection is using {gq.database}" in ran.err
     assert run("db", "vacuum").status == 0
 
 

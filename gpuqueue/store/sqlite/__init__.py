@@ -1,1 +1,1 @@
-"""Owns the SQLite engine: every statement, connection and lock on the queue's file."""
+"""Implements the SQLite engine: every statement, connection and lock on the queue's file."""

@@ -1,4 +1,4 @@
-"""Owns the rows of backends and devices: who can be used, and what was seen."""
+"""Reads and writes the rows of backends and devices: availability, installed models, readings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gpuqueue.store.sqlite.jobs import promote_waiting_for
 def lost(
     connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int
 ) -> datetime | None:
-    """Open a backend's breaker, or keep it open; returns when it is asked again where it was closed, else None.
+    """Open a backend's breaker, or keep it open; returns the time of the next check if it was closed, else None.
 
     The wait doubles with each outage since the last success, from probe_every_s to longest_s, so that a backend that
-    answers probes and fails jobs is not hammered.
+    answers probes but fails jobs is not flooded with requests.
     """
     row = connection.execute("SELECT available, failures FROM backends WHERE name = ?", (name,)).fetchone()
     was_available, failures = (1, 0) if row is None else row
@@ -53,7 +53,7 @@ def _close(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: i
 
 
 def answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
-    """Close a backend's breaker and, when it was open, make available what waited for it; returns whether it was open."""
+    """Close a backend's breaker; if it was open, make the jobs that waited for it available. Returns whether it was open."""
     was_open = _close(connection, name, worked=worked, now_us=now_us)
     if was_open:
         promote_waiting_for(connection, name)
@@ -61,7 +61,7 @@ def answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us:
 
 
 def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, int]) -> None:
-    """Write which models a backend has on its disk."""
+    """Record which models a backend has on its disk."""
     connection.execute(
         "INSERT INTO backends (name, models) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET models = excluded.models",
         (name, json.dumps(models, sort_keys=True)),
@@ -76,9 +76,9 @@ def publish_reading(
     residents: tuple[Resident, ...] | None,
     now_us: int,
 ) -> str | None:
-    """Write what a device was seen to be; None leaves what was there. A change to or from lost becomes an event.
+    """Record a device's reading and loaded models; None keeps the old value. A change to or from lost is recorded as an event.
 
-    Returns: the name of that event, None without one.
+    Returns: the name of that event, or None.
     """
     name: str | None = None
     row = connection.execute("SELECT reading, residents FROM devices WHERE name = ?", (device,)).fetchone()

@@ -1,4 +1,4 @@
-"""Owns the copy of a database file while it is in use, and the proof that the copy is whole; restores none."""
+"""Copies a database file while it is in use, and verifies the copy; restores nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.connections import explained, read_only
 from gpuqueue.store.sqlite.integrity import check_file
 
-PAGES_AT_ONCE = 2000  # so that Ctrl-C is heard; nobody waits for the copy, whatever its pace
+PAGES_AT_ONCE = 2000  # so that Ctrl-C takes effect; the copy blocks no other process, however long it takes
 
 
 class BackedUp(NamedTuple):
-    """A copy that was verified; `findings` are contradictions that the database itself has."""
+    """A verified copy; `findings` are contradictions in the database itself."""
 
     size_bytes: int
     job_count: int
@@ -28,8 +28,8 @@ class BackedUp(NamedTuple):
 def back_up(database: Path, target: Path, *, overwrite: bool) -> BackedUp:
     """Copy a database as it is at one moment, whatever its schema, into a file with mode 0600, and check the copy.
 
-    Until the copy is whole and checked it has another name, so that a failure leaves nothing, and what was there before.
-    Raises: UsageError when the target cannot be taken; StoreError.
+    The copy has a temporary name until it is complete and checked, so a failure leaves no copy and keeps an existing target.
+    Raises: UsageError if the target cannot be used; StoreError.
     """
     _expect_free(database, target, overwrite)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
@@ -42,7 +42,7 @@ def back_up(database: Path, target: Path, *, overwrite: bool) -> BackedUp:
         findings = check_file(unfinished)
         damage = [finding.detail for finding in findings if finding.check == "sqlite"]
         if damage:
-            raise StoreError(f"the copy is damaged ({damage[0]}) and was not kept; look at {database} with: gpuqueue db check")
+            raise StoreError(f"the copy was damaged ({damage[0]}) and was deleted; check {database} with: gpuqueue db check")
         size_bytes = unfinished.stat().st_size
         os.replace(unfinished, target)
     finally:
@@ -54,30 +54,30 @@ def back_up(database: Path, target: Path, *, overwrite: bool) -> BackedUp:
 
 def _expect_free(database: Path, target: Path, overwrite: bool) -> None:
     if target.is_dir():
-        raise UsageError(f"{target} is a folder: give a file's name")
+        raise UsageError(f"{target} is a folder; give a file name")
     if not target.parent.is_dir():
         raise UsageError(f"the folder {target.parent} does not exist. Create it with: mkdir -p {target.parent}")
     if target.exists():
         if os.path.samefile(database, target):
-            raise UsageError(f"{target} is the database itself: give another file's name")
+            raise UsageError(f"{target} is the database itself; give another file name")
         if not overwrite:
-            raise UsageError(f"{target} is there already; --force overwrites it")
+            raise UsageError(f"{target} already exists; use --force to overwrite it")
     for end in ("-wal", "-journal"):
-        # SQLite would take what an old log holds into the new file.
+        # SQLite would apply an old log to the new file.
         if Path(f"{target}{end}").exists():
-            raise UsageError(f"{target}{end} is there, so {target} is a database in use: give another file's name")
+            raise UsageError(f"{target}{end} exists, so {target} is a database in use; give another file name")
 
 
 def _copy(database: Path, unfinished: Path, target: Path) -> int:
-    """Copy all pages as of one moment; returns the number of jobs. Errors speak of the target."""
+    """Copy all pages as of one moment; returns the number of jobs. Errors name the target."""
     try:
         with read_only(database) as source, explained(target), closing(sqlite3.connect(unfinished)) as copy:
-            # One read transaction holds that moment; without it every commit of others would begin the copy anew.
+            # One read transaction fixes that moment; without it, every commit by another process would restart the copy.
             source.execute("BEGIN")
             names = migrate.table_names(source)
             count: int = source.execute("SELECT count(*) FROM jobs").fetchone()[0] if "jobs" in names else 0
             source.backup(copy, pages=PAGES_AT_ONCE)
-            # One file that can be read anywhere, also where nothing may be written beside it.
+            # One file that can be read anywhere, also where no file can be written next to it.
             copy.execute("PRAGMA journal_mode = DELETE")
             return count
     except NotADatabase as error:

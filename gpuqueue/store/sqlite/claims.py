@@ -1,7 +1,7 @@
-"""Owns the claim: which jobs a worker gets, decided inside the write transaction from rows alone; runs nothing.
+"""Claims jobs for a worker, deciding inside the write transaction and from rows alone.
 
-Hooks propose (which queues are held, which device a job gets) and the claim disposes: manual pauses, yielding,
-concurrency, device slots, models on a device and its budget are checked here again, under the write lock.
+Hooks propose (which queues are held, which device a job gets) and the claim decides: manual pauses, yielding,
+concurrency, device slots, models on a device and its budget are checked again here, under the write lock.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until 
 
 
 def admits(connection: Statements, queue: QueueSettings, rules: ClaimRules, paused: Collection[str], *, now_us: int) -> bool:
-    """Say whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
+    """Return whether the queue may start a job: not held, not paused, and no queue that it yields to has work."""
     if queue.name in rules.held or queue.name in paused:
         return False
     return not any(_has_work(connection, name, rules, paused, now_us=now_us) for name in queue.yields_to)
@@ -76,7 +76,7 @@ def _has_work(connection: Statements, name: str, rules: ClaimRules, paused: Coll
     if connection.execute(IS_RUNNING, (name,)).fetchone():
         return True
     settings = rules.queues.get(name) or QueueSettings(name)
-    if not admits(connection, settings, rules, paused, now_us=now_us):  # what cannot start is no work
+    if not admits(connection, settings, rules, paused, now_us=now_us):  # a job that cannot start does not count as work
         return False
     if settings.gpu:
         waits = any(True for _ in classes(connection, name, largest_bytes=rules.largest_bytes))
@@ -86,7 +86,7 @@ def _has_work(connection: Statements, name: str, rules: ClaimRules, paused: Coll
 
 
 def has_available(connection: Statements, queue: str) -> bool:
-    """Say whether a job of the queue is available."""
+    """Return whether a job of the queue is available."""
     return connection.execute(IS_WAITING, (queue,)).fetchone() is not None
 
 
@@ -95,7 +95,7 @@ def paused_queues(connection: Statements, *, now_us: int) -> set[str]:
 
 
 def is_served(connection: Statements, queue: str, *, now_us: int) -> bool:
-    """Say whether a worker whose lease has not ended serves the queue."""
+    """Return whether a worker with an unexpired lease serves the queue."""
     rows = connection.execute("SELECT queues FROM workers WHERE expires_at > ?", (now_us,))
     return any(names is None or queue in json.loads(names) for (names,) in rows)
 
@@ -103,8 +103,8 @@ def is_served(connection: Statements, queue: str, *, now_us: int) -> bool:
 def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterable[tuple[str, int]]:
     """Yield the (model, class) pairs of a queue's available jobs that a device with this much room could take.
 
-    A class that is too large is skipped together with all larger ones of its model, whatever their number. The pair
-    ("", 0) stands for jobs whose demand is not known yet.
+    A class that is too large is skipped in one step, together with all larger ones of its model. The pair ("", 0) stands for
+    jobs with a demand that is not known yet.
     """
     largest_class = demand_class(largest_bytes)
     model, size = "", -1
@@ -117,12 +117,12 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
 
 
 def demand_classes(connection: Statements, queue: str, *, largest_bytes: int) -> list[tuple[str, int]]:
-    """Return what `classes` yields, for whoever reads it outside of this connection's block."""
+    """Return what `classes` yields as a list, for use outside this connection's block."""
     return list(classes(connection, queue, largest_bytes=largest_bytes))
 
 
 def candidates(connection: Statements, queue: str, *, room_bytes: int) -> list[Job]:
-    """Return the first job of each demand class of a GPU queue that fits into the room."""
+    """Return the first job of each demand class of a GPU queue that fits into `room_bytes`."""
     found = []
     for model, size in classes(connection, queue, largest_bytes=room_bytes):
         row = None if size == 0 else connection.execute(CLASS_HEAD, (queue, model, size)).fetchone()
@@ -134,7 +134,7 @@ def candidates(connection: Statements, queue: str, *, room_bytes: int) -> list[J
 
 
 def unsized(connection: Statements, queue: str, *, limit: int) -> list[Job]:
-    """Return available jobs of a GPU queue whose demand is not known yet."""
+    """Return available jobs of a GPU queue that have no known demand yet."""
     return [to_job(connection, row) for row in connection.execute(UNSIZED, (queue, limit)).fetchall()]
 
 
@@ -149,8 +149,8 @@ def claim(
 ) -> list[Lease]:
     """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
-    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in their
-    order: where the next one needs a thread or a coroutine and none is free, those behind it wait too.
+    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in order: if
+    the next one needs a thread or a coroutine and none is free, those behind it wait too.
     Order: priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
     Returns: no more leases than `capacity` has threads and coroutines for.
@@ -160,7 +160,7 @@ def claim(
     free_threads, free_coroutines = capacity.threads, capacity.coroutines
     most = free_threads + free_coroutines
     waiting: list[Generator[tuple[Any, ...]]] = []
-    stuck: set[str] = set()  # queues whose next job finds no thread or coroutine
+    stuck: set[str] = set()  # queues with a next job that finds no free thread or coroutine
     for queue in queues:
         limit = most
         if queue.concurrency is not None:
@@ -206,7 +206,7 @@ def claim(
 
 
 def rate_level(connection: Statements, queue: QueueSettings, *, now_us: int) -> float:
-    """Return how many jobs the queue's rate lets begin now; any number without a rate."""
+    """Return how many jobs the queue's rate lets start now; infinite without a rate."""
     if queue.rate is None:
         return float("inf")
     row = connection.execute("SELECT rate_level, rate_at FROM queues WHERE name = ?", (queue.name,)).fetchone()
@@ -222,7 +222,7 @@ def _spend_rate(connection: sqlite3.Connection, queue: QueueSettings, count: int
 
 
 def _heads(connection: sqlite3.Connection, queue: str, limit: int, stuck: set[str]) -> Generator[tuple[Any, ...]]:
-    """Yield a queue's first jobs in their order, until it is stuck."""
+    """Yield a queue's first jobs in order, until it is stuck."""
     with closing(connection.execute(HEADS, (queue, limit))) as cursor:
         for row in cursor:
             if queue in stuck:
@@ -246,11 +246,11 @@ def claim_placed(
     preemptible: bool,
     now_us: int,
 ) -> Lease | None:
-    """Claim one job for a device, reserving the memory; `preemptible` says whether its attempt can be asked to make room.
+    """Claim one job for a device, reserving the memory; `preemptible`: its attempt can be asked to stop to free memory.
 
     Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
-    concurrency, and within the device's slots, models and budget, counting every reservation whose clean-up is not verified.
-    Returns: the lease, or None when any of this no longer holds.
+    concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up.
+    Returns: the lease, or None if any of this no longer holds.
     """
     move_due(connection, now_us=now_us)
     row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
@@ -276,7 +276,7 @@ def claim_placed(
 
 
 def _loaded(connection: Statements, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
-    """Name the models that are on a device: those of its reservations, and those that were seen there."""
+    """Return the models on a device: those of its reservations, and those last seen there."""
     row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
     seen = json.loads(row[0]) if row is not None and row[0] else ()
     return {full_name(model) for _, _, model in reserved if model} | {full_name(item["model"]) for item in seen}
@@ -300,7 +300,7 @@ def finish_and_claim(
 
 
 def claim_job(connection: sqlite3.Connection, job: Job, *, worker_id: str, now_us: int) -> Lease | None:
-    """Claim one job that is as it was seen, whatever its queue allows; None when it has changed since."""
+    """Claim one job if it has not changed since it was read, regardless of its queue's limits; None if it has."""
     row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job.id,)).fetchone()
     if row is None or to_job(connection, row) != job:
         return None

@@ -1,4 +1,4 @@
-"""Owns connections to the database file: opening, pragmas, and the wording of SQLite's errors; runs no query."""
+"""Opens connections to the database file, sets pragmas, and translates SQLite's errors; runs no query."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SWITCH_PAUSE_S = 0.01
 
 
 def create(path: Path, *, synchronous: str) -> Engine:
-    """Make the engine for a database file; the file is created with mode 0600 when it is missing.
+    """Create the engine for a database file; a missing file is created with mode 0600.
 
-    Raises: StoreUnwritable when the file or its folder does not allow it; StoreError for a SQLite that is too old.
+    Raises: StoreUnwritable if the file or its folder is not writable; StoreError if SQLite is too old.
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: gpuqueue needs 3.35 or newer")
     if path.is_dir():
-        raise StoreUnwritable(f"{path} is a folder, not a database file: give a file's name")
+        raise StoreUnwritable(f"{path} is a folder, not a database file; give a file name")
     try:
-        # Only a file that is new: closing a descriptor of one that this process has open drops SQLite's locks on it, by
-        # POSIX rules, and another process would then delete the write-ahead log under us.
+        # Only a new file: closing a descriptor of a file that this process has open would drop SQLite's locks on it (a POSIX
+        # rule), and another process would then delete the write-ahead log while it is in use.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not os.access(path, os.R_OK | os.W_OK):
@@ -45,7 +45,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
     except OSError as error:
         raise StoreUnwritable(f"cannot open {path} for writing: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK):
-        raise StoreUnwritable(f"cannot write in {path.parent}: SQLite keeps its -wal and -shm files beside {path.name}")
+        raise StoreUnwritable(f"cannot write in {path.parent}: SQLite keeps its -wal and -shm files next to {path.name}")
     from sqlalchemy import create_engine, event
     from sqlalchemy.pool import NullPool
 
@@ -57,7 +57,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:
-        # The WAL pragma can itself meet a lock, so the busy timeout goes to 0 (in the writer) only afterwards.
+        # The WAL pragma itself may have to wait for a lock, so the writer sets the busy timeout to 0 only afterwards.
         with explained(path):
             if write_ahead(connection) != "wal":
                 raise StoreError(f"{path} cannot use a write-ahead log; is it on a network file system?")
@@ -68,21 +68,21 @@ def create(path: Path, *, synchronous: str) -> Engine:
 
 
 def write_ahead(connection: sqlite3.Connection) -> str:
-    """Switch to a write-ahead log; returns the mode that the file then has."""
+    """Switch to a write-ahead log; returns the resulting journal mode."""
     give_up_s = time.monotonic() + READ_TIMEOUT_MS / 1000
     while True:
         try:
             mode: str = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             return mode
         except sqlite3.OperationalError as error:
-            # Of several processes that open a new file one switches; SQLite refuses the others at once, without waiting.
+            # If several processes open a new file, one switches; SQLite rejects the others immediately, without waiting.
             if not is_busy(error) or time.monotonic() > give_up_s:
                 raise
             time.sleep(SWITCH_PAUSE_S)
 
 
 def connect(engine: Engine) -> sqlite3.Connection:
-    """Take a driver connection out of the engine, for its holder to keep and close."""
+    """Detach a driver connection from the engine; the caller keeps and closes it."""
     pooled = engine.raw_connection()
     connection = pooled.driver_connection
     pooled.detach()
@@ -91,7 +91,7 @@ def connect(engine: Engine) -> sqlite3.Connection:
 
 @contextmanager
 def read_only(path: Path, *, patience_s: float = READ_TIMEOUT_MS / 1000) -> Iterator[sqlite3.Connection]:
-    """Open a file that is there as it is, whatever its schema, without changing it. Raises: StoreError."""
+    """Open an existing file read-only, whatever its schema. Raises: StoreError."""
     with explained(path):
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=patience_s)
         try:
@@ -101,13 +101,13 @@ def read_only(path: Path, *, patience_s: float = READ_TIMEOUT_MS / 1000) -> Iter
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Say whether another connection held the lock (SQLITE_BUSY and SQLITE_LOCKED in all their variants)."""
+    """Return whether another connection held the lock (SQLITE_BUSY and SQLITE_LOCKED in all their variants)."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors inside the block into a StoreError that says what to do."""
+    """Convert SQLite's errors inside the block to a StoreError that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -115,7 +115,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def explain(error: sqlite3.Error, path: Path) -> StoreError:
-    """Word a SQLite error for the person who must mend it."""
+    """Convert a SQLite error to a StoreError that says what to do."""
     if is_busy(error):
         return StoreBusy(f"{path} is locked by another process; try again")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -124,7 +124,7 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreUnwritable(f"{path} cannot be written: {error}. Check the permissions of the file and its folder")
     if code == sqlite3.SQLITE_FULL:
-        return StoreFull(f"no space left for {path}: {error}. Nothing of this call was stored; free some space and repeat it")
+        return StoreFull(f"no space left for {path}: {error}. Nothing was stored; free some space and try again")
     if code == sqlite3.SQLITE_IOERR:
-        return StoreError(f"reading or writing {path} failed: {error}. Nothing of this call was stored; check the disk")
+        return StoreError(f"reading or writing {path} failed: {error}. Nothing was stored; check the disk")
     return StoreError(f"{path}: {error}")

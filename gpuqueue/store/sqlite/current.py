@@ -1,4 +1,4 @@
-"""Owns reads of what goes on now: the jobs that run, the one that is next, when one is due; changes nothing."""
+"""Reads the current work: the running jobs, the next one, and when one is due; changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue.store.sqlite.queries import get_job
 if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
-# A model that is only named in the arguments belongs to a job of a queue without a device.
+# A job of a queue without a device names its model only in its arguments.
 RUNNING = (
     "SELECT id, queue, task, CASE WHEN demand_model <> '' THEN demand_model "
     "WHEN json_type(arguments, '$.model') = 'text' THEN json_extract(arguments, '$.model') ELSE '' END, "
@@ -56,9 +56,9 @@ def running_attempts(connection: Statements, queue: str, *, limit: int) -> list[
 
 
 def first_waiting(connection: Statements, queue: str, *, largest_bytes: int) -> Job | None:
-    """Return the available job of a queue that comes first, None when none waits.
+    """Return the first available job of a queue, None if none is waiting.
 
-    One that no device could take comes first only where there is no other.
+    A job that fits no device is returned only if there is no other.
     """
     for most_bytes in (largest_bytes, NEVER_FITS * DEMAND_CLASS_BYTES):
         heads = [

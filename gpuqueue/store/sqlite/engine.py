@@ -1,4 +1,4 @@
-"""The SQLite engine: the contract's roles, each a list of which function is which transaction."""
+"""Implements the engine contract for SQLite: each role maps its methods to functions that run in one transaction."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
 from gpuqueue.store.sqlite.writer import Writer
 
-CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints itself, should no worker do it
+CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints by itself, in case no worker does
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
-_inherited: list[object] = []  # a forked child keeps its parent's connections until it ends, also when the engine goes
+_inherited: list[object] = []  # a forked child keeps its parent's connections until it ends, even if the engine is gone
 
 
 class SQLite:
-    """A queue's database file, opened; created and upgraded when needed.
+    """A queue's open database file; created or upgraded if needed.
 
-    `patient` is for workers: they leave the write lock to producers.
+    `patient` is for workers, which leave the write lock to producers.
     Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
     """
 
@@ -75,7 +75,7 @@ class SQLite:
         self._read_pool = ReadPool(lambda: connections.connect(self._engine))
         self._version_reader: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
-        self._resuming: list[Callable[[], None]] = []  # what ends `quiesce`
+        self._resuming: list[Callable[[], None]] = []  # called by `resume`
 
     def _connect_writer(self) -> sqlite3.Connection:
         connection = connections.connect(self._engine)
@@ -119,7 +119,7 @@ class SQLite:
 
     @contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection outside any transaction, inside this engine and to its tests."""
+        """Lend a connection outside any transaction; for this engine and its tests."""
         with connections.explained(self.path), self._read_pool.lend() as connection:
             yield connection
 
@@ -138,7 +138,7 @@ class SQLite:
 
 
 class _Reading(SQLiteReads):
-    """Reads over a connection that is lent for the length of a block."""
+    """Reads over a connection that is lent for the duration of a block."""
 
     __slots__ = ("_connection", "_path", "_read_pool")
 
@@ -164,7 +164,7 @@ class _Reading(SQLiteReads):
 
 
 class _Snapshot(_Reading):
-    """The same, all of one moment."""
+    """Like _Reading, with all reads as of one moment."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class _Snapshot(_Reading):
 
 @contextmanager
 def as_it_is(path: Path, *, patience_s: float) -> Iterator[SQLiteReads]:
-    """Read a file that is there, whatever its schema, without creating, upgrading or changing it. Raises: StoreError."""
+    """Read an existing file, whatever its schema, without upgrading or changing it. Raises: StoreError."""
     with connections.read_only(path, patience_s=patience_s) as connection:
         connection.execute("BEGIN")
         yield SQLiteReads(connection)
@@ -194,7 +194,7 @@ class _Role:
 def _transaction(
     work: Callable[Concatenate[sqlite3.Connection, Parameters], Returned],
 ) -> Callable[Concatenate[_Role, Parameters], Returned]:
-    """Make a method that runs this function in one write transaction."""
+    """Return a method that runs this function in one write transaction."""
 
     @wraps(work)
     def run(self: _Role, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
@@ -205,7 +205,7 @@ def _transaction(
 
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
-        # As `insert_jobs` does, without its steps: every enqueue comes by here.
+        # Like `insert_jobs`, with fewer steps: every enqueue passes through here.
         queue, task, arguments, enqueued_at_us, priority, max_attempts, extras = job
         if extras is None and len(arguments) <= INLINE_BYTES:
             row = (queue, task, arguments, enqueued_at_us, enqueued_at_us, priority, max_attempts)
@@ -261,7 +261,7 @@ class _Backends(_Role):
 
 class _Services(_Role):
     def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
-        with self._engine.lent() as connection:  # every worker asks every second: most need no write lock
+        with self._engine.lent() as connection:  # every worker asks every second; most calls need no write lock
             if services.is_held(connection, name, by_other_than=worker_id, now_us=now_us):
                 return None
         return self._take(name, worker_id, expires_at_us=expires_at_us, now_us=now_us)
@@ -309,7 +309,7 @@ def _empty(connection: sqlite3.Connection) -> None:
     from gpuqueue.store.tables import metadata
 
     for table in metadata.sorted_tables:
-        if table.name != "queues":  # whose rows a queue object knows to be there
+        if table.name != "queues":  # a queue object relies on these rows
             connection.execute(f"DELETE FROM {table.name}")
     names = [column.name for column in metadata.tables["queues"].columns if column.name != "name"]
     connection.execute(f"UPDATE queues SET {', '.join(f'{name} = NULL' for name in names)}")

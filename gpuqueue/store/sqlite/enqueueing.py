@@ -1,6 +1,6 @@
-"""Owns all that an enqueue writes, over a cursor that is handed: the writer's own, or that of a caller's transaction.
+"""Inserts new jobs over a given cursor: the writer's own, or that of a caller's transaction.
 
-An event for it is written by a trigger, while somebody follows the events.
+While a follower reads the events, a trigger writes the event for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLUMNS = (
     "arguments", "tags", "wanted_bytes", "wanted_device", "fallback",
 )  # fmt: skip
 INSERT_JOB = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-# Most jobs may start at once and ask for nothing special: fewer values are fewer microseconds.
+# Most jobs may start immediately and use no extra options: fewer values take less time.
 INSERT_PLAIN_JOB = (
     "INSERT INTO jobs (queue, task, arguments, enqueued_at, scheduled_at, priority, max_attempts, state) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'available')"
@@ -33,7 +33,7 @@ INSERT_PLAIN_JOB = (
 
 
 def insert_jobs(cursor: Statements, jobs: Sequence[NewJob], queues: Iterable[str] = ()) -> list[int]:
-    """Store jobs, and rows for those of the queues that have none; returns the jobs' ids in order."""
+    """Insert jobs, and rows for any of the queues without one; returns the jobs' ids in order."""
     for queue in queues:
         ensure_queue(cursor, queue)
     return [_insert(cursor, job) for job in jobs]
@@ -70,23 +70,23 @@ def _insert(cursor: Statements, job: NewJob) -> int:
 
 
 def expect_own(cursor: Statements, dialect: str, database: Path, *, upgrade: str) -> None:
-    """See that a caller's connection is one to the queue's own file, with a queue of this schema in it; `upgrade` makes one.
+    """Check that a caller's connection is to the queue's own file, and that the file has the current schema.
 
-    Raises: UsageError.
+    `upgrade` is the command that creates or upgrades it. Raises: UsageError.
     """
     if dialect != "sqlite":
-        raise UsageError(f"the connection speaks to {dialect}, and this queue lives in {database}")
+        raise UsageError(f"the connection uses {dialect}, but this queue is in {database}")
     file = next(row[2] for row in cursor.execute("PRAGMA database_list") if row[1] == "main")
     if not file or not os.path.exists(database) or not os.path.samefile(file, database):
         raise UsageError(
-            f"the connection's database is {file or 'in memory'}, and this queue lives in {database}: a job belongs to a "
-            "transaction only when both are one file"
+            f"the connection's database is {file or 'in memory'}, but this queue is in {database}; a job can join a transaction "
+            "only in the queue's own database"
         )
     if migrate.VERSION_TABLE not in {row[0] for row in cursor.execute("SELECT name FROM sqlite_master")}:
-        raise UsageError(f"{database} has no queue yet; create it before the transaction begins: {upgrade}")
+        raise UsageError(f"{database} has no queue yet; before the transaction, create it with: {upgrade}")
     version = cursor.execute(f"SELECT version_num FROM {migrate.VERSION_TABLE}").fetchone()[0]
     if version != migrate.head():
         raise UsageError(
-            f"the queue in {database} has schema {version}, and {migrate.head()} is needed; upgrade it before the transaction "
-            f"begins: {upgrade}"
+            f"the queue in {database} has schema {version}, but {migrate.head()} is needed; before the transaction, upgrade it "
+            f"with: {upgrade}"
         )

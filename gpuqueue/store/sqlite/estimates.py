@@ -1,4 +1,4 @@
-"""Owns the rows of what was learned from jobs; knows what they mean as little as possible."""
+"""Reads and writes the rows of estimates, knowing as little as possible about their meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def learn(connection: sqlite3.Connection, observations: Sequence[Observation], *, now_us: int) -> None:
-    """Fold observations into what is believed."""
+    """Fold observations into the estimates."""
     known: dict[tuple[str, str], Estimate] = {}
     for observation in observations:
         key = (observation.kind, observation.key)
@@ -31,6 +31,6 @@ def learn(connection: sqlite3.Connection, observations: Sequence[Observation], *
 
 
 def read(connection: Statements) -> dict[tuple[str, str], Estimate]:
-    """Return all that is believed: {(kind, key): estimate}."""
+    """Return all estimates: {(kind, key): estimate}."""
     rows = connection.execute("SELECT kind, key, value, count FROM estimates")
     return {(kind, key): Estimate(value, count) for kind, key, value, count in rows}

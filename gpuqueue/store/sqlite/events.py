@@ -1,7 +1,7 @@
-"""Owns the append-only events: writing them, followers that read them, and the triggers that write all while one follows.
+"""Writes the append-only events, and manages followers and the triggers that write every event for them.
 
-Without a follower only what a row cannot tell is written (rescues, holds, losses); with one, triggers on `jobs` write
-every transition in the transaction that makes it, so that none can be missed.
+Without a follower, only events that no row records are written (rescues, holds, losses). With one, triggers on `jobs` write
+every transition in the transaction that makes it, so none can be missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
 _NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
-# An attempt waits from when it could first have begun: its time had come, and the attempt before it had ended.
+# An attempt waits from the time it could have started: it was due, and the previous attempt had ended.
 _WAITED_S = (
     "CASE WHEN NEW.state = 'running' THEN max(0, NEW.started_at - max(NEW.enqueued_at, NEW.scheduled_at, "
     "coalesce((SELECT max(finished_at) FROM attempts WHERE job_id = NEW.id), 0))) / 1e6 END"
@@ -75,7 +75,7 @@ def record(
 
 
 def add_follower(connection: sqlite3.Connection, name: str) -> bool:
-    """Register a reader of all events from now on, and install the triggers with the first; returns whether it is new."""
+    """Register a follower of all events from now on, and install the triggers with the first; returns whether it is new."""
     is_new = connection.execute(
         "INSERT OR IGNORE INTO followers (name, last_event_id) SELECT ?, coalesce(max(id), 0) FROM events", (name,)
     ).rowcount
@@ -88,7 +88,7 @@ def add_follower(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def remove_follower(connection: sqlite3.Connection, name: str) -> None:
-    """Forget a reader, and remove the triggers with the last."""
+    """Remove a follower, and the triggers with the last."""
     connection.execute("DELETE FROM followers WHERE name = ?", (name,))
     if connection.execute("SELECT 1 FROM followers").fetchone() is None:
         for trigger in _TRIGGERS:
@@ -96,7 +96,7 @@ def remove_follower(connection: sqlite3.Connection, name: str) -> None:
 
 
 def after(connection: Statements, follower: str, *, limit: int) -> list[Event] | None:
-    """Return the events that a follower has not passed yet; None when it is not, or no longer, registered."""
+    """Return the events that a follower has not passed yet; None if it is not (or no longer) registered."""
     row = connection.execute("SELECT last_event_id FROM followers WHERE name = ?", (follower,)).fetchone()
     if row is None:
         return None
@@ -105,12 +105,12 @@ def after(connection: Statements, follower: str, *, limit: int) -> list[Event] |
 
 
 def advance(connection: sqlite3.Connection, follower: str, event_id: int) -> None:
-    """Let a follower pass the events up to this one; it never goes back."""
+    """Move a follower past the events up to this one; it never moves back."""
     connection.execute("UPDATE followers SET last_event_id = max(last_event_id, ?) WHERE name = ?", (event_id, follower))
 
 
 def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[Event]:
-    """Return the follower's next events, which no other worker gets again."""
+    """Return the follower's next events, and move it past them: no other worker gets them."""
     events = after(connection, follower, limit=limit) or []
     if events:
         advance(connection, follower, events[-1].id)
@@ -118,10 +118,10 @@ def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[E
 
 
 def prune(connection: sqlite3.Connection, *, before_us: int, forget_before_us: int = 0, limit: int) -> int:
-    """Delete old events that every follower has read, never the newest, whose id is not given again; returns how many.
+    """Delete old events that every follower has read; returns how many. The newest stays, so that its id is never reused.
 
-    A follower that left an event from before `forget_before_us` unread is forgotten: nothing is kept for ever for one that
-    does not come back.
+    A follower with an unread event from before `forget_before_us` is removed: events are not kept forever for one that does not
+    come back.
     """
     (oldest,) = connection.execute("SELECT max(id) FROM events WHERE at < ?", (forget_before_us,)).fetchone()
     if oldest is not None:

@@ -1,6 +1,6 @@
-"""Owns reads for programs that copy the queue elsewhere: where each one is in the events, and many jobs at once; changes nothing.
+"""Reads for programs that copy the queue elsewhere: their positions in the events, and many jobs at once; changes nothing.
 
-Every function takes a connection; a copy of one moment wants them all inside one read transaction.
+Every function takes a connection; a consistent copy needs all of them inside one read transaction.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def follower_position(connection: Statements, follower: str) -> int | None:
 
 
 def followers(connection: Statements) -> dict[str, datetime | None]:
-    """Return when the first event happened that each follower has not passed: {name: moment or None}."""
+    """Return the time of the first event that each follower has not passed: {name: time or None}."""
     rows = connection.execute(
         "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers ORDER BY name"
     )
@@ -47,7 +47,7 @@ def last_event_id(connection: Statements) -> int:
 def entries(
     connection: Statements, queue: str, states: Iterable[State], *, limit: int | None = None, newest_first: bool = False
 ) -> list[Entry]:
-    """Return a queue's jobs in states that have one order, that in which they run, started, are due or finished."""
+    """Return a queue's jobs in states that share an order: by when they run, started, are due or finished."""
     wanted = sorted(states)
     columns = _ORDERS[wanted[0]]
     if newest_first:
@@ -70,7 +70,7 @@ def entries(
 
 
 def finished_by_minute(connection: Statements, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:
-    """Count the jobs of a queue that finished in each minute, of those that are kept: {minutes since 1970: number}."""
+    """Count the stored jobs of a queue by the minute they finished in: {minutes since 1970: number}."""
     named = ", ".join(f"'{state}'" for state in states)
     rows = connection.execute(
         f"SELECT finished_at / 60000000, count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ? AND queue = ? "
@@ -81,7 +81,7 @@ def finished_by_minute(connection: Statements, queue: str, states: Iterable[Stat
 
 
 def records(connection: Statements, ids: Iterable[int]) -> dict[int, Record]:
-    """Return jobs with their results and log lines: {id: record}; those that are gone are left out."""
+    """Return jobs with their results and log lines: {id: record}; deleted jobs are left out."""
     found: dict[int, Record] = {}
     wanted = list(ids)
     for start in range(0, len(wanted), RECORDS_AT_ONCE):

@@ -1,6 +1,6 @@
-"""Owns the check of a database file: SQLite's own, and what the rows promise each other; mends nothing.
+"""Checks a database file with SQLite's own check and for contradictions between rows; repairs nothing.
 
-Rows contradict each other only after a fault of this program or of the disk, or when somebody changed them by hand.
+Rows contradict each other only after a bug in this program, a disk fault, or a manual change.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gpuqueue.store.sqlite.state_changes import update
 SHOWN_IDS = 5
 _FINISHED = "state IN ('completed', 'cancelled', 'discarded')"
 _COUNTED = f"SELECT queue, state, count(*) FROM jobs WHERE {_FINISHED} GROUP BY queue, state"
-_LOOK = "see it with: gpuqueue job ID; when it matters, put back a backup"
+_LOOK = "inspect it with: gpuqueue job ID; if it matters, restore a backup"
 
 
 class _Promise(NamedTuple):
-    """What must hold for every row; `broken_by` selects the ids of the jobs for which it does not."""
+    """An invariant of all rows; `broken_by` selects the ids of the jobs that violate it."""
 
     check: str
     broken_by: str
@@ -37,8 +37,8 @@ def _belongs_to_a_job(table: str) -> _Promise:
     return _Promise(
         table,
         f"SELECT DISTINCT job_id FROM {table} WHERE {of_none}",
-        f"rows in `{table}` of jobs that are not there",
-        f"they only take room; delete them: sqlite3 {{path}} 'DELETE FROM {table} WHERE {of_none}'",
+        f"rows in `{table}` for jobs that do not exist",
+        f"they only take up space; delete them: sqlite3 {{path}} 'DELETE FROM {table} WHERE {of_none}'",
     )
 
 
@@ -52,55 +52,55 @@ _PROMISES = (
     _Promise(
         "finished_at",
         f"SELECT id FROM jobs WHERE (finished_at IS NOT NULL) <> ({_FINISHED})",
-        "finished without a time of finishing, or the other way round",
+        "finished without a finish time, or the other way round",
         _LOOK,
     ),
     _Promise(
         "reservation",
         "SELECT id FROM jobs WHERE device IS NULL AND reserved_bytes > 0",
-        "memory is reserved, but of no device",
-        "it holds nothing up; set it right: sqlite3 {path} 'UPDATE jobs SET reserved_bytes = 0 WHERE device IS NULL'",
+        "memory is reserved, but on no device",
+        "it blocks nothing; correct it: sqlite3 {path} 'UPDATE jobs SET reserved_bytes = 0 WHERE device IS NULL'",
     ),
     _Promise(
         "attempt",
         "SELECT id FROM jobs WHERE attempt < 0 OR attempt > lease",
-        "more attempts than claims, or fewer than none",
+        "more attempts than claims, or a negative number of attempts",
         _LOOK,
     ),
     _Promise(
         "running",
         "SELECT id FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)",
-        "running without a worker or a time of starting, so that nobody rescues it",
-        f'make it wait again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
+        "running without a worker or a start time, so no worker rescues it",
+        f'make it available again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
     ),
     _Promise(
-        # Earlier versions left it on jobs that completed all the same, and old files still hold those.
+        # Earlier versions left it set on jobs that completed anyway, and old files still contain those.
         "cancel_requested",
         "SELECT id FROM jobs WHERE cancel_requested <> 0 AND state NOT IN ('running', 'completed')",
-        "asked to stop, but not running, so that its next attempt would stop at once",
-        "take the request back: sqlite3 {path} \"UPDATE jobs SET cancel_requested = 0 WHERE state <> 'running'\"",
+        "asked to stop, but not running, so its next attempt would stop immediately",
+        "clear the request: sqlite3 {path} \"UPDATE jobs SET cancel_requested = 0 WHERE state <> 'running'\"",
     ),
     _Promise(
         "arguments",
         "SELECT id FROM jobs WHERE arguments IS NULL AND id NOT IN (SELECT job_id FROM payloads WHERE kind = 'arguments')",
         "the arguments are lost",
-        "put back a backup, or cancel it and enqueue it anew",
+        "restore a backup, or cancel the job and enqueue it again",
     ),
     _Promise(
         "result",
         "SELECT id FROM jobs WHERE state = 'completed' AND result IS NULL "
         "AND id NOT IN (SELECT job_id FROM payloads WHERE kind = 'result')",
-        "completed, and the result is lost",
-        "put back a backup, or enqueue it anew",
+        "completed, but the result is lost",
+        "restore a backup, or enqueue the job again",
     ),
     *map(_belongs_to_a_job, ("payloads", "chunks", "logs", "attempts")),
 )
 
 
 def check_file(path: Path) -> list[Finding]:
-    """Check a file without changing it; its rows only where its schema is the newest.
+    """Check a file without changing it; its rows only if its schema is the newest.
 
-    Raises: NotADatabase; another StoreError when it cannot be read.
+    Raises: NotADatabase; another StoreError if it cannot be read.
     """
     with read_only(path) as connection:
         try:
@@ -114,7 +114,7 @@ def check_file(path: Path) -> list[Finding]:
 def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
     version = migrate.version(connection)
     if version is None and migrate.table_names(connection):
-        raise NotADatabase(f"{path} is a SQLite database, but not gpuqueue's: give another path")
+        raise NotADatabase(f"{path} is a SQLite database, but not a gpuqueue database; give another path")
     lines = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
     if lines or version != migrate.head():
         return [_damage(line, path) for line in lines]
@@ -124,14 +124,14 @@ def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
 
 def _damage(line: str, path: Path) -> Finding:
     mend = (
-        "stop everything that uses it and put back a backup (`gpuqueue db backup` makes them); without one, save what can "
+        "stop everything that uses it and restore a backup (made with `gpuqueue db backup`); without one, save what can "
         f"be read: sqlite3 {path} .recover | sqlite3 saved.db"
     )
     return Finding("sqlite", line, mend)
 
 
 def contradictions(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    """Yield where the rows contradict each other; wants a connection inside one read transaction."""
+    """Yield the contradictions between rows; needs a connection inside one read transaction."""
     stored = {(queue, state): count for queue, state, count in connection.execute(_COUNTED)}
     counters = connection.execute("SELECT queue, state, count FROM counters WHERE count <> 0")
     counted = {(queue, state): count for queue, state, count in counters}
@@ -140,8 +140,8 @@ def contradictions(connection: sqlite3.Connection, path: Path) -> Iterator[Findi
         if there != told:
             yield Finding(
                 "counters",
-                f"{told} {state} jobs of {queue} are counted, {there} are stored",
-                f"only what `gpuqueue status` shows is wrong; count anew: sqlite3 {path} "
+                f"{told} {state} jobs of {queue} are counted, but {there} are stored",
+                f"only the numbers in `gpuqueue status` are wrong; recount: sqlite3 {path} "
                 f'"DELETE FROM counters; INSERT INTO counters {_COUNTED}"',
             )
     for promise in _PROMISES:

@@ -1,6 +1,6 @@
-"""Owns a job's life outside an attempt: enqueue, cancel, retry, expire, refuse, promote, size, prune; claims nothing.
+"""Changes jobs outside an attempt: cancel, retry, expire, refuse, promote, size, prune; claims nothing.
 
-Every function takes the connection of a write transaction that its caller began.
+Every function takes the connection of a write transaction that its caller started.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
 DEMAND_CLASS_BYTES = 64 * 2**20
-NEVER_FITS = 2**62  # the demand class of what no device can take
-SCAN_LIMIT = 500  # rows that one transaction moves at most, so that nobody waits long behind it
+NEVER_FITS = 2**62  # the demand class of jobs that fit no device
+SCAN_LIMIT = 500  # maximum number of rows that one transaction moves, so that others do not wait long
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
-_UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` takes away the model that a reservation kept
+_UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.START_ANEW, "id = ?")
 CANCEL = update(transitions.CANCEL, "id = ?")
 EXPIRE = update(transitions.EXPIRE, "id = ?")
@@ -38,12 +38,12 @@ ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'ru
 
 
 def ensure_queue(connection: Statements, name: str) -> None:
-    """Make sure that the queue has a row."""
+    """Ensure that the queue has a row."""
     connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (name,))
 
 
 def cancel(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> State:
-    """Cancel a waiting job at once, ask a running one to stop, leave a finished one; returns the state before.
+    """Cancel a waiting job immediately, ask a running one to stop, leave a finished one; returns the previous state.
 
     Raises: UnknownJob.
     """
@@ -57,9 +57,9 @@ def cancel(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> State
 
 
 def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
-    """Make a discarded, cancelled or postponed job available again, its attempts and crashes counted anew.
+    """Make a discarded, cancelled or postponed job available again, with its attempts and crashes reset.
 
-    Raises: UnknownJob; StateError when it runs, waits already, or completed.
+    Raises: UnknownJob; StateError if it is running, already available, or completed.
     """
     state, queue = _state_of(connection, job_id)
     if state not in transitions.START_ANEW.sources:
@@ -70,7 +70,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
 
 
 def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> int:
-    """Make those of the jobs available again that are discarded; returns how many."""
+    """Make the discarded ones among these jobs available again; returns how many."""
     retried: Counter[tuple[str, str]] = Counter()
     for job_id in job_ids:
         row = connection.execute("SELECT queue FROM jobs WHERE id = ? AND state = 'discarded'", (job_id,)).fetchone()
@@ -82,7 +82,7 @@ def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, n
 
 
 def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> tuple[list[int], list[int]]:
-    """Cancel those of the jobs that wait and ask those that run to stop; returns the ids of (cancelled, asked)."""
+    """Cancel the waiting ones among these jobs, and ask the running ones to stop; returns the ids of (cancelled, asked)."""
     cancelled: list[int] = []
     asked: list[int] = []
     counted: Counter[tuple[str, str]] = Counter()
@@ -102,33 +102,33 @@ def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, no
 
 
 def move_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
-    """Promote and expire what is due, so that a claim sees it; returns the ids of the expired."""
+    """Promote and expire the jobs that are due, so that a claim sees it; returns the ids of the expired ones."""
     promote_due(connection, now_us=now_us)
     return expire_due(connection, now_us=now_us)
 
 
 def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
-    """Make scheduled and retryable jobs available whose time has come; returns how many.
+    """Make due scheduled and retryable jobs available; returns how many.
 
-    Their place in the queue is their due time, so that a long postponed job is not sent to the end.
+    Their place in the queue is their due time, so that a job postponed for long does not go to the end.
     """
     return connection.execute(PROMOTE, (now_us, SCAN_LIMIT)).rowcount
 
 
 def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
-    """Make the jobs available that this backend's absence postponed, before those that came later; returns how many."""
+    """Make the jobs postponed for this backend available, ahead of later ones; returns how many."""
     return connection.execute(WAKE, (backend,)).rowcount
 
 
 def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
-    """Discard waiting jobs whose time to be useful has passed, with the code `expired`; returns their ids."""
+    """Discard waiting jobs that have expired, with the code `expired`; returns their ids."""
     rows = connection.execute(
         "SELECT id, queue FROM jobs WHERE expires_at IS NOT NULL AND finished_at IS NULL AND expires_at <= ? "
         f"AND {_WAITING} LIMIT ?",
         (now_us, SCAN_LIMIT),
     ).fetchall()
     if rows:
-        error = JobErrorRecord("expired", "it still waited when its time to be useful had passed")
+        error = JobErrorRecord("expired", "expired before it could start")
         _discard_all(connection, EXPIRE, rows, error, now_us=now_us)
     return [row[0] for row in rows]
 
@@ -144,7 +144,7 @@ def refuse_waiting(connection: sqlite3.Connection, queue: str, *, message: str, 
 
 
 def refuse_one(connection: sqlite3.Connection, job_id: int, *, message: str, now_us: int) -> bool:
-    """Discard one waiting job with the code `unavailable`; returns whether it still waited."""
+    """Discard one waiting job with the code `unavailable`; returns whether it was still waiting."""
     row = connection.execute(f"SELECT id, queue FROM jobs WHERE id = ? AND {_WAITING}", (job_id,)).fetchone()
     if row is None:
         return False
@@ -153,9 +153,9 @@ def refuse_one(connection: sqlite3.Connection, job_id: int, *, message: str, now
 
 
 def set_demands(connection: sqlite3.Connection, demands: Iterable[tuple[int, Demand]], *, largest_bytes: int) -> None:
-    """Write what waiting jobs need of a device, which puts them into their demand class.
+    """Record the device requirements of waiting jobs, which puts them into their demand class.
 
-    What is larger than every device's budget goes to a class of its own, so that it never stands before what fits.
+    A demand larger than every device's budget goes to a separate class, so that it never blocks jobs that fit.
     """
     connection.executemany(
         "UPDATE jobs SET demand_model = ?, demand_bytes = ?, demand_class = ? WHERE id = ? AND state = 'available'",
@@ -172,17 +172,17 @@ def set_demands(connection: sqlite3.Connection, demands: Iterable[tuple[int, Dem
 
 
 def demand_class(vram_bytes: int) -> int:
-    """The class of a demand: at least 1, because 0 means that the demand is not known yet."""
+    """Return the class of a demand: at least 1, because 0 means that the demand is not known yet."""
     return 1 + vram_bytes // DEMAND_CLASS_BYTES
 
 
 def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
-    """Put one waiting job back into the class 'not known yet', after what sizes it has changed."""
+    """Put one waiting job back into the class 'not known yet', after what determines its size has changed."""
     connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
 
 
 def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None:
-    """The same for the available jobs of a model, after its size became known; or of all, after the models there changed."""
+    """Do the same for a model's available jobs, after its size became known, or for all, after the installed models changed."""
     which = "demand_model != ''" if model is None else "demand_model = ?"
     connection.execute(
         f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND {which}",
@@ -191,14 +191,14 @@ def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None
 
 
 def forget_demands(connection: sqlite3.Connection) -> None:
-    """Put all unfinished jobs back into the class 'not known yet', after the settings that size them changed."""
+    """Put all unfinished jobs back into the class 'not known yet', after the settings that determine their size changed."""
     connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class > 0 AND ({_WAITING} OR state = 'running')")
 
 
 def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:
-    """Delete up to `limit` jobs of a finished state that finished before a time, with all that belongs to them.
+    """Delete up to `limit` jobs in a finished state that finished before a given time, with everything that belongs to them.
 
-    The newest job stays, so that its id is never given again.
+    The newest job stays, so that its id is never reused. Returns: the number of deleted jobs.
     """
     rows = connection.execute(
         "SELECT id, queue FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ? AND device IS NULL "
@@ -216,7 +216,7 @@ def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit
 
 
 def count_finished(connection: sqlite3.Connection, changes: dict[tuple[str, str], int]) -> None:
-    """Move the counters of finished jobs: {(queue, state): change}."""
+    """Change the counters of finished jobs: {(queue, state): change}."""
     connection.executemany(
         "INSERT INTO counters (queue, state, count) VALUES (?, ?, ?) "
         "ON CONFLICT (queue, state) DO UPDATE SET count = count + excluded.count",

@@ -1,7 +1,7 @@
-"""Owns the schema's version: creating, upgrading and refusing a file; `alembic` is imported only when there is work to do.
+"""Creates, upgrades or rejects a file by its schema version; imports `alembic` only when there is work to do.
 
-The migrations are Alembic's own, in the package `gpuqueue.migrations`. An upgrade runs inside one write transaction,
-which is the lock against a second process and which a crash half-way rolls back.
+The migrations are Alembic's, in the package `gpuqueue.migrations`. An upgrade runs inside one write transaction: it keeps
+out a second process, and a crash half-way rolls it back.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def version(connection: sqlite3.Connection) -> str | None:
 
 
 def schema_version(path: Path, *, patience_s: float = READ_TIMEOUT_MS / 1000) -> str | None:
-    """Read the schema version of a file that is there without changing it, None where it has no queue.
+    """Return the schema version of an existing file without changing it, None if it has no queue.
 
-    Raises: NotADatabase; another StoreError, after `patience_s` with a file that is locked.
+    Raises: NotADatabase; another StoreError, after `patience_s` if the file is locked.
     """
     with read_only(path, patience_s=patience_s) as connection:
         return version(connection)
@@ -47,12 +47,12 @@ def table_names(connection: sqlite3.Connection) -> set[str]:
 
 
 def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the file to the newest schema; returns at once when it is there.
+    """Upgrade the file to the newest schema; returns immediately if it already has it.
 
-    Raises: NewerSchema for a file of a newer gpuqueue; NotADatabase for a database that has a table of one of our names.
+    Raises: NewerSchema for a file of a newer gpuqueue; NotADatabase for a database with a foreign table of the same name.
     """
     with explained(path):
-        connection.execute("BEGIN")  # one moment: another process may be creating the tables
+        connection.execute("BEGIN")  # one moment for both reads: another process may be creating the tables
         try:
             found = version(connection)
             names = table_names(connection) if found is None else set()
@@ -62,14 +62,12 @@ def ensure_schema(engine: Engine, connection: sqlite3.Connection, path: Path) ->
             return
         foreign = sorted(names & set(_own_tables())) if names else []
         if foreign:
-            raise NotADatabase(
-                f"{path} already has a table `{foreign[0]}` that is not gpuqueue's; give the queue a file of its own"
-            )
+            raise NotADatabase(f"{path} already has a table `{foreign[0]}` that is not gpuqueue's; give the queue its own file")
         _upgrade(engine, path)
 
 
 def known_versions() -> list[str]:
-    """Return the versions that this gpuqueue can read, oldest first, as the names of the migrations begin."""
+    """Return the versions that this gpuqueue can read, oldest first: the prefixes of the migrations' names."""
     names = os.listdir(os.path.join(migrations_folder(), "versions"))
     return sorted(name.partition("_")[0] for name in names if name[0].isdigit())
 
@@ -81,7 +79,7 @@ def head() -> str:
 
 
 def migrations_folder() -> str:
-    """Find the migrations as they are installed: in a wheel, an sdist or an editable checkout."""
+    """Return the folder of the installed migrations: in a wheel, an sdist or an editable checkout."""
     return next(iter(import_module("gpuqueue.migrations").__path__))
 
 
@@ -99,7 +97,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
     settings = Config()
     settings.set_main_option("script_location", migrations_folder().replace("%", "%%"))
     with engine.connect() as connection:
-        # The driver is in autocommit mode, so the transaction is ours to begin and end.
+        # The driver is in autocommit mode, so this code starts and ends the transaction.
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         _begin_immediate(driver)
@@ -107,7 +105,7 @@ def _upgrade(engine: Engine, path: Path) -> None:
             found = version(driver)  # another process may have upgraded meanwhile
             if found is not None and found not in known_versions():
                 raise NewerSchema(
-                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one knows up to {head()}); "
+                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one supports up to {head()}); "
                     "upgrade gpuqueue here: pip install --upgrade gpuqueue"
                 )
             settings.attributes["connection"] = connection

@@ -1,7 +1,7 @@
-"""Owns the end of attempts: finish, fail, give back, rescue, release a device; every write is fenced by the lease number.
+"""Ends attempts: finish, fail, give back, rescue, release a device; the lease number fences every write.
 
-Every function takes the connection of a write transaction that its caller began. A write under a lease number that is
-no longer the job's changes nothing and says so.
+Every function takes the connection of a write transaction that its caller started. A write under a lost lease changes nothing
+and reports that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RESCUE = {
     move.target: update(move, "id = ?")
     for move in (transitions.RESCUE, transitions.RESCUE_CANCELLED, transitions.RESCUE_DISCARDED)
 }
-# What a job would wait for may have come back while the attempt still ran: nobody would wake it then.
+# The backend that a job would wait for may have recovered while the attempt was still running: nothing would wake it then.
 CAME_BACK = (
     "SELECT enqueued_at FROM jobs WHERE id = ? AND lease = ? AND EXISTS (SELECT 1 FROM events WHERE at >= jobs.started_at "
     "AND name = 'backend_recovered' AND json_extract(data, '$.backend') = ?)"
@@ -63,7 +63,7 @@ def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_u
         for outcome in completed:
             counted[outcome.lease.queue, "completed"] += 1
     else:
-        # Some lease was lost: ask which rows carry this very completion.
+        # Some lease was lost: check which rows carry this exact completion.
         for outcome in completed:
             if connection.execute(
                 "SELECT 1 FROM jobs WHERE id = ? AND lease = ? AND state = 'completed' AND finished_at = ?",
@@ -109,7 +109,7 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     lease = outcome.lease
     state, statement, values = _postponement(connection, outcome, now_us=now_us)
     if connection.execute(statement, (*values, lease.job_id, lease.lease)).rowcount == 0:
-        # A cancel that came while it ran ends what would otherwise go on.
+        # A cancel that arrived while it was running ends a job that would otherwise continue.
         cancelled = JobErrorRecord("cancelled", "cancelled while running")
         return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
@@ -119,9 +119,9 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
 def _postponement(
     connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
 ) -> tuple[State, str, tuple[int | str | None, ...]]:
-    """Return where the job goes, the statement that takes it there, and what that is given."""
+    """Return the job's new state, the statement that sets it, and the statement's values."""
     if outcome.outcome in GIVE_BACK:
-        # What was given back through no doing of its own keeps its place in the queue.
+        # A job that was given back through no fault of its own keeps its place in the queue.
         return State.AVAILABLE, GIVE_BACK[outcome.outcome], ()
     lease, at_us, is_due = outcome.lease, outcome.at_us, outcome.at_us <= now_us
     error = None if outcome.error is None else from_error(outcome.error)
@@ -156,7 +156,7 @@ def _note_attempt(
 
 
 def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
-    """Free the device that a job's ended attempt had reserved, after its clean-up; returns False when the lease is lost."""
+    """Release the device that a job's ended attempt had reserved, after its clean-up; returns False if the lease is lost."""
     return (
         connection.execute(
             "UPDATE jobs SET device = NULL, reserved_bytes = 0, "
@@ -169,7 +169,7 @@ def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> b
 
 
 def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
-    """Write what running attempts say; what a lost lease says is dropped."""
+    """Write the reports of running attempts; reports under a lost lease are dropped."""
     connection.executemany(
         "INSERT INTO chunks (job_id, seq, lease, content) "
         "SELECT id, coalesce((SELECT max(seq) FROM chunks WHERE job_id = jobs.id), 0) + 1, coalesce(?, lease), ? "
@@ -193,7 +193,7 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
 
 
 def abandoned_workers(connection: Statements) -> list[str]:
-    """Return workers that have no row any more, but still hold running jobs or device reservations."""
+    """Return workers that no longer have a row but still hold running jobs or device reservations."""
     rows = connection.execute(
         "SELECT worker_id FROM jobs WHERE state = 'running' AND worker_id NOT IN (SELECT id FROM workers) "
         "UNION SELECT worker_id FROM jobs WHERE device IS NOT NULL AND worker_id NOT IN (SELECT id FROM workers)"
@@ -202,7 +202,7 @@ def abandoned_workers(connection: Statements) -> list[str]:
 
 
 def reservations(connection: Statements) -> list[Reservation]:
-    """Return every device reservation, running or waiting for its clean-up."""
+    """Return every device reservation, whether its attempt is running or waiting for its clean-up."""
     return [
         Reservation(
             job_id=id_,
@@ -229,7 +229,7 @@ def reservations(connection: Statements) -> list[Reservation]:
 
 
 def request_preemption(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
-    """Ask a running attempt to make room; returns False when it has ended, or was asked already."""
+    """Ask a running attempt to stop to free memory; returns False if it has ended or was already asked."""
     return (
         connection.execute(
             "UPDATE jobs SET preempt_lease = lease "
@@ -252,8 +252,8 @@ def rescue(
 ) -> Rescue:
     """Take back everything a dead worker held, under new lease numbers.
 
-    Running jobs become available, their attempts unspent. `executing` are the jobs that it executed when it died (None:
-    not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
+    Running jobs become available, their attempts unspent. `executing` are the jobs that it was executing when it died (None:
+    not known, so all count): each of them gets one more crash, and at `max_crashes` the job is discarded.
     """
     connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,))
     discarded: Counter[tuple[str, str]] = Counter()
@@ -269,7 +269,7 @@ def rescue(
             state = State.CANCELLED
         elif crashes >= max_crashes:
             state = State.DISCARDED
-            error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it, the last was {dead_worker}")
+            error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it; the last was {dead_worker}")
         if state in FINISHED:
             discarded[queue, str(state)] += 1
         _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)
@@ -288,7 +288,7 @@ def rescue(
     count_finished(connection, dict(discarded))
     orphans = [item for item in reservations(connection) if item.worker_id == dead_worker]
     for item in orphans:
-        # An attempt that had finished but was not cleaned up keeps its lease number so far: fence its clean-up too.
+        # An attempt that had finished but was not cleaned up still has its old lease number: fence its clean-up too.
         connection.execute("UPDATE jobs SET worker_id = ?, lease = lease + 1 WHERE id = ?", (by_worker, item.job_id))
     taken = {item.job_id for item in orphans}
     mine = tuple(item for item in reservations(connection) if item.worker_id == by_worker and item.job_id in taken)

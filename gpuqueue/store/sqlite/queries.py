@@ -1,6 +1,6 @@
-"""Owns reads: jobs, counts, timelines, and the rows of the view; changes nothing.
+"""Reads jobs, counts, timelines, and the rows of the view; changes nothing.
 
-Every function takes a connection; those that read several tables want it inside one read transaction.
+Every function takes a connection; those that read several tables need it inside one read transaction.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_jo
 if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
-FEW = 5_000  # jobs that are sorted in no time
-MANY = 100  # waiting jobs are counted up to here where only the order of magnitude matters
+FEW = 5_000  # this many jobs are sorted quickly
+MANY = 100  # waiting jobs are counted up to this number where only the order of magnitude matters
 RESULT = "SELECT state, result, error, expires_at, queue, lease FROM jobs WHERE id = ?"
 
 
@@ -48,7 +48,7 @@ def list_jobs(
     after: int | None = None,
     before: int | None = None,
 ) -> list[Job]:
-    """Return jobs, the newest first: those that follow the id `after`, or those that lead to the id `before`."""
+    """Return jobs, newest first: those after the id `after`, or the ones just before the id `before`."""
     selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
     rows = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {selected} LIMIT ?", (*values, limit)).fetchall()
     return [to_job(connection, row) for row in (rows if before is None else reversed(rows))]
@@ -57,7 +57,7 @@ def list_jobs(
 def newest(
     connection: Statements, *, queue: str | None, state: State | None, after: int | None, before: int | None = None
 ) -> tuple[str, list[Any]]:
-    """Word which jobs a list shows, the newest first, those before an id backwards: WHERE and ORDER BY, and their values."""
+    """Build the WHERE and ORDER BY of a list of jobs, newest first (reversed with `before`), and their values."""
     conditions = [f"state = '{State(state)}'"] if state is not None else []
     for together in (("cancelled", "discarded"), ("scheduled", "retryable")):
         if state in together:
@@ -69,7 +69,7 @@ def newest(
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     order = "id"
     if state in (*WAITING, State.RUNNING):
-        # Few of them, and old ones, would be looked for among all jobs; the state's own index has them at once, in another order.
+        # A few old ones would be searched for among all jobs; the state's own index finds them directly, in another order.
         counted = f"SELECT count(*) FROM (SELECT 1 FROM jobs {where} LIMIT ?)"
         if connection.execute(counted, (*values, FEW + 1)).fetchone()[0] <= FEW:
             order = "+id"
@@ -81,7 +81,7 @@ def newest(
 
 
 def get_status(connection: Statements, job_id: int) -> JobStatus:
-    """Return how a job stands, with its result when it has one. Raises: UnknownJob."""
+    """Return a job's status, with its result if it has one. Raises: UnknownJob."""
     row = connection.execute(RESULT, (job_id,)).fetchone()
     if row is None:
         raise UnknownJob(job_id)
@@ -98,7 +98,7 @@ def chunks_after(connection: Statements, job_id: int, seq: int) -> list[tuple[in
 
 
 def partial_output(connection: Statements, job_id: int) -> PartialOutput | None:
-    """Return what a job had written when its latest attempt was interrupted through no doing of its own, None else."""
+    """Return the output of a job's latest attempt if it was interrupted through no fault of its own, else None."""
     row = connection.execute("SELECT outcome FROM attempts WHERE job_id = ? ORDER BY lease DESC LIMIT 1", (job_id,)).fetchone()
     if row is None or row[0] not in ("preempted", "released"):
         return None
@@ -121,7 +121,7 @@ def logs_after(connection: Statements, job_id: int, seq: int) -> list[LogLine]:
 
 
 def counts(connection: Statements) -> dict[str, dict[str, int]]:
-    """Count jobs: {queue: {state: number}}, only what is not zero; finished ones as long as they are kept."""
+    """Count jobs: {queue: {state: number}}, without zeros; finished ones while they are stored."""
     found: dict[str, dict[str, int]] = {name: {} for (name,) in connection.execute("SELECT name FROM queues ORDER BY name")}
     statements = (
         "SELECT queue, 'available', count(*) FROM jobs WHERE state = 'available' GROUP BY queue",
@@ -161,7 +161,7 @@ def timeline(connection: Statements, job_id: int) -> list[dict[str, Any]]:
 
 
 def rate_levels(connection: Statements) -> dict[str, tuple[float, datetime]]:
-    """Return how many jobs each queue's rate let begin at a moment: {queue: (level, moment)}."""
+    """Return how many jobs each queue's rate let start at a given time: {queue: (level, time)}."""
     rows = connection.execute("SELECT name, rate_level, rate_at FROM queues WHERE rate_at IS NOT NULL")
     return {name: (level, from_us(at)) for name, level, at in rows}
 
@@ -180,7 +180,7 @@ def configuration(connection: Statements) -> Mapping[str, Any] | None:
 
 
 def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
-    """Return the workers, `alive` meaning only that their lease has not ended."""
+    """Return the workers; `alive` means only that the lease has not expired."""
     rows = connection.execute(
         "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
     )
@@ -205,7 +205,7 @@ def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
 
 def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
     return {
-        queue: tuple(_hold(told) for told in holds if isinstance(told, dict))  # a list is of a worker of an older version
+        queue: tuple(_hold(told) for told in holds if isinstance(told, dict))  # a worker of an older version published a list
         for queue, holds in json.loads(text or "{}").items()
     }
 
@@ -236,7 +236,7 @@ def noted_reasons(connection: Statements) -> dict[str, tuple[str, ...]]:
 
 
 def backends(connection: Statements) -> dict[str, Backend]:
-    """Return the state of each backend that was ever asked; its url is for the caller to add."""
+    """Return the state of each backend that was ever contacted; the caller must add its url."""
     rows = connection.execute("SELECT name, available, failures, since, retry_at, checked_at, error, models FROM backends")
     return {
         name: Backend(
@@ -255,7 +255,7 @@ def backends(connection: Statements) -> dict[str, Backend]:
 
 
 def device_sightings(connection: Statements) -> dict[str, Sighting]:
-    """Return what is known of each device: {device: sighting}."""
+    """Return the last known state of each device: {device: sighting}."""
     found = {}
     rows = connection.execute("SELECT name, reading, residents, model, model_since FROM devices")
     for name, reading, residents, model, since in rows:
@@ -296,7 +296,7 @@ def queue_load(connection: Statements, queue: QueueSettings, *, largest_bytes: i
     return running, waiting
 
 
-# In the order of the claim index: those of a higher priority, then those of the same that came earlier.
+# In the order of the claim index: higher priorities, then earlier jobs of the same priority.
 _OF_CLASS = "state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ?"
 FIRST_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority > ? LIMIT ?"
 EARLIER_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority = ? AND (scheduled_at, id) < (?, ?) LIMIT ?"
@@ -306,9 +306,9 @@ LAST_WAITING = (
 
 
 def work_ahead(connection: Statements, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
-    """Return a queue's available jobs that come before a job of this or another queue, or all; of at most FAR jobs.
+    """Return a queue's available jobs ahead of a job of this or another queue, or all of them; at most FAR jobs.
 
-    Left out is what no device could take.
+    Jobs that fit no device are left out.
     """
     found: Counter[tuple[str, str]] = Counter()
     for model, size in classes(connection, queue, largest_bytes=largest_bytes):
@@ -324,7 +324,7 @@ def work_ahead(connection: Statements, queue: str, before: Job | None, *, larges
 
 
 def last_waiting(connection: Statements, queue: str, *, largest_bytes: int) -> Job | None:
-    """Return the available job of a queue that comes last, None when none waits that a device could take."""
+    """Return the last available job of a queue that fits a device, None if there is none."""
     last = [
         connection.execute(LAST_WAITING, (queue, model, size)).fetchone()
         for model, size in classes(connection, queue, largest_bytes=largest_bytes)
@@ -342,7 +342,7 @@ def running_jobs(connection: Statements, queue: str) -> list[RunningJob]:
 
 
 def discarded_ids(connection: Statements, queue: str | None) -> list[int]:
-    """Return the ids of the discarded jobs of one queue, or of all, the oldest first."""
+    """Return the ids of the discarded jobs of one queue, or of all, oldest first."""
     # As the index `jobs_unsuccessful` spells it.
     statement = "SELECT id FROM jobs WHERE state = 'discarded' AND state IN ('cancelled', 'discarded')"
     if queue is None:
@@ -351,7 +351,7 @@ def discarded_ids(connection: Statements, queue: str | None) -> list[int]:
 
 
 def unfinished_ids(connection: Statements, queue: str) -> list[int]:
-    """Return the ids of a queue's running and waiting jobs, those that run first; wants one read transaction."""
+    """Return the ids of a queue's running and waiting jobs, running ones first; needs one read transaction."""
     states = ("state = 'running'", "state = 'available'", "state IN ('scheduled', 'retryable')")
     return [
         row[0] for state in states for row in connection.execute(f"SELECT id FROM jobs WHERE {state} AND queue = ?", (queue,))
@@ -359,7 +359,7 @@ def unfinished_ids(connection: Statements, queue: str) -> list[int]:
 
 
 def prunable_count(connection: Statements, state: State, *, before_us: int) -> int:
-    """Count the finished jobs of a state that finished before a time."""
+    """Count the jobs in a finished state that finished before a given time."""
     found: int = connection.execute(
         "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ?", (before_us, str(state))
     ).fetchone()[0]
@@ -367,7 +367,7 @@ def prunable_count(connection: Statements, state: State, *, before_us: int) -> i
 
 
 def stop_requests(connection: Statements, worker_id: str) -> list[tuple[int, int, bool]]:
-    """Return what a worker runs and must stop, as (job, lease, whether a person cancelled it); else it is to make room."""
+    """Return the jobs that a worker must stop, as (job, lease, whether cancelled); the others are preempted."""
     rows = connection.execute(
         "SELECT id, lease, cancel_requested FROM jobs WHERE state = 'running' AND worker_id = ? "
         "AND (cancel_requested = 1 OR preempt_lease = lease)",
@@ -387,13 +387,13 @@ def next_due_us(connection: Statements) -> int | None:
 
 
 def newest_enqueued_us(connection: Statements) -> int | None:
-    """Return the latest time at which one of the last jobs was enqueued, by whichever process."""
+    """Return the latest enqueue time among the newest jobs, of any process."""
     statement = "SELECT max(enqueued_at) FROM (SELECT enqueued_at FROM jobs ORDER BY id DESC LIMIT 10)"
     found: int | None = connection.execute(statement).fetchone()[0]
     return found
 
 
 def headlines(connection: Statements, *, limit: int) -> list[tuple[int, State, str, str]]:
-    """Return the newest jobs in short: [(id, state, queue, task)]."""
+    """Return the newest jobs in brief: [(id, state, queue, task)]."""
     rows = connection.execute("SELECT id, state, queue, task FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
     return [(job_id, State(state), queue, task) for job_id, state, queue, task in rows]

@@ -1,4 +1,4 @@
-"""Owns the rows of queues: manual pauses, and the holds that workers saw."""
+"""Reads and writes the rows of queues: manual pauses, and the holds that workers saw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue.store.sqlite.jobs import ensure_queue
 
 
 def pause(connection: sqlite3.Connection, queue: str, pause: Pause) -> None:
-    """Pause a queue by hand; no claim of it begins after this commits."""
+    """Pause a queue manually; no job of it is claimed after this commits."""
     ensure_queue(connection, queue)
     until = None if pause.until is None else to_us(pause.until)
     connection.execute(
@@ -25,7 +25,7 @@ def pause(connection: sqlite3.Connection, queue: str, pause: Pause) -> None:
 
 
 def resume(connection: sqlite3.Connection, queue: str, *, by: str, now_us: int) -> bool:
-    """Lift a manual pause; returns whether there was one that had not ended by itself."""
+    """End a manual pause; returns whether there was one that had not expired."""
     was_paused = (
         connection.execute(
             "UPDATE queues SET paused_at = NULL, paused_until = NULL, paused_by = NULL, pause_reason = NULL "
@@ -40,7 +40,7 @@ def resume(connection: sqlite3.Connection, queue: str, *, by: str, now_us: int) 
 
 
 def note_holds(connection: sqlite3.Connection, holds: Mapping[str, tuple[Hold, ...]], *, now_us: int) -> None:
-    """Write the events queue_held and queue_released for queues whose reasons changed since the last note."""
+    """Write the events queue_held and queue_released for queues with reasons that changed since the last call."""
     for queue, reasons in holds.items():
         now = json.dumps(sorted(hold.reason for hold in reasons))
         row = connection.execute("SELECT holds FROM queues WHERE name = ?", (queue,)).fetchone()

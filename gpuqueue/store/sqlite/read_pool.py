@@ -1,4 +1,4 @@
-"""Owns the connections that read: lent one at a time, kept for the next reader, and all at rest when asked; knows no table."""
+"""Pools the reading connections: lends each to one reader at a time, and can quiesce them all; knows no table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class ReadPool:
-    """Connections of one process to one file, made where all others are lent."""
+    """Connections of one process to one file; a new one is opened if all others are lent."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
@@ -21,7 +21,7 @@ class ReadPool:
 
     @contextmanager
     def lend(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection for the length of a block, outside of any transaction."""
+        """Lend a connection for the duration of a block, outside any transaction."""
         connection = self.take()
         try:
             yield connection
@@ -29,7 +29,7 @@ class ReadPool:
             self.give_back(connection)
 
     def take(self) -> sqlite3.Connection:
-        """Lend a connection outside of any transaction, until `give_back`."""
+        """Lend a connection outside any transaction, until `give_back`."""
         with self._changed:
             while self._is_quiet:
                 self._changed.wait()
@@ -42,7 +42,7 @@ class ReadPool:
             raise
 
     def give_back(self, connection: sqlite3.Connection) -> None:
-        """Take a connection back; a transaction that was left open is ended, and one that cannot be is closed with it."""
+        """Take a connection back; an open transaction is rolled back, and if that fails the connection is closed."""
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -63,19 +63,19 @@ class ReadPool:
                 self._changed.notify_all()
 
     def quiesce(self, timeout_s: float) -> bool:
-        """Let no connection be lent until `resume`; returns False when one was not given back in time."""
+        """Lend no connection until `resume`; returns False if one was not given back in time."""
         with self._changed:
             self._is_quiet = True
             return self._changed.wait_for(lambda: not self._lent_count, timeout_s)
 
     def resume(self) -> None:
-        """Go on after `quiesce`."""
+        """Lend connections again after `quiesce`."""
         with self._changed:
             self._is_quiet = False
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Close them; one that is lent is closed when it is given back."""
+        """Close all connections; a lent one is closed when it is given back."""
         with self._changed:
             self._is_open = False
             while self._idle:

@@ -1,4 +1,4 @@
-"""Owns the list of all reads: which function answers which of them; holds no statement itself."""
+"""Lists all reads and the function behind each; contains no statement itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class SQLiteReads:
     """Reads over one connection.
 
-    The functions below take a connection first, of which they use `execute`. This object has it too and stands in for the
-    connection, so that they are its methods, and no wrapper repeats the parameters of each.
+    The functions below take a connection as their first argument and use only its `execute`. This object has `execute` too, so
+    they work as its methods, without wrappers that repeat their parameters.
     """
 
     __slots__ = ("execute",)
@@ -37,7 +37,7 @@ class SQLiteReads:
     partial_output = queries.partial_output
     counts = queries.counts
     newest_enqueued_us = queries.newest_enqueued_us
-    # what waits and runs
+    # waiting and running work
     has_available = claims.has_available
     queue_load = queries.queue_load
     demand_classes = claims.demand_classes

@@ -1,6 +1,6 @@
-"""Owns the translation between rows and domain objects, and where JSON is kept; runs no decision.
+"""Converts between rows and domain objects, and decides where JSON is stored.
 
-JSON past INLINE_BYTES lies in `payloads`, because every update of a job rewrites its row.
+JSON larger than INLINE_BYTES is in `payloads`, because every update of a job rewrites its row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ JOB_COLUMNS = (
 
 
 def to_job(connection: Statements, row: tuple[Any, ...]) -> Job:
-    """Make a Job from a row of JOB_COLUMNS, fetching arguments that lie in payloads."""
+    """Build a Job from a row of JOB_COLUMNS, fetching arguments that are in `payloads`."""
     (
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,

@@ -1,6 +1,6 @@
-"""Owns finding jobs by the name of their task, a bounded number of rows at a time; changes nothing.
+"""Finds jobs by their task's name, examining a bounded number of rows at a time; changes nothing.
 
-No index has the tasks' names: it would cost every job that is stored, for the few times that a person searches.
+There is no index on task names: it would slow down every enqueue for the sake of a rare search.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def by_task(
     after: int | None = None,
     before: int | None = None,
 ) -> Found:
-    """Find the jobs next to an id, else the newest, whose task's name has a text in it, in any case of its letters.
+    """Find jobs with a string in their task's name, ignoring case: the ones next to an id, or the newest.
 
-    Wants one read transaction.
+    Needs one read transaction.
     """
     selected, values = newest(connection, queue=queue, state=state, after=after, before=before)
     wanted = text.casefold()

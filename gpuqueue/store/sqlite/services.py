@@ -1,6 +1,6 @@
-"""Owns the rows of services: which worker does what only one of all does, and what it says of it; runs nothing.
+"""Reads and writes the rows of singleton services: which worker runs each, and its reported status; runs nothing.
 
-Every function takes a connection; those that change something that of a write transaction which its caller began.
+Every function takes a connection; those that change rows need it inside a write transaction that the caller started.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ HELD = (
 
 
 def is_held(connection: sqlite3.Connection, name: str, *, by_other_than: str, now_us: int) -> bool:
-    """Say whether another worker, one that lives, has the service."""
+    """Return whether another live worker runs the service."""
     return connection.execute(HELD, (name, by_other_than, now_us, now_us)).fetchone() is not None
 
 
 def take(connection: sqlite3.Connection, name: str, worker_id: str, *, expires_at_us: int, now_us: int) -> int | None:
-    """Begin to do what the service does; returns the new term, None when another worker does it."""
+    """Take a service over; returns the new term, None if another live worker runs it."""
     if is_held(connection, name, by_other_than=worker_id, now_us=now_us):
         return None
     connection.execute(
@@ -41,18 +41,18 @@ def take(connection: sqlite3.Connection, name: str, worker_id: str, *, expires_a
 
 
 def extend(connection: sqlite3.Connection, name: str, term: int, *, expires_at_us: int) -> bool:
-    """Go on; returns False when another worker took the service over."""
+    """Extend the lease on a service; returns False if another worker took it over."""
     statement = "UPDATE services SET expires_at = ? WHERE name = ? AND term = ? AND worker_id IS NOT NULL"
     return connection.execute(statement, (expires_at_us, name, term)).rowcount == 1
 
 
 def release(connection: sqlite3.Connection, name: str, term: int) -> None:
-    """Leave the service to others."""
+    """Give a service up, for another worker to take over."""
     connection.execute("UPDATE services SET worker_id = NULL, expires_at = NULL WHERE name = ? AND term = ?", (name, term))
 
 
 def note(connection: sqlite3.Connection, name: str, term: int, status: Mapping[str, Any], *, now_us: int) -> bool:
-    """Write what a service says of itself; returns False when another worker took it over."""
+    """Write a service's reported status; returns False if another worker took it over."""
     statement = "UPDATE services SET status = ?, noted_at = ? WHERE name = ? AND term = ?"
     return connection.execute(statement, (json.dumps(status), now_us, name, term)).rowcount == 1
 

@@ -1,4 +1,4 @@
-"""Words the statements that change a job's state, from the table of transitions."""
+"""Builds the statements that change a job's state from the table of transitions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _WORDS = {
 
 
 def update(transition: Transition, where: str) -> str:
-    """Word the UPDATE that makes a transition.
+    """Build the UPDATE of a transition.
 
-    Its parameters are the values that the transition is given, in the order of its `sets`, then those of `where`.
+    Its parameters are the transition's values, in the order of its `sets`, then those of `where`.
     """
     return f"UPDATE jobs SET state = '{transition.target}', {assignments(transition.sets)} WHERE {where}"
 
 
 def assignments(sets: Sets) -> str:
-    """Word what is written into the columns, without the state."""
+    """Build the assignments to the columns, without the state."""
     return ", ".join(f"{column} = {_word(column, value)}" for column, value in sets.items())
 
 

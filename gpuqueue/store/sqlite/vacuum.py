@@ -1,4 +1,4 @@
-"""Owns giving the disk back what a database file no longer needs; deletes no row."""
+"""Shrinks a database file by its unused pages; deletes no row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE_S = 2.0
 
 
 class Vacuumed(NamedTuple):
-    """How large the file and its write-ahead log were and are; not `finished` while a reader keeps the old content."""
+    """The size of the file and its write-ahead log, before and after; not `finished` while a reader keeps the old content."""
 
     before_bytes: int
     after_bytes: int
@@ -22,16 +22,16 @@ class Vacuumed(NamedTuple):
 
 
 def vacuum(path: Path, *, patience_s: float = PATIENCE_S) -> Vacuumed:
-    """Write the file anew without its unused pages. It holds the write lock meanwhile: for when no worker lives.
+    """Rewrite the file without its unused pages. This holds the write lock, so run it while no worker is running.
 
-    Raises: StoreBusy when another connection reads or writes, and nothing was changed; another StoreError.
+    Raises: StoreBusy if another connection is reading or writing (nothing was changed); another StoreError.
     """
     before_bytes = _size(path)
-    # A connection of its own: those of the store keep what is temporary in memory, which here is the whole file.
+    # A separate connection: the store's connections keep temporary data in memory, which here is the whole file.
     with explained(path), closing(sqlite3.connect(path, isolation_level=None, timeout=patience_s)) as connection:
         if not _truncate_log(connection):
             raise StoreBusy(
-                f"another connection reads or writes {path}; nothing was changed. End it, or try again (to find it: fuser {path})"
+                f"another connection is using {path}; nothing was changed. Stop it or try again (to find it: fuser {path})"
             )
         connection.execute("VACUUM")
         finished = _truncate_log(connection)
@@ -39,7 +39,7 @@ def vacuum(path: Path, *, patience_s: float = PATIENCE_S) -> Vacuumed:
 
 
 def _truncate_log(connection: sqlite3.Connection) -> bool:
-    """Copy the write-ahead log into the file and empty it; returns False when somebody needs it still."""
+    """Copy the write-ahead log into the file and empty it; returns False if another connection still needs it."""
     busy: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     return not busy
 

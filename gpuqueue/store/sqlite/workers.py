@@ -1,6 +1,6 @@
-"""Owns the rows of workers and of the configuration that they share: who lives, and what they agreed on.
+"""Reads and writes the rows of workers and of their shared configuration.
 
-Every function takes the connection of a write transaction that its caller began.
+Every function takes the connection of a write transaction that its caller started.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gpuqueue.store.sqlite.jobs import ensure_queue, forget_demands
 def accept_configuration(
     connection: sqlite3.Connection, *, digest: str, settings: Mapping[str, Any], force: bool, now_us: int
 ) -> Mapping[str, Any] | None:
-    """Make these settings the shared ones, unless a live worker runs with others; returns those others then, else None.
+    """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
 
-    `force` takes the new ones in any case. New settings put waiting jobs back into the class 'demand not known yet'.
+    `force` accepts the new ones in any case. New settings put waiting jobs back into the class 'demand not known yet'.
     """
     row = connection.execute("SELECT digest, settings FROM configuration WHERE id = 1").fetchone()
     if row is not None and row[0] == digest:
@@ -54,7 +54,7 @@ def register(
     expires_at_us: int,
     now_us: int,
 ) -> bool:
-    """Add a live worker; returns False when the shared settings are not, or no longer, those of its digest."""
+    """Add a live worker; returns False if the shared settings do not (or no longer) match its digest."""
     agreed = connection.execute("SELECT digest FROM configuration WHERE id = 1").fetchone()
     if agreed is not None and agreed[0] != digest:
         return False
@@ -68,18 +68,18 @@ def register(
 
 
 def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int) -> bool:
-    """Extend the lease of everything the worker runs; returns False when it was rescued meanwhile and owns nothing."""
+    """Extend the lease of everything the worker runs; returns False if it was rescued meanwhile and owns nothing."""
     return connection.execute("UPDATE workers SET expires_at = ? WHERE id = ?", (expires_at_us, worker_id)).rowcount == 1
 
 
 def unregister(connection: sqlite3.Connection, worker_id: str, *, now_us: int) -> None:
-    """Remove a worker that ended in good order; what it may have left is rescued by its missing row."""
+    """Remove a worker that stopped cleanly; anything it left is rescued because its row is missing."""
     if connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,)).rowcount:
         record(connection, "worker_stopped", at_us=now_us, data={"worker": worker_id})
 
 
 def publish_holds(connection: sqlite3.Connection, worker_id: str, holds: Mapping[str, Sequence[Hold]]) -> None:
-    """Write what a worker's own plugins hold."""
+    """Publish the holds by a worker's own plugins."""
     told = {
         queue: [{**asdict(hold), "until": None if hold.until is None else to_us(hold.until)} for hold in found]
         for queue, found in holds.items()

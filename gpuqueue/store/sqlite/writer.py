@@ -1,7 +1,7 @@
-"""Owns the write lock: a fair wait for it, and one transaction for all threads that want it at once; knows no table.
+"""Runs write transactions, one for all threads that want to write at the same time; knows no table.
 
-A thread that finds the writer taken leaves its work to the holder, which runs all waiting work in one transaction, each
-in a savepoint of its own (flat combining): a failing work fails alone, a failing COMMIT fails all of them.
+A thread that finds the writer busy leaves its work to the thread that holds it, which runs all waiting work in one
+transaction, each call in its own savepoint (flat combining): a failing call fails alone, a failing COMMIT fails all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class _Call:
-    """One thread's work, its outcome, and the lock on which the thread waits while another runs it."""
+    """One thread's work, its outcome, and the lock that the thread waits on while another thread runs it."""
 
     __slots__ = ("args", "done", "error", "kwargs", "result", "work")
 
@@ -50,7 +50,7 @@ class Writer:
         self._queue: deque[_Call] = deque()
         self._held_here = HeldHere(path)
         self.connection: sqlite3.Connection | None = None
-        self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would make a new one for every row
+        self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would otherwise create one for every row
 
     def run(
         self,
@@ -61,8 +61,8 @@ class Writer:
     ) -> Result:
         """Run the work in a write transaction and return what it returned, after the commit.
 
-        Raises: what the work raised, its changes rolled back; StoreBusy when the lock was not had in time; a StoreError;
-        UsageError where this thread would wait for itself.
+        Raises: what the work raised, with its changes rolled back; StoreBusy if the write lock could not be acquired in time;
+        another StoreError; UsageError if this thread would wait for itself.
         """
         if holders:
             self._held_here.refuse()
@@ -73,7 +73,7 @@ class Writer:
             call.done = threading.Lock()
             call.done.acquire()
             self._queue.append(call)
-            # The holder may have looked at the queue just before: whoever gets the lock serves.
+            # The holder may have checked the queue just before this: the thread that gets the lock serves it.
             if self._lock.acquire(blocking=False):
                 self._serve(None)
             call.done.acquire()
@@ -82,7 +82,7 @@ class Writer:
         return call.result  # type: ignore[no-any-return]
 
     def insert(self, statement: str, row: Sequence[Any]) -> int:
-        """Insert one row and return its id; where no other thread writes, the statement is a transaction by itself.
+        """Insert one row and return its id; if no other thread is writing, the statement is its own transaction.
 
         Raises: as `run`.
         """
@@ -97,11 +97,11 @@ class Writer:
             return self._insert_late(statement, row, error)
         finally:
             self._lock.release()
-            if self._queue and self._lock.acquire(False):  # left to this thread meanwhile
+            if self._queue and self._lock.acquire(False):  # other threads left work to this one meanwhile
                 self._serve(None)
 
     def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
-        """Insert a row that met an error at first, when that was another process's lock."""
+        """Insert a row after a first error, if that was another process's lock."""
         if not is_busy(error):
             raise explain(error, self._path) from error
         try:
@@ -111,17 +111,17 @@ class Writer:
             raise explain(late, self._path) from late
 
     def quiesce(self, timeout_s: float) -> bool:
-        """Let no transaction be open until `resume`; returns False when one was not ended in time."""
+        """Allow no transaction until `resume`; returns False if one did not end in time."""
         return self._lock.acquire(timeout=timeout_s)
 
     def resume(self) -> None:
-        """Go on after `quiesce`."""
+        """Allow transactions again after `quiesce`."""
         self._lock.release()
-        if self._queue and self._lock.acquire(blocking=False):  # left to this thread meanwhile
+        if self._queue and self._lock.acquire(blocking=False):  # other threads left work to this one meanwhile
             self._serve(None)
 
     def close(self) -> None:
-        """Close the connection once no work runs."""
+        """Close the connection once no work is running."""
         with self._lock:
             if self.connection is not None:
                 self.connection.close()
@@ -136,12 +136,12 @@ class Writer:
                     calls.append(self._queue.popleft())
                 if calls:
                     self._transact(calls)
-            except BaseException as error:  # an interrupt waits until the calls that were left to this thread are served
+            except BaseException as error:  # an interrupt waits until the calls left to this thread are served
                 interrupt = interrupt or error
             finally:
                 self._lock.release()
             own = None
-            # A call may have been queued after the last look and before the release.
+            # A call may have been queued after the last check and before the release.
             if not self._queue or not self._lock.acquire(blocking=False):
                 break
         if interrupt is not None:
@@ -168,8 +168,8 @@ class Writer:
             failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
             if failure is not error:
                 failure.__cause__ = error
-            # The calls are told before the rollback, which may itself fail on a broken disk.
-            is_interrupt = not isinstance(error, Exception)  # it belongs to the thread that it hit, which is this one
+            # The calls get their error before the rollback, which may itself fail on a broken disk.
+            is_interrupt = not isinstance(error, Exception)  # it is meant for this thread only
             for call in calls:
                 if is_interrupt:
                     call.error = StoreBusy(
@@ -205,7 +205,7 @@ class Writer:
         return self.connection
 
     def _when_free(self, work: Callable[[], Result]) -> Result:
-        """Do what needs the write lock first thing, again and again until the lock is free."""
+        """Call `work` until the write lock is free. Raises: StoreBusy if it could not be acquired in time."""
         try:
             return when_free(work, wait_s=self._wait_s, timeout_s=self._timeout_s)
         except sqlite3.OperationalError as error:

@@ -140,7 +140,7 @@ def test_a_file_of_an_older_schema_is_checked_by_sqlite_only(filled: Path) -> No
 def test_what_is_no_database_of_ours_is_refused(tmp_path: Path, filled: Path) -> None:
     other = tmp_path / "other.db"
     change(other, "CREATE TABLE notes (text)")
-    with pytest.raises(NotADatabase, match="not gpuqueue's"):
+    with pytest.raises(NotADatabase, match="not a gpuqueue database"):
         check_file(other)
     shutil.copy(__file__, other)
     with pytest.raises(NotADatabase):
