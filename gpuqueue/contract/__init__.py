@@ -1,1 +1,1 @@
-"""Owns what plugs in: hooks and what they get, devices, executors, engines, the running job; implements none of them."""
+"""Defines the extension points: hooks and their details, devices, executors, engines, the running job; implements none."""

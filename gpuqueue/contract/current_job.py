@@ -1,4 +1,4 @@
-"""Owns what a task may ask and say of the job that runs it; writes nothing itself, its context does.
+"""Lets a task read and report on the job that runs it; all writes go through the attempt's context.
 
 from gpuqueue import current_job
 
@@ -57,27 +57,27 @@ class CurrentJob:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the attempt must stop: cancelled, past its deadline, or the worker shuts down. Look at it in long loops."""
+        """Whether the attempt must stop: cancelled, past its deadline, or the worker is shutting down. Check it in long loops."""
         return self._context.interruption is not None
 
     def check(self) -> None:
-        """End the attempt here when it must stop; what this raises passes through `except Exception`."""
+        """End the attempt here if it must stop; the exception passes through `except Exception`."""
         self._context.check()
 
     def progress(self, fraction: float, *, note: str = "") -> None:
-        """Say how far the job is, from 0 to 1; readers see the latest within 100 ms. Raises: UsageError."""
+        """Report the job's progress, from 0 to 1; readers see the latest within 100 ms. Raises: UsageError."""
         if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
-            raise UsageError(f"progress is a number from 0 to 1, not {fraction!r}")
+            raise UsageError(f"progress must be a number from 0 to 1, not {fraction!r}")
         self._context.progress(float(fraction), str(note))
 
     def log(self, message: object) -> None:
-        """Add a line to the job's log, which `gpuqueue logs` and `job.logs()` read; it goes to Python's logging too."""
+        """Add a line to the job's log, which `gpuqueue logs` and `job.logs()` read; it also goes to Python's logging."""
         text = str(message)
         self._context.log(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}…")
         logger.info("job %d: %s", self.id, text)
 
     def emit(self, chunk: str) -> None:
-        """Add text to the job's output, which `job.stream()` reads within 100 ms. Ends an attempt that must stop."""
+        """Add text to the job's output, which `job.stream()` reads within 100 ms. Ends the attempt if it must stop."""
         self._context.emit(str(chunk))
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class CurrentJob:
 
 
 class Alone:
-    """The context of a task that is called as a plain function: nothing interrupts it, and nobody but the log hears it."""
+    """The context of a task that is called as a plain function: nothing interrupts it, and its reports go only to the log."""
 
     deadline_s = None
     interruption = None
@@ -114,18 +114,18 @@ _context: ContextVar[AttemptContext] = ContextVar("gpuqueue_attempt")
 
 
 def current_job() -> CurrentJob:
-    """Return the job that runs the calling task. Raises: UsageError outside of a task."""
+    """Return the job that runs the calling task. Raises: UsageError outside a task."""
     try:
         return CurrentJob(_context.get())
     except LookupError:
         raise UsageError(
-            "current_job() is for the inside of a task: no job runs here. In a thread that the task starts, run the function "
+            "current_job() works only inside a task: no job runs here. In a thread that the task starts, run the function "
             "in a copy of its context: contextvars.copy_context().run"
         ) from None
 
 
 def current_lease() -> Lease | None:
-    """Return the lease of the job that runs the calling task, None outside of one."""
+    """Return the lease of the job that runs the calling task, None outside a task."""
     context = _context.get(None)
     return None if context is None or not context.lease.job_id else context.lease
 

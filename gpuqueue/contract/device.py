@@ -1,4 +1,4 @@
-"""Owns the contract of a device: what a GPU says of itself; it decides nothing and reserves nothing."""
+"""Defines the contract of a device, which reports a GPU's state; it decides and reserves nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from gpuqueue.domain.device import Reading
 
 
 class Device(Protocol):
-    """One card. `read` takes some milliseconds, never raises, and puts a failure into the reading's `lost`."""
+    """One card. `read` takes some milliseconds, never raises, and reports a failure in the reading's `lost`."""
 
     def read(self) -> Reading: ...

@@ -1,33 +1,33 @@
-"""What the store needs of a database: the contract of an engine. Each method that writes is one transaction.
+"""Defines the contract of an engine: the operations that the store needs from a database. Each writing method is one transaction.
 
-**Exactness.** Limits, pauses and lease numbers hold at every commit, whatever processes do at once. A claim that begins after
-an enqueue, a resume or a retry has returned sees it; of two that run at once either may count as first, so an enqueue takes
-no lock of the claim's. SQLite has one writer, whose lock stands for everything below. Where many write, a claim locks first,
-touches rows afterwards, and decides from what it reads then:
+**Exactness.** Limits, pauses and lease numbers hold at every commit, however processes interleave. A claim that starts after an
+enqueue, a resume or a retry has returned sees it. If the two overlap, either may count as first, so an enqueue takes none of the
+claim's locks. SQLite has a single writer, and its lock replaces all locks below. With several writers, a claim takes its locks
+first, touches rows afterwards, and decides from what it reads then:
 
-- concurrency and rate: the queue, exclusively. Only a claim raises what they limit, so a finish, a rescue and the release of
-  a device need no lock. A rate's moment never goes back: `now_us` may be older than the wait for the lock.
-- pause: a claim shares the lock of a queue without a limit, `pause` takes it alone, and so nothing starts after it returned.
-- yielding: no lock. What the queues that are yielded to have (paused, running, waiting, served) is read in one statement,
-  after the jobs to take are locked; in two statements a job that starts in between is seen by neither.
-- slots, models and budget: the device, exclusively; then its reservations are read.
-- locks come in one order: queues, then the device, then jobs, then counters, each sorted by its key. An advisory lock for
-  each queue and device serves as well as the lock of a row; one for all claims costs three to four times as much.
+- concurrency and rate: lock the queue exclusively. Only a claim raises the limited values, so a finish, a rescue and the release
+  of a device need no lock. A rate's time never moves back: `now_us` may be older than the wait for the lock.
+- pause: a claim takes a shared lock on a queue without a limit, `pause` an exclusive one, so nothing starts after it returned.
+- yielding: no lock. The state of the queues yielded to (paused, running, waiting, served) is read in one statement, after the
+  jobs to claim are locked; with two statements, neither would see a job that starts in between.
+- slots, models and budget: lock the device exclusively, then read its reservations.
+- lock order: queues, then the device, then jobs, then counters, each sorted by its key. An advisory lock per queue and device
+  works as well as a row lock; a single lock for all claims costs three to four times as much.
 
-Rows that are locked (queues, devices, the configuration's) exist before a claim. The snapshot is taken after the locks, so
-each statement sees what is committed then: a transaction that reads as of its begin decides from before the wait.
+Locked rows (queues, devices, the configuration) exist before a claim. The snapshot is taken after the locks, so each statement
+sees what is committed by then; a transaction that reads as of its start would decide from the state before the wait.
 
-**Repeating.** A method depends on its arguments and the rows alone and has no effect outside its transaction, so an engine may
-run it again after a deadlock or a serialisation failure. It takes data, never a callback; nobody is woken inside it. A change
+**Repeating.** A method depends only on its arguments and the rows and has no effect outside its transaction, so an engine may
+run it again after a deadlock or a serialisation failure. It takes data, never a callback, and wakes no other process. A change
 that selects rows and then updates them repeats the condition in the update: another process may have moved them meanwhile.
 
 **Errors.** A method that raises has changed nothing: StoreBusy (no lock in time; it may be called again), StoreFull, another
-StoreError. Where the connection is lost during a commit an engine cannot know; it has to find its own work again by what the
-rows carry (worker and lease number, time of finishing).
+StoreError. If the connection is lost during a commit, an engine cannot know the outcome; it must recognise its own work by what
+the rows carry (worker and lease number, finish time).
 
 **Time** is an argument, `now_us`: microseconds since 1970-01-01 UTC, from the engine's own `now_us()`.
 
-**Ids** are never given twice. They grow, but where many write they do not become visible in their order.
+**Ids** are never reused. They increase, but with several writers they may become visible out of order.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from gpuqueue.domain.view import Pause
 
 
 class Statements(Protocol):
-    """What runs an engine's statements: its own connection, or the one that a caller's transaction belongs to."""
+    """Runs an engine's statements: its own connection, or that of a caller's transaction."""
 
     def execute(self, statement: str, values: Any = ..., /) -> Any: ...
 
@@ -64,59 +64,59 @@ class Jobs(Protocol):
     """Jobs outside an attempt."""
 
     def enqueue(self, job: NewJob, /) -> int:
-        """Store a job in a queue that has a row; returns its id."""
+        """Store a job in a queue that already has a row; returns its id."""
 
     def enqueue_many(self, jobs: Sequence[NewJob], /) -> list[int]:
         """Store all the jobs or none; returns their ids in order."""
 
     def cancel(self, job_id: int, /, *, now_us: int) -> State:
-        """Cancel a waiting job at once, ask a running one to stop, leave a finished one; returns the state before.
+        """Cancel a waiting job immediately, ask a running one to stop, leave a finished one; returns the previous state.
 
         Raises: UnknownJob.
         """
 
     def cancel_several(self, job_ids: Sequence[int], /, *, now_us: int) -> tuple[list[int], list[int]]:
-        """The same for many; returns the ids of those that were (cancelled, asked to stop)."""
+        """Do the same for many; returns the ids of (cancelled, asked to stop)."""
 
     def retry(self, job_id: int, /, *, now_us: int) -> None:
-        """Make a discarded, cancelled or postponed job available again, its attempts and crashes counted anew.
+        """Make a discarded, cancelled or postponed job available again, with its attempts and crashes reset.
 
-        Raises: UnknownJob; StateError when it runs, waits already, or completed.
+        Raises: UnknownJob; StateError if it is running, already available, or completed.
         """
 
     def retry_discarded(self, job_ids: Sequence[int], /, *, now_us: int) -> int:
-        """The same for those of the jobs that are discarded; returns how many."""
+        """Do the same for the discarded ones among these jobs; returns how many."""
 
     def move_due(self, *, now_us: int) -> list[int]:
-        """Make available what is due, and discard what has expired, some hundred jobs at most.
+        """Make due jobs available, and discard expired ones, a few hundred at most.
 
-        A job's due time is its place in its queue. Returns: the ids of the expired.
+        A job's due time is its place in its queue. Returns: the ids of the expired ones.
         """
 
     def refuse_waiting(self, queue: str, /, *, message: str, now_us: int) -> list[int]:
-        """Discard available jobs of a queue with the code `unavailable`, some hundred at most; returns their ids."""
+        """Discard available jobs of a queue with the code `unavailable`, a few hundred at most; returns their ids."""
 
     def refuse_one(self, job_id: int, /, *, message: str, now_us: int) -> bool:
-        """Discard one waiting job with the code `unavailable`; returns whether it still waited."""
+        """Discard one waiting job with the code `unavailable`; returns whether it was still waiting."""
 
     def set_demands(self, demands: Iterable[tuple[int, Demand]], /, *, largest_bytes: int) -> None:
-        """Write what available jobs need of a device; what is larger than `largest_bytes` never stands before what fits."""
+        """Record the device requirements of available jobs; one larger than `largest_bytes` never blocks jobs that fit."""
 
     def forget_demand(self, job_id: int, /) -> None:
-        """Let a waiting job be sized again."""
+        """Forget a waiting job's demand, so that it is determined again."""
 
     def forget_demands_of(self, model: str | None, /) -> None:
-        """Let the available jobs of a model, or of all, be sized again."""
+        """Forget the demands of a model's available jobs, or of all."""
 
     def prune(self, state: State, /, *, before_us: int, limit: int) -> int:
-        """Delete jobs of a finished state that finished before a time, with all that belongs to them; returns how many.
+        """Delete jobs in a finished state that finished before a given time, with all their data; returns how many.
 
-        Kept: the newest job of all, whose id is not given again, and a job whose device is not free yet.
+        Kept: the newest job of all, so that its id is not reused, and jobs that still have a device reserved.
         """
 
 
 class Attempts(Protocol):
-    """Claims, and what becomes of them. Every write names its lease: a late one changes nothing and says so."""
+    """Claims, and the attempts that they start. Every write names its lease: a late one changes nothing and is reported."""
 
     def finish_and_claim(
         self,
@@ -132,10 +132,10 @@ class Attempts(Protocol):
         """Write how attempts ended, and claim jobs of queues without a device, in this order in one transaction.
 
         Eligible: due, in `queues`, and within each queue's pause, rate and concurrency, while no queue that it yields to
-        has work. A queue's jobs are taken in their order: where the next one finds no capacity, those behind it wait too.
+        has work. A queue's jobs are taken in order: if the next one finds no capacity, those behind it wait too.
         Order: priority descending, then scheduled_at, then id, across all the queues.
         Each claim takes the job's next lease number.
-        Returns: (late leases, for which nothing was changed; new leases, no more of a kind than `capacity` says).
+        Returns: (late leases, for which nothing was changed; new leases, within `capacity`).
         """
 
     def finish(self, ended: Sequence[Outcome], /, *, now_us: int) -> list[Lease]:
@@ -154,24 +154,24 @@ class Attempts(Protocol):
         preemptible: bool,
         now_us: int,
     ) -> Lease | None:
-        """Claim one job for a device and reserve the memory; `preemptible`: its attempt can be asked to make room.
+        """Claim one job for a device and reserve the memory; `preemptible`: its attempt can be asked to stop to free memory.
 
         Eligible: still available with the demand that the placement was decided for, within its queue's pause, yielding,
-        rate and concurrency, and within the device's slots, models and budget, counting every reservation there is.
-        Returns: the lease, or None when any of this no longer holds.
+        rate and concurrency, and within the device's slots, models and budget, counting every reservation.
+        Returns: the lease, or None if any of this no longer holds.
         """
 
     def claim_job(self, job: Job, /, *, worker_id: str, now_us: int) -> Lease | None:
-        """Claim one job that is as it was seen, whatever its queue allows; None when it has changed since."""
+        """Claim one job if it has not changed since it was read, regardless of its queue's limits; None if it has."""
 
     def request_preemption(self, job_id: int, lease: int, /) -> bool:
-        """Ask a running attempt to make room; returns False when it has ended, or was asked already."""
+        """Ask a running attempt to stop to free memory; returns False if it has ended or was already asked."""
 
     def release_device(self, job_id: int, lease: int, /) -> bool:
-        """Free the device of an ended attempt, after its clean-up; returns False when the lease was lost."""
+        """Release the device of an ended attempt, after its clean-up; returns False if the lease was lost."""
 
     def report(self, reports: Sequence[Report], /) -> None:
-        """Write what running attempts say: output, log lines, progress; what a lost lease says is dropped."""
+        """Write the reports of running attempts: output, log lines, progress; reports under a lost lease are dropped."""
 
     def rescue(
         self,
@@ -186,34 +186,34 @@ class Attempts(Protocol):
     ) -> Rescue:
         """Take back everything that a dead worker held, under new lease numbers.
 
-        Running jobs become available, their attempts unspent. `executing` are the jobs that it executed when it died (None:
-        not known, which counts all): each adds a crash, and at `max_crashes` the job is discarded.
+        Running jobs become available, their attempts unspent. `executing` are the jobs that it was executing when it died (None:
+        not known, so all count): each of them gets one more crash, and at `max_crashes` the job is discarded.
         """
 
 
 class Queues(Protocol):
-    """Queues and what holds them."""
+    """Queues and their holds."""
 
     def ensure(self, name: str, /) -> None:
-        """Make sure that the queue has a row."""
+        """Ensure that the queue has a row."""
 
     def pause(self, queue: str, pause: Pause, /) -> None:
-        """Pause a queue by hand; no claim of it begins after this commits."""
+        """Pause a queue manually; no job of it is claimed after this commits."""
 
     def resume(self, queue: str, /, *, by: str, now_us: int) -> bool:
-        """Lift a manual pause; returns whether there was one that had not ended by itself."""
+        """End a manual pause; returns whether there was one that had not expired."""
 
     def note_holds(self, holds: Mapping[str, tuple[Hold, ...]], /, *, now_us: int) -> None:
-        """Write the events queue_held and queue_released for queues whose reasons changed since the last note."""
+        """Write the events queue_held and queue_released for queues with reasons that changed since the last call."""
 
 
 class Workers(Protocol):
-    """Workers, and the settings that they share."""
+    """Workers and their shared settings."""
 
     def accept_configuration(
         self, *, digest: str, settings: Mapping[str, Any], force: bool, now_us: int
     ) -> Mapping[str, Any] | None:
-        """Make these settings the shared ones, unless a live worker runs with others; returns those others then, else None."""
+        """Make these settings the shared ones, unless a live worker runs with others; then return those, else None."""
 
     def register(
         self,
@@ -228,114 +228,114 @@ class Workers(Protocol):
         expires_at_us: int,
         now_us: int,
     ) -> bool:
-        """Add a live worker; returns False when the shared settings are not, or no longer, those of its digest."""
+        """Add a live worker; returns False if the shared settings do not (or no longer) match its digest."""
 
     def extend(self, worker_id: str, /, *, expires_at_us: int) -> bool:
-        """Extend a worker's lease on all that it runs; returns False when it was rescued and owns nothing any more."""
+        """Extend a worker's lease on everything it runs; returns False if it was rescued and owns nothing any more."""
 
     def unregister(self, worker_id: str, /, *, now_us: int) -> None:
-        """Remove a worker that ended in good order; what it may have left is rescued by its missing row."""
+        """Remove a worker that stopped cleanly; anything it left is rescued because its row is missing."""
 
     def publish_holds(self, worker_id: str, holds: Mapping[str, Sequence[Hold]], /) -> None:
-        """Write what a worker's own plugins hold, for processes that do not have them."""
+        """Publish the holds by a worker's own plugins, for processes that do not have them."""
 
 
 class Backends(Protocol):
-    """Backends and devices: who can be used, and what was seen."""
+    """Backends and devices: availability, models, readings."""
 
     def lost(self, name: str, /, *, error: str, probe_every_s: float, longest_s: float, now_us: int) -> datetime | None:
-        """Open a backend's breaker, or keep it open; returns when it is asked again where it was closed, else None.
+        """Open a backend's breaker, or keep it open; returns the time of the next check if it was closed, else None.
 
         The wait doubles with each outage since the last success, from probe_every_s to longest_s.
         """
 
     def answered(self, name: str, /, *, worked: bool, now_us: int) -> bool:
-        """Close a backend's breaker and, when it was open, make available what waited for it; returns whether it was open.
+        """Close a backend's breaker; if it was open, make the jobs that waited for it available. Returns whether it was open.
 
         `worked` (a job succeeded on it) also forgets its outages.
         """
 
     def note_models(self, name: str, models: Mapping[str, int], /) -> None:
-        """Write which models a backend has on its disk: {name: bytes}."""
+        """Record which models a backend has on its disk: {name: bytes}."""
 
     def publish_reading(
         self, device: str, /, *, reading: Reading | None, residents: tuple[Resident, ...] | None, now_us: int
     ) -> str | None:
-        """Write what a device was seen to be; None leaves what was there.
+        """Record a device's reading and loaded models; None keeps the old value.
 
-        Returns: the event that this made known, device_lost or device_recovered, or None.
+        Returns: the recorded event, device_lost or device_recovered, or None.
         """
 
 
 class Services(Protocol):
-    """What one worker of all does: the row is its lease."""
+    """Singleton services, each run by one worker: the row is its lease."""
 
     def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
-        """Begin to do what the service does; returns the new term, None while another worker that lives does it."""
+        """Take a service over; returns the new term, None while another live worker runs it."""
 
     def extend(self, name: str, term: int, /, *, expires_at_us: int) -> bool:
-        """Go on; returns False when another worker took the service over."""
+        """Extend the lease on a service; returns False if another worker took it over."""
 
     def release(self, name: str, term: int, /) -> None:
-        """Leave the service to others."""
+        """Give a service up, for another worker to take over."""
 
     def note(self, name: str, term: int, status: Mapping[str, Any], /, *, now_us: int) -> bool:
-        """Write what a service says of itself; returns False when another worker took it over."""
+        """Write a service's reported status; returns False if another worker took it over."""
 
 
 class Followers(Protocol):
-    """Events, and who reads them. While there is a follower, every transition of a job writes one.
+    """Events and their followers. While there is a follower, every transition of a job writes an event.
 
-    Events are read in one order, and none appears before one that was read already: where ids become visible out of order, a
+    Events are read in one order, and none appears before one that was already read: if ids become visible out of order, a
     reader waits for the transactions that may still write an earlier one.
     """
 
     def add(self, name: str, /) -> bool:
-        """Register a reader of all events from now on; returns whether it is new."""
+        """Register a follower of all events from now on; returns whether it is new."""
 
     def remove(self, name: str, /) -> None:
-        """Forget a reader."""
+        """Remove a follower."""
 
     def take(self, name: str, /, *, limit: int) -> list[Event]:
-        """Return a follower's next events, which no other process gets again."""
+        """Return a follower's next events, and move it past them: no other process gets them."""
 
     def advance(self, name: str, event_id: int, /) -> None:
-        """Let a follower pass the events up to this one; it never goes back."""
+        """Move a follower past the events up to this one; it never moves back."""
 
     def prune(self, *, before_us: int, forget_before_us: int = 0, limit: int) -> int:
         """Delete old events that every follower has read, never the newest; returns how many.
 
-        A follower that left an event from before `forget_before_us` unread is forgotten.
+        A follower with an unread event from before `forget_before_us` is removed.
         """
 
 
 class Estimates(Protocol):
-    """What was learned from jobs."""
+    """Estimates learned from jobs."""
 
     def learn(self, observations: Sequence[Observation], /, *, now_us: int) -> None:
-        """Fold observations into what is believed."""
+        """Fold observations into the estimates."""
 
 
 class Upkeep(Protocol):
     """The database itself."""
 
     def try_write(self) -> None:
-        """Take whatever a write needs, and change nothing."""
+        """Acquire what a write needs, and change nothing."""
 
     def checkpoint(self) -> None:
-        """Tidy up, without making anybody wait."""
+        """Run the database's own maintenance, without blocking other connections."""
 
     def log_bytes(self) -> int:
-        """Return the size of what `checkpoint` has not tidied up yet."""
+        """Return the size of what `checkpoint` has yet to process."""
 
     def empty(self) -> None:
-        """Delete everything but the names of the queues: for tests."""
+        """Delete everything except the queues' names; for tests."""
 
 
 class Engine(Protocol):
-    """One open database. Safe to use from many threads, and in a forked child once its hooks were called."""
+    """One open database. Safe to use from many threads, and in a forked child once `begin_in_child` was called."""
 
-    name: str  # what people call it: a file's path
+    name: str  # shown to people: a file's path
 
     @property
     def jobs(self) -> Jobs: ...
@@ -357,31 +357,31 @@ class Engine(Protocol):
     def upkeep(self) -> Upkeep: ...
 
     def reading(self) -> AbstractContextManager[Reads]:
-        """Read: each question inside the block by itself, which costs less than a snapshot where there is one."""
+        """Return reads that are each as of their own moment; a single one costs less than in a snapshot."""
 
     def snapshot(self) -> AbstractContextManager[Reads]:
-        """Read: all that is read inside the block belongs to one moment."""
+        """Return reads that are all as of one moment."""
 
     def changed(self) -> Hashable:
-        """Return a token that differs from the last one when anybody has changed the database since, and perhaps without."""
+        """Return a token that differs from the last one if the database has changed since, and perhaps also without a change."""
 
     def now_us(self) -> int:
-        """Read the queue's time: of this process where the database is a file, of the server elsewhere."""
+        """Return the current time: this process's clock if the database is a file, else the server's."""
 
     def identity(self) -> Hashable:
-        """Return what is equal while the name leads to the same database; None when it leads to none."""
+        """Return a value that is equal while the name leads to the same database; None if it leads to none."""
 
     def quiesce(self, timeout_s: float) -> None:
-        """Let no thread be at work in the database until `resume`, or until one was not done in time: before a fork.
+        """Before a fork: wait until no thread uses the database, at most `timeout_s`, and block new uses until `resume`.
 
-        A thread that forks inside a read of its own waits for itself, and goes on after `timeout_s`.
+        A thread that forks inside its own read waits for itself, and continues after `timeout_s`.
         """
 
     def resume(self) -> None:
-        """Go on after `quiesce`."""
+        """Allow uses again after `quiesce`."""
 
     def begin_in_child(self) -> None:
-        """Begin anew in a forked process, with connections of its own; the parent's are left alone."""
+        """Start afresh in a forked process, with new connections; the parent's are left alone."""
 
     def close(self) -> None:
         """Close the connections; the engine cannot be used afterwards."""

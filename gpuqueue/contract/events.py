@@ -1,4 +1,4 @@
-"""Owns the hooks that are told after the fact; calls none of them."""
+"""Defines the hooks that report events after the fact; calls none of them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from gpuqueue.domain.job import Event
 
 
 class Events:
-    """Told after the fact, by a worker, from the events table; an exception is logged and hurts nobody.
+    """Called after the fact by a worker, from the events table; an exception is logged and has no other effect.
 
-    Each event is delivered once, to one worker, in order; what that worker had not finished when it died is not repeated.
-    Nothing is returned. `job_id` and `queue` are None where the event concerns none.
+    Each event is delivered once, to one worker, in order; events that a worker had not finished when it died are not repeated.
+    Hooks return nothing. `job_id` and `queue` are None if the event concerns none.
     """
 
     @hookspec
     def job_enqueued(self, details: Event) -> None:
         """A job was stored.
 
-        Told of every job, whoever stored it, once a worker has run whose plugins are told of events; of a job whose transaction
-        was rolled back there is none.
+        Called for every job, from any process, once a worker with a plugin that has event hooks has run; not for a job in a
+        transaction that was rolled back.
 
         Example:
             class Diary:
@@ -36,9 +36,9 @@ class Events:
 
     @hookspec
     def attempt_started(self, details: Event) -> None:
-        """A worker claimed a job; `data` has attempt, worker, device, and waited_s since it could first have begun.
+        """A worker claimed a job; `data` has attempt, worker, device, and waited_s (since it could first have started).
 
-        Told for every attempt; `device` is None for a queue without one.
+        Called for every attempt; `device` is None for a queue without a device.
 
         Example:
             class Diary:
@@ -56,9 +56,9 @@ class Events:
 
     @hookspec
     def job_progressed(self, details: Event) -> None:
-        """A running job said how far it is; `data` has progress (0 to 1), note, attempt and lease.
+        """A running job reported its progress; `data` has progress (0 to 1), note, attempt and lease.
 
-        Of what a job says within a tenth of a second, the latest is told.
+        Called with the latest of a job's reports within a tenth of a second.
 
         Example:
             class Diary:
@@ -76,9 +76,9 @@ class Events:
 
     @hookspec
     def attempt_finished(self, details: Event) -> None:
-        """An attempt ended without finishing its job; `data` has the state it went to, ran_s, and whether it was preempted.
+        """An attempt ended without finishing its job; `data` has the job's new state, ran_s, and whether it was preempted.
 
-        Told when an attempt failed and another will follow, and when a job snoozed, made room or was given back.
+        Called when an attempt failed and another will follow, and when a job was snoozed, preempted or given back.
 
         Example:
             class Diary:
@@ -96,9 +96,9 @@ class Events:
 
     @hookspec
     def job_finished(self, details: Event) -> None:
-        """A job completed, was cancelled or was discarded; `data` has the state, and ran_s (None when it did not run).
+        """A job completed, was cancelled or was discarded; `data` has the state, and ran_s (None if it did not run).
 
-        Told once for each job; its result or error is `gq.job(details.job_id)`'s.
+        Called once for each job; read its result or error from `gq.job(details.job_id)`.
 
         Example:
             class Diary:
@@ -118,7 +118,7 @@ class Events:
     def lease_rescued(self, details: Event) -> None:
         """A dead worker's job was taken back; `data` has worker, proof and crashes.
 
-        Told by the worker that took it back, for every job that the dead one had claimed.
+        Called by the worker that took it back, for every job that the dead worker had claimed.
 
         Example:
             class Diary:
@@ -137,9 +137,9 @@ class Events:
 
     @hookspec
     def queue_held(self, details: Event) -> None:
-        """A queue began to be held; `data` has the reasons.
+        """A queue is now held; `data` has the reasons.
 
-        Told when a queue that was free is held; `reasons` are words such as "paused" or "window", and those of plugins.
+        Called when a queue that was free becomes held; `reasons` are words such as "paused" or "window", and those of plugins.
 
         Example:
             class Diary:
@@ -159,7 +159,7 @@ class Events:
     def queue_released(self, details: Event) -> None:
         """A queue may start jobs again.
 
-        Told when the last reason has gone, by the next worker that looks.
+        Called by the next worker that checks, once no reason is left.
 
         Example:
             class Diary:
@@ -179,9 +179,9 @@ class Events:
 
     @hookspec
     def backend_lost(self, details: Event) -> None:
-        """A backend went away; `data` has backend and error.
+        """A backend became unavailable; `data` has backend and error.
 
-        Told at the first job or probe that finds it away, not at those that follow.
+        Called at the first job or probe that finds it unavailable, not at later ones.
 
         Example:
             class Diary:
@@ -199,9 +199,9 @@ class Events:
 
     @hookspec
     def backend_recovered(self, details: Event) -> None:
-        """A backend came back; `data` has backend.
+        """A backend is available again; `data` has backend.
 
-        Told at the first job or probe that it answers again.
+        Called at the first job or probe that it answers again.
 
         Example:
             class Diary:
@@ -223,7 +223,7 @@ class Events:
     def device_lost(self, details: Event) -> None:
         """A device can no longer be read; `data` has device and error.
 
-        Told at the first reading that says so, not at those that follow.
+        Called at the first reading that reports it, not at later ones.
 
         Example:
             class Diary:
@@ -243,7 +243,7 @@ class Events:
     def device_recovered(self, details: Event) -> None:
         """A lost device can be read again; `data` has device.
 
-        Told at the first reading that does not say it is lost.
+        Called at the first reading that succeeds again.
 
         Example:
             class Diary:
@@ -263,9 +263,9 @@ class Events:
 
     @hookspec
     def worker_started(self, details: Event) -> None:
-        """A worker began; `data` has worker, host and pid.
+        """A worker started; `data` has worker, host and pid.
 
-        Told of every worker of the file, also of those that have no plugins.
+        Called for every worker of the database, including those without plugins.
 
         Example:
             class Diary:
@@ -282,9 +282,9 @@ class Events:
 
     @hookspec
     def worker_stopped(self, details: Event) -> None:
-        """A worker ended in good order; `data` has worker.
+        """A worker stopped cleanly; `data` has worker.
 
-        Told of one that was killed in no way but by `lease_rescued` of the jobs that it had.
+        Not called for a worker that was killed; `lease_rescued` reports the jobs that it had.
 
         Example:
             class Diary:

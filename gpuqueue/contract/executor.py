@@ -1,4 +1,4 @@
-"""Owns the contract of an executor: run one attempt, return its result or raise; it never writes to the store itself."""
+"""Defines the contract of an executor: it runs one attempt, and returns its result or raises; it never writes to the store."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gpuqueue.domain.job import Lease, PartialOutput
 
 
 class AttemptInterrupted(BaseException):
-    """Raised inside an attempt that must stop; not an Exception, so that a task's `except Exception` lets it through."""
+    """Raised inside an attempt that must stop; not an Exception, so a task's `except Exception` lets it through."""
 
 
 class AttemptContext(Protocol):
-    """What a running attempt may ask and do.
+    """A running attempt's view of itself, and its reports.
 
     `deadline_s` is on the clock of `time.monotonic()`, None without one. `interruption` is None until the attempt must
-    stop, then "cancelled", "timed_out", "preempted" (it makes room for a job that comes first), "stopping" (the worker shuts
-    down) or "lease_lost".
+    stop, then "cancelled", "timed_out", "preempted" (another job needs its memory), "stopping" (the worker is shutting down)
+    or "lease_lost".
     """
 
     @property
@@ -31,38 +31,38 @@ class AttemptContext(Protocol):
     def interruption(self) -> str | None: ...
 
     def check(self) -> None:
-        """Return quietly, or raise AttemptInterrupted when the attempt must stop."""
+        """Raise AttemptInterrupted if the attempt must stop."""
 
     def emit(self, text: str) -> None:
         """Append to the job's output; readers see it within 100 ms. Raises: AttemptInterrupted."""
 
     def progress(self, fraction: float, note: str) -> None:
-        """Say how far the job is, from 0 to 1; the latest counts."""
+        """Report the job's progress, from 0 to 1; the latest value counts."""
 
     def log(self, message: str) -> None:
         """Append a line to the job's log."""
 
     def tokens(self, count: int) -> None:
-        """Say how many tokens a model has written in this attempt so far; the latest counts."""
+        """Report how many tokens a model has generated in this attempt so far; the latest value counts."""
 
     @property
     def partial(self) -> PartialOutput | None:
-        """What an earlier attempt had written when it was interrupted through no fault of its own; None else."""
+        """The output of an earlier attempt that was interrupted through no fault of its own; else None."""
 
     def continue_output(self) -> None:
-        """Let this attempt's output go on where `partial` ended, instead of beginning anew."""
+        """Continue the output where `partial` ended, instead of starting again."""
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
-        """While the block runs, an interruption calls `stop` once, from another thread; at once if it came already."""
+        """While the block runs, an interruption calls `stop` once, from another thread; immediately if it already arrived."""
 
 
 class Executor(Protocol):
     """Runs one attempt in the calling thread.
 
-    An executor with an attribute `preemptible` that is true can be asked to make room: it loses nothing but time.
+    An executor with a true attribute `preemptible` can be asked to stop to free memory: it loses only time.
 
-    Returns: a JSON value. Raises: AttemptInterrupted when it stopped because it was asked to; an ExecutionError that
-    classes the failure, or anything else as the task's own failure.
+    Returns: a JSON value. Raises: AttemptInterrupted if it stopped because it was asked to; an ExecutionError that classifies
+    the failure; any other exception counts as the task's own failure.
     """
 
     def run(self, context: AttemptContext) -> Any: ...

@@ -1,7 +1,4 @@
-"""Owns finding the plugins that are installed: entry points of group `gpuqueue` and the distributions they come from.
-
-Registers none.
-"""
+"""Finds the installed plugins: entry points of group `gpuqueue` and their distributions; registers none."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ ENTRY_POINT_GROUP = "gpuqueue"
 
 @dataclass(frozen=True, slots=True)
 class InstalledPlugin:
-    """A plugin that a distribution brings, not loaded yet."""
+    """A plugin provided by an installed distribution, not loaded yet."""
 
     name: str
     distribution: str
@@ -31,13 +28,13 @@ class InstalledPlugin:
             raise ConfigurationError(
                 f"the installed plugin {self.name!r} ({self.distribution} {self.version}) cannot be loaded from "
                 f"{self.entry_point.value!r}: {describe(error)}. "
-                f"To go on without it: pip uninstall {self.distribution}, or [plugins] block = [{self.name!r}]"
+                f"To continue without it: pip uninstall {self.distribution}, or set [plugins] block = [{self.name!r}]"
             ) from error
         return loaded
 
 
 def installed_plugins() -> Iterator[InstalledPlugin]:
-    """Find the installed plugins, in the order of their names; a distribution that is found twice counts once."""
+    """Find the installed plugins, sorted by name; a distribution that is found twice counts once."""
     seen = set()
     for found in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda found: found.name):
         distribution = found.dist.name if found.dist is not None else "an unknown distribution"

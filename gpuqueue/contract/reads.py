@@ -1,4 +1,4 @@
-"""What can be read from an engine: the part of its contract that changes nothing."""
+"""Defines the reads of an engine: the part of its contract that changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpuqueue.domain.view import Backend, Estimate, Pause, Reservation, ServiceI
 
 
 class Reads(Protocol):
-    """What can be read; all of one `snapshot` belongs to one moment. {…} describes a dict."""
+    """All reads; those within one `snapshot` are as of one moment. {…} describes a dict."""
 
     def job(self, job_id: int, /) -> Job:
         """Raises: UnknownJob."""
@@ -21,10 +21,10 @@ class Reads(Protocol):
     def jobs(
         self, *, queue: str | None, state: State | None, limit: int, after: int | None = None, before: int | None = None
     ) -> list[Job]:
-        """The newest jobs first: those that follow the id `after`, or those that lead to the id `before`."""
+        """Jobs, newest first: those after the id `after`, or the ones just before the id `before`."""
 
     def headlines(self, *, limit: int) -> list[tuple[int, State, str, str]]:
-        """The newest jobs in short: [(id, state, queue, task)]."""
+        """The newest jobs in brief: [(id, state, queue, task)]."""
 
     def find_by_task(
         self,
@@ -37,13 +37,13 @@ class Reads(Protocol):
         after: int | None = None,
         before: int | None = None,
     ) -> Found:
-        """The jobs next to an id, else the newest, whose task's name has a text in it, in any case of its letters.
+        """Jobs with a string in their task's name, ignoring case: the ones next to an id, or the newest.
 
-        At most LOOKED_AT are looked at in one call.
+        One call examines at most LOOKED_AT jobs.
         """
 
     def status(self, job_id: int, /) -> JobStatus:
-        """How a job stands, with its result when it has one. Raises: UnknownJob."""
+        """A job's status, with its result if it has one. Raises: UnknownJob."""
 
     def timeline(self, job_id: int, /) -> list[dict[str, Any]]:
         """A job's interrupted attempts, oldest first: attempt, lease, outcome, started_at, finished_at, worker, device, error."""
@@ -55,56 +55,56 @@ class Reads(Protocol):
         """A job's log lines after a sequence number."""
 
     def partial_output(self, job_id: int, /) -> PartialOutput | None:
-        """What a job had written when its latest attempt was interrupted through no doing of its own."""
+        """The output of a job's latest attempt if it was interrupted through no fault of its own; else None."""
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """{queue: {state: number}}, without zeros; finished jobs as long as they are kept."""
+        """{queue: {state: number}}, without zeros; finished jobs while they are stored."""
 
     def newest_enqueued_us(self) -> int | None:
-        """The latest time at which one of the last jobs was enqueued, by whichever process."""
+        """The latest enqueue time among the newest jobs, of any process."""
 
     def has_available(self, queue: str, /) -> bool: ...
 
     def queue_load(self, queue: QueueSettings, /, *, largest_bytes: int) -> tuple[int, int]:
-        """(running, waiting) of one queue; waiting are available jobs that a device could take, 100 at most."""
+        """(running, waiting) of one queue; waiting counts available jobs that fit a device, up to 100."""
 
     def demand_classes(self, queue: str, /, *, largest_bytes: int) -> list[tuple[str, int]]:
-        """The (model, class) pairs of a queue's available jobs that a device could take; ("", 0): demand not known yet."""
+        """The (model, class) pairs of a queue's available jobs that fit a device; ("", 0): demand not known yet."""
 
     def work_ahead(self, queue: str, before: Job | None, /, *, largest_bytes: int) -> list[Work]:
-        """A queue's available jobs that come before a job of this or another queue, or all, counted up to FAR."""
+        """A queue's available jobs ahead of a job of this or another queue, or all of them, counted up to FAR."""
 
     def first_waiting(self, queue: str, /, *, largest_bytes: int) -> Job | None:
-        """The available job that comes first; one that no device could take only where there is no other."""
+        """The first available job; one that fits no device only if there is no other."""
 
     def last_waiting(self, queue: str, /, *, largest_bytes: int) -> Job | None:
-        """The available job that comes last, of those that a device could take."""
+        """The last available job that fits a device."""
 
     def next_due(self, queue: str, /) -> datetime | None:
-        """When the next scheduled or postponed job of a queue is due."""
+        """The time when a queue's next scheduled or postponed job is due."""
 
     def next_due_us(self) -> int | None:
-        """When the next scheduled, retryable or expiring job of all is due."""
+        """The time when the next scheduled, retryable or expiring job of any queue is due."""
 
     def running_jobs(self, queue: str, /) -> list[RunningJob]:
-        """Running jobs of a queue, 100 at most."""
+        """Running jobs of a queue, at most 100."""
 
     def running_attempts(self, queue: str, /, *, limit: int) -> list[RunningAttempt]: ...
 
     def stop_requests(self, worker_id: str, /) -> list[tuple[int, int, bool]]:
-        """What a worker runs and must stop: [(job, lease, whether a person cancelled it; else it is to make room)]."""
+        """The jobs that a worker must stop: [(job, lease, whether cancelled; else preempted)]."""
 
     def unsized(self, queue: str, /, *, limit: int) -> list[Job]:
-        """Available jobs of a GPU queue whose demand is not known yet."""
+        """Available jobs of a GPU queue that have no known demand yet."""
 
     def candidates(self, queue: str, /, *, room_bytes: int) -> list[Job]:
-        """The first job of each demand class of a GPU queue that fits into the room."""
+        """The first job of each demand class of a GPU queue that fits into `room_bytes`."""
 
     def discarded_ids(self, queue: str | None, /) -> list[int]:
-        """The discarded jobs of one queue, or of all, the oldest first."""
+        """The discarded jobs of one queue, or of all, oldest first."""
 
     def unfinished_ids(self, queue: str, /) -> list[int]:
-        """A queue's running and waiting jobs, those that run first."""
+        """A queue's running and waiting jobs, running ones first."""
 
     def prunable_count(self, state: State, /, *, before_us: int) -> int: ...
 
@@ -117,25 +117,25 @@ class Reads(Protocol):
         """The reasons that a worker noted when it last saw a queue held: {queue: reasons}."""
 
     def rate_levels(self) -> dict[str, tuple[float, datetime]]:
-        """How many jobs each queue's rate let begin at a moment: {queue: (level, moment)}."""
+        """How many jobs each queue's rate let start at a given time: {queue: (level, time)}."""
 
     def configuration(self) -> Mapping[str, Any] | None:
         """The settings that the workers agreed on, None before the first worker."""
 
     def workers(self, *, now_us: int) -> list[WorkerRow]:
-        """The workers; `alive` means only that the lease has not ended."""
+        """The workers; `alive` means only that the lease has not expired."""
 
     def abandoned_workers(self) -> list[str]:
-        """Workers that have no row any more, but still hold running jobs or devices."""
+        """Workers that no longer have a row but still hold running jobs or devices."""
 
     def reservations(self) -> list[Reservation]:
-        """Every device reservation, running or waiting for its clean-up."""
+        """Every device reservation, whether its attempt is running or waiting for its clean-up."""
 
     def sightings(self) -> dict[str, Sighting]:
-        """What each device was last seen to be: {device: sighting}."""
+        """The last known state of each device: {device: sighting}."""
 
     def backends(self) -> dict[str, Backend]:
-        """Each backend that was ever asked; its url is for the caller to add."""
+        """Each backend that was ever contacted; the caller must add its url."""
 
     def estimates(self) -> dict[tuple[str, str], Estimate]:
         """{(kind, key): estimate}."""
@@ -144,13 +144,13 @@ class Reads(Protocol):
         """Every service that a worker ever ran, by name."""
 
     def events(self, follower: str, /, *, limit: int) -> list[Event] | None:
-        """The events that a follower has not passed yet; None when it is not registered."""
+        """The events that a follower has not passed yet; None if it is not registered."""
 
     def follower_position(self, follower: str, /) -> int | None:
-        """The last event that a follower passed; None when it is not registered."""
+        """The last event that a follower passed; None if it is not registered."""
 
     def followers(self) -> dict[str, datetime | None]:
-        """When the first event happened that each follower has not passed: {name: moment or None}."""
+        """The time of the first event that each follower has not passed: {name: time or None}."""
 
     def last_event_id(self) -> int:
         """The newest event, 0 for none."""
@@ -158,10 +158,10 @@ class Reads(Protocol):
     def entries(
         self, queue: str, states: Iterable[State], /, *, limit: int | None = None, newest_first: bool = False
     ) -> list[Entry]:
-        """A queue's jobs in states that have one order, that in which they run, started, are due or finished."""
+        """A queue's jobs in states that share an order: by when they run, started, are due or finished."""
 
     def finished_by_minute(self, queue: str, states: Iterable[State], /, *, since_us: int) -> dict[int, int]:
-        """The jobs of a queue that finished in each minute: {minutes since 1970: number}."""
+        """The number of a queue's jobs that finished in each minute: {minutes since 1970: number}."""
 
     def records(self, ids: Iterable[int], /) -> dict[int, Record]:
-        """Jobs with their results and log lines: {id: record}; those that are gone are left out."""
+        """Jobs with their results and log lines: {id: record}; deleted jobs are left out."""

@@ -51,7 +51,7 @@ def test_each_thread_has_its_own_job_and_one_that_a_task_starts_may_be_given_it(
 
     start_worker(gq, threads=2)
     jobs = [meet.enqueue(), meet.enqueue()]
-    outside = "current_job() is for the inside of a task"
+    outside = "current_job() works only inside a task"
     assert [job.result(timeout_s=20) for job in jobs] == [[job.id, job.id, outside] for job in jobs]
     with pytest.raises(UsageError, match="no job runs here"):
         current_job()
