@@ -62,7 +62,7 @@ def test_an_unknown_hook_is_refused_with_the_plugins_name():
         def queue_hodl(self, details): ...
 
     plugins = Plugins({}, discover=False)
-    wrong = r"plugin 'mine' cannot be registered: there is no hook 'queue_hodl' \(did you mean 'queue_hold'\?\)"
+    wrong = r"plugin 'mine' cannot be registered: unknown hook 'queue_hodl' \(did you mean 'queue_hold'\?\)"
     with pytest.raises(ConfigurationError, match=wrong):
         plugins.register(Wrong(), "mine")
     assert plugins.names() == []
@@ -82,7 +82,7 @@ def test_an_asynchronous_hook_is_refused():
         @hookimpl
         async def queue_hold(self, details): ...
 
-    with pytest.raises(ConfigurationError, match="its queue_hold is asynchronous, and hooks are called as plain functions"):
+    with pytest.raises(ConfigurationError, match="its queue_hold is asynchronous, but hooks must be plain functions"):
         Plugins({}, discover=False).register(Wrong())
 
 
@@ -105,12 +105,12 @@ def test_a_class_that_needs_arguments_is_refused():
     class Needy:
         def __init__(self, limit): ...
 
-    with pytest.raises(ConfigurationError, match=r"plugin 'Needy': .*Needy\(\) failed, and a class is called without arguments"):
+    with pytest.raises(ConfigurationError, match=r"plugin 'Needy': .*Needy\(\) failed; a plugin class is called without arguments"):
         Plugins({}, discover=False).register(Needy)
 
 
 def test_a_text_is_no_plugin(make_queue):
-    with pytest.raises(ConfigurationError, match="plugin 'thermal' is a text; give the object itself"):
+    with pytest.raises(ConfigurationError, match="plugin 'thermal' is a string; pass the plugin object itself"):
         make_queue(plugins=["thermal"])
 
 
@@ -121,7 +121,7 @@ def test_plugins_may_be_given_with_their_names(make_queue):
 
 @pytest.mark.parametrize("taken", ["windows", "residents"])
 def test_the_name_of_a_default_is_taken_also_where_only_a_worker_has_it(make_queue, taken):
-    with pytest.raises(ConfigurationError, match=f"plugin '{taken}' cannot be registered: another one has this name"):
+    with pytest.raises(ConfigurationError, match=f"plugin '{taken}' cannot be registered: another plugin has this name"):
         make_queue(plugins={taken: Failing("queue_hold")})
 
 
@@ -136,7 +136,9 @@ def test_a_wrapper_is_refused_and_leaves_nothing_behind():
             return (yield)
 
     plugins = Plugins({}, discover=False)
-    with pytest.raises(ConfigurationError, match="plugin 'mine' wraps queue_hold; hook wrappers are not supported"):
+    with pytest.raises(
+        ConfigurationError, match="plugin 'mine' cannot be registered: it wraps queue_hold, and hook wrappers are not supported"
+    ):
         plugins.register(Wrapper(), "mine")
     assert plugins.names() == []
 
@@ -202,14 +204,14 @@ def test_an_installed_plugin_that_cannot_be_loaded_is_named(make_discovering, tm
 
 def test_an_installed_plugin_with_a_wrong_hook_is_refused_by_its_own_name(make_discovering, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, COLOURS.replace("queue_hold", "queue_hodl"))
-    with pytest.raises(ConfigurationError, match="plugin 'colours' cannot be registered: there is no hook 'queue_hodl'"):
+    with pytest.raises(ConfigurationError, match="plugin 'colours' cannot be registered: unknown hook 'queue_hodl'"):
         make_discovering(plugins=[Failing("queue_hold")])
 
 
 def test_an_installed_plugin_that_has_a_defaults_name_is_left_out_and_named(make_discovering, tmp_path, monkeypatch, caplog):
     install(tmp_path, monkeypatch, COLOURS, name="windows")
     assert make_discovering("[queues.mail]\n").holds()["mail"] == []
-    assert "the installed plugin 'windows' of colours is left out: another plugin has its name" in caplog.text
+    assert "skipped the installed plugin 'windows' of colours: another plugin has the same name" in caplog.text
 
 
 # --- configuring ---

@@ -1,4 +1,4 @@
-"""Owns what each hook gets: one frozen object, which may grow new fields but never loses one; and the marks of hooks.
+"""Defines the argument of each hook: one frozen object, which may gain fields but never loses one; and the hook markers.
 
 Calls no hook.
 """
@@ -33,7 +33,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, slots=True)
 class QueueHoldDetails:
-    """`holds` has the answers for the queues that this one yields to: they are always decided first."""
+    """A queue; `holds` has the answers for the queues that it yields to, which are always decided first."""
 
     queue: QueueSettings
     view: View
@@ -53,7 +53,7 @@ class QueueLimitsDetails:
 
 @dataclass(frozen=True, slots=True)
 class JobDemandDetails:
-    """A job of a GPU queue whose demand is not known yet."""
+    """A job of a GPU queue that has no known demand yet."""
 
     job: Job
     queue: QueueSettings
@@ -72,7 +72,7 @@ class PlaceJobDetails:
 
 @dataclass(frozen=True, slots=True)
 class OrderCandidatesDetails:
-    """The first job of each (queue, demand class) of the GPU queues that are not held."""
+    """The first job of each (queue, demand class), for the GPU queues that are not held."""
 
     candidates: tuple[Job, ...]
     view: View
@@ -80,7 +80,7 @@ class OrderCandidatesDetails:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """A job that could start but for the device: what it needs, and the devices on which it could run."""
+    """A job that is waiting only for a device: its demand, and the devices on which it could run."""
 
     job: Job
     demand: Demand
@@ -89,7 +89,7 @@ class WaitingJob:
 
 @dataclass(frozen=True, slots=True)
 class ChoosePreemptionsDetails:
-    """The jobs that only wait for a device, those first that come first; `view.devices` has the attempts that run there."""
+    """The jobs that are waiting only for a device, in their order; `view.devices` has the running attempts."""
 
     waiting: tuple[WaitingJob, ...]
     view: View
@@ -97,9 +97,9 @@ class ChoosePreemptionsDetails:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailedDetails:
-    """A failed attempt; `error` is what the task or the executor raised, `rules` what the task says of its failures.
+    """A failed attempt; `error` is what the task or the executor raised, `rules` are the task's rules for failures.
 
-    `backend` is the one that it used, `backends` are all that its queue may use.
+    `backend` is the one it used, `backends` are all that its queue may use.
     """
 
     lease: Lease
@@ -117,7 +117,7 @@ class AttemptFailedDetails:
 
 @dataclass(frozen=True, slots=True)
 class RetentionDetails:
-    """How long finished jobs are kept, as configured: {state: seconds}; None keeps them for ever."""
+    """The configured retention of finished jobs: {state: seconds}; None keeps them forever."""
 
     configured: Mapping[State, float | None]
     now: datetime
@@ -128,9 +128,9 @@ class RetentionDetails:
 
 @dataclass(frozen=True, slots=True)
 class PrepareAttemptDetails:
-    """An attempt on a device, before it starts; `read_device()` asks the device now; `stopping()` turns true on cancel.
+    """An attempt on a device, before it starts; `read_device()` reads the device now; `stopping()` becomes true on cancel.
 
-    `isolated` is true when it runs in a process of its own, whose end gives back all memory that it took.
+    `isolated` is true if it runs in a separate process, which releases all its memory when it ends.
     """
 
     lease: Lease
@@ -147,9 +147,9 @@ class PrepareAttemptDetails:
 
 @dataclass(frozen=True, slots=True)
 class CleanUpAttemptDetails:
-    """An attempt on a device, after it ended in whatever way; `next_model()` names the model that would run next, or None.
+    """An attempt on a device, after it ended in any way; `next_model()` returns the model that would run next, or None.
 
-    `orphaned` is true when the worker that ran it died, so that its request may still be running on the backend.
+    `orphaned` is true if the worker that ran it died, so its request may still be running on the backend.
     """
 
     lease: Lease
@@ -159,15 +159,16 @@ class CleanUpAttemptDetails:
     next_model: Callable[[], str | None]
     stopping: Callable[[], bool]
     orphaned: bool = False
-    isolated: bool = False  # as in PrepareAttemptDetails; False of an orphaned one, whose task may not be known here
+    isolated: bool = False  # as in PrepareAttemptDetails; False if orphaned, because its task may not be known here
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigureDetails:
-    """A plugin's own section of the configuration, `[name]` with the name it is registered under; empty where nobody gave one.
+    """A plugin's own section of the configuration, `[name]` with the plugin's registered name; empty if not given.
 
-    Its errors name the file, variable or argument, the key, and what is right; begin with `table.expect([…])`. The variable of
-    `[thermal] limit` is GPUQUEUE_THERMAL_LIMIT; one that begins like a section of gpuqueue's own, GPUQUEUE_GPU_…, is its own.
+    Its errors name the file, variable or argument, the key, and what is expected; call `table.expect([…])` first. The variable
+    for `[thermal] limit` is GPUQUEUE_THERMAL_LIMIT; names that start like one of gpuqueue's own sections, such as GPUQUEUE_GPU_…,
+    belong to gpuqueue.
     """
 
     name: str
@@ -176,7 +177,7 @@ class ConfigureDetails:
 
 @dataclass(frozen=True, slots=True)
 class RegisterExecutorsDetails:
-    """The settings that the worker starts with: its backends, its models by name, and its devices."""
+    """The settings of the starting worker: backends, models by name, and devices."""
 
     backends: tuple[BackendSettings, ...]
     models: Mapping[str, ModelSettings]
@@ -188,7 +189,7 @@ class RegisterExecutorsDetails:
 
 @dataclass(frozen=True, slots=True)
 class RegisterDevicesDetails:
-    """The settings that the worker starts with: its devices and its backends."""
+    """The settings of the starting worker: devices and backends."""
 
     devices: tuple[DeviceSettings, ...]
     backends: tuple[BackendSettings, ...]
@@ -196,24 +197,24 @@ class RegisterDevicesDetails:
 
 @dataclass(frozen=True, slots=True)
 class RegisterCommandsDetails:
-    """The command line: `cli` is its group, to which the plugin adds commands."""
+    """The command line; the plugin adds commands to its group `cli`."""
 
     cli: click.Group
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterServicesDetails(Generic[Client]):
-    """The queue object of the worker that starts."""
+    """The queue object of the starting worker."""
 
     gq: Client
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceContext(Generic[Client]):
-    """What a service works with. It returns soon after `stopping` is set: the worker stops, or another one took it over.
+    """A service's argument. The service must return soon after `stopping` is set: the worker stops, or another took it over.
 
-    `term` is a number that grows with each worker that takes the service over, to fence what a late one writes elsewhere.
-    `note({…})` publishes JSON that says how it is, for `GPUQueue.services()` in every process.
+    `term` increases with each worker that takes the service over; use it to fence late writes elsewhere.
+    `note({…})` publishes the service's status as JSON, for `GPUQueue.services()` in every process.
     """
 
     gq: Client

@@ -1,8 +1,8 @@
-"""Owns the hooks: what plugins may answer, when each is asked, and with what; calls none of them.
+"""Defines the hooks: when each is called, its argument and its answer; calls none of them.
 
-Every hook takes one argument, `details`, a frozen object, which may grow new fields but never loses one. Hooks never run inside a
-write transaction. Where one answer is wanted (`firstresult`), the plugin registered last is asked first, so a third
-party's answer comes before the defaults'; answer None to pass. `plugins/HOOKS.md` is generated from here.
+Every hook takes one argument, `details`, a frozen object that may gain fields but never loses one. Hooks never run inside a
+write transaction. Where only one answer counts (`firstresult`), the plugin registered last is called first, so a third party's
+answer comes before the defaults'; return None to pass. `plugins/HOOKS.md` is generated from here.
 """
 
 from __future__ import annotations
@@ -71,18 +71,19 @@ __all__ = [
 
 
 class Decisions:
-    """Answered from the view, without side effects; one that raises holds its queue with that as the reason.
+    """Answered from the view, without side effects; one that raises holds its queue, with the error as the reason.
 
-    They are asked often and by several processes, so they answer at once and the same for the same view, and remember nothing.
+    They are called often and by several processes, so they must answer immediately, give the same answer for the same view, and
+    keep no state.
     """
 
     @hookspec
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
-        """Say why the queue may not start jobs now; every answer counts, all must be None to run.
+        """Return why the queue may not start jobs now; every answer counts, and jobs start only if all are None.
 
-        Asked for every queue: by a worker at least once a second while it has work, and by whoever wants to know, such as
-        `gpuqueue status` and `job.explain()`. Returns: a Hold, whose `reason` and `detail` are what people read; what is decided
-        rests on its other fields. An exception holds the queue, with the reason "plugin_failed".
+        Called for every queue: by a worker at least once a second while the queue has work, and by other processes, for example
+        for `gpuqueue status` and `job.explain()`. Returns: a Hold; people read its `reason` and `detail`, decisions use only its
+        other fields. An exception holds the queue, with the reason "plugin_failed".
 
         Example:
             class Inventory:
@@ -97,10 +98,10 @@ class Decisions:
 
     @hookspec
     def queue_limits(self, details: QueueLimitsDetails) -> Limits | None:
-        """Say how the queue's concurrency or rate is tighter than configured now; of several answers the tightest counts.
+        """Tighten the queue's concurrency or rate now; the tightest of several answers counts.
 
-        Asked for every queue before each decision. Returns: Limits; what is None in it stays as configured, and looser ones than
-        configured change nothing. An exception holds the queue, with the reason "plugin_failed".
+        Called for every queue before each decision. Returns: Limits; None in it keeps the configured value, and a looser limit
+        than configured has no effect. An exception holds the queue, with the reason "plugin_failed".
 
         Example:
             class Trial:
@@ -115,11 +116,11 @@ class Decisions:
 
     @hookspec(firstresult=True)
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
-        """Say what the job needs of a device.
+        """Return the job's device requirements.
 
-        Asked by a worker once for each job of a GPU queue, before it is placed; again after it ran out of memory. The default
-        answers with what the job asked for, what is configured for its model, or what was learned. An exception holds the
-        queue until the job's demand is known.
+        Called by a worker once for each job of a GPU queue, before the job is placed, and again after it ran out of memory. The
+        default answers with the job's own request, its model's configuration, or what was learned. An exception holds the queue
+        until the job's demand is known.
 
         Example:
             class Guess:
@@ -135,10 +136,10 @@ class Decisions:
 
     @hookspec(firstresult=True)
     def place_job(self, details: PlaceJobDetails) -> Placement | Wait | None:
-        """Choose the job's device, or say why it must wait.
+        """Choose the job's device, or return why it must wait.
 
-        Asked by a worker for a job that may start, and by `job.explain()`. The claim checks the answer again, under its lock,
-        against the device's slots, models and budget. An exception lets the job wait, with the reason "plugin_failed".
+        Called by a worker for a job that may start, and by `job.explain()`. The claim checks the answer again, under its lock,
+        against the device's slots, models and budget. After an exception the job waits, with the reason "plugin_failed".
 
         Example:
             class Demo:
@@ -153,9 +154,9 @@ class Decisions:
 
     @hookspec(firstresult=True)
     def order_candidates(self, details: OrderCandidatesDetails) -> Sequence[Job] | None:
-        """Put the candidates for a device into the order in which they are tried.
+        """Sort the candidates for a device into the order to try them.
 
-        Asked by a worker before it places jobs. Returns: the candidates; those left out are not tried this time. After an
+        Called by a worker before it places jobs. Returns: the candidates; those left out are not tried this time. After an
         exception no job starts on a device until the next decision.
 
         Example:
@@ -172,11 +173,10 @@ class Decisions:
 
     @hookspec
     def choose_preemptions(self, details: ChoosePreemptionsDetails) -> Sequence[Preemption] | None:
-        """Choose running attempts on devices that are to stop: for jobs that wait, or because their time is over; all answers
-        count.
+        """Choose running attempts on devices to stop, for waiting jobs or because their time is over; all answers count.
 
-        Asked by a worker while attempts run that can be asked to stop. Returns: Preemptions that name an attempt by its job and
-        lease; what finishes first has won. After an exception nobody is asked to stop.
+        Called by a worker while preemptible attempts are running. Returns: Preemptions, which name an attempt by its job and
+        lease; an attempt that finishes first is not affected. After an exception no attempt is asked to stop.
 
         Example:
             class SecondThought:
@@ -193,10 +193,10 @@ class Decisions:
 
     @hookspec(firstresult=True)
     def attempt_failed(self, details: AttemptFailedDetails) -> Retry | Snooze | Discard | None:
-        """Say what becomes of a job whose attempt failed.
+        """Decide what happens to a job after a failed attempt.
 
-        Asked by the worker that ran it, but for what the task itself has decided by raising one of these. The default retries
-        while attempts are left, and waits for a backend that is away. An exception lets the job wait a minute, unspent.
+        Called by the worker that ran it, unless the task decided by raising one of these itself. The default retries while
+        attempts are left, and waits for an unavailable backend. After an exception the job waits a minute, its attempt unspent.
 
         Example:
             class Patience:
@@ -212,10 +212,10 @@ class Decisions:
 
     @hookspec(firstresult=True)
     def retention(self, details: RetentionDetails) -> Mapping[State, float | None] | None:
-        """Say for how many seconds finished jobs of each state are kept.
+        """Return for how many seconds finished jobs of each state are kept.
 
-        Asked by a worker every minute, and by `gpuqueue db prune`. Returns: {state: seconds}; None, and a state that is left out,
-        keep for ever, and the newest job of all stays. After an exception nothing is pruned.
+        Called by a worker every minute, and by `gpuqueue db prune`. Returns: {state: seconds}; None or a missing state keeps jobs
+        forever, and the newest job of all always stays. After an exception nothing is pruned.
 
         Example:
             class Forgetful:
@@ -235,10 +235,10 @@ class Actions:
 
     @hookspec
     def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
-        """Make room on the device; raise an ExecutionError when that is not possible.
+        """Free memory on the device; raise an ExecutionError if that is not possible.
 
-        Called when the memory is reserved, before the task runs; the default unloads models that are in the way. What it raises
-        is the attempt's failure, and judged as the task's own would be; the clean-up follows.
+        Called after the memory is reserved, before the task runs; the default unloads models that are in the way. An exception is
+        the attempt's failure, handled like one of the task's own; the clean-up follows.
 
         Example:
             class Guard:
@@ -255,10 +255,10 @@ class Actions:
 
     @hookspec
     def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
-        """Give the device's memory back and verify it; always called, also after failure and cancel.
+        """Release the device's memory and verify it; always called, also after a failure or a cancel.
 
         Called after the result is published, and again until every answer is verified; until then the memory stays reserved. With
-        `orphaned` it is called by the worker that took over from a dead one. An exception counts as not verified.
+        `orphaned`, called by the worker that took over from a dead one. An exception counts as not verified.
 
         Example:
             class Check:
@@ -277,14 +277,14 @@ class Actions:
 
 
 class Registrations:
-    """Asked once, when a queue object or a worker starts; an exception ends that, as a PluginFailed that names the plugin."""
+    """Called once, when a queue object or a worker starts; an exception stops it, as a PluginFailed that names the plugin."""
 
     @hookspec
     def configure(self, details: ConfigureDetails) -> None:
-        """Read the plugin's own section of the configuration, when the queue object is made and before any other hook.
+        """Read the plugin's own section of the configuration, when the queue object is created and before any other hook.
 
-        A plugin that answers it has a section of its name; a section that no plugin reads is an error. Raises: what
-        `details.table` raises names the file and the key, and is shown as it is.
+        A plugin with this hook has a section with its name; a section that no plugin reads is an error. The errors that
+        `details.table` raises name the file and the key, and are shown as they are.
 
         Example:
             class Greeter:
@@ -301,8 +301,8 @@ class Registrations:
     def register_executors(self, details: RegisterExecutorsDetails) -> Mapping[str, Executor] | None:
         """Add executor verbs: {task name: executor}.
 
-        Asked when a worker starts. An executor's `run(context)` runs one attempt, or `arun(context)` on the event loop; see
-        `gpuqueue.testing.executors`. Applications enqueue it as `gq.verb(name)`.
+        Called when a worker starts. An executor's `run(context)` runs one attempt, or `arun(context)` on the event loop; see
+        `gpuqueue.testing.executors`. Applications enqueue its jobs with `gq.verb(name)`.
 
         Example:
             class Shout:
@@ -324,8 +324,8 @@ class Registrations:
     def register_devices(self, details: RegisterDevicesDetails) -> Mapping[str, Device] | None:
         """Add kinds of devices: {device name: device}.
 
-        Asked when a worker starts; a name that is left out keeps the device that NVML or the budget gives. A device's `read()`
-        never raises; see `gpuqueue.testing.devices`.
+        Called when a worker starts; a name that is left out keeps its default device, from NVML or the budget. A device's
+        `read()` never raises; see `gpuqueue.testing.devices`.
 
         Example:
             from datetime import UTC, datetime
@@ -346,10 +346,10 @@ class Registrations:
 
     @hookspec
     def register_services(self, details: RegisterServicesDetails[Any]) -> Mapping[str, Service] | None:
-        """Add what one worker of all does beside its jobs, in a thread of its own: {name: function}.
+        """Add singleton services, which one worker runs alongside its jobs, each in its own thread: {name: function}.
 
-        Asked when a worker starts. The function gets a ServiceContext and returns soon after `context.stopping` is set. A service
-        that raises is started again after some seconds; another worker takes it over when its own stops or dies.
+        Called when a worker starts. The function gets a ServiceContext and must return soon after `context.stopping` is set. A
+        service that raises is restarted after a few seconds; another worker takes it over if its worker stops or dies.
 
         Example:
             class Beat:
@@ -370,9 +370,9 @@ class Registrations:
     def register_commands(self, details: RegisterCommandsDetails) -> None:
         """Add commands to the command line's group.
 
-        Called when a command that is not gpuqueue's own, or the list of all, is asked for; only of installed plugins. With
-        `@click.pass_obj` a command gets the session, whose `existing_queue()` is the queue object, and `queue.plugin(name)` the
-        plugin with what it read of its section. After an exception the commands are left out with a warning.
+        Called only for installed plugins, when a command is run that is not gpuqueue's own, or when all commands are listed. With
+        `@click.pass_obj` a command gets the session: `existing_queue()` returns the queue object, and its `plugin(name)` the
+        plugin with its configuration. After an exception the plugin's commands are left out, with a warning.
 
         Example:
             import click

@@ -1,6 +1,6 @@
-"""Lets a plugin go on for one version that reads a mapping or a click group where a hook now gets a details object.
+"""Supports for one more version plugins that expect a mapping or a click group where a hook now gets a details object.
 
-To be deleted in the next version, with the line in `plugin_set.py` that calls it and `tests/contract/test_old_form.py`.
+Delete it in the next version, with the line in `plugin_set.py` that calls it and `tests/contract/test_old_form.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ logger = logging.getLogger("gpuqueue.plugins")
 
 
 def with_old_form(details: Any, plugin: str, hook: str) -> Any:
-    """Return what a plugin gets: the details, which in some hooks can be read as before too; that warns once."""
+    """Return the details for a plugin; in some hooks they can also be read in the old form, which logs a warning once."""
     kind = _KINDS.get(type(details))
     if kind is None:
         return details
@@ -44,7 +44,7 @@ def with_old_form(details: Any, plugin: str, hook: str) -> Any:
 
 
 class _OldMapping(Mapping[str, Any]):
-    """Reads the fields of the class that it is mixed into as the keys of a mapping."""
+    """Mixin: reads the fields of a class as the keys of a mapping."""
 
     __slots__ = ()
     __dataclass_fields__: dict[str, Any]
@@ -73,7 +73,7 @@ class RegisterDevicesDetails(new.RegisterDevicesDetails, _OldMapping):
 
 
 class RegisterCommandsDetails(new.RegisterCommandsDetails):
-    """Has the methods of the click group that it holds."""
+    """Forwards the methods of its click group."""
 
     __slots__ = ("_warn",)
 

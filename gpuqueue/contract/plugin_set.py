@@ -1,7 +1,7 @@
-"""Owns the set of plugins of one queue object: registering them, and calling their hooks one by one; decides nothing.
+"""Registers the plugins of one queue object and calls their hooks; decides nothing.
 
-Implementations are called one at a time, the last registered first, so that a failing plugin is known by name and
-stops no other. Wrappers are refused, because they could not be called that way.
+Implementations are called one at a time, the last registered first, so that an error names its plugin and stops no other
+plugin. Hook wrappers are rejected, because they cannot be called that way.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ logger = logging.getLogger("gpuqueue.plugins")
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """One plugin as a person sees it; a blocked one answers nothing, and an installed one is not even imported then."""
+    """One plugin, as shown to people; a blocked one is not called, and a blocked installed one is not even imported."""
 
     name: str
     kind: Kind  # "given" to the queue object in code
     hooks: tuple[str, ...]
     blocked: bool = False
-    distribution: str | None = None  # of an installed one
+    distribution: str | None = None  # if installed
     version: str | None = None
 
 
 class Plugins:
     """The plugins of one queue object.
 
-    `defaults` are {name: plugin}, registered first, so that a third party's answer wins where one is wanted; `reserved` are
-    the names of those that `add_defaults` may add. `blocked` names are not registered, defaults included. Installed plugins
-    are found through the entry points of group `gpuqueue`.
-    Raises: ConfigurationError when a plugin cannot be loaded.
+    `defaults` are {name: plugin}, registered first, so that a third party's answer wins where only one counts; `reserved` are
+    the names that `add_defaults` may add. `blocked` names are not registered, defaults included. Installed plugins are found
+    through the entry points of group `gpuqueue`.
+    Raises: ConfigurationError if a plugin cannot be loaded.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Plugins:
         for found in installed_plugins():
             if found.name in (*self._defaults, *self._reserved, *self._installed):
                 logger.warning(
-                    "the installed plugin %r of %s is left out: another plugin has its name", found.name, found.distribution
+                    "skipped the installed plugin %r of %s: another plugin has the same name", found.name, found.distribution
                 )
                 continue
             self._installed[found.name] = found
@@ -85,7 +85,7 @@ class Plugins:
                 self.register(found.load(), found.name)
 
     def add_defaults(self, defaults: dict[str, object]) -> None:
-        """Add default plugins that are not there yet, asked after all others."""
+        """Add default plugins that are not registered yet; they are called after all others."""
         new = {name: plugin for name, plugin in defaults.items() if name not in self._defaults}
         others = self._registered()
         self._defaults += new
@@ -96,9 +96,9 @@ class Plugins:
                 self._manager.register(plugin, name)
 
     def register(self, plugin: object, name: str | None = None) -> str:
-        """Add a plugin and return its name; of a class, an object of it that is made without arguments.
+        """Add a plugin and return its name; a class is instantiated without arguments.
 
-        Raises: ConfigurationError for a name that is taken, an unknown hook, a hook with other arguments, or a wrapper.
+        Raises: ConfigurationError for a name that is taken, an unknown hook, a hook with wrong arguments, or a hook wrapper.
         """
         name = name or self._free_name(plugin)
         plugin = _object_of(plugin, name)
@@ -112,9 +112,9 @@ class Plugins:
         return name
 
     def configure(self, tables: PluginTables) -> None:
-        """Give each plugin that answers `configure` its own section, once; those that are registered later get theirs then.
+        """Pass each plugin with the hook `configure` its own section, once; plugins registered later get theirs at that time.
 
-        Raises: ConfigurationError for a section that is nobody's, and what a plugin says of its own; PluginFailed.
+        Raises: ConfigurationError for a section that belongs to no plugin, or from a plugin about its section; PluginFailed.
         """
         self._tables = tables
         names = [name for name, _ in self._registered()]
@@ -149,12 +149,12 @@ class Plugins:
         return name
 
     def _check(self, plugin: object, name: str) -> None:
-        """Refuse what pluggy would call wrongly, or never."""
+        """Reject what pluggy would call wrongly or never. Raises: ConfigurationError."""
         wrong = f"plugin {name!r} cannot be registered"
         if self._manager.has_plugin(name) or name in self._reserved:
-            raise ConfigurationError(f"{wrong}: another one has this name; give it one of its own: plugins={{name: plugin}}")
+            raise ConfigurationError(f"{wrong}: another plugin has this name; pass a unique name: plugins={{name: plugin}}")
         if name in self.blocked:
-            raise ConfigurationError(f"{wrong}: [plugins] block names it; remove it there, or give the plugin another name")
+            raise ConfigurationError(f"{wrong}: it is listed in [plugins] block; remove it from the list or rename the plugin")
         for attribute in dir(plugin):
             options = None if attribute.startswith("__") else self._manager.parse_hookimpl_opts(plugin, attribute)
             if options is None:
@@ -162,34 +162,34 @@ class Plugins:
             hook = options.get("specname") or attribute
             function = getattr(plugin, attribute)
             if hook not in HOOK_NAMES:
-                raise ConfigurationError(f"{wrong}: there is no hook {hook!r}{did_you_mean(hook, HOOK_NAMES)}")
+                raise ConfigurationError(f"{wrong}: unknown hook {hook!r}{did_you_mean(hook, HOOK_NAMES)}")
             if options.get("wrapper") or options.get("hookwrapper"):
-                raise ConfigurationError(f"plugin {name!r} wraps {hook}; hook wrappers are not supported")
+                raise ConfigurationError(f"{wrong}: it wraps {hook}, and hook wrappers are not supported")
             if inspect.iscoroutinefunction(function):
-                raise ConfigurationError(f"{wrong}: its {hook} is asynchronous, and hooks are called as plain functions")
+                raise ConfigurationError(f"{wrong}: its {hook} is asynchronous, but hooks must be plain functions")
             if list(inspect.signature(function).parameters) not in (["details"], []):
                 raise ConfigurationError(f"{wrong}: its {hook}{inspect.signature(function)} must take one argument, details")
 
     def plugin(self, name: str) -> object:
-        """Return a registered plugin. Raises: UsageError when there is none of this name, or it is blocked."""
+        """Return a registered plugin. Raises: UsageError if the name is unknown or blocked."""
         found = self._manager.get_plugin(name)
         if found is None:
             names = [known for known, _ in self._registered()]
-            blocked = "; [plugins] block names it" if name in self.blocked else did_you_mean(name, names)
-            raise UsageError(f"there is no plugin {name!r}{blocked}. Plugins: {', '.join(sorted(names))}")
+            blocked = "; it is listed in [plugins] block" if name in self.blocked else did_you_mean(name, names)
+            raise UsageError(f"unknown plugin {name!r}{blocked}. Plugins: {', '.join(sorted(names))}")
         plugin: object = found
         return plugin
 
     def has(self, name: str) -> bool:
-        """Say whether a plugin of this name is registered."""
+        """Return whether a plugin with this name is registered."""
         return bool(self._manager.has_plugin(name))
 
     def names(self) -> list[tuple[str, list[str]]]:
-        """Return every plugin with the hooks that it answers: [(plugin, [hook])]."""
+        """Return every plugin with its hooks: [(plugin, [hook])]."""
         return [(name, self._hooks_of(plugin)) for name, plugin in self._registered()]
 
     def infos(self) -> list[PluginInfo]:
-        """Describe every plugin in the order in which they are asked, and after them those that are blocked."""
+        """Describe every plugin: the registered ones in the order they are called, then the blocked ones."""
         found = [self._info(name, hooks) for name, hooks in reversed(self.names())]
         blocked = [name for name in (*self._defaults, *self._installed) if name in self.blocked]
         return found + [self._info(name, [], blocked=True) for name in blocked]
@@ -204,18 +204,18 @@ class Plugins:
         return sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
 
     def answers(self, hook: str) -> bool:
-        """Say whether any plugin answers a hook."""
+        """Return whether any plugin has the hook."""
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
 
     def each(self, hook: str, details: Any) -> Iterator[tuple[str, Any]]:
-        """Yield (plugin, answer) for every answer that is not None. Raises: PluginFailed at the first that fails."""
+        """Yield (plugin, answer) for every answer that is not None. Raises: PluginFailed at the first plugin that fails."""
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             answer = _answer(found, hook, details)
             if answer is not None:
                 yield found.plugin_name, answer
 
     def ask(self, name: str, hook: str, details: Any) -> Any:
-        """Return one plugin's answer, None also where it does not answer this hook. Raises: PluginFailed."""
+        """Return one plugin's answer, also None if it does not have the hook. Raises: PluginFailed."""
         for found in getattr(self._manager.hook, hook).get_hookimpls():
             if found.plugin_name == name:
                 return _answer(found, hook, details)
@@ -226,7 +226,7 @@ class Plugins:
         return next((answer for _, answer in self.each(hook, details)), None)
 
     def tell(self, hook: str, details: Any) -> None:
-        """Call a hook that answers nothing, of every plugin; what one raises is logged and hurts nobody."""
+        """Call every plugin's implementation of a hook without an answer; an exception is logged and has no other effect."""
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
                 _call(found, hook, details)
@@ -246,15 +246,15 @@ def _call(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
 
 
 def _object_of(plugin: object, name: str) -> object:
-    """Make the object that a class stands for: each queue object gets one of its own."""
+    """Instantiate a plugin that is given as a class, so that each queue object has its own instance."""
     if isinstance(plugin, str):
-        raise ConfigurationError(f"plugin {plugin!r} is a text; give the object itself, or {{name: object}}")
+        raise ConfigurationError(f"plugin {plugin!r} is a string; pass the plugin object itself, or {{name: object}}")
     if not inspect.isclass(plugin):
         return plugin
     try:
         made: object = plugin()
     except Exception as error:
         raise ConfigurationError(
-            f"plugin {name!r}: {plugin.__qualname__}() failed, and a class is called without arguments: {describe(error)}"
+            f"plugin {name!r}: {plugin.__qualname__}() failed; a plugin class is called without arguments: {describe(error)}"
         ) from error
     return made

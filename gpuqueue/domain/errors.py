@@ -11,7 +11,7 @@ GPUQueueError
 │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
-├── PluginFailed              a plugin raised in a hook where the caller cannot go on without its answer
+├── PluginFailed              a plugin raised in a hook, and the caller cannot continue without its answer
 └── ExecutionError            raised inside an attempt; classifies its failure
     └── BackendUnavailable, OutOfMemory, Spilled, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
 """
@@ -118,10 +118,11 @@ class JobExpired(JobError):
 
 
 class PluginFailed(GPUQueueError):
-    """A plugin raised in a hook, or answered what the hook does not allow; `__cause__` is the error.
+    """A plugin raised in a hook, or gave an answer that the hook does not allow; `__cause__` is the error.
 
-    `plugin` and `hook` name them. It ends what cannot go on without the answer: making a queue object (`configure`), starting a
-    worker (`register_…`), `gpuqueue db prune` (`retention`). Elsewhere gpuqueue handles it, and holds the queue or the job.
+    `plugin` and `hook` name them. It stops what cannot continue without the answer: creating a queue object (`configure`),
+    starting a worker (`register_…`), `gpuqueue db prune` (`retention`). Elsewhere gpuqueue handles it, and holds the queue or the
+    job.
     """
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
@@ -201,10 +202,10 @@ class AttemptTimedOut(ExecutionError):
 
 
 def describe(error: BaseException) -> str:
-    """Say what an error is: its class, and its text where it has one that can be read."""
+    """Describe an error: its class, and its text if it has a readable one."""
     try:
         text = str(error)
-    except Exception:  # its class is somebody else's
+    except Exception:  # a class from other code may raise here
         text = "<exception str() failed>"  # as Python prints it
     name = type(error).__name__
     return f"{name}: {text}" if text else name

@@ -1,4 +1,4 @@
-"""Explains a job's state to people, and what to expect of the job."""
+"""Explains a job's state in words for people, and its expected times."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, until
 from gpuqueue.domain.units import format_duration
 
-FAR = 10_000  # jobs ahead of one are counted up to this number
+FAR = 10_000  # jobs ahead of one are counted up to here
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A number of similar waiting jobs."""
+    """A group of similar waiting jobs, and their number."""
 
     queue: str
     task: str
@@ -25,7 +25,7 @@ class Work:
 
 
 class RunningJob(NamedTuple):
-    """A running job, as seen from a waiting one."""
+    """A running job, as an explanation of a waiting one shows it."""
 
     id: int
     task: str
@@ -33,7 +33,7 @@ class RunningJob(NamedTuple):
 
 
 class QueueContext(NamedTuple):
-    """The surroundings of a waiting job: the available jobs ahead of it, and some running jobs of its queue."""
+    """What is around a waiting job: the available jobs ahead of it, and some running jobs of its queue."""
 
     ahead: tuple[Work, ...] = ()
     running: tuple[RunningJob, ...] = ()
@@ -43,14 +43,14 @@ class QueueContext(NamedTuple):
 
 
 def _whole(length: timedelta) -> float:
-    # An estimate is not accurate to tenths of a second.
+    # An estimate has no tenths of a second.
     return float(max(1, round(length.total_seconds())))
 
 
 class Expectation(NamedTuple):
-    """What to expect of a job, estimated from similar earlier jobs; None means not known, or nothing learned yet.
+    """A job's expected times, from how long jobs like it took before; None is unknown.
 
-    `position` is its place among the available jobs of its queue, starting at 1.
+    `position` is its place among the available jobs of its queue, from 1.
     """
 
     position: int | None
@@ -58,7 +58,7 @@ class Expectation(NamedTuple):
     finish_at: datetime | None
 
     def worded(self, *, now: datetime) -> str:
-        """Format it for people: `expected: number 3 in its queue, starts at 14:02 (2m from now)`; "" when nothing is known."""
+        """Word it for people: `expected: number 3 in its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""
         parts = [] if self.position in (None, 1) else [f"number {self.position} in its queue"]
         for verb, moment in (("starts", self.start_at), ("finishes", self.finish_at)):
             if moment is not None and moment > now:
@@ -76,10 +76,10 @@ class Explanation:
     reasons: tuple[Hold, ...]
     at: datetime
     advice: str = ""
-    expected: Expectation | None = None  # None for a job that has ended
+    expected: Expectation | None = None  # None when the job has ended
 
     def lines(self) -> list[str]:
-        """Format it, with times in this machine's zone; the advice, which may be a command to copy, has its own line."""
+        """Return it as lines, with times in this machine's zone; the advice, maybe a command to copy, has its own line."""
         lines = [f"job {self.job_id}: {self.summary}"]
         lines += [f"  - {hold.reason}: {hold.detail}{until(hold.until, now=self.at)}" for hold in self.reasons]
         if self.expected is not None and (expected := self.expected.worded(now=self.at)):

@@ -1,4 +1,4 @@
-"""Makes the mappings of a frozen object as unchangeable as the object itself."""
+"""Makes the mappings of a frozen object read-only."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ def freeze(holder: object, *names: str) -> None:
     """Make the named mappings of a frozen dataclass read-only; for its `__post_init__`."""
     for name in names:
         value = getattr(holder, name)
-        if not isinstance(value, MappingProxyType):  # as it is in a copy that `replace` makes
+        if not isinstance(value, MappingProxyType):  # already read-only in a copy made by `replace`
             object.__setattr__(holder, name, MappingProxyType(value))

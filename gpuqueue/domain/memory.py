@@ -1,4 +1,4 @@
-"""Computes which devices may run a job and how much memory it would find there; places nothing."""
+"""Says which devices can take a demand now, from reservations, free memory and backends; places nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import DeviceView, View
 
-FRESH_S = 10.0  # an older reading does not tell what is free now
+FRESH_S = 10.0  # an older reading says nothing about what is free now
 
 
 def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
-    """Return the devices that a job may run on, whether or not they have room now, in the order to try them.
+    """Return the devices that a job may run on, even if full now, in the order to try them.
 
-    `wanted` is the requested device name or label. A device that has the model loaded comes first.
+    `wanted` is the requested device's name or label. A device with the model loaded comes first.
     """
     endpoints = of_queue(queue.backend, view.backends.values())
     found = [
@@ -36,16 +36,16 @@ def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View
 
 
 def may_have(device: DeviceView, model: str, queue: QueueSettings, view: View) -> bool:
-    """Return whether a device is usable for this job, apart from its other jobs: it can be read, and its Ollama is available."""
+    """Say whether only other jobs can keep this one off a device: it can be read, and its Ollama is available."""
     is_lost = device.reading is not None and device.reading.lost is not None
     return not is_lost and backend_away(device, model, queue, view) is None
 
 
 def available(device: DeviceView, model: str) -> int | None:
-    """Return the memory that a job for a model would find on a device, from its last reading; None when that is not known.
+    """Return the memory available to a job for a model on a device, from its last reading; None when that is unknown.
 
-    Adds the memory of unused models, which can be unloaded, and subtracts what other jobs have reserved but do not use yet.
-    Negative when there is not even enough for those.
+    Counts memory held by unused models as available, and subtracts what other jobs have reserved but not taken yet. Negative
+    when less is free than they have reserved.
     """
     if device.reading is None or device.reading.free_bytes is None:
         return None
@@ -56,11 +56,11 @@ def available(device: DeviceView, model: str) -> int | None:
 
 
 def backend_away(device: DeviceView, model: str, queue: QueueSettings, view: View) -> Wait | None:
-    """Return the wait for this device's unavailable Ollama, where another Ollama of the queue is available."""
+    """Return a wait when this device's Ollama is unavailable while another one of the queue is available."""
     backends = of_queue(queue.backend, view.backends.values()) if model else []
     backend = on_device(queue.backend, device.settings.name, backends)
     if backend is None or backend.available or not any(item.available for item in backends):
-        return None  # the queue is held while all are unavailable
+        return None  # its queue is held while all are unavailable
     return Wait("unavailable", away(backend, view))
 
 

@@ -115,7 +115,7 @@ def test_no_hold_of_a_blocked_policy_is_left(name):
 
 
 def test_a_plugin_with_a_blocked_name_is_refused(make_gpuqueue):
-    with pytest.raises(ConfigurationError, match=r"'yielding' cannot be registered: .*block names it"):
+    with pytest.raises(ConfigurationError, match=r"'yielding' cannot be registered: .*it is listed in .plugins. block"):
         make_gpuqueue('[plugins]\nblock = ["yielding"]\n', plugins={"yielding": Answers(None)})
 
 

@@ -125,7 +125,7 @@ def test_a_hook_that_does_not_exist_is_found_when_the_queue_object_is_made(suite
         @hookimpl
         def queue_hodl(self, details): ...
 
-    with pytest.raises(ConfigurationError, match="there is no hook 'queue_hodl'"):
+    with pytest.raises(ConfigurationError, match="unknown hook 'queue_hodl'"):
         suite_of(Misspelt())
 
 
