@@ -105,7 +105,9 @@ def test_a_class_that_needs_arguments_is_refused():
     class Needy:
         def __init__(self, limit): ...
 
-    with pytest.raises(ConfigurationError, match=r"plugin 'Needy': .*Needy\(\) failed; a plugin class is called without arguments"):
+    with pytest.raises(
+        ConfigurationError, match=r"plugin 'Needy': .*Needy\(\) failed; a plugin class is called without arguments"
+    ):
         Plugins({}, discover=False).register(Needy)
 
 
