@@ -54,7 +54,7 @@ class Job:
     worker_id: str | None
     model: str  # the model it needs; "" for none or not yet known
     demand_bytes: int  # device memory it needs; 0 for none or not yet known
-    device: str | None  # the device whose memory it has reserved
+    device: str | None  # the device on which it has reserved memory
     reserved_bytes: int
     waiting_for: str | None  # the unavailable backend that it was postponed for
     cancel_requested: bool

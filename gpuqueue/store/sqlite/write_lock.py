@@ -58,5 +58,5 @@ class HeldHere:
             if who is not None:
                 raise UsageError(
                     f"{who} has an open transaction on {self._path} in this thread, and a second connection would wait for it "
-                    "forever. Enqueue the job in that transaction (connection=) or after its commit"
+                    "forever. Enqueue the job in that transaction (connection=) or after the commit"
                 )

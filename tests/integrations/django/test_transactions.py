@@ -214,7 +214,7 @@ def test_a_second_connection_of_gpuqueues_raises_at_once_in_a_transaction(shared
             lambda: shared.pause("default"),
             lambda: shared.store.queues.ensure("other"),
         ):
-            with pytest.raises(UsageError, match="Django's connection 'default' is in a transaction") as raised:
+            with pytest.raises(UsageError, match="Django's connection 'default' has an open transaction") as raised:
                 call()
             assert "after the commit" in str(raised.value)
         assert [job.id for job in shared.jobs()] == [first.id], "reading is no harm"
@@ -299,7 +299,7 @@ def test_a_database_without_a_queue_says_how_to_make_one(use_database: UseDataba
     gq = use_queue(database="default")
     with transaction.atomic(), pytest.raises(UsageError, match=r"manage\.py migrate"):
         tasks.add.enqueue(1)
-    with transaction.atomic(), pytest.raises(UsageError, match="Django's connection 'default' is in a transaction"):
+    with transaction.atomic(), pytest.raises(UsageError, match="Django's connection 'default' has an open transaction"):
         gq.counts()
     gq.counts()
     with transaction.atomic():
