@@ -1,4 +1,4 @@
-"""Owns `python -m gpuqueue`, which is the command line; does nothing when imported."""
+"""Runs the command line as `python -m gpuqueue`."""
 
 from __future__ import annotations
 

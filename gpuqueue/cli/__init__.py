@@ -1,4 +1,4 @@
-"""Owns the command line: its entry point here, one command or one concern of all commands in a file."""
+"""Holds the command line: its entry point here, each command or shared concern in its own file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Owns the group of commands, its global options, and how an error becomes one line and an exit status.
-
-It runs no command itself.
-"""
+"""Defines the group of commands and its global options, and turns an error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -28,24 +25,23 @@ __all__ = ["main"]
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 EXIT_STATUSES = """
 \b
-Exit status, of every command:
-  0    done
-  1    it failed: a job that was waited for, a check, a plugin, a "no" to a
-       question
-  2    what was asked for is wrong, or the database cannot be used; nothing
-       was changed
-  130  ended by Ctrl-C; jobs go on
+Exit status of every command:
+  0    success
+  1    failure: the job that it waited for, a check or a plugin failed, or the
+       answer to its question was no
+  2    wrong usage, or the database cannot be used; nothing was changed
+  130  interrupted by Ctrl-C; jobs keep running
 
 \b
-Results go to stdout; notes, warnings and errors to stderr. Every command that
-reads has --json, with keys that its help lists and that stay. NO_COLOR=1
-takes the colours away.
+Results go to stdout; notes, warnings and errors go to stderr. Every command
+that reads has --json; its help lists the keys, which are stable. NO_COLOR=1
+turns colours off.
 """
-TRACEBACK = "GPUQUEUE_TRACEBACK"  # set to 1 to see where an error comes from
+TRACEBACK = "GPUQUEUE_TRACEBACK"  # set to 1 to print an error's traceback
 
 
 class Commands(click.Group):
-    """The group: its own commands at once, those of plugins only when they are listed or asked for."""
+    """The group: its own commands are always there; plugins' commands load only when they are listed or called."""
 
     _asked_plugins = False
     session: AppSession | None = None
@@ -75,13 +71,13 @@ class Commands(click.Group):
         except GPUQueueError as error:
             if context.resilient_parsing:  # a shell completes a word
                 return
-            click.echo(f"Warning: the commands of plugins are left out: {error}", err=True)
+            click.echo(f"Warning: cannot load the commands of plugins: {error}", err=True)
         # A plugin adds commands; it does not replace what `gpuqueue status` means.
         self.commands.update(own)
 
 
 def _new_group(session: AppSession | None) -> Commands:
-    """Make the group anew for each call, so that what plugins add stays with that call."""
+    """Create a new group for each call, so that commands added by plugins stay with that call."""
 
     @click.group(
         cls=Commands,
@@ -93,21 +89,21 @@ def _new_group(session: AppSession | None) -> Commands:
         "--config",
         metavar="FILE",
         shell_complete=completion.files,
-        help="The configuration. Default: $GPUQUEUE_CONFIG, else ./gpuqueue.toml where there is one.",
+        help="The configuration file. Default: $GPUQUEUE_CONFIG, else ./gpuqueue.toml if it exists.",
     )
     @click.option(
         "--database",
         metavar="FILE",
         shell_complete=completion.files,
-        help="The database file, instead of the one that the configuration names.",
+        help="The database file; overrides the one in the configuration.",
     )
     @click.version_option(__version__, prog_name="gpuqueue")
     @click.pass_context
     def group(context: click.Context, config: str | None, database: str | None) -> None:
         if session is not None and (config is not None or database is not None):
             raise UsageError(
-                f"`{shlex.join(session.program)}` works with the queue of its application, which is configured there; "
-                "leave --config and --database out"
+                f"`{shlex.join(session.program)}` uses the configuration and database of its application; "
+                "remove --config and --database"
             )
         context.obj = context.with_resource(session or Session(config, database))
 
@@ -118,13 +114,13 @@ def _new_group(session: AppSession | None) -> Commands:
     return group
 
 
-@click.command("demo", short_help="Show it all on a simulated card.")
+@click.command("demo", short_help="Run a demo on a simulated GPU.")
 @click.option("--json", "json_output", is_flag=True, help="Print what happened as JSON; its keys are listed above.")
-@click.option("--ollama", "ollama_url", metavar="URL", help="Run with this Ollama instead of a simulated one.")
-@click.option("--model", metavar="MODEL", help="The model to ask for; with --ollama one that it has.")
+@click.option("--ollama", "ollama_url", metavar="URL", help="Use this Ollama instead of a simulated one.")
+@click.option("--model", metavar="MODEL", help="The model to use; with --ollama, one that it has.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the demo's files in this folder.")
 def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Path | None) -> int:
-    """Show it all on a simulated card: interactive beside background work, and an outage.
+    """Run a demo on a simulated GPU: interactive and background work, and an outage.
 
     Needs no GPU, no Ollama and no configuration.
 
@@ -142,7 +138,7 @@ def demo(json_output: bool, ollama_url: str | None, model: str | None, keep: Pat
     return status
 
 
-# In the order in which a newcomer needs them, which is the order of the help.
+# In the order in which a newcomer needs them; the help lists them in this order.
 COMMANDS: tuple[click.Command, ...] = (
     demo,
     initialise.init,
@@ -170,21 +166,21 @@ OWN_COMMANDS = tuple(command.name or "" for command in COMMANDS)
 def main(argv: Sequence[str] | None = None, *, session: AppSession | None = None) -> int:
     """Run a command line and return its exit status; every error is one clear line on stderr.
 
-    With a `session` it is that application's own command line: `main(words, session=AppSession(gq, "flask", "gpuqueue"))`.
+    With a `session` it runs as that application's own command line: `main(words, session=AppSession(gq, "flask", "gpuqueue"))`.
     """
     warnings = _Warnings()
     logging.getLogger("gpuqueue").addHandler(warnings)
     try:
         return _run(None if argv is None else list(argv), session)
     except BrokenPipeError:
-        # Who read us has left (`gpuqueue jobs | head`); Python must not complain about it at exit.
+        # The reader closed the pipe (`gpuqueue jobs | head`); Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         gone = " (the current folder was deleted)" if isinstance(error, FileNotFoundError) and not error.filename else ""
         return _fail(error, f"{error.strerror or error}" + (f": {error.filename}" if error.filename else gone), FAILED)
     except Exception as error:
-        return _fail(error, f"{type(error).__name__}: {error} (unexpected; {TRACEBACK}=1 shows where)", FAILED)
+        return _fail(error, f"{type(error).__name__}: {error} (unexpected; set {TRACEBACK}=1 for a traceback)", FAILED)
     finally:
         logging.getLogger("gpuqueue").removeHandler(warnings)
 
@@ -219,7 +215,7 @@ def _color() -> bool | None:
 
 
 class _Warnings(logging.Handler):
-    """Prints a warning of the library as one line; the worker's command has a full log instead."""
+    """Prints a warning of the library as one line; the command `worker` has a full log instead."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -232,5 +228,5 @@ class _Warnings(logging.Handler):
         cause = "" if error is None else f": {describe(error)}"
         try:
             click.echo(f"Warning: {record.getMessage()}{cause}", err=True)
-        except Exception:  # as every handler does: who logs is not stopped by where it is printed
+        except Exception:  # as every handler does: a failure to print must not stop the code that logs
             self.handleError(record)

@@ -1,6 +1,6 @@
-"""Owns asking the cards and their Ollamas what is so now, beside what the workers last said of them; changes nothing.
+"""Reads the cards and asks their Ollamas now, for comparison with what the workers last published; changes nothing.
 
-What cannot be asked from here is what a worker last saw.
+Whatever cannot be asked from here is shown as a worker last saw it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ASK_S = 1.0  # for each Ollama
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What was seen of every card and Ollama."""
+    """What was seen of every card and every Ollama."""
 
     view: View  # read after the cards and the Ollamas had been asked
     cards: tuple[CardSight, ...]
@@ -36,12 +36,12 @@ class Sight:
 
 
 def look(gq: GPUQueue) -> Sight:
-    """Ask every card that this machine has and every Ollama that can be reached from here."""
+    """Read every card of this machine and ask every Ollama that can be reached from here."""
     before = gq.view()
     backends = gq.agreed_settings().backends
     said = {backend.name: _ask(backend) for backend in backends}
     readings = {name: _read(device.settings, backends) for name, device in before.devices.items()}
-    # A job that begins or ends meanwhile must not look like a disagreement: the rows are read on both sides of the questions.
+    # A job that starts or ends meanwhile must not look like a disagreement, so the rows are read before and after.
     view = gq.view()
     workers = [worker.pid for worker in view.workers if worker.host == socket.gethostname()]
     cards = []
@@ -83,7 +83,7 @@ def _ask(backend: BackendSettings) -> tuple[tuple[Resident, ...] | None, str]:
 
 
 def _read(settings: DeviceSettings, backends: Sequence[BackendSettings]) -> Reading | None:
-    """Read a card that is here; None where only a worker can."""
+    """Read a card of this machine; None where only a worker can."""
     device = open_device(settings, [item for item in backends if item.device in ("", settings.name)])
     if not isinstance(device, NvmlDevice):
         return None

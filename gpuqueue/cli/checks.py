@@ -1,4 +1,4 @@
-"""Owns the checks of `doctor`: each looks at one thing and says whether it is well; they change nothing."""
+"""Checks the setup for `doctor`, one thing at a time; changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpuqueue.domain.errors import ConfigurationError, ExecutionError, GPUQueueE
 from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock
 from gpuqueue.domain.settings import BackendSettings
-from gpuqueue.domain.units import format_size
+from gpuqueue.domain.units import counted, format_size
 from gpuqueue.store import database
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
@@ -31,12 +31,12 @@ LARGE_WAL_BYTES = 256 * 10**6
 LITTLE_SPACE_BYTES = 500 * 10**6
 CLOCK_SLACK = timedelta(seconds=5)
 PROBE_S = 2.0
-SAID_ELSEWHERE = ("card_lost", "budget_above_card", "model_loading")  # by the check of the card, or over in a moment
+SAID_ELSEWHERE = ("card_lost", "budget_above_card", "model_loading")  # by the check of the card, or soon over
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding; `mend` says what to do, "" for nothing, and `has_command` that a command in it is to be copied whole."""
+    """One finding; `mend` says how to fix it ("": nothing to fix), `has_command` that it has a command to copy whole."""
 
     level: str
     name: str
@@ -51,7 +51,7 @@ def versions() -> Iterator[Check]:
     yield Check(OK if is_new else PROBLEM, "python", python, "" if is_new else "gpuqueue needs Python 3.11 or newer")
     found = ".".join(map(str, database.LIBRARY_VERSION))
     is_new = database.LIBRARY_VERSION >= database.MINIMUM_SQLITE
-    yield Check(OK if is_new else PROBLEM, "sqlite", found, "" if is_new else "gpuqueue needs 3.35 or newer")
+    yield Check(OK if is_new else PROBLEM, "sqlite", found, "" if is_new else "gpuqueue needs SQLite 3.35 or newer")
 
 
 def clock_and_zone() -> Iterator[Check]:
@@ -59,7 +59,9 @@ def clock_and_zone() -> Iterator[Check]:
     now = datetime.now(UTC)
     shown = f"{now.astimezone():%Y-%m-%d %H:%M %Z}, zone {zone}"
     if zone == "UTC" and now.astimezone().utcoffset():
-        yield Check(WARN, "clock", f"{shown}: the machine's zone has no name here", "set TZ, or link /etc/localtime to a zone")
+        yield Check(
+            WARN, "clock", f"{shown}: the machine's time zone has no name", "set TZ, or link /etc/localtime to a time zone"
+        )
     else:
         yield Check(OK, "clock", shown)
 
@@ -67,7 +69,7 @@ def clock_and_zone() -> Iterator[Check]:
 def cards(config: Config) -> Iterator[Check]:
     """Compare each configured card with what NVML reads here."""
     if not config.devices:
-        yield Check(OK, "card", "none is configured; GPU queues need [gpu]")
+        yield Check(OK, "card", "none is configured; GPU queues need a [gpu] section")
         return
     from gpuqueue.devices.nvml import NvmlDevice, open_device
 
@@ -81,21 +83,26 @@ def cards(config: Config) -> Iterator[Check]:
             yield Check(
                 WARN,
                 f"card {settings.name}",
-                f"NVML cannot read it here ({why}); {wanted} is trusted",
-                "nothing, when the card is in another machine; else install its driver, or see nvidia-smi",
+                f"NVML cannot read it here ({why}); relying on {wanted} alone",
+                "ignore this if the card is in another machine; otherwise install its driver, or check nvidia-smi",
             )
             continue
         reading = device.read()
         device.close()
         if reading.lost:
-            yield Check(PROBLEM, f"card {settings.name}", reading.lost, "see nvidia-smi and dmesg; jobs for it wait meanwhile")
+            yield Check(
+                PROBLEM,
+                f"card {settings.name}",
+                reading.lost,
+                "check nvidia-smi and dmesg; jobs for it wait until it can be read again",
+            )
         elif reading.total_bytes is None:
-            yield Check(WARN, f"card {settings.name}", f"NVML does not tell its memory; {wanted} is trusted")
+            yield Check(WARN, f"card {settings.name}", f"NVML does not report its memory; relying on {wanted} alone")
         elif settings.budget_bytes + settings.margin_bytes > reading.total_bytes:
             yield Check(
                 PROBLEM,
                 f"card {settings.name}",
-                f"{reading.name or 'it'} has {format_size(reading.total_bytes)}, {wanted} is more",
+                f"{wanted} exceeds the {format_size(reading.total_bytes)} of {reading.name or 'the card'}",
                 f"lower [gpu] budget or margin in {config.path or 'the configuration'}",
             )
         else:
@@ -118,18 +125,18 @@ def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
         version = client.probe(PROBE_S)
         has = {full_name(model) for model in client.models(PROBE_S)}
     except (ExecutionError, ConfigurationError) as error:
-        yield Check(PROBLEM, name, str(error), "when it is elsewhere: change [ollama] url in the configuration")
+        yield Check(PROBLEM, name, str(error), "if it runs elsewhere, change [ollama] url in the configuration")
         return
-    yield Check(OK, name, f"Ollama {version or 'of an old version'} at {shown_url(backend.url)}, {len(has)} models")
+    yield Check(OK, name, f"Ollama {version or '(old version)'} at {shown_url(backend.url)}, {counted(len(has), 'model')}")
     missing = [model for model in config.models if full_name(model) not in has]
     for model in missing:
         yield Check(PROBLEM, f"model {model}", f"{backend.name} does not have it", f"ollama pull {model}", has_command=True)
     if config.models and not missing:
-        yield Check(OK, "models", f"{', '.join(config.models)}: {backend.name} has them")
+        yield Check(OK, "models", f"{backend.name} has {', '.join(config.models)}")
 
 
 def database_file(path: Path) -> Iterator[Check]:
-    """Look at the file without opening it for writing."""
+    """Check the file without opening it for writing."""
     if not path.exists():
         place = path.parent
         if not place.is_dir():
@@ -138,22 +145,22 @@ def database_file(path: Path) -> Iterator[Check]:
             yield Check(
                 PROBLEM,
                 "database",
-                f"{place} cannot be written by this user",
-                "change its owner, or `database` in the configuration",
+                f"this user cannot write to {place}",
+                "change its owner, or set another `database` in the configuration",
             )
         else:
-            yield Check(OK, "database", f"{path} is not there yet; the first worker or submit makes it")
+            yield Check(OK, "database", f"{path} does not exist yet; the first worker or submit creates it")
         return
     try:
         version = database.schema_version(path)
     except GPUQueueError as error:
-        yield Check(PROBLEM, "database", str(error), "give another `database`, or restore the file")
+        yield Check(PROBLEM, "database", str(error), "set another `database`, or restore the file from a backup")
         return
     if version != database.head() and version is not None and version not in database.known_versions():
         yield Check(
             PROBLEM,
             "database",
-            f"{path} was written by a newer gpuqueue (schema {version}, this one knows {database.head()})",
+            f"{path} was written by a newer gpuqueue (schema {version}; this one supports {database.head()})",
             "pip install --upgrade gpuqueue",
             has_command=True,
         )
@@ -161,21 +168,23 @@ def database_file(path: Path) -> Iterator[Check]:
         yield Check(
             WARN,
             "database",
-            f"{path} has schema {version or 'none'}, {database.head()} is current",
-            "gpuqueue db upgrade, or just use it",
+            f"{path} has schema {version or 'none'}; the newest is {database.head()}",
+            "gpuqueue db upgrade, or start a worker, which upgrades it too",
         )
     else:
         yield Check(OK, "database", f"{path}, schema {version}")
     unwritable = [item for item in (path, path.parent) if not os.access(item, os.W_OK)]
     for item in unwritable:
-        yield Check(PROBLEM, "database", f"{item} cannot be written by this user", f"chown or chmod {item}", has_command=True)
+        yield Check(PROBLEM, "database", f"this user cannot write to {item}", f"chown or chmod {item}", has_command=True)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        open_to = f"others can open it (mode {mode:04o}), prompts and answers included"
+        open_to = f"other users can open it (mode {mode:04o}), including prompts and answers"
         yield Check(WARN, "file mode", open_to, f"chmod 600 {path}", has_command=True)
     free = shutil.disk_usage(path.parent).free
     if free < LITTLE_SPACE_BYTES:
-        yield Check(WARN, "disk", f"{format_size(free)} free in {path.parent}", "free some space; a full disk stops the queue")
+        yield Check(
+            WARN, "disk", f"only {format_size(free)} free in {path.parent}", "free some space; a full disk stops the queue"
+        )
 
 
 def database_use(gq: GPUQueue) -> Iterator[Check]:
@@ -188,34 +197,34 @@ def database_use(gq: GPUQueue) -> Iterator[Check]:
         yield Check(
             WARN,
             "write-ahead log",
-            f"{format_size(wal_bytes)}: some process has kept a read transaction open for long",
+            f"{format_size(wal_bytes)}: a process has kept a read transaction open for a long time",
             f"find it with: fuser {gq.database}",
             has_command=True,
         )
     else:
-        yield Check(OK, "write-ahead log", f"{format_size(wal_bytes)}; the write lock was had")
+        yield Check(OK, "write-ahead log", f"{format_size(wal_bytes)}; the write lock is available")
     ahead_us = (newest or 0) - gq.now_us()
     if ahead_us > CLOCK_SLACK.total_seconds() * 1e6:
         yield Check(
             WARN,
             "clock",
-            f"the newest job was enqueued {ahead_us / 1e6:.0f} s in the future: clocks differ, or one was set back",
-            "set the clocks of all machines by NTP",
+            f"the newest job was enqueued {ahead_us / 1e6:.0f} s in the future: clocks differ, or a clock was set back",
+            "synchronise the clocks of all machines with NTP",
         )
 
 
 def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
-    """Look whether what waits can be run: workers, their settings, holds and reservations."""
+    """Check whether waiting jobs can run: workers, their settings, holds and reservations."""
     view = gq.view()
-    yield Check(OK, "workers", ", ".join(worker.id for worker in view.workers) or "none runs")
+    yield Check(OK, "workers", ", ".join(worker.id for worker in view.workers) or "none is running")
     counts = gq.counts()
     for name, queue in view.queues.items():
         waiting = sum(counts.get(name, {}).get(state, 0) for state in (State.AVAILABLE, State.SCHEDULED, State.RETRYABLE))
         if waiting and not queue.served:
-            unserved = f"no worker serves it; {waiting} waiting"
+            unserved = f"no worker serves it; {counted(waiting, 'job')} waiting"
             yield Check(PROBLEM, f"queue {name}", unserved, session.worker_command(name), has_command=True)
         if queue.paused is not None and queue.paused.until is None:
-            paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)}, without an end"
+            paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)} with no end time"
             yield Check(WARN, f"queue {name}", paused, session.command("resume", name), has_command=True)
     with gq.store.reading() as reads:
         agreed = reads.configuration()
@@ -225,45 +234,45 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
         yield Check(
             WARN,
             "settings",
-            f"the running workers have other settings: {differences}",
+            f"the running workers use different settings: {differences}",
             "restart the workers with this configuration",
         )
     alive = {worker.id for worker in view.workers}
     for device in view.devices.values():
         for item in device.reservations:
-            kept = f"job {item.job_id} keeps {format_size(item.reserved_bytes)} of {device.settings.name} reserved"
+            kept = f"job {item.job_id} still has {format_size(item.reserved_bytes)} of {device.settings.name} reserved"
             if item.worker_id not in alive:
                 yield Check(
                     PROBLEM,
                     "reservation",
-                    f"{kept}, and its worker {item.worker_id} is gone",
-                    f"any worker verifies and frees it: {session.worker_command(item.queue)}",
+                    f"{kept}, but its worker {item.worker_id} is gone",
+                    f"a worker checks the memory and frees it: {session.worker_command(item.queue)}",
                     has_command=True,
                 )
             elif not item.running:
                 yield Check(
                     WARN,
                     "reservation",
-                    f"{kept}: it ended, its memory is not verified to be back",
-                    "see the worker's log if it stays",
+                    f"{kept}: it has ended, but its memory is not confirmed to be released",
+                    "check the worker's log if this persists",
                 )
 
 
 def services(gq: GPUQueue) -> Iterator[Check]:
-    """Say how each service of a plugin is, such as a mirror."""
+    """Report the state of each plugin's service, such as a mirror."""
     for service in gq.services():
         error = service.status.get("error")
         if service.worker_id is None:
             yield Check(WARN, service.name, "no worker runs it", "start a worker with the plugin and its configuration")
         elif error:
-            yield Check(PROBLEM, service.name, str(error), "it is tried again by itself; mend what the error names")
+            yield Check(PROBLEM, service.name, str(error), "fix the cause of the error; the service retries by itself")
         else:
             state = service.status.get("state")
             yield Check(OK, service.name, f"worker {service.worker_id} runs it" + (f": {state}" if state else ""))
 
 
 def agreement(gq: GPUQueue) -> Iterator[Check]:
-    """Look where the driver, Ollama and the queue disagree, as `gpuqueue gpu` does."""
+    """Report where the driver, Ollama and the queue disagree, as `gpuqueue gpu` does."""
     from gpuqueue.cli.cards_now import look
 
     seen = look(gq)
@@ -271,4 +280,4 @@ def agreement(gq: GPUQueue) -> Iterator[Check]:
     for item in found:
         yield Check(WARN, item.what.replace("_", " "), item.detail, item.advice)
     if seen.cards and not found:
-        yield Check(OK, "agreement", "the driver, Ollama and the queue say nothing that disagrees")
+        yield Check(OK, "agreement", "the driver, Ollama and the queue agree")

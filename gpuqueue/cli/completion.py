@@ -1,7 +1,7 @@
-"""Owns completing words in a shell: the command that prints the script, and what can stand where; changes nothing.
+"""Completes words in a shell: the command that prints the script, and the values to offer.
 
-A shell asks at every TAB: nothing is printed when something is missing or wrong, and the database is read as it is, without
-the store, which would create or upgrade it.
+A shell asks at every TAB, so errors print nothing, and the database is read as it is, without the store, which would create or
+upgrade it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpuqueue.domain.job import FINISHED, WAITING, State
 from gpuqueue.store.database import as_it_is
 
 SHELLS = ("bash", "zsh", "fish")
-RECENT = 1000  # of so many newest jobs are ids offered
+RECENT = 1000  # ids are offered from this many of the newest jobs
 OFFERED = 30
 PATIENCE_S = 0.2
 
@@ -26,11 +26,11 @@ Returned = TypeVar("Returned")
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-@click.command(short_help="Print the script that completes words in your shell.")
+@click.command(short_help="Print the completion script for your shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script with which a shell completes commands, options, queues, states and job ids.
+    """Print the script that completes commands, options, queues, states and job ids in a shell.
 
     \b
     bash   in ~/.bashrc:  eval "$(gpuqueue completion bash)"
@@ -39,12 +39,12 @@ def completion(context: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    # Not the method of the class: that of bash runs a bash to ask for its version.
+    # Not the class's own method: for bash, that runs bash to ask for its version.
     click.echo(ShellComplete.source(kind(context.find_root().command, {}, "gpuqueue", "_GPUQUEUE_COMPLETE")))
 
 
 def queue_names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a queue: those of the database and those that are configured."""
+    """Complete the name of a queue in the database or the configuration."""
     names = set(_read(context, lambda reads: reads.queue_names()) or ())
     names |= set(_quietly(lambda: _session(context).config.queues) or ())
     return _beginning(incomplete, dict.fromkeys(sorted(names)))
@@ -66,7 +66,7 @@ def files(_context: click.Context, _parameter: click.Parameter, incomplete: str)
 
 
 def job_ids(*states: State) -> Completer:
-    """Complete the id of a recent job that is in one of these states; without any, of every recent job."""
+    """Complete the id of a recent job in one of these states; without states, of any recent job."""
 
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         recent = _read(context, lambda reads: reads.headlines(limit=RECENT)) or ()

@@ -1,4 +1,4 @@
-"""Owns the commands that change what runs: pause, resume, cancel, retry; decides nothing."""
+"""Pauses and resumes queues, cancels and retries jobs: the commands that change what runs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ def _job_ids(which: Completer) -> Callable[[Command], Command]:
 
 @click.command()
 @click.argument("queue", shell_complete=queue_names)
-@click.option("--reason", default="", help="Why; everybody who asks what the queue waits for sees it.")
+@click.option("--reason", default="", help="Why; shown to everyone who asks why the queue is held.")
 @click.option(
-    "--until", "until_text", metavar="WHEN", help='A duration ("30m"), a time of day ("18:00") or ISO 8601; else until resume.'
+    "--until",
+    "until_text",
+    metavar="WHEN",
+    help='A duration ("30m"), a time of day ("18:00") or ISO 8601. Default: until resume.',
 )
 @json_option
 @pass_session
 def pause(session: Session, queue: str, reason: str, until_text: str | None, as_json: bool) -> None:
-    """Start no more jobs of QUEUE; those that run go on.
+    """Start no more jobs of QUEUE; running jobs continue.
 
     \b
     Keys: queue, paused, reason, until (null: until resume).
@@ -43,20 +46,20 @@ def pause(session: Session, queue: str, reason: str, until_text: str | None, as_
     now = gq.now()
     end = None if until_text is None else parse_moment(until_text, now=now, what="--until")
     if end is not None and end <= now:
-        raise UsageError(f"--until is {until_text!r}: that is in the past")
+        raise UsageError(f"--until must be in the future, not {until_text!r}")
     gq.pause(queue, reason=reason, until=end)
     if as_json:
         print_json({"queue": queue, "paused": True, "reason": reason, "until": iso(end)})
         return
-    click.echo(f"{queue} is paused{until(end, now=now)}. Jobs that run go on. Resume with: {session.command('resume', queue)}")
+    click.echo(f"{queue} is paused{until(end, now=now)}. Running jobs continue. Resume with: {session.command('resume', queue)}")
 
 
-@click.command(short_help="Lift a pause made with `pause`.")
+@click.command(short_help="Resume a queue that was paused with `pause`.")
 @click.argument("queue", shell_complete=queue_names)
 @json_option
 @pass_session
 def resume(session: Session, queue: str, as_json: bool) -> None:
-    """Lift a pause that somebody made with `pause`; windows and other holds stay.
+    """Resume a queue that was paused with `pause`; windows and other holds stay in force.
 
     \b
     Keys: queue, was_paused, holds: [{reason, detail, until}].
@@ -68,34 +71,35 @@ def resume(session: Session, queue: str, as_json: bool) -> None:
         held = [{"reason": hold.reason, "detail": hold.detail, "until": iso(hold.until)} for hold in holds]
         print_json({"queue": queue, "was_paused": was_paused, "holds": held})
         return
-    click.echo(f"{queue} runs again" if was_paused and not holds else f"{queue} is paused by nobody now")
+    click.echo(f"{queue} is resumed" if was_paused else f"{queue} was not paused")
     for hold in holds:
         click.echo(f"  still held: {hold.detail}{until(hold.until, now=gq.now())}")
 
 
-@click.command(short_help="Stop jobs, waiting or running.")
+@click.command(short_help="Cancel waiting or running jobs.")
 @_job_ids(job_to_cancel)
-@click.option("--all", "every", is_flag=True, help="All jobs of --queue that wait or run.")
+@click.option("--all", "every", is_flag=True, help="All waiting and running jobs of --queue.")
 @click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="The queue, with --all.")
 @yes_option
 @json_option
 @pass_session
 def cancel(session: Session, job_ids: tuple[int, ...], every: bool, queue: str | None, yes: bool, as_json: bool) -> int:
-    """Stop jobs: at once while they wait, and from any process while they run.
+    """Cancel jobs: a waiting job at once; a running job is asked to stop, in whatever process it runs.
 
-    At a terminal it asks before it cancels more than one with --all. Exit status 1 when a job had finished before.
+    At a terminal, --all asks before it cancels more than one job. Exit status 1 if a job had already finished.
 
     \b
     Keys: jobs: [{id, cancelled, state}].
-    Keys with --all: cancelled (how many waited), asked_to_stop (how many ran).
+    Keys with --all: cancelled (how many were waiting), asked_to_stop (how
+      many were running).
     """
     _expect_ids_or("--all", every, job_ids, queue)
     gq = session.existing_queue()
     if every:
         if queue is None:
-            raise UsageError(f"--all needs --queue QUEUE: say of which. Queues: {', '.join(sorted(gq.queue_names()))}")
+            raise UsageError(f"--all needs --queue QUEUE. Queues: {', '.join(sorted(gq.queue_names()))}")
         return _cancel_all(gq, queue, yes, as_json)
-    handles = [gq.job(job_id) for job_id in job_ids]  # an unknown one is noticed before any is cancelled
+    handles = [gq.job(job_id) for job_id in job_ids]  # an unknown id fails before any job is cancelled
     done = []
     for handle in handles:
         before: State = handle.state
@@ -106,9 +110,9 @@ def cancel(session: Session, job_ids: tuple[int, ...], every: bool, queue: str |
             continue
         if not cancelled:
             state = before if before in FINISHED else handle.state
-            click.echo(f"job {handle.id} had finished before: {state}")
+            click.echo(f"job {handle.id} is already {state}")
         elif handle.state is State.RUNNING:
-            click.echo(f"job {handle.id} runs and was asked to stop")
+            click.echo(f"job {handle.id} is running and was asked to stop")
         else:
             click.echo(f"job {handle.id} is cancelled")
     if as_json:
@@ -132,7 +136,7 @@ def _cancel_all(gq: GPUQueue, queue: str, yes: bool, as_json: bool) -> int:
         print_json({"cancelled": found.cancelled_count, "asked_to_stop": found.asked_to_stop_count})
         return 0
     if not (found.cancelled_count or found.asked_to_stop_count):
-        click.echo(f"{queue} has no job that waits or runs")
+        click.echo(f"{queue} has no waiting or running jobs")
     if found.cancelled_count:
         click.echo(f"{queue}: {_number(found.cancelled_count, 'waiting job')} cancelled")
     if found.asked_to_stop_count:
@@ -140,18 +144,18 @@ def _cancel_all(gq: GPUQueue, queue: str, yes: bool, as_json: bool) -> int:
     return 0
 
 
-@click.command(short_help="Make ended or postponed jobs available again.")
+@click.command(short_help="Retry failed, cancelled or postponed jobs.")
 @_job_ids(job_to_retry)
-@click.option("--failed", is_flag=True, help="All discarded jobs, of --queue or of every queue.")
-@click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="With --failed: only jobs of this queue.")
+@click.option("--failed", is_flag=True, help="All discarded jobs, of --queue or of all queues.")
+@click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="With --failed: only jobs in this queue.")
 @yes_option
 @json_option
 @pass_session
 def retry(session: Session, job_ids: tuple[int, ...], failed: bool, queue: str | None, yes: bool, as_json: bool) -> int:
-    """Make discarded, cancelled or postponed jobs available again, their attempts counted anew.
+    """Make discarded, cancelled or postponed jobs available again, and count their attempts from zero.
 
-    At a terminal it asks before it retries more than one with --failed. A job whose state does not allow it is left out: exit
-    status 2 when that leaves none, else 1.
+    At a terminal, --failed asks before it retries more than one job. A job that cannot be retried in its state is skipped: exit
+    status 2 if all are, 1 if some are.
 
     \b
     Keys: jobs: [{id, retried, state}].
@@ -182,8 +186,8 @@ def retry(session: Session, job_ids: tuple[int, ...], failed: bool, queue: str |
 
 def _retry_failed(session: Session, gq: GPUQueue, queue: str | None, yes: bool, as_json: bool) -> int:
     counts = {name: states.get(State.DISCARDED, 0) for name, states in gq.counts().items() if queue in (None, name)}
-    of_queue = "" if queue is None else f" of {queue}"
-    question = f"Make {_number(sum(counts.values()), 'discarded job')}{of_queue} available again?"
+    in_queue = "" if queue is None else f" in {queue}"
+    question = f"Retry {_number(sum(counts.values()), 'discarded job')}{in_queue}?"
     if not may_go_on(question, count=sum(counts.values()), yes=yes):
         return 1
     retried = gq.retry_failed(queue)
@@ -191,20 +195,20 @@ def _retry_failed(session: Session, gq: GPUQueue, queue: str | None, yes: bool, 
         print_json({"retried": retried})
         return 0
     are = "is" if retried == 1 else "are"
-    click.echo(f"{_number(retried, 'job')}{of_queue} {are} available again" if retried else f"no job{of_queue} is discarded")
+    click.echo(f"{_number(retried, 'job')}{in_queue} {are} available again" if retried else f"no discarded jobs{in_queue}")
     if retried:
         _tell_unserved(session, gq, {name for name, count in counts.items() if count})
     return 0
 
 
 def _expect_ids_or(option: str, is_given: bool, job_ids: tuple[int, ...], queue: str | None) -> None:
-    """Raises: UsageError when neither ids nor the option say which jobs are meant, or both do."""
+    """Raises: UsageError unless either ids or the option select the jobs."""
     if is_given and job_ids:
         raise UsageError(f"give ids or {option}, not both")
     if not is_given and queue is not None:
         raise UsageError(f"--queue needs {option}")
     if not is_given and not job_ids:
-        raise UsageError(f"say which jobs: their ids, or {option}")
+        raise UsageError(f"specify job ids or {option}")
 
 
 def _tell_unserved(session: Session, gq: GPUQueue, queues: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Owns the command group `db` and what it says of the file: path, version, upgrade, check; reads no job."""
+"""Reports on the database file, and checks and upgrades it: the group of commands `db`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gpuqueue.cli.shapes import finding_shape
 from gpuqueue.store import database
 
 
-@click.group(short_help="The database file: check, back up, prune, upgrade.")
+@click.group(short_help="Check, back up, prune or upgrade the database file.")
 def db() -> None:
-    """The database file: its place, its version, checking it, keeping it small, backing it up."""
+    """Find, check, back up, prune, shrink or upgrade the database file."""
 
 
-@db.command("path", short_help="Print where the database file is.")
+@db.command("path", short_help="Print the path of the database file.")
 @json_option
 @pass_session
 def show_path(session: Session, as_json: bool) -> None:
@@ -33,11 +33,11 @@ def show_path(session: Session, as_json: bool) -> None:
         click.echo(session.database)
 
 
-@db.command("version", short_help="Print the version of the file's schema.")
+@db.command("version", short_help="Print the file's schema version.")
 @json_option
 @pass_session
 def show_version(session: Session, as_json: bool) -> None:
-    """Print the version of the file's schema and the one that this gpuqueue writes; changes nothing.
+    """Print the file's schema version and the version that this gpuqueue uses; changes nothing.
 
     \b
     Keys: database, version (null: empty), newest, current.
@@ -48,16 +48,16 @@ def show_version(session: Session, as_json: bool) -> None:
             {"database": str(session.database), "version": found, "newest": database.head(), "current": found == database.head()}
         )
         return
-    say(f"{session.database}: schema {found or 'none yet'}, this gpuqueue writes {database.head()}")
+    say(f"{session.database}: schema {found or 'none yet'}; this gpuqueue uses {database.head()}")
     if found != database.head():
-        click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (or by using it)")
+        click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (a worker does so too)")
 
 
-@db.command("upgrade", short_help="Bring the file to the newest schema.")
+@db.command("upgrade", short_help="Upgrade the file to the newest schema.")
 @json_option
 @pass_session
 def upgrade(session: Session, as_json: bool) -> None:
-    """Bring the file to the newest schema. A worker or an application that opens it does the same.
+    """Upgrade the file to the newest schema. A worker or an application that opens the file does the same.
 
     \b
     Keys: database, before (null: it was empty), version, upgraded.
@@ -68,16 +68,17 @@ def upgrade(session: Session, as_json: bool) -> None:
     if as_json:
         print_json({"database": str(session.database), "before": before, "version": after, "upgraded": before != after})
         return
-    say(f"{session.database}: schema {after}" + (" already" if before == after else f", upgraded from {before or 'empty'}"))
+    upgraded = f"upgraded from {f'schema {before}' if before else 'an empty file'} to schema {after}"
+    say(f"{session.database}: {f'already at schema {after}' if before == after else upgraded}")
 
 
-@db.command("check", short_help="Check the file, and say what to do when it is wrong.")
+@db.command("check", short_help="Check the file and say how to repair it.")
 @json_option
 @pass_session
 def check(session: Session, as_json: bool) -> int:
-    """Check the file with SQLite's integrity check, and whether its rows agree with each other; changes nothing.
+    """Run SQLite's integrity check and check that the rows agree with each other; changes nothing.
 
-    Exit status 1 when something is wrong. It reads the whole file and may be used beside running workers.
+    Exit status 1 if something is wrong. It reads the whole file; workers can keep running.
 
     \b
     Keys: ok, database, version, findings: [{check, detail, mend}].
@@ -96,9 +97,9 @@ def check(session: Session, as_json: bool) -> int:
         if command:
             click.echo(f"         {command}{rest}")
     if not found:
-        say(f"{session.database}: nothing wrong")
+        say(f"{session.database}: no problems found")
     if version != database.head():
-        note(f"its rows were not compared: the schema is {version or 'none yet'}; first {session.command('db', 'upgrade')}")
+        note(f"the rows were not checked: their schema is {version or 'none yet'}; first run: {session.command('db', 'upgrade')}")
     return 1 if found else 0
 
 

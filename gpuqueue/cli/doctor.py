@@ -1,4 +1,4 @@
-"""Owns the command `doctor`: what it asks for, in which order, and how it is told; the checks are in checks.py."""
+"""Runs the checks in checks.py and prints what they found: the command `doctor`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gpuqueue.domain.errors import GPUQueueError
 COLORS = {OK: "green", WARN: "yellow", PROBLEM: "red"}
 
 
-@click.command(short_help="Check what gpuqueue needs, and say how to mend it.")
+@click.command(short_help="Check the setup and say how to fix problems.")
 @json_option
 @pass_session
 def doctor(session: Session, as_json: bool) -> int:
-    """Check everything that gpuqueue needs, and say how to mend what is wrong. Exit status 1 when there is a problem.
+    """Check everything that gpuqueue needs and say how to fix problems. Exit status 1 if there is a problem.
 
-    It changes nothing: no database is made, no schema upgraded.
+    It changes nothing: it creates no database and upgrades no schema.
 
     \b
     Keys: ok, checks: [{check, level ("ok", "warn" or "problem"), detail,
-      mend (null: nothing to mend)}].
+      mend (how to fix it; null: nothing to fix)}].
     """
     found = _examine(session)
     is_well = not any(check.level == PROBLEM for check in found)
@@ -62,8 +62,8 @@ def _examine(session: Session) -> list[Check]:
         session.queue()  # its plugins read their own sections
     except GPUQueueError as error:
         first, _, rest = str(error).partition("\n")
-        return [*found, Check(PROBLEM, "configuration", first, rest or "mend it, or write one with: gpuqueue init")]
-    named = str(config.path) if config.path else "no file; only the database and the environment"
+        return [*found, Check(PROBLEM, "configuration", first, rest or "fix it, or write a new one with: gpuqueue init")]
+    named = str(config.path) if config.path else "no file, only the database from the command line or the environment"
     found.append(Check(OK, "configuration", f"{named}: queues {', '.join(config.queues) or 'none'}"))
     found += checks.cards(config)
     found += checks.ollama(config)

@@ -1,4 +1,4 @@
-"""Owns the command `gpu`: what the driver, Ollama and the queue say of each card, side by side; judges nothing itself."""
+"""Shows each card as the driver, Ollama and the queue report it: the command `gpu`."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str]
 WHOSE = {
     "ollama": "Ollama's runner",
-    "gpuqueue": "a worker, or a job in a process of its own",
+    "gpuqueue": "a worker, or a job in its own process",
     "other": "another program",
-    "unknown": "not known whose",
+    "unknown": "owner unknown",
 }
 
 
-@click.command(short_help="Show the cards: driver, Ollama and queue side by side.")
+@click.command(short_help="Show each GPU as driver, Ollama and queue report it.")
 @json_option
 @pass_session
 def gpu(session: Session, as_json: bool) -> None:
-    """Show what the driver and Ollama say of each card beside what the queue has reserved, and where they disagree.
+    """Show what the driver, Ollama and the queue report about each GPU, and where they disagree.
 
-    Where this machine has the card it is read now, and Ollama is asked now where it can be reached from here; else the figures
-    are those that a worker last saw, and it says so.
+    A card of this machine is read now, and an Ollama that can be reached from here is asked now. All other figures are what a
+    worker last saw, and are marked as such.
 
     \b
     Keys: at, database,
@@ -50,13 +50,13 @@ def gpu(session: Session, as_json: bool) -> None:
         residents: [{model, size_bytes, vram_bytes}],
         reservations: [{job_id, queue, model, reserved_bytes, running,
           worker, expected_rest_s (null: not known)}],
-        read_here (else a worker published the reading),
+        read_here (false: a worker published the reading),
         processes (null: the driver does not list them): [{pid, name,
           used_bytes, owner ("ollama", "gpuqueue", "other" or "unknown")}]
           or null,
         residents_from ("ollama": asked now, "worker": last seen by one)}],
       backends: [{name, url, answers (here, now), error,
-        residents (of an Ollama that does not answer: none):
+        residents (empty if it does not answer):
           [{model, size_bytes, vram_bytes}]}],
       models: [{name, health ("unknown", "missing", "too_large", "spills"
         or "fits"), needed_bytes, detail}],
@@ -75,15 +75,15 @@ def gpu(session: Session, as_json: bool) -> None:
         print_json({"at": iso(seen.view.now), "database": str(gq.database), **_shape(seen)})
         return
     if not seen.cards:
-        click.echo('no card is configured: add [gpu] with budget = "5GB" to the configuration, or make one with `gpuqueue init`')
+        click.echo('no GPU is configured: add [gpu] with budget = "5GB" to the configuration, or create one with `gpuqueue init`')
         return
     for card in seen.cards:
         _show_card(card, seen)
     for ollama in seen.ollamas:
         if not any(ollama.noted.name in card.ollamas for card in seen.cards):
             loaded = ", ".join(_model(resident) for resident in ollama.residents or ()) or "nothing"
-            said = f"has {loaded} loaded" if ollama.residents is not None else f"does not answer here: {ollama.error}"
-            say(f"{ollama.noted.name} at {shown_url(ollama.noted.url)}, which is tied to no card, {said}")
+            said = f"has {loaded} loaded" if ollama.residents is not None else f"does not answer from here: {ollama.error}"
+            say(f"{ollama.noted.name} at {shown_url(ollama.noted.url)} (not tied to a device) {said}")
     models = _models(seen.view)
     if models:
         click.echo(heading("Models"))
@@ -96,7 +96,7 @@ def gpu(session: Session, as_json: bool) -> None:
 def _show_disagreements(seen: Sight) -> None:
     found = seen.discrepancies()
     if not found:
-        say(f"\n{click.style('nothing disagrees', fg='green')}")
+        say(f"\n{click.style('no disagreements', fg='green')}")
         return
     click.echo(heading("Disagreements"))
     for item in found:
@@ -109,20 +109,24 @@ def _show_card(card: CardSight, seen: Sight) -> None:
     said = f": {reading.name}" if reading is not None and reading.name else ""
     say(click.style(f"{card.name}{said}", bold=True))
     rows = [*_driver_rows(card, seen.view), *_ollama_rows(card, seen), *_queue_rows(card, seen.view)]
-    print_table({"source": "left", "memory": "right", "what it says": "prose"}, rows)
+    print_table({"source": "left", "memory": "right", "details": "prose"}, rows)
 
 
 def _driver_rows(card: CardSight, view: View) -> Iterator[Row]:
     reading = card.device.reading
     if reading is None:
-        yield "driver", "unknown", "the card is not here, and no worker has read it yet"
+        yield "driver", "unknown", "the card is not in this machine, and no worker has read it yet"
         return
-    when = "now" if card.read_here else f"as a worker read it {since(reading.at, now=view.now)}"
+    when = "now" if card.read_here else f"read by a worker {since(reading.at, now=view.now)}"
     if reading.lost is not None:
         yield "driver", "LOST", f"{reading.lost} ({when})"
         return
     if reading.total_bytes is None or reading.free_bytes is None:
-        yield "driver", "unknown", f"no driver can read the card, here or where the worker runs; the budget is trusted ({when})"
+        yield (
+            "driver",
+            "unknown",
+            f"no driver can read the card, here or where the worker runs; relying on the budget alone ({when})",
+        )
         return
     used_bytes = reading.total_bytes - reading.free_bytes
     said = ", ".join([f"{format_size(reading.free_bytes)} free", *condition(reading)])
@@ -140,14 +144,14 @@ def _ollama_rows(card: CardSight, seen: Sight) -> Iterator[Row]:
     source = ", ".join(card.ollamas) or "models"
     if not card.ollamas and not card.device.residents:
         return
-    when = "as it says now"
+    when = "now"
     if not card.asked_here:
         mine = [ollama for ollama in seen.ollamas if ollama.noted.name in card.ollamas and ollama.residents is None]
         errors = [ollama.error for ollama in mine]
         if card.published is None and not card.device.residents:
-            yield source, "unknown", "; ".join(["no worker has looked yet what is loaded", *errors])
+            yield source, "unknown", "; ".join(["no worker has checked yet what is loaded", *errors])
             return
-        when = "; ".join(["as a worker last saw it", *errors])
+        when = "; ".join(["as last seen by a worker", *errors])
     for resident in card.device.residents:
         warm = "kept warm" if kept_warm(card.device, resident) and not _is_reserved(card, resident) else ""
         said = ", ".join(filter(None, [f"{resident.model} is loaded", _outside(resident), warm]))
@@ -162,16 +166,16 @@ def _is_reserved(card: CardSight, resident: Resident) -> bool:
 
 def _outside(resident: Resident) -> str:
     outside_bytes = resident.size_bytes - resident.vram_bytes
-    return f"{format_size(outside_bytes)} more of it outside the card" if outside_bytes > 0 else ""
+    return f"{format_size(outside_bytes)} more outside the card" if outside_bytes > 0 else ""
 
 
 def _queue_rows(card: CardSight, view: View) -> Iterator[Row]:
     settings = card.device.settings
-    said = f"reserved of a budget of {format_size(settings.budget_bytes)}, {format_size(settings.margin_bytes)} margin"
+    said = f"reserved of a {format_size(settings.budget_bytes)} budget, {format_size(settings.margin_bytes)} margin"
     yield "queue", format_size(card.device.reserved_bytes), said
     for item in card.device.reservations:
         model = f" with {item.model}" if item.model else ""
-        what = f"runs{model}{rest(item, view)}" if item.running else f"has ended{model}; its memory is being given back"
+        what = f"running{model}{rest(item, view)}" if item.running else f"ended{model}; waiting for its memory to be released"
         yield f"job {item.job_id}", format_size(item.reserved_bytes), f"{item.queue}: {what}"
 
 
@@ -180,7 +184,7 @@ def _model(resident: Resident) -> str:
 
 
 def _models(view: View) -> dict[str, ModelHealth]:
-    """The health of each model that is configured, or that a queue falls back to, for the first queue that uses models."""
+    """Return the health of each configured or fallback model, as the first queue that uses models sees it."""
     queues = [item.settings for item in view.queues.values() if item.settings.gpu]
     names = dict.fromkeys([*view.models, *(name for queue in queues for name in queue.fallback)])
     return {name: health(name, queues[0], view) for name in names} if queues else {}

@@ -1,4 +1,4 @@
-"""Owns the command `init`: what this machine has becomes a first configuration file; changes nothing else."""
+"""Writes a first configuration file for this machine: the command `init`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpuqueue.config.loading import DEFAULT_FILE, Config
 from gpuqueue.config.sections import ollama_url
 from gpuqueue.domain.errors import ConfigurationError, UsageError
 from gpuqueue.domain.settings import BackendSettings
-from gpuqueue.domain.units import format_size, parse_size
+from gpuqueue.domain.units import counted, format_size, parse_size
 
 PROBE_S = 1.0
 GB = 10**9
@@ -28,7 +28,7 @@ SCENARIO_MODEL, SCENARIO_VRAM = "gemma4:e4b", 4_500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What NVML says of the first card; `total_bytes` None when it cannot be read, and `why` not."""
+    """The first card as NVML reports it; when it cannot be read, `total_bytes` is None and `why` has the reason."""
 
     total_bytes: int | None
     name: str
@@ -37,7 +37,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Ollama:
-    """What an Ollama has: {model: bytes on its disk}; `why` when it did not answer."""
+    """The models of an Ollama, {model: bytes on its disk}; when it does not answer, None and `why` has the reason."""
 
     url: str
     models: Mapping[str, int] | None
@@ -46,22 +46,22 @@ class Ollama:
 
 @click.command(short_help="Write a first configuration for this machine.")
 @click.option("--path", metavar="FILE", shell_complete=files, help=f"Where to write it. Default: {DEFAULT_FILE}.")
-@click.option("--force", is_flag=True, help="Overwrite the file when it is there.")
-@click.option("--model", metavar="MODEL", help="The model of the AI queues. Default: one that the Ollama has.")
-@click.option("--budget", metavar="SIZE", help='How much of the card jobs may use: "5GB". Default: what fits the card.')
-@click.option("--margin", metavar="SIZE", help='How much is left to others: "3GB".')
-@click.option("--ollama", "url", metavar="URL", help="The Ollama. Default: $OLLAMA_HOST, else http://127.0.0.1:11434.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.option("--model", metavar="MODEL", help="The model for the AI queues. Default: one that Ollama has.")
+@click.option("--budget", metavar="SIZE", help='GPU memory that jobs may use: "5GB". Default: what fits the card.')
+@click.option("--margin", metavar="SIZE", help='GPU memory left to other programs: "3GB".')
+@click.option("--ollama", "url", metavar="URL", help="The URL of Ollama. Default: $OLLAMA_HOST, else http://127.0.0.1:11434.")
 @pass_session
 def init(
     session: Session, path: str | None, force: bool, model: str | None, budget: str | None, margin: str | None, url: str | None
 ) -> None:
-    """Write a first configuration with what this machine has: its time zone, its card, its Ollama's model.
+    """Write a first configuration for this machine, with its time zone, its GPU and a model of its Ollama.
 
-    It describes an interactive queue and a background queue that share one card, and two queues without a GPU.
+    It defines an interactive queue and a background queue that share one GPU, and two queues without a GPU.
     """
     file = session.new_config_path if path is None else Path(os.path.abspath(Path(path).expanduser()))
     if file.exists() and not force:
-        raise UsageError(f"{file} is there already; --force overwrites it, --path FILE writes another")
+        raise UsageError(f"{file} already exists; overwrite it with --force, or write another with --path FILE")
     card = find_card()
     ollama = ask_ollama(ollama_url(url or os.environ.get("OLLAMA_HOST") or BackendSettings().url))
     budget_bytes, margin_bytes = choose_memory(
@@ -106,19 +106,19 @@ def ask_ollama(url: str) -> Ollama:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Ollama(url, None, str(error) or type(error).__name__)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Ollama(url, None, "it answers, but not like an Ollama")
+        return Ollama(url, None, "it answers, but it is not an Ollama")
     return Ollama(url, found)
 
 
 def choose_memory(total_bytes: int | None, budget_bytes: int | None, margin_bytes: int | None) -> tuple[int, int]:
-    """Choose (budget, margin) in bytes so that both fit the card; what was asked for is taken as it is.
+    """Choose (budget, margin) in bytes so that both fit the card; given values are used unchanged.
 
-    Raises: UsageError when that cannot fit.
+    Raises: UsageError if they cannot fit.
     """
     if total_bytes is None:
         return budget_bytes or SCENARIO_BUDGET, SCENARIO_MARGIN if margin_bytes is None else margin_bytes
     if margin_bytes is None:
-        # Three eighths up to 3 GB, as the scenario has it; less when the asked budget leaves less.
+        # Three eighths, at most the 3 GB of the scenario; less if the given budget leaves less.
         fair = min(SCENARIO_MARGIN, _whole(total_bytes * 3 // 8, GB // 2))
         margin_bytes = fair if budget_bytes is None else max(0, min(fair, _whole(total_bytes - budget_bytes, GB // 10)))
     if budget_bytes is None:
@@ -126,16 +126,16 @@ def choose_memory(total_bytes: int | None, budget_bytes: int | None, margin_byte
         budget_bytes = _whole(left, GB if left >= SCENARIO_BUDGET else GB // 2)
     if budget_bytes <= 0 or budget_bytes + margin_bytes > total_bytes:
         raise UsageError(
-            f"--budget and --margin do not fit the card: it has {format_size(total_bytes)}, budget "
-            f"{format_size(budget_bytes)} + margin {format_size(margin_bytes)} is more"
+            f"--budget and --margin do not fit the card: budget {format_size(budget_bytes)} + margin "
+            f"{format_size(margin_bytes)} exceeds its {format_size(total_bytes)}"
         )
     return budget_bytes, margin_bytes
 
 
 def choose_model(asked: str | None, models: Mapping[str, int] | None, budget_bytes: int) -> tuple[str, int]:
-    """Choose (model, its bytes when loaded): what was asked for, the scenario's when it is there, else the largest that fits.
+    """Choose (model, its bytes when loaded): the one given, else the scenario's if Ollama has it, else the largest that fits.
 
-    Raises: UsageError when it cannot be loaded within the budget.
+    Raises: UsageError if it cannot be loaded within the budget.
     """
     from gpuqueue.domain.models import full_name
 
@@ -153,14 +153,14 @@ def choose_model(asked: str | None, models: Mapping[str, int] | None, budget_byt
     vram_bytes = sizes.get(full_name(chosen)) or min(SCENARIO_VRAM, budget_bytes if asked else SCENARIO_VRAM)
     if vram_bytes > budget_bytes:
         raise UsageError(
-            f"{chosen} takes about {format_size(vram_bytes)} when loaded, the budget is {format_size(budget_bytes)}; "
-            "give a smaller --model, or a larger --budget"
+            f"{chosen} needs about {format_size(vram_bytes)} when loaded, but the budget is {format_size(budget_bytes)}; "
+            "use a smaller --model or a larger --budget"
         )
     return chosen, vram_bytes
 
 
 def loaded_bytes(name: str, size_bytes: int) -> int:
-    """Estimate what a model takes when it is loaded with a context of 4096 tokens, from its size on the disk."""
+    """Estimate the memory of a model loaded with a context of 4096 tokens, from its size on disk."""
     if name == SCENARIO_MODEL or not size_bytes:
         return SCENARIO_VRAM
     return -_whole(-(size_bytes * 11 // 10 + GB // 2), GB // 10)
@@ -171,7 +171,7 @@ def _whole(size_bytes: int, unit: int) -> int:
 
 
 def _write(file: Path, text: str) -> None:
-    """Write the file whole or not at all, and only when it can be read again."""
+    """Write the file whole or not at all, and only if it loads again."""
     try:
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".toml")
     except OSError as error:
@@ -182,7 +182,7 @@ def _write(file: Path, text: str) -> None:
         try:
             Config.load(name, environ={})
         except ConfigurationError as error:
-            raise UsageError(str(error).replace(f"{name}: ", "the configuration would be wrong: ")) from None
+            raise UsageError(str(error).replace(f"{name}: ", "the configuration would be invalid: ")) from None
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
@@ -207,17 +207,17 @@ def _tell(
     from gpuqueue.domain.models import full_name
 
     click.echo(f"wrote {file}")
-    memory = f"budget {format_size(budget_bytes)}, margin {format_size(margin_bytes)}"
+    memory = f"budget {format_size(budget_bytes)} + margin {format_size(margin_bytes)}"
     if card.total_bytes is None:
-        click.echo(f"  card: none that can be read here ({card.why}); {memory}: check that they fit the card")
+        click.echo(f"  card: none can be read here ({card.why}); check that the card has room for {memory}")
     else:
-        click.echo(f"  card: {card.name} with {format_size(card.total_bytes)}; {memory}")
+        click.echo(f"  card: {card.name}, {format_size(card.total_bytes)}; {memory}")
     if ollama.models is None:
         click.echo(f"  Ollama: {ollama.url} does not answer ({ollama.why})")
     else:
-        click.echo(f"  Ollama: {ollama.url} has {len(ollama.models)} models")
+        click.echo(f"  Ollama: {ollama.url} has {counted(len(ollama.models), 'model')}")
     click.echo(f"  model: {model}, {format_size(vram_bytes)} when loaded")
-    click.echo(f"  time zone: {zone}; background work is paused 09:00-18:00 there")
+    click.echo(f"  time zone: {zone}; background work pauses there 09:00-18:00")
     has = {full_name(name) for name in ollama.models or ()}
     missing = [name for name in (model, EMBEDDING_MODEL) if full_name(name) not in has]
     is_found = file == session.new_config_path
@@ -232,6 +232,6 @@ def _tell(
     click.echo(f'  {session.command("submit", "ai-realtime", "--model", model)} --prompt "Say hello" --follow')
     if isinstance(session, AppSession):
         if not is_found:
-            note(f"note: the application reads {session.new_config_path} where its settings name no other file")
+            note(f"note: the application reads {session.new_config_path} unless its settings name another file")
     elif os.environ.get("GPUQUEUE_CONFIG") and is_found:
-        note(f"note: GPUQUEUE_CONFIG names {os.environ['GPUQUEUE_CONFIG']}, which goes before this file")
+        note(f"note: GPUQUEUE_CONFIG names {os.environ['GPUQUEUE_CONFIG']}, which takes precedence over this file")

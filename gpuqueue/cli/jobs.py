@@ -1,4 +1,4 @@
-"""Owns the commands that look at jobs: jobs, job, explain; changes nothing."""
+"""Lists, shows and explains jobs: the commands `jobs`, `job` and `explain`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpuqueue.domain.moments import clock, since
 from gpuqueue.domain.timeline import progress, timeline_of
 from gpuqueue.domain.units import counted, format_duration, format_size
 
-SHOWN_CHARACTERS = 600  # of an argument, a result or an output, unless all is asked for
+SHOWN_CHARACTERS = 600  # of the arguments, a result or an output, without --result
 SHOWN_OF_ERROR = 120  # characters, in a list
 LARGEST_ID = 2**63 - 1
 
@@ -30,18 +30,18 @@ job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, 
 @click.command("jobs")
 @click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="Only jobs of this queue.")
 @click.option("--state", metavar="STATE", shell_complete=state_names, help="Only jobs in this state.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most jobs to list.")
 @click.option(
     "--after",
     type=click.IntRange(1, LARGEST_ID),
     metavar="ID",
     shell_complete=job_to_show,
-    help="Continue behind this id, to older jobs.",
+    help="Continue after this id, with older jobs.",
 )
 @json_option
 @pass_session
 def list_jobs(session: Session, queue: str | None, state: str | None, limit: int, after: int | None, as_json: bool) -> None:
-    """List jobs, the newest first.
+    """List jobs, newest first.
 
     \b
     Keys: jobs: [as `job --json`, without result, output, position,
@@ -55,17 +55,25 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
         print_json({"jobs": [job_shape(job) for job in shown], "next_after": shown[-1].id if more else None})
         return
     if not shown:
-        note("no jobs" if queue is None and state is None and after is None else "no such jobs")
+        note("no jobs" if queue is None and state is None and after is None else "no matching jobs")
         return
     now = gq.now()
-    columns = {"id": "right", "state": "left", "queue": "left", "task": "left", "tries": "left", "enqueued": "left", "": "prose"}
+    columns = {
+        "id": "right",
+        "state": "left",
+        "queue": "left",
+        "task": "left",
+        "attempt": "left",
+        "enqueued": "left",
+        "": "prose",
+    }
     print_table(columns, [_row(job, now) for job in shown])
     if more:
-        note(f"there are more: --after {shown[-1].id}")
+        note(f"there are more; continue with --after {shown[-1].id}")
 
 
 def shortened(text: str) -> str:
-    """Cut a text for a line of a terminal, where a pipe gets all of it."""
+    """Shorten a text to about a line in a terminal; a pipe gets all of it."""
     if not in_terminal() or len(text) <= SHOWN_OF_ERROR:
         return text
     return f"{text[:SHOWN_OF_ERROR].rpartition(' ')[0] or text[:SHOWN_OF_ERROR]} …"
@@ -83,14 +91,14 @@ def _row(job: Job, now: datetime) -> tuple[str, ...]:
         about = f"{said}for {format_duration(max(0.0, (now - job.started_at).total_seconds()))}"
     elif job.state is State.SCHEDULED:
         about = f"due {clock(job.scheduled_at, now=now)}"
-    tries = f"{job.attempt}/{job.max_attempts}"
-    return (str(job.id), str(job.state), job.queue, task, tries, clock(job.enqueued_at, now=now), about)
+    attempt = f"{job.attempt}/{job.max_attempts}"
+    return (str(job.id), str(job.state), job.queue, task, attempt, clock(job.enqueued_at, now=now), about)
 
 
 @click.command("job", short_help="Show everything about one job.")
 @job_id_argument
 @json_option
-@click.option("--result", "all_result", is_flag=True, help="Show the whole result and output, however long.")
+@click.option("--result", "all_result", is_flag=True, help="Show the whole result and output, whatever their length.")
 @pass_session
 def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> None:
     """Show everything about one job: timeline, attempts, error, result, output.
@@ -99,10 +107,10 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
     Keys: id, queue, task, state, priority, attempt, max_attempts, crashes,
       enqueued_at, scheduled_at, started_at, finished_at, expires_at,
       timeout_s, worker, model, demand_bytes, device, reserved_bytes,
-      waiting_for, cancel_requested, progress (0 to 1; null: it said
-      nothing), progress_note, tags, arguments,
+      waiting_for, cancel_requested, progress (0 to 1; null: none
+      reported), progress_note, tags, arguments,
       error: {code, message, traceback} or null,
-      result (whole; null when there is none),
+      result (all of it; null: none),
       output (text of the latest attempt),
       position, expected_start, expected_finish (null: not known),
       attempts (those that did not complete): [{attempt, lease, outcome,
@@ -147,11 +155,11 @@ def _worded_progress(job: Job) -> str:
     said = progress(job)
     if not said:
         return ""
-    return f"progress {said}" if job.state is State.RUNNING else f"its last attempt came to {said}"
+    return f"progress {said}" if job.state is State.RUNNING else f"its last attempt reached {said}"
 
 
 def whole_shape(gq: GPUQueue, job_id: int) -> dict[str, Any]:
-    """Read everything about a job at one moment, as `job --json` prints it. Raises: UnknownJob."""
+    """Read everything about a job in one snapshot, as `job --json` prints it. Raises: UnknownJob."""
     with gq.store.snapshot() as reads:
         job = reads.job(job_id)
         ending = reads.status(job_id)
@@ -182,17 +190,17 @@ def _show_text(title: str, text: str, *, whole: bool) -> None:
     click.echo(f"{title}: {text[:SHOWN_CHARACTERS]}… ({len(text)} characters; --result shows all)")
 
 
-@click.command(short_help="Say why a job waits, until when, and what to do.")
+@click.command(short_help="Explain why a job waits, until when, and what to do.")
 @job_id_argument
 @json_option
 @pass_session
 def explain(session: Session, job_id: int, as_json: bool) -> None:
-    """Say why a job is where it is: every reason, until when, and what to do.
+    """Explain the state of a job: every reason, until when, and what to do.
 
     \b
     Keys: job_id, state, at, summary, reasons: [{reason, detail, until}],
       position, expected_start, expected_finish (null: not known),
-      advice (null: none), text (all of it, as it is printed).
+      advice (null: none), text (all of it, as printed).
     """
     gq = session.existing_queue()
     explanation = gq.explain(job_id)

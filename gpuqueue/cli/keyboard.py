@@ -1,4 +1,4 @@
-"""Owns the keys that a person presses at a terminal, one by one, and the state of the terminal meanwhile; draws nothing."""
+"""Reads single keys from the terminal and restores the terminal afterwards; draws nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 __all__ = ["RESIZED", "RESUMED", "Keyboard"]
 
-RESIZED, RESUMED = "resized", "resumed"  # no keys, but they come as keys do
+RESIZED, RESUMED = "resized", "resumed"  # not keys, but reported like keys
 TERMINATED = 128 + 15  # the exit status of a process that SIGTERM ended
 ESCAPE_S = 0.05  # how long the rest of an escape sequence may take, over a slow line
-POLL_S = 0.05  # where only asking tells that a key was pressed
+POLL_S = 0.05  # where a key can only be polled for
 
 SEQUENCES = {
     "[A": "up", "OA": "up", "[B": "down", "OB": "down", "[C": "right", "OC": "right", "[D": "left", "OD": "left",
@@ -30,7 +30,7 @@ if sys.platform == "win32":
     import msvcrt
 
     class Keyboard:
-        """Reads keys of the console, which needs no preparation."""
+        """Reads keys from the console, which needs no preparation."""
 
         def __init__(self, *, leave: Callable[[], None], enter: Callable[[], None]) -> None:
             self._size = os.get_terminal_size()
@@ -42,7 +42,7 @@ if sys.platform == "win32":
             pass
 
         def forget(self) -> None:
-            """Drop the keys that were pressed and not read."""
+            """Drop the keys that were pressed but not read."""
             while msvcrt.kbhit():
                 msvcrt.getwch()
 
@@ -69,10 +69,10 @@ else:
     import tty
 
     class Keyboard:
-        """Reads keys of the terminal on stdin: each at once and unseen. Leaving it gives the terminal back as it was.
+        """Reads keys from the terminal on stdin: each at once, without echo. Leaving it restores the terminal.
 
-        Signals come as keys do, so that nothing is drawn half: a new size, Ctrl-C (KeyboardInterrupt from `wait`), SIGTERM
-        (SystemExit) and Ctrl-Z, for which `leave` and `enter` give back and take again what else the terminal shows.
+        Signals are reported like keys, so nothing is half drawn: a new size, Ctrl-C (KeyboardInterrupt from `wait`), SIGTERM
+        (SystemExit) and Ctrl-Z. Before and after Ctrl-Z, `leave` and `enter` restore and retake the screen.
         """
 
         def __init__(self, *, leave: Callable[[], None], enter: Callable[[], None]) -> None:
@@ -101,7 +101,7 @@ else:
             os.close(self._wakeups)
 
         def forget(self) -> None:
-            """Drop the keys that were pressed and not read."""
+            """Drop the keys that were pressed but not read."""
             self._typed.clear()
             with contextlib.suppress(termios.error):
                 termios.tcflush(self._fd, termios.TCIFLUSH)
@@ -109,7 +109,7 @@ else:
         def wait(self, timeout_s: float) -> str | None:
             """Return the next key, or None after `timeout_s`.
 
-            Raises: KeyboardInterrupt after Ctrl-C, and when the terminal is gone; SystemExit after SIGTERM.
+            Raises: KeyboardInterrupt after Ctrl-C or when the terminal is gone; SystemExit after SIGTERM.
             """
             if self._typed:
                 return self._typed.pop(0)
@@ -131,7 +131,7 @@ else:
 
         def _ring(self, number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT:
-                if self._is_interrupted:  # the first was not heard: something takes long
+                if self._is_interrupted:  # the first was not handled yet: something takes long
                     raise KeyboardInterrupt
                 self._is_interrupted = True
             with contextlib.suppress(BlockingIOError):
@@ -149,7 +149,7 @@ else:
             return RESIZED
 
         def _suspend(self) -> None:
-            """Stop this process as Ctrl-Z does, and go on when it is continued."""
+            """Stop this process as Ctrl-Z does, and take the terminal again when it is continued."""
             self._leave()
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -160,7 +160,7 @@ else:
 
 
 def keys_of(text: str) -> list[str]:
-    """Read what a terminal sent as keys; a sequence that is not known is no key."""
+    """Split what a terminal sent into keys; unknown sequences are dropped."""
     keys = []
     while text:
         if text[0] == "\x1b" and len(text) > 1 and text[1] in "[O":

@@ -1,4 +1,4 @@
-"""Owns the command `logs`: what a job logged, attempt by attempt, until now or until it ends; changes nothing."""
+"""Shows what a job logged, attempt by attempt, until now or until it ends: the command `logs`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ LINE, BEGAN, ENDED = "line", "began", "ended"
 # How an attempt that did not complete ended, as `attempts.outcome` has it.
 OUTCOMES = {
     "retried": "failed",
-    "snoozed": "was postponed, which counts no attempt",
-    "discarded": "failed for good",
+    "snoozed": "was postponed and does not count",
+    "discarded": "failed permanently",
     "cancelled": "was cancelled",
-    "released": "was given back, which counts no attempt",
-    "crashed": "ended with its worker",
+    "released": "was returned to the queue and does not count",
+    "crashed": "died with its worker",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the command's output; `seq` numbers what the job itself logged."""
+    """One line of the command's output; `seq` numbers the lines that the job itself logged."""
 
     kind: str
     at: datetime
@@ -46,18 +46,18 @@ class Entry:
 
 @click.command(short_help="Show what a job logged, and follow it.")
 @job_id_argument
-@click.option("--follow", is_flag=True, help="Wait for more, until the job ends.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line; its keys are listed above.")
+@click.option("--follow", is_flag=True, help="Print new lines as they come, until the job ends.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line; its keys are listed above.")
 @pass_session
 def logs(session: Session, job_id: int, follow: bool, as_json: bool) -> int:
-    """Show what a job logged with current_job().log(…), and where its attempts began and failed.
+    """Show what a job logged with current_job().log(…), and where its attempts started and failed.
 
-    Ctrl-C ends the following, not the job. Exit status 0 however the job ended, 130 after Ctrl-C.
+    Ctrl-C stops following; the job continues. Exit status 0 however the job ended, 130 after Ctrl-C.
 
     \b
     Keys: kind ("line", "began": another attempt, or "ended": an attempt that
-      did not complete), at, attempt, lease, message, seq (null: no line),
-      outcome (null: it did not end; else retried, snoozed, discarded,
+      did not complete), at, attempt, lease, message, seq (null: not a line),
+      outcome (null: not an end; else retried, snoozed, discarded,
       cancelled, released or crashed).
     """
     gq = session.existing_queue()
@@ -68,14 +68,14 @@ def logs(session: Session, job_id: int, follow: bool, as_json: bool) -> int:
         for entry in entries:
             _show(entry, gq, as_json)
         if handle.state not in FINISHED:
-            note(f"job {job_id} is {handle.state}. Wait for more: {session.command('logs', job_id, '--follow')}")
+            note(f"job {job_id} is {handle.state}. Follow it: {session.command('logs', job_id, '--follow')}")
         elif not entries:
             note(f"job {job_id} is {handle.state} and logged nothing")
         return 0
     try:
         _follow(session, gq, handle, story, as_json)
     except KeyboardInterrupt:
-        note(f"\njob {job_id} goes on. Cancel it: {session.command('cancel', job_id)}")
+        note(f"\njob {job_id} continues. Cancel it: {session.command('cancel', job_id)}")
         return INTERRUPTED
     return 0
 
@@ -110,22 +110,22 @@ def _show(entry: Entry, gq: GPUQueue, as_json: bool) -> None:
 
 
 class _Story:
-    """Tells what a job logged and how its attempts went, each thing once."""
+    """Yields what a job logged and how its attempts went, each entry once."""
 
     def __init__(self, gq: GPUQueue, job_id: int) -> None:
         self._gq = gq
         self._job_id = job_id
         self._seq = 0
-        self._lease = 0  # of the attempt that is being told
+        self._lease = 0  # of the attempt that is being shown
         self._ended: set[int] = set()
 
     def news(self) -> Iterator[Entry]:
-        """Yield what came since the last call, in the order in which it happened."""
+        """Yield what is new since the last call, in the order in which it happened."""
         with self._gq.store.snapshot() as reads:
             job = reads.job(self._job_id)
             lines = reads.logs(self._job_id, self._seq)
             attempts = {attempt["lease"]: attempt for attempt in reads.timeline(self._job_id)}
-        # A lease number without an end is the latest attempt's, also where a rescue has raised the job's own since.
+        # A lease without an end is that of the latest attempt, even if a rescue has raised the job's own lease since.
         by_attempt: dict[int, list[LogLine]] = {lease: [] for lease in attempts.keys() - self._ended}
         if job.state in (State.RUNNING, State.COMPLETED) and job.lease not in attempts:
             by_attempt[job.lease] = []
@@ -141,14 +141,14 @@ class _Story:
             if self._lease:
                 began_at = job.started_at if ended is None else ended["started_at"]
                 worker = job.worker_id if ended is None else ended["worker"]
-                words = f"attempt {number} of {job.max_attempts} began" + (f" on {worker}" if worker else "")
+                words = f"attempt {number} of {job.max_attempts} started" + (f" on {worker}" if worker else "")
                 yield Entry(BEGAN, began_at or job.enqueued_at, number, lease, words)
             self._lease = lease
         for line in lines:
             yield Entry(LINE, line.at, number, lease, line.message, seq=line.seq)
         if ended is not None and lease not in self._ended:
             self._ended.add(lease)
-            # That it was cancelled is all that its error says.
+            # The error of a cancelled attempt says nothing more.
             why = f": {ended['error'].message}" if ended["error"] and ended["outcome"] != "cancelled" else ""
             words = f"attempt {number} of {job.max_attempts} {OUTCOMES.get(ended['outcome'], ended['outcome'])}{why}"
             yield Entry(ENDED, ended["finished_at"], number, lease, words, outcome=ended["outcome"])

@@ -1,4 +1,4 @@
-"""Owns the files of a new plugin, a distribution that works as it is; writes none of them."""
+"""Contains the files of a new plugin, a working distribution; writes none of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "DISTRIBUTION"
 version = "0.1.0"
-description = "Holds the queues of gpuqueue that its section names"
+description = "Holds the gpuqueue queues that are listed in its section"
 readme = "README.md"
 requires-python = ">=3.11"
 dependencies = ["gpuqueue>=VERSION"]
@@ -44,7 +44,7 @@ addopts = "-p gpuqueue.testing.pytest_plugin"
 """
 
 MODULE = '''\
-"""Holds the queues that the section `[NAME]` names."""
+"""Holds the queues that are listed in the section `[NAME]`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from gpuqueue.plugins import ConfigureDetails, Hold, QueueHoldDetails, hookimpl
 
 
 class CLASS:
-    """Holds the queues in `hold`; without any it does nothing."""
+    """Holds the queues in `hold`; does nothing if it is empty."""
 
     @hookimpl
     def configure(self, details: ConfigureDetails) -> None:
@@ -64,11 +64,11 @@ class CLASS:
     def queue_hold(self, details: QueueHoldDetails) -> Hold | None:
         if details.queue.name not in self.hold:
             return None
-        return Hold("NAME", f"[NAME] hold names {details.queue.name}")
+        return Hold("NAME", f"[NAME] hold lists {details.queue.name}")
 '''
 
 TEST_SUITE = '''\
-"""What every policy must do, done by this one."""
+"""Checks this plugin with the tests that every policy must pass."""
 
 from MODULE import CLASS
 
@@ -84,7 +84,7 @@ class TestSuite(PolicySuite):
 '''
 
 TEST_HOLD = '''\
-"""What this plugin is for."""
+"""Checks what this plugin does."""
 
 import pytest
 from MODULE import CLASS
@@ -100,29 +100,29 @@ def gpuqueue_plugins():
     return {"NAME": CLASS()}
 
 
-def test_a_queue_in_its_section_waits_and_another_goes_on(gpuqueue_db, run_worker_until_idle):
+def test_a_listed_queue_waits_and_another_runs(gpuqueue_db, run_worker_until_idle):
     mail = gpuqueue_db.task(name="send", queue="mail")(lambda: "sent").enqueue()
     other = gpuqueue_db.task(name="note")(lambda: "noted").enqueue()
     left = run_worker_until_idle(may_wait=True)
-    assert [reason.detail for reason in left[mail.id].reasons] == ["[NAME] hold names mail"]
+    assert [reason.detail for reason in left[mail.id].reasons] == ["[NAME] hold lists mail"]
     assert other.result(timeout_s=0) == "noted"
 '''
 
 README = """\
 # DISTRIBUTION
 
-A plugin of gpuqueue. It holds the queues that its section of `gpuqueue.toml` names:
+A gpuqueue plugin. It holds the queues that are listed in its section of `gpuqueue.toml`:
 
 ```toml
 [NAME]
 hold = ["mail"]
 ```
 
-- `MODULE.py` is the plugin: methods that are named like hooks and marked with `hookimpl`. `gpuqueue.contract.hookspecs` has all
+- `MODULE.py` is the plugin: methods with the names of hooks, marked with `hookimpl`. `gpuqueue.contract.hookspecs` describes all
   hooks on one page, each with an example; `gpuqueue.plugins` has all names that a plugin needs.
-- `pyproject.toml` names it to gpuqueue: its entry point `NAME` is the plugin's name, and that of its section.
-- `tests/test_suite.py` is what every policy must do; executors and devices have their own, in `gpuqueue.testing.executors` and
-  `gpuqueue.testing.devices`. `tests/test_hold.py` is what this one is for.
+- `pyproject.toml` registers it: the entry point `NAME` is the name of the plugin and of its section.
+- `tests/test_suite.py` runs the tests that every policy must pass; the suites for executors and devices are in
+  `gpuqueue.testing.executors` and `gpuqueue.testing.devices`. `tests/test_hold.py` tests what this plugin does.
 
 ```bash
 python -m pip install -e ".[test]"
@@ -133,27 +133,27 @@ gpuqueue plugins
 
 
 def distribution(name: str) -> str:
-    """Name the distribution of a plugin, which is that of its folder too."""
+    """Return the name of a plugin's distribution and of its folder."""
     return f"{PREFIX}{name}"
 
 
 def check_name(name: str) -> None:
-    """Raises: UsageError for what can name no new plugin."""
+    """Raises: UsageError if a new plugin cannot have this name."""
     if name.startswith((PREFIX, "gpuqueue_")):
-        raise UsageError(f"the name {name!r} begins with gpuqueue, which the distribution's does anyway; leave it out")
+        raise UsageError(f"a plugin's name must not start with gpuqueue: {name!r}. Leave it out; the distribution's name adds it")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > LONGEST:
         likely = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:LONGEST].rstrip("-")
         raise UsageError(
-            f"{name!r} is no name for a plugin: write up to {LONGEST} small letters, digits and single hyphens, a letter first"
-            + (f", such as {likely}" if likely else "")
+            f"{name!r} is not a valid plugin name: use up to {LONGEST} lowercase letters, digits and single hyphens, "
+            "starting with a letter" + (f", for example {likely}" if likely else "")
         )
     if name in ROOT_KEYS:
-        raise UsageError(f"[{name}] is a section of gpuqueue's own configuration; give the plugin another name")
+        raise UsageError(f"[{name}] is a section of gpuqueue's own configuration; use another name")
     if name.replace("-", "_") in (*default_policies(), *WORKER_POLICY_NAMES):
-        raise UsageError(f"gpuqueue has a plugin {name.replace('-', '_')!r} of its own; give this one another name")
+        raise UsageError(f"gpuqueue has a built-in plugin {name.replace('-', '_')!r}; use another name")
     for found in installed_plugins():
         if found.name == name:
-            raise UsageError(f"the plugin {name!r} is installed already, from {found.distribution}; give this one another name")
+            raise UsageError(f"plugin {name!r} is already installed (from {found.distribution}); use another name")
 
 
 def files(name: str) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Owns the command `plugins`: which there are, what they answer, and a new one's files; loads nothing that a worker would not."""
+"""Lists plugins and writes the files of a new one: the command `plugins`. Loads nothing that a worker would not."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gpuqueue.domain.errors import UsageError
 @click.group(
     invoke_without_command=True,
     subcommand_metavar="[new NAME]",
-    short_help="List every plugin with the hooks that it answers; write a new one.",
+    short_help="List plugins and their hooks, or write a new one.",
 )
 @app_option
 @json_option
 @click.pass_context
 @pass_session
 def plugins(session: Session, context: click.Context, app: str | None, as_json: bool) -> None:
-    """List every plugin with the hooks that it answers, in the order in which they are asked; those blocked come last.
+    """List every plugin with the hooks it implements, in the order in which they are called; blocked plugins come last.
 
-    Installed plugins are found by their entry points of group `gpuqueue`; those that an application gives to its queue object
-    are shown with --app.
+    Installed plugins are found by their entry points in the group `gpuqueue`. With --app, the plugins that the application
+    gives to its queue object are listed too.
 
     \b
     Keys: plugins: [{name, kind ("default", "installed" or "given"),
@@ -37,7 +37,7 @@ def plugins(session: Session, context: click.Context, app: str | None, as_json: 
     """
     if context.invoked_subcommand is not None:
         if app is not None or as_json:
-            raise UsageError(f"--app and --json are for the list, not for `plugins {context.invoked_subcommand}`; leave them out")
+            raise UsageError(f"--app and --json apply to the list, not to `plugins {context.invoked_subcommand}`; remove them")
         return
     found = session.plugins() if app is None else session.queue(app).plugins
     found.add_defaults(worker_policies())
@@ -54,17 +54,17 @@ def plugins(session: Session, context: click.Context, app: str | None, as_json: 
     "--into",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Where to write them: a folder that is not there or empty. Default: gpuqueue-NAME.",
+    help="Where to write them: a new or empty folder. Default: gpuqueue-NAME.",
 )
 def new(name: str, into: Path | None) -> None:
-    """Write the files of a new plugin: a distribution with a module, tests and a page, which works as it is.
+    """Write the files of a new plugin: a working distribution with a module, tests and a README.
 
-    NAME is the plugin's name and that of its section in gpuqueue.toml: small letters, digits and hyphens.
+    NAME is the name of the plugin and of its section in gpuqueue.toml: lowercase letters, digits and hyphens.
     """
     plugin_template.check_name(name)
     folder = Path(plugin_template.distribution(name)) if into is None else into.expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder.absolute()} is there already, and nothing is overwritten; name another folder: --into FOLDER")
+        raise UsageError(f"{folder.absolute()} already exists; nothing was written. Use another folder: --into FOLDER")
     files = plugin_template.files(name)
     try:
         for path, text in files.items():
@@ -72,7 +72,7 @@ def new(name: str, into: Path | None) -> None:
             with open(folder / path, "x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        raise UsageError(f"{folder.absolute()} cannot be written: {error.strerror}; name another folder: --into FOLDER") from None
+        raise UsageError(f"cannot write {folder.absolute()}: {error.strerror}. Use another folder: --into FOLDER") from None
     say(f"{folder}: {', '.join(files)}")
     click.echo(
         f'  next: cd {shlex.quote(str(folder))} && python -m pip install -e ".[test]" && python -m pytest && gpuqueue plugins'

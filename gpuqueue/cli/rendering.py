@@ -1,6 +1,6 @@
-"""Owns how things look: times, tables, JSON and the lines on stderr; reads nothing of the queue.
+"""Formats output: times, tables, JSON and the lines on stderr.
 
-In a pipe there is no colour and nothing is folded; in a terminal lines and columns are folded between words, never cut.
+A pipe gets no colours and nothing is folded; in a terminal lines and columns are folded between words, never cut.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ MOMENT_EXAMPLES = '"30m", "18:00", "2030-01-31T18:00", "2030-01-31T18:00+07:00"'
 
 
 def parse_moment(text: str, *, now: datetime, what: str) -> datetime:
-    """Read a moment: a duration from now, a time of day (the next one), or ISO 8601; without a zone it is local.
+    """Parse a time: a duration from now, a time of day (the next one), or ISO 8601; without a zone it is local.
 
     Raises: UsageError naming `what`.
     """
-    wrong = UsageError(f"{what} is {text!r}: that is neither a duration nor a moment. Right: {MOMENT_EXAMPLES}")
+    wrong = UsageError(f"{what} must be a duration or a time, not {text!r}. Use for example {MOMENT_EXAMPLES}")
     stripped = text.strip()
     if len(stripped) == 5 and stripped[2] == ":":
         try:
@@ -82,7 +82,7 @@ def error_line(text: str) -> None:
 
 
 def in_terminal() -> bool:
-    """Say whether stdout is a terminal."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -91,13 +91,13 @@ def terminal_width() -> int:
 
 
 def state_style(state: str) -> str:
-    """Colour a state's name; without a terminal click takes the colour out again."""
+    """Colour a state's name; without a terminal click removes the colour again."""
     color = STATE_COLORS.get(state)
     return click.style(state, fg=color) if color else state
 
 
 def heading(text: str) -> str:
-    """Word the heading of a part, with an empty line before it."""
+    """Format a heading, with an empty line before it."""
     return "\n" + click.style(text, bold=True)
 
 
@@ -114,7 +114,7 @@ def folded(text: str, width: int, *, hang: int = 0) -> str:
 
 
 def say(text: str, *, hang: int | None = None, err: bool = False) -> None:
-    """Print a line for people; a terminal gets it folded between words. Not for what is copied whole, such as a command."""
+    """Print a line for people, folded between words in a terminal. Not for text to be copied whole, such as a command."""
     if sys.stderr.isatty() if err else in_terminal():
         further_in = len(text) - len(text.lstrip()) + 2
         text = folded(text, terminal_width(), hang=further_in if hang is None else hang)
@@ -122,7 +122,7 @@ def say(text: str, *, hang: int | None = None, err: bool = False) -> None:
 
 
 def _cells(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """Return how many columns of a terminal a text takes."""
     plain = click.unstyle(text)
     if plain.isascii():
         return len(plain)
@@ -132,10 +132,10 @@ def _cells(text: str) -> int:
 
 
 def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under headings: {heading: "left", "right", or "prose" for the last one, whose texts are long}.
+    """Print rows under headings: {heading: "left", "right", or "prose" for a last one with long texts}.
 
-    A terminal folds cells between words. Where it is too narrow for that, the prose goes below its row, and where it is too
-    narrow even so, each row becomes lines of its own; nothing is ever cut.
+    A terminal folds cells between words. If it is too narrow for that, the prose goes below its row; if it is still too narrow,
+    each row becomes separate lines. Nothing is ever cut.
     """
     cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
     sides = list(columns.values())
@@ -165,7 +165,7 @@ def print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> No
 
 
 def _widths(table: Sequence[Sequence[str]], room: int) -> list[int] | None:
-    """Choose the columns' widths so that no word is broken and few cells are folded; None when there is not the room."""
+    """Choose the columns' widths so that no word is broken and few cells are folded; None if there is not enough room."""
     natural = [max(map(_cells, column)) for column in zip(*table, strict=True)]
     widths = [max(_cells(word) for cell in column for word in cell.split() or [""]) for column in zip(*table, strict=True)]
     left = room - sum(widths) - GAP * (len(widths) - 1)

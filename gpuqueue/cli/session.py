@@ -1,4 +1,4 @@
-"""Owns which configuration, database and application a command works with; asks the queue nothing."""
+"""Finds the configuration, database and application that a command works with."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ app_option = click.option(
 
 
 class Session:
-    """What the global options say, and the queue object that they lead to; closes it in the end.
+    """The global options and the queue object that they select, which it closes at the end.
 
-    `config` and `database` are as given on the command line, None where they were not.
+    `config` and `database` are as given on the command line, None if they were not.
     """
 
     def __init__(self, config: str | None = None, database: str | None = None) -> None:
@@ -61,12 +61,12 @@ class Session:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration of this command line. Raises: ConfigurationError, also when there is none."""
+        """The configuration of this command line. Raises: ConfigurationError, also if there is none."""
         path = self.config_path
         if path is None and self._database_option is None and not os.environ.get(DATABASE_VARIABLE):
             raise ConfigurationError(
-                f"there is no configuration: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
-                "Make one with `gpuqueue init`, or name a database with `gpuqueue --database FILE …`"
+                f"no configuration: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
+                "Create one with `gpuqueue init`, or use a database with `gpuqueue --database FILE …`"
             )
         return Config.load(path, database=self._database_option)
 
@@ -76,11 +76,11 @@ class Session:
 
     @property
     def new_config_path(self) -> Path:
-        """Where a first configuration is found without being named."""
+        """Where a first configuration is found by default."""
         return Path.cwd() / DEFAULT_FILE
 
     def database_of_new(self, config: Path) -> str:
-        """Return the URL of the database that a first configuration is to name."""
+        """Return the URL of the database for a first configuration."""
         return DEFAULT_DATABASE
 
     @property
@@ -89,46 +89,46 @@ class Session:
         return self._queue.database if self._queue is not None else database_path(self.config.database)
 
     def queue(self, app: str | None = None) -> GPUQueue:
-        """Return the queue object: the application's with `app`, else one made of the configuration."""
+        """Return the queue object: the application's with `app`, else one created from the configuration."""
         if self._queue is None:
             self._queue = GPUQueue(config=self.config) if app is None else self._of_app(app)
             self._app = app or ""
         return self._queue
 
     def existing_queue(self, app: str | None = None) -> GPUQueue:
-        """Return the queue object for a command that only looks: it makes no database where a name was mistyped."""
+        """Return the queue object for a command that must not create a database when its name was mistyped."""
         gq = self.queue(app)
         named = "--database" if self._database_option is not None else os.environ.get(DATABASE_VARIABLE) and DATABASE_VARIABLE
         if named and not gq.database.exists():
-            raise UsageError(f"there is no database at {gq.database}. A worker or a `submit` with this {named} makes it")
+            raise UsageError(f"no database at {gq.database}; a worker or a `submit` with this {named} creates it")
         if named and schema_version(gq.database) is None:
-            raise UsageError(f"{gq.database} has no queue in it. A worker or a `submit` with this {named} would make one there")
+            raise UsageError(f"{gq.database} contains no queue; a worker or a `submit` with this {named} would create one in it")
         return gq
 
     def present_database(self) -> Path:
-        """Return the path of the database file, which is there. Raises: UsageError when it is not."""
+        """Return the path of the database file. Raises: UsageError if it does not exist."""
         path = self.database
         if not path.exists():
-            raise UsageError(f"there is no database at {path} yet; the first worker or `gpuqueue submit` makes it")
+            raise UsageError(f"no database at {path} yet; start a worker or run `gpuqueue submit` to create it")
         return path
 
     def present_queue(self) -> GPUQueue:
-        """Return the queue object of a database file that is there. Raises: UsageError when it is not."""
+        """Return the queue object of an existing database file. Raises: UsageError if it does not exist."""
         self.present_database()
         return self.queue()
 
     def plugins(self) -> Plugins:
-        """Return the installed plugins and the defaults, without a database; those blocked are left out."""
+        """Return the installed and the default plugins except blocked ones, without a database."""
         try:
             blocked = self.config.plugins_blocked
         except GPUQueueError:
-            blocked = ()  # the help must show, whatever is wrong with the configuration
+            blocked = ()  # the help must work even if the configuration is wrong
         return Plugins(default_policies(), blocked=blocked, reserved=WORKER_POLICY_NAMES)
 
     # --- advice that can be pasted ---
 
     def command(self, *words: object) -> str:
-        """Word a command of gpuqueue that works on what this one works on."""
+        """Return a gpuqueue command line for the same configuration and database."""
         given = []
         if self._config_option is not None:
             given += ["--config", os.path.abspath(self._config_option)]
@@ -137,7 +137,7 @@ class Session:
         return shlex.join(["gpuqueue", *given, *map(str, words)])
 
     def worker_command(self, queue: str) -> str:
-        """Word the command that starts a worker which serves a queue, from any folder."""
+        """Return the command that starts a worker for a queue, from any folder."""
         gq = self.queue()
         words = gq.worker_command(queue).replace("MODULE:QUEUE_OBJECT", self._app or "MODULE:ATTRIBUTE")
         if self._database_option is not None and "--database" not in words:
@@ -157,27 +157,27 @@ class Session:
             asked = database_path(database_url(self._database_option, relative_to=Path.cwd()))
             if asked != gq.database:
                 raise ConfigurationError(
-                    f"--database names {asked}, but {app} works with {gq.database}; leave --database out, or give the same"
+                    f"--database is {asked}, but {app} uses {gq.database}; remove --database, or give the same file"
                 )
         if self._config_option is not None:
             asked_config = Config.load(self._config_option, database=self._database_option)
             if gq.config.path is None:
                 raise ConfigurationError(
-                    f"--config names {asked_config.path}, but {app} works with {gq.database} and was made without a "
-                    f"configuration file; leave --config out, or make it with GPUQueue.from_config({str(asked_config.path)!r})"
+                    f"--config is {asked_config.path}, but {app} uses {gq.database} and was created without a configuration "
+                    f"file; remove --config, or create {app} with GPUQueue.from_config({str(asked_config.path)!r})"
                 )
             if asked_config.path != gq.config.path or database_path(asked_config.database) != gq.database:
                 raise ConfigurationError(
-                    f"--config names {asked_config.path} (database {database_path(asked_config.database)}), but {app} works "
-                    f"with {gq.config.path} (database {gq.database}); leave --config out, or give the same"
+                    f"--config is {asked_config.path} (database {database_path(asked_config.database)}), but {app} uses "
+                    f"{gq.config.path} (database {gq.database}); remove --config, or give the same file"
                 )
         return gq
 
 
 class AppSession(Session):
-    """The session of an application's own command line, such as `flask gpuqueue`: it works with that application's queue object.
+    """The session of an application's own command line, such as `flask gpuqueue`, which uses its queue object.
 
-    `program` are the words that the command line begins with, for advice that can be pasted.
+    `program` are the words that the command line starts with, for advice that can be pasted.
     """
 
     def __init__(self, gq: GPUQueue, *program: str) -> None:
@@ -202,7 +202,7 @@ class AppSession(Session):
 
     def queue(self, app: str | None = None) -> GPUQueue:
         if app is not None:
-            raise UsageError(f"`{shlex.join(self.program)}` is the application's own command line; leave --app out")
+            raise UsageError(f"`{shlex.join(self.program)}` already uses the queue of its application; remove --app")
         return self._own
 
     def existing_queue(self, app: str | None = None) -> GPUQueue:
@@ -222,10 +222,10 @@ pass_session = click.make_pass_decorator(Session)
 
 
 def load_app(app: str) -> GPUQueue:
-    """Import `module:attribute` and return the GPUQueue that it is. Raises: UsageError."""
+    """Import `module:attribute` and return that GPUQueue. Raises: UsageError."""
     name, colon, attribute = app.partition(":")
     if not (name and colon and attribute):
-        raise UsageError(f"--app is {app!r}: write module:attribute, for example shop.jobs:gq")
+        raise UsageError(f"--app must be module:attribute, for example shop.jobs:gq, not {app!r}")
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.insert(0, folder)
@@ -235,10 +235,10 @@ def load_app(app: str) -> GPUQueue:
         if not hasattr(found, part):
             queues = sorted(key for key, value in vars(module).items() if isinstance(value, GPUQueue))
             known = f" Its GPUQueue objects: {', '.join(queues)}" if queues else " It has no GPUQueue object"
-            raise UsageError(f"--app is {app!r}: {name} has no {attribute!r}{did_you_mean(attribute, queues)}.{known}")
+            raise UsageError(f"--app {app!r}: {name} has no attribute {attribute!r}{did_you_mean(attribute, queues)}.{known}")
         found = getattr(found, part)
     if not isinstance(found, GPUQueue):
-        raise UsageError(f"--app is {app!r}: that is a {type(found).__name__}, not a GPUQueue object")
+        raise UsageError(f"--app {app!r} is a {type(found).__name__}, not a GPUQueue object")
     return found
 
 
@@ -249,9 +249,7 @@ def _import(name: str) -> ModuleType:
         raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"--app: there is no module {error.name!r}; {Path.cwd()} and the installed packages were searched"
-            ) from error
+            raise UsageError(f"--app: no module named {error.name!r} in {Path.cwd()} or the installed packages") from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"  # it says that itself
         raise UsageError(f"--app: importing {name!r} failed: {type(error).__name__}: {error}{where}") from error

@@ -1,4 +1,4 @@
-"""Owns the JSON of each read: stable keys, datetimes as ISO 8601 in UTC, sizes in bytes; prints and reads nothing."""
+"""Builds the JSON that commands print: stable keys, datetimes as ISO 8601 in UTC, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def backend_shape(backend: Backend) -> dict[str, Any]:
     return {
         "name": backend.name,
         "url": shown_url(backend.url),
-        # Nobody has asked it yet: that is neither there nor away.
+        # Not checked yet: neither available nor unavailable.
         "available": None if backend.checked_at is None and backend.available else backend.available,
         "checked_at": iso(backend.checked_at),
         "away_since": None if backend.available else iso(backend.since),

@@ -1,4 +1,4 @@
-"""Owns the command `status`: what is going on now; changes nothing."""
+"""Shows what is going on now: the command `status`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ REFRESH_S = 1.0
 ALWAYS_SHOWN = (State.AVAILABLE, State.RUNNING)
 
 
-@click.command(short_help="Show the queues, what holds them, workers, the card.")
+@click.command(short_help="Show queues, what holds them, workers and devices.")
 @json_option
-@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @pass_session
 def status(session: Session, as_json: bool, watch: bool) -> None:
-    """Show the queues, what holds each and until when, the workers, the card and the backends.
+    """Show the queues, what holds each and until when, the workers, the devices and the backends.
 
     \b
     Keys: at, database,
       queues: [{name, gpu, concurrency, served, counts: {STATE: number},
         paused: {by, reason, at, until} or null,
         holds: [{reason, detail, until}],
-        expected_end (of what waits now; null: not known)}],
+        expected_end (of the jobs waiting now; null: not known)}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
       devices: [{name, budget_bytes, margin_bytes, max_models, slots,
         keep_warm_s, reserved_bytes,
@@ -47,10 +47,10 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
         residents: [{model, size_bytes, vram_bytes}],
         reservations: [{job_id, queue, model, reserved_bytes, running,
           worker, expected_rest_s (null: not known)}]}],
-      backends: [{name, url, available (null: not asked yet), checked_at,
+      backends: [{name, url, available (null: not checked yet), checked_at,
         away_since, retry_at, error}],
-      services: [{name, worker (null: nobody runs it), since, noted_at,
-        says (of itself, as its plugin documents)}].
+      services: [{name, worker (null: no worker runs it), since,
+        noted_at, says (its status, as its plugin documents)}].
     Datetimes are ISO 8601 in UTC, sizes are bytes.
     """
     gq = session.existing_queue()
@@ -58,7 +58,7 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
         _show(session, gq, as_json)
         return
     if as_json or not in_terminal():
-        raise UsageError("--watch needs a terminal, and no --json")
+        raise UsageError("--watch needs a terminal and cannot be combined with --json")
     import threading
 
     never = threading.Event()
@@ -85,7 +85,7 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     if not view.workers:
         click.echo(f"  none. Start one: {session.worker_command('')}")
     if view.devices:
-        click.echo(heading("Card"))
+        click.echo(heading("Devices"))
         for device in view.devices.values():
             _show_device(device, view)
     if view.backends:
@@ -96,7 +96,7 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     if services:
         click.echo(heading("Services"))
     for service in services:
-        runs = f"by {service.worker_id}" if service.worker_id else click.style("by no worker", fg="yellow")
+        runs = f"on {service.worker_id}" if service.worker_id else click.style("no worker runs it", fg="yellow")
         noted = f" ({since(service.noted_at, now=view.now)})" if service.noted_at else ""
         say(f"  {service.name}, {runs}: {_worded_status(service)}{noted}")
 
@@ -106,7 +106,7 @@ def _worded_status(service: ServiceInfo) -> str:
     if error:
         return click.style(str(error), fg="red")
     known = [f"{key} {value}" for key, value in service.status.items() if isinstance(value, str | int | float) and key != "state"]
-    return ", ".join([str(service.status.get("state", "runs")), *known])
+    return ", ".join([str(service.status.get("state", "running")), *known])
 
 
 def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ def _show_queues(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) 
     states = [state for state in State if state in ALWAYS_SHOWN or any(counts.get(name, {}).get(state) for name in names)]
     needed = max((len(name) for name in names), default=5) + sum(len(state) + 2 for state in states)
     if in_terminal() and needed > terminal_width():
-        # A table would lose its columns; lines lose nothing.
+        # A table would be too wide; lines can be folded.
         for name in names:
             found = [f"{counts[name][state]} {state}" for state in states if counts.get(name, {}).get(state)]
             say(f"{name}: {', '.join(found) or 'empty'}")
@@ -150,11 +150,11 @@ def _show_expected(ends: Mapping[str, datetime], view: View) -> None:
         click.echo(heading("Expected"))
     for name, moment in ends.items():
         left = format_duration(max(1, round((moment - view.now).total_seconds())))
-        say(f"  {name}: what waits now is done at {clock(moment, now=view.now)} ({left} from now)")
+        say(f"  {name}: the jobs waiting now are done at {clock(moment, now=view.now)} ({left} from now)")
 
 
 def _show_device(device: DeviceView, view: View) -> None:
-    """Print one card: its memory, what is loaded and who has reserved."""
+    """Print one device: its memory, the loaded models and the reservations."""
     settings, reading = device.settings, device.reading
     say(
         f"  {settings.name}: {format_size(device.reserved_bytes)} of {format_size(settings.budget_bytes)} budget reserved, "
@@ -165,7 +165,7 @@ def _show_device(device: DeviceView, view: View) -> None:
     elif reading.lost:
         say(click.style(f"    LOST: {reading.lost}", fg="red"))
     elif reading.total_bytes is None or reading.free_bytes is None:
-        say("    memory: unknown (no driver where the worker runs; the budget is trusted)")
+        say("    memory: unknown (no driver where the worker runs; relying on the budget alone)")
     else:
         free = f"{format_size(reading.free_bytes)} of {format_size(reading.total_bytes)} free"
         card = f"{reading.name}: " if reading.name else ""
@@ -175,13 +175,14 @@ def _show_device(device: DeviceView, view: View) -> None:
         on_cpu = f", {format_size(spilled)} of it outside the card" if spilled > 0 else ""
         say(f"    loaded: {resident.model}, {format_size(resident.size_bytes)}{on_cpu}")
     for item in device.reservations:
-        what = "runs" if item.running else "has ended; its memory is being given back"
+        what = "is running" if item.running else "has ended"
         model = f" with {item.model}" if item.model else ""
-        say(f"    job {item.job_id} of {item.queue} {what}{model}, {format_size(item.reserved_bytes)} reserved{rest(item, view)}")
+        after = rest(item, view) if item.running else ", waiting for its memory to be released"
+        say(f"    job {item.job_id} ({item.queue}) {what}{model}, {format_size(item.reserved_bytes)} reserved{after}")
 
 
 def condition(reading: Reading) -> list[str]:
-    """Word what a card says of itself beside its memory, as far as it is known: `97 % busy`, `62 °C`, `140 W`."""
+    """Format the figures of a card other than its memory, as far as known: `97 % busy`, `62 °C`, `140 W`."""
     figures = []
     if reading.utilisation_percent is not None:
         figures.append(f"{reading.utilisation_percent} % busy")
@@ -193,7 +194,7 @@ def condition(reading: Reading) -> list[str]:
 
 
 def rest(item: Reservation, view: View) -> str:
-    """Word how much longer a running job is expected to take: `, done in about 5s`, or nothing."""
+    """Format how much longer a running job is expected to take: `, done in about 5s`, or nothing."""
     rest_s = left_s(view.estimates, item, view.now) if item.running else None
     return "" if rest_s is None else f", done in about {format_duration(max(1, round(rest_s)))}"
 
@@ -201,8 +202,8 @@ def rest(item: Reservation, view: View) -> str:
 def _availability(backend: Backend, view: View) -> str:
     if backend.available:
         if backend.checked_at is None:
-            return "not asked yet"
-        return click.style("available", fg="green") + f" (asked {since(backend.checked_at, now=view.now)})"
+            return "not checked yet"
+        return click.style("available", fg="green") + f" (checked {since(backend.checked_at, now=view.now)})"
     away = f" for {format_duration((view.now - backend.since).total_seconds())}" if backend.since else ""
-    again = f"; asked again at {clock(backend.retry_at, now=view.now)}" if backend.retry_at else ""
-    return click.style(f"away{away}", fg="red") + f": {backend.error}{again}"
+    again = f"; next check at {clock(backend.retry_at, now=view.now)}" if backend.retry_at else ""
+    return click.style(f"unavailable{away}", fg="red") + f": {backend.error}{again}"

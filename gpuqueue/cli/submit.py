@@ -1,4 +1,4 @@
-"""Owns the command `submit`: what a command line asks for becomes a job, which can be waited for or followed; runs nothing."""
+"""Enqueues a job and waits for it or follows it: the command `submit`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from gpuqueue.domain.explanation import Explanation
 INTERRUPTED = 130
 
 
-@click.command(short_help="Store a job and print its id; follow it, or wait for it.")
+@click.command(short_help="Enqueue a job and print its id, wait for it or follow it.")
 @click.argument("queue", shell_complete=queue_names)
-@click.option("--model", metavar="MODEL", help="Ask Ollama for this model; needs --prompt.")
+@click.option("--model", metavar="MODEL", help="The Ollama model to use; needs --prompt.")
 @click.option("--prompt", metavar="TEXT", help="The prompt, or the text to embed; - reads it from stdin.")
-@click.option("--chat", is_flag=True, help="Send the prompt as a chat's message.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a chat message.")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
-@click.option("--embed", is_flag=True, help="Make an embedding of the prompt.")
+@click.option("--embed", is_flag=True, help="Create an embedding of the prompt.")
 @click.option("--task", "task_name", metavar="NAME", help="Run this task of the application instead; needs --app.")
-@click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="An argument of the task, as JSON or text.")
-@app_option
-@click.option("--delay", metavar="TIME", help='Start no sooner than this from now: "5m".')
-@click.option("--at", "at_text", metavar="WHEN", help='Start no sooner: "18:00" or ISO 8601, local unless it names a zone.')
-@click.option("--priority", type=int, metavar="N", help="Higher runs first; default 0.")
-@click.option("--max-attempts", type=int, metavar="N", help="How often it may be tried.")
-@click.option("--timeout", metavar="TIME", help="The longest that one attempt may take.")
-@click.option("--expires-in", metavar="TIME", help="Discard it when it still waits after this time.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag; may be given several times.")
-@click.option("--follow", is_flag=True, help="Print its output as it comes, until it ends.")
-@click.option("--wait", is_flag=True, help="Wait for its end and print the result.")
 @click.option(
-    "--timeout-s", type=click.FloatRange(min=0), metavar="N", help="With --wait or --follow: give up waiting after N s."
+    "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="An argument of the task, as JSON or text; may be repeated."
 )
+@app_option
+@click.option("--delay", metavar="TIME", help='Start no sooner than this time from now: "5m".')
+@click.option("--at", "at_text", metavar="WHEN", help='Start no sooner than "18:00" or ISO 8601, local unless it has a zone.')
+@click.option("--priority", type=int, metavar="N", help="Higher runs first; default 0.")
+@click.option("--max-attempts", type=int, metavar="N", help="The most attempts that it may take.")
+@click.option("--timeout", metavar="TIME", help="The time limit of each attempt.")
+@click.option("--expires-in", metavar="TIME", help="Discard it if it is still waiting after this time.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag; may be repeated.")
+@click.option("--follow", is_flag=True, help="Print its output as it arrives, until it ends.")
+@click.option("--wait", is_flag=True, help="Wait until it ends and print the result.")
+@click.option("--timeout-s", type=click.FloatRange(min=0), metavar="N", help="With --wait or --follow: stop waiting after N s.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
 @pass_session
 def submit(
@@ -70,28 +70,30 @@ def submit(
     timeout_s: float | None,
     as_json: bool,
 ) -> int:
-    """Store a job in QUEUE and print its id.
+    """Enqueue a job in QUEUE and print its id.
 
     \b
     gpuqueue submit ai-realtime --model gemma4:e4b --prompt "Hello" --follow
     gpuqueue submit rfa-reminders --app shop.jobs:gq \\
       --task shop.jobs.send_reminder --arg rfa_id=7
 
-    What keeps it from starting now is said on stderr, with what to do. Ctrl-C ends the waiting, not the job. Exit status with
-    --wait or --follow: 0 when it completed, 1 when it did not, 130 after Ctrl-C.
+    If it cannot start now, stderr says why and what to do. Ctrl-C stops waiting; the job continues. Exit status with --wait or
+    --follow: 0 if it completed, 1 if it did not, 130 after Ctrl-C.
 
     \b
     Keys: job: {as `job --json`, without result, output, position,
       expected_start, expected_finish and attempts},
       explanation: {as `explain --json`}.
     Keys with --wait: as `job --json`.
-    Keys with --follow, one object a line: text, lease.
+    Keys with --follow, one object per line: text, lease.
     Keys with --follow, the last line: job: {as `job --json`}.
     """
     if follow and wait:
         raise UsageError("give --follow or --wait, not both")
     if timeout_s is not None and not (follow or wait):
-        raise UsageError("--timeout-s needs --wait or --follow; --timeout limits an attempt, --expires-in the waiting of the job")
+        raise UsageError(
+            "--timeout-s needs --wait or --follow; to limit each attempt use --timeout, to limit its wait --expires-in"
+        )
     verb, payload = _request(model, prompt, chat, system, embed, task_name, arguments)
     gq = session.queue(app)
     try:
@@ -109,7 +111,7 @@ def submit(
         )
     except UnknownTask as error:
         if app is None:
-            raise UsageError(f"{error} (name the application that has it: --app module:attribute)") from None
+            raise UsageError(f"{error} (to use a task of an application: --app module:attribute)") from None
         raise
     try:
         explanation = handle.explain()
@@ -128,7 +130,7 @@ def submit(
             quiet.tell(explanation)
             return _stay(session, gq, handle, follow=follow, timeout_s=timeout_s, as_json=as_json)
     except KeyboardInterrupt:
-        note(f"\njob {handle.id} goes on. Cancel it: {session.command('cancel', handle.id)}")
+        note(f"\njob {handle.id} continues. Cancel it: {session.command('cancel', handle.id)}")
         return INTERRUPTED
 
 
@@ -145,12 +147,12 @@ def _stay(session: Session, gq: GPUQueue, handle: JobHandle, *, follow: bool, ti
         if error.code == "unavailable" and not gq.is_served(handle.queue):
             note(f"  no worker serves {handle.queue}. Start one: {session.worker_command(handle.queue)}")
         else:
-            note(f"  all of it: {session.command('job', handle.id)}")
+            note(f"  details: {session.command('job', handle.id)}")
         return 1
     except TimeoutError:
         show_explanation(session, handle.explain(), handle.queue, err=True)
         error_line(
-            f"job {handle.id} has not ended within {timeout_s:g} s; it goes on. Cancel it: {session.command('cancel', handle.id)}"
+            f"job {handle.id} did not end within {timeout_s:g} s and continues. Cancel it: {session.command('cancel', handle.id)}"
         )
         return 1
     if as_json:
@@ -165,7 +167,7 @@ def _follow(handle: JobHandle, timeout_s: float | None, as_json: bool) -> None:
     try:
         for piece in handle.stream(timeout_s):
             if lease and piece.attempt_lease != lease:
-                note("\n(another attempt began; its answer starts anew)")
+                note("\n(another attempt started; its answer starts again)")
             lease = piece.attempt_lease
             if as_json:
                 click.echo(json.dumps({"text": piece, "lease": lease}, ensure_ascii=False))
@@ -186,7 +188,7 @@ def _print_end(gq: GPUQueue, handle: JobHandle, follow: bool) -> None:
 
 
 def _worded(result: Any) -> str:
-    """Print an answer as its text, anything else as JSON."""
+    """Format an answer as its text, anything else as JSON."""
     if isinstance(result, str):
         return result
     if isinstance(result, Mapping) and isinstance(result.get("text"), str) and result["text"]:
@@ -208,15 +210,15 @@ def _request(
     given = [name for name, value in of_model.items() if value not in (None, False)]
     if task_name is not None:
         if given:
-            raise UsageError(f"--task and {given[0]} do not go together: a job is a task's or a model's")
+            raise UsageError(f"--task and {given[0]} cannot be combined: a job runs a task or asks a model")
         return task_name, dict(map(_argument, arguments))
     if arguments:
-        raise UsageError("--arg belongs to a --task NAME")
+        raise UsageError("--arg needs --task NAME")
     if not model or prompt is None:
-        raise UsageError("say what to do: --model MODEL and --prompt TEXT, or --task NAME")
+        raise UsageError("specify --model MODEL and --prompt TEXT, or --task NAME")
     if embed and (chat or system is not None):
         raise UsageError(
-            f"--embed and {'--chat' if chat else '--system'} do not go together: an embedding is of the prompt alone"
+            f"--embed and {'--chat' if chat else '--system'} cannot be combined: an embedding is of the prompt alone"
         )
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -234,27 +236,27 @@ def _request(
 def _argument(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise UsageError(f"--arg is {text!r}: write KEY=VALUE, for example --arg rfa_id=7 or --arg 'to=[\"a@b.c\"]'")
+        raise UsageError(f"--arg must be KEY=VALUE, not {text!r}. Use for example --arg rfa_id=7 or --arg 'to=[\"a@b.c\"]'")
     try:
         return key, json.loads(value)
     except ValueError as error:
-        # A slip in what is meant as JSON must not become a text.
+        # A typo in intended JSON must not become a string.
         if value.lstrip()[:1] in {"{", "[", '"'}:
-            raise UsageError(f"--arg {key}: {value!r} begins like JSON and is not JSON: {error}") from None
+            raise UsageError(f"--arg {key}: {value!r} looks like JSON but is not valid JSON: {error}") from None
         return key, value
     except RecursionError:
         raise UsageError(f"--arg {key}: the JSON is nested too deeply") from None
 
 
 class NoRepetition(logging.Filter):
-    """Keeps the library from warning of what an explanation has just said: that no worker serves the queue."""
+    """Suppresses the library's warning that no worker serves the queue if an explanation has just said so."""
 
     def __init__(self) -> None:
         super().__init__()
         self._is_told = False
 
     def tell(self, explanation: Explanation) -> None:
-        """Remember what was said last."""
+        """Remember whether the last explanation said so."""
         self._is_told = any(hold.source == "worker" for hold in explanation.reasons)
 
     def filter(self, record: logging.LogRecord) -> bool:

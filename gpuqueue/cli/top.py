@@ -1,4 +1,4 @@
-"""Owns the command `top`: whether it is a screen with keys or lines for a pipe, and how often; shows nothing itself."""
+"""Runs `top` as a screen with keys at a terminal, and as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from gpuqueue.client.queue import GPUQueue
 INTERVAL_S = 1.0
 
 
-@click.command(short_help="Watch queues, running jobs and the card live, and act on them.")
+@click.command(short_help="Watch queues, running jobs and devices live, and act on them.")
 @click.option(
     "--interval",
     "interval_s",
     type=click.FloatRange(0.1, 86_400),
     metavar="SECONDS",
-    help=f"How often to look; default {INTERVAL_S:g}. The screen is drawn anew at a change, too.",
+    help=f"Time between updates; default {INTERVAL_S:g}. A change updates the screen sooner.",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Print lines so often and end, at a terminal too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line; its keys are listed above.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Print lines N times and exit, even at a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line; its keys are listed above.")
 @pass_session
 def top(session: Session, interval_s: float | None, count: int | None, as_json: bool) -> int:
-    """Watch the queues, the running jobs and the card live; act with keys.
+    """Watch the queues, the running jobs and the devices live; act with keys.
 
     \b
-    Tab        change between queues and jobs
-    j k ↓ ↑    choose a queue or a job
-    p          pause the queue; running jobs go on
+    Tab        switch between queues and jobs
+    j k ↓ ↑    select a queue or a job
+    p          pause the queue; running jobs continue
     r          resume it
-    c          cancel the job, after y
-    f, Enter   follow what the job writes and logs; q goes back
+    c          cancel the job; y confirms
+    f, Enter   follow the job's output and log; q goes back
     ? q        help, quit
 
-    Without a terminal, or with --json or --count, it prints lines: once, or without end with --interval, until Ctrl-C.
+    Without a terminal, or with --json or --count, it prints lines: once, or with --interval until Ctrl-C.
 
     \b
-    Keys: at, database, workers (ids of those that live),
+    Keys: at, database, workers (ids of those alive),
       queues: [{name, state (running, waiting, held, paused, no worker or
         idle), waiting, running, completed, discarded, cancelled,
         reasons (why it starts nothing): [{reason, detail, until}]}],
-      jobs (that run, and the first that waits in each queue): [{id, queue,
+      jobs (running, and the first waiting one of each queue): [{id, queue,
         task, model, running, reasons: [{reason, detail, until}], attempt,
         max_attempts, started_at, worker, device, stopping (null, cancelled
         or makes room), progress (0 to 1), progress_note, output_tokens,
@@ -56,8 +56,8 @@ def top(session: Session, interval_s: float | None, count: int | None, as_json: 
         reserved_bytes, resident_bytes, others_bytes, models (loaded when
         last seen), models_in_use, temperature_c, utilisation_percent,
         read_at, lost}],
-      windows (the next edge of each): [{queue, at, change}],
-      services: [{name, worker (null: nobody runs it), lag_s, error,
+      windows (the next change of each): [{queue, at, change}],
+      services: [{name, worker (null: no worker runs it), lag_s, error,
         noted_at}].
     Datetimes are ISO 8601 in UTC, null is unknown.
     """

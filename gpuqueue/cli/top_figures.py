@@ -1,4 +1,4 @@
-"""Owns what `top` shows: all of it read at one moment, and the rates that follow from moments before; draws nothing."""
+"""Reads everything that `top` shows in one snapshot, and computes rates from earlier ones; draws nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import DeviceView, QueueView, View
 from gpuqueue.domain.windows import held_until, next_edge, parse_zone
 
-JOBS_OF_A_QUEUE = 100  # that are read
-RATE_S = 5.0  # over which a rate is taken
-SHORTEST_S = 0.2  # less says nothing about a rate
+JOBS_OF_A_QUEUE = 100  # the most that are read
+RATE_S = 5.0  # the period of a rate
+SHORTEST_S = 0.2  # a shorter period gives no useful rate
 
 __all__ = ["DeviceFigures", "Edge", "Figures", "Figuring", "JobFigures", "QueueFigures", "ServiceFigures"]
 
@@ -37,7 +37,7 @@ Change = Literal["pause begins", "pause ends", "limits begin", "limits end"]
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """One queue; `holds` are all reasons why it starts nothing now: its own, or while nothing runs those of its first job."""
+    """One queue; `holds` are the reasons why it starts nothing now: its own, or if it runs no job those of its first job."""
 
     name: str
     state: QueueState
@@ -52,7 +52,7 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class JobFigures:
-    """A job that runs, or the first that waits in its queue; then `waits_for` has the reasons."""
+    """A running job, or the first waiting job of its queue; then `waits_for` has the reasons."""
 
     id: int
     queue: str
@@ -69,7 +69,7 @@ class JobFigures:
     progress: float | None = None
     note: str = ""
     output_tokens: int = 0
-    tokens_per_s: float | None = None  # None until two moments tell it
+    tokens_per_s: float | None = None  # None until there are two samples
     left_s: float | None = None
     stopping: Literal["", "cancelled", "makes room"] = ""
     waits_for: tuple[Hold, ...] = ()
@@ -77,7 +77,7 @@ class JobFigures:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFigures:
-    """One card; None is unknown. `promised_bytes` are reserved for models that are not loaded and for jobs without one."""
+    """One device; None is unknown. `promised_bytes` are reserved for models that are not loaded and for jobs without one."""
 
     name: str
     card: str | None
@@ -88,9 +88,9 @@ class DeviceFigures:
     resident_bytes: int
     promised_bytes: int
     others_bytes: int | None
-    models: tuple[str, ...]  # loaded, as a worker last saw it, which is not while a job runs
-    models_in_use: tuple[str, ...]  # of jobs that run
-    cleaning: tuple[int, ...]  # jobs that have ended and give their memory back
+    models: tuple[str, ...]  # loaded when a worker last checked, which is never while a job runs
+    models_in_use: tuple[str, ...]  # of running jobs
+    cleaning: tuple[int, ...]  # jobs that have ended and still hold their memory
     temperature_c: int | None
     utilisation_percent: int | None
     read_at: datetime | None
@@ -99,7 +99,7 @@ class DeviceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The next moment at which a window changes what a queue may do."""
+    """The next time at which a window changes what a queue may do."""
 
     queue: str
     at: datetime
@@ -108,18 +108,18 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFigures:
-    """A service that workers run, such as a mirror; nobody runs it where `worker_id` is None."""
+    """A service that a worker runs, such as a mirror; if `worker_id` is None, no worker runs it."""
 
     name: str
     worker_id: str | None
-    lag_s: float | None  # how far it is behind, as it said itself at `noted_at`
+    lag_s: float | None  # how far it is behind, as it reported at `noted_at`
     error: str | None
     noted_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is shown, as of one moment; `more_running` are running jobs beyond those read."""
+    """Everything shown, from one snapshot; `more_running` counts the running jobs beyond those read."""
 
     now: datetime
     database: str
@@ -134,7 +134,7 @@ class Figures:
 
 @dataclass
 class Figuring:
-    """Reads figures again and again, and remembers what rates need. Raises: StoreError, also when the file is another now."""
+    """Reads figures repeatedly and remembers what rates need. Raises: StoreError, also if the file was replaced."""
 
     gq: GPUQueue
     _tokens: dict[tuple[int, int], deque[tuple[datetime, int]]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ class Figuring:
         found = self.gq.store.identity()
         self._file = self._file or found
         if found is None or found != self._file:
-            raise StoreError(f"{self.gq.database} was deleted or replaced meanwhile; start `gpuqueue top` again")
+            raise StoreError(f"{self.gq.database} was deleted or replaced; start `gpuqueue top` again")
 
     def _job(self, item: RunningAttempt, view: View) -> JobFigures:
         elapsed_s = None if item.started_at is None else max(0.0, (view.now - item.started_at).total_seconds())
@@ -214,12 +214,12 @@ class Figuring:
         )
 
     def _rate(self, item: RunningAttempt, now: datetime) -> float | None:
-        """How many tokens a second it writes, since the moments of the last RATE_S seconds; None while that is not known."""
+        """Return the tokens per second over the last RATE_S seconds; None while unknown."""
         if not item.output_tokens:
             return None
         seen = self._tokens.setdefault((item.id, item.lease), deque())
         seen.append((now, item.output_tokens))
-        # The oldest that stays is the last one from before the time over which the rate is taken.
+        # Keep one sample from before the period, as its start.
         while len(seen) > 2 and (now - seen[1][0]).total_seconds() >= RATE_S:
             seen.popleft()
         began_at, before = seen[0]
@@ -237,7 +237,7 @@ def _due(reads: Reads, queue: str, counts: Mapping[str, int]) -> datetime | None
 
 
 def _left_s(item: RunningAttempt, elapsed_s: float | None, view: View) -> float | None:
-    """How much longer a job runs: as it says itself, else as jobs like it took before."""
+    """Return how much longer a job runs, from its own progress, else from earlier jobs like it."""
     if elapsed_s is None:
         return None
     if item.progress:
@@ -253,7 +253,7 @@ def _left_s(item: RunningAttempt, elapsed_s: float | None, view: View) -> float 
 def _reasons(
     queue: QueueView, holds: Sequence[Hold], head: Job | None, view: View, gq: GPUQueue, running: Sequence[RunningAttempt]
 ) -> tuple[Hold, ...]:
-    """Why the queue starts nothing now: what holds it, else why its first job waits."""
+    """Return why the queue starts nothing now: its holds, else why its first job waits."""
     if holds or head is None or not queue.served:
         return tuple(holds)
     context = QueueContext((), tuple(RunningJob(item.id, item.task, item.started_at) for item in running))
@@ -282,7 +282,7 @@ def _queue(
     elif head is not None:
         state = "waiting"
     elif due is not None:
-        waits_for = (Hold("scheduled", "nothing is due", due, source="job"),)
+        waits_for = (Hold("scheduled", "no job is due", due, source="job"),)
     return QueueFigures(
         name=queue.settings.name,
         state=state,
@@ -338,7 +338,7 @@ def _device(device: DeviceView) -> DeviceFigures:
 
 
 def _edges(view: View, gq: GPUQueue) -> list[Edge]:
-    """The next edge of each queue's windows, the earliest first; none where the policy of windows is left out."""
+    """Return the next edge of each queue's windows, earliest first; none if the windows policy is blocked."""
     if all(name != "windows" for name, _ in gq.plugins.names()):
         return []
     found = [edge for queue in view.queues.values() for edge in _edges_of(queue.settings, view.now)]

@@ -1,4 +1,4 @@
-"""Owns the view of one job that is followed: what it writes and logs, as it comes; changes nothing."""
+"""Shows the output and the log of one job as they arrive."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gpuqueue.cli.top_words import fitted, length, one_line, percent
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.job import FINISHED, WAITING, Job, LogLine
 
-KEPT_CHARACTERS = 200_000  # of the output, twice as many at most
+KEPT_CHARACTERS = 200_000  # of the output; twice as many before it is cut
 KEPT_LINES = 2000  # of the log
-CUT = "… (what is older is left out)\n"
+CUT = "… (older output is left out)\n"
 KEYS = "j k scroll  c cancel  q back"
 
 
 class Following:
-    """What one job says, read piece by piece, and the part of it that is shown."""
+    """The output and the log of one job, read piece by piece, and the part of them that is shown."""
 
     def __init__(self, gq: GPUQueue, job_id: int) -> None:
         self._gq = gq
@@ -33,12 +33,12 @@ class Following:
         self._fold: _Fold | None = None
         self._log: deque[LogLine] = deque(maxlen=KEPT_LINES)
         self._reasons: list[str] = []
-        self._above = 0  # lines between the last one and the lowest that is shown
+        self._above = 0  # lines below the lowest one shown
         self.job: Job = gq.job(job_id).record
         self.read()
 
     def read(self) -> None:
-        """Take what came since. Raises: UnknownJob, StoreError."""
+        """Read what is new. Raises: UnknownJob, StoreError."""
         with self._gq.store.snapshot() as reads:
             self.job = reads.job(self.job_id)
             chunks = reads.chunks(self.job_id, self._chunk)
@@ -62,11 +62,11 @@ class Following:
             self._fold.add(text)
 
     def scroll(self, lines: int) -> None:
-        """Show what is so many lines earlier, or later when it is negative."""
+        """Scroll this many lines back, or forward if negative."""
         self._above = max(0, self._above + lines)
 
     def picture(self, message: Text | None, *, width: int, height: int, now: datetime) -> list[Text]:
-        """Draw it: the job's state, what it logged, and the end of what it wrote."""
+        """Draw the job's state, its log and the end of its output."""
         head = [*self._head(width, now), Text()] if height > 6 else self._head(width, now)[:1]
         foot = [Text(KEYS, "dim")] if message is None else told(message, width, 3 if height > 6 else 1)
         room = max(0, height - len(head) - len(foot))
@@ -82,7 +82,7 @@ class Following:
         else:
             body += self._log_part(room, width, self._above)
         if not body:
-            body = [Text("it has written and logged nothing", "dim")]
+            body = [Text("no output and no log lines", "dim")]
         return framed([*head, *body], foot, width=width, height=height)
 
     def _head(self, width: int, now: datetime) -> list[Text]:
@@ -97,7 +97,7 @@ class Following:
             return [title, state]
         state.append(f", attempt {job.attempt} of {job.max_attempts}")
         if job.cancel_requested:
-            state.append(", is asked to stop")
+            state.append(", asked to stop")
         if job.started_at and job.state not in WAITING:
             state.append(f", for {length((now - job.started_at).total_seconds())}")
         if job.progress is not None and job.state not in WAITING:
@@ -105,7 +105,7 @@ class Following:
         if job.output_tokens and job.state not in WAITING:
             state.append(f", {job.output_tokens} tokens")
         if self._begins_anew:
-            state.append(", the output began anew")
+            state.append(", the output started again")
         return [title, state]
 
     def _log_part(self, room: int, width: int, above: int) -> list[Text]:
@@ -127,11 +127,11 @@ class _Fold:
     """A text folded between words as it grows: only its last line changes."""
 
     def __init__(self, width: int) -> None:
-        self.width = max(2, width)  # the widest sign takes two columns
+        self.width = max(2, width)  # the widest character takes two columns
         self.lines = [""]
 
     def add(self, text: str) -> None:
-        """Take what comes next; signs that would move the cursor become spaces."""
+        """Append a text; characters that would move the cursor become spaces."""
         for place, part in enumerate(text.split("\n")):
             if place:
                 self.lines.append("")

@@ -1,4 +1,4 @@
-"""Owns `top` where no terminal draws it: the same figures as plain lines and as JSON; reads nothing."""
+"""Formats the figures of `top` as plain lines and as JSON, for use without a screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue.domain.units import counted, format_duration, format_size
 
 
 def lines(figures: Figures) -> Iterator[str]:
-    """Word everything, a line for each thing, which begins with what it is."""
+    """Yield everything as lines, each starting with what it is about."""
     yield f"{iso(figures.now)}  {counted(len(figures.workers), 'worker')}, database {figures.database}"
     for queue in figures.queues:
         counts = {
@@ -31,7 +31,7 @@ def lines(figures: Figures) -> Iterator[str]:
     if figures.more_running:
         yield f"and {figures.more_running} more running jobs"
     for device in figures.devices:
-        yield f"card {_device_line(device, figures)}"
+        yield f"device {_device_line(device, figures)}"
     for edge in figures.edges:
         yield f"window {edge_sentence(edge, figures.now)}"
     for service in figures.services:
@@ -64,7 +64,7 @@ def _device_line(device: DeviceFigures, figures: Figures) -> str:
 
 
 def shape(figures: Figures) -> dict[str, Any]:
-    """Everything as JSON with stable keys, as the help of `top` lists them."""
+    """Return everything as JSON, with the stable keys listed in the help of `top`."""
     return {
         "at": iso(figures.now),
         "database": figures.database,

@@ -1,4 +1,4 @@
-"""Owns the picture of `top`: figures become lines of exactly a terminal's size; reads nothing and writes nowhere."""
+"""Draws the figures of `top` as lines of exactly the terminal's size; reads and prints nothing."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from gpuqueue.cli.top_words import (
 from gpuqueue.domain.moments import since
 from gpuqueue.domain.units import counted, format_size
 
-NARROW = 60  # columns; below, less is shown of each row
+NARROW = 60  # columns; a narrower terminal shows less of each row
 WIDE = 100
-LOW = 12  # lines; below, nothing is told of what is chosen
-BAR = 40  # columns that a card's bar takes at most
-STALE_S = 10.0  # a reading that is older is shown as old
-MOST_EXTRAS = 4  # lines of windows and services
+LOW = 12  # lines; a lower terminal shows no details of the selection
+BAR = 40  # the most columns of a device's bar
+STALE_S = 10.0  # an older reading is shown as old
+MOST_EXTRAS = 4  # the most lines of windows and services
 STATE_STYLES = {"running": "cyan", "held": "yellow", "paused": "magenta", "no worker": "bold red", "idle": "dim", "waiting": ""}
 KEYS = "Tab list  j k move  p pause  r resume  c cancel  f follow  ? help  q quit"
 FEW_KEYS = "p pause r resume c cancel f follow ? q"
@@ -44,7 +44,7 @@ Item = TypeVar("Item")
 
 
 class Signs(NamedTuple):
-    """What the picture is drawn with, for terminals that can show it and for those that cannot."""
+    """The characters that the picture is drawn with."""
 
     chosen: str = "▸"
     full: str = "█"
@@ -59,14 +59,14 @@ ASCII = Signs(">", "#", "+", "x", ".", "|")
 
 @dataclass
 class Choice:
-    """Which list the keys move in, and what is chosen in each: by name, so that a list that changes does not change it."""
+    """The list that the keys move in, and the selection in each: by name, so it survives changes of the list."""
 
     focus: Focus = "queues"
     queue: str = ""
     job: int = 0
 
     def settle(self, figures: Figures) -> None:
-        """Choose the first that is there, in place of what is gone."""
+        """Select the first item where the selected one is gone."""
         names = [queue.name for queue in figures.queues]
         if self.queue not in names:
             self.queue = names[0] if names else ""
@@ -78,7 +78,7 @@ class Choice:
 def picture(
     figures: Figures, choice: Choice, message: Text | None, *, width: int, height: int, signs: Signs | None = None
 ) -> list[Text]:
-    """Draw it as `height` lines of `width` columns; what has no room is counted."""
+    """Draw everything as `height` lines of `width` columns; rows without room are counted."""
     page = _Page(figures, choice, width, signs or Signs())
     keys = Text(KEYS if width >= len(KEYS) else FEW_KEYS, "dim")
     most = 1 + (0 if height < LOW else 2 if width >= NARROW else 3)
@@ -88,7 +88,7 @@ def picture(
 
 
 def told(message: Text, width: int, most: int) -> list[Text]:
-    """Fold a message into at most so many lines."""
+    """Fold a message into at most `most` lines."""
     lines = folded(message.plain, width).split("\n")
     if len(lines) > most:
         lines[most - 1 :] = [" ".join(lines[most - 1 :])]
@@ -113,13 +113,13 @@ class _Page:
         self._is_narrow = width < NARROW
 
     def body(self, height: int) -> list[Text]:
-        """Head, queues, jobs, cards and what comes next: the lists share what the rest leaves."""
+        """Draw the head, queues, jobs, devices and what comes next; the lists share the lines that are left."""
         figures = self._figures
         cards = [line for device in figures.devices for line in self._card(device)]
         extras = self._extras()
         queues, jobs = len(figures.queues), len(figures.jobs) + bool(figures.more_running)
         gaps = 3
-        # Least important first: empty lines, then what is still to come, then the cards beyond the first.
+        # Drop the least important first: empty lines, then what comes next, then the devices after the first.
         while gaps and 1 + 2 + queues + jobs + gaps + len(cards) + len(extras) > height:
             gaps -= 1
         while extras and 1 + 2 + min(queues, 4) + min(jobs, 4) + len(cards) + len(extras) > height:
@@ -127,7 +127,7 @@ class _Page:
         while len(cards) > 2 and 1 + 2 + min(queues, 3) + min(jobs, 3) + len(cards) > height:
             cards[-2:] = []
         if len(cards) // 2 < len(figures.devices):
-            extras.insert(0, Text(f"+ {counted(len(figures.devices) - len(cards) // 2, 'more card')}", "dim"))
+            extras.insert(0, Text(f"+ {counted(len(figures.devices) - len(cards) // 2, 'more device')}", "dim"))
         room = max(2, height - 1 - 2 - gaps - len(cards) - len(extras))
         for_queues = min(queues, max(room // 2, room - max(1, jobs)))
         for_jobs = room - for_queues
@@ -144,7 +144,7 @@ class _Page:
         ]
 
     def detail(self, most: int) -> list[Text]:
-        """All that is known of what is chosen, in at most so many lines."""
+        """Draw the details of the selection, in at most `most` lines."""
         figures, choice = self._figures, self._choice
         sentence = ""
         if choice.focus == "queues":
@@ -200,7 +200,7 @@ class _Page:
         id_width = max([2, *(len(str(job.id)) for job in jobs)])
         queue_width = 0 if self._is_narrow else max(5, min(max((len(job.queue) for job in jobs), default=0), self._width // 5))
         bar = 10 if self._width >= WIDE else 5
-        # Progress, tokens a second, the time it took and the time that is left; a narrow terminal has the last or the one before.
+        # Progress, tokens per second, time taken and time left; a narrow terminal shows progress and one of the times.
         widths = (4, 6) if self._is_narrow else (bar + 5, 7, 5, 6)
         titles = ("", "time") if self._is_narrow else ("progress", "tok/s", "for", "left")
         taken = 2 + id_width + 1 + (queue_width + 1 if queue_width else 0) + sum(width + 1 for width in widths)
@@ -239,7 +239,7 @@ class _Page:
             cells.append(fitted(title, width, right=self._is_narrow or place > 0))
         heading = self._heading(cells, "jobs")
         if not jobs:
-            return [heading, Text("  no job runs or waits", "dim")][: rows + 1]
+            return [heading, Text("  no running or waiting jobs", "dim")][: rows + 1]
         chosen = next((place for place, job in enumerate(jobs) if job.id == self._choice.job), 0)
         more = self._figures.more_running
         return [heading, *self._rows(jobs, chosen, rows, row, is_focused=self._choice.focus == "jobs", uncounted=more)]
@@ -261,7 +261,7 @@ class _Page:
         is_focused: bool,
         uncounted: int = 0,
     ) -> list[Text]:
-        """Draw a part of a list that has the chosen row in it, and say how many rows there are beside."""
+        """Draw the part of a list that has the selected row, and count the rows outside it."""
         if rows <= 0:
             return []
         count = len(items)
@@ -280,7 +280,7 @@ class _Page:
             lines.append(Text(f"  + {rest} more" + (f", {first} of them above" if first else ""), "dim"))
         return lines
 
-    # --- cards, and what comes next ---
+    # --- devices, and what comes next ---
 
     def _card(self, device: DeviceFigures) -> list[Text]:
         if device.lost is not None:
@@ -301,7 +301,7 @@ class _Page:
         ]
 
     def _memory(self, device: DeviceFigures, width: int) -> Text:
-        """The card as a bar: loaded models and what is promised from the left, other programs from the right, and the budget."""
+        """Draw the memory as a bar: loaded models and promised memory on the left, other programs on the right, the budget."""
         total = device.total_bytes or device.budget_bytes or 1
         resident = min(width, round(width * device.resident_bytes / total))
         promised = min(width, round(width * (device.resident_bytes + device.promised_bytes) / total))
@@ -325,7 +325,7 @@ class _Page:
         if device.utilisation_percent is not None:
             parts.append(f"{device.utilisation_percent} % busy")
         parts.append(models_words(device))
-        parts += [f"job {job_id} gives its memory back" for job_id in device.cleaning]
+        parts += [f"waiting for job {job_id}'s memory" for job_id in device.cleaning]
         if device.read_at is None:
             parts.append("not read yet")
         else:

@@ -1,4 +1,4 @@
-"""Owns `top` at a terminal: its loop, its keys and what they do to queues and jobs; what it shows is drawn elsewhere."""
+"""Runs `top` at a terminal: its loop, its keys and their actions on queues and jobs; the drawing is elsewhere."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from gpuqueue.domain.errors import GPUQueueError, StoreBusy, UnknownJob
 from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.moments import until
 
-LOOK_S = 0.25  # how often it asks whether anything was changed, which costs microseconds
+LOOK_S = 0.25  # how often it checks for changes, which takes microseconds
 LOOK_AT_JOB_S = 0.1
-CHANGED_S = 0.5  # how soon after one reading a change makes another
-COST = 10  # reading may take one part in so many of the time
+CHANGED_S = 0.5  # the shortest time between two readings when something changes
+COST = 10  # reading may take 1/COST of the time
 MESSAGE_S = 20.0  # how long a message stays
 Key = TypeVar("Key")
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 
 HELP = """\
-Tab        change between queues and jobs
-j k ↓ ↑    choose a queue or a job
-p          pause the queue: no job of it starts, those that run go on
+Tab        switch between queues and jobs
+j k ↓ ↑    select a queue or a job
+p          pause the queue: none of its jobs start, running jobs continue
 r          resume it, whoever paused it; windows and other holds stay
-c          cancel the job, after y
-f, Enter   follow what the job writes and logs; q or Esc goes back
-q          quit; the queue and its jobs go on
+c          cancel the job; y confirms
+f, Enter   follow the job's output and log; q or Esc goes back
+q          quit; jobs keep running
 
-held       starts nothing now, for the reason that is given
-paused     a person did that
-waiting    its first job waits for what is given
-~12s       the time that is left, as the job says or jobs like it took
+held       starts nothing now, for the reason shown
+paused     paused by hand
+waiting    its first job waits for the reason shown
+~12s       time left, from the job's progress or from jobs like it
 
-The bar of a card: loaded models, what is promised to jobs, at its
-end what others hold, and the budget as a line."""
+A device's bar: loaded models, memory reserved for jobs, at its end
+memory of other programs, and the budget as a line."""
 
 
 class Display:
-    """The terminal's other screen, of which only lines that changed are written."""
+    """The terminal's alternate screen; only lines that changed are written."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -67,7 +67,7 @@ class Display:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines as they are now, whatever COLUMNS says."""
+        """The current columns and lines, whatever COLUMNS says."""
         try:
             size = os.get_terminal_size(sys.stdout.fileno())
         except OSError:
@@ -90,7 +90,7 @@ class Display:
         self._lines = []
 
     def show(self, lines: Sequence[Text]) -> None:
-        """Show lines, of which there are as many as the screen has."""
+        """Show lines, exactly as many as the screen has."""
         console = self._console
         if self._size != self.size:
             self._size, self._lines = self.size, []
@@ -109,17 +109,17 @@ class Display:
 
 
 class Screen:
-    """One run of `top`: it shows, listens to keys, and does what they ask for."""
+    """One run of `top`: it draws the screen and acts on keys."""
 
     def __init__(self, session: Session, gq: GPUQueue, interval_s: float) -> None:
         self._session, self._gq, self._interval_s = session, gq, interval_s
         self._figuring = Figuring(gq)
-        self._figures: Figures = self._figuring.read()  # what is wrong now is said before the screen is taken
+        self._figures: Figures = self._figuring.read()  # an error is printed before the screen is taken
         self._choice = Choice()
         self._choice.settle(self._figures)
         self._following: Following | None = None
         self._has_help = False
-        self._asked: JobFigures | None = None  # which job is to be cancelled, while that is asked
+        self._asked: JobFigures | None = None  # the job to cancel, while waiting for y or n
         self._message: Text | None = None
         self._message_ends_s = 0.0
         self._version: Hashable = None
@@ -152,7 +152,7 @@ class Screen:
                     if not self._press(key):
                         return
                     if self._asked is not None:
-                        keyboard.forget()  # a text that was pasted must not answer
+                        keyboard.forget()  # pasted text must not answer
                 if key is not None:
                     break
 
@@ -179,7 +179,7 @@ class Screen:
                 self._figures = self._figuring.read()
                 self._choice.settle(self._figures)
         except StoreBusy as error:
-            self._say_failed(f"what is shown is old: {error}")
+            self._say_failed(f"the screen is out of date: {error}")
         except UnknownJob as error:  # it was pruned while it was followed
             self._following = None
             self._say_failed(str(error))
@@ -196,7 +196,7 @@ class Screen:
         width, height = display.size
         if self._has_help:
             body = [Text(line) for text in HELP.split("\n") for line in folded(text, width, hang=11).split("\n")]
-            lines = framed(body, [Text("any key goes back", "dim")], width=width, height=height)
+            lines = framed(body, [Text("press any key to go back", "dim")], width=width, height=height)
         elif self._following is not None:
             lines = self._following.picture(self._foot(), width=width, height=height, now=self._gq.now())
         else:
@@ -206,7 +206,7 @@ class Screen:
     def _foot(self) -> Text | None:
         if self._asked is not None:
             job = self._asked
-            return Text(f"Cancel job {job.id} of {job.queue} ({one_line(work(job))})? y/n", "bold yellow")
+            return Text(f"Cancel job {job.id} in {job.queue} ({one_line(work(job))})? y/n", "bold yellow")
         return self._message
 
     def _say(self, text: str, style: str = "green") -> None:
@@ -219,7 +219,7 @@ class Screen:
     # --- keys ---
 
     def _press(self, key: str) -> bool:
-        """Do what a key asks for; returns False when that is to quit."""
+        """Act on a key; returns False to quit."""
         self._message = None
         try:
             if self._has_help:
@@ -263,13 +263,13 @@ class Screen:
             self._resume(self._chosen_queue())
         elif key == "c":
             if choice.focus == "queues":
-                self._say("a job is cancelled, not a queue: Tab, choose one, c", "yellow")
+                self._say("only a job can be cancelled: press Tab, select one, press c", "yellow")
             else:
                 self._asked = self._chosen_job()
         elif key in ("f", "enter"):
             job = self._chosen_job()
             if job is None:
-                self._say("no job of it runs or is next", "yellow")
+                self._say("this queue has no running or next job", "yellow")
             else:
                 self._following = Following(self._gq, job.id)
 
@@ -283,7 +283,7 @@ class Screen:
             choice.job = _moved(ids, choice.job, steps) if ids else 0
 
     def _chosen_job(self) -> JobFigures | None:
-        """The chosen job; of a chosen queue one that runs, else the one that is next."""
+        """Return the selected job; for a selected queue a running job, else its next one."""
         choice, jobs = self._choice, self._figures.jobs
         if choice.focus == "queues":
             return next((job for job in jobs if job.queue == choice.queue), None)
@@ -293,19 +293,19 @@ class Screen:
         job = self._chosen_job() if self._choice.focus == "jobs" else None
         return self._choice.queue if job is None else job.queue
 
-    # --- deeds ---
+    # --- actions ---
 
     def _pause(self, queue: str) -> None:
         if not queue:
             return
         view = self._gq.view()
         there = view.queues[queue].paused if queue in view.queues else None
-        if there is not None:  # pausing anew would lose who did it, why and until when
+        if there is not None:  # pausing again would lose who did it, why and until when
             why = f": {there.reason}" if there.reason else ""
-            self._say(f"{queue} is paused by {there.by} already{why}{until(there.until, now=view.now)}", "yellow")
+            self._say(f"{queue} is already paused by {there.by}{why}{until(there.until, now=view.now)}", "yellow")
             return
         self._gq.pause(queue)
-        self._say(f"{queue} is paused, running jobs go on. Undo: r, or {self._session.command('resume', queue)}")
+        self._say(f"{queue} is paused; running jobs continue. Undo: r, or {self._session.command('resume', queue)}")
         self._read_at_once()
 
     def _resume(self, queue: str) -> None:
@@ -316,11 +316,11 @@ class Screen:
         was_paused = self._gq.resume(queue)
         held = self._gq.holds().get(queue, [])
         if not was_paused or there is None:
-            self._say(f"{queue} was paused by nobody" + (f"; held: {held[0].detail}" if held else ""), "yellow")
+            self._say(f"{queue} was not paused" + (f"; held: {held[0].detail}" if held else ""), "yellow")
         else:
-            why = f" ({there.reason})" if there.reason else ""
-            rest = f"still held: {held[0].detail}" if held else "jobs start again"
-            self._say(f"{queue} was paused by {there.by}{why}; {rest}")
+            why = f": {there.reason}" if there.reason else ""
+            rest = f"; still held: {held[0].detail}" if held else ""
+            self._say(f"{queue} is resumed (it was paused by {there.by}{why}){rest}")
         self._read_at_once()
 
     def _answer(self, job: JobFigures, key: str) -> None:
@@ -331,11 +331,11 @@ class Screen:
         before = handle.state
         if not handle.cancel():
             state = before if before in FINISHED else handle.refresh().state
-            self._say(f"job {job.id} had finished before: {state}", "yellow")
+            self._say(f"job {job.id} is already {state}", "yellow")
         else:
             asked = handle.refresh().state is State.RUNNING
-            what = "is asked to stop" if asked else "is cancelled"
-            self._say(f"job {job.id} {what}. Again: {self._session.command('retry', job.id)}")
+            what = "was asked to stop" if asked else "is cancelled"
+            self._say(f"job {job.id} {what}. Run it again: {self._session.command('retry', job.id)}")
         self._read_at_once()
 
 
@@ -346,7 +346,7 @@ def _moved(keys: Sequence[Key], chosen: Key, steps: int) -> Key:
 
 @contextmanager
 def warnings_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Let the library's warnings come to the screen, instead of writing over it."""
+    """Show the library's warnings on the screen instead of writing over it."""
     logger = logging.getLogger("gpuqueue")
     before = list(logger.handlers)
     logger.handlers[:] = [_Warnings(say)]

@@ -1,4 +1,4 @@
-"""Owns how short `top` words what it shows: numbers, times, states and texts that fit some columns; asks nothing."""
+"""Formats what `top` shows: short numbers, times, states, and texts that fit a number of columns."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gpuqueue.domain.moments import clock, since, until
 from gpuqueue.domain.units import format_duration
 
 CUT = "…"
-OLD_S = 30.0  # what a service said longer ago is shown as old
+OLD_S = 30.0  # an older report of a service is shown as old
 CHANGES = {
     "pause begins": "pauses at",
     "pause ends": "is paused until",
-    "limits begin": "has other limits from",
-    "limits end": "has other limits until",
+    "limits begin": "has window limits from",
+    "limits end": "has window limits until",
 }
 
 
 def one_line(text: str) -> str:
-    """Make of any text one line without signs that would move the cursor or change colours."""
+    """Turn any text into one line without characters that move the cursor or change colours."""
     if text.isascii() and text.isprintable() and "  " not in text:
         return text.strip()
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def fitted(text: str, width: int, *, right: bool = False) -> str:
-    """Make a text exactly so many columns wide: cut with `…`, or filled up."""
+    """Make a text exactly `width` columns wide: cut with `…`, or padded."""
     if width <= 0:
         return ""
     text = one_line(text)
@@ -43,7 +43,7 @@ def fitted(text: str, width: int, *, right: bool = False) -> str:
 
 
 def ending(text: str, width: int) -> str:
-    """Cut a path at its beginning."""
+    """Cut a path at its start."""
     text = one_line(text)
     while text and cell_len(text) > width:
         text = CUT + text[2:] if text.startswith(CUT) else CUT + text[1:]
@@ -53,7 +53,7 @@ def ending(text: str, width: int) -> str:
 
 
 def number(count: int) -> str:
-    """Word a count in at most five columns, zero as `-`."""
+    """Format a count in at most five columns, zero as `-`."""
     if count < 100_000:
         return str(count) if count else "-"
     for unit, sign in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -64,7 +64,7 @@ def number(count: int) -> str:
 
 
 def length(seconds: float) -> str:
-    """Word a time in at most five columns: `7s`, `3m07`, `5h02`, `12d`."""
+    """Format a duration in at most five columns: `7s`, `3m07`, `5h02`, `12d`."""
     whole = max(0, round(seconds))
     if whole < 100:
         return f"{whole}s"
@@ -75,17 +75,17 @@ def length(seconds: float) -> str:
 
 
 def percent(progress: float) -> int:
-    """Round down, so that only what is done is 100 %."""
+    """Round down, so that only finished work is 100 %."""
     return int(min(1.0, max(0.0, progress)) * 100 + 1e-9)
 
 
 def work(job: JobFigures) -> str:
-    """Name what a job does, in short: the last part of its task's name, and its model."""
+    """Name a job's work in short: the last part of its task's name, and its model."""
     return f"{job.task.rpartition('.')[2] or job.task} {job.model}".rstrip()
 
 
 def state_words(queue: QueueFigures, now: datetime) -> str:
-    """Word a queue's state with its first reason; what is most important comes first, because the end may be cut off."""
+    """Format a queue's state with its first reason, the most important first, because the end may be cut off."""
     if not queue.holds or queue.state == "no worker":
         return queue.state
     hold = queue.holds[0]
@@ -94,7 +94,7 @@ def state_words(queue: QueueFigures, now: datetime) -> str:
 
 
 def _short_clock(moment: datetime, now: datetime) -> str:
-    """Write a moment as people know it, without the zone, which is this machine's."""
+    """Format a time in this machine's zone, without naming the zone."""
     local, today = moment.astimezone(), now.astimezone()
     if abs((moment - now).total_seconds()) < 600:
         return f"{local:%H:%M:%S}"
@@ -106,19 +106,19 @@ def _short_reason(hold: Hold) -> str:
 
 
 def queue_sentence(queue: QueueFigures, now: datetime) -> str:
-    """Say all that is known of a queue's state."""
+    """Describe the state of a queue in full."""
     reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in queue.holds)
     return f"{queue.name}: {queue.state}" + (f"; {reasons}" if reasons else "")
 
 
 def job_sentence(job: JobFigures, now: datetime) -> str:
-    """Say all that is known of a job."""
-    parts = [f"job {job.id} of {job.queue}: {one_line(f'{job.task} {job.model}')}"]
+    """Describe a job in full."""
+    parts = [f"job {job.id} ({job.queue}): {one_line(f'{job.task} {job.model}')}"]
     if not job.is_running:
         reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in job.waits_for)
-        return f"{parts[0]} is next" + (f"; {reasons}" if reasons else ", and starts in a moment")
+        return f"{parts[0]} is next; {reasons or 'ready to start'}"
     if job.stopping:
-        parts.append("is asked to stop" if job.stopping == "cancelled" else "is asked to make room")
+        parts.append("asked to stop" if job.stopping == "cancelled" else "asked to stop to free memory")
     if job.note:
         parts.append(one_line(job.note))
     parts.append(f"attempt {job.attempt} of {job.max_attempts}")
@@ -134,7 +134,7 @@ def job_sentence(job: JobFigures, now: datetime) -> str:
 
 
 def models_words(device: DeviceFigures) -> str:
-    """Name the models of jobs that run, and those that are loaded besides."""
+    """Name the models of running jobs, and other loaded models."""
     used = {full_name(model) for model in device.models_in_use}
     idle = [one_line(model) for model in device.models if full_name(model) not in used]
     words = [f"{one_line(model)} in use" for model in device.models_in_use]
@@ -150,12 +150,12 @@ def edge_sentence(edge: Edge, now: datetime) -> str:
 
 
 def service_sentence(service: ServiceFigures, now: datetime) -> str:
-    """Say how a service does."""
+    """Describe the state of a service."""
     if service.worker_id is None:
         return f"{service.name}: no worker runs it"
     if service.error:
         return f"{service.name}: {one_line(service.error)}"
-    lag = "runs" if service.lag_s is None else f"{format_duration(service.lag_s)} behind"
+    lag = "running" if service.lag_s is None else f"{format_duration(service.lag_s)} behind"
     is_old = service.noted_at is not None and (now - service.noted_at).total_seconds() > OLD_S
-    old = f" (as it said {since(service.noted_at, now=now)})" if service.noted_at is not None and is_old else ""
+    old = f" (reported {since(service.noted_at, now=now)})" if service.noted_at is not None and is_old else ""
     return f"{service.name}: {lag}{old}, on {service.worker_id}"

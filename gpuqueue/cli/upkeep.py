@@ -1,4 +1,4 @@
-"""Owns the commands of `db` that keep the file small and safe: prune, backup, vacuum; checks nothing itself."""
+"""Prunes, backs up and vacuums the database: the commands of `db` that keep the file small and safe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGE_PRUNING = 1000
 
 
 @click.command(short_help="Delete old finished jobs.")
-@click.option("--older-than", metavar="TIME", help='Those that finished longer ago than this: "7d".')
+@click.option("--older-than", metavar="TIME", help='Only jobs that finished longer ago than this: "7d".')
 @click.option(
     "--state", metavar="STATE", shell_complete=finished_states, help="Only jobs in this state: completed, cancelled or discarded."
 )
@@ -31,10 +31,10 @@ LARGE_PRUNING = 1000
 @json_option
 @pass_session
 def prune(session: Session, older_than: str | None, state: str | None, yes: bool, as_json: bool) -> int:
-    """Delete finished jobs with all that belongs to them: what [retention] lets go now, or what is older than a time.
+    """Delete finished jobs and all their data: those past their [retention], or those past --older-than.
 
-    At a terminal it asks before it deletes more than one with --older-than. The newest job always stays, so that its id is
-    not given to another; so does one whose memory is still being given back.
+    At a terminal, --older-than asks before it deletes more than one job. The newest job is always kept, so that its id is not
+    used again; so is a job that still holds GPU memory.
 
     \b
     Keys: pruned: {STATE: number}.
@@ -55,10 +55,10 @@ def prune(session: Session, older_than: str | None, state: str | None, yes: bool
         return 0
     total = sum(pruned.values())
     found = ", ".join(f"{count:,} {state}" for state, count in pruned.items() if count)
-    kept_words = ", ".join(f"{state} {'for ever' if s is None else format_duration(s)}" for state, s in kept.items())
-    say(f"{total:,} job{'' if total == 1 else 's'} deleted ({found})" if total else f"no job to delete; kept are: {kept_words}")
+    kept_words = ", ".join(f"{state} {'forever' if s is None else format_duration(s)}" for state, s in kept.items())
+    say(f"{total:,} job{'' if total == 1 else 's'} deleted ({found})" if total else f"no jobs to delete; kept: {kept_words}")
     if total >= LARGE_PRUNING:
-        note(f"new jobs fill the room in the file; to give it back to the disk: {session.command('db', 'vacuum')}")
+        note(f"new jobs will use the free space in the file; to return it to the disk: {session.command('db', 'vacuum')}")
     return 0
 
 
@@ -67,12 +67,12 @@ def _states(state: str | None) -> tuple[State, ...]:
         return FINISHED
     if state not in FINISHED:
         near = did_you_mean(state, map(str, FINISHED))
-        raise UsageError(f"--state is {state!r}{near}: only finished jobs are deleted. Right: {', '.join(FINISHED)}")
+        raise UsageError(f"--state must be a finished state ({', '.join(FINISHED)}), not {state!r}{near}")
     return (State(state),)
 
 
 def _kept(session: Session, older_than: str | None, states: tuple[State, ...]) -> dict[State, float | None]:
-    """Say for how many seconds jobs of each state are kept; None is for ever."""
+    """Return how many seconds jobs in each state are kept; None is forever."""
     if older_than is not None:
         return dict.fromkeys(states, parse_duration(older_than, what="--older-than"))
     gq = session.present_queue()
@@ -80,16 +80,16 @@ def _kept(session: Session, older_than: str | None, states: tuple[State, ...]) -
     return {state: answer.get(state) for state in states}
 
 
-@click.command(short_help="Copy the database to a file, also while it is in use.")
+@click.command(short_help="Copy the database to a file, even while it is in use.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Overwrite FILE when it is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing FILE.")
 @json_option
 @pass_session
 def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
-    """Copy the database as it is at one moment to FILE, beside running workers too, and check the copy.
+    """Copy a snapshot of the database to FILE and check the copy; workers can keep running.
 
-    Only its owner can read FILE: it has the prompts and the answers. To put it back: end every process that uses the
-    database, move FILE to the database's place, and delete the -wal and -shm files that lie there.
+    Only its owner can read FILE, because it contains prompts and answers. To restore it: stop every process that uses the
+    database, move FILE to the database's path, and delete the -wal and -shm files there.
 
     \b
     Keys: database, backup, size_bytes, jobs (how many),
@@ -100,7 +100,10 @@ def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
     done = store_database.back_up(database, target, overwrite=force)
     if done.findings:
         broken = ", ".join(dict.fromkeys(finding.check for finding in done.findings))
-        note(f"Warning: the copy is whole, but as wrong as the database ({broken}). All of it: {session.command('db', 'check')}")
+        note(
+            f"Warning: the copy is complete, but has the same errors as the database ({broken}). "
+            f"Details: {session.command('db', 'check')}"
+        )
     if as_json:
         findings = [finding_shape(finding) for finding in done.findings]
         found = {"database": str(database), "backup": str(target), "size_bytes": done.size_bytes, "jobs": done.job_count}
@@ -109,17 +112,17 @@ def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
     say(f"{target}: {format_size(done.size_bytes)}, {done.job_count:,} jobs, checked")
 
 
-@click.command(short_help="Give the disk back what the file no longer needs.")
+@click.command(short_help="Return unused space in the file to the disk.")
 @json_option
 @pass_session
 def vacuum(session: Session, as_json: bool) -> None:
-    """Write the file anew without its unused pages. Refused while a worker lives; jobs cannot be stored meanwhile.
+    """Rewrite the file without its unused pages. Refused while a worker is alive; no job can be enqueued meanwhile.
 
-    It needs as much free space on the disk as the file has, for a while.
+    While it runs, it needs as much free disk space as the size of the file.
 
     \b
-    Keys: database, before_bytes, after_bytes, finished (false: a reader keeps
-      the old content, and the file shrinks when that ends).
+    Keys: database, before_bytes, after_bytes, finished (false: a process still
+      reads the old content, and the file shrinks when it ends).
     """
     gq = session.present_queue()
     _expect_no_worker(gq)
@@ -129,10 +132,10 @@ def vacuum(session: Session, as_json: bool) -> None:
         print_json({"database": str(gq.database), **found})
         return
     if not done.finished:
-        say(f"{gq.database} is written anew; it becomes smaller when the process that still reads its old content ends")
+        say(f"{gq.database} was rewritten; it will shrink when the process that still reads the old content ends")
         return
     smaller = done.before_bytes - done.after_bytes
-    words = f"{format_size(smaller)} smaller" if smaller > 0 else "it had nothing to give back"
+    words = f"{format_size(smaller)} smaller" if smaller > 0 else "no space to return"
     say(f"{gq.database}: {words}, now {format_size(done.after_bytes)}")
 
 
@@ -141,6 +144,6 @@ def _expect_no_worker(gq: GPUQueue) -> None:
     if workers:
         named = ", ".join(f"{worker.id} (pid {worker.pid} on {worker.host})" for worker in workers)
         raise UsageError(
-            f"{named} lives, and would lose its lease while the file is written anew; nothing was changed. "
-            "Stop the workers first: Ctrl-C or SIGTERM ends them in good order"
+            f"workers are alive and would lose their leases while the file is rewritten: {named}. Nothing was changed. "
+            "Stop the workers first: Ctrl-C or SIGTERM stops them cleanly"
         )

@@ -1,4 +1,4 @@
-"""Owns the command `worker`: one worker process with its log on stderr; what the worker does is not here."""
+"""Runs one worker process with its log on stderr: the command `worker`."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LEVELS = ("debug", "info", "warning", "error")
     multiple=True,
     metavar="QUEUE",
     shell_complete=queue_names,
-    help="Serve only this queue; may be given several times.",
+    help="Serve only this queue; may be repeated.",
 )
 @app_option
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Jobs without a GPU that run at once.")
-@click.option("--burst", is_flag=True, help="End when nothing more can start now.")
-@click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="End when so many jobs have run.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="The most jobs without a GPU to run at once.")
+@click.option("--burst", is_flag=True, help="Exit when nothing more can start now.")
+@click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="Exit after running N jobs.")
 @click.option(
-    "--accept-config", is_flag=True, help="Make this configuration the shared one, although a running worker has another."
+    "--accept-config", is_flag=True, help="Make this configuration the shared one, even if a running worker has another."
 )
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What goes to stderr.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest level to log.")
 @click.option(
     "--log-format",
     type=click.Choice(get_args(LogFormat)),
-    help="Lines for people, or one JSON object a line. Default: [worker] log_format, else text.",
+    help="Lines for people, or one JSON object per line. Default: [worker] log_format, else text.",
 )
 @pass_session
 def worker(
@@ -53,12 +53,12 @@ def worker(
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C.
 
-    The first Ctrl-C lets running jobs end within the grace ([worker] grace), the second gives them back at once. With --app the
-    application's queue object brings its own configuration, database and tasks.
+    The first Ctrl-C lets running jobs finish within [worker] grace; the second returns them to the queue at once. With --app,
+    the application's queue object brings its own configuration, database and tasks.
 
-    The log on stderr has one line for each event, with its job and lease. As JSON each line is an object with at, level, logger,
-    event, worker, job, lease, queue, task, message and traceback, null where there is none, and then the event's own fields.
-    Lines of other loggers are written likewise, unless the application has given the root logger handlers of its own.
+    The log on stderr has one line for each event, with its job and lease. As JSON, each line is an object with at, level,
+    logger, event, worker, job, lease, queue, task, message and traceback, null where there is none, then the event's own
+    fields. Other loggers use the same format, unless the application has set its own handlers on the root logger.
     """
     from gpuqueue.worker import Worker
 
@@ -66,15 +66,17 @@ def worker(
     log_format = log_format or gq.config.worker.log_format
 
     class TalkingWorker(Worker):
-        """Says on a signal what it does about it."""
+        """Reports what it does on a signal."""
 
         def request_stop(self) -> None:
             again = self._is_stopping
             super().request_stop()
-            words = "giving running jobs back" if again else "stopping; once more gives running jobs back at once"
+            words = (
+                "returning running jobs to the queue" if again else "stopping; a second signal returns running jobs to the queue"
+            )
             if log_format == "json":
                 words = _stopping(words, self.id, at_once=again)
-            # Written straight: a signal's handler could meet a buffered stream in the middle of a line.
+            # Written directly: a signal handler could interrupt a buffered stream in the middle of a line.
             os.write(2, f"{words}\n".encode())
 
     running = TalkingWorker(
@@ -83,7 +85,7 @@ def worker(
     logging.getLogger("gpuqueue").handlers.clear()  # warnings have their line in the log
     restore = configure_logging(log_format, level=log_level, worker=lambda: running.id)
     try:
-        gq.queue_names()  # opens the database: what is wrong with it is said before anything else
+        gq.queue_names()  # opens the database, so that an error in it comes first
         if log_format == "text":
             served = ", ".join(queues) if queues else f"all queues ({', '.join(sorted(gq.queue_names()))})"
             print(f"database: {gq.database}\nqueues: {served}", file=sys.stderr, flush=True)
@@ -93,7 +95,7 @@ def worker(
 
 
 def _stopping(words: str, worker_id: str, *, at_once: bool) -> str:
-    """Make the line of a log in JSON that says what a signal began."""
+    """Return the JSON log line for a stop by signal."""
     record = logging.LogRecord("gpuqueue.worker", logging.INFO, __file__, 0, words, None, None)
     setattr(record, ATTRIBUTE, {"event": "worker_stopping", "worker": worker_id, "at_once": at_once})
     return JSONFormatter().format(record)

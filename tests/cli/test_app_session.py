@@ -66,5 +66,5 @@ def test_its_help_calls_it_by_its_name(own):
 def test_it_works_with_no_other_queue(own, tmp_path, words):
     status, _, err = own(*words)
     assert status == 2
-    assert "leave --" in err
+    assert "remove --" in err
     assert not (tmp_path / "other.db").exists()

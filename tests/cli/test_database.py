@@ -41,7 +41,7 @@ def change(gq: GPUQueue, statement: str) -> None:
 
 def test_a_file_in_order_has_nothing_wrong(gq: GPUQueue, run: Run) -> None:
     ran = run("db", "check")
-    assert (ran.status, ran.out, ran.err) == (0, f"{gq.database}: nothing wrong\n", "")
+    assert (ran.status, ran.out, ran.err) == (0, f"{gq.database}: no problems found\n", "")
     assert json.loads(run("db", "check", "--json").out) == {
         "ok": True, "database": str(gq.database), "version": head(), "findings": [],
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_an_older_file_is_checked_as_far_as_that_goes(gq: GPUQueue, run: Run) ->
     change(gq, "UPDATE gpuqueue_version SET version_num = '0001'")
     ran = run("db", "check")
     assert ran.status == 0
-    assert "its rows were not compared: the schema is 0001; first gpuqueue db upgrade" in ran.err
+    assert "the rows were not checked: their schema is 0001; first run: gpuqueue db upgrade" in ran.err
 
 
 def test_an_upgrade_says_from_what(configured: Path, run: Run) -> None:
@@ -75,7 +75,7 @@ def test_an_upgrade_says_from_what(configured: Path, run: Run) -> None:
 
 def test_pruning_deletes_what_retention_lets_go(gq: GPUQueue, configured: Path, run: Run) -> None:
     ran = run("db", "prune")
-    assert ran.out == "no job to delete; kept are: completed 7d, cancelled 7d, discarded 30d\n"
+    assert ran.out == "no jobs to delete; kept: completed 7d, cancelled 7d, discarded 30d\n"
     change(gq, "UPDATE jobs SET finished_at = finished_at - 8 * 86400000000 WHERE id <> 6")
     assert run("db", "prune").out == "3 jobs deleted (3 completed)\n"
     with (configured / "gpuqueue.toml").open("a") as file:
@@ -139,7 +139,7 @@ def test_a_backup_of_contradictions_is_made_and_warned_of(gq: GPUQueue, run: Run
     change(gq, "UPDATE counters SET count = 9 WHERE state = 'completed'")
     ran = run("db", "backup", "copy.db")
     assert ran.status == 0
-    assert "Warning: the copy is whole, but as wrong as the database (counters)" in ran.err
+    assert "Warning: the copy is complete, but has the same errors as the database (counters)" in ran.err
     assert "gpuqueue db check" in ran.err
 
 
@@ -176,5 +176,5 @@ def test_a_vacuum_is_refused_while_a_worker_lives_or_a_transaction_is_open(gq: G
 def test_without_a_database_nothing_is_made(configured: Path, run: Run, command: list[str]) -> None:
     ran = run("db", *command)
     assert ran.status == 2
-    assert f"there is no database at {configured / 'jobs.db'} yet" in ran.err
+    assert f"no database at {configured / 'jobs.db'} yet" in ran.err
     assert [file.name for file in configured.iterdir()] == ["gpuqueue.toml"]

@@ -47,7 +47,7 @@ GOOD = Evidence(
     paused_s=2.0,
     started_in_pause_count=0,
     realtime_in_pause_count=1,
-    window_answer="at noon its window holds until 18:00",
+    window_answer="at noon its window holds it until 18:00",
     most_running={REALTIME: 1, BATCH: 1},
     overlap_count=0,
     peak_bytes=4_500_000_000,
@@ -123,7 +123,7 @@ def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=LONGEST_S)
     assert running.returncode == 130
-    assert errors == "interrupted; the worker was ended\n"
+    assert errors == "interrupted; the worker was stopped\n"
     assert not folder.exists()
     assert told == "removed at the end; --keep FOLDER keeps it)\n"
 
@@ -170,8 +170,8 @@ def test_a_good_run_breaks_no_rule() -> None:
     [
         ("Realtime pauses batch", replace(GOOD, batch_beside_realtime_count=1)),
         ("Realtime pauses batch", replace(GOOD, hold_counts={})),
-        ("Batch rests in working hours", replace(GOOD, started_in_pause_count=1)),
-        ("Batch rests in working hours", replace(GOOD, window_answer="")),
+        ("Batch pauses in working hours", replace(GOOD, started_in_pause_count=1)),
+        ("Batch pauses in working hours", replace(GOOD, window_answer="")),
         ("One GPU job at a time", replace(GOOD, overlap_count=1)),
         ("One GPU job at a time", replace(GOOD, most_running={REALTIME: 1, BATCH: 2})),
         ("VRAM watched and within budget", replace(GOOD, peak_bytes=5_000_000_001)),
@@ -179,11 +179,11 @@ def test_a_good_run_breaks_no_rule() -> None:
         ("VRAM watched and within budget", replace(GOOD, left_bytes=4_500_000_000)),
         ("VRAM watched and within budget", replace(GOOD, model_peak_count=2)),
         ("VRAM watched and within budget", replace(GOOD, reading_count=0)),
-        ("Fallback when the GPU is away", replace(GOOD, outage=replace(GOOD_OUTAGE, realtime_answer="other words"))),
-        ("Fallback when the GPU is away", replace(GOOD, outage=replace(GOOD_OUTAGE, answered_after_s=2.1))),
-        ("Fallback when the GPU is away", replace(GOOD, outage=replace(GOOD_OUTAGE, batch_snoozed_count=0))),
-        ("Fallback when the GPU is away", replace(GOOD, outage=replace(GOOD_OUTAGE, attempts_spent_count=1))),
-        ("Fallback when the GPU is away", replace(GOOD, outage=replace(GOOD_OUTAGE, recovered=False))),
+        ("Fallback when the GPU is unavailable", replace(GOOD, outage=replace(GOOD_OUTAGE, realtime_answer="other words"))),
+        ("Fallback when the GPU is unavailable", replace(GOOD, outage=replace(GOOD_OUTAGE, answered_after_s=2.1))),
+        ("Fallback when the GPU is unavailable", replace(GOOD, outage=replace(GOOD_OUTAGE, batch_snoozed_count=0))),
+        ("Fallback when the GPU is unavailable", replace(GOOD, outage=replace(GOOD_OUTAGE, attempts_spent_count=1))),
+        ("Fallback when the GPU is unavailable", replace(GOOD, outage=replace(GOOD_OUTAGE, recovered=False))),
         ("RFA never uses the GPU", replace(GOOD, rfa_on_gpu_count=1)),
         ("RFA never uses the GPU", replace(GOOD, outage=replace(GOOD_OUTAGE, rfa_completed_count=0))),
         ("Nothing lost, nothing mixed up", replace(GOOD, completed_count=3)),
@@ -200,7 +200,7 @@ def test_a_broken_rule_is_named_and_fails_the_run(rule: str, broken: Evidence) -
 
 def test_an_outage_that_was_not_tried_breaks_nothing() -> None:
     checks = checklist(replace(GOOD, outage=None))
-    assert [check.rule for check in checks if check.passed is None] == ["Fallback when the GPU is away"]
+    assert [check.rule for check in checks if check.passed is None] == ["Fallback when the GPU is unavailable"]
     assert demo.exit_status(checks) == 0
     assert summary(replace(GOOD, outage=None))["outage"] is None
 
@@ -265,7 +265,7 @@ def test_what_the_demo_changes_in_inits_file_is_valid_and_all_that_differs(tmp_p
 
 
 def test_a_file_of_init_that_has_changed_is_noticed() -> None:
-    with pytest.raises(ValueError, match="change what the demo replaces"):
+    with pytest.raises(ValueError, match="adapt what the demo replaces"):
         scaled("[ollama]\n")
 
 

@@ -138,7 +138,7 @@ def test_a_read_makes_no_queue_in_a_database_that_has_none(run: Run, tmp_path: P
     before = path.read_bytes()
     ran = run("--database", path, *command)
     assert (ran.status, ran.out) == (2, "")
-    assert f"{path} has no queue in it" in ran.err
+    assert f"{path} contains no queue" in ran.err
     assert path.read_bytes() == before
 
 

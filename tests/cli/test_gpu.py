@@ -55,9 +55,9 @@ def test_an_idle_card_is_told_by_all_three_and_nothing_disagrees(card: Simulated
     out = run("gpu").out
     assert re.search(r"^gpu0: .*2060", out)
     assert re.fullmatch(r"driver \S+ MB used of 8.59 GB, .* free, 0 % busy, 41 °C, 14 W \(now\)", row(out, "driver"))
-    assert row(out, "ollama") == "ollama 0 B nothing is loaded (as it says now)"
-    assert row(out, "queue") == "queue 0 B reserved of a budget of 5 GB, 3 GB margin"
-    assert out.endswith("\nnothing disagrees\n")
+    assert row(out, "ollama") == "ollama 0 B nothing is loaded (now)"
+    assert row(out, "queue") == "queue 0 B reserved of a 5 GB budget, 3 GB margin"
+    assert out.endswith("\nno disagreements\n")
     assert told(run)["disagreements"] == []
 
 
@@ -72,10 +72,10 @@ def test_a_job_that_runs_shows_its_memory_three_times_and_nothing_disagrees(fold
             status = run("status").out
             worker.stop(grace_s=0)
     assert row(out, "process") == "process 4001 4.5 GB ollama: Ollama's runner"
-    assert row(out, "ollama") == "ollama 4.5 GB gemma4:e4b is loaded (as it says now)"
+    assert row(out, "ollama") == "ollama 4.5 GB gemma4:e4b is loaded (now)"
     assert row(out, "job 1").startswith("job 1 4.5 GB ai-batch: runs with gemma4:e4b")
     assert re.search(r"2060 SUPER: \S+ GB of 8.59 GB free, \d+ % busy, \d+ °C, \d+ W \(", status)
-    assert "nothing disagrees" in out
+    assert "no disagreements" in out
     (device,) = found["devices"]
     assert device["processes"] == [{"pid": 4001, "name": "ollama", "used_bytes": 4_500_000_000, "owner": "ollama"}]
     assert (device["read_here"], device["residents_from"]) == (True, "ollama")
@@ -104,7 +104,7 @@ def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simu
         there = Reading(at, name="RTX", total_bytes=8 * GB, free_bytes=3 * GB)
         gq.store.backends.publish_reading("gpu9999", reading=there, residents=(Resident("seen:1b", 1, 1),), now_us=to_us(at))
     out = run("gpu").out
-    assert row(out, "driver") == "driver 5 GB used of 8 GB, 3 GB free (as a worker read it 5m ago)"
+    assert row(out, "driver") == "driver 5 GB used of 8 GB, 3 GB free (read by a worker 5m ago)"
     assert "the driver does not list processes" in out
     assert "seen:1b" not in out, "what Ollama says now is newer"
     found = told(run)
@@ -113,14 +113,14 @@ def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simu
 
 
 def test_where_nobody_has_looked_nothing_is_said_of_what_is_loaded(configured: Path, run: Run) -> None:
-    assert row(run("gpu").out, "ollama").startswith("ollama unknown no worker has looked yet what is loaded; nothing listens")
+    assert row(run("gpu").out, "ollama").startswith("ollama unknown no worker has checked yet what is loaded; nothing listens")
 
 
 def test_where_ollama_cannot_be_asked_what_a_worker_saw_is_shown_and_why(configured: Path, run: Run) -> None:
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         gq.store.backends.publish_reading("gpu0", reading=None, residents=(Resident("seen:1b", GB, GB),), now_us=gq.now_us())
     said = row(run("gpu").out, "ollama")
-    assert said.startswith("ollama 1 GB seen:1b is loaded (as a worker last saw it; ")
+    assert said.startswith("ollama 1 GB seen:1b is loaded (as last seen by a worker; ")
     assert "127.0.0.1:9" in said
     found = told(run)
     assert found["devices"][0]["residents_from"] == "worker"
@@ -141,7 +141,7 @@ def test_the_models_of_an_ollama_that_is_tied_to_no_card_of_several_are_told_bes
     (folder / "gpuqueue.toml").write_text(text.replace("[gpu]", "[[gpu]]", 1) + '\n[[gpu]]\ndevice = 1\nbudget = "5GB"\n')
     load(simulator)
     out = run("gpu").out
-    assert f"ollama at {simulator.url}, which is tied to no card, has gemma4:e4b (4.5 GB) loaded" in out
+    assert f"ollama at {simulator.url} (not tied to a device) has gemma4:e4b (4.5 GB) loaded" in out
     assert [item["residents"] for item in told(run)["devices"]] == [[], []]
     assert told(run)["backends"][0]["residents"][0]["model"] == "gemma4:e4b"
 

@@ -97,7 +97,7 @@ CASES: dict[tuple[str, str], list[list[Any]]] = {
 # Their output is several objects, or needs preparations: they have tests of their own below, and the demo in test_demo.py.
 ELSEWHERE = {
     ("logs", ""),
-    ("submit", "with --follow, one object a line"),
+    ("submit", "with --follow, one object per line"),
     ("submit", "with --follow, the last line"),
     ("db check", ""),
     ("db backup", ""),
@@ -148,7 +148,7 @@ def load(url: str) -> None:
 def test_the_lines_of_a_followed_submission(filled: GPUQueue, run: Run, keys: Any) -> None:
     *pieces, last = [json.loads(line) for line in run(*SENT, "--follow", "--json").out.splitlines()]
     assert pieces
-    shape = keys("submit", "with --follow, one object a line")
+    shape = keys("submit", "with --follow, one object per line")
     for piece in pieces:
         compare(shape, piece)
     compare(keys("submit", "with --follow, the last line"), last)

@@ -89,7 +89,7 @@ def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop
     assert re.fullmatch(
         f"{TIME}to a@b.c, attempt 1\n {{14}}subject: hello\n"
         f"{TIME}— attempt 1 of 2 failed: RuntimeError: the server said no\n"
-        f"{TIME}— attempt 2 of 2 began on {worked.id}\n"
+        f"{TIME}— attempt 2 of 2 started on {worked.id}\n"
         f"{TIME}to a@b.c, attempt 2\n {{14}}subject: hello\n"
         f"{TIME}sent\n",
         ran.out,
@@ -108,7 +108,7 @@ def test_as_json_each_entry_is_an_object_on_a_line_of_its_own(shop: Shop, worked
         ("ended", 2, 2, None, "discarded"),
     ]
     assert entries[0]["message"] == "to a@b.c, attempt 1\nsubject: hello"
-    assert entries[-1]["message"] == "attempt 2 of 2 failed for good: RuntimeError: the server said no"
+    assert entries[-1]["message"] == "attempt 2 of 2 failed permanently: RuntimeError: the server said no"
     assert [entry["at"] for entry in entries] == sorted(entry["at"] for entry in entries)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["at"]) for entry in entries)
 
@@ -132,8 +132,8 @@ def test_attempts_that_count_none_are_told_apart(noon: None, shop: Shop, worked:
     ended(shop.knock.enqueue())
     assert re.fullmatch(
         f"{TIME}knocking\n"
-        f"{TIME}— attempt 1 of 1 was postponed, which counts no attempt: still closed\n"
-        f"{TIME}— attempt 1 of 1 began on {worked.id}\n",
+        f"{TIME}— attempt 1 of 1 was postponed and does not count: still closed\n"
+        f"{TIME}— attempt 1 of 1 started on {worked.id}\n",
         run("logs", 1).out,
     )
 
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(shop: Shop, worked: Worker, c
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "job 1 goes on. Cancel it: gpuqueue cancel 1" in err
+    assert "job 1 continues. Cancel it: gpuqueue cancel 1" in err
     assert "Traceback" not in err
     shop.gate.open()
     assert ended(handle) == "completed"
@@ -208,7 +208,7 @@ def test_a_running_job_shows_how_far_it_is(shop: Shop, worked: Worker, run: Run,
 
 def test_a_job_that_failed_shows_how_far_it_came(shop: Shop, worked: Worker, run: Run) -> None:
     ended(shop.send.using(max_attempts=1).enqueue(fails=1))
-    assert "its last attempt came to 29 % (1 of 3)" in run("job", 1).out
+    assert "its last attempt reached 29 % (1 of 3)" in run("job", 1).out
 
 
 def test_a_job_that_said_nothing_has_no_progress(shop: Shop, run: Run) -> None:

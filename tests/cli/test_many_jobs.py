@@ -44,19 +44,19 @@ def test_all_failed_jobs_are_retried_and_counted(failed: GPUQueue, run: Run) -> 
     assert ran.out.startswith("3 jobs are available again\n")
     assert "no worker serves mail. Start one: gpuqueue" in ran.out
     assert failed.counts()["mail"] == {"available": 3}
-    assert run("retry", "--failed").out == "no job is discarded\n"
+    assert run("retry", "--failed").out == "no discarded jobs\n"
 
 
 def test_the_failed_jobs_of_one_queue_are_retried(failed: GPUQueue, run: Run) -> None:
     assert json.loads(run("retry", "--failed", "--queue", "ai-batch", "--json").out) == {"retried": 0}
-    assert run("retry", "--failed", "--queue", "ai-batch").out == "no job of ai-batch is discarded\n"
+    assert run("retry", "--failed", "--queue", "ai-batch").out == "no discarded jobs in ai-batch\n"
     assert json.loads(run("retry", "--failed", "--queue", "mail", "--json").out) == {"retried": 3}
 
 
 def test_all_of_a_queue_is_cancelled_and_counted(gq: GPUQueue, run: Run) -> None:
     gq.enqueue_many([("send", {})] * 3)
     assert run("cancel", "--all", "--queue", "mail").out == "mail: 3 waiting jobs cancelled\n"
-    assert run("cancel", "--all", "--queue", "mail").out == "mail has no job that waits or runs\n"
+    assert run("cancel", "--all", "--queue", "mail").out == "mail has no waiting or running jobs\n"
     assert json.loads(run("cancel", "--all", "--queue", "mail", "--json").out) == {"cancelled": 0, "asked_to_stop": 0}
 
 
@@ -86,8 +86,8 @@ def test_one_of_several_that_cannot_be_retried_is_left_out(failed: GPUQueue, run
     ("argv", "says"),
     [
         (["cancel", "--all", "--queue", "mail"], "mail: cancel 3 waiting jobs? [y/N]"),
-        (["retry", "--failed"], "Make 3 discarded jobs available again? [y/N]"),
-        (["retry", "--failed", "--queue", "mail"], "Make 3 discarded jobs of mail available again? [y/N]"),
+        (["retry", "--failed"], "Retry 3 discarded jobs? [y/N]"),
+        (["retry", "--failed", "--queue", "mail"], "Retry 3 discarded jobs in mail? [y/N]"),
         (["db", "prune", "--older-than", "0s"], "Delete 3 jobs that finished more than 0 s ago? [y/N]"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -27,7 +27,7 @@ def test_it_writes_into_a_folder_that_is_empty_and_overwrites_none(folder: Path,
     for into in ("my plugin", "my plugin/README.md"):
         ran = run("plugins", "new", "other", "--into", into)
         assert (ran.status, ran.out) == (2, "")
-        assert "is there already, and nothing is overwritten; name another folder: --into FOLDER" in ran.err
+        assert "already exists; nothing was written. Use another folder: --into FOLDER" in ran.err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -35,22 +35,22 @@ def test_a_folder_that_cannot_be_made_is_an_error(folder: Path, run: Run) -> Non
     (folder / "file").touch()
     ran = run("plugins", "new", "other", "--into", "file/below")
     assert (ran.status, ran.out) == (2, "")
-    assert "cannot be written: Not a directory; name another folder" in ran.err
+    assert "Not a directory. Use another folder: --into FOLDER" in ran.err
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("Night Shift", "write up to 40 small letters, digits and single hyphens, a letter first, such as night-shift"),
+        ("Night Shift", "use up to 40 lowercase letters, digits and single hyphens, starting with a letter, for example night-shift"),
         ("night_shift", "such as night-shift"),
         ("3d", "such as d"),
         ("..", "a letter first\n"),
         ("n" * 41, f"such as {'n' * 40}"),
-        ("gpuqueue-night", "begins with gpuqueue, which the distribution's does anyway; leave it out"),
+        ("gpuqueue-night", "must not start with gpuqueue: 'gpuqueue-night'. Leave it out"),
         ("models", "[models] is a section of gpuqueue's own configuration"),
-        ("windows", "gpuqueue has a plugin 'windows' of its own"),
-        ("device-health", "gpuqueue has a plugin 'device_health' of its own"),
-        ("thermal", "the plugin 'thermal' is installed already, from gpuqueue-thermal"),
+        ("windows", "gpuqueue has a built-in plugin 'windows'"),
+        ("device-health", "gpuqueue has a built-in plugin 'device_health'"),
+        ("thermal", "plugin 'thermal' is already installed (from gpuqueue-thermal)"),
     ],
 )  # fmt: skip
 def test_a_name_that_cannot_be_one_is_refused(folder: Path, run: Run, name: str, wrong: str) -> None:
@@ -63,4 +63,4 @@ def test_a_name_that_cannot_be_one_is_refused(folder: Path, run: Run, name: str,
 def test_the_lists_options_are_not_for_a_new_one(folder: Path, run: Run) -> None:
     ran = run("plugins", "--json", "new", "night")
     assert (ran.status, ran.out) == (2, "")
-    assert "--app and --json are for the list" in ran.err
+    assert "--app and --json apply to the list" in ran.err

@@ -49,8 +49,8 @@ def test_a_pause_shows_who_why_and_until_when_and_is_lifted(configured: Path, ru
     paused = json.loads(run("status", "--json").out)["queues"][-1]["paused"]
     assert paused["reason"] == "server moves"
     assert ISO_UTC.fullmatch(paused["until"])
-    assert "runs again" in run("resume", "mail").out
-    assert "paused by nobody" in run("resume", "mail").out
+    assert "mail is resumed" in run("resume", "mail").out
+    assert "mail was not paused" in run("resume", "mail").out
 
 
 def test_advice_repeats_the_options_that_were_given(configured: Path, run: Run) -> None:

@@ -115,7 +115,7 @@ def test_doctor_says_how_to_mend_what_is_wrong(configured: Path, run: Run) -> No
     ran = run("doctor")
     assert ran.status == 1
     assert "backend ollama" in ran.out
-    assert "no worker serves it; 1 waiting" in ran.out
+    assert "no worker serves it; 1 job waiting" in ran.out
     assert "chmod 600" in ran.out
 
 

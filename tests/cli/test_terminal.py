@@ -72,7 +72,7 @@ def test_every_row_of_a_table_keeps_all_its_cells(filled: Path, columns: int) ->
 def test_at_80_columns_the_jobs_are_a_table_with_what_is_long_below(filled: Path) -> None:
     _, screen = shown(filled, "jobs", columns=80)
     heading, *lines = without_colours(screen).splitlines()
-    assert re.fullmatch(r"id  state +queue +task +tries  enqueued", heading)
+    assert re.fullmatch(r"id  state +queue +task +attempt +enqueued", heading)
     assert re.match(r" 3  available  ai-batch  ollama.embed", lines[0])
     position = next(number for number, line in enumerate(lines) if "discarded" in line)
     assert [line for line in lines[position + 1 :] if line.startswith("    RuntimeError: 550")]
@@ -94,7 +94,7 @@ def test_prose_is_folded_with_its_indentation(filled: Path) -> None:
 def test_the_doctors_advice_is_folded_between_words_and_its_commands_are_whole(filled: Path) -> None:
     (filled / "jobs.db").chmod(0o644)
     _, screen = shown(filled, "doctor", columns=40)
-    advice = "         → when it is elsewhere: change\n           [ollama] url in the\n           configuration\n"
+    advice = "         → if it runs elsewhere, change\n           [ollama] url in the\n           configuration\n"
     assert advice in screen
     assert f"         → chmod 600 {filled / 'jobs.db'}\n" in screen
 

@@ -103,7 +103,7 @@ def test_a_running_job_shows_how_far_it_is_and_what_it_says(gq: GPUQueue, worker
     terminal.wait("62%")
     assert re.search(rf"{handle.id} mail +letters · Ben and .*███·· +62% +\d+s +~\d+s", terminal.line("62%"))
     terminal.press("\t")
-    text = terminal.wait(f"job {handle.id} of mail: shop.letters, Ben and [7mCarl, attempt 1 of 1")
+    text = terminal.wait(f"job {handle.id} (mail): shop.letters, Ben and [7mCarl, attempt 1 of 1")
     assert worker.id in text
 
 
@@ -139,14 +139,14 @@ def test_the_next_job_of_a_queue_says_what_it_waits_for(gq: GPUQueue, worker: Wo
     terminal.wait_for(lambda text: re.search(rf"{second.id} ai-realtime +generate gemma4:e4b +next: concurrency", text), "it")
     terminal.press("\tj")
     limit = f"ai-realtime is at its concurrency limit: 1 of 1 running (job {first.id})"
-    told = f"job {second.id} of ai-realtime: ollama.generate gemma4:e4b is next; {limit}"
+    told = f"job {second.id} (ai-realtime): ollama.generate gemma4:e4b is next; {limit}"
     terminal.wait_for(lambda text: told in " ".join(text.split()), "why it waits")
     first.cancel()
 
 
 def test_a_change_is_seen_without_a_key_and_before_the_interval_is_over(gq: GPUQueue, top: Open) -> None:
     terminal = top(80, 24, "--interval", "3600")
-    terminal.wait("no job runs or waits")
+    terminal.wait("no running or waiting jobs")
     gq.enqueue("shop.letters")
     terminal.wait("letters", "next: no worker")
 
@@ -218,14 +218,14 @@ def test_a_terminal_without_unicode_is_no_hindrance(gq: GPUQueue, worker: Worker
 def test_p_pauses_at_once_and_says_how_to_undo_it(gq: GPUQueue, worker: Worker, top: Open) -> None:
     terminal = top()
     terminal.press("p")
-    terminal.wait("ai-batch is paused, running jobs go on. Undo: r, or gpuqueue resume ai-batch")
+    terminal.wait("ai-batch is paused; running jobs continue. Undo: r, or gpuqueue resume ai-batch")
     assert gq.view().queues["ai-batch"].paused is not None
     terminal.wait_for(lambda text: re.search(r"ai-batch .* paused by ", text), "the state")
     terminal.press("r")
-    terminal.wait("ai-batch was paused by ", "; jobs start again")
+    terminal.wait("ai-batch is resumed (it was paused by ")
     assert gq.view().queues["ai-batch"].paused is None
     terminal.press("r")
-    terminal.wait("ai-batch was paused by nobody")
+    terminal.wait("ai-batch was not paused")
 
 
 def test_p_leaves_the_pause_of_another_as_it_is(gq: GPUQueue, worker: Worker, top: Open) -> None:
@@ -233,7 +233,7 @@ def test_p_leaves_the_pause_of_another_as_it_is(gq: GPUQueue, worker: Worker, to
     before = gq.view().queues["ai-realtime"].paused
     terminal = top()
     terminal.press("jp")
-    terminal.wait("ai-realtime is paused by ana already: it smokes until")
+    terminal.wait("ai-realtime is already paused by ana: it smokes until")
     assert gq.view().queues["ai-realtime"].paused == before
 
 
@@ -249,11 +249,11 @@ def test_c_cancels_only_after_y(gq: GPUQueue, worker: Worker, top: Open, until: 
     handle = running(gq, until)
     terminal = top()
     terminal.press("c")
-    terminal.wait("a job is cancelled, not a queue")
+    terminal.wait("only a job can be cancelled")
     terminal.press("\t")
     for answer in ("n", "\x1b", "q", "\r"):
         terminal.press("c")
-        terminal.wait(f"Cancel job {handle.id} of mail (letters)? y/n")
+        terminal.wait(f"Cancel job {handle.id} in mail (letters)? y/n")
         terminal.press(answer)
         terminal.wait(f"job {handle.id} was not cancelled")
     assert not handle.refresh().record.cancel_requested
@@ -261,9 +261,9 @@ def test_c_cancels_only_after_y(gq: GPUQueue, worker: Worker, top: Open, until: 
     terminal.wait("? y/n")
     terminal.press("y")
     said = terminal.wait(f". Again: gpuqueue retry {handle.id}")
-    assert f"job {handle.id} is asked to stop" in said or f"job {handle.id} is cancelled" in said  # if its worker was quicker
+    assert f"job {handle.id} was asked to stop" in said or f"job {handle.id} is cancelled" in said  # if its worker was quicker
     until(lambda: handle.refresh().state == "cancelled")
-    terminal.wait("no job runs or waits")
+    terminal.wait("no running or waiting jobs")
 
 
 def test_a_job_that_ended_meanwhile_is_not_taken_for_another(gq: GPUQueue, worker: Worker, top: Open, until: Any) -> None:
@@ -274,7 +274,7 @@ def test_a_job_that_ended_meanwhile_is_not_taken_for_another(gq: GPUQueue, worke
     first.cancel()
     until(lambda: first.refresh().state == "cancelled")
     terminal.press("y")
-    terminal.wait(f"job {first.id} had finished before: cancelled")
+    terminal.wait(f"job {first.id} is already cancelled")
     assert not second.refresh().record.cancel_requested
 
 
@@ -346,7 +346,7 @@ def test_what_is_long_can_be_scrolled_back(gq: GPUQueue, start_worker: Callable[
 def test_the_help_says_what_the_keys_do(gq: GPUQueue, top: Open) -> None:
     terminal = top()
     terminal.press("?")
-    terminal.wait("pause the queue: no job of it starts", "any key goes back")
+    terminal.wait("pause the queue: none of its jobs start", "press any key to go back")
     terminal.press("x")
     terminal.wait("Tab list")
     assert terminal.process.poll() is None
@@ -415,5 +415,5 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(gq: GPUQueue, folder: P
 def test_what_is_wrong_at_the_start_is_said_without_a_screen(folder: Path) -> None:
     with Terminal(TOP, folder) as terminal:
         assert terminal.end() == 2
-        terminal.wait_for(lambda _: "there is no configuration" in terminal.grid.shown, "the error")
+        terminal.wait_for(lambda _: "no configuration: no --config" in terminal.grid.shown, "the error")
         assert not terminal.grid.is_other_screen

@@ -52,9 +52,9 @@ def test_a_pipe_gets_each_thing_as_one_plain_line(gq: GPUQueue, run: Run, until:
     assert "queue mail: running (1 running)" in lines
     assert "queue ai-batch: no worker; no worker serves it (empty)" in lines
     told = "Ben [31m and Carl, attempt 1 of 1, done in about"
-    assert [line for line in lines if line.startswith(f"job {job.id} of mail: shop.letters, {told}") and "62 %, for" in line]
-    assert [line for line in lines if line.startswith(f"job {waiting.id} of held: ollama.generate gemma4:e4b is next; paused at")]
-    assert [line for line in lines if re.match(r"card gpu0: 0 B of 5 GB budget reserved, no model loaded, others hold ", line)]
+    assert [line for line in lines if line.startswith(f"job {job.id} (mail): shop.letters, {told}") and "62 %, for" in line]
+    assert [line for line in lines if line.startswith(f"job {waiting.id} (held): ollama.generate gemma4:e4b is next; paused at")]
+    assert [line for line in lines if re.match(r"device gpu0: 0 B of 5 GB budget reserved, no model loaded, others hold ", line)]
     assert "\x1b" not in ran.out
     assert not set("▸█▒▓┃│─") & set(ran.out)
 
@@ -104,5 +104,5 @@ def test_what_makes_no_sense_is_refused(gq: GPUQueue, run: Run, options: list[st
 def test_a_database_that_is_not_there_is_not_made(configured: Path, run: Run) -> None:
     ran = run("--database", "mistyped.db", "top")
     assert ran.status == 2
-    assert "there is no database" in ran.err
+    assert "no database at" in ran.err
     assert not (configured / "mistyped.db").exists()

@@ -123,17 +123,17 @@ def test_the_chosen_row_is_told_in_full_at_the_bottom() -> None:
     lines = drawn(figures())
     assert lines[-3].startswith("ai-batch: held; paused 09:00-18:00 Asia/Bangkok until ")
     assert lines[-3].endswith("(3h from now)")
-    assert drawn(figures(), focus="jobs")[-3] == "job 7 of mail: shop.jobs.send, Ben, attempt 1 of 3, done in about 1m 30s"
+    assert drawn(figures(), focus="jobs")[-3] == "job 7 (mail): shop.jobs.send, Ben, attempt 1 of 3, done in about 1m 30s"
 
 
 def test_a_long_message_takes_the_place_of_what_is_chosen() -> None:
     found = figures()
     choice = Choice()
     choice.settle(found)
-    message = Text("ai-batch is paused, running jobs go on. Undo: r, or gpuqueue resume ai-batch", "green")
+    message = Text("ai-batch is paused; running jobs continue. Undo: r, or gpuqueue resume ai-batch", "green")
     for _ in range(2):  # the message is not cut by being drawn
         lines = [line.plain for line in picture(found, choice, message, width=40, height=20)]
-    assert lines[-2:] == ["ai-batch is paused, running jobs go on.", "Undo: r, or gpuqueue resume ai-batch"]
+    assert lines[-2:] == ["ai-batch is paused; running jobs continue.", "Undo: r, or gpuqueue resume ai-batch"]
     assert lines[-4].startswith("ai-batch: held")
     assert len(lines) == 20
     lines = [line.plain for line in picture(found, choice, message, width=80, height=24)]
@@ -229,7 +229,7 @@ def test_a_service_that_nobody_runs_or_that_failed_says_so() -> None:
         "a: no worker runs it",
         "b: no Redis",
         "c: runs, on w",
-        "d: 2 s behind (as it said 2m ago), on w",
+        "d: 2 s behind (reported 2m ago), on w",
     ]
 
 

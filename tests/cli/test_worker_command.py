@@ -106,7 +106,7 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
             read_until(process.stderr, awaited)
             os.kill(process.pid, signal.SIGINT)
         _, rest = process.communicate(timeout=20)
-    assert "giving running jobs back" in rest
+    assert "returning running jobs to the queue" in rest
     assert process.returncode == 0
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
         assert (str(gq.job(1).state), gq.job(1).attempt) == ("available", 0)

@@ -134,7 +134,7 @@ def test_as_text_each_event_is_a_line_for_people(tmp_path: Path) -> None:
     assert re.search(r"^DEBUG job 1 of mail completed in [\d.]+ m?s \(lease 1\)$", words, flags=re.M)
     assert "WARNING job 2 of mail was returned to its queue (retried): RuntimeError: the server said no (lease 1)\n" in words
     assert "WARNING job 2 of mail was discarded: RuntimeError: the server said no (lease 2)\n" in words
-    assert "\nstopping; once more gives running jobs back at once\n" in words
+    assert "\nstopping; a second signal returns running jobs to the queue\n" in words
     assert lines[-1].endswith(" stopped\n")
 
 

@@ -1,4 +1,4 @@
-"""Owns `gpuqueue demo`: the scenario for real on a simulated card, watched and judged; what happens is in `scenario`.
+"""Runs `gpuqueue demo`: plays the scenario for real on a simulated card, watches it and judges it.
 
 Nothing that runs in production imports it.
 """
@@ -34,8 +34,8 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
     """Run the demo and print what happened.
 
     `ollama_url` with `model` uses a real Ollama; `keep` is a folder for the configuration, database, log and files.
-    Returns: 0; 1 when a rule was broken or the demo could not go on; 130 after Ctrl-C.
-    Raises: UsageError when what was asked for is wrong.
+    Returns: 0; 1 if a rule was broken or the demo could not continue; 130 after Ctrl-C.
+    Raises: UsageError for wrong options.
     """
     began_s = time.monotonic()
     console = Console()
@@ -61,44 +61,44 @@ def run(*, json_output: bool, ollama_url: str | None, model: str | None, keep: P
                 display.say("Next: `gpuqueue init` writes a gpuqueue.toml for this machine.")
             return exit_status(checks)
     except KeyboardInterrupt:
-        print("interrupted; the worker was ended", file=sys.stderr)
+        print("interrupted; the worker was stopped", file=sys.stderr)
         return INTERRUPTED
     except DemoFailed as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"Error: {error}{notes}", file=sys.stderr)
         if error.worker_log:
-            print(f"What the worker printed last:\n{error.worker_log}", file=sys.stderr)
+            print(f"Last output of the worker:\n{error.worker_log}", file=sys.stderr)
         return FAILED
 
 
 def exit_status(checks: Sequence[Check]) -> int:
-    """Return 1 when a rule was broken, else 0."""
+    """Return 1 if a rule was broken, else 0."""
     return 0 if holds(checks) else FAILED
 
 
 def _title(stage: Stage) -> str:
     if stage.simulator is None:
         return f"gpuqueue demo · {stage.model} on {stage.backend.url}"
-    return f"gpuqueue demo · simulated {stage.simulator.card.name.removeprefix('NVIDIA ')}, {SPEED:g}× as fast"
+    return f"gpuqueue demo · simulated {stage.simulator.card.name.removeprefix('NVIDIA ')}, {SPEED:g}× speed"
 
 
 def _opening(stage: Stage, *, is_kept: bool) -> tuple[str, ...]:
     configuration = f"configuration: {stage.config_file}" + ("" if is_kept else " (removed at the end; --keep FOLDER keeps it)")
     if stage.simulator is None:
         return (_title(stage), configuration)
-    changed = "what init writes, with retry_every 3s, probe_every 500ms and an evening zone"
+    changed = "as init writes it, except retry_every 3s, probe_every 500ms and a time zone where it is evening"
     return (_title(stage), configuration, changed)
 
 
 def _clock(stage: Stage) -> str:
     if stage.simulator is None:
-        return "Overlaps are judged by leases, memory by what Ollama says of itself."
-    return f"Real times; the card is simulated, {SPEED:g}× as fast."
+        return "Overlaps are measured by leases, memory by Ollama's own figures."
+    return f"Times are real; the simulated card runs at {SPEED:g}× speed."
 
 
 @contextmanager
 def _terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that its worker ends with it."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that its worker ends too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Owns `python -m gpuqueue.cli.demo`, which is `gpuqueue demo`; does nothing when imported."""
+"""Runs `gpuqueue demo` as `python -m gpuqueue.cli.demo`."""
 
 from __future__ import annotations
 

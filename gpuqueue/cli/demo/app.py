@@ -1,4 +1,4 @@
-"""Owns the queue object that the demo's worker process serves, made of the file in GPUQUEUE_CONFIG; runs nothing."""
+"""Creates the queue object that the demo's worker process serves, from the file in GPUQUEUE_CONFIG."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from gpuqueue.cli.demo import tasks
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.loading import Config
 
-# Without what else is installed: the demo shows gpuqueue itself.
+# Without other installed plugins: the demo shows gpuqueue itself.
 gq = GPUQueue(config=Config.load(os.environ["GPUQUEUE_CONFIG"]), discover_plugins=False)
 tasks.register(gq)

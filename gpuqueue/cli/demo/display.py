@@ -1,4 +1,4 @@
-"""Owns how the demo looks: live in a terminal, as lines elsewhere, silent for --json; measures nothing."""
+"""Displays the demo: live in a terminal, as lines elsewhere, silent for --json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MARKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("–", "yell
 
 
 class Display:
-    """Shows a run. In a terminal one picture that stays in place; elsewhere a line for each thing that happens."""
+    """Shows a run. In a terminal, one picture that stays in place; elsewhere, a line for each event."""
 
     def __init__(self, console: Console, *, title: str, quiet: bool) -> None:
         self._console = console
@@ -58,7 +58,7 @@ class Display:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def act(self, what: str) -> None:
-        """Begin an act."""
+        """Start an act."""
         self._act = what
         if self._is_live:
             self._refresh()
@@ -66,21 +66,21 @@ class Display:
             self.say(f"{self._elapsed_s():5.1f} s  — {what} —")
 
     def line(self, at: datetime, text: str) -> None:
-        """Tell one thing that happened."""
+        """Show one event."""
         with self._lock:
             self._lines.append((at, text))
         if not self._is_live:
             self.say(f"{self._elapsed_s():5.1f} s  {text}")
 
     def sample(self, sample: Sample) -> None:
-        """Draw how things are now."""
+        """Draw the current state."""
         with self._lock:
             self._sample = sample
         if self._is_live:
             self._refresh()
 
     def checklist(self, checks: Sequence[Check], took_s: float, *, clock: str) -> None:
-        """Print the verdict, each rule with its evidence; `clock` says how its times are to be read."""
+        """Print the verdict, each rule with its evidence; `clock` says how to read its times."""
         if self._quiet:
             return
         if self._console.is_terminal:
@@ -178,7 +178,7 @@ def _bar(used_bytes: int, device: DeviceView, total_bytes: int, width: int) -> T
 
 def _current(device: DeviceView) -> str:
     for item in device.reservations:
-        return f"{item.queue} #{item.job_id}{'' if item.running else ' gives its memory back'}"
+        return f"{item.queue} #{item.job_id}{'' if item.running else ' is releasing its memory'}"
     return "idle"
 
 
@@ -191,6 +191,6 @@ def _held(sample: Sample, queue: str) -> Text:
         left_s = None if hold.until is None else max(0.0, (hold.until - sample.view.now).total_seconds())
         text.append(hold.reason, "yellow")
         if left_s is not None:
-            text.append(f" {left_s:.1f} s more")
+            text.append(f" {left_s:.1f} s left")
         text.append(f": {hold.detail.removeprefix(f'{hold.reason} ')}", "dim")
     return text

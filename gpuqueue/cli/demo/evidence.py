@@ -1,4 +1,4 @@
-"""Owns the verdict: what was measured becomes figures and the scenario's checklist; measures nothing itself."""
+"""Judges a run: turns its measurements into figures and the scenario's checklist."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from gpuqueue.domain.errors import REFUSAL
 from gpuqueue.domain.units import format_duration, format_size
 
-ANSWER_LIMIT_S = 2.0  # how long a person may wait to hear that the service is away
+ANSWER_LIMIT_S = 2.0  # how long a person may wait to hear that the service is unavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """What happened while the Ollama was away; `answer` is what the realtime caller was told."""
+    """What happened while Ollama was unavailable; `realtime_answer` is what the realtime caller was told."""
 
     realtime_answer: str
     answered_after_s: float
@@ -28,7 +28,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything measured in one run. `mixed_up` names answers and files that are not what was asked for."""
+    """Everything measured in one run. `mixed_up` names answers and files that do not match their request."""
 
     enqueued_count: int
     completed_count: int
@@ -44,14 +44,14 @@ class Evidence:
     paused_s: float
     started_in_pause_count: int
     realtime_in_pause_count: int
-    window_answer: str  # what the window says of noon; "" when it does not hold
+    window_answer: str  # the window's hold at noon; "" without one
     most_running: Mapping[str, int]
     overlap_count: int
     peak_bytes: int
     budget_bytes: int
     load_count: int
-    unload_count: int | None  # None where nobody but the card could say
-    left_bytes: int | None  # still on the card at the end; None where others may have put it there
+    unload_count: int | None  # None for a real card, which does not tell
+    left_bytes: int | None  # still on the card at the end; None if it may belong to other programs
     spill_count: int
     model_peak_count: int
     reading_count: int
@@ -60,7 +60,7 @@ class Evidence:
     rfa_on_gpu_count: int
     rfa_file_count: int
     outage: Outage | None
-    overlaps_by: str  # who counted them
+    overlaps_by: str  # how they were counted
 
     @property
     def lost_count(self) -> int:
@@ -69,7 +69,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One rule of the scenario, whether it held, and what was measured; `passed` None means that it was not tried."""
+    """One rule of the scenario, whether it held, and what was measured; `passed` is None if it was not tried."""
 
     rule: str
     passed: bool | None
@@ -90,7 +90,7 @@ def checklist(found: Evidence) -> list[Check]:
 
 
 def holds(checks: Sequence[Check]) -> bool:
-    """Say whether no rule was broken."""
+    """Return whether no rule was broken."""
     return all(check.passed is not False for check in checks)
 
 
@@ -124,7 +124,7 @@ def summary(found: Evidence) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the nearest-rank percentile, one of the values; None of none."""
+    """Return the nearest-rank percentile, one of the values; None without values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
@@ -136,28 +136,28 @@ def _realtime_first(found: Evidence) -> Check:
     return Check(
         "Realtime pauses batch",
         found.batch_beside_realtime_count == 0 and yielded_count > 0 and bool(found.realtime_waits_s),
-        f"{_many(found.batch_beside_realtime_count, 'batch job')} began beside {len(found.realtime_waits_s)} realtime ones; "
+        f"{_many(found.batch_beside_realtime_count, 'batch job')} started alongside {len(found.realtime_waits_s)} realtime jobs; "
         f"batch yielded {yielded_count}×; waits {_words(p50_s)} (p50), {_words(p95_s)} (p95); "
-        f"first words after {_words(percentile(found.first_piece_s, 50))}",
+        f"first output after {_words(percentile(found.first_piece_s, 50))}",
     )
 
 
 def _working_hours(found: Evidence) -> Check:
     passed = found.started_in_pause_count == 0 and found.paused_s > 0 and bool(found.window_answer)
     return Check(
-        "Batch rests in working hours",
+        "Batch pauses in working hours",
         passed,
-        f"paused {format_duration(found.paused_s)}: {_many(found.started_in_pause_count, 'batch job')} began, "
-        f"{found.realtime_in_pause_count} realtime did; {found.window_answer or 'the window does not hold at noon'}",
+        f"paused {format_duration(found.paused_s)}: {_many(found.started_in_pause_count, 'batch job')} and "
+        f"{found.realtime_in_pause_count} realtime started; {found.window_answer or 'the window does not hold it at noon'}",
     )
 
 
 def _one_at_a_time(found: Evidence) -> Check:
     most = {name: found.most_running.get(name, 0) for name in ("ai-realtime", "ai-batch")}
     passed = found.overlap_count == 0 and all(count == 1 for count in most.values())
-    running = ", ".join(f"{name} {count}" for name, count in most.items())
+    running = " and ".join(f"{count} in {name}" for name, count in most.items())
     overlaps = _many(found.overlap_count, "overlap")
-    return Check("One GPU job at a time", passed, f"at most {running}; {overlaps} {found.overlaps_by}")
+    return Check("One GPU job at a time", passed, f"at most {running} at once; {overlaps} {found.overlaps_by}")
 
 
 def _memory(found: Evidence) -> Check:
@@ -172,14 +172,14 @@ def _memory(found: Evidence) -> Check:
     if found.unload_count is not None:
         said.append(_many(found.unload_count, "unload"))
     if found.left_bytes is not None:
-        said.append(f"{format_size(found.left_bytes)} left behind")
+        said.append(f"{format_size(found.left_bytes)} left at the end")
     said.append(f"at most {_many(found.model_peak_count, 'model')} at once")
-    said.append(_many(found.reading_count, "NVML reading") if found.reading_count else "no NVML here: the budget alone")
+    said.append(_many(found.reading_count, "NVML reading") if found.reading_count else "no NVML here, only the budget")
     return Check("VRAM watched and within budget", passed, ", ".join(said))
 
 
 def _fallback(found: Evidence) -> Check:
-    rule = "Fallback when the GPU is away"
+    rule = "Fallback when the GPU is unavailable"
     outage = found.outage
     if outage is None:
         return Check(rule, None, "skipped: the demo does not stop a real Ollama")
@@ -190,11 +190,13 @@ def _fallback(found: Evidence) -> Check:
         and outage.attempts_spent_count == 0
         and outage.recovered
     )
-    recovered = f"batch ran {_words(outage.recovered_after_s)} after its return" if outage.recovered else "batch did not recover"
+    recovered = (
+        f"batch ran again {_words(outage.recovered_after_s)} after its return" if outage.recovered else "batch did not recover"
+    )
     return Check(
         rule,
         passed,
-        f"realtime heard “{outage.realtime_answer or 'nothing'}” after {_words(outage.answered_after_s)}; "
+        f"realtime was told “{outage.realtime_answer or 'nothing'}” after {_words(outage.answered_after_s)}; "
         f"{_many(outage.batch_snoozed_count, 'batch job')} postponed, {_many(outage.attempts_spent_count, 'attempt')} spent, "
         f"{recovered}",
     )
@@ -203,7 +205,7 @@ def _fallback(found: Evidence) -> Check:
 def _rfa(found: Evidence) -> Check:
     during = found.outage.rfa_completed_count if found.outage else 0
     passed = found.rfa_on_gpu_count == 0 and bool(found.rfa_waits_s) and (found.outage is None or during > 0)
-    while_away = f", {during} ended while it was away" if found.outage else ""
+    while_away = f", {during} ended while it was unavailable" if found.outage else ""
     return Check(
         "RFA never uses the GPU",
         passed,
@@ -217,9 +219,9 @@ def _nothing_lost(found: Evidence) -> Check:
     right = f"{found.checked_count} answers and files checked"
     if found.mixed_up:
         right = f"wrong: {', '.join(found.mixed_up)}"
-    refused = f"{found.failed_count} refused as it must be" if found.failed_count else "0 failed"
+    refused = f"{found.failed_count} refused as expected" if found.failed_count else "0 failed"
     if found.failed_count != found.expected_failed_count:
-        refused = f"{found.failed_count} failed where {found.expected_failed_count} had to"
+        refused = f"{found.failed_count} failed, {found.expected_failed_count} expected"
     return Check(
         "Nothing lost, nothing mixed up",
         passed,

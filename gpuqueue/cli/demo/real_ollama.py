@@ -1,4 +1,4 @@
-"""Owns what the demo asks of a real Ollama before it starts: which models it has and how large they may be; loads none."""
+"""Asks a real Ollama before the demo starts which models it has and how large they may be; loads none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.executors.ollama_client import OllamaClient
 
 QUERY_S = 5.0
-LOADED_FACTOR = 1.5  # of a model's file: its context and buffers come on top
+LOADED_FACTOR = 1.5  # of a model's file: context and buffers come on top
 LOADED_EXTRA_BYTES = 10**9
 
 
@@ -28,12 +28,12 @@ class RealOllama:
 
     @property
     def budget_bytes(self) -> int:
-        """What the demo may use: all of the card, or where its size is not known what the model may need."""
+        """What the demo may use: the whole card, or if its size is unknown, what the model may need."""
         return self.total_bytes or self.model_bytes
 
 
 def ask_ollama(url: str, model: str, embedding_model: str) -> RealOllama:
-    """Ask a real Ollama for its models. Raises: UsageError when it does not answer or lacks the model."""
+    """Ask a real Ollama for its models. Raises: UsageError if it does not answer or lacks the model."""
     address = BackendSettings(url=url)
     try:
         names = OllamaClient(address).models(timeout_s=QUERY_S)
@@ -41,7 +41,7 @@ def ask_ollama(url: str, model: str, embedding_model: str) -> RealOllama:
         raise UsageError(f"--ollama {url}: {error}") from None
     known = {full_name(name) for name in names}
     if full_name(model) not in known:
-        raise UsageError(f"--model: the Ollama at {url} has no {model!r}. It has: {', '.join(sorted(names)) or 'no model'}")
+        raise UsageError(f"--model: Ollama at {url} has no model {model!r}. It has: {', '.join(sorted(names)) or 'no model'}")
     total_bytes = _card_bytes()
     model_bytes = int(_file_bytes(url, model) * LOADED_FACTOR) + LOADED_EXTRA_BYTES
     if total_bytes is not None:

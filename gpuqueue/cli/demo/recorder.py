@@ -1,6 +1,6 @@
-"""Owns what is seen of a run while it runs: every transition, replayed in the order of its transactions, and samples.
+"""Records a run while it runs: every transition, replayed in the order of its transactions, and samples.
 
-It changes nothing in the queue but to follow its events.
+It changes nothing in the queue, except that it follows its events.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUEUES = (REALTIME, BATCH, REMINDERS, DISTRIBUTION)
 
 @dataclass(slots=True)
 class JobRecord:
-    """One job as its events told; `postponed_count` are attempts that were given back unspent or tried again later."""
+    """One job as its events describe it; `postponed_count` counts attempts that were returned unspent or retried later."""
 
     id: int
     queue: str
@@ -67,13 +67,13 @@ class Replay:
     held: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def take(self, event: Event) -> str | None:
-        """Add one event; returns the line that tells it, or None when nobody needs to hear of it."""
+        """Add one event; returns the line that describes it, or None if it is not shown."""
         if event.name in ("queue_held", "queue_released"):
             return self._held(event)
         if event.name == "backend_lost":
-            return "Ollama is away: ai-realtime refuses, ai-batch waits"
+            return "Ollama is unavailable: ai-realtime refuses jobs, ai-batch waits"
         if event.name == "backend_recovered":
-            return "Ollama is back"
+            return "Ollama is available again"
         if event.name == "job_enqueued" and event.job_id is not None:
             self.jobs[event.job_id] = JobRecord(event.job_id, event.queue or "", event.at)
             return None
@@ -117,7 +117,7 @@ class Replay:
         if event.name == "attempt_finished":
             job.postponed_count += 1
             is_spent = int(event.data.get("attempt", 0)) >= job.attempt
-            return f"{name} was interrupted and is postponed, {'an attempt is' if is_spent else 'no attempt'} spent"
+            return f"{name} was interrupted and postponed, {'one' if is_spent else 'no'} attempt spent"
         job.finished_at = event.at
         if job.state == State.COMPLETED and job.last_started_at is not None:
             return f"{name} completed in {format_duration((event.at - job.last_started_at).total_seconds())}"
@@ -133,7 +133,7 @@ class Replay:
         began = [reason for reason in now if reason not in before]
         self.hold_counts.update(began)
         if not now:
-            return f"{queue} may run again"
+            return f"{queue} is no longer held"
         details = [text for reason, text in zip(now, event.data.get("details", ()), strict=False) if reason in began]
         return f"{queue} is held: {'; '.join(details)}" if began else None
 
@@ -156,7 +156,7 @@ class Watched:
     reading_count: int = 0
     last_reading_at: datetime | None = None
     reserved_peak_bytes: int = 0
-    loaded_peak_bytes: int = 0  # of a real Ollama, as it says itself
+    loaded_peak_bytes: int = 0  # of a real Ollama, by its own figures
     load_count: int = 0
     loaded: frozenset[str] = frozenset()
     model_peak_count: int = 0
@@ -175,7 +175,7 @@ class Watched:
 
 
 class Recorder:
-    """Looks at the queue ten times a second in a thread of its own. `on_line` and `on_sample` are called there."""
+    """Reads the queue ten times a second in its own thread, which calls `on_line` and `on_sample`."""
 
     def __init__(
         self,
@@ -206,27 +206,27 @@ class Recorder:
         self._stop.set()
         self._thread.join()
         if error is None and self._failure is None:
-            self._look()  # what happened since the last look
+            self._look()  # what happened since the last reading
 
     @property
     def left_s(self) -> float:
-        """Seconds until the whole demo must have ended. Raises: DemoFailed when none are left or the worker is gone."""
+        """Seconds until the whole demo must have ended. Raises: DemoFailed if none are left or the worker is gone."""
         self._stage.check_worker()
         if self._failure is not None:
-            raise self._stage.failed(f"the queue cannot be watched: {self._failure}")
+            raise self._stage.failed(f"cannot watch the queue: {self._failure}")
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
-            raise self._stage.failed("the demo took too long and was ended")
+            raise self._stage.failed("the demo took too long and was stopped")
         return left_s
 
     def until(self, true: Callable[[Replay], bool], what: str) -> None:
-        """Wait until it is true of what was seen. Raises: DemoFailed naming `what` when the time is over."""
+        """Wait until `true` holds for what was seen. Raises: DemoFailed naming `what` when time runs out."""
         with self._changed:
             while not true(self.replay):
                 try:
                     left_s = self.left_s
                 except Exception as error:
-                    error.add_note(f"it waited for this: {what}")
+                    error.add_note(f"it was waiting for: {what}")
                     raise
                 self._changed.wait(min(left_s, 0.5))
 
@@ -261,7 +261,7 @@ class Recorder:
         try:
             residents = self._ollama.residents(timeout_s=1.0)
         except ExecutionError:
-            return {}  # it is away, or too busy to say
+            return {}  # it is unavailable, or too busy to answer
         return {resident.model: resident.vram_bytes for resident in residents}
 
     def _used_bytes(self, reading: Reading | None, loaded: Mapping[str, int]) -> int:

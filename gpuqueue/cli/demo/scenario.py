@@ -1,4 +1,4 @@
-"""Owns what happens in the demo, act by act, and gathers the evidence; draws nothing and judges nothing."""
+"""Plays the demo act by act and gathers the evidence; draws nothing and judges nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_answer, expect
 
 PAUSE_S = 2.0
 AWAY_S = 1.5  # at least
-LONGEST_AWAY_S = 8.0  # when nothing is postponed, which breaks a rule
+LONGEST_AWAY_S = 8.0  # if nothing is postponed, which breaks a rule
 EMBEDDED = "A note on fire doors, to be found again by its meaning."
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much work the demo makes; `*_tokens` is how long an answer is."""
+    """How much work the demo creates; `*_tokens` is the length of an answer."""
 
     batch_count: int
     kept_for_outage_count: int
@@ -39,7 +39,7 @@ REAL = Size(batch_count=4, kept_for_outage_count=0, realtime_tokens=32, batch_to
 
 
 class Scenario:
-    """One run of the scenario; `act` is told the beginning of each act. Raises: DemoFailed when it cannot go on."""
+    """One run of the scenario; `act` is called at the start of each act. Raises: DemoFailed if it cannot continue."""
 
     def __init__(self, stage: Stage, recorder: Recorder, act: Callable[[str], None]) -> None:
         self._stage = stage
@@ -60,7 +60,7 @@ class Scenario:
         self._outage: Outage | None = None
 
     def play(self) -> None:
-        """Let everything happen, until every job has ended."""
+        """Play all acts, until every job has ended."""
         self._act("a worker process starts")
         self._stage.start_worker()
         self._recorder.until(lambda _: bool(self._gq.workers()), "the worker process registers")
@@ -68,16 +68,16 @@ class Scenario:
         self._arrivals()
         if self._stage.simulator is not None:
             self._outage = self._go_away_and_come_back()
-        self._act("the rest is worked off")
+        self._act("the remaining jobs run")
         self._recorder.until(lambda seen: self._all_ended(seen, self._handles), "every job ends")
-        self._recorder.until(lambda _: self._card_is_free(), "the last job's memory is given back")
+        self._recorder.until(lambda _: self._card_is_free(), "the last job's memory is released")
         self._check_answers()
         self._check_files()
 
     # --- the acts ---
 
     def _working_hours(self) -> None:
-        self._act("working hours: ai-batch is paused, people are served")
+        self._act("working hours: ai-batch is paused, realtime requests are answered")
         self._window_answer = self._ask_window()
         began = self._gq.now()
         until = began + timedelta(seconds=PAUSE_S)
@@ -94,7 +94,7 @@ class Scenario:
         self._recorder.until(lambda _: self._gq.now() >= until, "the pause ends")
 
     def _arrivals(self) -> None:
-        self._act("people ask while batch works")
+        self._act("realtime requests arrive while batch runs")
         for arrival in range(2):
             self._recorder.until(self._batch_works, "a batch job runs")
             self._realtime(f"Revise sentence {arrival + 1}; somebody waits for it.")
@@ -110,7 +110,7 @@ class Scenario:
             lambda seen: sum(not job.has_ended for job in seen.of(BATCH)) <= kept and self._batch_works(seen),
             f"all but {kept} batch jobs end",
         )
-        self._act("the GPU goes away in the middle of a batch job")
+        self._act("the GPU becomes unavailable in the middle of a batch job")
         postponed_before = _postponed(self._recorder.replay)
         away_at_s = time.monotonic()
         simulator.go_away()
@@ -125,12 +125,12 @@ class Scenario:
         )
         rfa_completed_count = sum(handle.refresh().state == State.COMPLETED for handle in rfa)
 
-        self._act("the GPU is back")
+        self._act("the GPU is available again")
         back_at, back_at_s = self._gq.now(), time.monotonic()
         simulator.come_back()
         self._recorder.until(lambda seen: _started_after(seen, back_at), "batch runs again")
         recovered_after_s = time.monotonic() - back_at_s
-        self._recorder.until(lambda seen: self._all_ended(seen, self._handles), "batch is worked off after the outage")
+        self._recorder.until(lambda seen: self._all_ended(seen, self._handles), "the batch jobs end after the outage")
         postponed = [job for job in self._recorder.replay.of(BATCH) if job.postponed_count]
         return Outage(
             realtime_answer=answer,
@@ -166,14 +166,14 @@ class Scenario:
             self._texts[handle.id] = "".join(pieces)
 
     def _refused(self, prompt: str) -> str:
-        """Ask while the GPU is away; returns what the caller is told."""
+        """Ask while the GPU is unavailable; returns what the caller is told."""
         handle = self._ask(REALTIME, prompt, self._size.realtime_tokens)
         self._expected_failed_count += 1
         try:
             handle.result(timeout_s=min(10.0, self._recorder.left_s))
         except (JobError, TimeoutError) as error:
             return str(error)
-        return "an answer, although the GPU is away"
+        return "an answer, although the GPU is unavailable"
 
     def _rfa_jobs(self, rfa_id: int) -> list[JobHandle]:
         folder = str(self._stage.rfa_folder)
@@ -192,10 +192,10 @@ class Scenario:
         noon = view.now.astimezone(zone).replace(hour=12, minute=0, second=0, microsecond=0)
         for hold in decide_holds(replace(view, now=noon), self._gq.plugins)[BATCH]:
             if hold.plugin == "windows" and hold.until is not None:
-                return f"at noon its window holds until {hold.until.astimezone(zone):%H:%M}"
+                return f"at noon its window holds it until {hold.until.astimezone(zone):%H:%M}"
         return ""
 
-    # --- what is true ---
+    # --- conditions ---
 
     def _batch_works(self, seen: Replay) -> bool:
         return any(seen.jobs[job_id].queue == BATCH for job_id in seen.running) or not any(
@@ -208,7 +208,7 @@ class Scenario:
     def _card_is_free(self) -> bool:
         return not any(device.reservations for device in self._gq.view().devices.values())
 
-    # --- what came out ---
+    # --- results ---
 
     def _check_answers(self) -> None:
         for job_id, (prompt, token_count) in self._prompts.items():
@@ -231,7 +231,7 @@ class Scenario:
                     self._mixed_up.append(f"the file {name}")
 
     def evidence(self) -> Evidence:
-        """Gather what was measured; to be asked after the recorder has stopped."""
+        """Gather what was measured; call it after the recorder has stopped."""
         seen, watched = self._recorder.replay, self._recorder.watched
         simulator = self._stage.simulator
         report = simulator.card.report() if simulator is not None else {}

@@ -1,4 +1,4 @@
-"""Owns what the demo runs on: its folder, its configuration, the simulated card and the worker process; tells no story."""
+"""Sets up what the demo runs on: its folder, its configuration, the simulated card and the worker process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EMBEDDING_MODEL = NOMIC_EMBED_TEXT.name
 EVENING_HOUR = 20
 STOP_S = 4.0
 
-# What of init's file the demo changes, because its hours last seconds: (what is there, what it becomes).
+# What the demo changes in init's file, because its hours last seconds: (before, after).
 SCALED = (
     ('retry_every = "5m"', 'retry_every = "3s"            # 5m in the file that init writes'),
     ("\n[models.", 'probe_every = "500ms"         # 5s unless set\n\n[models.'),
@@ -38,7 +38,7 @@ SCALED = (
 
 
 class DemoFailed(GPUQueueError):
-    """The demo could not go on; `worker_log` is what its worker process printed last."""
+    """The demo could not continue; `worker_log` is the last output of its worker process."""
 
     def __init__(self, message: str, worker_log: str = "") -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class DemoFailed(GPUQueueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the demo was asked to run with: None for an Ollama is the simulated one."""
+    """The options of the demo; without `ollama_url` it simulates an Ollama."""
 
     ollama_url: str | None = None
     model: str | None = None
@@ -55,14 +55,14 @@ class Request:
 
 
 class Stage:
-    """The folder, the queue, the card and the worker of one run; leaving it ends and removes them all.
+    """The folder, the queue, the card and the worker of one run; leaving it stops and removes them all.
 
-    Raises: UsageError for what was asked; DemoFailed when the worker does not start.
+    Raises: UsageError for wrong options; DemoFailed if the worker does not start.
     """
 
     def __init__(self, request: Request) -> None:
         if request.ollama_url is not None and request.model is None:
-            raise UsageError("--ollama needs --model: name a model that this Ollama has, as `ollama list` shows it")
+            raise UsageError("--ollama needs --model; use a model that `ollama list` shows")
         self.model = request.model or MODEL
         self.spec: ModelSpec = replace(GEMMA4_E4B, name=self.model)
         self.simulator: OllamaSimulator | None = None
@@ -93,7 +93,7 @@ class Stage:
         if self.simulator is not None:
             start = ["-m", "gpuqueue.simulators.nvml", "--card", self.simulator.control_url, *start]
         log = self._leaving.enter_context(self.worker_log.open("wb"))
-        # In a session of its own, so that Ctrl-C reaches the demo alone, which then ends the worker in order.
+        # In its own session, so that Ctrl-C reaches only the demo, which then stops the worker cleanly.
         self._worker = subprocess.Popen(
             [sys.executable, *start],
             stdin=subprocess.DEVNULL,
@@ -106,12 +106,12 @@ class Stage:
         self._leaving.callback(self._end_worker)
 
     def check_worker(self) -> None:
-        """Raise DemoFailed when the worker process has ended."""
+        """Raise DemoFailed if the worker process has ended."""
         if self._worker is not None and self._worker.poll() is not None:
-            raise self.failed(f"the worker process ended with exit status {self._worker.returncode}")
+            raise self.failed(f"the worker process exited with status {self._worker.returncode}")
 
     def failed(self, message: str) -> DemoFailed:
-        """Make the error that says what went wrong, with what the worker printed last."""
+        """Return the error with the last output of the worker."""
         try:
             lines = self.worker_log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -123,7 +123,7 @@ class Stage:
             self.folder = self._request.keep.expanduser().absolute()
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "gpuqueue.db").exists():
-                raise UsageError(f"{self.folder} has the files of another run; name a new folder")
+                raise UsageError(f"{self.folder} already has the files of a run; use a new folder")
         else:
             self.folder = Path(tempfile.mkdtemp(prefix="gpuqueue-demo-"))
             self._leaving.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -170,7 +170,7 @@ class Stage:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("GPUQUEUE_") and key != "OLLAMA_HOST"}
         environ["GPUQUEUE_CONFIG"] = str(self.config_file)
         root = str(Path(gpuqueue.__file__).resolve().parents[1])
-        if root != sysconfig.get_path("purelib"):  # run from a checkout, which the worker's folder does not lead to
+        if root != sysconfig.get_path("purelib"):  # run from a checkout, which cannot be imported from the worker's folder
             environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH")]))
         return environ
 
@@ -178,7 +178,11 @@ class Stage:
         worker = self._worker
         if worker is None:
             return
-        for end in (worker.terminate, worker.terminate, worker.kill):  # a second SIGTERM gives running jobs back at once
+        for end in (
+            worker.terminate,
+            worker.terminate,
+            worker.kill,
+        ):  # a second SIGTERM returns running jobs to the queue at once
             if worker.poll() is not None:
                 return
             end()
@@ -189,10 +193,10 @@ class Stage:
 
 
 def scaled(toml: str) -> str:
-    """Make of init's file the demo's. Raises: ValueError when the file has changed and a line is not there once."""
+    """Turn init's file into the demo's. Raises: ValueError if a line to be changed is missing."""
     for before, after in SCALED:
         if before not in toml:
-            raise ValueError(f"init's file has no {before!r} any more; change what the demo replaces")
+            raise ValueError(f"init's file no longer has {before!r}; adapt what the demo replaces")
         toml = toml.replace(before, after, 1)
     return toml
 
@@ -200,5 +204,5 @@ def scaled(toml: str) -> str:
 def evening_zone(now: datetime) -> str:
     """Name a time zone in which it is evening, outside the batch queue's working hours, whenever the demo is run."""
     ahead_h = (EVENING_HOUR - now.astimezone(UTC).hour + 12) % 24 - 12
-    # The sign of these names is the other way round: Etc/GMT-7 is seven hours ahead of Greenwich.
+    # The sign in these names is reversed: Etc/GMT-7 is seven hours ahead of Greenwich.
     return f"Etc/GMT{-ahead_h:+d}" if ahead_h else "Etc/GMT"

@@ -1,4 +1,4 @@
-"""Owns the demo's work that needs no GPU: reminders and distribution lists as files; knows nothing of models."""
+"""Defines the demo's tasks without a GPU, which write reminders and distribution letters as files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RECIPIENTS = ("architect", "engineer", "contractor")
 
 
 def reminder(rfa_id: int) -> str:
-    """Word the reminder of one request for approval."""
-    return f"Request for approval {rfa_id} still waits for your answer.\n"
+    """Return the text of the reminder of one request for approval."""
+    return f"Request for approval {rfa_id} is still waiting for your answer.\n"
 
 
 def covering_letter(rfa_id: int, recipient: str) -> str:
-    """Word the letter that goes with a request for approval to one recipient."""
+    """Return the text of the letter with a request for approval to one recipient."""
     return f"To the {recipient}: request for approval {rfa_id}, for your records.\n"
 
 
@@ -58,7 +58,7 @@ def expected_files(rfa_id: int, task: str) -> dict[str, str]:
 
 
 def _write(file: Path, content: str) -> str:
-    # Renamed into place, so that nobody reads half a file and a second attempt writes the same one.
+    # Renamed into place, so that no half-written file is read and a second attempt writes the same one.
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(content, encoding="utf-8")
     os.replace(unfinished, file)
