@@ -27,8 +27,8 @@ EXIT_STATUSES = """
 \b
 Exit status of every command:
   0    success
-  1    failure: the job that it waited for, a check or a plugin failed, or the
-       answer to its question was no
+  1    failure: the awaited job, a check or a plugin failed, or a question was
+       answered with no
   2    wrong usage, or the database cannot be used; nothing was changed
   130  interrupted by Ctrl-C; jobs keep running
 

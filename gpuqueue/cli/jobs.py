@@ -30,7 +30,7 @@ job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, 
 @click.command("jobs")
 @click.option("--queue", metavar="QUEUE", shell_complete=queue_names, help="Only jobs of this queue.")
 @click.option("--state", metavar="STATE", shell_complete=state_names, help="Only jobs in this state.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most jobs to list.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The maximum number of jobs.")
 @click.option(
     "--after",
     type=click.IntRange(1, LARGEST_ID),

@@ -36,9 +36,11 @@ INTERRUPTED = 130
 )
 @app_option
 @click.option("--delay", metavar="TIME", help='Start no sooner than this time from now: "5m".')
-@click.option("--at", "at_text", metavar="WHEN", help='Start no sooner than "18:00" or ISO 8601, local unless it has a zone.')
+@click.option(
+    "--at", "at_text", metavar="WHEN", help='Start no sooner than this time: "18:00" or ISO 8601, local unless it has a zone.'
+)
 @click.option("--priority", type=int, metavar="N", help="Higher runs first; default 0.")
-@click.option("--max-attempts", type=int, metavar="N", help="The most attempts that it may take.")
+@click.option("--max-attempts", type=int, metavar="N", help="The maximum number of attempts.")
 @click.option("--timeout", metavar="TIME", help="The time limit of each attempt.")
 @click.option("--expires-in", metavar="TIME", help="Discard it if it is still waiting after this time.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag; may be repeated.")

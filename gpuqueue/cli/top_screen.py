@@ -38,14 +38,14 @@ NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 HELP = """\
 Tab        switch between queues and jobs
 j k ↓ ↑    select a queue or a job
-p          pause the queue: none of its jobs start, running jobs continue
+p          pause the queue: no more of its jobs start; running jobs continue
 r          resume it, whoever paused it; windows and other holds stay
 c          cancel the job; y confirms
 f, Enter   follow the job's output and log; q or Esc goes back
 q          quit; jobs keep running
 
 held       starts nothing now, for the reason shown
-paused     paused by hand
+paused     paused by a person or a program
 waiting    its first job waits for the reason shown
 ~12s       time left, from the job's progress or from jobs like it
 

@@ -15,10 +15,10 @@ from gpuqueue.domain.units import format_duration
 CUT = "…"
 OLD_S = 30.0  # an older report of a service is shown as old
 CHANGES = {
-    "pause begins": "pauses at",
-    "pause ends": "is paused until",
-    "limits begin": "has window limits from",
-    "limits end": "has window limits until",
+    "pause begins": "next pause",
+    "pause ends": "paused until",
+    "limits begin": "next window limits",
+    "limits end": "window limits until",
 }
 
 
@@ -108,6 +108,8 @@ def _short_reason(hold: Hold) -> str:
 def queue_sentence(queue: QueueFigures, now: datetime) -> str:
     """Describe the state of a queue in full."""
     reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in queue.holds)
+    if reasons and queue.state in ("paused", "no worker"):  # these reasons name the state
+        return f"{queue.name}: {reasons}"
     return f"{queue.name}: {queue.state}" + (f"; {reasons}" if reasons else "")
 
 
@@ -146,7 +148,7 @@ def models_words(device: DeviceFigures) -> str:
 def edge_sentence(edge: Edge, now: datetime) -> str:
     """Say when a window changes what a queue may do."""
     left = format_duration(max(0.0, (edge.at - now).total_seconds()))
-    return f"{edge.queue} {CHANGES[edge.change]} {clock(edge.at, now=now)} ({left} from now)"
+    return f"{edge.queue}: {CHANGES[edge.change]} {clock(edge.at, now=now)} ({left} from now)"
 
 
 def service_sentence(service: ServiceFigures, now: datetime) -> str:

@@ -31,7 +31,7 @@ LARGE_PRUNING = 1000
 @json_option
 @pass_session
 def prune(session: Session, older_than: str | None, state: str | None, yes: bool, as_json: bool) -> int:
-    """Delete finished jobs and all their data: those past their [retention], or those past --older-than.
+    """Delete finished jobs and all their data: those past their [retention], or those older than --older-than.
 
     At a terminal, --older-than asks before it deletes more than one job. The newest job is always kept, so that its id is not
     used again; so is a job that still holds GPU memory.

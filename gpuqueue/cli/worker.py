@@ -27,7 +27,7 @@ LEVELS = ("debug", "info", "warning", "error")
     help="Serve only this queue; may be repeated.",
 )
 @app_option
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="The most jobs without a GPU to run at once.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="How many jobs without a GPU may run at once.")
 @click.option("--burst", is_flag=True, help="Exit when nothing more can start now.")
 @click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="Exit after running N jobs.")
 @click.option(

@@ -100,7 +100,7 @@ def test_pruning_by_age_and_state(gq: GPUQueue, run: Run) -> None:
     [
         (["--older-than", "a week"], ["--older-than", "a week"]),
         (["--state", "complete"], ["'complete'", "did you mean 'completed'"]),
-        (["--state", "running"], ["'running'", "only finished jobs"]),
+        (["--state", "running"], ["'running'", "a finished state"]),
     ],
 )
 def test_a_wrong_pruning_deletes_nothing(gq: GPUQueue, run: Run, options: list[str], names: list[str]) -> None:

@@ -73,7 +73,7 @@ def test_a_job_that_runs_shows_its_memory_three_times_and_nothing_disagrees(fold
             worker.stop(grace_s=0)
     assert row(out, "process") == "process 4001 4.5 GB ollama: Ollama's runner"
     assert row(out, "ollama") == "ollama 4.5 GB gemma4:e4b is loaded (now)"
-    assert row(out, "job 1").startswith("job 1 4.5 GB ai-batch: runs with gemma4:e4b")
+    assert row(out, "job 1").startswith("job 1 4.5 GB ai-batch: running with gemma4:e4b")
     assert re.search(r"2060 SUPER: \S+ GB of 8.59 GB free, \d+ % busy, \d+ °C, \d+ W \(", status)
     assert "no disagreements" in out
     (device,) = found["devices"]

@@ -41,11 +41,11 @@ def test_a_folder_that_cannot_be_made_is_an_error(folder: Path, run: Run) -> Non
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("Night Shift", "use up to 40 lowercase letters, digits and single hyphens, starting with a letter, for example night-shift"),
-        ("night_shift", "such as night-shift"),
-        ("3d", "such as d"),
-        ("..", "a letter first\n"),
-        ("n" * 41, f"such as {'n' * 40}"),
+        ("Night Shift", "use up to 40 lowercase letters, digits and single hyphens, starting with a letter, for example n"),
+        ("night_shift", "for example night-shift\n"),
+        ("3d", "for example d\n"),
+        ("..", "starting with a letter\n"),
+        ("n" * 41, f"for example {'n' * 40}\n"),
         ("gpuqueue-night", "must not start with gpuqueue: 'gpuqueue-night'. Leave it out"),
         ("models", "[models] is a section of gpuqueue's own configuration"),
         ("windows", "gpuqueue has a built-in plugin 'windows'"),

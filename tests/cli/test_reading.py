@@ -168,7 +168,7 @@ def test_the_database_is_told_of_and_upgraded(configured: Path, run: Run) -> Non
     assert not (configured / "jobs.db").exists()
     (configured / "jobs.db").touch(mode=0o600)
     assert json.loads(run("db", "version", "--json").out)["version"] is None
-    assert "upgraded from empty" in run("db", "upgrade").out
+    assert "upgraded from an empty file" in run("db", "upgrade").out
     assert json.loads(run("db", "version", "--json").out)["current"] is True
     assert "already" in run("db", "upgrade").out
 

@@ -346,7 +346,7 @@ def test_what_is_long_can_be_scrolled_back(gq: GPUQueue, start_worker: Callable[
 def test_the_help_says_what_the_keys_do(gq: GPUQueue, top: Open) -> None:
     terminal = top()
     terminal.press("?")
-    terminal.wait("pause the queue: none of its jobs start", "press any key to go back")
+    terminal.wait("pause the queue: no more of its jobs start", "press any key to go back")
     terminal.press("x")
     terminal.wait("Tab list")
     assert terminal.process.poll() is None

@@ -114,7 +114,7 @@ def test_the_usual_terminal_shows_everything() -> None:
     assert re.search(r" 7 mail +send · Ben +██··· +50% +12s +~90s", text)
     assert "gpu0 " in text and "5 GB of 5 GB reserved · others 1 GB" in text
     assert "62 °C · 97 % busy · gemma4:e4b loaded · read 1 s ago" in text
-    assert re.search(r"ai-batch is paused until .* \(3h from now\)", text)
+    assert re.search(r"ai-batch: paused until .* \(3h from now\)", text)
     assert "mirror: 1.5 s behind, on w1" in text
     assert lines[-1].startswith("Tab list")
 
@@ -133,13 +133,13 @@ def test_a_long_message_takes_the_place_of_what_is_chosen() -> None:
     message = Text("ai-batch is paused; running jobs continue. Undo: r, or gpuqueue resume ai-batch", "green")
     for _ in range(2):  # the message is not cut by being drawn
         lines = [line.plain for line in picture(found, choice, message, width=40, height=20)]
-    assert lines[-2:] == ["ai-batch is paused; running jobs continue.", "Undo: r, or gpuqueue resume ai-batch"]
+    assert lines[-3:] == ["ai-batch is paused; running jobs", "continue. Undo: r, or gpuqueue resume", "ai-batch"]
     assert lines[-4].startswith("ai-batch: held")
     assert len(lines) == 20
     lines = [line.plain for line in picture(found, choice, message, width=80, height=24)]
     assert lines[-1] == message.plain
     (last,) = (line.plain for line in picture(found, choice, message, width=20, height=8)[-1:])
-    assert last == "ai-batch is paused,…"
+    assert last == "ai-batch is paused;…"
 
 
 def test_without_a_worker_the_head_says_so_in_red() -> None:
@@ -228,7 +228,7 @@ def test_a_service_that_nobody_runs_or_that_failed_says_so() -> None:
     assert [line for line in lines if re.match("[a-d]: ", line)] == [
         "a: no worker runs it",
         "b: no Redis",
-        "c: runs, on w",
+        "c: running, on w",
         "d: 2 s behind (reported 2m ago), on w",
     ]
 

@@ -74,7 +74,7 @@ def test_what_is_built_of_it_has_the_module_and_is_found_when_it_is_installed(fr
     uv("pip", "install", "--no-deps", "--python", fresh.program("python"), wheel, cwd=tmp_path)
     assert "day-shift" in fresh.run("gpuqueue", "plugins", cwd=tmp_path)
     (tmp_path / "gpuqueue.toml").write_text('database = "q.db"\n[day-shift]\nhold = ["mail"]\n[queues.mail]\n')
-    assert "[day-shift] hold names mail" in fresh.run("gpuqueue", "status", cwd=tmp_path)
+    assert "[day-shift] hold lists mail" in fresh.run("gpuqueue", "status", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x", "night-shift", "test", "none", "a1-2b", "plugin", "hold"])
