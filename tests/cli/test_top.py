@@ -260,7 +260,7 @@ def test_c_cancels_only_after_y(gq: GPUQueue, worker: Worker, top: Open, until: 
     terminal.press("c")
     terminal.wait("? y/n")
     terminal.press("y")
-    said = terminal.wait(f". Again: gpuqueue retry {handle.id}")
+    said = terminal.wait(f". Run it again: gpuqueue retry {handle.id}")
     assert f"job {handle.id} was asked to stop" in said or f"job {handle.id} is cancelled" in said  # if its worker was quicker
     until(lambda: handle.refresh().state == "cancelled")
     terminal.wait("no running or waiting jobs")
@@ -311,7 +311,7 @@ def test_a_followed_answer_comes_as_it_is_written_until_the_job_ends(gq: GPUQueu
     first = terminal.wait("running, attempt 1 of 3", " tokens", "holds")
     terminal.wait_for(lambda text: text != first, "more of it")
     terminal.press("c")
-    terminal.wait(f"Cancel job {handle.id} of ai-realtime (generate gemma4:e4b)? y/n")
+    terminal.wait(f"Cancel job {handle.id} in ai-realtime (generate gemma4:e4b)? y/n")
     terminal.press("y")
     until(lambda: handle.refresh().state == "cancelled")
     terminal.wait("cancelled")

@@ -140,7 +140,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The queue at one moment, for drawing."""
+    """A snapshot of the queue, for drawing."""
 
     view: View
     counts: Mapping[str, Mapping[str, int]]

@@ -115,7 +115,7 @@ class Scenario:
         away_at_s = time.monotonic()
         simulator.go_away()
         asked_at_s = time.monotonic()
-        answer = self._refused("Revise this while the GPU is away.")
+        answer = self._refused("Revise this while the GPU is unavailable.")
         answered_after_s = time.monotonic() - asked_at_s
         rfa = self._rfa_jobs(5)
         self._recorder.until(lambda seen: self._all_ended(seen, rfa), "the RFA jobs end during the outage")

@@ -123,7 +123,7 @@ class Stage:
             self.folder = self._request.keep.expanduser().absolute()
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "gpuqueue.db").exists():
-                raise UsageError(f"{self.folder} already has the files of a run; use a new folder")
+                raise UsageError(f"{self.folder} has files of another run; use a new folder")
         else:
             self.folder = Path(tempfile.mkdtemp(prefix="gpuqueue-demo-"))
             self._leaving.callback(shutil.rmtree, self.folder, ignore_errors=True)
