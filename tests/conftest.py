@@ -38,7 +38,7 @@ def fork() -> int:
     finally:
         gc.enable()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(int(DEADLINE_S))
     return pid
 
 
@@ -154,12 +154,12 @@ class AI:
 
 
 def ai_toml(url: str, *, pause: str = "[]") -> str:
-    """The configuration that init writes, without its window and with little patience."""
+    """The configuration that init writes, without its window; Ollama may be slow to answer, but is asked often."""
     text = initial_toml(
         timezone="UTC", budget="5GB", margin="3GB", model=GEMMA, model_vram="4.5GB", ollama_url=url, database="gpuqueue.db"
     )
     text = text.replace('pause = ["09:00-18:00"]', f"pause = {pause}")
-    patience = 'probe_every = "100ms"\nsettle = "30ms"\nrelease = "5s"\n'
+    patience = 'connect = "2m"\nprobe_every = "100ms"\nsettle = "30ms"\nrelease = "5s"\n'
     return text.replace("[ollama]\n", f"[ollama]\n{patience}").replace('database = "gpuqueue.db"\n', "")
 
 

@@ -13,6 +13,7 @@ from gpuqueue.domain.model_health import health
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.store.rows import job_of
 
 GEMMA = "gemma4:e4b"
@@ -47,7 +48,7 @@ def test_a_spill_that_is_accepted_is_reported_and_the_model_is_known_to_spill(cr
     _, make = crowded
     gq = make("accept")
     start_worker(gq)
-    assert ask(gq).result(timeout_s=30)["spilled_bytes"] > 10**9
+    assert ask(gq).result(timeout_s=DEADLINE_S)["spilled_bytes"] > 10**9
     until(lambda: health(GEMMA, gq.queue_settings("ai-batch"), gq.view()).state == "spills", "it is remembered")
 
 
@@ -57,7 +58,7 @@ def test_a_spill_that_is_not_accepted_ends_the_job_before_a_token_was_written(cr
     start_worker(gq)
     job = ask(gq)
     with pytest.raises(JobFailed, match="did not fit on the card and would run on the CPU") as caught:
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert caught.value.code == "spilled"
     assert list(job_of(gq.store, job.id).arguments["options"]) == ["num_predict"]
 
@@ -71,7 +72,7 @@ def test_a_spill_may_be_waited_out_without_spending_an_attempt(crowded, start_wo
     assert (job.attempt, job.error.code) == (0, "spilled")
     card.give(5_000_000_000)
     job.retry()
-    assert job.result(timeout_s=30)["spilled_bytes"] == 0
+    assert job.result(timeout_s=DEADLINE_S)["spilled_bytes"] == 0
 
 
 # --- a card that is lost ---
@@ -79,15 +80,15 @@ def test_a_spill_may_be_waited_out_without_spending_an_attempt(crowded, start_wo
 
 def test_a_lost_card_holds_its_queues_until_it_is_back(ai, start_worker, until):
     start_worker(ai.gq)
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
     ai.card.lost = True
     until(lambda: reasons(ai.gq, "ai-batch") == ["device_lost"], "batch is held")
     waiting = ai.batch()
     assert "no device can be read: gpu0: " in str(waiting.explain())
     with pytest.raises(ServiceUnavailable, match=r"^AI service temporarily unavailable$"):
-        ai.realtime().result(timeout_s=20)
+        ai.realtime().result(timeout_s=DEADLINE_S)
     ai.card.lost = False
-    waiting.result(timeout_s=30)
+    waiting.result(timeout_s=DEADLINE_S)
     assert reasons(ai.gq, "ai-batch") == []
     assert ai.card.report()["overlaps"] == 0
 
@@ -100,15 +101,15 @@ def test_memory_that_another_program_takes_during_a_run_stops_no_worker(ai, star
     running = ai.batch(tokens=400)
     until(lambda: ai.card.computing_now, "it generates")
     ai.card.take(3_000_000_000)
-    running.result(timeout_s=30)
+    running.result(timeout_s=DEADLINE_S)
     embedding = ai.embed()
-    embedding.result(timeout_s=30)
+    embedding.result(timeout_s=DEADLINE_S)
     ai.card.take(2_000_000_000)
     waiting = ai.batch("next")
     until(lambda: "memory_taken" in str(waiting.explain()), "the next waits and says why")
     assert "another program (pid 4000, 5 GB)" in str(waiting.explain())
     ai.card.give(5_000_000_000)
-    waiting.result(timeout_s=30)
+    waiting.result(timeout_s=DEADLINE_S)
     assert len(ai.gq.workers()) == 1
     assert ai.card.report()["spills"] == 0
 
@@ -139,7 +140,7 @@ def test_a_window_lets_fewer_jobs_run_at_once(make_queue, start_worker, make_gat
     for gate in gates:
         gate.open()
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert most == [1]
 
 

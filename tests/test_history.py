@@ -12,6 +12,7 @@ from gpuqueue import GPUQueue, Worker
 from gpuqueue.domain.job import Event
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.history import History, check
 
 GB = 10**9
@@ -215,7 +216,7 @@ def history(gq: GPUQueue, start_worker: Callable[..., Worker]) -> History:
     made = History(gq)
     gq.task(name="work")(lambda: None)
     worker = start_worker(gq)
-    gq.enqueue("work").result(timeout_s=30)
+    gq.enqueue("work").result(timeout_s=DEADLINE_S)
     worker.stop()
     made.check(completed=[1])
     with sqlite3.connect(gq.database) as connection:

@@ -16,6 +16,7 @@ from gpuqueue.decisions.policies import WORKER_POLICY_NAMES, default_policies, w
 from gpuqueue.domain.answers import CleanUp, Demand, Hold, Placement, Wait
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.verdicts import Retry
+from gpuqueue.testing.waiting import DEADLINE_S
 
 GPU = '[gpu]\nbudget = "5GB"\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
@@ -342,11 +343,11 @@ def test_an_own_policy_holds_a_queue_until_it_changes_its_mind(gpu_queue, start_
     gq = gpu_queue(lunch)
     start_worker(gq)
     mail = gq.send.enqueue()
-    assert gq.train.enqueue().result(timeout_s=20) == 7
+    assert gq.train.enqueue().result(timeout_s=DEADLINE_S) == 7
     assert mail.refresh().state == "available"
     assert "lunch: back at one" in str(mail.explain())
     lunch.is_on = False
-    assert mail.result(timeout_s=20) == 7
+    assert mail.result(timeout_s=DEADLINE_S) == 7
 
 
 @pytest.mark.parametrize("hook", ["queue_hold", "job_demand", "place_job", "order_candidates"])
@@ -361,10 +362,10 @@ def test_a_plugin_that_fails_starts_nothing_until_it_works_again(gpu_queue, star
         until(lambda: "failed in" in str(job.explain()))
         assert f"failed in {hook}: RuntimeError: oops" in str(job.explain())
     if hook != "queue_hold":
-        assert gq.send.enqueue().result(timeout_s=20) == 7  # what needs no device goes on
+        assert gq.send.enqueue().result(timeout_s=DEADLINE_S) == 7  # what needs no device goes on
     assert job.refresh().state == "available"
     failing.fails = False
-    assert job.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
 
 
 def test_an_answer_that_is_nonsense_starts_nothing_and_ends_no_worker(gpu_queue, start_worker, until):
@@ -380,9 +381,9 @@ def test_an_answer_that_is_nonsense_starts_nothing_and_ends_no_worker(gpu_queue,
     start_worker(gq)
     job = gq.train.enqueue()
     until(lambda: "failed in place_job: TypeError: returned Placement(" in str(job.explain()))
-    assert gq.send.enqueue().result(timeout_s=20) == 7
+    assert gq.send.enqueue().result(timeout_s=DEADLINE_S) == 7
     nonsense.answer = None
-    assert job.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
 
 
 def test_a_third_partys_demand_and_placement_win(gpu_queue, start_worker):
@@ -404,7 +405,7 @@ def test_a_third_partys_demand_and_placement_win(gpu_queue, start_worker):
     gq = gpu_queue(Small())
     start_worker(gq)
     waiting = gq.train.enqueue()
-    assert gq.train.using(priority=1).enqueue().result(timeout_s=20) == 7
+    assert gq.train.using(priority=1).enqueue().result(timeout_s=DEADLINE_S) == 7
     assert seen == [Placement("gpu0", 124)]
     assert "shy: not today" in str(waiting.explain())
 
@@ -425,7 +426,7 @@ def test_nothing_is_pruned_when_the_policy_about_it_fails(gpu_queue, start_worke
     job = gq.send.enqueue()
     gq.send.using(delay="1h").enqueue()
     start_worker(gq)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     caplog.clear()
     until(lambda: "nothing is pruned: plugin" in caplog.text)
     assert job.refresh().state == "completed"
@@ -438,7 +439,7 @@ def test_a_plugin_that_fails_to_prepare_fails_the_attempt(gpu_queue, start_worke
     gq = gpu_queue(Failing("prepare_attempt"))
     start_worker(gq)
     with pytest.raises(JobFailed, match="failed in prepare_attempt: RuntimeError: oops"):
-        gq.train.enqueue().result(timeout_s=20)
+        gq.train.enqueue().result(timeout_s=DEADLINE_S)
 
 
 def test_the_device_stays_reserved_until_the_clean_up_is_verified(gpu_queue, start_worker, until):
@@ -448,7 +449,7 @@ def test_the_device_stays_reserved_until_the_clean_up_is_verified(gpu_queue, sta
     class Cleaning:
         @hookimpl
         def clean_up_attempt(self, details):
-            assert allowed.acquire(timeout=20)
+            assert allowed.acquire(timeout=DEADLINE_S)
             answer = answers.pop(0) if answers else CleanUp(True, "gone")
             if isinstance(answer, Exception):
                 raise answer
@@ -457,13 +458,13 @@ def test_the_device_stays_reserved_until_the_clean_up_is_verified(gpu_queue, sta
     gq = gpu_queue(Cleaning())
     start_worker(gq)
     first = gq.train.enqueue()
-    first.result(timeout_s=20)
+    first.result(timeout_s=DEADLINE_S)
     following = gq.train.enqueue()
     until(lambda: len(answers) == 2)
     assert gq.job(first.id).record.device == "gpu0"
     assert f"clean_up: waiting for job {first.id}'s memory on gpu0 to be released" in str(following.explain())
     allowed.release(4)
-    assert following.result(timeout_s=20) == 7
+    assert following.result(timeout_s=DEADLINE_S) == 7
     assert gq.job(first.id).record.device is None
 
 
@@ -483,10 +484,10 @@ def test_an_own_executor_runs_an_own_verb(make_queue, start_worker):
     shout = gq.verb("shout", required=["text"], optional=[], queue="loud", max_attempts=2)
     start_worker(gq)
     job = shout.enqueue(text="hello")
-    assert job.result(timeout_s=20) == "HELLO"
-    assert list(job.stream(timeout_s=20)) == ["listen: "]
+    assert job.result(timeout_s=DEADLINE_S) == "HELLO"
+    assert list(job.stream(timeout_s=DEADLINE_S)) == ["listen: "]
     assert (job.record.queue, job.record.max_attempts) == ("loud", 2)
-    assert gq.enqueue("shout", {"text": "again"}).result(timeout_s=20) == "AGAIN"
+    assert gq.enqueue("shout", {"text": "again"}).result(timeout_s=DEADLINE_S) == "AGAIN"
     with pytest.raises(UsageError, match=r"shout: missing argument\(s\)"):
         shout.enqueue()
     with pytest.raises(UsageError, match=r"shout: unknown argument 'txt' \(did you mean 'text'\?\)"):
@@ -556,7 +557,7 @@ def test_the_life_of_a_job_is_told_in_order_and_once(gpu_queue, start_worker, un
     worker = start_worker(gq)
     job = fail.enqueue()
     with pytest.raises(JobFailed):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     worker.stop()
     assert diary.of(job) == ["job_enqueued", "attempt_started", "attempt_finished", "attempt_started", "job_finished"]
     assert diary.named("job_finished")[0].data["state"] == "discarded"
@@ -583,7 +584,7 @@ def test_two_workers_tell_each_event_to_one_of_them(gpu_queue, start_worker, unt
         workers.append(start_worker(gq))
     jobs = [gq.send.enqueue() for _ in range(20)]
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     for worker in workers:
         worker.stop()
     finished = [event.job_id for diary in diaries for event in diary.named("job_finished")]
@@ -596,7 +597,7 @@ def test_a_plugin_that_fails_in_an_event_hurts_nobody(gpu_queue, start_worker, u
     worker = start_worker(gq)
     with caplog.at_level(logging.ERROR, "gpuqueue.plugins"):
         job = gq.send.enqueue()
-        assert job.result(timeout_s=20) == 7
+        assert job.result(timeout_s=DEADLINE_S) == 7
         worker.stop()
     assert "failed in job_finished" in caplog.text
     assert diary.of(job)[-1] == "job_finished"

@@ -9,6 +9,7 @@ import pytest
 from gpuqueue import current_job
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
 from gpuqueue.store.sqlite.queries import timeline
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.history import History
 
 GEMMA = "gemma4:e4b"
@@ -45,7 +46,7 @@ def attempts(gq, job):
 
 def written(job):
     """Wait until the job has written something."""
-    return next(iter(job.stream(timeout_s=20)))
+    return next(iter(job.stream(timeout_s=DEADLINE_S)))
 
 
 def reserved(gq):
@@ -64,12 +65,12 @@ def test_a_persons_job_starts_in_the_middle_of_a_batch_job_which_goes_back_unspe
     job = batch(gq)
     written(job)
     person = realtime(gq)
-    assert person.result(timeout_s=20)["text"] == expected_answer(GEMMA4_E4B, "now", 5)
+    assert person.result(timeout_s=DEADLINE_S)["text"] == expected_answer(GEMMA4_E4B, "now", 5)
     assert job.refresh().finished_at is None, "the batch job was long, and the person did not wait for it"
-    assert job.result(timeout_s=20)["text"] == expected_answer(GEMMA4_E4B, "later", 400)
+    assert job.result(timeout_s=DEADLINE_S)["text"] == expected_answer(GEMMA4_E4B, "later", 400)
     assert attempts(gq, job) == [(1, "preempted")]
     assert (job.refresh().attempt, job.record.preemptions) == (1, 1)
-    assert "".join(job.stream(timeout_s=20)).endswith(expected_answer(GEMMA4_E4B, "later", 400))
+    assert "".join(job.stream(timeout_s=DEADLINE_S)).endswith(expected_answer(GEMMA4_E4B, "later", 400))
     check_card(ai)  # the model stayed loaded all the time
 
 
@@ -78,8 +79,8 @@ def test_a_batch_job_that_made_room_keeps_its_place_in_the_queue(ai, make_gq, st
     start_worker(gq)
     first, second = batch(gq, "first"), batch(gq, "second", tokens=5)
     written(first)
-    realtime(gq).result(timeout_s=20)
-    second.result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    second.result(timeout_s=DEADLINE_S)
     assert first.refresh().finished_at < second.refresh().started_at
 
 
@@ -89,7 +90,7 @@ def test_drain_lets_a_batch_job_end_first(ai, make_gq, start_worker):
     job = batch(gq, tokens=150)
     written(job)
     person = realtime(gq)
-    person.result(timeout_s=20)
+    person.result(timeout_s=DEADLINE_S)
     assert job.refresh().finished_at <= person.refresh().started_at
     assert attempts(gq, job) == []
 
@@ -99,7 +100,7 @@ def test_a_queue_that_does_not_yield_is_not_interrupted(ai, make_queue, start_wo
     start_worker(gq)
     job = batch(gq, tokens=150)
     written(job)
-    realtime(gq).result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
     assert attempts(gq, job) == []
 
 
@@ -108,13 +109,13 @@ def test_a_job_that_has_made_room_often_enough_is_left_alone(ai, make_gq, start_
     start_worker(gq)
     job = batch(gq, tokens=200)
     written(job)
-    realtime(gq).result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
     lease = job.refresh().record.lease
-    for piece in job.stream(timeout_s=20):
+    for piece in job.stream(timeout_s=DEADLINE_S):
         if piece.attempt_lease > lease:
             break
     person = realtime(gq, "again")
-    person.result(timeout_s=20)
+    person.result(timeout_s=DEADLINE_S)
     assert job.refresh().finished_at <= person.refresh().started_at
     assert attempts(gq, job) == [(1, "preempted")]
 
@@ -126,7 +127,7 @@ def test_an_attempt_runs_at_least_a_while_before_it_makes_room(ai, make_gq, star
     written(job)
     began = job.refresh().started_at
     person = realtime(gq)
-    person.result(timeout_s=20)
+    person.result(timeout_s=DEADLINE_S)
     assert (person.refresh().started_at - began).total_seconds() >= 0.5
     assert attempts(gq, job)[0] == (1, "preempted")
 
@@ -134,12 +135,12 @@ def test_an_attempt_runs_at_least_a_while_before_it_makes_room(ai, make_gq, star
 def test_an_attempt_that_is_nearly_done_is_left_alone(ai, make_gq, start_worker, until):
     gq = make_gq(f'{AT_ONCE}nearly_done = "1h"\n')
     start_worker(gq)
-    batch(gq, tokens=50).result(timeout_s=20)
+    batch(gq, tokens=50).result(timeout_s=DEADLINE_S)
     until(lambda: gq.view().estimates, "how fast the model writes is learned")
     job = batch(gq, tokens=150)
     written(job)
     person = realtime(gq)
-    person.result(timeout_s=20)
+    person.result(timeout_s=DEADLINE_S)
     assert job.refresh().finished_at <= person.refresh().started_at
 
 
@@ -150,7 +151,7 @@ def test_a_job_that_nobody_waits_for_is_never_interrupted(ai, make_gq, start_wor
     written(job)
     gq.pause("ai-realtime")
     waiting = realtime(gq)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     assert attempts(gq, job) == []
     waiting.cancel()
 
@@ -162,13 +163,13 @@ def test_a_chat_goes_on_where_it_ended_so_that_no_token_is_paid_for_twice(ai, ma
         GEMMA, messages=[{"role": "user", "content": "A long one"}], queue="ai-batch", options={"num_predict": 400}
     )
     written(job)
-    realtime(gq).result(timeout_s=20)
-    answer = job.result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    answer = job.result(timeout_s=DEADLINE_S)
     assert attempts(gq, job) == [(1, "preempted")]
     assert answer["output_tokens"] == 400
     assert 0 < answer["continued_tokens"] < 400
-    assert "".join(job.stream(timeout_s=20)) == answer["text"], "its output is one, and was not begun anew"
-    assert len({piece.attempt_lease for piece in job.stream(timeout_s=20)}) == 1
+    assert "".join(job.stream(timeout_s=DEADLINE_S)) == answer["text"], "its output is one, and was not begun anew"
+    assert len({piece.attempt_lease for piece in job.stream(timeout_s=DEADLINE_S)}) == 1
 
 
 def test_what_would_be_shaped_anew_begins_anew(ai, make_gq, start_worker):
@@ -176,8 +177,8 @@ def test_what_would_be_shaped_anew_begins_anew(ai, make_gq, start_worker):
     start_worker(gq)
     job = batch(gq)  # a template stands between its prompt and its answer
     written(job)
-    realtime(gq).result(timeout_s=20)
-    answer = job.result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    answer = job.result(timeout_s=DEADLINE_S)
     assert answer["text"] == expected_answer(GEMMA4_E4B, "later", 400)
     assert "continued_tokens" not in answer
 
@@ -205,9 +206,9 @@ def test_a_function_makes_room_when_it_says_that_it_can(make_queue, start_worker
 
     start_worker(gq)
     job = train.enqueue()
-    assert began.acquire(timeout=20)
-    assert ask.enqueue().result(timeout_s=20) == "answered"
-    assert job.result(timeout_s=20) == "trained"
+    assert began.acquire(timeout=DEADLINE_S)
+    assert ask.enqueue().result(timeout_s=DEADLINE_S) == "answered"
+    assert job.result(timeout_s=DEADLINE_S) == "trained"
     assert rounds == [1, 1], "its attempt was not spent"
     assert attempts(gq, job) == [(1, "preempted")]
 
@@ -219,8 +220,8 @@ def test_another_workers_attempt_makes_room_too(ai, make_gq, make_queue, start_w
     start_worker(make_gq(), queues=["ai-realtime"])
     job = batch(gq)
     written(job)
-    realtime(gq).result(timeout_s=20)
-    job.result(timeout_s=20)
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    job.result(timeout_s=DEADLINE_S)
     assert attempts(gq, job) == [(1, "preempted")]
     assert batch_worker.id
     check_card(ai)

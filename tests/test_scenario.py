@@ -13,6 +13,7 @@ from gpuqueue import ConfigurationError, JobCancelled, JobFailed, ServiceUnavail
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, expected_answer, expected_embedding
+from gpuqueue.testing.waiting import DEADLINE_S
 
 GEMMA = "gemma4:e4b"
 REFUSED = "^AI service temporarily unavailable$"
@@ -49,7 +50,7 @@ def test_jobs_of_the_loaded_model_go_first_so_that_each_model_is_loaded_once(ai,
     jobs = [job for _ in range(4) for job in (ai.batch(), ai.embed())]
     start_worker(ai.gq)
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert check_card(ai)["loads"] == 2
 
 
@@ -58,9 +59,9 @@ def test_realtime_goes_before_batch_and_never_beside_it(ai, start_worker, until)
     start_worker(ai.gq)
     until(lambda: batch[0].refresh().state == "running")
     realtime = ai.realtime()
-    assert "Answer to" in realtime.result(timeout_s=20)["text"]
+    assert "Answer to" in realtime.result(timeout_s=DEADLINE_S)["text"]
     for job in batch:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
 
     assert batch[0].started_at < realtime.started_at < batch[1].started_at < batch[2].started_at
     for earlier, later in zip([batch[0], realtime, batch[1]], [realtime, batch[1], batch[2]], strict=True):
@@ -72,20 +73,20 @@ def test_batch_that_yields_says_to_what(ai, start_worker, until):
     ai.ollama.faults.add("stall", after_tokens=1)
     start_worker(ai.gq)
     realtime = ai.realtime()
-    next(iter(realtime.stream(timeout_s=20)))
+    next(iter(realtime.stream(timeout_s=DEADLINE_S)))
     waiting = ai.batch()
     text = str(waiting.explain())
     assert "yielding: yields to ai-realtime (1 running, 0 waiting)" in text
     assert f"device_busy: gpu0 is running job {realtime.id} (ai-realtime)" in text
     realtime.cancel()
-    waiting.result(timeout_s=20)
+    waiting.result(timeout_s=DEADLINE_S)
 
 
 def test_a_model_stays_for_the_next_job_that_needs_it_and_is_gone_after_the_last(ai, start_worker, until):
     jobs = [ai.batch(str(number)) for number in range(5)]
     start_worker(ai.gq)
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert check_card(ai)["loads"] == 1
     until(lambda: ai.card.used_bytes == ai.card.reserved_bytes, "all memory is back")
     until(lambda: ai.gq.view().devices["gpu0"].reservations == ())
@@ -95,9 +96,9 @@ def test_an_embedding_evicts_the_model_and_waits_its_turn(ai, start_worker, unti
     ai.gq = ai.make_queue(ai.toml.replace("max_models", 'affinity = "0s"\nmax_models'))  # else both of the loaded model go first
     first, embedding, last = ai.batch(), ai.embed(), ai.batch()
     start_worker(ai.gq)
-    assert embedding.result(timeout_s=20)["embeddings"] == [expected_embedding(NOMIC_EMBED_TEXT, "text")]
-    first.result(timeout_s=20)
-    last.result(timeout_s=20)
+    assert embedding.result(timeout_s=DEADLINE_S)["embeddings"] == [expected_embedding(NOMIC_EMBED_TEXT, "text")]
+    first.result(timeout_s=DEADLINE_S)
+    last.result(timeout_s=DEADLINE_S)
     assert first.finished_at <= embedding.started_at < embedding.finished_at <= last.started_at
     report = check_card(ai)
     assert (report["loads"], report["peak_bytes"]) == (3, 4_500_000_000)
@@ -111,10 +112,10 @@ def test_queues_without_a_gpu_run_beside_it_all(ai, start_worker, until):
     ai.ollama.faults.add("stall", after_tokens=1)
     start_worker(ai.gq)
     stalled = ai.realtime()
-    next(iter(stalled.stream(timeout_s=20)))
-    assert remind.enqueue().result(timeout_s=20) == "sent"
+    next(iter(stalled.stream(timeout_s=DEADLINE_S)))
+    assert remind.enqueue().result(timeout_s=DEADLINE_S) == "sent"
     ai.ollama.go_away()
-    assert remind.enqueue().result(timeout_s=20) == "sent"
+    assert remind.enqueue().result(timeout_s=DEADLINE_S) == "sent"
     ai.ollama.come_back()
 
 
@@ -122,7 +123,7 @@ def test_the_memory_is_seen_to_be_back_before_the_next_model_loads(ai, start_wor
     ai.ollama.faults.add("slow_unload", model=GEMMA)
     first, embedding = ai.batch(), ai.embed()
     start_worker(ai.gq)
-    embedding.result(timeout_s=20)
+    embedding.result(timeout_s=DEADLINE_S)
     assert embedding.started_at - first.refresh().finished_at > timedelta(seconds=0.2)  # 8 simulated seconds, minus the call
     check_card(ai)
 
@@ -136,7 +137,7 @@ def test_a_failure_on_the_card_is_tried_again(ai, start_worker, fault):
     ai.ollama.faults.add(fault)
     start_worker(gq)
     job = gq.ollama.generate(GEMMA, prompt="x", queue="ai-batch", options={"num_predict": 8}, job={"max_attempts": 2})
-    assert job.result(timeout_s=20)["output_tokens"] == 8
+    assert job.result(timeout_s=DEADLINE_S)["output_tokens"] == 8
     assert job.attempt == 2
     assert job.error is None
     check_card(ai)
@@ -147,38 +148,38 @@ def test_a_failure_on_the_card_is_named_by_its_kind(ai, start_worker, fault, cod
     ai.ollama.faults.add(fault)
     start_worker(ai.gq)
     with pytest.raises(JobFailed) as caught:
-        ai.batch(job={"max_attempts": 1}).result(timeout_s=20)
+        ai.batch(job={"max_attempts": 1}).result(timeout_s=DEADLINE_S)
     assert caught.value.code == code
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
 
 
 def test_an_ollama_that_is_busy_postpones_a_batch_job_without_spending_an_attempt(ai, start_worker):
     ai.ollama.faults.add("busy")
     start_worker(ai.gq)
     job = ai.batch(job={"max_attempts": 1})
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     assert job.attempt == 1
 
 
 def test_an_unknown_model_is_the_callers_fault(ai, start_worker):
     start_worker(ai.gq)
     with pytest.raises(JobFailed) as caught:
-        ai.gq.ollama.generate("no-such-model", prompt="x", queue="ai-batch").result(timeout_s=20)
+        ai.gq.ollama.generate("no-such-model", prompt="x", queue="ai-batch").result(timeout_s=DEADLINE_S)
     assert caught.value.code == "caller_fault"
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
 
 
 def test_cancelling_while_it_generates_frees_the_card(ai, start_worker, until):
     ai.ollama.faults.add("stall", after_tokens=2)
     start_worker(ai.gq)
     job = ai.batch()
-    next(iter(job.stream(timeout_s=20)))
+    next(iter(job.stream(timeout_s=DEADLINE_S)))
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     until(lambda: ai.card.used_bytes == ai.card.reserved_bytes, "all memory is back")
     until(lambda: ai.gq.job(job.id).record.device is None)
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
     check_card(ai)
 
 
@@ -186,7 +187,7 @@ def test_a_job_past_its_timeout_frees_the_card(ai, start_worker, until):
     ai.ollama.faults.add("stall", after_tokens=2)
     start_worker(ai.gq)
     with pytest.raises(JobFailed, match="longer than its timeout") as caught:
-        ai.batch(job={"timeout": "400ms", "max_attempts": 1}).result(timeout_s=20)
+        ai.batch(job={"timeout": "400ms", "max_attempts": 1}).result(timeout_s=DEADLINE_S)
     assert caught.value.code == "timed_out"
     until(lambda: ai.card.used_bytes == ai.card.reserved_bytes, "all memory is back")
 
@@ -200,7 +201,7 @@ def test_a_job_waits_for_memory_that_another_program_holds_and_names_it(ai, star
     assert "needs 4.77 GB including the reserve; gpu0 has 2.39 GB free" in str(job.explain())
     assert check_card(ai)["loads"] == 0
     ai.card.give(6_000_000_000)
-    assert job.result(timeout_s=20).get("spilled_bytes", 0) == 0
+    assert job.result(timeout_s=DEADLINE_S).get("spilled_bytes", 0) == 0
     check_card(ai)
 
 
@@ -212,10 +213,10 @@ def test_the_callers_of_realtime_hear_at_once_that_the_service_is_away(ai, start
     start_worker(ai.gq)
     began_s = time.monotonic()
     with pytest.raises(ServiceUnavailable, match=REFUSED):
-        ai.realtime().result(timeout_s=20)
+        ai.realtime().result(timeout_s=DEADLINE_S)
     assert time.monotonic() - began_s < 10
     with pytest.raises(ServiceUnavailable, match=REFUSED):
-        ai.realtime().result(timeout_s=20)
+        ai.realtime().result(timeout_s=DEADLINE_S)
 
 
 def test_a_job_is_refused_as_it_is_stored_when_the_service_is_known_to_be_away(ai, start_worker, until):
@@ -225,7 +226,7 @@ def test_a_job_is_refused_as_it_is_stored_when_the_service_is_known_to_be_away(a
     worker.stop()
     assert ai.realtime().refresh().error.code == "unavailable", "no worker had to look at it"
     with pytest.raises(ServiceUnavailable, match=REFUSED):
-        asyncio.run(ai.gq.ollama.agenerate(GEMMA, prompt="x", queue="ai-realtime")).result(timeout_s=20)
+        asyncio.run(ai.gq.ollama.agenerate(GEMMA, prompt="x", queue="ai-realtime")).result(timeout_s=DEADLINE_S)
     assert ai.batch().refresh().state == "available", "batch waits for it"
     assert ai.realtime(job={"delay": "5m"}).refresh().state == "scheduled", "by then it may be back"
     with time_machine.travel(ai.gq.now() + timedelta(minutes=10)):
@@ -261,15 +262,15 @@ def test_a_job_that_comes_while_the_breaker_is_open_is_refused_although_every_th
     gate.wait_reached()
     until(lambda: reasons(ai.gq, "ai-realtime") == ["unavailable"])
     with pytest.raises(ServiceUnavailable, match=REFUSED):
-        ai.realtime().result(timeout_s=20)
+        ai.realtime().result(timeout_s=DEADLINE_S)
 
 
 def test_batch_waits_unspent_while_the_service_is_away_and_goes_on_when_it_is_back(ai, start_worker, until):
     start_worker(ai.gq)
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
     ai.ollama.faults.add("stall", after_tokens=1)
     running = ai.batch("running", job={"max_attempts": 1})
-    next(iter(running.stream(timeout_s=20)))
+    next(iter(running.stream(timeout_s=DEADLINE_S)))
     ai.ollama.faults.clear()
     ai.ollama.go_away()
     waiting = ai.batch("waiting", job={"max_attempts": 1})
@@ -277,8 +278,8 @@ def test_batch_waits_unspent_while_the_service_is_away_and_goes_on_when_it_is_ba
     assert "is unavailable" in str(waiting.explain())
 
     ai.ollama.come_back()  # a retry by itself would come after five minutes
-    running.result(timeout_s=20)
-    waiting.result(timeout_s=20)
+    running.result(timeout_s=DEADLINE_S)
+    waiting.result(timeout_s=DEADLINE_S)
     assert (running.attempt, waiting.attempt) == (1, 1)
     assert reasons(ai.gq, "ai-batch") == []
     check_card(ai)
@@ -289,10 +290,10 @@ def test_a_job_whose_model_is_not_there_runs_on_the_next_of_its_fallback(ai, sta
     until(lambda: ai.gq.view().backends["ollama"].models, "the models are listed")
     options = {"num_predict": 5, "num_ctx": 99}
     asked = {"queue": "ai-batch", "options": options, "job": {"fallback": ["gone", GEMMA]}}
-    answer = ai.gq.ollama.generate("absent", prompt="x", **asked).result(timeout_s=20)
+    answer = ai.gq.ollama.generate("absent", prompt="x", **asked).result(timeout_s=DEADLINE_S)
     assert (answer["model"], answer["text"]) == (GEMMA, expected_answer(GEMMA, "x", num_predict=5))
     with pytest.raises(JobFailed, match="ollama pull absent"):
-        ai.gq.ollama.generate("absent", prompt="x", queue="ai-batch").result(timeout_s=20)
+        ai.gq.ollama.generate("absent", prompt="x", queue="ai-batch").result(timeout_s=DEADLINE_S)
 
 
 # --- nothing leaves batch held ---
@@ -300,14 +301,14 @@ def test_a_job_whose_model_is_not_there_runs_on_the_next_of_its_fallback(ai, sta
 
 def held_by_nothing(ai, until):
     until(lambda: reasons(ai.gq, "ai-batch") == [], "batch is not held")
-    ai.batch().result(timeout_s=20)
+    ai.batch().result(timeout_s=DEADLINE_S)
 
 
 def test_a_realtime_job_that_fails_leaves_batch_free(ai, start_worker, until):
     start_worker(ai.gq)
     ai.ollama.faults.add("crash_mid_stream")
     with pytest.raises(JobFailed):
-        ai.realtime(job={"max_attempts": 1}).result(timeout_s=20)
+        ai.realtime(job={"max_attempts": 1}).result(timeout_s=DEADLINE_S)
     held_by_nothing(ai, until)
 
 
@@ -324,7 +325,7 @@ def test_a_realtime_job_that_is_cancelled_leaves_batch_free(ai, start_worker, un
     start_worker(ai.gq)
     ai.ollama.faults.add("stall", after_tokens=1)
     job = ai.realtime()
-    next(iter(job.stream(timeout_s=20)))
+    next(iter(job.stream(timeout_s=DEADLINE_S)))
     job.cancel()
     held_by_nothing(ai, until)
 
@@ -356,7 +357,7 @@ def test_realtime_jobs_that_never_fit_leave_batch_free(ai, start_worker, until):
     assert "needs 6 GB; gpu0's budget is 5 GB. Raise [gpu] budget or use a smaller model" in str(huge.explain())
     ai.gq = gq
     held_by_nothing(ai, until)
-    ai.realtime().result(timeout_s=20)  # nor do they stand before what fits
+    ai.realtime().result(timeout_s=DEADLINE_S)  # nor do they stand before what fits
 
 
 class TooLarge:
@@ -375,7 +376,7 @@ def test_a_realtime_queue_that_no_worker_serves_leaves_batch_free(ai, start_work
 
 def test_a_worker_of_batch_alone_starts_scheduled_jobs_too(ai, start_worker):
     start_worker(ai.gq, queues=["ai-batch"])
-    ai.batch(job={"delay": "200ms"}).result(timeout_s=20)
+    ai.batch(job={"delay": "200ms"}).result(timeout_s=DEADLINE_S)
 
 
 def test_a_realtime_worker_that_dies_leaves_batch_free(ai, start_worker, until):
@@ -407,7 +408,7 @@ def test_a_window_holds_batch_and_leaves_realtime_alone(ai, start_worker, toml_o
     ai.gq = gq
     start_worker(gq)
     batch = ai.batch()
-    ai.realtime().result(timeout_s=20)
+    ai.realtime().result(timeout_s=DEADLINE_S)
     assert batch.refresh().state == "available"
     assert "window: paused" in str(batch.explain())
 
@@ -428,7 +429,7 @@ def test_two_workers_share_the_card(ai, start_worker):
     start_worker(other)
     jobs = [ai.batch(), ai.realtime(), ai.embed(), ai.realtime(), ai.batch(), ai.embed("ai-realtime")]
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     check_card(ai)
 
 
@@ -436,7 +437,7 @@ def test_a_worker_that_stops_gives_the_memory_back_first(ai, start_worker, until
     worker = start_worker(ai.gq)
     ai.ollama.faults.add("stall", after_tokens=1)
     job = ai.batch()
-    next(iter(job.stream(timeout_s=20)))
+    next(iter(job.stream(timeout_s=DEADLINE_S)))
     worker.stop(grace_s=1)
     assert (job.refresh().state, job.attempt, job.record.device) == ("available", 0, None)
     assert ai.card.used_bytes == ai.card.reserved_bytes
@@ -451,9 +452,9 @@ def test_without_a_driver_the_memory_is_said_to_be_unverified(make_queue, toml_o
         gq = make_queue(toml_of(ollama.url))
         start_worker(gq)
         job = gq.ollama.generate(GEMMA, prompt="x", queue="ai-batch", options={"num_predict": 3})
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
         following = gq.ollama.embed("nomic-embed-text", input="x", queue="ai-batch")
-        following.result(timeout_s=20)
+        following.result(timeout_s=DEADLINE_S)
     assert any("its memory is unverified: no driver can read gpu0" in record.getMessage() for record in caplog.records)
     assert card.report()["overlaps"] == 0
 
@@ -479,7 +480,7 @@ def test_functions_on_the_gpu_run_one_at_a_time(make_queue, start_worker, make_g
         if number < 2:
             assert f"device_busy: gpu0 is running job {jobs[number].id}" in str(jobs[-1].explain())
         gate.open()
-        jobs[number].result(timeout_s=20)
+        jobs[number].result(timeout_s=DEADLINE_S)
 
 
 def test_a_gpu_function_that_does_not_stop_keeps_the_card_until_its_thread_ends(make_queue, start_worker, gate, until):
@@ -496,8 +497,8 @@ def test_a_gpu_function_that_does_not_stop_keeps_the_card_until_its_thread_ends(
     start_worker(gq)
     job, following = stuck.enqueue(), work.enqueue()
     with pytest.raises(JobFailed, match="longer than its timeout"):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert following.refresh().state == "available"
     assert f"clean_up: waiting for job {job.id}'s memory on gpu0 to be released" in str(following.explain())
     gate.open()
-    assert following.result(timeout_s=20) == 7
+    assert following.result(timeout_s=DEADLINE_S) == 7

@@ -12,6 +12,7 @@ from gpuqueue import GPUQueue
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from gpuqueue.testing.waiting import wait_until as until
 
 GEMMA = "gemma4:e4b"
@@ -29,12 +30,14 @@ labels = ["fast"]
 name = "desk"
 url = "{desk}"
 device = "gpu0"
+connect = "2m"
 probe_every = "100ms"
 
 [[ollama]]
 name = "tower"
 url = "{tower}"
 device = "gpu1"
+connect = "2m"
 probe_every = "100ms"
 
 [models."gemma4:e4b"]
@@ -82,7 +85,7 @@ def test_two_jobs_run_at_once_each_on_a_card_of_its_own(two: Two, start_worker) 
     jobs = [two.generate(f"n{number}", tokens=400) for number in range(2)]
     start_worker(two.gq)
     until(lambda: two.running_on() == {"gpu0", "gpu1"}, "both cards work")
-    answers = [job.result(timeout_s=30)["text"] for job in jobs]
+    answers = [job.result(timeout_s=DEADLINE_S)["text"] for job in jobs]
     assert answers[0] != answers[1]
     assert overlaps(two) == [0, 0]
     assert loads(two) == [1, 1]
@@ -92,7 +95,7 @@ def test_two_jobs_run_at_once_each_on_a_card_of_its_own(two: Two, start_worker) 
 def test_a_job_runs_on_the_card_that_it_names(two: Two, start_worker, wanted: str) -> None:
     job = two.generate(device=wanted)
     start_worker(two.gq)
-    job.result(timeout_s=30)
+    job.result(timeout_s=DEADLINE_S)
     assert loads(two) == [0, 1]
 
 
@@ -100,7 +103,7 @@ def test_a_queue_of_one_ollama_uses_no_other(two: Two, start_worker) -> None:
     jobs = [two.generate(queue="desk-only", tokens=100) for _ in range(3)]
     start_worker(two.gq)
     for job in jobs:
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert loads(two)[1] == 0
     wrong = two.generate(queue="desk-only", device="gpu1")
     until(lambda: "no_device" in str(wrong.explain()), "it is said")
@@ -112,13 +115,13 @@ def test_while_one_ollama_is_away_the_other_card_works_for_both(two: Two, start_
     start_worker(two.gq)
     until(lambda: not two.gq.view().backends["desk"].available, "the breaker opens")
     for number in range(3):
-        two.generate(f"n{number}").result(timeout_s=30)
+        two.generate(f"n{number}").result(timeout_s=DEADLINE_S)
     assert two.gq.holds()["ai"] == []
     bound = two.generate(device="gpu0")
     until(lambda: "unavailable: desk is unavailable" in str(bound.explain()), "the job of the absent one waits and says why")
     assert [hold.reason for hold in two.gq.holds()["desk-only"]] == ["unavailable"]
     two.desk.come_back()
-    bound.result(timeout_s=30)
+    bound.result(timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("two", ["spread"], indirect=True)
@@ -128,8 +131,8 @@ def test_where_one_ollama_is_away_the_job_on_the_other_card_makes_room(two: Two,
     start_worker(two.gq)
     until(lambda: not two.gq.view().backends["desk"].available, "the breaker opens")
     low = two.generate("low", tokens=1000, queue="low")
-    next(iter(low.stream(timeout_s=20)))
-    two.generate("high").result(timeout_s=20)
+    next(iter(low.stream(timeout_s=DEADLINE_S)))
+    two.generate("high").result(timeout_s=DEADLINE_S)
     assert low.refresh().record.preemptions == 1, "the empty card is of no use, so the other one is cleared"
     low.cancel()
 
@@ -141,8 +144,8 @@ def test_a_job_for_one_card_does_not_stop_a_job_on_the_other(two: Two, start_wor
     )
     start_worker(two.gq)
     until(lambda: two.running_on() == {"gpu0"}, "the batch job runs")
-    two.generate(device="gpu1").result(timeout_s=30)
+    two.generate(device="gpu1").result(timeout_s=DEADLINE_S)
     assert low.refresh().record.preemptions == 0
-    two.generate(device="gpu0").result(timeout_s=30)
+    two.generate(device="gpu0").result(timeout_s=DEADLINE_S)
     assert low.refresh().record.preemptions == 1
     low.cancel()

@@ -8,6 +8,7 @@ import pytest
 
 from gpuqueue import Cancellation, State, UnknownJob, UnknownQueue, current_job
 from gpuqueue.domain.verdicts import Retry
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -35,13 +36,13 @@ def test_a_watched_job_is_yielded_until_it_is_finished(gq, steps, start_worker):
     start_worker(gq)
     job = steps.enqueue()
     seen = []
-    for record in job.watch(timeout_s=20):
+    for record in job.watch(timeout_s=DEADLINE_S):
         seen.append((str(record.state), record.progress))
         if record.progress is not None:
             steps.gates[0 if record.progress == 0.25 else 1].open()
     assert seen[-1][0] == "completed"
     assert {("running", 0.25), ("running", 0.5)} <= set(seen)
-    assert [str(record.state) for record in job.watch(timeout_s=20)] == ["completed"]
+    assert [str(record.state) for record in job.watch(timeout_s=DEADLINE_S)] == ["completed"]
 
 
 def test_who_waits_for_a_job_that_runs_looks_only_when_there_is_news(gq, steps, start_worker):
@@ -81,12 +82,12 @@ def test_an_unknown_job_cannot_be_watched(gq, steps):
     steps.enqueue()
     gq.store.jobs.prune_all(State.CANCELLED, before_us=gq.now_us() + 1)
     with pytest.raises(UnknownJob):
-        next(job.watch(timeout_s=20))
+        next(job.watch(timeout_s=DEADLINE_S))
 
 
 def test_log_lines_come_as_they_are_logged(gq, steps, start_worker):
     start_worker(gq)
-    lines = steps.enqueue().follow_logs(timeout_s=20)
+    lines = steps.enqueue().follow_logs(timeout_s=DEADLINE_S)
     for number, gate in enumerate(steps.gates, 1):
         assert next(lines).message == f"step {number}"
         gate.open()
@@ -99,7 +100,7 @@ def test_following_ends_with_the_job_however_it_ends(gq, steps, start_worker, en
         gate.open()
     start_worker(gq)
     job = steps.using(max_attempts=1).enqueue(ending=ending)
-    assert [line.message for line in job.follow_logs(timeout_s=20)] == ["step 1", "step 2"]
+    assert [line.message for line in job.follow_logs(timeout_s=DEADLINE_S)] == ["step 1", "step 2"]
 
 
 def test_following_goes_on_behind_a_line_and_through_attempts(gq, steps, start_worker):
@@ -107,7 +108,7 @@ def test_following_goes_on_behind_a_line_and_through_attempts(gq, steps, start_w
         gate.open()
     start_worker(gq)
     job = steps.enqueue(ending="again")
-    lines = list(job.follow_logs(timeout_s=20))
+    lines = list(job.follow_logs(timeout_s=DEADLINE_S))
     assert [(line.message, line.lease) for line in lines] == [("step 1", 1), ("step 2", 1), ("step 1", 2), ("step 2", 2)]
     assert [line.seq for line in job.follow_logs(after=lines[1].seq)] == [lines[2].seq, lines[3].seq]
 
@@ -117,20 +118,20 @@ def test_the_async_twins_do_the_same(gq, steps, start_worker):
         job = await steps.aenqueue()
         start_worker(gq)
         followed = []
-        async for line in job.afollow_logs(timeout_s=20):
+        async for line in job.afollow_logs(timeout_s=DEADLINE_S):
             followed.append(line.message)
             steps.gates[len(followed) - 1].open()
         assert followed == ["step 1", "step 2"]
-        assert [record.state async for record in job.awatch(timeout_s=20)] == ["completed"]
+        assert [record.state async for record in job.awatch(timeout_s=DEADLINE_S)] == ["completed"]
         failed = await steps.using(max_attempts=1).aenqueue(ending="badly")
-        assert [record.state async for record in failed.awatch(timeout_s=20)][-1] == "discarded"
+        assert [record.state async for record in failed.awatch(timeout_s=DEADLINE_S)][-1] == "discarded"
         assert await gq.aretry_failed("work") == 1
         await gq.apause("work")
         waiting = await steps.using(delay="1h").aenqueue()
         assert (await gq.acancel_all("work")).cancelled_count >= 1
         assert (await waiting.arefresh()).state == "cancelled"
 
-    asyncio.run(asyncio.wait_for(story(), 60))
+    asyncio.run(asyncio.wait_for(story(), DEADLINE_S))
 
 
 def test_all_failed_jobs_are_retried_and_run(gq, start_worker):
@@ -145,10 +146,10 @@ def test_all_failed_jobs_are_retried_and_run(gq, start_worker):
     start_worker(gq)
     jobs = [flaky.enqueue() for _ in range(3)]
     for job in jobs:
-        assert list(job.watch(timeout_s=20))[-1].state == State.DISCARDED
+        assert list(job.watch(timeout_s=DEADLINE_S))[-1].state == State.DISCARDED
     broken = False
     assert gq.retry_failed("work") == 3
-    assert [job.result(timeout_s=20) for job in jobs] == ["well"] * 3
+    assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == ["well"] * 3
     assert gq.retry_failed() == 0
 
 
@@ -164,7 +165,7 @@ def test_all_of_a_queue_is_cancelled_also_what_runs(gq, start_worker, gate, unti
     gate.wait_reached()
     assert gq.cancel_all("work") == Cancellation(cancelled_count=1, asked_to_stop_count=1)
     gate.open()
-    assert list(running.watch(timeout_s=20))[-1].state == State.CANCELLED
+    assert list(running.watch(timeout_s=DEADLINE_S))[-1].state == State.CANCELLED
     assert waiting.refresh().state == State.CANCELLED
 
 

@@ -91,7 +91,7 @@ class BackendSettings:
 
     name: str = "ollama"
     url: str = "http://127.0.0.1:11434"
-    connect_s: float = 1.0
+    connect_s: float = 1.0  # until it takes a connection, and until it answers a probe
     first_token_s: float = 300.0  # a cold load happens before the first token
     gap_s: float = 60.0  # between two tokens
     total_s: float = 1800.0

@@ -52,11 +52,12 @@ class OllamaClient:
         self.settings = settings
         self.shown_url = shown_url(str(self._url)).rstrip("/")
 
-    def probe(self, timeout_s: float = 1.0) -> str:
-        """Check whether Ollama answers.
+    def probe(self, timeout_s: float | None = None) -> str:
+        """Check whether Ollama answers, by default within connect_s.
 
         Returns: its version, "" if it is too old to report one. Raises: BackendUnavailable.
         """
+        timeout_s = self.settings.connect_s if timeout_s is None else timeout_s
         response = self._query("GET", "/api/version", timeout_s=timeout_s)
         if response.status_code == 200:
             with suppress(ValueError, AttributeError):

@@ -13,6 +13,7 @@ from gpuqueue.decisions.view import queue_context
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import WAITING, Job, State
 from gpuqueue.domain.view import View
+from gpuqueue.testing.waiting import DEADLINE_S
 from gpuqueue.worker import Worker
 
 __all__ = ["JobsStuck", "run_until_idle"]
@@ -37,7 +38,7 @@ def run_until_idle(
     queues: Iterable[str] | None = None,
     threads: int | None = None,
     may_wait: bool = False,
-    timeout_s: float = 30.0,
+    timeout_s: float = DEADLINE_S,
 ) -> dict[int, Explanation]:
     """Run a worker of this queue object in this thread until no job can start any more.
 

@@ -131,7 +131,7 @@ def ollama_server(simulated_card: SimulatedCard) -> Iterator[OllamaSimulator]:
 def run_worker_until_idle(request: pytest.FixtureRequest) -> Callable[..., dict[int, Explanation]]:
     """Run a worker in this thread until no job can start any more; fails with the explanation of each job that is stuck.
 
-    `run_worker_until_idle(gq=gpuqueue_db, *, queues=None, threads=None, may_wait=False, timeout_s=30)`. With `may_wait` it
+    `run_worker_until_idle(gq=gpuqueue_db, *, queues=None, threads=None, may_wait=False, timeout_s=120)`. With `may_wait` it
     returns the explanations instead: {job id: Explanation}.
     """
     from gpuqueue.testing.idle import JobsStuck, run_until_idle

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from mirror_scene.node_packages import NodeMissing, installed_packages, node_binary
 
+from gpuqueue.testing.waiting import DEADLINE_S
+
 __all__ = ["Browser", "BrowserMissing", "find_browser"]
 
 INSTALLED = ("chromium", "chromium-browser", "google-chrome")
@@ -78,4 +80,4 @@ def _unpacked(packages: Path) -> Path:
 
 
 def _unpack(packed: Path, unpacked: Path) -> None:
-    subprocess.run([node_binary(), str(NODE / "unpack.mjs"), str(packed), str(unpacked)], check=True, timeout=120)
+    subprocess.run([node_binary(), str(NODE / "unpack.mjs"), str(packed), str(unpacked)], check=True, timeout=DEADLINE_S)

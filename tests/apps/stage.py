@@ -23,7 +23,7 @@ WITH_CARD = str(APPS / "with_card.py")
 # Loads, and gives memory back, twenty times as fast as a real one, but writes an answer in about a second.
 SPEED = 20.0
 MODEL = replace(GEMMA4_E4B, tokens_per_s=5.0, answer_token_count=90)
-PATIENCE = {"probe_every": "200ms", "settle": "30ms"}
+PATIENCE = {"connect": "2m", "probe_every": "200ms", "settle": "30ms"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 
 from gpuqueue.cli import main
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 
 CONFIGURATION = """\
 database = "sqlite:///jobs.db"
@@ -124,8 +125,10 @@ def app(configured: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def simulator(folder: Path) -> Iterator[OllamaSimulator]:
-    """A simulated Ollama that the folder's configuration names."""
+def simulator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaSimulator]:
+    """A simulated Ollama that the folder's configuration names; a busy machine may be slow to answer for it."""
+    for module in ("checks", "initialise"):
+        monkeypatch.setattr(f"gpuqueue.cli.{module}.PROBE_S", DEADLINE_S)
     with OllamaSimulator(speed=1000.0) as ollama:
         (folder / "gpuqueue.toml").write_text(CONFIGURATION.format(url=ollama.url), encoding="utf-8")
         yield ollama

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from rich.cells import get_character_cell_size
 
-from gpuqueue.testing.waiting import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 from tests.processes import started
 
-LONGEST_S = 60
 PARTS = re.compile(r"\x1b\[(\??)([0-9;]*)([A-Za-z])|([\r\n\x07])|([^\x1b\r\n\x07]+)", flags=re.S)
 # In a session of its own, with this terminal as the one from which Ctrl-C comes.
 IN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -132,7 +131,7 @@ class Terminal:
         self._running.close()
         # The reader ends when nobody has the terminal open any more.
         os.close(self._terminal)
-        self._reader.join(LONGEST_S)
+        self._reader.join(DEADLINE_S)
         os.close(self._controlling)
 
     def _set_size(self, columns: int, lines: int) -> None:
@@ -203,4 +202,4 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the program's end and return its exit status, negative for a signal."""
-        return self.process.wait(LONGEST_S)
+        return self.process.wait(DEADLINE_S)

@@ -12,10 +12,8 @@ import termios
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import started
-
-LONGEST_S = 60
-
 
 END = "\x1e"
 SEVERAL = f"""
@@ -61,4 +59,4 @@ def _run(folder: Path, arguments: Sequence[str], columns: int, types: str, envir
                 break
             seen += piece
         os.close(controlling)
-        return process.wait(LONGEST_S), seen.decode().replace("\r\n", "\n")
+        return process.wait(DEADLINE_S), seen.decode().replace("\r\n", "\n")

@@ -14,6 +14,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.store.sqlite.migrate import head
+from gpuqueue.testing.waiting import DEADLINE_S
 
 Run = Callable[..., Any]
 
@@ -119,7 +120,7 @@ def test_a_backup_is_private_and_whole(gq: GPUQueue, configured: Path, run: Run)
     assert ran.out.endswith(" kB, 6 jobs, checked\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     with GPUQueue(file) as copy:
-        assert copy.job(1).result(timeout_s=20) == "x" * 5000
+        assert copy.job(1).result(timeout_s=DEADLINE_S) == "x" * 5000
     ran = run("db", "backup", "copy.db")
     assert ran.status == 2
     assert f"{file} already exists; use --force" in ran.err
@@ -132,7 +133,7 @@ def test_a_backup_is_private_and_whole(gq: GPUQueue, configured: Path, run: Run)
 def test_a_backup_beside_a_running_worker_takes_the_moment(gq: GPUQueue, run: Run) -> None:
     with Worker(gq, queues=["mail"]):
         assert run("db", "backup", "copy.db").status == 0
-        assert gq.job(6).result(timeout_s=20) == "x" * 5000
+        assert gq.job(6).result(timeout_s=DEADLINE_S) == "x" * 5000
 
 
 def test_a_backup_of_contradictions_is_made_and_warned_of(gq: GPUQueue, run: Run) -> None:
@@ -155,7 +156,7 @@ def test_a_vacuum_says_how_much_smaller_the_file_became(gq: GPUQueue, run: Run) 
     assert found["before_bytes"] > 3_000_000 > 500_000 > found["after_bytes"]
     assert found["finished"] is True
     assert "now " in run("db", "vacuum").out
-    assert gq.job(1).result(timeout_s=20) == "x" * 5000
+    assert gq.job(1).result(timeout_s=DEADLINE_S) == "x" * 5000
 
 
 def test_a_vacuum_is_refused_while_a_worker_lives_or_a_transaction_is_open(gq: GPUQueue, run: Run) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from gpuqueue.testing.waiting import DEADLINE_S
+
 Run = Callable[..., Any]
 
 WRONG_COMMANDS = [
@@ -178,7 +180,13 @@ def test_a_full_disk_is_said_and_stores_nothing(configured: Path, run: Run) -> N
     # No file may grow past 300 blocks of 1024 bytes: what a full disk does, for one process.
     command = f"ulimit -f 300; exec {sys.executable} -m gpuqueue submit ai-batch --model m --prompt -"
     ran = subprocess.run(
-        ["bash", "-c", command], cwd=configured, input="x" * 400_000, capture_output=True, text=True, check=False, timeout=30
+        ["bash", "-c", command],
+        cwd=configured,
+        input="x" * 400_000,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
     )
     assert ran.returncode == 2, ran.stderr
     assert str(configured / "jobs.db") in ran.stderr
@@ -194,7 +202,7 @@ def test_a_pipe_that_closes_early_and_a_full_stdout_make_no_traceback(configured
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=DEADLINE_S,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         assert "Traceback" not in ran.stderr

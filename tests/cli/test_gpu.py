@@ -18,6 +18,7 @@ from gpuqueue.domain.units import to_us
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.conftest import CONFIGURATION
 
 Run = Callable[..., Any]
@@ -33,7 +34,7 @@ def card(simulator: OllamaSimulator) -> Iterator[SimulatedCard]:
 
 def load(ollama: OllamaSimulator, model: str = "gemma4:e4b") -> None:
     """Load a model as another program does, for ever."""
-    httpx.post(f"{ollama.url}/api/generate", json={"model": model, "keep_alive": -1}, timeout=20).raise_for_status()
+    httpx.post(f"{ollama.url}/api/generate", json={"model": model, "keep_alive": -1}, timeout=DEADLINE_S).raise_for_status()
 
 
 def row(out: str, source: str) -> str:

@@ -17,6 +17,7 @@ from gpuqueue.cli.database import db
 from gpuqueue.plugins import RegisterServicesDetails, Service, ServiceContext, hookimpl
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.keys import Shape, compare, documented
 
 Run = Callable[..., Any]
@@ -116,7 +117,7 @@ def test_the_keys_are_those_of_the_help(
     filled: GPUQueue, simulator: OllamaSimulator, run: Run, keys: Any, until: Any, command: str, when: str
 ) -> None:
     job = filled.ollama.generate("gemma4:e4b", prompt="x", queue="ai-realtime", options={"num_predict": 1})
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     filled.ollama.generate("gemma4:e4b", prompt="x", queue="held")
     if command in ("status", "gpu"):
         until(lambda: not filled.view().devices["gpu0"].reservations)  # its clean-up has told what is loaded
@@ -142,7 +143,7 @@ def reserve(gq: GPUQueue) -> None:
 
 def load(url: str) -> None:
     """Load a model as another program does, which no job has reserved."""
-    httpx.post(f"{url}/api/generate", json={"model": "gemma4:e4b", "keep_alive": -1}, timeout=20).raise_for_status()
+    httpx.post(f"{url}/api/generate", json={"model": "gemma4:e4b", "keep_alive": -1}, timeout=DEADLINE_S).raise_for_status()
 
 
 def test_the_lines_of_a_followed_submission(filled: GPUQueue, run: Run, keys: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 import time_machine
 
 from gpuqueue import GPUQueue, Snooze, Worker, current_job
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import read_until, started
 
 Run = Callable[..., Any]
@@ -73,7 +74,7 @@ def worked(shop: Shop) -> Iterator[Worker]:
 
 def ended(handle: Any) -> str:
     """Wait for the job's end; a postponed attempt is made due at once."""
-    for job in handle.watch(timeout_s=20):
+    for job in handle.watch(timeout_s=DEADLINE_S):
         if job.state == "retryable":
             handle._gq.store.engine.writer.run(
                 lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at")
@@ -117,7 +118,7 @@ def test_times_are_in_the_zone_of_the_machine(shop: Shop, worked: Worker, config
     ended(shop.send.enqueue())
     command = [sys.executable, "-m", "gpuqueue", "logs", "1"]
     environ = {**os.environ, "TZ": "Asia/Bangkok"}
-    ran = subprocess.run(command, cwd=configured, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run(command, cwd=configured, env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE_S)
     local = shop.gq.job(1).logs()[0].at.timestamp() + 7 * 3600
     assert f"{int(local) // 3600 % 24:02d}:{int(local) // 60 % 60:02d}:{int(local) % 60:02d} +07  to" in ran.stdout
 
@@ -161,7 +162,7 @@ def test_following_prints_lines_as_they_come_until_the_job_ends(shop: Shop, work
         assert "to a@b.c" in process.stdout.readline()
         assert "subject" in process.stdout.readline()
         shop.gate.open()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     assert out.endswith("sent\n")
     assert err == "job 1 is completed\n"
@@ -173,7 +174,7 @@ def test_following_a_job_that_waits_says_why_and_goes_on_through_its_attempts(sh
         said = read_until(process.stderr, "start a worker")
         with Worker(shop.gq, queues=["mail"]):
             assert ended(handle) == "discarded"
-            out, rest = process.communicate(timeout=60)
+            out, rest = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0  # it was the job that failed, not the following
     assert [json.loads(line)["kind"] for line in out.splitlines()] == ["line", "ended", "began", "line", "ended"]
     assert "no worker serves queue 'mail'" in said
@@ -186,7 +187,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(shop: Shop, worked: Worker, c
         assert process.stdout is not None
         assert "to a@b.c" in process.stdout.readline()
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert "job 1 continues. Cancel it: gpuqueue cancel 1" in err
     assert "Traceback" not in err

@@ -16,6 +16,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import read_until, started
 
 Run = Callable[..., Any]
@@ -31,7 +32,7 @@ def served(simulator: OllamaSimulator) -> Iterator[GPUQueue]:
 def test_following_prints_the_answer_alone_on_stdout(served: GPUQueue, run: Run) -> None:
     ran = run("submit", "ai-realtime", "--model", "gemma4:e4b", "--prompt", "hello", "--follow")
     assert ran.status == 0
-    assert ran.out == served.job(1).result(timeout_s=20)["text"] + "\n"
+    assert ran.out == served.job(1).result(timeout_s=DEADLINE_S)["text"] + "\n"
     assert "job 1" in ran.err
 
 
@@ -108,7 +109,7 @@ def test_ctrl_c_while_following_leaves_the_job_and_says_how_to_cancel_it(configu
     with started(command, cwd=configured, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         said = read_until(process.stderr, "→")  # the last line before it begins to follow
         os.kill(process.pid, signal.SIGINT)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert "job 1 continues" in rest
     assert "gpuqueue cancel 1" in rest

@@ -12,6 +12,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.cli.rendering import folded
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.terminal import screens, shown
 
 WIDTHS = (40, 60, 80)
@@ -123,7 +124,7 @@ def test_columns_stand_under_each_other_whatever_letters_take_two_places(configu
         "from gpuqueue.cli import rendering; rendering.in_terminal = lambda: True\n"
         "rendering.print_table({'name': 'left', 'n': 'right'}, [['日本', '1'], ['abcd', '22']])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
     assert ran.stdout.splitlines() == ["name   n", "日本   1", "abcd  22"]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.conftest import CONFIGURATION
 from tests.cli.emulator import Terminal
 
@@ -113,7 +114,7 @@ def test_a_model_that_writes_shows_its_rate_and_what_is_left(
     def ask(tokens: int) -> Any:
         return gq.ollama.generate("gemma4:e4b", prompt="x", queue="ai-realtime", options={"num_predict": tokens})
 
-    ask(5).result(timeout_s=20)
+    ask(5).result(timeout_s=DEADLINE_S)
     handle = ask(200_000)
     terminal = top()
     terminal.wait_for(
@@ -330,7 +331,7 @@ def test_what_is_long_can_be_scrolled_back(gq: GPUQueue, start_worker: Callable[
         current_job().emit("\n".join(f"line {number}" for number in range(500)))
 
     start_worker(gq, queues=["mail"])
-    gq.enqueue("count").result(timeout_s=20)
+    gq.enqueue("count").result(timeout_s=DEADLINE_S)
     gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE jobs SET state = 'running', finished_at = NULL"))
     terminal = top()
     terminal.press("\tf")

@@ -16,6 +16,7 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.conftest import CONFIGURATION
 from tests.cli.emulator import Terminal
 from tests.processes import started
@@ -77,7 +78,7 @@ def test_with_an_interval_a_pipe_gets_more_until_it_is_ended(gq: GPUQueue, folde
         assert process.stdout is not None
         moments = {json.loads(process.stdout.readline())["at"] for _ in range(3)}
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=DEADLINE_S)
     assert len(moments) == 3
     assert process.returncode == 130
     assert "Traceback" not in err

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.history import History
 from tests.processes import read_until, started
 
@@ -78,7 +79,7 @@ def test_a_signal_stops_an_idle_worker_in_good_order(configured: Path, number: s
     with started(command, cwd=configured, stderr=subprocess.PIPE) as process:
         read_until(process.stderr, "serves mail")
         os.kill(process.pid, number)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     assert "stopping" in rest
     assert " stopped" in rest
@@ -105,7 +106,7 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
         for awaited in ("running", "stopping"):
             read_until(process.stderr, awaited)
             os.kill(process.pid, signal.SIGINT)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=DEADLINE_S)
     assert "returning running jobs to the queue" in rest
     assert process.returncode == 0
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:

@@ -10,10 +10,11 @@ import pytest
 
 from gpuqueue import GPUQueue, JobCancelled, JobFailed, JobHandle, ServiceUnavailable, Task, UnknownJob, current_job
 from gpuqueue.client.ollama import OllamaTasks
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
+    return asyncio.run(asyncio.wait_for(coroutine, DEADLINE_S))
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_job_is_stored_awaited_found_and_explained(gq, add, start_worker):
         by_name = await gq.aenqueue("add", {"a": 2}, priority=3)
         many = await gq.aenqueue_many([(add, {"a": 3}), {"task": "add", "arguments": {"a": 4}}])
         start_worker(gq)
-        assert [await one.aresult(timeout_s=20) for one in (job, by_name, *many)] == [2, 3, 4, 5]
+        assert [await one.aresult(timeout_s=DEADLINE_S) for one in (job, by_name, *many)] == [2, 3, 4, 5]
         found = await gq.ajob(by_name.id)
         assert (found.state, found.record.priority) == ("completed", 3)
         assert [one.id for one in await gq.ajobs(queue="work")] == [many[1].id, many[0].id, by_name.id, job.id]
@@ -94,12 +95,12 @@ def test_pausing_cancelling_and_retrying(gq, add, start_worker):
         assert [hold.reason for hold in (await gq.aholds())["work"]] == ["paused"]
         assert await job.acancel()
         with pytest.raises(JobCancelled):
-            await job.aresult(timeout_s=20)
+            await job.aresult(timeout_s=DEADLINE_S)
         assert (await (await job.aretry()).arefresh()).state == "available"
         assert "paused" in str(await job.aexplain())
         assert await gq.aresume("work")
         start_worker(gq)
-        assert await job.aresult(timeout_s=20) == 2
+        assert await job.aresult(timeout_s=DEADLINE_S) == 2
 
     run(story())
 
@@ -115,7 +116,7 @@ def test_hundreds_of_results_are_awaited_without_a_thread_each(gq, start_worker,
     async def story():
         jobs = await gq.aenqueue_many([(wait, {"number": number}) for number in range(300)])
         before = threading.active_count()
-        waiting = asyncio.gather(*(job.aresult(timeout_s=50) for job in jobs))
+        waiting = asyncio.gather(*(job.aresult(timeout_s=DEADLINE_S) for job in jobs))
         await asyncio.sleep(0)
         while not gate.reached.is_set():
             await asyncio.sleep(0.01)
@@ -136,7 +137,7 @@ def test_the_event_loop_goes_on_while_a_result_is_awaited(gq, start_worker, gate
     start_worker(gq)
 
     async def story():
-        waiting = asyncio.create_task((await wait.aenqueue()).aresult(timeout_s=20))
+        waiting = asyncio.create_task((await wait.aenqueue()).aresult(timeout_s=DEADLINE_S))
         while not gate.reached.is_set():
             await asyncio.sleep(0.01)
         assert not waiting.done()
@@ -165,7 +166,7 @@ def test_a_wait_that_is_cancelled_leaves_the_job_alone(gq, start_worker, gate):
         with pytest.raises(TimeoutError, match="the job keeps running"):
             await job.aresult(timeout_s=0.05)
         gate.open()
-        assert await job.aresult(timeout_s=20) == 7
+        assert await job.aresult(timeout_s=DEADLINE_S) == 7
 
     run(story())
     assert list((gq.store.runtime_dir / "waiters").iterdir()) == []
@@ -188,13 +189,13 @@ def test_output_is_streamed_as_it_comes(gq, start_worker, make_gate):
     async def story():
         job = await tell.aenqueue(ending="well")
         pieces = []
-        async for piece in job.astream(timeout_s=20):
+        async for piece in job.astream(timeout_s=DEADLINE_S):
             pieces.append(str(piece))
             gates[len(pieces) - 1].open()
         assert pieces == ["once ", "upon"]
-        assert "".join([piece async for piece in job.astream(timeout_s=20)]) == "once upon"
+        assert "".join([piece async for piece in job.astream(timeout_s=DEADLINE_S)]) == "once upon"
         with pytest.raises(JobFailed, match="no more"):
-            [piece async for piece in (await tell.aenqueue(ending="badly")).astream(timeout_s=20)]
+            [piece async for piece in (await tell.aenqueue(ending="badly")).astream(timeout_s=DEADLINE_S)]
 
     run(story())
 
@@ -205,7 +206,7 @@ def test_a_caller_of_an_absent_service_hears_of_it(make_queue):
     async def story():
         job = await gq.ollama.agenerate("m", prompt="p", queue="ai")
         with pytest.raises(ServiceUnavailable):
-            await job.aresult(timeout_s=20)
+            await job.aresult(timeout_s=DEADLINE_S)
 
     run(story())
 
@@ -214,10 +215,10 @@ def test_a_task_awaits_a_job_that_it_has_stored(gq, add, start_worker):
     @gq.task(name="sum")
     async def total(numbers: list) -> int:
         jobs = await gq.aenqueue_many([(add, {"a": number, "b": 0}) for number in numbers])
-        return sum(await asyncio.gather(*(job.aresult(timeout_s=20) for job in jobs)))
+        return sum(await asyncio.gather(*(job.aresult(timeout_s=DEADLINE_S) for job in jobs)))
 
     start_worker(gq, threads=1)
-    assert total.enqueue(numbers=[1, 2, 3, 4]).result(timeout_s=20) == 10
+    assert total.enqueue(numbers=[1, 2, 3, 4]).result(timeout_s=DEADLINE_S) == 10
 
 
 def test_an_asynchronous_task_can_be_awaited_as_a_function(gq):

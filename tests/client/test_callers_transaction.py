@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from gpuqueue import GPUQueue, UnknownJob, UnknownQueue, UsageError
 from gpuqueue.store.wakeups import Listener
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_job_runs_once_its_transaction_has_committed_and_not_before(gq, applic
         with pytest.raises(UnknownJob):
             job.refresh()
         assert gq.counts() == {}
-    assert job.result(timeout_s=20) == 10
+    assert job.result(timeout_s=DEADLINE_S) == 10
     assert orders(application) == [1]
 
 
@@ -64,7 +65,7 @@ def test_nothing_is_left_of_a_transaction_that_was_rolled_back(gq, application, 
         gq.enqueue_many([(send, {"order": number}) for number in range(5)], connection=connection)
         raise RuntimeError("changed its mind")
     after = send.enqueue(order=2)
-    assert after.result(timeout_s=20) == 20
+    assert after.result(timeout_s=DEADLINE_S) == 20
     assert [job.id for job in gq.jobs()] == [after.id]
     assert orders(application) == []
     assert gone.id <= after.id  # the number was never anybody's
@@ -91,7 +92,7 @@ def test_a_session_wakes_the_workers_when_its_transaction_has_ended(gq, applicat
             order(session, 2)
         assert not wakeups.wait(0), "nothing is published yet"
         session.commit()
-        assert wakeups.wait(5)
+        assert wakeups.wait(DEADLINE_S)
         order(session, 3)
         session.commit()
         assert not wakeups.wait(0), "a transaction without jobs wakes nobody"
@@ -129,8 +130,8 @@ def test_options_names_and_large_arguments_go_the_same_way(gq, application, send
     assert (later.state, later.record.priority) == ("scheduled", 5)
     assert (by_name.record.priority, by_name.record.tags) == (7, ("x" * 2000,))
     start_worker(gq)
-    assert large.result(timeout_s=20) == 100_000
-    assert send.enqueue(order=4).result(timeout_s=20) == 40, "the task itself is bound to no transaction"
+    assert large.result(timeout_s=DEADLINE_S) == 100_000
+    assert send.enqueue(order=4).result(timeout_s=DEADLINE_S) == 40, "the task itself is bound to no transaction"
 
 
 def test_what_is_wrong_with_a_job_is_said_before_anything_is_stored(gq, application, send):
@@ -236,7 +237,7 @@ def run_with(gq):
             finally:
                 await engine.dispose()
 
-        asyncio.run(asyncio.wait_for(with_engine(), 60))
+        asyncio.run(asyncio.wait_for(with_engine(), DEADLINE_S))
 
     return run
 
@@ -250,19 +251,19 @@ def test_async_sessions_and_connections_commit_and_roll_back_their_jobs(gq, send
             job = await send.using(connection=session).aenqueue(order=1)
             assert gq.counts() == {}
             await session.commit()
-        assert await job.aresult(timeout_s=20) == 10
+        assert await job.aresult(timeout_s=DEADLINE_S) == 10
         async with AsyncSession(engine) as session:
             await gq.aenqueue("send", {"order": 2}, connection=session)
             await session.rollback()
         async with engine.begin() as connection:
             jobs = await gq.aenqueue_many([(send, {"order": 3}), (send, {"order": 4})], connection=connection)
-        assert [await job.aresult(timeout_s=20) for job in jobs] == [30, 40]
+        assert [await job.aresult(timeout_s=DEADLINE_S) for job in jobs] == [30, 40]
         assert len(await gq.ajobs()) == 3
         registry = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
         job = await send.using(connection=registry).aenqueue(order=5)
         await registry.commit()
         await registry.remove()
-        assert await job.aresult(timeout_s=20) == 50
+        assert await job.aresult(timeout_s=DEADLINE_S) == 50
 
     run_with(story)
 
@@ -274,7 +275,7 @@ def test_an_async_session_wakes_the_workers_too(gq, send, run_with):
                 await send.using(connection=session).aenqueue(order=1)
                 assert not wakeups.wait(0)
                 await session.commit()
-            assert wakeups.wait(5)
+            assert wakeups.wait(DEADLINE_S)
 
     run_with(story)
 

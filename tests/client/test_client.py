@@ -29,6 +29,7 @@ from gpuqueue import (
 )
 from gpuqueue.domain.errors import CallerFault, ConfigurationError
 from gpuqueue.domain.verdicts import Discard, Retry
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import forks
 from tests.history import History
 
@@ -222,7 +223,7 @@ def test_half_a_character_goes_in_and_comes_back(gq, start_worker):
         return text
 
     start_worker(gq)
-    assert echo.enqueue(text="ä \ud83d").result(timeout_s=20) == "ä \ud83d"
+    assert echo.enqueue(text="ä \ud83d").result(timeout_s=DEADLINE_S) == "ä \ud83d"
 
 
 def test_arguments_beyond_the_configured_limit_are_refused(make_queue):
@@ -294,7 +295,7 @@ def test_a_model_job_with_an_argument_that_the_verb_lacks_is_refused(gq):
 def test_a_result_is_what_the_function_returned(gq, add, start_worker):
     start_worker(gq)
     job = add.enqueue(a=2, b=3)
-    assert job.result(timeout_s=20) == 5
+    assert job.result(timeout_s=DEADLINE_S) == 5
     assert (job.state, job.attempt, str(job.explain())) == ("completed", 1, f"job {job.id}: completed in attempt 1")
     assert job.finished_at >= job.started_at >= job.enqueued_at
     assert repr(job) == f"<job {job.id} completed in default>"
@@ -306,7 +307,7 @@ def test_large_arguments_and_results_come_through(gq, start_worker):
         return text * 2
 
     start_worker(gq)
-    assert twice.enqueue(text="ä" * 50_000).result(timeout_s=20) == "ä" * 100_000
+    assert twice.enqueue(text="ä" * 50_000).result(timeout_s=DEADLINE_S) == "ä" * 100_000
 
 
 def test_a_failed_job_raises_what_went_wrong(gq, start_worker):
@@ -317,7 +318,7 @@ def test_a_failed_job_raises_what_went_wrong(gq, start_worker):
     start_worker(gq)
     job = fail.enqueue()
     with pytest.raises(JobFailed, match=f"job {job.id}: RuntimeError: the server said no") as caught:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert (caught.value.job_id, caught.value.code) == (job.id, "failed")
     assert "in fail" in job.error.traceback
 
@@ -330,7 +331,7 @@ def test_the_callers_own_fault_is_never_tried_again(gq, start_worker):
     start_worker(gq)
     job = fail.enqueue()
     with pytest.raises(JobFailed, match="no such model") as caught:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert (caught.value.code, job.attempt) == ("caller_fault", 1)
 
 
@@ -339,13 +340,13 @@ def test_a_cancelled_job_raises_and_can_be_retried(gq, add, start_worker):
     assert job.cancel() is True
     assert job.cancel() is False
     with pytest.raises(JobCancelled, match=f"job {job.id} was cancelled"):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
 
     assert job.retry().state == "available"
     with pytest.raises(StateError, match="is available"):
         job.retry()
     start_worker(gq)
-    assert job.result(timeout_s=20) == 2
+    assert job.result(timeout_s=DEADLINE_S) == 2
     with pytest.raises(StateError, match="is completed"):
         job.retry()
 
@@ -353,7 +354,7 @@ def test_a_cancelled_job_raises_and_can_be_retried(gq, add, start_worker):
 def test_a_job_that_is_not_begun_in_time_expires_also_without_a_worker(gq, add):
     job = add.using(expires_in="10ms").enqueue(a=1)
     with pytest.raises(JobExpired, match="expired before it could start") as caught:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert caught.value.code == "expired"
 
 
@@ -385,10 +386,10 @@ def test_a_job_of_a_rejecting_queue_that_no_worker_serves_is_refused(gq):
 
     job = work.enqueue()
     with pytest.raises(ServiceUnavailable, match=r"^AI service temporarily unavailable$") as caught:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert (caught.value.code, job.state) == ("unavailable", "discarded")
     with pytest.raises(ServiceUnavailable):
-        list(work.enqueue().stream(timeout_s=20))
+        list(work.enqueue().stream(timeout_s=DEADLINE_S))
 
 
 def test_an_unknown_job_is_refused(gq):
@@ -417,7 +418,7 @@ class Teller:
         self.contexts.append(context)
         context.emit(f"attempt {context.lease.attempt}: ")
         self.begun.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(DEADLINE_S)
         if len(self.contexts) <= self.failures:
             raise RuntimeError("once more")
         context.emit("the end")
@@ -452,14 +453,14 @@ def teller(gq):
 def test_output_is_read_while_the_job_runs_and_again_after_it(gq, teller, start_worker):
     start_worker(gq)
     job = teller.task.enqueue()
-    pieces = job.stream(timeout_s=20)
+    pieces = job.stream(timeout_s=DEADLINE_S)
 
     assert next(pieces) == "attempt 1: "
     assert job.refresh().state == "running"
     teller.go_on.set()
     assert "".join(pieces) == "the end"
-    assert "".join(job.stream(timeout_s=20)) == "attempt 1: the end"
-    assert job.result(timeout_s=20) == "told"
+    assert "".join(job.stream(timeout_s=DEADLINE_S)) == "attempt 1: the end"
+    assert job.result(timeout_s=DEADLINE_S) == "told"
 
 
 def test_an_attempt_that_is_tried_again_begins_its_output_anew(gq, teller, start_worker):
@@ -468,7 +469,7 @@ def test_an_attempt_that_is_tried_again_begins_its_output_anew(gq, teller, start
     start_worker(gq)
     job = teller.task.using(max_attempts=2).enqueue()
 
-    pieces = list(job.stream(timeout_s=20))
+    pieces = list(job.stream(timeout_s=DEADLINE_S))
     assert [(str(piece), piece.attempt_lease) for piece in pieces] == [("attempt 1: ", 1), ("attempt 2: the end", 2)]
 
 
@@ -478,7 +479,7 @@ def test_a_stream_of_a_failed_job_ends_with_its_error(gq, teller, start_worker):
     start_worker(gq)
     read = []
     with pytest.raises(JobFailed, match="no more"):
-        for piece in teller.task.using(max_attempts=1).enqueue().stream(timeout_s=20):
+        for piece in teller.task.using(max_attempts=1).enqueue().stream(timeout_s=DEADLINE_S):
             read.append(piece)
     assert read == ["attempt 1: "]
 
@@ -496,7 +497,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(gq, add, start_worker
 
     assert gq.resume("default", by="ana") is True
     assert gq.resume("default") is False
-    assert job.result(timeout_s=20) == 2
+    assert job.result(timeout_s=DEADLINE_S) == 2
 
 
 def test_a_pause_ends_by_itself(gq, add, start_worker):
@@ -504,7 +505,7 @@ def test_a_pause_ends_by_itself(gq, add, start_worker):
     gq.pause("default", until="300ms")
     (hold,) = gq.holds()["default"]
     assert hold.until - gq.now() < timedelta(seconds=0.3)
-    assert add.enqueue(a=1).result(timeout_s=20) == 2
+    assert add.enqueue(a=1).result(timeout_s=DEADLINE_S) == 2
     gq.pause("default", until=gq.now() - timedelta(seconds=1))
     assert gq.holds()["default"] == []
 
@@ -581,7 +582,7 @@ def test_many_threads_use_one_queue_object(gq, add, start_worker):
     results: dict[int, int] = {}
 
     def use(number: int) -> None:
-        results[number] = add.enqueue(a=number).result(timeout_s=20)
+        results[number] = add.enqueue(a=number).result(timeout_s=DEADLINE_S)
 
     threads = [threading.Thread(target=use, args=(number,)) for number in range(24)]
     for thread in threads:
@@ -592,7 +593,7 @@ def test_many_threads_use_one_queue_object(gq, add, start_worker):
 
 
 def test_first_use_from_many_threads_opens_the_file_once(gq):
-    barrier = threading.Barrier(8, timeout=20)
+    barrier = threading.Barrier(8, timeout=DEADLINE_S)
     stores = []
 
     def use() -> None:
@@ -614,7 +615,7 @@ def test_a_queue_object_works_on_after_a_fork(gq, add):
     first = add.enqueue(a=1)
     process = multiprocessing.get_context("fork").Process(target=lambda: add.enqueue(a=2), daemon=True)
     process.start()
-    process.join(60)
+    process.join(DEADLINE_S)
     assert process.exitcode == 0
     third = add.enqueue(a=3)
     assert [job.record.arguments["a"] for job in gq.jobs()] == [3, 2, 1]
@@ -626,7 +627,7 @@ def test_a_queue_object_that_nobody_closed_says_nothing(tmp_path: Path) -> None:
     """From Python 3.13 on, a connection that finds itself unclosed warns."""
     script = "import gc; gq = GPUQueue('q.db', discover_plugins=False); gq.counts(); del gq; gc.collect()"
     command = [sys.executable, "-X", "dev", "-c", f"from gpuqueue import GPUQueue; {script}"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     assert ran.stderr == ""
 
 
@@ -648,13 +649,13 @@ def test_a_task_of_a_script_is_found_by_a_worker_that_imports_its_module(tmp_pat
     )
     history = History(make_queue())
     for command in ([sys.executable, "shop.py"], [sys.executable, "-m", "shop"]):
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     monkeypatch.syspath_prepend(str(tmp_path))
     import shop
 
     try:
         start_worker(shop.gq)
-        assert [shop.gq.job(number).result(timeout_s=20) for number in range(1, int(ran.stdout) + 1)] == ["hello ana"] * 2
+        assert [shop.gq.job(number).result(timeout_s=DEADLINE_S) for number in range(1, int(ran.stdout) + 1)] == ["hello ana"] * 2
         assert shop.gq.job(1).task == "shop.greet"
         history.check(completed=[1, 2])
     finally:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue import Discard, JobFailed, UsageError, current_job
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 def ids(entries):
@@ -30,7 +31,7 @@ def test_a_follower_reads_everything_from_its_beginning_until_it_passes_it(make_
     assert follower.read() == []
     job = add.enqueue(a=1)
     start_worker(gq)
-    assert job.result(timeout_s=20) == 2
+    assert job.result(timeout_s=DEADLINE_S) == 2
     told = [event for event in follower.read() if event.job_id == job.id]
     assert [event.name for event in told] == ["job_enqueued", "attempt_started", "job_finished"]
     again = gq.follow("copy")
@@ -56,7 +57,7 @@ def test_what_a_row_does_not_tell_is_told_too(make_queue, start_worker):
     follower = gq.follow("copy")
     job = talk.enqueue()
     start_worker(gq)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     gq.pause("default", reason="now", by="me")
     gq.resume("default", by="me")
     assert [event.name for event in follower.read() if event.name in ("job_logged", "queue_paused", "queue_resumed")] == [
@@ -104,7 +105,7 @@ def test_a_reader_has_the_ids_in_the_order_of_the_queue_and_all_of_each_job(make
     jobs = [work.enqueue(n=n) for n in range(3)]
     worker = start_worker(gq, threads=1)
     with pytest.raises(JobFailed, match="not this one"):
-        jobs[2].result(timeout_s=20)
+        jobs[2].result(timeout_s=DEADLINE_S)
     worker.stop()
     low, high = work.using(priority=-1).enqueue(n=5), work.using(priority=3).enqueue(n=6)
     later, sooner = work.using(delay="2h").enqueue(n=7), work.using(delay="1h").enqueue(n=8)

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 from gpuqueue import GPUQueue, Worker, current_job
+from gpuqueue.testing.waiting import DEADLINE_S
 
 gq = GPUQueue("application.db")
 
@@ -29,7 +30,7 @@ def isolated(number: int) -> list[int]:
 
 async def enqueue_and_wait() -> list[list[int]]:
     jobs = [await task.aenqueue(number=10) for task in (plain, awaited, isolated)]
-    results = [await job.aresult(timeout_s=60) for job in jobs]
+    results = [await job.aresult(timeout_s=DEADLINE_S) for job in jobs]
     assert [str(piece) async for piece in jobs[2].astream()] == ["from another process"]
     return results
 

@@ -29,6 +29,7 @@ TOML = """\
 budget = "5GB"
 [ollama]
 url = "{url}"
+connect = "2m"
 probe_every = "100ms"
 [queues.mail]
 [queues.train]

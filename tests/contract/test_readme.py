@@ -16,6 +16,7 @@ from gpuqueue import Worker
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.readme import HOUSE, README, house, with_generated_parts
 
 
@@ -64,7 +65,7 @@ def test_the_python_of_the_readme_runs(
         names["engine"].dispose()
         leaving.callback(names["cool"].close)
         render = import_module("letters").render
-        assert render.enqueue(rfa_id=7).result(timeout_s=30) == "rfa-7.pdf"
+        assert render.enqueue(rfa_id=7).result(timeout_s=DEADLINE_S) == "rfa-7.pdf"
     printed = capsys.readouterr().out
     assert [line for line in SAID.splitlines() if line not in printed] == []
 
@@ -81,7 +82,7 @@ def test_the_tests_of_the_readme_pass(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert "2 passed" in ran.stdout, ran.stdout + ran.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.test_readme_web import ENVIRONMENT, follow, quick_start, typed, worker
 
 # `runserver` is told nowhere but on its line to choose a free port.
@@ -25,7 +26,7 @@ def type_line(line: str, folder: Path, **environment: str) -> str:
         env={**inherited, **ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.readme import README
 from tests.processes import read_until, started
 
-LONGEST_S = 60
 SCRIPTS = os.path.dirname(sys.executable)
 
 # What each line shows, on stdout or stderr: its beginning → what a reader is promised of it.
@@ -67,12 +67,12 @@ def test_the_lines_at_the_terminal_run_as_one_story(tmp_path: Path, environ: dic
                 read_until(worker.stderr, *SHOWS[begins])
                 continue
             ran = subprocess.run(
-                ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False
+                ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=DEADLINE_S, check=False
             )
             assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
             for words in SHOWS[begins]:
                 assert words in ran.stdout + ran.stderr, f"{line} does not show {words!r}:\n{ran.stdout}{ran.stderr}"
         worker.send_signal(signal.SIGINT)
-        _, rest = worker.communicate(timeout=LONGEST_S)
+        _, rest = worker.communicate(timeout=DEADLINE_S)
     assert worker.returncode == 0, rest
     assert told == list(SHOWS)

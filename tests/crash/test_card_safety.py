@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +14,13 @@ from gpuqueue import GPUQueue, JobHandle, State
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, expected_answer
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import wait_until as until
+from tests.crash.stopping import go_on, stop_outside_a_write
 from tests.history import History
 from tests.processes import started
 
 BUDGET_BYTES = 5_000_000_000
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -34,8 +32,8 @@ def ollama() -> Iterator[OllamaSimulator]:
 @pytest.fixture
 def gq(tmp_path: Path, ollama: OllamaSimulator) -> Iterator[GPUQueue]:
     text = initial_toml(timezone="UTC", budget="5GB", margin="3GB", model="gemma4:e4b", model_vram="4.5GB", ollama_url=ollama.url)
-    text = text.replace('pause = ["09:00-18:00"]\n', "").replace("[ollama]", '[ollama]\nprobe_every = "200ms"')
-    (tmp_path / "gpuqueue.toml").write_text(f'{text}\n[worker]\nlease = "1500ms"\nthreads = 2\nmax_crashes = 10\n')
+    text = text.replace('pause = ["09:00-18:00"]\n', "").replace("[ollama]", '[ollama]\nconnect = "2m"\nprobe_every = "200ms"')
+    (tmp_path / "gpuqueue.toml").write_text(f'{text}\n[worker]\nlease = "5s"\nthreads = 2\nmax_crashes = 10\n')
     with GPUQueue.from_config(tmp_path / "gpuqueue.toml") as queue:
         yield queue
 
@@ -69,7 +67,7 @@ def enqueue(gq: GPUQueue, count: int) -> dict[int, str]:
 
 def all_answered(gq: GPUQueue, prompts: dict[int, str]) -> None:
     for job_id, prompt in prompts.items():
-        assert gq.job(job_id).result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", prompt, num_predict=60)
+        assert gq.job(job_id).result(timeout_s=DEADLINE_S)["text"] == expected_answer("gemma4:e4b", prompt, num_predict=60)
 
 
 def the_card_was_safe(gq: GPUQueue, ollama: OllamaSimulator, history: History, completed: Iterable[int]) -> None:
@@ -88,29 +86,14 @@ def running(gq: GPUQueue) -> list[JobHandle]:
 def stopped_while_it_runs_a_job(
     gq: GPUQueue, processes: list[subprocess.Popen[str]]
 ) -> tuple[JobHandle, subprocess.Popen[str]] | None:
-    """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped.
-
-    Nor is a worker left stopped within a write: SQLite's lock is then its own until it goes on, and nobody could rescue.
-    """
+    """Stop the worker of a running job; None when no job runs, or it finished before its worker was stopped."""
     for job in running(gq):
         (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
-        os.kill(victim.pid, signal.SIGSTOP)
-        os.waitpid(victim.pid, os.WUNTRACED)
-        if job.refresh().state is State.RUNNING and can_write(gq):
+        stop_outside_a_write(victim, gq)
+        if job.refresh().state is State.RUNNING:
             return job, victim
-        os.kill(victim.pid, signal.SIGCONT)
+        go_on(victim)
     return None
-
-
-def can_write(gq: GPUQueue) -> bool:
-    """Whether the file's write lock is free, or becomes so within a second."""
-    with closing(sqlite3.connect(gq.store.engine.path, timeout=1, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.execute("ROLLBACK")
-        return True
 
 
 def test_four_workers_racing_for_one_card_never_overlap(gq: GPUQueue, ollama: OllamaSimulator, history: History) -> None:
@@ -143,7 +126,7 @@ def test_a_worker_stopped_for_two_leases_finishes_nothing_twice(gq: GPUQueue, ol
         lease = job.record.lease
         until(lambda: job.refresh().record.lease > lease, "the job is rescued, its lease having ended")
         all_answered(gq, prompts)
-        os.kill(victim.pid, signal.SIGCONT)
+        go_on(victim)
         # It notices that it was given up, and begins anew under another id.
         until(lambda: len(gq.workers()) == 2, "the stopped worker works again")
         later = enqueue(gq, 4)
@@ -159,6 +142,6 @@ def test_batch_goes_on_when_the_worker_of_a_realtime_job_dies(gq: GPUQueue, olla
         (victim,) = [process for process in processes if f"-{process.pid}-" in (job.record.worker_id or "")]
         victim.kill()
         job.cancel()
-        assert batch.result(timeout_s=PATIENCE_S)["text"] == expected_answer("gemma4:e4b", "batch", num_predict=20)
+        assert batch.result(timeout_s=DEADLINE_S)["text"] == expected_answer("gemma4:e4b", "batch", num_predict=20)
         until(lambda: job.refresh().finished_at, "the person's job is cancelled, or was too quick")
         the_card_was_safe(gq, ollama, history, [batch.id])

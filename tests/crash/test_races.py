@@ -11,11 +11,11 @@ import pytest
 
 from gpuqueue import Config, GPUQueue
 from gpuqueue.store.sqlite.outcomes import reservations
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import wait_until
 from tests.history import History
 from tests.processes import started
 
-PATIENCE_S = 40.0
 WORKERS = 4
 APP = '''
 import os
@@ -86,7 +86,7 @@ class Race:
             assert not any(process.poll() for process in self.processes), (self.folder / "log").read_text()
             return len(self.gq.workers()) == WORKERS
 
-        wait_until(look, "all work", PATIENCE_S)
+        wait_until(look, "all work")
 
     def witnessed(self) -> list[str]:
         return (self.folder / "witness").read_text().splitlines()
@@ -109,7 +109,7 @@ def race(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Race]:
 def test_two_jobs_are_never_on_one_device_at_once(race: Race) -> None:
     jobs = race.gq.enqueue_many([("app.compute", {}) for _ in range(60)])
     for job in jobs:
-        job.result(timeout_s=PATIENCE_S)
+        job.result(timeout_s=DEADLINE_S)
     assert race.witnessed() == ["+ 5", "- 5"] * 60
     race.history.check(completed=[job.id for job in jobs])
     workers = {job.refresh().record.worker_id for job in jobs}
@@ -141,18 +141,18 @@ def test_no_job_of_a_queue_starts_after_its_pause_has_returned(race: Race) -> No
     jobs = race.gq.enqueue_many([("app.note", {}) for _ in range(2000)])
     for _ in range(5):
         finished = race.gq.counts()["batch"].get("completed", 0)
-        wait_until(lambda so_far=finished: race.gq.counts()["batch"].get("completed", 0) > so_far, "jobs complete", PATIENCE_S)
+        wait_until(lambda so_far=finished: race.gq.counts()["batch"].get("completed", 0) > so_far, "jobs complete")
         race.gq.pause("batch")
         paused_at = race.gq.now()
         # What was claimed before goes on; the workers come to rest without starting another.
-        wait_until(lambda: not race.gq.counts()["batch"].get("running"), "what ran has ended", PATIENCE_S)
+        wait_until(lambda: not race.gq.counts()["batch"].get("running"), "what ran has ended")
         started = [job.refresh().started_at for job in jobs]
         assert max(when for when in started if when is not None) <= paused_at
         race.gq.resume("batch")
         if race.gq.counts()["batch"].get("completed", 0) == len(jobs):
             break
     for job in jobs:
-        job.result(timeout_s=PATIENCE_S)
+        job.result(timeout_s=DEADLINE_S)
     paused = False
     for event in race.history.events():  # in the order of their commits
         paused = event.name == "queue_paused" or (paused and event.name != "queue_resumed")

@@ -16,6 +16,7 @@ from gpuqueue.domain.settings import QueueSettings, Rate
 from gpuqueue.domain.view import QueueView
 from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.views import BATCH, MAIL, NOW, REALTIME, backend, device, job, view
+from gpuqueue.testing.waiting import DEADLINE_S
 
 YIELDS = '[queues.first]\n[queues.second]\nyields_to = ["first"]\n'
 
@@ -81,7 +82,7 @@ def test_a_queue_makes_no_way_while_yielding_is_blocked(make_gpuqueue, start_wor
     start_worker(gq, threads=2)
     running = first.enqueue()
     try:
-        assert second.enqueue().result(timeout_s=120) == 7
+        assert second.enqueue().result(timeout_s=DEADLINE_S) == 7
         assert running.refresh().finished_at is None
     finally:
         going.set()

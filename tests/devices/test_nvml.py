@@ -19,6 +19,7 @@ from gpuqueue.domain.device import DeviceProcess, Reading
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import forks
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -182,7 +183,7 @@ def test_a_fork_carries_no_handle_over(library: Library) -> None:
     process.start()
     assert ours.poll(60)
     assert ours.recv() == (None, ["nvmlShutdown", "nvmlInitWithFlags", "nvmlDeviceGetHandleByIndex_v2"])
-    process.join(60)
+    process.join(DEADLINE_S)
     library.calls.clear()
     device.read()
     assert "nvmlInitWithFlags" not in library.calls
@@ -309,7 +310,7 @@ def test_losing_one_card_leaves_nvml_to_the_others(library: Library) -> None:
 def test_threads_that_read_at_once_initialise_nvml_once(library: Library) -> None:
     library.init_s = 0.1
     device = a_device()
-    together = threading.Barrier(8, timeout=20)
+    together = threading.Barrier(8, timeout=DEADLINE_S)
     readings: list[Reading] = []
 
     def read() -> None:

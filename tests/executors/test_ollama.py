@@ -25,6 +25,7 @@ from gpuqueue.executors.ollama_client import ConnectionRefused, OllamaClient
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import NOMIC_EMBED_TEXT, OllamaSimulator, expected_answer, expected_embedding
 from gpuqueue.testing import RecordedAttempt
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 GEMMA = ModelSettings("gemma4:e4b", 4_500_000_000, {"num_ctx": 4096, "temperature": 0.7})
 NOMIC = ModelSettings("nomic-embed-text", 500_000_000, {"shift": False})
@@ -97,7 +98,7 @@ class Server:
     def __exit__(self, *failure: object) -> None:
         with socket.create_connection(self._listener.getsockname()) as last:
             last.sendall(b"END / HTTP/1.1\r\n\r\n")
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=DEADLINE_S)
         self._listener.close()
         # A socket left open by the code under test fails its own test.
         gc.collect()
@@ -120,7 +121,10 @@ DONE = line(response="", done=True, done_reason="stop")
 
 
 def settings(server: Server, **changes: float) -> BackendSettings:
-    return replace(BackendSettings(url=server.url, connect_s=5, first_token_s=10, gap_s=10, total_s=20), **changes)
+    return replace(
+        BackendSettings(url=server.url, connect_s=DEADLINE_S, first_token_s=DEADLINE_S, gap_s=DEADLINE_S, total_s=DEADLINE_S),
+        **changes,
+    )
 
 
 def generate(server: Server, context: Context | None = None, **changes: float) -> dict[str, Any]:
@@ -636,14 +640,6 @@ def asking(model: str = "gemma4:e4b", count: int = 20) -> Context:
     return Context({"model": model, "prompt": "Revise this", "options": {"num_predict": count}})
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that only the server can see."""
-    ends_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends_s
-        threading.Event().wait(0.002)
-
-
 def test_a_whole_job_runs_loading_included(ollama: OllamaSimulator) -> None:
     context = asking()
     result = Generate(on(ollama), MODELS).run(context)
@@ -691,7 +687,7 @@ def test_each_fault_has_its_class_and_the_next_job_runs(ollama: OllamaSimulator,
     executor.run(asking(count=1))
     if fault == "out_of_memory":
         OllamaClient(on(ollama)).unload("gemma4:e4b")
-        until(lambda: not OllamaClient(on(ollama)).residents())
+        wait_until(lambda: not OllamaClient(on(ollama)).residents())
     ollama.faults.add(fault)
 
     with pytest.raises(kind):
@@ -745,19 +741,19 @@ def test_a_cancelled_job_stops_computing_and_a_cancelled_waiting_one_never_loads
     threads = [threading.Thread(target=run, args=(Generate(on(ollama), MODELS), speaking))]
     threads += [threading.Thread(target=run, args=(Embed(on(ollama), MODELS), context)) for context in waiting]
     threads[0].start()
-    assert speaking.speaks.wait(10)
+    assert speaking.speaks.wait(DEADLINE_S)
     for thread in threads[1:]:
         thread.start()
     # Ollama takes one into its hand until there is room; the other stands behind it.
-    until(lambda: ollama.pending_count == 1)
+    wait_until(lambda: ollama.pending_count == 1)
     for context, thread in zip(waiting, threads[1:], strict=True):
         context.interrupt("in the queue")
-        thread.join(10)
+        thread.join(DEADLINE_S)
     speaking.interrupt("between tokens")
-    threads[0].join(10)
+    threads[0].join(DEADLINE_S)
 
     assert ended == ["in the queue", "in the queue", "between tokens"]
-    until(lambda: ollama.pending_count == 0 and {"/api/embed", "/api/generate"} <= {served.path for served in ollama.served})
+    wait_until(lambda: ollama.pending_count == 0 and {"/api/embed", "/api/generate"} <= {served.path for served in ollama.served})
     assert ollama.card.load_count == 1
     assert not ollama.card.computing_now
     assert all(served.client_left for served in ollama.served)

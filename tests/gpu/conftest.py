@@ -22,6 +22,7 @@ from gpuqueue.devices.nvml import NvmlDevice
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import format_size
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.gpu.cuda import LIBRARY
 from tests.processes import started
 
@@ -62,7 +63,7 @@ class Card:
 
     def _ask(self, query: str) -> list[list[str]]:
         command = ["nvidia-smi", f"--id={self.uuid}", query, "--format=csv,noheader,nounits"]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return [[word.strip() for word in line.split(",")] for line in ran.stdout.splitlines() if line.strip()]
 

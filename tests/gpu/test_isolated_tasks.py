@@ -62,7 +62,7 @@ def test_a_cancelled_task_is_killed_and_its_memory_and_its_card_are_back(
     job = start_deaf_job(how)
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert job.refresh().error.message == "cancelled while running"
     until(lambda: job.refresh().record.device is None, "the card's release")
     until(is_back, "the memory's return")

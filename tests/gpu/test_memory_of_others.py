@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuqueue import State
 from gpuqueue.domain.units import format_size
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.executors import isolated_functions as plain_functions
 from tests.gpu import isolated_functions as functions
 
@@ -28,7 +29,7 @@ def test_a_job_does_not_start_while_another_program_holds_the_memory_that_it_nee
     job = take.enqueue(size_bytes=taken_bytes)
     until(lambda: "memory_taken" in str(job.explain()), "the reason")
     for _ in range(2):  # meanwhile the worker would start the job if it meant to, and does other work
-        mail.enqueue().result(timeout_s=30)
+        mail.enqueue().result(timeout_s=DEADLINE_S)
 
     (hold,) = job.explain().reasons
     assert hold.reason == "memory_taken"
@@ -41,4 +42,4 @@ def test_a_job_does_not_start_while_another_program_holds_the_memory_that_it_nee
     assert (job.refresh().state, job.started_at) == (State.AVAILABLE, None)
 
     program.end()
-    assert job.result(timeout_s=60) == "taken"
+    assert job.result(timeout_s=DEADLINE_S) == "taken"

@@ -77,7 +77,7 @@ def environment_in(folder: Path) -> dict[str, str]:
 
 def _accepts(address: str) -> bool:
     host, _, port = address.removeprefix("http://").partition(":")
-    with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port)), timeout=1):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port)), timeout=DEADLINE_S):
         return True
     return False
 

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from gpuqueue import UsageError
 from gpuqueue.integrations.asgi import LifespanMiddleware
 from gpuqueue.integrations.fastapi import current_queue, lifespan
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.servers import serving
 
 APP = """
@@ -33,7 +34,7 @@ app = FastAPI(lifespan=lifespan(gq, worker=True))
 
 @app.get("/where")
 async def ask() -> int:
-    return await (await where.aenqueue()).aresult(timeout_s=30)
+    return await (await where.aenqueue()).aresult(timeout_s=120)
 """
 
 
@@ -68,7 +69,7 @@ class Server:
 
 
 def story(told):
-    return asyncio.run(asyncio.wait_for(told, 60))
+    return asyncio.run(asyncio.wait_for(told, DEADLINE_S))
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def test_jobs_run_while_what_the_applications_own_lifespan_sets_up_is_there(gq, 
     async def tell():
         async with lifespan(gq, worker=True, inner=own_lifespan(gq, events))(None) as state:
             assert state == {"pool": "a pool", "gpuqueue": gq}
-            assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=30) == 3
-            await (await note.aenqueue()).aresult(timeout_s=30)
+            assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=DEADLINE_S) == 3
+            await (await note.aenqueue()).aresult(timeout_s=DEADLINE_S)
         assert gq.workers() == []
 
     story(tell())
@@ -115,7 +116,7 @@ def test_it_lives_again_after_its_end_as_in_a_test_suite(gq, add):
         running = lifespan(gq, worker={"threads": 1})
         for number in range(2):
             async with running(None):
-                assert await (await add.aenqueue(a=number, b=2)).aresult(timeout_s=30) == number + 2
+                assert await (await add.aenqueue(a=number, b=2)).aresult(timeout_s=DEADLINE_S) == number + 2
 
     story(tell())
 
@@ -157,7 +158,7 @@ def test_an_application_that_knows_no_lifespan_gets_one(gq, add, app):
         server = Server(LifespanMiddleware(app, gq, worker=True))
         assert await server.start() == {"type": "lifespan.startup.complete"}
         assert server.state["gpuqueue"] is gq
-        assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=30) == 3
+        assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=DEADLINE_S) == 3
         assert await server.stop() == {"type": "lifespan.shutdown.complete"}
 
     story(tell())
@@ -172,7 +173,7 @@ def test_an_applications_own_lifespan_is_wrapped(gq, add):
         assert await server.start() == {"type": "lifespan.startup.complete"}
         assert server.state == {"pool": "a pool", "gpuqueue": gq}
         assert events == ["set up"]
-        assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=30) == 3
+        assert await (await add.aenqueue(a=1, b=2)).aresult(timeout_s=DEADLINE_S) == 3
         assert await server.stop() == {"type": "lifespan.shutdown.complete"}
         assert events == ["set up", "taken down"]
 
@@ -210,5 +211,5 @@ def test_jobs_run_in_one_of_the_servers_processes(tmp_path, processes):
     (tmp_path / "shop.py").write_text(APP)
     command = ("uvicorn", "shop:app", "--host", "127.0.0.1", "--port", "PORT", "--lifespan", "on", "--workers", processes)
     with serving(*command, folder=tmp_path) as server:
-        pids = {httpx.get(f"{server}/where", timeout=60).raise_for_status().json() for _ in range(6)}
+        pids = {httpx.get(f"{server}/where", timeout=DEADLINE_S).raise_for_status().json() for _ in range(6)}
     assert len(pids) == 1

@@ -12,6 +12,7 @@ from flask import Flask, abort, current_app, g
 
 from gpuqueue import ConfigurationError, GPUQueue, UnknownTask, UsageError, Worker
 from gpuqueue.integrations.flask import FlaskGPUQueue
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.server_events import heard_in, text_of
 
 TOML = """
@@ -62,7 +63,11 @@ def test_a_task_that_was_declared_before_any_app_runs_in_a_context_of_the_app_th
             assert where.using(priority=3, delay="1h").enqueue(greeting="later").record.priority == 3
             jobs = [where.enqueue(greeting="hello"), where.using(priority=3).enqueue(greeting="ahoy"), awhere.enqueue()]
         with Worker(queue.get(app)):
-            assert [job.result(timeout_s=20) for job in jobs] == [f"hello from {app.name}", f"ahoy from {app.name}", app.name]
+            assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == [
+                f"hello from {app.name}",
+                f"ahoy from {app.name}",
+                app.name,
+            ]
     assert queue.get(one).database != queue.get(two).database
     assert queue.get(one).counts()["mail"] == {"completed": 3, "scheduled": 1}
 
@@ -84,7 +89,7 @@ def test_the_context_is_torn_down_after_each_job_with_what_it_raised(queue, make
     torn_down.clear()
     with Worker(queue.get(app), threads=1):
         for job in jobs:
-            for _ in job.watch(timeout_s=20):
+            for _ in job.watch(timeout_s=DEADLINE_S):
                 pass
     assert torn_down == [LookupError, type(None)]
 
@@ -99,7 +104,7 @@ def test_a_task_that_was_declared_after_the_app_is_known_to_it(queue, make_app):
     with app.app_context():
         job = late.enqueue()
     with Worker(queue.get(app)):
-        assert job.result(timeout_s=20) == "came late"
+        assert job.result(timeout_s=DEADLINE_S) == "came late"
     assert queue.get(app).tasks[late.name] is not late
 
 
@@ -121,7 +126,7 @@ def test_several_jobs_are_stored_at_once(queue, make_app):
     app = make_app(queue)
     jobs = queue.get(app).enqueue_many([(add, {"a": 1}), ("add", {"a": 2})])
     with Worker(queue.get(app)):
-        assert [job.result(timeout_s=20) for job in jobs] == [1, 2]
+        assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == [1, 2]
 
 
 def test_a_view_awaits_and_enqueues(queue, make_app):
@@ -308,7 +313,7 @@ def told(queue, make_app):
     with app.app_context():
         job = speak.enqueue()
     with Worker(queue.get(app)):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     return app.test_client(), job.id
 
 
@@ -379,4 +384,4 @@ def test_aborting_in_a_task_fails_the_job_and_not_the_worker(queue, make_app):
     with app.app_context():
         job = teapot.enqueue()
     with Worker(queue.get(app)):
-        assert [record.state for record in job.watch(timeout_s=20)][-1] == "discarded"
+        assert [record.state for record in job.watch(timeout_s=DEADLINE_S)][-1] == "discarded"

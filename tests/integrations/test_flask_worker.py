@@ -12,6 +12,7 @@ import pytest
 
 from gpuqueue import GPUQueue
 from gpuqueue.testing.queues import foreign_variables
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.servers import serving
 from tests.processes import started
 
@@ -49,7 +50,7 @@ def create_app(with_worker=False):
 
     @app.get("/pid")
     def ask():
-        return str(pid.enqueue().result(timeout_s=30))
+        return str(pid.enqueue().result(timeout_s=120))
 
     return app
 """
@@ -65,7 +66,7 @@ def run(folder: Path, *command: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in (*foreign_variables(), "FLASK_APP")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started([sys.executable, *command], cwd=folder, env=environment, **pipes) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, out + err
     return process
 
@@ -75,7 +76,7 @@ def test_an_isolated_task_has_the_app_of_the_flask_command_in_its_own_process(fo
     run(folder, "-m", "flask", "--app", "shop:create_app", "gpuqueue", "submit", "default", "--task", task)
     worker = run(folder, "-m", "flask", "--app", "shop:create_app", "gpuqueue", "worker", "--burst")
     with GPUQueue(folder / "gpuqueue.db", discover_plugins=False) as gq:
-        assert gq.job(1).result(timeout_s=20) == f"made by the factory {worker.pid}"
+        assert gq.job(1).result(timeout_s=DEADLINE_S) == f"made by the factory {worker.pid}"
 
 
 def test_an_isolated_task_whose_app_cannot_be_found_says_what_to_set(folder: Path) -> None:
@@ -101,4 +102,4 @@ def test_a_worker_inside_gunicorn_runs_in_one_of_its_processes(folder: Path) -> 
         "2",
     )
     with serving(*command, folder=folder) as server:
-        assert len({httpx.get(f"{server}/pid", timeout=60).raise_for_status().text for _ in range(6)}) == 1
+        assert len({httpx.get(f"{server}/pid", timeout=DEADLINE_S).raise_for_status().text for _ in range(6)}) == 1

@@ -19,6 +19,7 @@ import pytest
 
 from gpuqueue import GPUQueue, UsageError
 from gpuqueue.integrations.in_process import InProcessWorker
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import forks
 from tests.processes import started
 
@@ -46,7 +47,7 @@ SERVED = """
 
     def application(environ, start_response):
         if environ["PATH_INFO"] == "/enqueue":
-            body = str(where.enqueue().result(timeout_s=20))
+            body = str(where.enqueue().result(timeout_s=120))
         else:
             body = str(os.getpid())
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -106,9 +107,9 @@ def test_of_several_processes_one_runs_the_jobs_and_another_takes_over_when_it_i
     assert ["standing by" in line for line in heard].count(True) == 2
     (first,) = pids(app_queue)
     job = app_queue.enqueue("where", {})
-    assert job.result(timeout_s=20) == first
+    assert job.result(timeout_s=DEADLINE_S) == first
     os.kill(first, signal.SIGKILL)
-    second = app_queue.enqueue("where", {}).result(timeout_s=20)
+    second = app_queue.enqueue("where", {}).result(timeout_s=DEADLINE_S)
     assert second in {process.pid for process in processes} - {first}
 
 
@@ -121,7 +122,7 @@ def test_at_the_end_of_the_process_a_running_job_is_given_back_unspent(launch, a
     process = launch(STARTED.replace("(gq)", "(gq, grace=0)"))
     job = app_queue.enqueue("long", {})
     until(lambda: job.refresh().state == "running", "it runs")
-    _out, err = process.communicate("\n", timeout=20)
+    _out, err = process.communicate("\n", timeout=DEADLINE_S)
     assert (process.returncode, err) == (0, "")
     assert (job.refresh().state, job.attempt) == ("available", 0)
     assert pids(app_queue) == []
@@ -143,7 +144,7 @@ def test_starting_again_changes_nothing_and_a_second_one_takes_the_first_ones_pl
             until(lambda: second.is_running, "the second runs")
             assert not first.is_running
             assert ("running here" in repr(second), "not started here" in repr(first)) == (True, True)
-            gq.enqueue("tell").result(timeout_s=20)
+            gq.enqueue("tell").result(timeout_s=DEADLINE_S)
         assert ran == ["second"]
         again.close()
     assert "standing by" not in caplog.text, "the second one began while the first was still there"
@@ -196,8 +197,8 @@ def test_a_task_that_is_declared_or_changed_while_it_runs_is_run_as_it_is_now(gq
             now, later = version(number)
             gq.task(name="now")(now)
             gq.task(name="later")(later)
-            assert gq.enqueue("now").result(timeout_s=20) == number
-            assert gq.enqueue("later").result(timeout_s=20) == number
+            assert gq.enqueue("now").result(timeout_s=DEADLINE_S) == number
+            assert gq.enqueue("later").result(timeout_s=DEADLINE_S) == number
 
 
 def test_a_worker_that_cannot_begin_says_why_and_lets_the_application_serve(make_queue, start_worker, until, caplog, monkeypatch):
@@ -249,7 +250,7 @@ def test_a_fork_carries_no_worker_over_and_does_not_keep_a_dead_one_alive(launch
 
         gq.task(name="where")(os.getpid)
         with InProcessWorker(gq):
-            assert ran.wait(20), "the child holds neither the place nor the dead worker's life"
+            assert ran.wait(DEADLINE_S), "the child holds neither the place nor the dead worker's life"
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["loaded in each worker", "preloaded"])
@@ -261,20 +262,20 @@ def test_with_gunicorn_one_of_the_processes_that_serve_runs_the_jobs(launch, fol
     words = [str(BINARIES / "gunicorn"), "--bind", f"127.0.0.1:{port}", "--workers", "3", *preload, "served:application"]
     process = launch(words=words)
     until(lambda: answers(f"http://127.0.0.1:{port}/"), "it serves")
-    ran_in = int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=30).text)
+    ran_in = int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=DEADLINE_S).text)
     assert ran_in != process.pid
     assert pids(app_queue) == [ran_in]
     os.kill(ran_in, signal.SIGKILL)
-    assert int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=30).text) != ran_in
+    assert int(httpx.get(f"http://127.0.0.1:{port}/enqueue", timeout=DEADLINE_S).text) != ran_in
     process.terminate()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=DEADLINE_S)
     assert "Traceback" not in err
     assert pids(app_queue) == []
 
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).is_success
+        return httpx.get(url, timeout=DEADLINE_S).is_success
     except httpx.TransportError:
         return False
 
@@ -314,5 +315,5 @@ def test_a_process_that_runs_an_isolated_task_starts_none(launch, folder, app_qu
         )
     )
     launch(words=[sys.executable, "-c", "import isolated, sys; sys.stdin.readline()"])
-    threads = app_queue.enqueue("isolated").result(timeout_s=30)
+    threads = app_queue.enqueue("isolated").result(timeout_s=DEADLINE_S)
     assert "gpuqueue-in-process" not in threads

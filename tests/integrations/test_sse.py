@@ -15,6 +15,7 @@ from gpuqueue.domain.verdicts import Retry
 from gpuqueue.integrations import sse
 from gpuqueue.store import open_store
 from gpuqueue.store.wakeups import Listener
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.server_events import heard_in, text_of
 from tests.store.rows import Rows
 
@@ -91,7 +92,7 @@ def test_a_real_stream_of_tokens_is_told_as_it_comes(ai, start_worker):
     told = list(heard_in(sse.stream(job)))
     assert names(told).count("piece") > 3
     assert text_of(told) == told[-1].data["result"]["text"]
-    assert told[-1].data["result"] == job.result(timeout_s=20)
+    assert told[-1].data["result"] == job.result(timeout_s=DEADLINE_S)
 
 
 def test_who_comes_back_hears_only_what_is_new(gq, open_speak, start_worker):
@@ -107,7 +108,7 @@ def test_who_comes_back_hears_only_what_is_new(gq, open_speak, start_worker):
     assert "restart" not in names(rest)
     assert text_of([*first, *rest]) == "one1 two1\n…"
     assert text_of(rest) != "one1 two1\n…" or first[-1].data["text"] == "one1 two1\n…"
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     last = [event for event in heard_in(sse.stream(job)) if event.name == "piece"][-1]
     assert names(heard_in(sse.stream(job, after=last.last_id))) == ["done"]
 
@@ -135,7 +136,7 @@ def test_output_that_begins_anew_is_told_to_who_watches_and_to_who_comes_back(gq
 def test_an_id_that_is_none_counts_as_none(gq, open_speak, start_worker, after):
     start_worker(gq)
     job = open_speak.enqueue()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     assert text_of(heard_in(sse.stream(job, after=after))) == "one1 two1\n…"
 
 
@@ -197,7 +198,7 @@ def test_progress_is_told_also_when_nothing_follows_it(tmp_path):
     job_id = rows.enqueue()
     (lease,) = rows.claim()
     with GPUQueue(tmp_path / "gpuqueue.db", discover_plugins=False) as gq:
-        events = heard_in(sse.stream(gq.job(job_id), keep_alive_s=3600, timeout_s=20))
+        events = heard_in(sse.stream(gq.job(job_id), keep_alive_s=3600, timeout_s=DEADLINE_S))
         assert next(events).data["progress"] is None
         for round in ("first", "second"):
             for step in range(5):
@@ -239,7 +240,7 @@ def test_nothing_stays_when_the_client_leaves(gq, speak):
         with suppress(asyncio.CancelledError):
             await listening
 
-    asyncio.run(asyncio.wait_for(leave(), 60))
+    asyncio.run(asyncio.wait_for(leave(), DEADLINE_S))
     assert waiters(gq) == []
 
 
@@ -290,7 +291,7 @@ def test_many_async_clients_hear_all_and_wait_without_a_thread_each(gq, speak, s
             gate.open()
         return threads, await asyncio.gather(*listening)
 
-    threads, told = asyncio.run(asyncio.wait_for(story(), 60))
+    threads, told = asyncio.run(asyncio.wait_for(story(), DEADLINE_S))
     assert threads < clients / 2
     assert {text_of(events) for events in told} == {"one1 two1\n…"}
     assert {events[-1].name for events in told} == {"done"}

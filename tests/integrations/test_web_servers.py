@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.server_events import text_of
 from tests.integrations.servers import listening, serving
 from tests.processes import LONGEST_S
@@ -155,7 +156,7 @@ def server(request, ai, tmp_path):
 
 def submit(server: str, tokens: int) -> str:
     """Make a job over HTTP and return the address of its events."""
-    answer = httpx.post(f"{server}/jobs?tokens={tokens}", timeout=30).raise_for_status()
+    answer = httpx.post(f"{server}/jobs?tokens={tokens}", timeout=DEADLINE_S).raise_for_status()
     return f"{server}/jobs/{answer.json()['id']}/events"
 
 
@@ -188,7 +189,7 @@ def see_why_a_job_waits_and_then_its_tokens_through_a_broken_connection(server, 
         with listening(address) as events:
             told.append(next(events))
             assert told[0].data["reasons"][0]["reason"] == "no_worker"
-            together.wait(30)
+            together.wait(DEADLINE_S)
             for event in events:
                 told.append(event)
                 if event.name == "piece" and number == 0:
@@ -203,9 +204,9 @@ def see_why_a_job_waits_and_then_its_tokens_through_a_broken_connection(server, 
 
     with ThreadPoolExecutor(clients) as pool:
         reading = [pool.submit(read, number) for number in range(clients)]
-        together.wait(30)
+        together.wait(DEADLINE_S)
         start_worker(ai.gq)
-        assert len({future.result(60) for future in reading}) == 1
+        assert len({future.result(DEADLINE_S) for future in reading}) == 1
     assert httpx.get(address, headers={"Last-Event-ID": "end"}).status_code == 204
 
 
@@ -237,7 +238,7 @@ def test_a_mounted_application_finds_the_queue_of_the_root(ai, tmp_path, start_w
     (tmp_path / "shop.py").write_text(FASTAPI)
     start_worker(ai.gq)
     job = ai.realtime()
-    job.result(timeout_s=30)
+    job.result(timeout_s=DEADLINE_S)
     with (
         serving(*UVICORN, "0", folder=tmp_path) as server,
         listening(f"{server}/mounted/jobs/{job.id}/events") as events,

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from gpuqueue.simulators.card import CardProcess, GpuIsLost, OutOfMemory, ReadableCard, Release, SimulatedCard
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 class Clock:
@@ -245,7 +246,7 @@ def test_the_same_seed_gives_the_same_delays() -> None:
 
 def test_threads_that_compete_never_get_more_than_the_card_has() -> None:
     card = SimulatedCard(total_bytes=1000, reserved_bytes=0, release_delay_s=(0, 0))
-    start = threading.Barrier(8, timeout=20)
+    start = threading.Barrier(8, timeout=DEADLINE_S)
 
     def compete(name: str) -> None:
         start.wait()

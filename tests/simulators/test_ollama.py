@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from gpuqueue.simulators.ollama import (
     expected_embedding,
 )
 from gpuqueue.simulators.ollama.__main__ import main
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 from tests.processes import started
 
 GEMMA = "gemma4:e4b"
@@ -39,12 +39,6 @@ FAST = 200.0
 Ask = Callable[..., httpx.Response]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends_s, "it did not happen within 20 s"
-
-
 class Bench:
     """A simulator with a client, and threads for requests that wait."""
 
@@ -52,7 +46,7 @@ class Bench:
         self.ollama = ollama
         self.card = ollama.card
         # Without certificates, which plain HTTP does not need, a client is made ten times faster.
-        self.client = httpx.Client(base_url=ollama.url, timeout=20, verify=False)
+        self.client = httpx.Client(base_url=ollama.url, timeout=DEADLINE_S, verify=False)
         self._threads = ThreadPoolExecutor(16)
 
     def close(self) -> None:
@@ -102,7 +96,7 @@ class Bench:
         """Send a request on a connection of its own, to be read or closed at will."""
         text = json.dumps(body).encode()
         host, port = self.ollama.url.removeprefix("http://").split(":")
-        connection = socket.create_connection((host, int(port)), timeout=20)
+        connection = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
         connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(text), text))
         return connection
 
@@ -392,7 +386,7 @@ def test_an_idle_model_leaves_before_a_busy_one_however_long_it_was_to_stay() ->
         bench.load(NOMIC, keep_alive=-1)
         bench.ollama.faults.add("stall", model="other")
         with bench.open("/api/generate", {"model": "other", "prompt": "x", "keep_alive": 1}):
-            until(bench.generates)
+            wait_until(bench.generates)
             bench.load(GEMMA)
             assert set(bench.residents()) == {"other:latest", GEMMA}
     finally:
@@ -411,9 +405,9 @@ def test_a_model_that_does_not_fit_waits_until_the_evicted_ones_memory_is_back(b
 def test_an_eviction_waits_for_the_request_that_uses_the_model(alone: Bench) -> None:
     alone.ollama.faults.add("stall", model=GEMMA)
     with alone.open("/api/generate", {"model": GEMMA, "prompt": "x", "keep_alive": -1}):
-        until(alone.generates)
+        wait_until(alone.generates)
         waiting = alone.later("other", options={"num_predict": 1})
-        until(lambda: alone.is_leaving(GEMMA))
+        wait_until(lambda: alone.is_leaving(GEMMA))
         assert not waiting.done()
         assert set(alone.residents()) == {GEMMA}
 
@@ -444,7 +438,7 @@ def test_an_empty_list_does_not_mean_that_the_memory_is_back() -> None:
     try:
         bench.load(GEMMA)
         assert bench.unload(GEMMA).json()["done_reason"] == "unload"
-        until(lambda: bench.residents() == {})
+        wait_until(lambda: bench.residents() == {})
         assert bench.card.returning_bytes == 4_500_000_000
 
         bench.load(GEMMA)
@@ -457,32 +451,32 @@ def test_an_empty_list_does_not_mean_that_the_memory_is_back() -> None:
 def test_memory_comes_back_by_itself_after_an_unload(bench: Bench) -> None:
     bench.load(GEMMA)
     bench.unload(GEMMA)
-    until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
+    wait_until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
 
 
 def test_an_unload_waits_for_the_request_in_flight(bench: Bench) -> None:
     bench.ollama.faults.add("stall")
     with bench.open("/api/generate", {"model": "other", "prompt": "x"}):
-        until(bench.generates)
+        wait_until(bench.generates)
         assert bench.unload("other").json()["done_reason"] == "unload"
         assert set(bench.residents()) == {"other:latest"}
-    until(lambda: bench.residents() == {})
+    wait_until(lambda: bench.residents() == {})
 
 
 def test_an_embedding_model_is_unloaded_by_generate(bench: Bench) -> None:
     bench.load(NOMIC)
     assert bench.unload(NOMIC).json()["done_reason"] == "unload"
-    until(lambda: bench.residents() == {})
+    wait_until(lambda: bench.residents() == {})
 
 
 def test_a_stay_of_zero_ends_with_the_answer(bench: Bench) -> None:
     assert bench.answer("other", keep_alive=0)["done_reason"] == "stop"
-    until(lambda: bench.residents() == {})
+    wait_until(lambda: bench.residents() == {})
 
 
 def test_a_stay_ends_by_itself(bench: Bench) -> None:
     bench.answer("other", keep_alive="1s")
-    until(lambda: bench.residents() == {})
+    wait_until(lambda: bench.residents() == {})
     assert bench.card.report()["unloads"] == 1
 
 
@@ -503,7 +497,7 @@ def test_two_models_at_once_are_an_overlap(bench: Bench) -> None:
     bench.load("other")
     bench.ollama.faults.add("stall", model="other")
     with bench.open("/api/generate", {"model": "other", "prompt": "x"}):
-        until(lambda: bench.card.computing_now != ())
+        wait_until(lambda: bench.card.computing_now != ())
         bench.answer(options={"num_predict": 1})
     assert bench.card.overlap_count == 1
 
@@ -523,9 +517,9 @@ def test_a_full_queue_refuses_loads_but_not_requests_for_a_resident(slow: Bench)
     slow.load("other")
     slow.card.speed = 0.1
     with slow.open("/api/generate", {"model": "big"}):
-        until(lambda: slow.card.computing_now != ())
+        wait_until(lambda: slow.card.computing_now != ())
         with slow.open("/api/generate", {"model": GEMMA}):
-            until(lambda: slow.ollama.pending_count == 1)
+            wait_until(lambda: slow.ollama.pending_count == 1)
             full = slow.post("/api/embed", model=NOMIC, input="x")
             assert (full.status_code, full.json()) == (503, BUSY)
             assert slow.answer("other", options={"num_predict": 1})["done"]
@@ -534,13 +528,13 @@ def test_a_full_queue_refuses_loads_but_not_requests_for_a_resident(slow: Bench)
 
 def test_a_dead_request_keeps_its_place_in_the_queue(slow: Bench) -> None:
     with slow.open("/api/generate", {"model": "big"}):
-        until(lambda: slow.card.computing_now != ())
+        wait_until(lambda: slow.card.computing_now != ())
         with slow.open("/api/generate", {"model": GEMMA}):
-            until(lambda: slow.ollama.pending_count == 1)
-        until(lambda: any(served.client_left for served in slow.ollama.served))
+            wait_until(lambda: slow.ollama.pending_count == 1)
+        wait_until(lambda: any(served.client_left for served in slow.ollama.served))
         full = slow.post("/api/generate", model="other")
         assert (full.status_code, full.json()) == (503, BUSY)
-    until(lambda: slow.ollama.pending_count == 0)
+    wait_until(lambda: slow.ollama.pending_count == 0)
     assert slow.card.load_count == 1
 
 
@@ -550,13 +544,13 @@ def test_loads_happen_in_the_order_in_which_they_were_asked_for() -> None:
         bench.ollama.faults.add("stall", model=GEMMA)
         waiting = []
         with bench.open("/api/generate", {"model": GEMMA, "prompt": "x", "keep_alive": -1}):
-            until(bench.generates)
+            wait_until(bench.generates)
             waiting.append(bench.later("other", options={"num_predict": 1}))
             # It is taken out of the queue at once and waits for room.
-            until(lambda: bench.is_leaving(GEMMA))
+            wait_until(lambda: bench.is_leaving(GEMMA))
             for model, queued_count in (("big", 1), ("other", 2)):
                 waiting.append(bench.later(model, options={"num_predict": 1}))
-                until(lambda expected=queued_count: bench.ollama.pending_count == expected)
+                wait_until(lambda expected=queued_count: bench.ollama.pending_count == expected)
         assert [answered.result().status_code for answered in waiting] == [200] * 3
         assert bench.loads() == [GEMMA, "other:latest", "big:latest", "other:latest"]
     finally:
@@ -574,7 +568,7 @@ def test_a_client_that_leaves_while_tokens_come_frees_the_model_at_once(bench: B
 
     assert bench.answer("other")["done"]
     assert bench.card.overlap_count == 0
-    until(lambda: [served.client_left for served in bench.ollama.served] == [True, False])
+    wait_until(lambda: [served.client_left for served in bench.ollama.served] == [True, False])
 
 
 def test_a_client_that_leaves_between_two_slow_tokens_is_noticed(slow: Bench) -> None:
@@ -582,24 +576,24 @@ def test_a_client_that_leaves_between_two_slow_tokens_is_noticed(slow: Bench) ->
     slow.load("other")
     slow.card.speed = 0.001
     with slow.open("/api/generate", {"model": "other", "prompt": "x"}):
-        until(lambda: slow.card.computing_now != ())
-    until(lambda: slow.card.computing_now == ())
+        wait_until(lambda: slow.card.computing_now != ())
+    wait_until(lambda: slow.card.computing_now == ())
 
 
 def test_a_client_that_leaves_while_its_model_loads_aborts_the_load(slow: Bench) -> None:
     slow.card.speed = 0.001
     with slow.open("/api/generate", {"model": GEMMA, "prompt": "x"}):
-        until(lambda: slow.card.computing_now != ())
+        wait_until(lambda: slow.card.computing_now != ())
         assert slow.residents()[GEMMA]["size"] == 4_500_000_000
         assert slow.card.free_bytes < 4_500_000_000
-    until(lambda: slow.card.computing_now == () and slow.residents() == {})
+    wait_until(lambda: slow.card.computing_now == () and slow.residents() == {})
     assert slow.card.free_bytes == slow.card.total_bytes - slow.card.reserved_bytes
 
 
 def test_a_request_that_waited_for_an_aborted_load_loads_by_itself(slow: Bench) -> None:
     slow.card.speed = 0.001
     with slow.open("/api/generate", {"model": "other", "prompt": "x"}):
-        until(lambda: slow.card.computing_now != ())
+        wait_until(lambda: slow.card.computing_now != ())
         waiting = slow.later("other", options={"num_predict": 1})
         slow.card.speed = FAST
     assert waiting.result().status_code == 200
@@ -610,11 +604,11 @@ def test_a_client_that_leaves_while_it_waits_for_its_turn_is_never_computed(benc
     bench.ollama.faults.add("stall")
     bench.load("other")
     with bench.open("/api/generate", {"model": "other", "prompt": "first"}):
-        until(lambda: bench.card.computing_now != ())
+        wait_until(lambda: bench.card.computing_now != ())
         with bench.open("/api/generate", {"model": "other", "prompt": "second"}):
             pass
-        until(lambda: any(served.client_left for served in bench.ollama.served))
-    until(lambda: bench.card.computing_now == ())
+        wait_until(lambda: any(served.client_left for served in bench.ollama.served))
+    wait_until(lambda: bench.card.computing_now == ())
     assert [entry.kind for entry in bench.card.compute_log] == ["load", "prompt", "decode", "generate"]
 
 
@@ -631,7 +625,7 @@ def test_out_of_memory_fails_the_load_and_gives_the_memory_back(bench: Bench) ->
         "llama-server process has terminated: exit status 1: cudaMalloc failed: out of memory\n"
     )
     assert bench.residents() == {}
-    until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
+    wait_until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
     assert bench.answer(options={"num_predict": 1})["done"]
 
 
@@ -665,7 +659,7 @@ def test_a_crashed_runner_gives_its_memory_back_stays_listed_and_is_loaded_anew(
     bench.generate()
 
     assert set(bench.residents()) == {GEMMA}
-    until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
+    wait_until(lambda: bench.card.used_bytes == bench.card.reserved_bytes)
     assert bench.answer(options={"num_predict": 1})["done"]
     assert bench.loads() == [GEMMA, GEMMA]
 
@@ -704,11 +698,11 @@ def test_a_hanging_request_sends_nothing_until_its_client_leaves(bench: Bench, p
     bench.ollama.faults.add("hang")
     body = {"model": "other", "prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}]}
     with bench.open(path, body) as connection:
-        until(bench.generates)
+        wait_until(bench.generates)
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
             connection.recv(1)
-    until(lambda: bench.card.computing_now == ())
+    wait_until(lambda: bench.card.computing_now == ())
 
 
 @pytest.mark.parametrize(("path", "field"), [("/api/embed", "input"), ("/api/embeddings", "prompt")])
@@ -804,7 +798,7 @@ def test_an_outage_breaks_streams_refuses_connections_and_frees_the_card(bench: 
             next(coming)
     with pytest.raises(httpx.ConnectError):
         bench.client.get("/api/ps")
-    until(lambda: bench.card.used_bytes == bench.card.reserved_bytes and bench.card.computing_now == ())
+    wait_until(lambda: bench.card.used_bytes == bench.card.reserved_bytes and bench.card.computing_now == ())
 
     bench.ollama.come_back()
     bench.ollama.come_back()
@@ -815,12 +809,12 @@ def test_an_outage_breaks_streams_refuses_connections_and_frees_the_card(bench: 
 
 def test_an_outage_ends_loads_and_queued_requests(slow: Bench) -> None:
     with slow.open("/api/generate", {"model": "big"}) as loading:
-        until(lambda: slow.card.computing_now != ())
+        wait_until(lambda: slow.card.computing_now != ())
         with slow.open("/api/generate", {"model": "other"}) as queued:
-            until(lambda: slow.ollama.pending_count == 1)
+            wait_until(lambda: slow.ollama.pending_count == 1)
             slow.ollama.go_away()
             assert (loading.recv(1), queued.recv(1)) == (b"", b"")
-    until(lambda: slow.card.computing_now == ())
+    wait_until(lambda: slow.card.computing_now == ())
     assert slow.ollama.pending_count == 0
     assert slow.card.used_bytes == slow.card.reserved_bytes
 
@@ -840,13 +834,13 @@ def test_an_outage_ends_by_itself(bench: Bench) -> None:
             except httpx.ConnectError:
                 return False
 
-        until(is_back)
+        wait_until(is_back)
 
 
 def test_an_outage_can_be_ordered_and_ended_from_outside(bench: Bench) -> None:
     ordered = bench.post("/simulator/outage", for_s=None)
     assert ordered.json() == {"away": True, "for_s": None}
-    until(lambda: _is_refused(bench.ollama.url))
+    wait_until(lambda: _is_refused(bench.ollama.url))
 
     with httpx.Client(base_url=bench.ollama.control_url) as control:
         assert control.get("/simulator/card").json()["report"]["loads"] == 0
@@ -921,7 +915,7 @@ def test_an_unknown_control_path_is_not_found(bench: Bench) -> None:
 def test_what_was_served_is_remembered(bench: Bench) -> None:
     bench.generate("nope")
     bench.client.get("/api/ps")
-    until(lambda: len(bench.ollama.served) == 2)
+    wait_until(lambda: len(bench.ollama.served) == 2)
     first, second = bench.ollama.served
     assert (first.method, first.path, first.status, first.client_left) == ("POST", "/api/generate", 404, False)
     assert first.body == {"model": "nope", "prompt": "Revise this"}
@@ -932,7 +926,7 @@ def test_what_was_served_is_remembered(bench: Bench) -> None:
 def test_what_was_served_is_found_again_in_the_cards_record(bench: Bench) -> None:
     bench.load("other")
     answer = bench.answer("other", options={"num_predict": 7})
-    until(lambda: len(bench.ollama.served) == 2)
+    wait_until(lambda: len(bench.ollama.served) == 2)
     served = bench.ollama.served[1]
     parts = {entry.kind: entry for entry in bench.card.compute_log if entry.request == served.request}
 
@@ -948,7 +942,7 @@ def test_tokens_said_to_a_client_that_left_are_counted(slow: Bench) -> None:
     slow.card.speed = 10
     with slow.open("/api/generate", {"model": "other", "prompt": "x"}) as connection:
         connection.recv(1)
-    until(lambda: len(slow.ollama.served) == 2)
+    wait_until(lambda: len(slow.ollama.served) == 2)
     assert 1 <= slow.ollama.served[1].output_tokens < 10
     assert slow.ollama.served[1].client_left
 
@@ -1000,7 +994,7 @@ def test_a_client_may_ask_before_it_sends_its_body(bench: Bench) -> None:
 )
 def test_what_is_no_http_is_refused_and_the_server_goes_on(bench: Bench, nonsense: bytes) -> None:
     host, port = bench.ollama.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
         connection.sendall(nonsense)
         with connection.makefile("rb") as answers:
             assert answers.read().startswith(b"HTTP/1.1 400 Bad Request\r\n")
@@ -1009,7 +1003,7 @@ def test_what_is_no_http_is_refused_and_the_server_goes_on(bench: Bench, nonsens
 
 def test_a_body_that_never_comes_whole_is_no_request(bench: Bench) -> None:
     host, port = bench.ollama.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
         connection.sendall(b"POST /api/show HTTP/1.1\r\nContent-Length: 16\r\n\r\n{")
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
@@ -1024,7 +1018,7 @@ def test_it_stops_with_connections_open_and_may_be_stopped_twice() -> None:
     try:
         bench.ollama.faults.add("hang")
         with bench.open("/api/generate", {"model": "other", "prompt": "x"}) as connection:
-            until(bench.generates)
+            wait_until(bench.generates)
             bench.ollama.stop()
             bench.ollama.stop()
             assert connection.recv(1) == b""
@@ -1088,7 +1082,7 @@ def test_the_command_prints_its_address_serves_and_ends_on_a_signal(
     asked = {"model": GEMMA, "prompt": "x", "stream": False, "options": {"num_predict": 2}}
     assert httpx.post(f"{url}/api/generate", json=asked).json()["response"] == expected_answer(GEMMA, "x", 2)
     process.send_signal(ending)
-    assert process.wait(20) == 0
+    assert process.wait(DEADLINE_S) == 0
     assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import ModelSpec, OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
 SPEED = 30.0
@@ -57,12 +57,6 @@ def steps(name: str) -> list[Step]:
 def simulator() -> OllamaSimulator:
     # Two of these models fit, not three, and memory is back at once, as where the exchanges were taken.
     return OllamaSimulator(SimulatedCard(total_bytes=12_000_000_000, release_delay_s=(0, 0), speed=SPEED), MODELS)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends_s, "it did not happen within 20 s"
 
 
 def is_timestamp(value: object) -> bool:
@@ -178,7 +172,7 @@ def assert_residents(listed: list[Step], step: Step, keep_alive_s: dict[str, flo
 def test_a_whole_conversation_goes_as_with_ollama() -> None:
     keep_alive_s: dict[str, float] = {}
     began = datetime.now(UTC)
-    with simulator() as ollama, httpx.Client(base_url=ollama.url, timeout=20) as client:
+    with simulator() as ollama, httpx.Client(base_url=ollama.url, timeout=DEADLINE_S) as client:
         conversation = steps("exchanges.jsonl")
         for number, step in enumerate(conversation):
             if "residents" not in step:
@@ -196,11 +190,11 @@ def test_a_whole_conversation_goes_as_with_ollama() -> None:
                         exchange(client, conversation[number - 1])
                         listed = residents(client)
                 elif step["title"] == "residents after it expired":
-                    until(lambda: len(residents(client)) == 1)
+                    wait_until(lambda: len(residents(client)) == 1)
                     keep_alive_s.clear()
                     listed = residents(client)
                 assert_residents(listed, step, keep_alive_s, began)
-        until(lambda: residents(client) == [])
+        wait_until(lambda: residents(client) == [])
 
 
 def test_every_exchange_is_among_the_steps() -> None:

@@ -13,7 +13,7 @@ from tests.store.rows import Rows
 
 
 def open_sqlite(folder: Path) -> Store:
-    return open_store(folder / "jobs.db", write_timeout_s=30.0)
+    return open_store(folder / "jobs.db", write_timeout_s=120.0)
 
 
 ENGINES: dict[str, Callable[[Path], Store]] = {"sqlite": open_sqlite}

@@ -14,10 +14,9 @@ import pytest
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener, Wakeups, runtime_dir
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import fork, forks
 from tests.store.rows import Rows
-
-PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -32,8 +31,8 @@ def test_a_ring_wakes_every_worker_that_listens(directory: Path) -> None:
     wakeups = Wakeups(directory)
     with Listener(directory, "workers", "a") as first, Listener(directory, "workers", "b") as second:
         wakeups.ring_workers()
-        assert first.wait(PATIENCE_S)
-        assert second.wait(PATIENCE_S)
+        assert first.wait(DEADLINE_S)
+        assert second.wait(DEADLINE_S)
         assert not first.wait(0.001)
     wakeups.close()
 
@@ -46,8 +45,8 @@ def test_a_ring_for_a_job_wakes_only_those_that_wait_for_it(directory: Path) -> 
         Listener.for_job(directory, 1) as again,
     ):
         wakeups.ring_waiters([1, 7])
-        assert one.wait(PATIENCE_S)
-        assert again.wait(PATIENCE_S)
+        assert one.wait(DEADLINE_S)
+        assert again.wait(DEADLINE_S)
         assert not eleven.wait(0.001)
     wakeups.close()
 
@@ -57,7 +56,7 @@ def test_many_rings_count_as_one(directory: Path) -> None:
     with Listener(directory, "workers", "a") as listener:
         for _ in range(50):
             wakeups.ring_workers()
-        assert listener.wait(PATIENCE_S)
+        assert listener.wait(DEADLINE_S)
         assert not listener.wait(0.001)
     wakeups.close()
 
@@ -97,11 +96,11 @@ def test_a_listener_that_came_in_the_same_tick_as_another_is_rung_too(directory:
     with Listener.for_job(directory, 1) as first:
         os.utime(folder, ns=(tick_ns, tick_ns))
         wakeups.ring_waiters([1])
-        assert first.wait(PATIENCE_S)
+        assert first.wait(DEADLINE_S)
         with Listener.for_job(directory, 1) as second:
             os.utime(folder, ns=(tick_ns, tick_ns))
             wakeups.ring_waiters([1])
-            assert second.wait(PATIENCE_S)
+            assert second.wait(DEADLINE_S)
     wakeups.close()
 
 
@@ -115,7 +114,7 @@ def test_a_worker_that_came_after_a_burst_is_rung_once_the_listing_is_old(
     with Listener(directory, "workers", "new") as listener:
         clock[0] += 1
         wakeups.ring_workers()
-        assert listener.wait(PATIENCE_S)
+        assert listener.wait(DEADLINE_S)
     wakeups.close()
 
 
@@ -123,7 +122,7 @@ def test_a_thread_wakes_its_own_listener(directory: Path) -> None:
     with Listener(directory, "workers", "a") as listener:
         thread = threading.Thread(target=listener.ring)
         thread.start()
-        assert listener.wait(PATIENCE_S)
+        assert listener.wait(DEADLINE_S)
         thread.join()
 
 
@@ -161,10 +160,10 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: py
 def test_the_store_rings_after_what_somebody_waits_for(store: Store, rows: Rows) -> None:
     with Listener(store.runtime_dir, "workers", "me") as worker:
         first = rows.enqueue()
-        assert worker.wait(PATIENCE_S), "a new job rings the workers"
+        assert worker.wait(DEADLINE_S), "a new job rings the workers"
         with Listener.for_job(store.runtime_dir, first) as waiter:
             lease = rows.claim_one()
             store.attempts.report([Report(first, lease.lease, "text")])
-            assert waiter.wait(PATIENCE_S), "output rings who waits"
+            assert waiter.wait(DEADLINE_S), "output rings who waits"
             rows.complete(lease)
-            assert waiter.wait(PATIENCE_S), "the end rings who waits"
+            assert waiter.wait(DEADLINE_S), "the end rings who waits"

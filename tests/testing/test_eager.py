@@ -11,6 +11,7 @@ import pytest
 
 from gpuqueue import Discard, JobFailed, Retry, ServiceUnavailable, Snooze, UsageError, backoff, current_job, hookimpl
 from gpuqueue.testing import eager, run_until_idle
+from gpuqueue.testing.waiting import DEADLINE_S
 
 seen: ContextVar[str] = ContextVar("seen")
 
@@ -261,7 +262,7 @@ def test_what_ends_a_test_is_not_taken_for_a_jobs_failure(gq):
 
 
 def test_threads_run_their_own_jobs_side_by_side(gq):
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=DEADLINE_S)
     gq.task(name="meet")(lambda: both.wait() >= 0)
     results = []
     with eager(gq):

@@ -22,6 +22,7 @@ from gpuqueue.executors.processes import Children, ProcessExecutor
 from gpuqueue.testing import RecordedAttempt
 from gpuqueue.testing.attempts import Bench
 from gpuqueue.testing.executors import ExecutorSuite
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.executors.isolated_functions import speak_on
 
 GEMMA = "gemma4:e4b"
@@ -130,7 +131,7 @@ class Faulty:
             raise {"undocumented": Undocumented("odd"), "silent": Undocumented("")}.get(self.fault, ValueError("wrong"))
         while "endless" in arguments and self.fault != "ends by itself":
             if self.fault == "says nothing":
-                let_go.wait(20)
+                let_go.wait(DEADLINE_S)
             elif self.fault == "swallows":
                 try:
                     context.check()
@@ -264,7 +265,7 @@ def test_a_recorded_attempt_keeps_what_it_is_told():
         return f"{job.task} {job.queue} {job.attempt}/{job.max_attempts}"
 
     bench, attempt = Bench(), RecordedAttempt({"name": "Ana"}, task="greet", queue="mail", attempt=2, max_attempts=5)
-    assert bench.start(CallableExecutor(work), attempt).result(timeout=20) == ("greet mail 2/5", None)
+    assert bench.start(CallableExecutor(work), attempt).result(timeout=DEADLINE_S) == ("greet mail 2/5", None)
     assert (attempt.emitted, attempt.logged, attempt.progressed) == (["Hello ", "Ana"], ["so far"], [(0.5, "half")])
     assert attempt.begun.is_set()
     bench.close()

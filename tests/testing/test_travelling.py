@@ -10,6 +10,7 @@ import time_machine
 from gpuqueue import JobExpired, Snooze, State, UsageError, Worker, backoff
 from gpuqueue.store.sqlite import claims
 from gpuqueue.testing import JobsStuck, eager, run_until_idle, travel
+from gpuqueue.testing.waiting import DEADLINE_S
 
 NOON = datetime(2031, 7, 1, 12, tzinfo=UTC)
 
@@ -107,7 +108,7 @@ def test_a_dead_workers_lease_ends_and_its_job_is_taken_over(gq):
     run_until_idle(gq, may_wait=True)
     assert job.refresh().state is State.RUNNING
     with travel(gq, "10m"), Worker(gq):
-        assert job.result(timeout_s=20) == 1
+        assert job.result(timeout_s=DEADLINE_S) == 1
 
 
 def test_it_adds_to_the_journey_of_time_machine_which_alone_moves_what_tasks_read(gq):

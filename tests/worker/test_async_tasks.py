@@ -13,6 +13,7 @@ import pytest
 
 from gpuqueue import JobCancelled, JobFailed, Retry, current_job
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 class Meeting:
@@ -30,7 +31,7 @@ class Meeting:
         self.threads.add(threading.get_ident())
         if self._come == self._size:
             self._all_here.set()
-        await asyncio.wait_for(self._all_here.wait(), 20)
+        await asyncio.wait_for(self._all_here.wait(), DEADLINE_S)
 
 
 def test_two_hundred_jobs_wait_on_http_at_once_without_a_thread_each(make_queue, start_worker):
@@ -52,7 +53,7 @@ def test_two_hundred_jobs_wait_on_http_at_once_without_a_thread_each(make_queue,
         before = threading.active_count()
         start_worker(gq)
         jobs = gq.enqueue_many([(ask, {"number": number}) for number in range(200)])
-        assert [job.result(timeout_s=60) for job in jobs] == list(range(200))
+        assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == list(range(200))
     assert len(meeting.threads) == 1
     # The worker's own threads, and those of the simulated server for its connections, but none for each job.
     assert thread_counts[0] - before < 20
@@ -72,7 +73,7 @@ def test_no_more_run_at_once_than_the_worker_was_told(make_queue, start_worker, 
 
     start_worker(gq)
     for job in gq.enqueue_many([(work, {})] * 40):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert max(most) == 3
 
 
@@ -96,13 +97,13 @@ def test_plain_and_asynchronous_jobs_of_one_queue_each_find_their_place(gq, star
     blocked = blocker.enqueue()
     gate.wait_reached()
     # The only thread is taken: an asynchronous job runs all the same, one behind a plain job keeps its place.
-    waiting.enqueue(number=1).result(timeout_s=20)
+    waiting.enqueue(number=1).result(timeout_s=DEADLINE_S)
     mixed = [plain.enqueue(number=2), waiting.enqueue(number=3)]
     with pytest.raises(TimeoutError):
         mixed[1].result(timeout_s=0.3)
     gate.open()
     for job in (blocked, *mixed):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert order[0] == 1
     assert sorted(order) == [1, 2, 3]
 
@@ -122,8 +123,8 @@ def test_an_asynchronous_task_knows_its_job(gq, start_worker):
 
     start_worker(gq)
     jobs = [look.enqueue() for _ in range(20)]
-    assert [job.result(timeout_s=20) for job in jobs] == [[job.id] * 3 for job in jobs]
-    assert ["".join(job.stream(timeout_s=20)) for job in jobs] == ["text"] * 20
+    assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == [[job.id] * 3 for job in jobs]
+    assert ["".join(job.stream(timeout_s=DEADLINE_S)) for job in jobs] == ["text"] * 20
     assert [line.message for line in jobs[7].logs()] == ["a line"]
     assert jobs[7].refresh().progress == 0.5
 
@@ -145,7 +146,7 @@ class Sleeper:
             raise
 
     def wait_began(self):
-        assert self.began.wait(20)
+        assert self.began.wait(DEADLINE_S)
 
 
 def test_a_cancel_from_outside_raises_cancelled_error_in_the_task(make_queue, start_worker):
@@ -156,7 +157,7 @@ def test_a_cancel_from_outside_raises_cancelled_error_in_the_task(make_queue, st
     sleeper.wait_began()
     make_queue().job(job.id).cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert sleeper.told == ["cancelled, True"]
 
 
@@ -164,7 +165,7 @@ def test_a_deadline_raises_cancelled_error_in_the_task(gq, start_worker):
     sleeper = Sleeper(gq, timeout="100ms")
     start_worker(gq)
     with pytest.raises(JobFailed, match="ran longer than its timeout of 100 ms"):
-        sleeper.task.enqueue().result(timeout_s=20)
+        sleeper.task.enqueue().result(timeout_s=DEADLINE_S)
     assert sleeper.told == ["cancelled, True"]
 
 
@@ -198,8 +199,8 @@ def test_a_task_that_swallows_its_cancellation_is_given_up_and_leaves_room(make_
     began.wait_reached()
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=20)
-    assert noop.enqueue().result(timeout_s=20) == 7
+        job.result(timeout_s=DEADLINE_S)
+    assert noop.enqueue().result(timeout_s=DEADLINE_S) == 7
 
 
 def test_a_cancellation_of_the_tasks_own_making_is_its_failure(gq, start_worker):
@@ -209,7 +210,7 @@ def test_a_cancellation_of_the_tasks_own_making_is_its_failure(gq, start_worker)
 
     start_worker(gq)
     with pytest.raises(JobFailed, match="CancelledError: of its own"):
-        odd.enqueue().result(timeout_s=20)
+        odd.enqueue().result(timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), RuntimeError("no")])
@@ -224,8 +225,8 @@ def test_whatever_a_task_raises_ends_the_job_and_not_the_loop(gq, start_worker, 
 
     start_worker(gq)
     with pytest.raises(JobFailed, match=type(error).__name__):
-        raises.enqueue().result(timeout_s=20)
-    assert noop.enqueue().result(timeout_s=20) == 7
+        raises.enqueue().result(timeout_s=DEADLINE_S)
+    assert noop.enqueue().result(timeout_s=DEADLINE_S) == 7
 
 
 def test_an_asynchronous_task_decides_what_becomes_of_its_attempt(gq, start_worker, until):
@@ -236,7 +237,7 @@ def test_an_asynchronous_task_decides_what_becomes_of_its_attempt(gq, start_work
         return 7
 
     start_worker(gq)
-    assert later.enqueue().result(timeout_s=20) == 7
+    assert later.enqueue().result(timeout_s=DEADLINE_S) == 7
 
 
 def test_a_burst_ends_when_the_last_asynchronous_job_has_ended(gq, start_worker):
@@ -264,7 +265,7 @@ def test_an_asynchronous_task_of_a_gpu_queue_runs_on_the_loop_too(make_queue, st
 
     start_worker(gq)
     jobs = [train.enqueue() for _ in range(3)]
-    assert [job.result(timeout_s=20) for job in jobs] == ["trained"] * 3
+    assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == ["trained"] * 3
     assert threads == {"gpuqueue-event-loop"}
 
 
@@ -281,7 +282,7 @@ def test_what_blocks_the_event_loop_is_named_with_its_file_and_line(gq, start_wo
         job = block.enqueue()
         told = until(lambda: [record.getMessage() for record in caplog.records if "blocks" in record.getMessage()], "a warning")
         gate.open()
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert f"job {job.id} (block) has blocked the event loop" in told[0]
     line = block.function.__code__.co_firstlineno + 3
     assert f"{__file__}:{line}: gate.pass_through()  # this blocks the loop, stuck in" in told[0]
@@ -297,7 +298,7 @@ def test_a_task_that_only_waits_is_not_accused(gq, start_worker, caplog):
 
     with caplog.at_level(logging.WARNING, logger="gpuqueue.worker"):
         start_worker(gq)
-        wait.enqueue().result(timeout_s=20)
+        wait.enqueue().result(timeout_s=DEADLINE_S)
     assert "blocks" not in caplog.text
 
 
@@ -319,10 +320,10 @@ def test_a_task_that_is_registered_after_the_start_waits_for_the_loop_in_a_threa
         return threading.current_thread().name
 
     waits = late.enqueue()
-    assert known.enqueue().result(timeout_s=20) == "gpuqueue-event-loop"
+    assert known.enqueue().result(timeout_s=DEADLINE_S) == "gpuqueue-event-loop"
     assert waits.refresh().state == "available"  # the only thread is taken
     gate.open()
-    assert [blocked.result(timeout_s=20), waits.result(timeout_s=20)] == [None, "gpuqueue-event-loop"]
+    assert [blocked.result(timeout_s=DEADLINE_S), waits.result(timeout_s=DEADLINE_S)] == [None, "gpuqueue-event-loop"]
 
 
 def test_a_task_that_is_registered_anew_as_a_plain_function_runs_in_a_thread(gq, start_worker):
@@ -332,9 +333,9 @@ def test_a_task_that_is_registered_anew_as_a_plain_function_runs_in_a_thread(gq,
     body = "def work():\n    return threading.current_thread().name\n"
     define(f'@gq.task(name="work")\nasync {body}')
     start_worker(gq)
-    assert gq.enqueue("work").result(timeout_s=20) == "gpuqueue-event-loop"
+    assert gq.enqueue("work").result(timeout_s=DEADLINE_S) == "gpuqueue-event-loop"
     define(f'@gq.task(name="work")\n{body}')
-    assert gq.enqueue("work").result(timeout_s=20).startswith("gpuqueue-job-")
+    assert gq.enqueue("work").result(timeout_s=DEADLINE_S).startswith("gpuqueue-job-")
 
 
 def test_an_event_loop_costs_nothing_where_no_task_needs_it(gq, start_worker):
@@ -343,5 +344,5 @@ def test_an_event_loop_costs_nothing_where_no_task_needs_it(gq, start_worker):
         time.monotonic()
 
     start_worker(gq)
-    plain.enqueue().result(timeout_s=20)
+    plain.enqueue().result(timeout_s=DEADLINE_S)
     assert "gpuqueue-event-loop" not in {thread.name for thread in threading.enumerate()}

@@ -11,6 +11,7 @@ import pytest
 
 from gpuqueue import Discard, JobCancelled, JobFailed, Retry, Snooze, UsageError, backoff, current_job, hookimpl
 from gpuqueue.store.sqlite.queries import timeline
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 def test_a_task_knows_its_job(gq, start_worker):
@@ -24,7 +25,7 @@ def test_a_task_knows_its_job(gq, start_worker):
 
     start_worker(gq)
     job = look.enqueue()
-    told = job.result(timeout_s=20)
+    told = job.result(timeout_s=DEADLINE_S)
     assert told["is"] == [job.id, "work", "look", 1, 3, False]
     lasts = datetime.fromisoformat(told["deadline"]) - job.started_at
     assert lasts == pytest.approx(timedelta(hours=1), abs=timedelta(seconds=5))
@@ -35,12 +36,12 @@ def test_each_thread_has_its_own_job_and_one_that_a_task_starts_may_be_given_it(
 
     @gq.task(name="meet")
     def meet() -> list:
-        meeting.wait(20)
+        meeting.wait(DEADLINE_S)
         found = []
         for run in (contextvars.copy_context().run, contextvars.Context().run):
             thread = threading.Thread(target=lambda run=run: found.append(run(asked)))
             thread.start()
-            thread.join(20)
+            thread.join(DEADLINE_S)
         return [current_job().id, *found]
 
     def asked() -> int | str:
@@ -52,7 +53,7 @@ def test_each_thread_has_its_own_job_and_one_that_a_task_starts_may_be_given_it(
     start_worker(gq, threads=2)
     jobs = [meet.enqueue(), meet.enqueue()]
     outside = "current_job() works only inside a task"
-    assert [job.result(timeout_s=20) for job in jobs] == [[job.id, job.id, outside] for job in jobs]
+    assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == [[job.id, job.id, outside] for job in jobs]
     with pytest.raises(UsageError, match="no job runs here"):
         current_job()
 
@@ -76,10 +77,10 @@ def test_progress_log_and_output_are_seen_while_the_job_runs_and_afterwards(gq, 
     until(lambda: job.refresh().progress == 0.5, "progress")
     assert job.record.progress_note == "half"
     until(lambda: len(job.logs()) == 2, "two lines")
-    pieces = job.stream(timeout_s=20)
+    pieces = job.stream(timeout_s=DEADLINE_S)
     assert next(pieces) == "once upon a time"
     gate.open()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     lines = job.logs()
     assert [line.message for line in lines] == ["first line", "{'any': 'thing'}", "last line"]
     assert [line.message for line in job.logs(after=lines[1].seq)] == ["last line"]
@@ -98,7 +99,7 @@ def test_a_new_attempt_begins_its_progress_anew_and_keeps_the_log(gq, start_work
 
     start_worker(gq)
     job = twice.enqueue()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     assert [line.message for line in job.logs()] == ["attempt 1", "attempt 2"]
     assert job.logs()[0].lease < job.logs()[1].lease
     assert job.refresh().progress is None
@@ -112,7 +113,7 @@ def test_progress_that_is_no_fraction_is_the_tasks_error(gq, start_worker, fract
 
     start_worker(gq)
     with pytest.raises(JobFailed, match="a number from 0 to 1"):
-        wrong.enqueue().result(timeout_s=20)
+        wrong.enqueue().result(timeout_s=DEADLINE_S)
 
 
 def test_progress_is_told_to_plugins(make_queue, start_worker, until):
@@ -131,7 +132,7 @@ def test_progress_is_told_to_plugins(make_queue, start_worker, until):
 
     start_worker(gq)
     job = speak.enqueue()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     assert until(lambda: told, "the event") == [(job.id, 1.0, "done")]
 
 
@@ -149,7 +150,7 @@ def test_a_long_loop_sees_that_it_was_cancelled(gq, start_worker, gate, make_gat
     job = loop.enqueue()
     gate.wait_reached()
     job.cancel()
-    assert job.result(timeout_s=20) == "what it has so far"
+    assert job.result(timeout_s=DEADLINE_S) == "what it has so far"
 
 
 def test_a_check_ends_an_attempt_that_was_cancelled_even_inside_a_broad_except(gq, start_worker, gate, make_gate):
@@ -170,7 +171,7 @@ def test_a_check_ends_an_attempt_that_was_cancelled_even_inside_a_broad_except(g
     gate.wait_reached()
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
 
 
 def test_a_task_called_as_a_function_speaks_to_the_log_only(gq, caplog):
@@ -230,7 +231,7 @@ def test_a_retry_of_the_last_attempt_discards_the_job(gq, start_worker, until):
 
 def test_a_snooze_spends_no_attempt(gq, start_worker, until):
     job, seen = run_once(gq, start_worker, until, Snooze(0, reason="closed"))
-    assert job.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
     assert seen == [1, 1]
     with gq.store.engine.lent() as connection:
         (snoozed,) = timeline(connection, job.id)
@@ -248,7 +249,7 @@ def test_a_discard_ends_the_job_whatever_attempts_are_left(gq, start_worker, unt
     job, seen = run_once(gq, start_worker, until, Discard("the order was cancelled", code="obsolete"), max_attempts=9)
     assert (job.state, job.error.code, job.error.message) == ("discarded", "obsolete", "the order was cancelled")
     with pytest.raises(JobFailed, match="the order was cancelled"):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert seen == [1]
 
 
@@ -282,4 +283,4 @@ def test_a_check_past_the_deadline_ends_the_attempt_as_timed_out_before_the_work
 
     start_worker(gq)
     with pytest.raises(JobFailed, match="ran longer than its timeout of 50 ms"):
-        late.enqueue().result(timeout_s=20)
+        late.enqueue().result(timeout_s=DEADLINE_S)

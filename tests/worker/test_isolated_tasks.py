@@ -14,6 +14,7 @@ import pytest
 from gpuqueue import GPUQueue, JobCancelled, JobFailed, UsageError
 from gpuqueue.executors.processes import IDLE_S
 from gpuqueue.store.sqlite.queries import timeline
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.executors import isolated_functions as functions
 from tests.history import History
 from tests.processes import started
@@ -47,7 +48,7 @@ def numbers(until, file: Path) -> list[int]:
 def test_arguments_and_result_go_to_another_process_and_back(isolated, gq, start_worker):
     where = isolated(functions.where)
     start_worker(gq)
-    told = where.enqueue(text="é", number=1.5, list=[None, True, {"a": []}]).result(timeout_s=30)
+    told = where.enqueue(text="é", number=1.5, list=[None, True, {"a": []}]).result(timeout_s=DEADLINE_S)
     assert told["arguments"] == {"text": "é", "number": 1.5, "list": [None, True, {"a": []}]}
     assert told["pid"] != os.getpid()
     assert told["parent"] == os.getpid()
@@ -57,8 +58,8 @@ def test_a_task_speaks_of_its_job_from_there(isolated, gq, start_worker):
     speak = isolated(functions.speak, queue="work", max_attempts=3, timeout="1h")
     start_worker(gq)
     job = speak.enqueue()
-    assert job.result(timeout_s=30) == f"{job.id} True"
-    assert "".join(job.stream(timeout_s=20)) == "once upon a time"
+    assert job.result(timeout_s=DEADLINE_S) == f"{job.id} True"
+    assert "".join(job.stream(timeout_s=DEADLINE_S)) == "once upon a time"
     assert [line.message for line in job.logs()] == ["attempt 1 of 3 of speak in work"]
     assert (job.refresh().progress, job.record.progress_note) == (0.5, "half")
 
@@ -67,15 +68,15 @@ def test_an_asynchronous_task_may_be_isolated_too(isolated, gq, start_worker):
     speak = isolated(functions.speak_later)
     start_worker(gq)
     job = speak.enqueue()
-    assert job.result(timeout_s=30) == job.id
-    assert "".join(job.stream(timeout_s=20)) == "later"
+    assert job.result(timeout_s=DEADLINE_S) == job.id
+    assert "".join(job.stream(timeout_s=DEADLINE_S)) == "later"
 
 
 def test_large_arguments_and_results_pass(isolated, gq, start_worker):
     where = isolated(functions.where)
     start_worker(gq)
     text = "x" * 5_000_000
-    assert where.enqueue(text=text).result(timeout_s=30)["arguments"] == {"text": text}
+    assert where.enqueue(text=text).result(timeout_s=DEADLINE_S)["arguments"] == {"text": text}
 
 
 def test_a_task_that_is_isolated_can_be_called_as_a_function(isolated):
@@ -91,7 +92,7 @@ def test_a_function_that_no_other_process_can_find_is_refused(gq):
 
 def test_a_function_of_a_notebook_cannot_be_isolated():
     code = "from gpuqueue import GPUQueue\ngq = GPUQueue('x.db')\ndef work(): ...\ngq.task(isolate=True)(work)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
     assert "cannot import it from a notebook or an interpreter. Move work to a module" in ran.stderr
 
 
@@ -106,9 +107,9 @@ def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_importe
         "if __name__ == '__main__':\n"
         "    job = where.enqueue()\n"
         "    Worker(gq, burst=True).run()\n"
-        "    print(job.result(timeout_s=30) not in (0, os.getpid()))\n"
+        "    print(job.result(timeout_s=120) not in (0, os.getpid()))\n"
     )
-    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ran.stdout, ran.returncode) == ("True\n", 0), ran.stderr
 
 
@@ -132,10 +133,10 @@ def test_the_job_says_how_it_ended_and_the_worker_lives(isolated, gq, start_work
     start_worker(gq)
     job = fail.enqueue(kind=kind)
     with pytest.raises(JobFailed):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert job.refresh().error.code == code
     assert said in job.error.message
-    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+    assert where.enqueue().result(timeout_s=DEADLINE_S)["arguments"] == {}
 
 
 def test_a_traceback_from_there_is_kept(isolated, gq, start_worker):
@@ -143,7 +144,7 @@ def test_a_traceback_from_there_is_kept(isolated, gq, start_worker):
     start_worker(gq)
     job = fail.enqueue(kind="error")
     with pytest.raises(JobFailed):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert 'raise Odd("no such thing")' in job.refresh().error.traceback
 
 
@@ -152,7 +153,7 @@ def test_rules_cover_errors_from_there_by_their_class_and_its_bases(isolated, gq
     start_worker(gq)
     job = fail.enqueue(kind="error")
     with pytest.raises(JobFailed, match="no such thing"):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert job.attempt == 1
 
 
@@ -183,9 +184,9 @@ def test_at_its_deadline_it_is_ended_whatever_it_does_and_the_job_says_why(isola
         status = Path(f"/proc/{pids[0]}/status").read_text()
         assert int(status.partition("VmRSS:")[2].split()[0]) > 1_900_000  # kB
     with pytest.raises(JobFailed, match=f"ran longer than its timeout of {limit[:-1]} s"):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     until(lambda: not any(lives(pid) for pid in pids), "its processes' end, which gives its memory back")
-    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+    assert where.enqueue().result(timeout_s=DEADLINE_S)["arguments"] == {}
 
 
 def test_a_cancel_ends_it_at_once_and_lets_it_tidy_up(isolated, gq, start_worker, until, tmp_path):
@@ -195,7 +196,7 @@ def test_a_cancel_ends_it_at_once_and_lets_it_tidy_up(isolated, gq, start_worker
     (pid,) = numbers(until, tmp_path / "who")
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     until(lambda: not lives(pid), "its end")
     assert (tmp_path / "who.end").read_text() == "cancelled: True"
 
@@ -255,7 +256,7 @@ def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, un
 def test_a_process_runs_several_jobs_one_after_another_until_it_grows(isolated, gq, start_worker):
     remember = isolated(functions.remember)
     start_worker(gq, threads=1)
-    pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (10, 10, 10, 200_000_000, 10)]
+    pids = [remember.enqueue(size=size).result(timeout_s=DEADLINE_S) for size in (10, 10, 10, 200_000_000, 10)]
     assert pids[0] == pids[1] == pids[2] == pids[3]
     assert pids[4] != pids[3]
 
@@ -264,7 +265,7 @@ def test_that_a_process_grows_is_seen_however_large_its_worker_is(isolated, gq, 
     ballast = bytearray(b"\1") * 400_000_000
     remember = isolated(functions.remember)
     start_worker(gq, threads=1)
-    pids = [remember.enqueue(size=size).result(timeout_s=30) for size in (200_000_000, 10)]
+    pids = [remember.enqueue(size=size).result(timeout_s=DEADLINE_S) for size in (200_000_000, 10)]
     assert len(ballast) == 400_000_000
     assert pids[0] != pids[1]
 
@@ -273,7 +274,7 @@ def test_an_idle_process_is_ended_after_a_while(isolated, gq, start_worker, unti
     monkeypatch.setattr("gpuqueue.executors.processes.IDLE_S", IDLE_S / 1000)
     remember = isolated(functions.remember)
     start_worker(gq)
-    pid = remember.enqueue(size=10).result(timeout_s=30)
+    pid = remember.enqueue(size=10).result(timeout_s=DEADLINE_S)
     until(lambda: not lives(pid), "its end")
 
 
@@ -281,11 +282,11 @@ def test_a_job_on_a_device_has_a_process_of_its_own_which_sees_that_device_alone
     gq = make_queue(GPU)
     where = gq.task(name="where", queue="train", isolate=True)(functions.where)
     start_worker(gq)
-    told = [where.enqueue().result(timeout_s=30) for _ in range(2)]
+    told = [where.enqueue().result(timeout_s=DEADLINE_S) for _ in range(2)]
     assert told[0]["environment"] == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert told[0]["pid"] != told[1]["pid"]
     until(lambda: not any(lives(one["pid"]) for one in told), "their ends, which free what they held on the device")
-    elsewhere = where.using(queue="mail").enqueue().result(timeout_s=30)
+    elsewhere = where.using(queue="mail").enqueue().result(timeout_s=DEADLINE_S)
     assert elsewhere["environment"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -293,7 +294,7 @@ def test_a_device_with_a_uuid_is_shown_by_it(make_queue, start_worker):
     gq = make_queue(GPU.replace("device = 1", 'device = "GPU-5e1c0a52"'))
     where = gq.task(name="where", queue="train", isolate=True)(functions.where)
     start_worker(gq)
-    assert where.enqueue().result(timeout_s=30)["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-5e1c0a52"
+    assert where.enqueue().result(timeout_s=DEADLINE_S)["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-5e1c0a52"
 
 
 def test_a_guardian_that_was_killed_is_replaced(isolated, gq, start_worker, until, tmp_path):
@@ -314,7 +315,7 @@ def test_a_guardian_that_was_killed_is_replaced(isolated, gq, start_worker, unti
     (first,) = guardians()
     os.kill(first, signal.SIGKILL)
     until(lambda: not lives(first), "its end")
-    assert where.enqueue().result(timeout_s=30)["arguments"] == {}
+    assert where.enqueue().result(timeout_s=DEADLINE_S)["arguments"] == {}
     (second,) = guardians()
     assert second != first
 
@@ -331,18 +332,18 @@ def work() -> str:
 
 
 with Worker(gq):
-    print(work.enqueue().result(timeout_s=30))
+    print(work.enqueue().result(timeout_s=120))
 """
 
 
 def test_a_script_that_starts_its_worker_as_it_is_imported_is_told_how_to_write_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
     assert told.returncode == 1
     assert 'Start the worker under `if __name__ == "__main__":`' in told.stderr.splitlines()[-1]
     with GPUQueue(tmp_path / "jobs.db") as gq:
         assert [job.id for job in gq.jobs()] == [1], "no child enqueued another"
     guarded = SCRIPT.replace("with Worker(gq):\n    print", 'if __name__ == "__main__":\n  with Worker(gq):\n    print')
     (tmp_path / "script.py").write_text(guarded)
-    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")

@@ -19,6 +19,7 @@ from gpuqueue import GPUQueue, ServiceUnavailable, Snooze, current_job
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Lease
 from gpuqueue.logs import EVENTS, KEYS
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import AI, GEMMA
 from tests.processes import read_until, started
 
@@ -62,7 +63,7 @@ def run_worker(folder: Path, *options: str, **environ: str) -> list[str]:
         ends = ("job 1 of mail completed", "job 2 of mail was discarded", "job 3 of mail was discarded")
         said = read_until(process.stderr, *ends)
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=30)
+        _, rest = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     return (said + rest).splitlines(keepends=True)
 
@@ -183,7 +184,7 @@ Until = Callable[..., Any]
 def test_a_job_on_a_card_tells_its_loading_its_end_and_its_clean_up(ai: AI, start_worker: Any, told: Told, until: Until) -> None:
     worker = start_worker(ai.gq)
     job = ai.batch()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     until(lambda: told.named("memory_released", job=job.id), "its clean-up")
     assert told.names(job.id) == ["attempt_started", "model_loaded", "job_completed", "memory_released"]
     started, loaded, completed, released = (item for item in told.events if item.get("job") == job.id)
@@ -200,10 +201,10 @@ def test_a_job_on_a_card_tells_its_loading_its_end_and_its_clean_up(ai: AI, star
 def test_a_model_that_leaves_for_another_tells_how_long_that_took(ai: AI, start_worker: Any, told: Told) -> None:
     import httpx
 
-    httpx.post(f"{ai.ollama.url}/api/generate", json={"model": GEMMA, "keep_alive": -1}, timeout=20)
+    httpx.post(f"{ai.ollama.url}/api/generate", json={"model": GEMMA, "keep_alive": -1}, timeout=DEADLINE_S)
     start_worker(ai.gq)
     job = ai.embed()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     (evicted,) = told.named("model_evicted")
     assert (evicted["job"], evicted["lease"], evicted["models"], evicted["device"]) == (job.id, 1, [GEMMA], "gpu0")
     assert evicted["evict_s"] > 0
@@ -215,9 +216,9 @@ def test_a_job_that_makes_room_tells_who_asked_and_that_it_goes_back(
     gq = make_queue(ai.toml.replace("yields_to", 'min_run = "0s"\nnearly_done = "0s"\nyields_to'))
     start_worker(gq)
     batch = gq.ollama.generate(GEMMA, prompt="long", queue="ai-batch", options={"num_predict": 100_000})
-    next(iter(batch.stream(timeout_s=20)))
+    next(iter(batch.stream(timeout_s=DEADLINE_S)))
     person = gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5})
-    person.result(timeout_s=20)
+    person.result(timeout_s=DEADLINE_S)
     until(lambda: told.named("job_preempted"), "it goes back")
     (asked,) = told.named("preemption_requested", job=batch.id)
     assert (asked["lease"], asked["for_job"]) == (1, person.id)
@@ -237,7 +238,7 @@ def test_an_outage_tells_that_it_began_whom_it_refused_and_that_it_is_over(
     until(lambda: told.named("backend_lost"), "the outage")
     refused = ai.realtime()
     with pytest.raises(ServiceUnavailable):
-        refused.result(timeout_s=20)
+        refused.result(timeout_s=DEADLINE_S)
     (lost,) = told.named("backend_lost")
     assert lost["backend"] == "ollama"
     assert lost["error"] and lost["retry_at"].endswith("Z")
@@ -263,7 +264,7 @@ def test_a_card_that_is_lost_during_a_job_tells_that_once_and_which_memory_is_ke
 ) -> None:
     start_worker(ai.gq)
     job = ai.batch()
-    next(iter(job.stream(timeout_s=20)))
+    next(iter(job.stream(timeout_s=DEADLINE_S)))
     ai.card.lost = True
     (kept, *_) = until(lambda: told.named("memory_kept", job=job.id), "the clean-up")
     assert kept["device"] == "gpu0"
@@ -379,7 +380,7 @@ def test_jobs_without_a_device_are_told_at_level_debug_only_and_what_goes_wrong_
     start_worker(gq)
     good, bad = work.enqueue(fails=False), work.enqueue(fails=True)
     until(lambda: told.named("job_discarded", job=bad.id), "the failure")
-    assert good.result(timeout_s=20) is None
+    assert good.result(timeout_s=DEADLINE_S) is None
     assert told.names(good.id) == []
     assert told.names(bad.id) == ["job_discarded"]
 

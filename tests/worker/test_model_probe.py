@@ -9,6 +9,7 @@ import pytest
 
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import DEFAULT_MODELS, ModelSpec, OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 
 SMALL = ModelSpec("small", 1_000_000_000, context_length=4096)
 
@@ -32,7 +33,7 @@ def test_a_model_that_nothing_is_known_of_is_sized_by_its_description(ai, start_
     sized = until(lambda: 0 < job.refresh().record.demand_bytes < 5_000_000_000 and job.record.demand_bytes, "it is sized")
     assert 1_500_000_000 < sized < 2_500_000_000
     ai.gq.resume("ai-batch")
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
 
 
 def test_what_others_load_and_unload_is_seen_while_the_card_is_idle(ai, start_worker, until) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 
 from gpuqueue import hookimpl
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import started
 
 
@@ -73,7 +74,7 @@ def test_one_whose_lease_another_took_is_told_to_stop(make_queue, start_worker, 
     start_worker(gq)
     until(lambda: plugin.terms, "it runs")
     gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE services SET term = term + 1"))
-    assert plugin.ended.wait(20)
+    assert plugin.ended.wait(DEADLINE_S)
     until(lambda: len(plugin.terms) > 1, "it takes it again, in a later term")
     assert plugin.terms[1] == 3
 

@@ -16,6 +16,7 @@ from gpuqueue import ConfigurationError, GPUQueue, JobCancelled, JobFailed, Unkn
 from gpuqueue.domain.job import State
 from gpuqueue.domain.verdicts import Retry
 from gpuqueue.store.sqlite.queries import timeline
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.history import History
 from tests.processes import started
 
@@ -39,11 +40,11 @@ def test_threads_run_jobs_side_by_side(gq, start_worker):
 
     @gq.task(name="meet")
     def meet() -> None:
-        meeting.wait(20)
+        meeting.wait(DEADLINE_S)
 
     start_worker(gq, threads=3)
     for job in [meet.enqueue() for _ in range(3)]:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
 
 
 def test_the_first_decision_knows_what_the_card_says(ai):
@@ -96,7 +97,7 @@ def test_a_queues_concurrency_holds_over_all_workers(make_queue, start_worker, m
     gates[0].wait_reached()
     gates[1].wait_reached()
     for _ in range(20):  # both workers look again and again
-        noop.enqueue().result(timeout_s=20)
+        noop.enqueue().result(timeout_s=DEADLINE_S)
     assert [str(state) for state in states(gq, *jobs)] == ["running", "running", "available", "available"]
     gates[1].open()
     gates[2].wait_reached()
@@ -104,7 +105,7 @@ def test_a_queues_concurrency_holds_over_all_workers(make_queue, start_worker, m
     for gate in gates:
         gate.open()
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
 
 
 def test_higher_priority_runs_first_then_the_older(gq, start_worker):
@@ -118,7 +119,7 @@ def test_higher_priority_runs_first_then_the_older(gq, start_worker):
     jobs = [note.using(priority=priority).enqueue(number=number) for number, priority in enumerate([0, 5, 0, 9])]
     start_worker(gq)
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert order == [3, 1, 0, 2]
 
 
@@ -132,10 +133,10 @@ def test_short_jobs_are_not_stuck_behind_a_long_one(gq, start_worker, gate):
 
     start_worker(gq, threads=2)
     for job in gq.enqueue_many([(short, {})] * 200):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     mixed = gq.enqueue_many([(short, {})] * 100 + [(long, {})] + [(short, {})] * 200)
     for job in mixed[:100] + mixed[101:]:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert mixed[100].refresh().state == "running"
 
 
@@ -153,13 +154,13 @@ def test_a_worker_whose_threads_are_all_busy_leaves_short_jobs_to_another(make_q
     gq, long, short = declare(make_queue())
     start_worker(gq, threads=1)
     for job in gq.enqueue_many([(short, {})] * 300):  # now it knows that jobs are short, and claims ahead
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     jobs = gq.enqueue_many([(long, {})] + [(short, {})] * 100)
     gate.wait_reached()
     other, *_ = declare(make_queue())
     start_worker(other, threads=1)
     for job in jobs[1:]:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert jobs[0].refresh().state == "running"
 
 
@@ -172,7 +173,7 @@ def test_a_worker_serves_only_the_queues_it_was_given(gq, start_worker, until):
 
     left = theirs.enqueue()
     start_worker(gq, queues=["mine"])
-    mine.enqueue().result(timeout_s=20)
+    mine.enqueue().result(timeout_s=DEADLINE_S)
     assert left.refresh().state == "available"
     assert "no_worker: no worker serves queue 'theirs'" in str(left.explain())
     with pytest.raises(UnknownQueue, match=r"'mien'.*did you mean 'mine'"):
@@ -200,7 +201,7 @@ def test_scheduled_jobs_begin_when_they_are_due(gq, start_worker):
 
     start_worker(gq)
     job = work.using(delay="400ms").enqueue()
-    assert job.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
     assert job.started_at >= job.record.scheduled_at
 
 
@@ -216,7 +217,7 @@ def test_a_task_that_the_worker_does_not_know_is_postponed_and_not_lost(gq, make
     assert "does not know the task 'new'; start a worker with --app" in str(job.explain())
     unknowing.stop()
     start_worker(gq)
-    assert job.retry().result(timeout_s=20) == 7
+    assert job.retry().result(timeout_s=DEADLINE_S) == 7
 
 
 # --- failures ---
@@ -233,8 +234,8 @@ def test_a_task_that_exits_fails_and_the_worker_goes_on(gq, start_worker):
 
     start_worker(gq, threads=1)
     with pytest.raises(JobFailed, match="SystemExit: 3"):
-        leave.enqueue().result(timeout_s=20)
-    assert work.enqueue().result(timeout_s=20) == 1
+        leave.enqueue().result(timeout_s=DEADLINE_S)
+    assert work.enqueue().result(timeout_s=DEADLINE_S) == 1
 
 
 def test_a_result_that_is_not_json_discards_the_job_without_another_attempt(gq, start_worker):
@@ -245,7 +246,7 @@ def test_a_result_that_is_not_json_discards_the_job_without_another_attempt(gq, 
     start_worker(gq)
     job = work.enqueue()
     with pytest.raises(JobFailed, match=f"the result of job {job.id} must be JSON"):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert (job.attempt, job.error.code) == (1, "result")
 
 
@@ -258,7 +259,7 @@ def test_a_result_beyond_the_limit_discards_the_job(make_queue, start_worker):
 
     start_worker(gq)
     with pytest.raises(JobFailed, match="max_payload"):
-        work.enqueue().result(timeout_s=20)
+        work.enqueue().result(timeout_s=DEADLINE_S)
 
 
 class RetryAtOnce:
@@ -279,7 +280,7 @@ def test_a_failed_job_is_tried_again_until_its_attempts_are_spent(make_queue, st
     start_worker(gq)
     job = fail.enqueue()
     with pytest.raises(JobFailed, match="attempt 3"):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     with gq.store.engine.lent() as connection:
         lines = timeline(connection, job.id)
     assert [(line["attempt"], line["outcome"], line["error"].message) for line in lines] == [
@@ -305,9 +306,9 @@ def test_a_job_that_does_not_stop_in_time_is_given_up_and_others_go_on(gq, start
     worker = start_worker(gq, threads=1)
     job = stuck.enqueue()
     with pytest.raises(JobFailed, match=r"ran longer than its timeout of 100 ms") as caught:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert caught.value.code == "timed_out"
-    assert work.enqueue().result(timeout_s=20) == 1  # in another thread
+    assert work.enqueue().result(timeout_s=DEADLINE_S) == 1  # in another thread
     worker.stop()
     gate.open()
     assert gq.job(job.id).state == "discarded"
@@ -329,7 +330,7 @@ def test_a_job_that_was_given_up_may_be_tried_again_beside_its_old_thread(make_q
 
     start_worker(gq, threads=1)
     job = stuck.enqueue()
-    assert job.result(timeout_s=20) == 2
+    assert job.result(timeout_s=DEADLINE_S) == 2
     gates[0].open()
     assert (job.refresh().state, job.attempt) == ("completed", 2)
 
@@ -344,7 +345,7 @@ def test_a_running_job_is_cancelled_by_another_process(gq, make_queue, start_wor
     gate.wait_reached()
     assert make_queue().job(job.id).cancel() is True
     with pytest.raises(JobCancelled):
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     assert job.error.message == "cancelled while running"
 
 
@@ -359,7 +360,7 @@ def test_a_job_that_ends_although_it_was_cancelled_has_its_result(gq, start_work
     gate.wait_reached()
     job.cancel()
     gate.open()
-    assert job.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
 
 
 # --- the end of a worker ---
@@ -417,7 +418,7 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
         f"gq = GPUQueue({str(gq.database)!r})\n"
         "@gq.task(name='work')\n"
         "def work():\n"
-        "    threading.Event().wait(60)\n"
+        "    threading.Event().wait(120)\n"
         "if __name__ == '__main__':\n"
         "    Worker(gq).run()\n"
     )
@@ -431,7 +432,7 @@ def test_a_worker_process_stops_on_sigterm_and_gives_its_job_back_on_the_second(
         until(lambda: job.refresh().state == "running")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(DEADLINE_S) == 0
     assert (job.refresh().state, job.attempt, job.record.crashes) == ("available", 0, 0)
     history.check(unfinished=[job.id])
 
@@ -448,7 +449,7 @@ def test_a_worker_works_while_its_block_runs(gq):
         return 1
 
     with Worker(gq):
-        assert work.enqueue().result(timeout_s=20) == 1
+        assert work.enqueue().result(timeout_s=DEADLINE_S) == 1
     assert gq.workers() == []
 
 
@@ -471,7 +472,7 @@ def test_a_worker_that_lost_its_lease_stops_its_jobs_and_begins_anew(make_queue,
     gates[0].wait_reached()
     with changed(gq) as connection:
         connection.execute("DELETE FROM workers")
-    assert job.result(timeout_s=20) == 2
+    assert job.result(timeout_s=DEADLINE_S) == 2
     gates[0].open()
     assert worker.id != first_id
     assert [info.id for info in gq.workers()] == [worker.id]
@@ -525,12 +526,12 @@ def test_a_broken_connection_does_not_end_the_worker(gq, start_worker, until, ca
         return 1
 
     start_worker(gq)
-    work.enqueue().result(timeout_s=20)
+    work.enqueue().result(timeout_s=DEADLINE_S)
     with changed(gq) as connection, caplog.at_level(logging.WARNING, "gpuqueue.worker"):
         connection.execute("ALTER TABLE queues RENAME TO hidden")
         until(lambda: any("no such table: queues" in record.getMessage() for record in caplog.records))
         connection.execute("ALTER TABLE hidden RENAME TO queues")
-    assert work.enqueue().result(timeout_s=20) == 1
+    assert work.enqueue().result(timeout_s=DEADLINE_S) == 1
 
 
 @contextmanager
@@ -556,8 +557,8 @@ def test_an_end_that_cannot_be_written_is_written_later(gq, start_worker, gate, 
     with unwritable_endings(gq):
         gate.open()
         until(lambda: "no such table" in caplog.text)
-    assert job.result(timeout_s=20) == 7
-    assert work.enqueue().result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
+    assert work.enqueue().result(timeout_s=DEADLINE_S) == 7
 
 
 def test_the_end_of_a_job_that_was_given_up_is_written_later_too(gq, start_worker, gate, until, caplog):
@@ -575,8 +576,8 @@ def test_the_end_of_a_job_that_was_given_up_is_written_later_too(gq, start_worke
     with unwritable_endings(gq):
         until(lambda: "no such table" in caplog.text)
     with pytest.raises(JobFailed, match="longer than its timeout"):
-        job.result(timeout_s=20)
-    assert work.enqueue().result(timeout_s=20) == 7
+        job.result(timeout_s=DEADLINE_S)
+    assert work.enqueue().result(timeout_s=DEADLINE_S) == 7
 
 
 def test_a_card_is_not_lost_when_the_end_of_its_job_cannot_be_written(make_queue, start_worker, gate, until, caplog):
@@ -593,8 +594,8 @@ def test_a_card_is_not_lost_when_the_end_of_its_job_cannot_be_written(make_queue
     with unwritable_endings(gq):
         gate.open()
         until(lambda: "no such table" in caplog.text)
-    assert job.result(timeout_s=20) == 7
-    assert following.result(timeout_s=20) == 7
+    assert job.result(timeout_s=DEADLINE_S) == 7
+    assert following.result(timeout_s=DEADLINE_S) == 7
 
 
 def test_a_job_that_runs_past_its_expiry_is_left_to_run(gq, start_worker, gate):
@@ -611,8 +612,8 @@ def test_a_job_that_runs_past_its_expiry_is_left_to_run(gq, start_worker, gate):
     ticks = time.process_time()
     other = work.using(delay="300ms").enqueue()
     gate.open()
-    assert other.result(timeout_s=20) == 1
-    assert job.result(timeout_s=20) == 1
+    assert other.result(timeout_s=DEADLINE_S) == 1
+    assert job.result(timeout_s=DEADLINE_S) == 1
     assert time.process_time() - ticks < 10
     assert job.state is State.COMPLETED
 
@@ -635,14 +636,14 @@ def test_a_worker_whose_file_is_gone_says_so_and_ends(gq, tmp_path, replaced, ca
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert double.enqueue(number=1).result(timeout_s=20) == 2
+        assert double.enqueue(number=1).result(timeout_s=DEADLINE_S) == 2
         gq.close()
         if replaced:
             GPUQueue(tmp_path / "other.db").store.close()
             os.replace(tmp_path / "other.db", gq.database)
         else:
             gq.database.unlink()
-        thread.join(timeout=20)
+        thread.join(timeout=DEADLINE_S)
         assert not thread.is_alive()
     finally:
         worker.request_stop()

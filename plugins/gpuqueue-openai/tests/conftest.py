@@ -19,13 +19,20 @@ def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     if not is_installed():
         pytest.skip("llama.cpp is not here: xllamacpp has wheels for Linux on x86-64, and is in the extra `test`")
     folder = tmp_path_factory.mktemp("models")
+    failed: list[AssertionError] = []
     with ExitStack() as leaving:
 
         def start(*, thinks: bool = False, **options: object) -> Llama:
             model = folder / ("thinking.gguf" if thinks else "counting.gguf")
             if not model.exists():
                 write_model(model, thinks=thinks)
-            return leaving.enter_context(Llama(model, thinks=thinks, **options))
+            if failed:  # it takes long to find out, so one test does
+                raise failed[0]
+            try:
+                return leaving.enter_context(Llama(model, thinks=thinks, **options))
+            except AssertionError as error:
+                failed.append(error)
+                raise
 
         yield start
 

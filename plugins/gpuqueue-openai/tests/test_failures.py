@@ -18,10 +18,11 @@ from openai_scene.scripted import DONE, Reply, event, plain, refused, said, stre
 from gpuqueue.plugins import AttemptInterrupted, BackendUnavailable, CallerFault, OutOfMemory, RunnerCrashed
 from gpuqueue.testing import RecordedAttempt, wait_until
 from gpuqueue.testing.attempts import Bench
+from gpuqueue.testing.waiting import DEADLINE_S
 
 ASKED = [{"role": "user", "content": "count"}]
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}  # llama.cpp's words
-LIMIT = {"connect_s": 15.0, "first_token_s": 30.0, "gap_s": 30.0, "total_s": 60.0}
+LIMIT = dict.fromkeys(("connect_s", "first_token_s", "gap_s", "total_s"), DEADLINE_S)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def run(attempt, server_at):
     bench = Bench()
 
     def run(url, verb=Chat, **settings):
-        value, error = bench.start(verb(server_at(url, **{**LIMIT, **settings})), attempt).result(timeout=20)
+        value, error = bench.start(verb(server_at(url, **{**LIMIT, **settings})), attempt).result(timeout=DEADLINE_S)
         if error is not None:
             raise error
         return value
@@ -67,7 +68,7 @@ def test_done_counts_also_where_no_end_of_line_follows(run, scripted):
 def test_what_comes_after_done_is_not_waited_for(run, scripted):
     server = scripted(streamed(said("one"), DONE, then="mute"))
     assert run(server.url)["text"] == "one"
-    assert server.left.wait(20)
+    assert server.left.wait(DEADLINE_S)
 
 
 def test_a_connection_that_is_cut_in_an_answer_fails_the_attempt_when_the_server_is_still_there(run, scripted):
@@ -127,7 +128,7 @@ def test_embeddings_that_are_none_are_a_failure(run, scripted):
 def test_a_server_that_does_not_begin_is_away(run, scripted):
     server = scripted(Reply(begins=False, then="mute"))
     ends_with(run, server.url, BackendUnavailable, "within 0.05 s; raise first_token in [openai]", first_token_s=0.05)
-    assert server.left.wait(20)
+    assert server.left.wait(DEADLINE_S)
 
 
 @pytest.mark.parametrize("nothing", [b": still here\n\n", event(choices=[{"delta": {"role": "assistant", "content": ""}}])])

@@ -8,6 +8,7 @@ from gpuqueue_openai.verbs import Chat, Complete, Embed
 from gpuqueue.plugins import BackendUnavailable, CallerFault
 from gpuqueue.testing import RecordedAttempt, wait_until
 from gpuqueue.testing.attempts import Bench
+from gpuqueue.testing.waiting import DEADLINE_S
 
 ASKED = [{"role": "user", "content": "count"}]
 COUNTED = " one two three one two"
@@ -26,7 +27,7 @@ def run(bench):
 
     def run(verb, **arguments):
         attempt = RecordedAttempt(arguments)
-        value, error = bench.start(verb, attempt).result(timeout=20)
+        value, error = bench.start(verb, attempt).result(timeout=DEADLINE_S)
         if error is not None:
             raise error
         return value, attempt
@@ -92,7 +93,7 @@ def test_an_interrupted_answer_ends_at_the_server_too(bench, llama, server_at, w
     wait_until(lambda: attempt.emitted, "the answer begins")
     assert llama.busy_count() == 1
     attempt.interrupt(why)
-    assert future.result(timeout=20)[1] is not None
+    assert future.result(timeout=DEADLINE_S)[1] is not None
     wait_until(lambda: llama.busy_count() == 0, "llama.cpp stops")
 
 
@@ -102,7 +103,7 @@ def test_a_server_that_dies_in_its_answer_is_away(bench, start_llama, server_at)
     future = bench.start(Chat(server_at(mortal.url)), attempt)
     wait_until(lambda: attempt.emitted, "the answer begins")
     mortal.kill()
-    error = future.result(timeout=20)[1]
+    error = future.result(timeout=DEADLINE_S)[1]
     assert isinstance(error, BackendUnavailable) and error.backend == "openai"
     assert "dropped the connection in the middle of its answer" in str(error)
 

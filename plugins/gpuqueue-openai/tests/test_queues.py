@@ -13,6 +13,7 @@ from openai_scene.scripted import DONE, Reply, refused, said, streamed
 from gpuqueue import JobFailed, ServiceUnavailable, State, Worker
 from gpuqueue.plugins import AttemptFailedDetails, BackendUnavailable, CallerFault, QueueSettings, RunnerCrashed
 from gpuqueue.testing import RecordedAttempt, wait_until
+from gpuqueue.testing.waiting import DEADLINE_S
 
 ASKED = [{"role": "user", "content": "count"}]
 CARD = '[gpu]\nbudget = "5GB"\n[queues.ai]\ngpu = true\n'
@@ -43,7 +44,7 @@ def test_a_job_runs_on_llama_and_streams_what_it_says(make, llama, run_worker_un
     job = chat.enqueue(messages=ASKED, max_tokens=3)
     run_worker_until_idle(gq)
     assert job.result(timeout_s=0)["text"] == " one two three"
-    assert "".join(job.stream(timeout_s=20)) == " one two three"
+    assert "".join(job.stream(timeout_s=DEADLINE_S)) == " one two three"
 
 
 def test_many_jobs_wait_for_the_server_side_by_side_whatever_the_threads(make, scripted):
@@ -76,7 +77,7 @@ def test_a_job_reserves_what_it_or_the_section_says_while_it_runs_and_gives_it_b
         assert (held.job_id, held.reserved_bytes, held.model) == (job.id, reserved_bytes, "")
         job.cancel()
         wait_until(lambda: not gq.view().devices["gpu0"].reservations, "the card is free again")
-        assert chat.enqueue(messages=ASKED).result(timeout_s=20)["text"] == "one"
+        assert chat.enqueue(messages=ASKED).result(timeout_s=DEADLINE_S)["text"] == "one"
         wait_until(lambda: not gq.view().devices["gpu0"].reservations, "the card is free again")
 
 
@@ -118,8 +119,8 @@ def test_a_job_makes_room_for_one_that_comes_first(make, scripted, simulated_car
     with Worker(gq):
         long = chat.enqueue(messages=ASKED)
         wait_until(lambda: len(server.requests) == 1, "the long one runs")
-        assert chat.using(queue="first").enqueue(messages=ASKED).result(timeout_s=20)["text"] == "two"
-        assert long.result(timeout_s=20)["text"] == "two"
+        assert chat.using(queue="first").enqueue(messages=ASKED).result(timeout_s=DEADLINE_S)["text"] == "two"
+        assert long.result(timeout_s=DEADLINE_S)["text"] == "two"
     assert (long.refresh().attempt, long.record.preemptions) == (1, 1)
 
 
@@ -178,7 +179,7 @@ def test_a_job_goes_on_when_its_server_is_back(make, scripted):
     server = scripted(refused(503, "Loading model"), refused(503, "Loading model"), streamed(said("one"), DONE))
     gq, chat = make(server.url, '[queues.ai]\nretry_every = "10ms"\nmax_attempts = 1\n')
     with Worker(gq):
-        assert chat.enqueue(messages=ASKED).result(timeout_s=20)["text"] == "one"
+        assert chat.enqueue(messages=ASKED).result(timeout_s=DEADLINE_S)["text"] == "one"
     assert len(server.requests) == 3
 
 
@@ -218,7 +219,7 @@ def test_a_worker_that_dies_leaves_the_server_and_its_place_on_the_card(make, sc
             wait_until(lambda: server.requests, "the server is asked")
         finally:
             worker.kill()
-    assert server.left.wait(20)
+    assert server.left.wait(DEADLINE_S)
     with Worker(gq):
-        assert job.result(timeout_s=20)["text"] == "one"
+        assert job.result(timeout_s=DEADLINE_S)["text"] == "one"
         wait_until(lambda: not gq.view().devices["gpu0"].reservations, "the card is free again")

@@ -10,6 +10,7 @@ from gpuqueue_openai import VERBS, OpenAI
 from gpuqueue_openai.settings import Settings, read_settings
 
 from gpuqueue.plugins import BackendSettings, ConfigurationError, RegisterExecutorsDetails, hookimpl
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -96,4 +97,4 @@ def test_the_verbs_that_it_sizes_are_those_that_it_runs():
 
 def test_what_a_web_process_loads_has_no_http_client_in_it():
     code = "import sys, gpuqueue_openai; sys.exit('httpx' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=DEADLINE_S).returncode == 0

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.testing import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S
 
 LISTEN = '[prometheus]\nlisten = "127.0.0.1:0"\n'
 
@@ -41,7 +42,7 @@ class Served:
 
     def get(self, path: str, accept: str = "", method: str = "GET") -> Page:
         """Ask for a page as any HTTP client does."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=DEADLINE_S)
         try:
             connection.request(method, path, headers={"Accept": accept} if accept else {})
             answer = connection.getresponse()
@@ -131,6 +132,7 @@ budget = "5GB"
 margin = "3GB"
 [ollama]
 url = "{ollama_server.url}"
+connect = "2m"
 probe_every = "100ms"
 settle = "30ms"
 release = "5s"

@@ -22,6 +22,8 @@ import pytest
 import yaml
 from gpuqueue_prometheus.metrics import METRICS, Spec
 
+from gpuqueue.testing.waiting import DEADLINE_S
+
 PLUGIN = Path(__file__).parents[1]
 PAGE = PLUGIN / "README.md"
 PROMTOOL = shutil.which("promtool")
@@ -128,7 +130,7 @@ def test_there_is_a_rule_for_each_of_what_goes_wrong():
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
 def test_promtool_finds_the_rules_well():
     path = files(gpuqueue_prometheus) / "alerts.yml"
-    ran = subprocess.run([str(PROMTOOL), "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([str(PROMTOOL), "check", "rules", str(path)], capture_output=True, text=True, timeout=DEADLINE_S)
     assert ran.returncode == 0 and f"{len(RULES)} rules found" in ran.stdout, ran.stdout + ran.stderr
 
 
@@ -137,7 +139,7 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
     scenes = (PLUGIN / "tests" / "alerts_test.yml").read_text()
     (tmp_path / "scenes.yml").write_text(scenes.replace("ALERTS]", f"{files(gpuqueue_prometheus) / 'alerts.yml'}]"))
     command = [str(PROMTOOL), "test", "rules", str(tmp_path / "scenes.yml")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -150,7 +152,7 @@ def test_each_alert_has_a_scene_in_which_it_fires():
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the path here")
 def test_promtool_finds_the_metrics_well(serve, gq):
     page = serve(gq).get("/metrics")
-    ran = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page.text, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([str(PROMTOOL), "check", "metrics"], input=page.text, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 

@@ -14,6 +14,7 @@ from gpuqueue import GPUQueue, StoreError, Task, hookimpl
 from gpuqueue.plugins import DeviceSettings, Hold, Wait
 from gpuqueue.testing import wait_until
 from gpuqueue.testing.views import GB, NOW, backend, device, view
+from gpuqueue.testing.waiting import DEADLINE_S
 
 QUEUES = "[queues.mail]\n[queues.work]\n"
 
@@ -163,7 +164,7 @@ def stuck(make_gpuqueue, simulated_card, start_worker):
 
     def wait():
         reached.set()
-        gate.wait(60)
+        gate.wait(DEADLINE_S)
 
     workers_own.task(name="block", queue="mail")(wait)
     workers_own.task(name="train", queue="train")(lambda: None)
@@ -215,7 +216,7 @@ def test_a_queue_that_is_held_or_whose_first_job_changes_is_not_stuck(stuck, tim
 def test_a_queue_beside_a_busy_worker_is_not_stuck_because_there_may_be_no_room(stuck, time):
     health = Health(stuck.gq, nothing, clock=time)
     stuck.block.enqueue()
-    assert stuck.reached.wait(20)
+    assert stuck.reached.wait(DEADLINE_S)
     stuck.train.enqueue()
     health.look()
     time.now_s += 2 * STUCK_S

@@ -21,6 +21,7 @@ from gpuqueue import Discard, JobCancelled, JobFailed, Snooze
 from gpuqueue.plugins import Resident
 from gpuqueue.testing import wait_until
 from gpuqueue.testing.views import NOW, device
+from gpuqueue.testing.waiting import DEADLINE_S
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text"
@@ -40,13 +41,13 @@ def test_jobs_are_counted_by_queue_and_state(serve, gq):
     @gq.task(name="wait", queue="work")
     def wait() -> None:
         started.set()
-        idle.wait(20)
+        idle.wait(DEADLINE_S)
 
     served = serve(gq)
     wait.enqueue()
     wait.using(delay="1h").enqueue()
     wait.using(queue="mail", delay="1h").enqueue()
-    assert started.wait(20)
+    assert started.wait(DEADLINE_S)
     found = served.samples()
     idle.set()
     counted = {labels: value for (name, labels), value in found.items() if name == "gpuqueue_jobs" and value}
@@ -72,13 +73,13 @@ def test_what_finishes_is_counted_by_outcome(serve, gq):
             raise Discard("no")
 
     served = serve(gq)
-    end.enqueue(how="well").result(timeout_s=20)
+    end.enqueue(how="well").result(timeout_s=DEADLINE_S)
     with pytest.raises(JobFailed):
-        end.enqueue(how="fails").result(timeout_s=20)
+        end.enqueue(how="fails").result(timeout_s=DEADLINE_S)
     stopped = end.using(delay="1h").enqueue(how="well")
     stopped.cancel()
     with pytest.raises(JobCancelled):
-        stopped.result(timeout_s=20)
+        stopped.result(timeout_s=DEADLINE_S)
     found = served.samples()
     for outcome in ("completed", "discarded", "cancelled"):
         assert found["gpuqueue_finished_total", (outcome, "work")] == 1
@@ -97,7 +98,7 @@ def test_each_start_adds_its_wait_and_each_completion_its_run(serve, gq):
 
     served = serve(gq)
     job = twice.enqueue()
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     found = served.samples()
     assert found["gpuqueue_wait_seconds_count", ("work",)] == 2
     assert 0 < found["gpuqueue_wait_seconds_sum", ("work",)] < 20
@@ -119,7 +120,7 @@ def test_a_hold_is_told_with_its_reason_until_it_ends(serve, gq):
 
 def test_the_next_worker_counts_on_from_zero_with_what_nobody_had_counted(serve, gq, note):
     served = serve(gq)
-    note.enqueue().result(timeout_s=20)
+    note.enqueue().result(timeout_s=DEADLINE_S)
     assert served.value("gpuqueue_finished_total", "completed", "mail") == 1
     served.worker.stop()
     note.enqueue()
@@ -213,9 +214,9 @@ def test_a_job_of_a_worker_that_was_killed_is_counted_as_rescued(serve, gq, tmp_
 
 def test_the_card_its_models_and_their_tokens_are_told(serve, make_gq, ai_toml, simulated_card):
     served = serve(make_gq(ai_toml))
-    embedded = served.gq.ollama.embed(NOMIC, input="a few words", queue="ai-batch").result(timeout_s=20)
+    embedded = served.gq.ollama.embed(NOMIC, input="a few words", queue="ai-batch").result(timeout_s=DEADLINE_S)
     person = served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5})
-    answer = person.result(timeout_s=20)
+    answer = person.result(timeout_s=DEADLINE_S)
     found = served.samples()
     assert found["gpuqueue_model_loads_total", ("gpu0", GEMMA)] == 1
     assert found["gpuqueue_model_loads_total", ("gpu0", NOMIC)] == 1
@@ -237,7 +238,7 @@ def test_memory_is_told_as_used_reserved_and_own(serve, make_gq, ai_toml, simula
     served = serve(make_gq(ai_toml))
     simulated_card.take(GB)
     job = served.gq.ollama.generate(GEMMA, prompt="later", queue="ai-batch", options={"num_predict": 2000})
-    next(iter(job.stream(timeout_s=20)))
+    next(iter(job.stream(timeout_s=DEADLINE_S)))
     reserved = served.value("gpuqueue_vram_reserved_bytes", "gpu0")
     assert reserved and reserved > 4 * GB
     assert served.value("gpuqueue_vram_own_bytes", "gpu0") == reserved
@@ -249,7 +250,7 @@ def test_memory_is_told_as_used_reserved_and_own(serve, make_gq, ai_toml, simula
 
 def test_a_model_that_stays_loaded_is_the_queues_own_without_a_reservation(serve, make_gq, ai_toml):
     served = serve(make_gq(ai_toml.replace('margin = "3GB"\n', 'margin = "3GB"\nkeep_warm = "1h"\n')))
-    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
+    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=DEADLINE_S)
     wait_until(lambda: served.value("gpuqueue_vram_reserved_bytes", "gpu0") == 0, "its clean-up is done")
     found = served.samples()
     assert found["gpuqueue_vram_own_bytes", ("gpu0",)] == found["gpuqueue_model_vram_bytes", ("gpu0", GEMMA)] > 4 * GB
@@ -258,9 +259,9 @@ def test_a_model_that_stays_loaded_is_the_queues_own_without_a_reservation(serve
 def test_an_attempt_that_makes_room_is_counted_as_a_preemption(serve, make_gq, ai_toml, simulated_card):
     served = serve(make_gq(ai_toml))
     batch = served.gq.ollama.generate(GEMMA, prompt="later", queue="ai-batch", options={"num_predict": 400})
-    next(iter(batch.stream(timeout_s=20)))
-    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
-    batch.result(timeout_s=20)
+    next(iter(batch.stream(timeout_s=DEADLINE_S)))
+    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=DEADLINE_S)
+    batch.result(timeout_s=DEADLINE_S)
     found = served.samples()
     assert found["gpuqueue_preemptions_total", ("ai-batch",)] == 1
     assert found["gpuqueue_preemptions_total", ("ai-realtime",)] == 0
@@ -292,7 +293,7 @@ def exposed(served, accept, parse):
 def test_both_formats_hold_every_metric_that_there_is_and_only_their_labels(serve, make_gq, ai_toml):
     served = serve(make_gq(ai_toml))
     served.gq.pause("ai-batch")
-    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=20)
+    served.gq.ollama.generate(GEMMA, prompt="now", queue="ai-realtime", options={"num_predict": 5}).result(timeout_s=DEADLINE_S)
     text, plain = exposed(served, "", text_string_to_metric_families)
     assert text.content_type.startswith("text/plain; version=")
     openmetrics, strict = exposed(served, OPENMETRICS, openmetrics_families)
@@ -309,10 +310,10 @@ def test_both_formats_hold_every_metric_that_there_is_and_only_their_labels(serv
 def test_no_label_is_an_id(serve, gq, note):
     served = serve(gq)
     for _ in range(3):
-        note.enqueue().result(timeout_s=20)
+        note.enqueue().result(timeout_s=DEADLINE_S)
     series = served.samples().keys()
     for _ in range(3):
-        note.enqueue().result(timeout_s=20)
+        note.enqueue().result(timeout_s=DEADLINE_S)
     assert served.samples().keys() == series, "more jobs make no more series"
     assert {label for spec in METRICS for label in spec.labels} == {
         "backend", "device", "follower", "kind", "model", "outcome", "queue", "reason", "service", "state", "task", "version",

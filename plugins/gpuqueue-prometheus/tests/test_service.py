@@ -12,13 +12,14 @@ from gpuqueue_prometheus.metrics import SERVICE_UP
 
 from gpuqueue import ConfigurationError
 from gpuqueue.testing import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 def test_without_an_address_it_opens_no_port_and_follows_nothing(make_gpuqueue, start_worker):
     gq = make_gpuqueue("[prometheus]\n", plugins={"prometheus": Prometheus()})
     note = gq.task(name="note", queue="mail")(lambda: None)
     start_worker(gq)
-    note.enqueue().result(timeout_s=20)
+    note.enqueue().result(timeout_s=DEADLINE_S)
     assert gq.services() == []
     with gq.read() as reader:
         assert reader.followers() == {}
@@ -84,7 +85,7 @@ def test_other_paths_name_those_that_there_are(serve, gq):
     assert (page.status, page.text) == (404, "Not found; use /metrics or /healthz.\n")
     assert served.get("/metrics?name=x").status == 200
     address = urlsplit(served.url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+    with socket.create_connection((address.hostname, address.port), timeout=DEADLINE_S) as client:
         client.sendall(b"HEAD /metrics HTTP/1.0\r\n\r\n")
         head = b"".join(iter(lambda: client.recv(4096), b""))
     assert head.startswith(b"HTTP/1.0 200 OK\r\n") and head.endswith(b"\r\n\r\n"), "nothing follows the headers"

@@ -15,6 +15,7 @@ from mirror_scene.scene import section
 from mirror_scene.servers import Server, servers
 
 from gpuqueue import Discard, Worker, current_job
+from gpuqueue.testing.waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def make(make_gpuqueue, redis_server):
 
         @gq.task(name="wait", queue="slow")
         def wait():
-            assert make.gate.wait(30)
+            assert make.gate.wait(DEADLINE_S)
 
         gq.work, gq.wait = work, wait
         return gq

@@ -11,7 +11,7 @@ from gpuqueue_redis_mirror.layout import milliseconds
 from mirror_scene.readers import READERS
 from mirror_scene.scene import heard, level
 
-from gpuqueue.testing.waiting import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 SHOWN_TO_NOBODY = {"bull-board": {"priority", "attemptsStarted"}}
 
@@ -129,7 +129,7 @@ def fields_of(record, gq):
         fields["finishedOn"] = milliseconds(record.finished_at)
         fields["progress"] = {"percent": 50, "note": "half"}
     if record.state == "completed":
-        fields["returnvalue"] = gq.job(record.id).result(timeout_s=20)
+        fields["returnvalue"] = gq.job(record.id).result(timeout_s=DEADLINE_S)
     if record.error is not None:
         fields["failedReason"] = record.error.message
     return fields
@@ -141,7 +141,7 @@ def test_listeners_hear_a_jobs_life(make, start, redis_server, client, make_read
     start(gq)
     level(gq, redis_server)
     done, failed = gq.work.enqueue(n=1), gq.work.enqueue(n=2, fails=True)
-    done.result(timeout_s=20)
+    done.result(timeout_s=DEADLINE_S)
     wait_until(lambda: failed.refresh().state == "discarded")
     heard(client, "mail", "completed")
     heard(client, "mail", "failed")

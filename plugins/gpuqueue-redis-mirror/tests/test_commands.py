@@ -9,6 +9,8 @@ import sys
 import pytest
 from mirror_scene.scene import level, section
 
+from gpuqueue.testing.waiting import DEADLINE_S
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -16,7 +18,7 @@ def run(tmp_path):
 
     def run(*words):
         command = [sys.executable, "-m", "gpuqueue", "--config", str(tmp_path / "gpuqueue.toml"), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
 
     return run
 
@@ -31,7 +33,7 @@ def mirrored(make, tmp_path, redis_server):
 
 def test_status_says_who_writes_it_and_the_counts_on_both_sides(mirrored, start, redis_server, run):
     worker = start(mirrored)
-    mirrored.work.enqueue(n=1).result(timeout_s=20)
+    mirrored.work.enqueue(n=1).result(timeout_s=DEADLINE_S)
     level(mirrored, redis_server)
     shown = run("mirror", "status")
     assert shown.returncode == 0, shown.stderr
@@ -47,7 +49,7 @@ def test_status_says_who_writes_it_and_the_counts_on_both_sides(mirrored, start,
 def test_verify_names_what_differs_and_a_rebuild_puts_it_right(mirrored, start, redis_server, client, run):
     start(mirrored)
     job = mirrored.work.enqueue(n=1)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     level(mirrored, redis_server)
     assert run("mirror", "verify").stdout.startswith("the mirror at redis://")
     client.hset(f"bull:mail:{job.id}", "name", "else")

@@ -9,7 +9,7 @@ from gpuqueue_redis_mirror import Mirror, service
 from mirror_scene.scene import QUEUES, heard, level
 
 from gpuqueue import ConfigurationError
-from gpuqueue.testing.waiting import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 
 def test_it_shows_every_state(make, start, redis_server, client):
@@ -41,7 +41,7 @@ def test_it_shows_every_state(make, start, redis_server, client):
     assert client.hget("bull:mail:metrics:completed", "count") == "2"
     make.gate.set()
     for job in waiting:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     level(gq, redis_server)
 
 
@@ -64,7 +64,7 @@ def test_listeners_hear_what_happened_to_a_job_in_its_order(make, start, redis_s
     start(gq)
     level(gq, redis_server)
     job = gq.work.enqueue(n=1)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     heard(client, "mail", "completed")
     told = [fields for _, fields in client.xrange("bull:mail:events") if fields.get("jobId") == str(job.id)]
     names = [fields["event"] for fields in told]
@@ -80,7 +80,7 @@ def test_finished_jobs_past_the_configured_number_go_with_their_bodies(make, sta
     jobs = [gq.work.enqueue(n=n) for n in range(5)]
     failing = [gq.work.enqueue(n=n, fails=True) for n in range(3)]
     for job in jobs:
-        job.result(timeout_s=20)
+        job.result(timeout_s=DEADLINE_S)
     wait_until(lambda: all(job.refresh().state == "discarded" for job in failing))
     level(gq, redis_server, (2, 1))
     bodies = [key for key in client.keys("bull:mail:*") if key.rpartition(":")[2].isdecimal()]
@@ -91,12 +91,12 @@ def test_finished_jobs_past_the_configured_number_go_with_their_bodies(make, sta
 def test_the_queue_goes_on_without_the_server_and_the_mirror_comes_back(make, start, redis_server, how):
     gq = make()
     start(gq)
-    gq.work.enqueue(n=1).result(timeout_s=20)
+    gq.work.enqueue(n=1).result(timeout_s=DEADLINE_S)
     level(gq, redis_server)
     mend = break_server(redis_server, how)
     jobs = [gq.work.enqueue(n=n) for n in range(20)]
     for job in jobs:
-        assert job.result(timeout_s=20) == {"n": job.refresh().record.arguments["n"]}
+        assert job.result(timeout_s=DEADLINE_S) == {"n": job.refresh().record.arguments["n"]}
     mend()
     level(gq, redis_server)
 
@@ -133,7 +133,7 @@ def test_what_somebody_else_wrote_is_put_right(make, start, redis_server, client
     gq = make()
     start(gq)
     job = gq.work.enqueue(n=1)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     level(gq, redis_server)
     client.hset(f"bull:mail:{job.id}", "name", "else")
     client.delete("bull:mail:completed")
@@ -150,10 +150,10 @@ def test_what_stands_in_place_of_the_events_does_not_stop_the_mirror(make, start
     gq = make()
     start(gq)
     level(gq, redis_server)
-    gq.work.enqueue(n=1).result(timeout_s=20)
+    gq.work.enqueue(n=1).result(timeout_s=DEADLINE_S)
     heard(client, "mail", "completed")
     client.set("bull:mail:events", "no stream")
-    gq.work.enqueue(n=2).result(timeout_s=20)
+    gq.work.enqueue(n=2).result(timeout_s=DEADLINE_S)
     level(gq, redis_server)
     wait_until(lambda: client.type("bull:mail:events") == "stream", "events are told again")
 
@@ -166,7 +166,7 @@ def test_a_living_bullmq_queue_is_not_overwritten(make, start, redis_server, cli
     wait_until(lambda: "is a queue of bullmq:5.81.5" in str(status(gq).get("error")))
     assert client.hgetall("bull:mail:meta") == {"version": "bullmq:5.81.5"}
     assert client.get("bull:mail:events") == "theirs"
-    assert gq.work.enqueue(n=1).result(timeout_s=20) == {"n": 1}
+    assert gq.work.enqueue(n=1).result(timeout_s=DEADLINE_S) == {"n": 1}
 
 
 def status(gq):
@@ -179,7 +179,7 @@ def test_a_late_writer_of_an_earlier_term_changes_nothing(make, start, redis_ser
     level(gq, redis_server)
     client.hset("gpuqueue-mirror:bull", "term", "7")
     job = gq.work.enqueue(n=1)
-    job.result(timeout_s=20)
+    job.result(timeout_s=DEADLINE_S)
     wait_until(lambda: "another worker writes the mirror (term 7" in str(status(gq).get("error")))
     assert not client.exists(f"bull:mail:{job.id}")
 
@@ -210,7 +210,7 @@ def test_no_key_of_its_own_looks_like_one_of_bullmq(make, start, redis_server, c
         jobs = [gq.work.enqueue(n=n) for n in range(200)]
         start(gq)
         for job in jobs:
-            job.result(timeout_s=30)
+            job.result(timeout_s=DEADLINE_S)
         level(gq, redis_server)
     finally:
         stop.set()

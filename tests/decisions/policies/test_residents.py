@@ -29,6 +29,7 @@ from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSetti
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 
 GB = 10**9
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text:latest"
@@ -98,7 +99,7 @@ class Ollama:
 
             def _answer(self, body: Any) -> None:
                 if ollama.hangs:
-                    ollama._held.wait(10)
+                    ollama._held.wait(DEADLINE_S)
                     return
                 text = json.dumps(body).encode()
                 self.send_response(200)
@@ -695,7 +696,7 @@ def test_a_dead_workers_request_keeps_the_card_until_it_has_ended(machine: Machi
     machine.ollama.faults.add("stall")
     body = json.dumps({"model": GEMMA, "prompt": "x"}).encode()
     address = machine.ollama.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=20) as request:
+    with socket.create_connection((address[0], int(address[1])), timeout=DEADLINE_S) as request:
         request.sendall(b"POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         assert request.recv(1)
         assert not machine.clean_up(GEMMA, orphaned=True, release_s=0.3).verified

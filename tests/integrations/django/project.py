@@ -15,6 +15,7 @@ import django
 
 from gpuqueue import GPUQueue, JobHandle
 from gpuqueue.store.sqlite import queries
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import started
 
 MANAGE = """\
@@ -129,7 +130,7 @@ class Project:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=DEADLINE_S,
             check=False,
         )
         assert ran.returncode == status, f"{words}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"

@@ -26,6 +26,7 @@ from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.testing import run_until_idle, travel
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import GEMMA, Gate
 from tests.integrations.django.conftest import BACKEND, DUMMY, UseDatabase, UseQueue
 from tests.integrations.django.tasks import gates, wait
@@ -124,11 +125,11 @@ def of_every_state(gq: DjangoQueue) -> Iterator[dict[State, Any]]:
     with Worker(gq, queues=["first"]):
         jobs[State.RUNNING] = count.enqueue(until=7, how="wait")
         gate.wait_reached()
-        assert next(jobs[State.RUNNING].follow_logs(timeout_s=30)).message == "counting to 7"
-        assert next(jobs[State.RUNNING].stream(timeout_s=30)) == "one, two"
+        assert next(jobs[State.RUNNING].follow_logs(timeout_s=DEADLINE_S)).message == "counting to 7"
+        assert next(jobs[State.RUNNING].stream(timeout_s=DEADLINE_S)) == "one, two"
         jobs[State.SCHEDULED] = count.using(delay="1h", tags=("night",)).enqueue(until=8)
         jobs[State.AVAILABLE] = count.using(queue="second", priority=4).enqueue(until=9)
-        for _ in jobs[State.RETRYABLE].watch(timeout_s=30):
+        for _ in jobs[State.RETRYABLE].watch(timeout_s=DEADLINE_S):
             if jobs[State.RETRYABLE].refresh().state is State.RETRYABLE:
                 break
         assert {state: job.refresh().state for state, job in jobs.items()} == {state: state for state in State}
@@ -363,7 +364,7 @@ def test_how_far_a_running_job_is_stands_near_its_state(boss: Client, gq: Django
         page = boss.get(job_url(job)).content.decode()
         assert re.search(r'running</span>.*?<progress max="100" value="38.5"></progress> 38 % \(page 4\).*Arguments', page, re.S)
         gate.opened.set()
-        job.result(timeout_s=30)
+        job.result(timeout_s=DEADLINE_S)
     assert "<progress" not in boss.get(job_url(job)).content.decode()
 
 
@@ -397,7 +398,7 @@ def test_a_card_is_shown_with_what_is_loaded_and_reserved_and_how_it_is(
     gate = Gate()
     gates["card"] = gate
     with Worker(gq):
-        gq.ollama.generate(GEMMA, prompt="hello", queue="ai", options={"num_predict": 2}).result(timeout_s=30)
+        gq.ollama.generate(GEMMA, prompt="hello", queue="ai", options={"num_predict": 2}).result(timeout_s=DEADLINE_S)
         job = job_of(wait.using(model=GEMMA, queue_name="ai").enqueue("card"))
         gate.wait_reached()
         until(lambda: f"Loaded {GEMMA}" in read(boss, CARDS), "the model is shown")

@@ -29,6 +29,7 @@ from gpuqueue.integrations.django.tasks_api import (
 )
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.testing import run_until_idle
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import GEMMA, Gate
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import DUMMY, UseQueue
@@ -90,7 +91,7 @@ def test_a_worker_finds_a_task_whose_module_nobody_has_imported_there(
         ]
     assert not own_file.tasks.keys() & {job.task for job in jobs}
     with Worker(own_file):
-        assert [own_file.job(job.id).result(timeout_s=30) for job in jobs[:2]] == [1, 1]
+        assert [own_file.job(job.id).result(timeout_s=DEADLINE_S) for job in jobs[:2]] == [1, 1]
         for job in jobs[2:]:
             until(lambda job=job: own_file.job(job.id).error, "the job is put off")
     assert {own_file.job(job.id).record.error.code for job in jobs[2:]} == {"unknown_task"}
@@ -263,7 +264,7 @@ def test_a_result_that_cannot_be_stored_is_not_computed_again(own_file: DjangoQu
 def test_each_failed_attempt_is_told_also_of_a_task_that_succeeds_in_the_end(own_file: DjangoQueue) -> None:
     result = tasks.fail_twice.enqueue()
     with Worker(own_file):
-        assert job_of(result).result(timeout_s=30) == "third time lucky"
+        assert job_of(result).result(timeout_s=DEADLINE_S) == "third time lucky"
     result.refresh()
     assert (result.status, result.attempts, result.return_value) == ("SUCCESSFUL", 3, "third time lucky")
     assert [error.exception_class for error in result.errors] == [ConnectionError, ConnectionError]
@@ -331,7 +332,7 @@ def test_a_task_that_is_tried_again_is_finished_once(own_file: DjangoQueue) -> N
     with heard() as signals:
         job = job_of(tasks.fail_twice.enqueue())
         with Worker(own_file):
-            job.result(timeout_s=30)
+            job.result(timeout_s=DEADLINE_S)
     assert [name for name, *_ in signals] == ["enqueued", "started", "started", "started", "finished"]
     with heard() as signals:
         tasks.ask.using(max_attempts=1).enqueue("snooze")
@@ -349,7 +350,7 @@ def test_what_is_cancelled_while_it_runs_is_no_error(
         gate.wait_reached()
         job_of(result).cancel()
         with pytest.raises(JobCancelled):
-            job_of(result).result(timeout_s=30)
+            job_of(result).result(timeout_s=DEADLINE_S)
     assert [name for name, *_ in signals] == ["started"]
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     result.refresh()
@@ -430,7 +431,7 @@ def test_a_task_with_a_model_reserves_what_that_model_needs_and_leaves_it_unload
     )
     result = tasks.with_model.enqueue()
     with Worker(gq):
-        assert job_of(result).result(timeout_s=30) == "done"
+        assert job_of(result).result(timeout_s=DEADLINE_S) == "done"
         until(lambda: gq.job(job_of(result).id).record.device is None, "the device is free again")
     record = gq.job(job_of(result).id).record
     assert (record.model, record.demand_bytes) == (GEMMA, 4_500_000_000)
@@ -446,4 +447,4 @@ def test_a_task_that_asks_for_more_than_there_is_says_so(use_queue: UseQueue, si
 def test_the_job_behind_a_result_streams_and_waits(own_file: DjangoQueue) -> None:
     result = tasks.fail.enqueue("value")
     with Worker(own_file), pytest.raises(JobFailed, match="too odd"):
-        job_of(result).result(timeout_s=30)
+        job_of(result).result(timeout_s=DEADLINE_S)

@@ -22,6 +22,7 @@ from gpuqueue import Worker
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.sqlite3.line import Line
 from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import fork, forks
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import UseDatabase
@@ -71,7 +72,7 @@ def held_by_another_process() -> Iterator[Callable[[], None]]:
         yield let_go
         if not stdin.closed:
             stdin.close()
-        holder.wait(30)
+        holder.wait(DEADLINE_S)
 
 
 WRITES: list[Callable[[], Any]] = [
@@ -114,7 +115,7 @@ def test_whatever_begins_to_write_waits_until_the_lock_is_free(orders: None, wri
         assert not ended.wait(0.1)
         assert count() == 0, "reading waits for nobody"
         let_go()
-        assert ended.wait(30)
+        assert ended.wait(DEADLINE_S)
         waiting.join()
     assert count() == 1
 
@@ -139,7 +140,7 @@ def test_a_wait_ends_with_djangos_error_when_its_time_is_over(use_database: UseD
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(DEADLINE_S)
     assert len(errors) == 4
     run("INSERT INTO orders (name) VALUES ('later')")
     assert count() == 1
@@ -152,11 +153,11 @@ def test_who_came_first_is_served_first(tmp_path: Path) -> None:
 
     def hold() -> None:
         first_has_it.set()
-        assert first_may_go.wait(30)
+        assert first_may_go.wait(DEADLINE_S)
 
     threads = [threading.Thread(target=line.wait, args=[hold, 30.0])]
     threads[0].start()
-    assert first_has_it.wait(30)
+    assert first_has_it.wait(DEADLINE_S)
     for number in range(5):
         threads.append(threading.Thread(target=line.wait, args=[lambda number=number: served.append(number), 30.0]))
         threads[-1].start()
@@ -164,7 +165,7 @@ def test_who_came_first_is_served_first(tmp_path: Path) -> None:
             time.sleep(0.001)
     first_may_go.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE_S)
     assert served == [0, 1, 2, 3, 4]
     assert line.wait(lambda: "free again", 0.0) == "free again"
 
@@ -175,16 +176,16 @@ def test_who_gave_up_holds_nobody_up(tmp_path: Path) -> None:
 
     def hold() -> None:
         has_it.set()
-        assert may_go.wait(30)
+        assert may_go.wait(DEADLINE_S)
 
     holding = threading.Thread(target=line.wait, args=[hold, 30.0])
     holding.start()
-    assert has_it.wait(30)
+    assert has_it.wait(DEADLINE_S)
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError, match=r"database is locked: .* for 0\.01 s"):
             line.wait(lambda: None, 0.01)
     may_go.set()
-    holding.join(30)
+    holding.join(DEADLINE_S)
     assert line.wait(lambda: "free", 0.01) == "free"
 
 
@@ -283,11 +284,11 @@ def test_many_web_threads_beside_a_busy_worker_meet_no_lock_and_lose_no_job(app_
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(DEADLINE_S)
         assert errors == {}
         assert (len(kept), len(rolled), count()) == (60, 20, 60)
         for result in kept:
-            assert job_of(result).result(timeout_s=30) == result.args[0] + result.kwargs["b"]
+            assert job_of(result).result(timeout_s=DEADLINE_S) == result.args[0] + result.kwargs["b"]
     for result in rolled:
         with pytest.raises(TaskResultDoesNotExist):
             tasks.add.get_result(result.id)

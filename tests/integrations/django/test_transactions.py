@@ -20,6 +20,7 @@ from gpuqueue.integrations.django.sqlite3.line import line_for
 from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.testing import run_until_idle
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import OURS, UseDatabase, UseQueue, prepared
 
@@ -101,7 +102,7 @@ def test_workers_are_woken_after_the_commit_and_not_before(shared: DjangoQueue) 
         with transaction.atomic():
             tasks.add.enqueue(1)
             assert not listener.wait(0.05)
-        assert listener.wait(10)
+        assert listener.wait(DEADLINE_S)
 
 
 def test_what_is_enqueued_outside_of_a_transaction_is_stored_at_once(shared: DjangoQueue) -> None:
@@ -140,7 +141,7 @@ def test_a_job_of_gpuqueues_own_takes_djangos_connection(shared: DjangoQueue) ->
         more = shared.enqueue_many([(own, {}), ("own", {})], connection=connection)
     assert [job.id, *(other.id for other in more)] == [1, 2, 3]
     with Worker(shared):
-        assert job.result(timeout_s=30) == "ran"
+        assert job.result(timeout_s=DEADLINE_S) == "ran"
     assert shared.enqueue("own", connection=connection).id == 4, "without a transaction it has one of its own"
     assert len(shared.jobs()) == 4
 
@@ -195,8 +196,8 @@ def test_a_task_in_a_worker_writes_and_enqueues_in_one_transaction(shared: Djang
 
     with Worker(shared):
         first = confirm.enqueue(name="ordered")
-        second = shared.job(first.result(timeout_s=30))
-        second.result(timeout_s=30)
+        second = shared.job(first.result(timeout_s=DEADLINE_S))
+        second.result(timeout_s=DEADLINE_S)
     assert orders() == ["ordered", "confirmed"]
 
 
@@ -251,7 +252,7 @@ def test_a_second_connection_does_not_stand_in_line_behind_who_waits_for_the_fir
         with pytest.raises(OperationalError, match="Django's connection 'default'"), transaction.atomic(using="other"):
             pass
         assert waiting.is_alive()
-    waiting.join(30)
+    waiting.join(DEADLINE_S)
     assert orders() == ["first", "second"]
 
 
@@ -263,7 +264,7 @@ def test_another_thread_waits_for_the_transaction_and_is_not_refused(shared: Dja
         stored.start()
         stored.join(0.05)
         assert stored.is_alive()
-    stored.join(30)
+    stored.join(DEADLINE_S)
     assert len(shared.jobs()) == 1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import JobHandle
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.integrations.django.project import Project
 
 Until = Callable[..., Any]
@@ -26,7 +27,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def ended(project: Project, process: Any) -> str:
     """Wait for a worker that ends in good order; returns its log."""
-    assert process.wait(120) == 0, project.output(process)
+    assert process.wait(DEADLINE_S) == 0, project.output(process)
     return project.output(process)
 
 
@@ -45,10 +46,10 @@ def test_a_batch_runs_all_there_is_and_ends(project: Project) -> None:
     other = project.enqueue("add", 1, queue="other")
     connected = [project.enqueue("use_database") for _ in range(4)]
     ended(project, project.start("gpuqueue_worker", "--batch", "--threads", "1"))
-    assert (added.result(timeout_s=20), other.result(timeout_s=20)) == (3, 1)
+    assert (added.result(timeout_s=DEADLINE_S), other.result(timeout_s=DEADLINE_S)) == (3, 1)
     assert states(failed, left, interrupted) == ["discarded"] * 3, "what would end a process ends a task"
     assert [error_of(job) for job in (failed, left, interrupted)] == ["ValueError: odd", "SystemExit: bye", "KeyboardInterrupt: "]
-    assert [job.result(timeout_s=20) for job in connected] == [False] * 4, "Django's connections are closed around each task"
+    assert [job.result(timeout_s=DEADLINE_S) for job in connected] == [False] * 4, "Django's are closed around each task"
     said = (project.folder / "tasks.log").read_text()
     assert said.count(f"id={added.id}-") == 2, "running and successful"
     assert "ValueError: odd" in said
@@ -59,7 +60,7 @@ def test_an_isolated_task_has_a_process_with_django_of_its_own(project: Project)
     done, failed, died = (project.enqueue("alone", name) for name in ("done", "fails", "dies"))
     worker = project.start("gpuqueue_worker", "--batch", "--threads", "1")
     ended(project, worker)
-    assert done.result(timeout_s=20).startswith(f"{done.id}-")
+    assert done.result(timeout_s=DEADLINE_S).startswith(f"{done.id}-")
     assert states(failed, died) == ["discarded"] * 2
     assert error_of(failed) == "ValueError: odd"
     assert died.error is not None and died.error.code == "process_died"
@@ -108,10 +109,10 @@ def test_what_a_killed_worker_ran_is_run_by_another(project: Project, until: Unt
     worker = project.start("gpuqueue_worker")
     until(lambda: project.is_reached("gate"), "the task runs")
     worker.kill()
-    assert worker.wait(30) == -signal.SIGKILL
+    assert worker.wait(DEADLINE_S) == -signal.SIGKILL
     project.let_go("gate")
     ended(project, project.start("gpuqueue_worker", "--max-tasks", "1"))
-    assert job.result(timeout_s=20) == "waited"
+    assert job.result(timeout_s=DEADLINE_S) == "waited"
     ((outcome, dead),) = project.attempts(job)
     assert outcome == "crashed"
     assert dead != job.record.worker_id
@@ -121,7 +122,7 @@ def test_several_workers_share_the_tasks_and_run_each_once(project: Project, unt
     workers = [project.start("gpuqueue_worker") for _ in range(3)]
     until(lambda: len(project.gq.workers()) == 3, "all of them are there")
     jobs = [project.enqueue("add", number) for number in range(300)]
-    assert [job.result(timeout_s=60) for job in jobs] == list(range(300))
+    assert [job.result(timeout_s=DEADLINE_S) for job in jobs] == list(range(300))
     for worker in workers:
         worker.terminate()
     for worker in workers:
@@ -149,23 +150,23 @@ def test_a_worker_serves_the_queues_that_it_is_told(project: Project) -> None:
 
 def test_a_worker_begins_anew_with_new_code_and_outlives_mistakes_in_it(project: Project, until: Until) -> None:
     worker = project.start("gpuqueue_worker", "--reload")
-    assert project.enqueue("version").result(timeout_s=60) == "first"
+    assert project.enqueue("version").result(timeout_s=DEADLINE_S) == "first"
     hanging = project.enqueue("hang", "hanging")
     until(lambda: project.is_reached("hanging"), "a task runs when the code changes")
     tasks = project.folder / "shop" / "tasks.py"
     tasks.write_text(tasks.read_text().replace('return "first"', 'return "second"').replace("while True:", "while False:"))
-    assert hanging.result(timeout_s=60) is None, "what ran was given back, and runs with the new code"
+    assert hanging.result(timeout_s=DEADLINE_S) is None, "what ran was given back, and runs with the new code"
     assert (hanging.refresh().attempt, [outcome for outcome, _ in project.attempts(hanging)]) == (1, ["released"])
-    assert project.enqueue("version").result(timeout_s=60) == "second"
+    assert project.enqueue("version").result(timeout_s=DEADLINE_S) == "second"
     mended = tasks.read_text().replace('return "second"', 'return "third"')
     tasks.write_text(mended + "def broken(:\n")
     until(lambda: "SyntaxError" in project.output(worker), "the mistake is told")
     tasks.write_text(mended)
-    assert project.enqueue("version").result(timeout_s=60) == "third"
+    assert project.enqueue("version").result(timeout_s=DEADLINE_S) == "third"
     project.folder.joinpath("shop", "__init__.py").write_text("broken(")
     until(lambda: "waiting for a change" in project.output(worker), "one that not even Django could start with is told too")
     project.folder.joinpath("shop", "__init__.py").write_text("")
     tasks.write_text(mended.replace('return "third"', 'return "fourth"'))
-    assert project.enqueue("version").result(timeout_s=60) == "fourth"
+    assert project.enqueue("version").result(timeout_s=DEADLINE_S) == "fourth"
     worker.terminate()
-    worker.wait(60)
+    worker.wait(DEADLINE_S)

@@ -18,6 +18,7 @@ from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.backup import PAGES_AT_ONCE, back_up
 from gpuqueue.store.store import Store
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.store.rows import Rows, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'
@@ -72,7 +73,7 @@ def test_beside_a_busy_writer_the_copy_ends_and_is_of_one_moment(store: Store, r
     producer = threading.Thread(target=produce)
     producer.start()
     try:
-        assert written.wait(20)
+        assert written.wait(DEADLINE_S)
         done = back_up(store.engine.path, tmp_path / "backup.db", overwrite=False)
     finally:
         stop.set()
@@ -136,7 +137,7 @@ def test_a_full_disk_leaves_no_half_copy_and_what_was_there(store: Store, rows: 
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert ran.stdout.startswith(("StoreFull", "StoreError")), ran.stdout + ran.stderr
     assert str(folder / "backup.db") in ran.stdout

@@ -20,6 +20,7 @@ from gpuqueue.domain.outcomes import Report
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.tables import metadata
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.processes import LONGEST_S, started
 from tests.store.rows import Rows, at
 
@@ -204,7 +205,7 @@ def test_several_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
                 process.stdin.write("\n")
                 process.stdin.flush()
             for process in processes:
-                _, errors = process.communicate(timeout=120)
+                _, errors = process.communicate(timeout=DEADLINE_S)
                 assert process.returncode == 0, errors
         store = open_store(tmp_path / f"{number}.db")
         assert Rows(store).one("SELECT count(*) FROM jobs") == 4

@@ -17,16 +17,15 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite.connections import explain
 from gpuqueue.store.store import Store
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.conftest import fork, forks, wait_until
 from tests.history import FOLLOWER, check, events_of
 from tests.processes import started
 from tests.store.rows import Rows, job_of
 
-PATIENCE_S = 30.0
-
 
 def until(condition: Callable[[], object]) -> None:
-    wait_until(condition, "the other threads wait", PATIENCE_S)
+    wait_until(condition, "the other threads wait")
 
 
 def pause_queue(name: str) -> Callable[[sqlite3.Connection], str]:
@@ -56,7 +55,7 @@ class Gathering:
 
         store.engine.writer.run(first)
         for thread in threads:
-            thread.join(PATIENCE_S)
+            thread.join(DEADLINE_S)
             assert not thread.is_alive()
         connection.set_trace_callback(None)
 
@@ -132,7 +131,7 @@ def test_an_interrupt_hits_only_the_thread_that_writes_and_those_who_wait_are_to
 
     with pytest.raises(KeyboardInterrupt):
         store.engine.writer.run(interrupted)
-    waiting[0].join(PATIENCE_S)
+    waiting[0].join(DEADLINE_S)
     assert results == ["behind"]
     assert names(store) == {"behind"}
 
@@ -163,7 +162,7 @@ def test_a_wait_for_the_lock_ends_when_it_is_free(store: Store, rows: Rows) -> N
     thread.start()
     assert not found
     other.execute("COMMIT")
-    thread.join(PATIENCE_S)
+    thread.join(DEADLINE_S)
     other.close()
     assert found == [1]
 
@@ -193,7 +192,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
     store.followers.add(FOLLOWER)
     code = (
         "import sys; from pathlib import Path; from gpuqueue.store import open_store; from gpuqueue.domain.job import NewJob\n"
-        "store = open_store(Path(sys.argv[1]), write_timeout_s=60)\n"
+        "store = open_store(Path(sys.argv[1]), write_timeout_s=120)\n"
         "for _ in range(100): store.jobs.enqueue(NewJob('work', 't', '{}', 1))\n"
         "store.close()"
     )
@@ -204,7 +203,7 @@ def test_many_threads_and_processes_write_without_loss(store: Store, rows: Rows)
             thread.start()
         for thread in threads:
             thread.join()
-        assert [process.wait(PATIENCE_S * 2) for process in (first, second)] == [0, 0]
+        assert [process.wait(DEADLINE_S) for process in (first, second)] == [0, 0]
     assert rows.one("SELECT count(*) FROM jobs") == 400
     assert rows.one("SELECT max(id) FROM jobs") == 400
     with store.engine.lent() as connection:
@@ -290,7 +289,7 @@ def fork_beside(work: Callable[[threading.Event, threading.Event], object]) -> t
     inside, may_end = threading.Event(), threading.Event()
     thread = threading.Thread(target=work, args=(inside, may_end))
     thread.start()
-    assert inside.wait(PATIENCE_S)
+    assert inside.wait(DEADLINE_S)
     _at_fork.append(may_end)
     return fork(), thread
 
@@ -305,7 +304,7 @@ def test_a_fork_waits_for_the_reader_of_another_thread(store: Store, rows: Rows)
     def read(inside: threading.Event, may_end: threading.Event) -> None:
         with store.engine.lent():
             inside.set()
-            assert may_end.wait(PATIENCE_S)
+            assert may_end.wait(DEADLINE_S)
             read_to_its_end.append(True)
 
     pid, thread = fork_beside(read)
@@ -363,7 +362,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child
     def write(inside: threading.Event, may_end: threading.Event) -> None:
         def work(connection: sqlite3.Connection) -> None:
             inside.set()
-            assert may_end.wait(PATIENCE_S)
+            assert may_end.wait(DEADLINE_S)
 
         store.engine.writer.run(work)
 

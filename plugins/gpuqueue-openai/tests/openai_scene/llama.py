@@ -15,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from gpuqueue.testing.waiting import DEADLINE_S
+
 # From its template llama.cpp learns what a thought looks like in a model's answer: what is between <think> and </think>.
 THINKING = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -22,7 +24,6 @@ THINKING = (
     "{{ message.content }}<|im_end|>\n{%- endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{{ '' }}{%- endif %}"
 )
-START_S = 120  # a broken one alone takes so long
 MEAN = 1  # of a text's tokens: its embedding
 
 
@@ -40,7 +41,7 @@ class Llama:
             [sys.executable, __file__, json.dumps(asked)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         assert self._process.stdout is not None
-        says, _, _ = select.select([self._process.stdout], [], [], START_S)
+        says, _, _ = select.select([self._process.stdout], [], [], DEADLINE_S)
         self._address = self._process.stdout.readline().strip() if says else ""
         if not self._address:
             self.__exit__()
@@ -49,7 +50,7 @@ class Llama:
 
     def busy_count(self) -> int:
         """Ask how many requests it is computing now."""
-        with urllib.request.urlopen(f"{self._address}/slots", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self._address}/slots", timeout=DEADLINE_S) as answer:
             slots: list[dict[str, Any]] = json.load(answer)
         return sum(bool(slot["is_processing"]) for slot in slots)
 

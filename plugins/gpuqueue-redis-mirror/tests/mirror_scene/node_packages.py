@@ -47,13 +47,13 @@ def installed_packages(manifests: Path = SCRIPTS) -> Path:
     Raises: NodeMissing where npm does not reach its registry; RuntimeError where npm fails of anything else.
     """
     found = _installed(manifests)
-    if isinstance(found, NodeMissing):
+    if isinstance(found, Exception):
         raise found
     return found
 
 
 @cache
-def _installed(scripts: Path) -> Path | NodeMissing:
+def _installed(scripts: Path) -> Path | Exception:
     """Where they are, or why not: that is found out once, since npm tries for long."""
     manifests = [scripts / "package.json", scripts / "package-lock.json"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()[:16]
@@ -71,8 +71,8 @@ def _installed(scripts: Path) -> Path | NodeMissing:
                 shutil.copy(path, half)
             _npm_ci(half, scripts)
             half.rename(folder)
-        except NodeMissing as missing:
-            return missing
+        except Exception as failed:
+            return failed
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return folder

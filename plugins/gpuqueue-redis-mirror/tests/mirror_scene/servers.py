@@ -19,7 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gpuqueue.testing.waiting import wait_until
+from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
 __all__ = ["Server", "server_binary", "servers"]
 
@@ -171,7 +171,7 @@ class Server:
             return
         self._process.send_signal(signal.SIGCONT)
         self._process.send_signal(how)
-        self._process.wait(20)
+        self._process.wait(DEADLINE_S)
         self._process = None
 
 
