@@ -1,3 +1,3 @@
 """Loads what the tests of this repository, those of the plugins among them, run within."""
 
-pytest_plugins = ["tests.harness"]
+pytest_plugins = ["tests.harness", "tests.sampling"]

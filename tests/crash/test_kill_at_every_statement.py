@@ -331,6 +331,7 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
                 history.check(history.events_of(connection), connection, devices=[CARD, WIDE], retried={DISCARDED: 1})
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_killed_at_any_statement_happened_entirely_or_not_at_all(name: str, prepared: Path, tmp_path: Path) -> None:
     operation = OPERATIONS[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,20 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.properties.machine import Machine
+from tests.sampling import seed_of
 
-LONG = {"max_examples": 1500, "stateful_step_count": 100}
+STEPS = 60
+LONG_STEPS, LONG_EXAMPLES, PARTS = 100, 150, 8  # of each part
 
 
-def play(folder: Path, *, seed_number: int | None = None, **chosen: Any) -> int:
+def play(folder: Path, seed_number: int, **chosen: Any) -> int:
     """Let the machine run; returns how many steps it made."""
     played: type[Machine] = type("Played", (Machine,), {"folder": folder})
     run_state_machine_as_test(
-        played if seed_number is None else seed(seed_number)(played),
+        seed(seed_number)(played),
         settings=settings(
             deadline=None,
             database=None,  # a seed tells all
-            derandomize=seed_number is None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
             **chosen,
@@ -32,21 +32,11 @@ def play(folder: Path, *, seed_number: int | None = None, **chosen: Any) -> int:
     return played.step_count
 
 
-def test_the_queue_does_what_is_documented_whatever_happens(tmp_path: Path) -> None:
-    assert play(tmp_path, max_examples=60, stateful_step_count=60) > 2000
+def test_the_queue_does_what_is_documented_whatever_happens(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    assert play(tmp_path, seed_of(request.config), max_examples=30, stateful_step_count=STEPS) > 1000
 
 
 @pytest.mark.long
-def test_the_queue_does_what_is_documented_for_long(
-    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = request.config.getoption("--hypothesis-seed", None)
-    number = int(given) if given is not None else random.SystemRandom().randrange(2**32)
-    repeat = f"pytest -m long --hypothesis-seed={number}"
-    with capsys.disabled():
-        print(f"\nthe state machine runs long; repeat this run with: {repeat}")
-    try:
-        play(tmp_path, seed_number=number, **LONG)
-    except BaseException as error:
-        error.add_note(f"repeat with: {repeat}")
-        raise
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_queue_does_what_is_documented_for_long(tmp_path: Path, request: pytest.FixtureRequest, part: int) -> None:
+    play(tmp_path, seed_of(request.config) + 1 + part, max_examples=LONG_EXAMPLES, stateful_step_count=LONG_STEPS)

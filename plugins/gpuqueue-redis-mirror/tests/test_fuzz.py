@@ -17,7 +17,7 @@ from gpuqueue_redis_mirror.workers import WorkerConnections
 
 from gpuqueue import Discard, Snooze, Worker, current_job
 
-SEEDS = range(40)
+SEEDS = range(100)
 STEPS = 40
 QUEUES = ("mail", "slow")
 KEPT = {"keep_completed": 3, "keep_failed": 2}
@@ -181,6 +181,7 @@ def contents(server):
         target.close()
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_ends_as_a_fresh_one(seed, make_gpuqueue, redis_server, make_redis_server):
     gq = make_gpuqueue("[queues.mail]\n[queues.slow]\n")
