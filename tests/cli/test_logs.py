@@ -34,6 +34,16 @@ class Shop:
         self.knock = self.gq.task(queue="mail")(self._knock)
         self.knocked = False
 
+    def ended(self, handle: Any) -> str:
+        """Wait for the job's end; a postponed attempt is made due at once."""
+        for job in handle.watch(timeout_s=DEADLINE_S):
+            if job.state == "retryable":
+                self.gq.store.engine.writer.run(
+                    lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at")
+                )
+                self.gq.store.wakeups.ring_workers()
+        return str(job.state)
+
     def _send(self, fails: int = 0, waits: bool = False) -> None:
         job = current_job()
         job.log(f"to a@b.c, attempt {job.attempt}\nsubject: hello")
@@ -72,19 +82,8 @@ def worked(shop: Shop) -> Iterator[Worker]:
         yield worker
 
 
-def ended(handle: Any) -> str:
-    """Wait for the job's end; a postponed attempt is made due at once."""
-    for job in handle.watch(timeout_s=DEADLINE_S):
-        if job.state == "retryable":
-            handle._gq.store.engine.writer.run(
-                lambda connection: connection.execute("UPDATE jobs SET scheduled_at = enqueued_at")
-            )
-            handle._gq.store.wakeups.ring_workers()
-    return str(job.state)
-
-
 def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
-    assert ended(shop.send.enqueue(fails=1)) == "completed"
+    assert shop.ended(shop.send.enqueue(fails=1)) == "completed"
     ran = run("logs", 1)
     assert ran.status == 0
     assert re.fullmatch(
@@ -99,7 +98,7 @@ def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop
 
 
 def test_as_json_each_entry_is_an_object_on_a_line_of_its_own(shop: Shop, worked: Worker, run: Run) -> None:
-    ended(shop.send.enqueue(fails=2))
+    shop.ended(shop.send.enqueue(fails=2))
     entries = [json.loads(line) for line in run("logs", 1, "--json").out.splitlines()]
     assert [(entry["kind"], entry["attempt"], entry["lease"], entry["seq"], entry["outcome"]) for entry in entries] == [
         ("line", 1, 1, 1, None),
@@ -115,7 +114,7 @@ def test_as_json_each_entry_is_an_object_on_a_line_of_its_own(shop: Shop, worked
 
 
 def test_times_are_in_the_zone_of_the_machine(shop: Shop, worked: Worker, configured: Path) -> None:
-    ended(shop.send.enqueue())
+    shop.ended(shop.send.enqueue())
     command = [sys.executable, "-m", "gpuqueue", "logs", "1"]
     environ = {**os.environ, "TZ": "Asia/Bangkok"}
     ran = subprocess.run(command, cwd=configured, env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE_S)
@@ -124,13 +123,13 @@ def test_times_are_in_the_zone_of_the_machine(shop: Shop, worked: Worker, config
 
 
 def test_a_line_of_another_day_has_its_date_and_its_seconds_too(shop: Shop, worked: Worker, run: Run) -> None:
-    ended(shop.send.enqueue())
+    shop.ended(shop.send.enqueue())
     shop.gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE logs SET at = at - 2 * 86400000000"))
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  to a@b\.c", run("logs", 1).out)
 
 
 def test_attempts_that_count_none_are_told_apart(noon: None, shop: Shop, worked: Worker, run: Run) -> None:
-    ended(shop.knock.enqueue())
+    shop.ended(shop.knock.enqueue())
     assert re.fullmatch(
         f"{TIME}knocking\n"
         f"{TIME}— attempt 1 of 1 was postponed and does not count: still closed\n"
@@ -173,7 +172,7 @@ def test_following_a_job_that_waits_says_why_and_goes_on_through_its_attempts(sh
     with follow(configured, "--json") as process:
         said = read_until(process.stderr, "start a worker")
         with Worker(shop.gq, queues=["mail"]):
-            assert ended(handle) == "discarded"
+            assert shop.ended(handle) == "discarded"
             out, rest = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0  # it was the job that failed, not the following
     assert [json.loads(line)["kind"] for line in out.splitlines()] == ["line", "ended", "began", "line", "ended"]
@@ -192,7 +191,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(shop: Shop, worked: Worker, c
     assert "job 1 continues. Cancel it: gpuqueue cancel 1" in err
     assert "Traceback" not in err
     shop.gate.open()
-    assert ended(handle) == "completed"
+    assert shop.ended(handle) == "completed"
 
 
 def test_a_running_job_shows_how_far_it_is(shop: Shop, worked: Worker, run: Run, until: Any) -> None:
@@ -203,12 +202,12 @@ def test_a_running_job_shows_how_far_it_is(shop: Shop, worked: Worker, run: Run,
     for job in (json.loads(run("job", 1, "--json").out), json.loads(run("jobs", "--json").out)["jobs"][0]):
         assert (job["progress"], job["progress_note"]) == (0.29, "1 of 3")
     shop.gate.open()
-    ended(shop.gq.job(1))
+    shop.ended(shop.gq.job(1))
     assert "29 %" not in run("jobs").out + run("job", 1).out
 
 
 def test_a_job_that_failed_shows_how_far_it_came(shop: Shop, worked: Worker, run: Run) -> None:
-    ended(shop.send.using(max_attempts=1).enqueue(fails=1))
+    shop.ended(shop.send.using(max_attempts=1).enqueue(fails=1))
     assert "its last attempt reached 29 % (1 of 3)" in run("job", 1).out
 
 

@@ -53,7 +53,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.connections = -1  # the one that ends the loop is not counted
         self.hung_up = threading.Event()  # the client closed a connection that the server was holding
-        self._scripts = list(scripts)
+        self.scripts = list(scripts)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
@@ -75,7 +75,7 @@ class Server:
                 if asked["at"] == "END /":
                     return
                 self.requests.append(asked)
-                script = self._scripts.pop(0) if self._scripts else plain(200, {"models": []})
+                script = self.scripts.pop(0) if self.scripts else plain(200, {"models": []})
                 if isinstance(script, bytes):
                     connection.sendall(script)
                 else:
@@ -409,7 +409,7 @@ def test_a_connection_that_is_not_accepted_in_time_means_that_the_backend_is_awa
 
 def test_without_any_answer_within_first_token_s_the_backend_is_away_however_short_the_gap() -> None:
     with Server() as server:
-        server._scripts.append(server.hold)
+        server.scripts.append(server.hold)
         with pytest.raises(BackendUnavailable, match=r"did not start to answer for model 'gemma4:e4b' within 0\.1 s"):
             generate(server, first_token_s=0.1, gap_s=0.001)
 
@@ -445,7 +445,7 @@ def test_an_answer_that_does_not_end_within_total_s_is_a_crash() -> None:
 @pytest.mark.parametrize("phase", ["waiting", "answering"])
 def test_the_attempts_deadline_interrupts_it_in_any_phase(phase: str) -> None:
     with Server() as server:
-        server._scripts.append(server.hold if phase == "waiting" else babble)
+        server.scripts.append(server.hold if phase == "waiting" else babble)
         with pytest.raises(AttemptInterrupted):
             generate(server, Context({"model": "m", "prompt": ""}, deadline_s=time.monotonic() + 0.1))
 
@@ -502,7 +502,7 @@ def test_an_interruption_that_came_while_connecting_ends_the_request() -> None:
                 yield
 
     with Server() as server:
-        server._scripts.append(server.hold)
+        server.scripts.append(server.hold)
         with pytest.raises(AttemptInterrupted):
             generate(server, Late({"model": "m", "prompt": ""}))
 
@@ -552,7 +552,7 @@ def test_a_probe_of_something_else_says_that_it_is_not_an_ollama() -> None:
 
 def test_a_probe_gives_up_in_time() -> None:
     with Server() as server:
-        server._scripts.append(server.hold)
+        server.scripts.append(server.hold)
         with pytest.raises(BackendUnavailable, match=r"did not answer GET /api/version within 0\.05 s"):
             OllamaClient(settings(server)).probe(timeout_s=0.05)
 

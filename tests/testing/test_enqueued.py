@@ -12,9 +12,12 @@ from gpuqueue.testing import assert_enqueued, assert_not_enqueued, eager, enqueu
 
 
 @pytest.fixture
-def send(make_queue):
-    gq = make_queue("[queues.mail]\n[queues.post]\n")
+def gq(make_queue):
+    return make_queue("[queues.mail]\n[queues.post]\n")
 
+
+@pytest.fixture
+def send(gq):
     @gq.task(name="send", queue="mail", priority=1)
     def send(to: str, copies: list[str] | tuple[str, ...] = (), task: str = "") -> None: ...
 
@@ -35,8 +38,7 @@ def test_a_job_is_found_by_what_is_said_of_its_arguments(send):
     assert_not_enqueued(send, to="cleo")
 
 
-def test_a_name_needs_the_queue_object(send):
-    gq = send._gq
+def test_a_name_needs_the_queue_object(send, gq):
     assert assert_enqueued("print", gq, pages=2).queue == "post"
     assert_not_enqueued("unheard", gq)
     with pytest.raises(UsageError, match="'send' is a task's name: pass its queue object too"):
@@ -47,8 +49,7 @@ def test_a_name_needs_the_queue_object(send):
         assert_enqueued(7)
 
 
-def test_options_of_using_count_and_no_others(send):
-    gq = send._gq
+def test_options_of_using_count_and_no_others(send, gq):
     now = gq.job(2).record.scheduled_at
     for option in (
         {"queue": "post"}, {"priority": 5}, {"delay": "1h"}, {"at": now}, {"timeout": 9}, {"tags": ["x"]}, {"expires_in": "2h"},
@@ -62,8 +63,8 @@ def test_options_of_using_count_and_no_others(send):
         assert enqueued(send.using(**option)) == [], option
 
 
-def test_a_job_that_has_ended_was_enqueued_all_the_same(send):
-    with eager(send._gq):
+def test_a_job_that_has_ended_was_enqueued_all_the_same(send, gq):
+    with eager(gq):
         send.enqueue(to="eve")
     assert assert_enqueued(send, to="eve").state == "completed"
 

@@ -183,35 +183,35 @@ class NodeBullMQ:
         self._process = process
 
     def counts(self, queue: str) -> dict[str, int]:
-        return self._ask("counts", queue=queue)
+        return self.ask("counts", queue=queue)
 
     def ids(self, queue: str, state: str) -> list[str]:
-        return self._ask("ids", queue=queue, state=state)
+        return self.ask("ids", queue=queue, state=state)
 
     def job(self, queue: str, job_id: str) -> dict[str, Any] | None:
-        return self._ask("job", queue=queue, job=job_id)
+        return self.ask("job", queue=queue, job=job_id)
 
     def is_paused(self, queue: str) -> bool:
-        return self._ask("is_paused", queue=queue)
+        return self.ask("is_paused", queue=queue)
 
     def logs(self, queue: str, job_id: str) -> list[str]:
-        return self._ask("logs", queue=queue, job=job_id)
+        return self.ask("logs", queue=queue, job=job_id)
 
     def workers(self, queue: str) -> list[str]:
-        return _worker_names(self._ask("workers", queue=queue))
+        return _worker_names(self.ask("workers", queue=queue))
 
     def metrics(self, queue: str, kind: str) -> dict[str, Any]:
-        return self._ask("metrics", queue=queue, kind=kind)
+        return self.ask("metrics", queue=queue, kind=kind)
 
     def events(self, queue: str, start: str = START) -> list[dict[str, Any]]:
-        return self._ask("events", queue=queue, start=start)
+        return self.ask("events", queue=queue, start=start)
 
     def close(self) -> None:
         """Close its connections; the process goes on."""
         if self._process.running:
-            self._ask("close")
+            self.ask("close")
 
-    def _ask(self, op: str, **asked: Any) -> Any:
+    def ask(self, op: str, **asked: Any) -> Any:
         lines = self._process.lines
         before = len(lines)
         self._process.say(op=op, url=self._url, **asked)
@@ -283,7 +283,7 @@ class BullBoard:
         return shown
 
     def _get(self, queue: str, path: str, **options: Any) -> Any:
-        port = self._node._ask("board", queue=queue)
+        port = self._node.ask("board", queue=queue)
         answer = self._http.get(f"http://127.0.0.1:{port}{path}", params=options)
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
