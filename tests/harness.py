@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,20 +47,22 @@ def outliving() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != TEST}
 
 
-def programs(run: str, but: frozenset[int] = frozenset()) -> Iterator[Program]:
-    """Find the programs of a run that still run, except for some."""
-    for folder in PROCESSES.glob("[0-9]*"):
-        pid = int(folder.name)
-        if pid in but:
-            continue
+def processes() -> frozenset[int]:
+    """List all processes of this system, where it shows them."""
+    return frozenset(int(name) for name in os.listdir(PROCESSES) if name.isdecimal()) if PROCESSES.is_dir() else frozenset()
+
+
+def programs(run: str, pids: Iterable[int]) -> Iterator[Program]:
+    """Find the programs of a run among some processes."""
+    for pid in pids:
         with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-            variables = dict(word.partition("=")[::2] for word in _words(folder / "environ"))
+            variables = dict(word.partition("=")[::2] for word in _words(pid, "environ"))
             if f"{variables.get(RUN, '')}/".startswith(f"{run}/"):
-                yield Program(pid, variables.get(TEST, ""), " ".join(_words(folder / "cmdline")))
+                yield Program(pid, variables.get(TEST, ""), " ".join(_words(pid, "cmdline")))
 
 
-def _words(file: Path) -> list[str]:
-    return file.read_bytes().decode(errors="replace").split("\0")
+def _words(pid: int, name: str) -> list[str]:
+    return (PROCESSES / str(pid) / name).read_bytes().decode(errors="replace").split("\0")
 
 
 # --- within a test ---
@@ -73,8 +75,8 @@ class _Watch:
         self._known: frozenset[int] = frozenset()
 
     def left_by(self, test: str) -> list[Program]:
-        there = frozenset(int(folder.name) for folder in PROCESSES.glob("[0-9]*"))
-        found = [program for program in programs(os.environ[RUN], self._known & there) if program.test == f"{test} (call)"]
+        there = processes()
+        found = [program for program in programs(os.environ[RUN], there - self._known) if program.test == f"{test} (call)"]
         self._known = there - {program.pid for program in found}
         return found
 
@@ -177,7 +179,7 @@ def _main(run: str) -> None:
     while os.getppid() == parent and not select.select([sys.stdin], [], [], LOOK_EVERY_S)[0]:
         pass
     named: set[int] = set()
-    while left := list(programs(run, frozenset([parent]))):  # what is killed may have started more just before
+    while left := list(programs(run, processes() - {parent})):  # what is killed may have started more just before
         for program in left:
             program.kill()
             if program.pid not in named:
