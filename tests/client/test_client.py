@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -367,10 +368,14 @@ def test_waiting_too_long_leaves_the_job_alone_and_says_why_it_waits(gq, add):
     assert job.refresh().state == "available"
 
 
-def test_a_job_that_nobody_will_run_says_so_and_names_the_command(gq, add, caplog):
+def test_a_job_that_nobody_will_run_says_so_and_names_the_command(gq, add, caplog, until):
     job = add.enqueue(a=1)
-    with caplog.at_level(logging.WARNING, "gpuqueue"), pytest.raises(TimeoutError):
-        job.result(timeout_s=0.8)
+    with caplog.at_level(logging.WARNING, "gpuqueue"), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(job.result, timeout_s=DEADLINE_S)
+        until(lambda: caplog.records, "the warning")
+        job.cancel()
+        with pytest.raises(JobCancelled):
+            waiting.result()
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
     assert (
