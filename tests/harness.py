@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+
+from gpuqueue.testing.waiting import DEADLINE_S
 
 RUN = "STARTED_BY_TESTS"  # names the run that started a program; of a run within a test, both
 TEST = "PYTEST_CURRENT_TEST"  # the test that did, as pytest says it: "tests/test_x.py::test_y (call)"
@@ -40,11 +43,6 @@ class Program:
 
     def __str__(self) -> str:
         return f"process {self.pid}, started in {self.test or 'no test'}: {self.command}"
-
-
-def outliving() -> dict[str, str]:
-    """The environment for a program that is meant to outlive the test which happens to start it, but not the run."""
-    return {name: value for name, value in os.environ.items() if name != TEST}
 
 
 def processes() -> frozenset[int]:
@@ -74,31 +72,38 @@ class _Watch:
     def __init__(self) -> None:
         self._known: frozenset[int] = frozenset()
 
-    def left_by(self, test: str) -> list[Program]:
-        there = processes()
-        found = [program for program in programs(os.environ[RUN], there - self._known) if program.test == f"{test} (call)"]
-        self._known = there - {program.pid for program in found}
-        return found
+    def left_by(self, test: str, patience_s: float) -> list[Program]:
+        """Return what the test started and does not end; what was told to end may take its time."""
+        give_up_s = time.monotonic() + patience_s
+        while True:
+            there = processes()
+            found = [program for program in programs(os.environ[RUN], there - self._known) if program.test == f"{test} (call)"]
+            self._known = there - {program.pid for program in found}
+            if not found or time.monotonic() > give_up_s:
+                return found
+            time.sleep(0.01)
 
 
 _watch = pytest.StashKey[_Watch]()
-
-
 _errors = pytest.StashKey[int]()
+
+
+def longest_s(config: pytest.Config) -> float:
+    return float(config.getini("longest_s"))
 
 
 @contextmanager
 def _limited(item: pytest.Item) -> Iterator[None]:
     """Interrupt one phase of a test that takes too long, as if it had failed there; end the process if it goes on even then."""
-    longest_s = float(item.config.getini("longest_s"))
+    limit_s = longest_s(item.config)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         faulthandler.dump_traceback(item.config.stash[_errors])
-        pytest.fail(f"it took longer than {longest_s:g} s (longest_s)")
+        pytest.fail(f"it took longer than {limit_s:g} s (longest_s)")
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, longest_s)
-    faulthandler.dump_traceback_later(3 * longest_s, exit=True, file=item.config.stash[_errors])
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    faulthandler.dump_traceback_later(3 * limit_s, exit=True, file=item.config.stash[_errors])
     try:
         yield
     finally:
@@ -126,7 +131,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         with _limited(item):
             yield
     finally:
-        left = item.config.stash[_watch].left_by(item.nodeid)
+        left = item.config.stash[_watch].left_by(item.nodeid, min(longest_s(item.config), DEADLINE_S))
         for program in left:
             program.kill()
     if left:

@@ -1,4 +1,4 @@
-"""Shared fixtures: a real llama.cpp, started once, and servers that fail as a test tells them."""
+"""Shared fixtures: a real llama.cpp for all, others for one test, and servers that fail as a test tells them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ from openai_scene.scripted import Reply, Scripted
 
 
 @pytest.fixture(scope="session")
-def start_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Llama]]:
-    """`start_llama(*, thinks=False, api_key="", embeds=True)` starts one; all are ended after the last test."""
+def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Llama]:
+    """`make_llama(*, thinks=False, api_key="", embeds=True)` starts one; it ends with its block."""
     if not is_installed():
         pytest.skip("llama.cpp is not here: xllamacpp has wheels for Linux on x86-64, and is in the extra `test`")
     folder = tmp_path_factory.mktemp("models")
     failed: list[AssertionError] = []
-    with ExitStack() as leaving:
 
-        def start(*, thinks: bool = False, **options: object) -> Llama:
-            model = folder / ("thinking.gguf" if thinks else "counting.gguf")
-            if not model.exists():
-                write_model(model, thinks=thinks)
-            if failed:  # it takes long to find out, so one test does
-                raise failed[0]
-            try:
-                return leaving.enter_context(Llama(model, thinks=thinks, **options))
-            except AssertionError as error:
-                failed.append(error)
-                raise
+    def make(*, thinks: bool = False, **options: object) -> Llama:
+        model = folder / ("thinking.gguf" if thinks else "counting.gguf")
+        if not model.exists():
+            write_model(model, thinks=thinks)
+        if failed:  # it takes long to find out, so one test does
+            raise failed[0]
+        try:
+            return Llama(model, thinks=thinks, **options)
+        except AssertionError as error:
+            failed.append(error)
+            raise
 
-        yield start
+    return make
 
 
 @pytest.fixture(scope="session")
-def llama(start_llama: Callable[..., Llama]) -> Llama:
+def llama(make_llama: Callable[..., Llama]) -> Iterator[Llama]:
     """A llama.cpp that counts: after any prompt it says one two three one two …, and it embeds texts."""
-    return start_llama()
+    with make_llama() as shared:
+        yield shared
+
+
+@pytest.fixture
+def start_llama(make_llama: Callable[..., Llama]) -> Iterator[Callable[..., Llama]]:
+    """`start_llama(*, thinks=False, api_key="", embeds=True)` starts one of the test's own."""
+    with ExitStack() as leaving:
+        yield lambda **options: leaving.enter_context(make_llama(**options))
 
 
 @pytest.fixture

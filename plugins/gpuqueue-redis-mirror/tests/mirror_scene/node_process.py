@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -27,7 +28,11 @@ class NodeProcess:
         self._said = threading.Condition()
         self._silent = False  # it has said its last line
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 – closed with the process
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
+        # The one of the session outlives the test that happens to start it.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
+        )
         self._listener = threading.Thread(target=self._listen, name=f"node {script}", daemon=True)
         self._listener.start()
 
