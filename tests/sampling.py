@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,14 @@ def seed_of(config: pytest.Config) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption(OPTION) is None:
-        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+        chosen = getattr(config, "workerinput", {}).get("seed", random.SystemRandom().randrange(2**32))
+        config.option.hypothesis_seed = str(chosen)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Let each worker of xdist choose alike."""
+    node.workerinput["seed"] = seed_of(node.config)
 
 
 @pytest.hookimpl(tryfirst=True)
