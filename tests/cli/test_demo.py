@@ -25,10 +25,9 @@ from gpuqueue.config.initial import initial_toml
 from gpuqueue.config.loading import Config
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Event
-from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.keys import compare, documented
 from tests.history import History
-from tests.processes import started
+from tests.processes import LONGEST_S, started
 
 NOON = datetime(2030, 1, 7, 12, tzinfo=UTC)
 ANSWER = "AI service temporarily unavailable"
@@ -83,7 +82,7 @@ def command(*arguments: str) -> list[str]:
 
 def test_the_scenario_holds_and_is_told_as_json(tmp_path: Path) -> None:
     ended = subprocess.run(
-        command("--json", "--keep", str(tmp_path)), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        command("--json", "--keep", str(tmp_path)), capture_output=True, text=True, timeout=LONGEST_S, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
@@ -121,7 +120,7 @@ def test_ctrl_c_ends_the_worker_and_removes_the_files() -> None:
                 break
         assert folder.exists()
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=DEADLINE_S)
+        _, errors = running.communicate(timeout=LONGEST_S)
     assert running.returncode == 130
     assert errors == "interrupted; the worker was stopped\n"
     assert not folder.exists()

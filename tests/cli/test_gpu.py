@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import time_machine
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.domain.device import Reading, Resident
@@ -97,6 +98,7 @@ def test_another_program_that_uses_the_card_or_its_ollama_is_named(
     assert codes(run) == ["others_hold_memory", "budget_not_free", "model_not_reserved"]
 
 
+@time_machine.travel("2026-07-01T12:00:00+00:00", tick=False)
 def test_where_the_card_is_not_here_a_workers_reading_is_shown_with_its_age(simulator: OllamaSimulator, run: Run) -> None:
     configuration = Path("gpuqueue.toml")
     configuration.write_text(configuration.read_text().replace("[gpu]\n", '[gpu]\ndevice = "gpu9999"\n'))

@@ -52,7 +52,7 @@ def play(folder: Path, **environment: str) -> None:
     with (
         worker(run_worker, folder, **environment),
         typed(run_server, folder, **environment, PYTHONPATH=str(folder / "free-port")) as address,
-        httpx.Client(base_url=address) as client,
+        httpx.Client(base_url=address, timeout=DEADLINE_S) as client,
     ):
         client.get("/admin/login/").raise_for_status()
         client.headers["X-CSRFToken"] = client.cookies["csrftoken"]

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.readme import README
 from tests.integrations.server_events import text_of
 from tests.integrations.servers import listening, serving_command
@@ -81,11 +82,11 @@ def test_the_quick_start_of_flask(folder: Path) -> None:
     init, run_worker, run_server = quick_start("Flask", folder)
     run(init, folder)
     with worker(run_worker, folder), typed(run_server, folder) as address:
-        job = httpx.post(f"{address}/revisions", data={"text": "teh cat"}).raise_for_status().json()["job"]
+        job = httpx.post(f"{address}/revisions", data={"text": "teh cat"}, timeout=DEADLINE_S).raise_for_status().json()["job"]
         text, result = follow(address, job)
         assert text.startswith("Answer to")
         assert isinstance(result, dict) and result["text"] == text
-        job = httpx.post(f"{address}/reminders/7").raise_for_status().json()["job"]
+        job = httpx.post(f"{address}/reminders/7", timeout=DEADLINE_S).raise_for_status().json()["job"]
         assert follow(address, job) == ("", "reminded 7")
     shown = re.search(r"# .*: (flask .*)$", run_worker)
     assert shown
@@ -97,10 +98,10 @@ def test_the_quick_start_of_fastapi(folder: Path) -> None:
     run(init, folder)
     with typed(run_server, folder) as address:
         # First what waits for a worker: the queue of the other refuses while none is there yet.
-        job = httpx.post(f"{address}/reminders/7").raise_for_status().json()["job"]
+        job = httpx.post(f"{address}/reminders/7", timeout=DEADLINE_S).raise_for_status().json()["job"]
         assert follow(address, job) == ("", "reminded 7")
-        job = httpx.post(f"{address}/revisions", json={"text": "teh cat"}).raise_for_status().json()["job"]
+        job = httpx.post(f"{address}/revisions", json={"text": "teh cat"}, timeout=DEADLINE_S).raise_for_status().json()["job"]
         text, result = follow(address, job)
         assert text.startswith("Answer to")
         assert isinstance(result, dict) and result["text"] == text
-        assert httpx.get(f"{address}/jobs/77/events").status_code == 404
+        assert httpx.get(f"{address}/jobs/77/events", timeout=DEADLINE_S).status_code == 404

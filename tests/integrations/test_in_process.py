@@ -297,7 +297,10 @@ def test_behind_flasks_reloader_it_runs_in_the_process_that_serves(launch, folde
         port = free.getsockname()[1]
     launch(words=[str(BINARIES / "flask"), "--app", "served", "run", "--debug", "--port", str(port)])
     until(lambda: answers(f"http://127.0.0.1:{port}/"), "it serves")
-    until(lambda: pids(app_queue) == [int(httpx.get(f"http://127.0.0.1:{port}/").text)], "the worker is where it serves")
+    until(
+        lambda: pids(app_queue) == [int(httpx.get(f"http://127.0.0.1:{port}/", timeout=DEADLINE_S).text)],
+        "the worker is where it serves",
+    )
 
 
 def test_a_process_that_runs_an_isolated_task_starts_none(launch, folder, app_queue):

@@ -212,7 +212,7 @@ def see_why_a_job_waits_and_then_its_tokens_through_a_broken_connection(server, 
         ai.ollama.go_away()
         ai.ollama.come_back()
         assert len({future.result(DEADLINE_S) for future in reading}) == 1
-    assert httpx.get(address, headers={"Last-Event-ID": "end"}).status_code == 204
+    assert httpx.get(address, headers={"Last-Event-ID": "end"}, timeout=DEADLINE_S).status_code == 204
 
 
 def test_pages_follow_a_job_and_a_client_that_leaves_leaves_nothing_behind(server, ai, start_worker, until):
@@ -249,6 +249,6 @@ def test_a_mounted_application_finds_the_queue_of_the_root(ai, tmp_path, start_w
         listening(f"{server}/mounted/jobs/{job.id}/events") as events,
     ):
         assert [event.name for event in events] == ["piece", "done"]
-        missing = httpx.get(f"{server}/jobs/77/events")
+        missing = httpx.get(f"{server}/jobs/77/events", timeout=DEADLINE_S)
         assert missing.status_code == 404
         assert missing.json()["detail"].startswith("unknown job 77")

@@ -842,7 +842,7 @@ def test_an_outage_can_be_ordered_and_ended_from_outside(bench: Bench) -> None:
     assert ordered.json() == {"away": True, "for_s": None}
     wait_until(lambda: _is_refused(bench.ollama.url))
 
-    with httpx.Client(base_url=bench.ollama.control_url) as control:
+    with httpx.Client(base_url=bench.ollama.control_url, timeout=DEADLINE_S) as control:
         assert control.get("/simulator/card").json()["report"]["loads"] == 0
         assert control.delete("/simulator/outage").json() == {"away": False}
     assert bench.residents() == {}
@@ -850,7 +850,7 @@ def test_an_outage_can_be_ordered_and_ended_from_outside(bench: Bench) -> None:
 
 def _is_refused(url: str) -> bool:
     try:
-        httpx.get(url)
+        httpx.get(url, timeout=DEADLINE_S)
     except httpx.ConnectError:
         return True
     except httpx.TransportError:
@@ -908,7 +908,7 @@ def test_a_wrong_control_request_is_refused_and_changes_nothing(bench: Bench, pa
 
 def test_an_unknown_control_path_is_not_found(bench: Bench) -> None:
     assert bench.client.get("/simulator/nope").json() == {"error": "unknown endpoint GET /simulator/nope"}
-    with httpx.Client(base_url=bench.ollama.control_url) as control:
+    with httpx.Client(base_url=bench.ollama.control_url, timeout=DEADLINE_S) as control:
         assert control.get("/api/ps").status_code == 404
 
 
@@ -1052,7 +1052,7 @@ def test_an_address_exists_only_after_the_start() -> None:
 
 def test_models_may_be_given_under_names(bench: Bench) -> None:
     with OllamaSimulator(models={"other": OTHER}, speed=FAST) as ollama:
-        assert len(httpx.get(f"{ollama.url}/api/tags").json()["models"]) == 1
+        assert len(httpx.get(f"{ollama.url}/api/tags", timeout=DEADLINE_S).json()["models"]) == 1
     assert bench.client.get("/").text == "Ollama is running"
 
 
@@ -1078,9 +1078,9 @@ def test_the_command_prints_its_address_serves_and_ends_on_a_signal(
     url = process.stdout.readline().strip()
 
     assert url == f"http://127.0.0.1:{port_file.read_text().strip()}"
-    assert httpx.get(f"{url}/simulator/card").json()["total_bytes"] == 6 * 2**30
+    assert httpx.get(f"{url}/simulator/card", timeout=DEADLINE_S).json()["total_bytes"] == 6 * 2**30
     asked = {"model": GEMMA, "prompt": "x", "stream": False, "options": {"num_predict": 2}}
-    assert httpx.post(f"{url}/api/generate", json=asked).json()["response"] == expected_answer(GEMMA, "x", 2)
+    assert httpx.post(f"{url}/api/generate", json=asked, timeout=DEADLINE_S).json()["response"] == expected_answer(GEMMA, "x", 2)
     process.send_signal(ending)
     assert process.wait(DEADLINE_S) == 0
     assert (process.stdout.read(), process.stderr.read()) == ("", "")

@@ -142,7 +142,7 @@ def exchange(client: httpx.Client, step: Step) -> None:
 
 @pytest.fixture(scope="module")
 def errors_client() -> Iterator[httpx.Client]:
-    with simulator() as ollama, httpx.Client(base_url=ollama.url) as client:
+    with simulator() as ollama, httpx.Client(base_url=ollama.url, timeout=DEADLINE_S) as client:
         yield client
 
 

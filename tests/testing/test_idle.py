@@ -82,7 +82,17 @@ def test_a_job_that_nobody_knows_to_run_is_told(gq):
         run_until_idle(gq)
 
 
-def test_a_job_that_does_not_end_stops_the_worker_after_a_time(gq, gate):
+class WhenReached(threading.Timer):
+    """A timer that begins when the gate is reached, however busy the machine is."""
+
+    def run(self):
+        self.gate.wait_reached()
+        super().run()
+
+
+def test_a_job_that_does_not_end_stops_the_worker_after_a_time(gq, gate, monkeypatch):
+    monkeypatch.setattr("gpuqueue.testing.idle.threading.Timer", WhenReached)
+    monkeypatch.setattr(WhenReached, "gate", gate, raising=False)
     gq.task(name="wait")(gate.pass_through).enqueue()
     with pytest.raises(JobsStuck, match=r"(?s)the worker was stopped after 0.5 s; 1 job is still running:\nwait in default"):
         run_until_idle(gq, timeout_s=0.5)

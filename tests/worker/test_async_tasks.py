@@ -43,7 +43,7 @@ def test_two_hundred_jobs_wait_on_http_at_once_without_a_thread_each(make_queue,
 
         @gq.task(name="ask")
         async def ask(number: int) -> int:
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
                 request = client.build_request("GET", f"{ollama.url}/api/version")
                 await meeting.join()  # all 200 are running now
                 thread_counts.append(threading.active_count())

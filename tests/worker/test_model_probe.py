@@ -39,7 +39,7 @@ def test_a_model_that_nothing_is_known_of_is_sized_by_its_description(ai, start_
 def test_what_others_load_and_unload_is_seen_while_the_card_is_idle(ai, start_worker, until) -> None:
     start_worker(ai.gq)
     body = {"model": "small", "prompt": "x", "keep_alive": -1, "stream": False}
-    httpx.post(f"{ai.ollama.url}/api/generate", json=body).raise_for_status()
+    httpx.post(f"{ai.ollama.url}/api/generate", json=body, timeout=DEADLINE_S).raise_for_status()
     until(lambda: [item.model for item in ai.gq.view().devices["gpu0"].residents] == ["small:latest"], "the loaded model is seen")
-    httpx.post(f"{ai.ollama.url}/api/generate", json={"model": "small", "keep_alive": 0}).raise_for_status()
+    httpx.post(f"{ai.ollama.url}/api/generate", json={"model": "small", "keep_alive": 0}, timeout=DEADLINE_S).raise_for_status()
     until(lambda: not ai.gq.view().devices["gpu0"].residents, "it is seen to be gone")

@@ -637,7 +637,7 @@ class Machine:
     def load(self, model: str) -> None:
         path, text = ("/api/embed", "input") if "nomic" in model else ("/api/generate", "prompt")
         body = {"model": model, text: "x", "stream": False, "options": {"num_predict": 2}, "keep_alive": -1}
-        httpx.post(self.ollama.url + path, json=body, trust_env=False, verify=False).raise_for_status()
+        httpx.post(self.ollama.url + path, json=body, trust_env=False, verify=False, timeout=DEADLINE_S).raise_for_status()
 
     def prepare(self, model: str) -> None:
         details = PrepareAttemptDetails(
