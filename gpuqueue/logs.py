@@ -62,6 +62,7 @@ EVENTS: Mapping[str, EventKind] = {
     "jobs_refused": EventKind("waiting jobs were refused because their backend is unavailable", ("count",)),
     "preemption_requested": EventKind("an attempt was asked to stop, for another job or a pause", ("for_job",)),
     "queue_held": EventKind("a queue is held, or held for different reasons than before", ("reasons", "details")),
+    "queue_unserved": EventKind("a caller waits for a job of a queue that no worker serves"),
     "queue_released": EventKind("a queue is no longer held"),
     "backend_lost": EventKind("a backend became unavailable", ("backend", "error", "retry_at")),
     "backend_recovered": EventKind("a backend is available again", ("backend",)),

@@ -19,6 +19,7 @@ from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.errors import JobError, UnknownTask, UsageError
 from gpuqueue.domain.explanation import Explanation
+from gpuqueue.logs import ATTRIBUTE
 
 INTERRUPTED = 130
 
@@ -262,7 +263,7 @@ class NoRepetition(logging.Filter):
         self._is_told = any(hold.source == "worker" for hold in explanation.reasons)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (self._is_told and "no worker serves" in str(record.msg))
+        return not (self._is_told and getattr(record, ATTRIBUTE, {}).get("event") == "queue_unserved")
 
     def __enter__(self) -> NoRepetition:
         logging.getLogger("gpuqueue").addFilter(self)

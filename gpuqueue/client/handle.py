@@ -357,9 +357,8 @@ class Watch:
             self._gq.store.jobs.refuse_one(self._handle.id, message=REFUSAL, now_us=now_us)
         elif not self._told:
             self._told = True
-            logger.warning(
-                "job %d is waiting: no worker serves queue %r. Start one: %s",
-                self._handle.id,
-                status.queue,
-                self._gq.worker_command(status.queue),
-            )
+            from gpuqueue.logs import tell  # json and formatters, which few waits need
+
+            command = self._gq.worker_command(status.queue)
+            message = f"job {self._handle.id} is waiting: no worker serves queue {status.queue!r}. Start one: {command}"
+            tell(logger, logging.WARNING, "queue_unserved", message, job=self._handle.id, queue=status.queue)
