@@ -65,7 +65,7 @@ class Session:
         path = self.config_path
         if path is None and self._database_option is None and not os.environ.get(DATABASE_VARIABLE):
             raise ConfigurationError(
-                f"no configuration: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
+                f"no configuration found: no --config, no GPUQUEUE_CONFIG, and no {DEFAULT_FILE} in {Path.cwd()}. "
                 "Create one with `gpuqueue init`, or use a database with `gpuqueue --database FILE …`"
             )
         return Config.load(path, database=self._database_option)

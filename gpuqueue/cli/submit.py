@@ -95,7 +95,7 @@ def submit(
         raise UsageError("give --follow or --wait, not both")
     if timeout_s is not None and not (follow or wait):
         raise UsageError(
-            "--timeout-s needs --wait or --follow; to limit each attempt use --timeout, to limit its wait --expires-in"
+            "--timeout-s needs --wait or --follow; use --timeout to limit an attempt, --expires-in to limit the wait"
         )
     verb, payload = _request(model, prompt, chat, system, embed, task_name, arguments)
     gq = session.queue(app)

@@ -416,5 +416,5 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(gq: GPUQueue, folder: P
 def test_what_is_wrong_at_the_start_is_said_without_a_screen(folder: Path) -> None:
     with Terminal(TOP, folder) as terminal:
         assert terminal.end() == 2
-        terminal.wait_for(lambda _: "no configuration: no --config" in terminal.grid.shown, "the error")
+        terminal.wait_for(lambda _: "no configuration found: no --config" in terminal.grid.shown, "the error")
         assert not terminal.grid.is_other_screen
