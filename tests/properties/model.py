@@ -209,7 +209,8 @@ class Model(ModelRoom):
             found.add("clean_up")
         elif self.queues[queue].gpu and job["state"] == "available":
             size, model = (job["bytes"], job["model"]) if job["sized"] else self.demand_of(job)
-            device, reason = self.place(job, size, model, self.seen_lost)
+            lost = set() if "device_lost" in found else self.seen_lost  # which is not said again of the job
+            device, reason = self.place(job, size, model, lost)
             found |= set() if device else {reason}
         if job["state"] == "available" and any(rank(other) < rank(job) for other in self._startable(queue)):
             found.add("behind")
