@@ -11,6 +11,7 @@ from gpuqueue.domain.estimates import SHOWN, Observation, model_key
 from gpuqueue.domain.model_health import known_bytes, settings_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import BackendSettings
+from gpuqueue.domain.view import View
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.executors.ollama_sizes import expected_bytes
 from gpuqueue.worker.site import Site
@@ -70,23 +71,23 @@ class ModelProbe:
                 return
             view = build(reads, self._settings, self._clock.now())
         for model in new:
-            self._asked.add(model)
-            if known_bytes(model, view) is not None:
-                continue
-            settings = settings_of(model, view)
-            num_ctx = (settings.options if settings else {}).get("num_ctx")
-            for backend in self._available():
-                on_disk = {full_name(name): size for name, size in (view.backends[backend.name].models or {}).items()}
-                weights_bytes = on_disk.get(full_name(model))
-                if not weights_bytes:
-                    continue
+            if known_bytes(model, view) is None:
+                self._size(model, view, largest_bytes)
+            self._asked.add(model)  # after the answer: a model whose backend does not answer now is asked for again
+
+    def _size(self, model: str, view: View, largest_bytes: int) -> None:
+        settings = settings_of(model, view)
+        options = settings.options if settings else None
+        for backend in self._available():
+            on_disk = {full_name(name): size for name, size in (view.backends[backend.name].models or {}).items()}
+            weights_bytes = on_disk.get(full_name(model))
+            if weights_bytes:
                 info = OllamaClient(backend).description(model, timeout_s=QUERY_S)
-                size = min(expected_bytes(info, weights_bytes, num_ctx), largest_bytes)
+                size = min(expected_bytes(info, weights_bytes, (options or {}).get("num_ctx")), largest_bytes)
                 logger.info("%s is expected to need %d MB", model, size // 10**6)
-                observation = Observation(SHOWN, model_key(model, settings.options if settings else None), size)
-                self._store.estimates.learn([observation], now_us=self._clock.wall())
+                self._store.estimates.learn([Observation(SHOWN, model_key(model, options), size)], now_us=self._clock.wall())
                 self._store.jobs.forget_demands_of(model)
-                break
+                return
 
     def _available(self) -> Iterable[BackendSettings]:
         with self._store.reading() as reads:

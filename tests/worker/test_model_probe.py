@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from gpuqueue.domain.errors import BackendUnavailable
+from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import DEFAULT_MODELS, ModelSpec, OllamaSimulator
 from gpuqueue.testing.waiting import DEADLINE_S
@@ -34,6 +36,23 @@ def test_a_model_that_nothing_is_known_of_is_sized_by_its_description(ai, start_
     assert 1_500_000_000 < sized < 2_500_000_000
     ai.gq.resume("ai-batch")
     job.result(timeout_s=DEADLINE_S)
+
+
+def test_a_model_whose_description_did_not_come_is_asked_for_again(ai, start_worker, until, monkeypatch) -> None:
+    answers, asked = OllamaClient.description, []
+
+    def late(client: OllamaClient, model: str, *, timeout_s: float):
+        asked.append(model)
+        if len(asked) == 1:
+            raise BackendUnavailable("it took longer than a second", backend="ollama")
+        return answers(client, model, timeout_s=timeout_s)
+
+    monkeypatch.setattr(OllamaClient, "description", late)
+    ai.gq.pause("ai-batch")
+    job = ai.gq.ollama.generate("small", prompt="x", queue="ai-batch")
+    start_worker(ai.gq)
+    until(lambda: 0 < job.refresh().record.demand_bytes < 5_000_000_000, "it is sized")
+    assert asked == ["small", "small"]
 
 
 def test_what_others_load_and_unload_is_seen_while_the_card_is_idle(ai, start_worker, until) -> None:
