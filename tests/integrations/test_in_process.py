@@ -103,7 +103,7 @@ def test_of_several_processes_one_runs_the_jobs_and_another_takes_over_when_it_i
         "import logging, sys", "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)"
     )
     processes = [launch(told) for _ in range(3)]
-    heard = [next(line for line in process.stdout if "serves all" in line or "waits" in line) for process in processes]
+    heard = [next(line for line in process.stdout if "serves all" in line or "standing by" in line) for process in processes]
     assert ["standing by" in line for line in heard].count(True) == 2
     (first,) = pids(app_queue)
     job = app_queue.enqueue("where", {})
