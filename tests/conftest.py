@@ -20,6 +20,7 @@ from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.testing.queues import QueueMaker
 from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 
+pytest_plugins = ["tests.harness", "tests.sampling"]
 GEMMA = "gemma4:e4b"
 NOMIC = "nomic-embed-text"
 # For a test that forks, which no code of gpuqueue does: whatever runs the tests may have threads of its own.
