@@ -110,7 +110,7 @@ def test_a_page_that_waits_says_its_place_and_why_and_starts_when_the_batch_job_
     expect(shown(second, "reasons")).to_contain_text("the card is being cleaned")
     stage.ollama.faults.add("stall")  # of the batch job, which would keep the card for ever
     batch = stage.batch()
-    expect(shown(first, "reasons")).to_contain_text(f"job {batch.id} of ai-batch")
+    expect(shown(first, "reasons")).to_contain_text(f"job {batch.id} (ai-batch)")
     stage.gq.resume("ai-realtime")
     expect(shown(second, "state")).to_have_text("Done.")
     expect(shown(first, "state")).to_have_text("Done.")

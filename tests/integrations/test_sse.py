@@ -68,7 +68,7 @@ def test_a_job_is_told_from_waiting_to_its_result(gq, speak, start_worker):
         "attempt": 0,
         "progress": None,
         "progress_note": None,
-        "summary": "waits",
+        "summary": "waiting",
         "reasons": [{"reason": "no_worker", "detail": "no worker serves queue 'work'", "until": None}],
         "position": 1,
         "expected_start": None,
