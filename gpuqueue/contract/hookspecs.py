@@ -82,8 +82,9 @@ class Decisions:
         """Return why the queue may not start jobs now; every answer counts, and jobs start only if all are None.
 
         Called for every queue: by a worker at least once a second while the queue has work, and by other processes, for example
-        for `gpuqueue status` and `job.explain()`. Returns: a Hold; people read its `reason` and `detail`, decisions use only its
-        other fields. An exception holds the queue, with the reason "plugin_failed".
+        for `gpuqueue status` and `job.explain()`. Returns: a Hold; people read its `reason`, `detail` and `advice`, decisions use
+        only its other fields: with `until`, or `ends_with_jobs`, a start time is estimated for the jobs that wait. An exception
+        holds the queue, with the reason "plugin_failed".
 
         Example:
             class Inventory:

@@ -87,6 +87,10 @@ def _words(answer: Hold | Wait) -> str:
         isinstance(answer.reason, str) and answer.reason.strip() and isinstance(answer.detail, str) and answer.detail.strip()
     ):
         return "reason (one word) and detail (a sentence for people) must be non-empty strings"
+    if not isinstance(answer.ends_with_jobs, bool):
+        return "ends_with_jobs must be True or False"
+    if not isinstance(answer.advice, str):
+        return "advice must be a string, empty if there is none"
     if answer.until is None:
         return ""
     if not isinstance(answer.until, datetime) or answer.until.utcoffset() is None:

@@ -216,6 +216,8 @@ NAIVE = job().scheduled_at.replace(tzinfo=None)
         ("queue_hold", Hold("", "too hot"), "reason"),
         ("queue_hold", Hold("hot", " "), "detail"),
         ("queue_hold", Hold("hot", "too hot", NAIVE), "until must be an aware datetime"),
+        ("queue_hold", Hold("hot", "too hot", ends_with_jobs="yes"), "ends_with_jobs must be True or False"),
+        ("place_job", Wait("hot", "too hot", advice=None), "advice must be a string"),
         ("queue_hold", True, "a Hold or None"),
         ("job_demand", Demand(1), ""),
         ("job_demand", 1, "a Demand or None"),
