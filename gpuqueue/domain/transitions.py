@@ -144,7 +144,7 @@ PREEMPT = Transition(
     "preempt",
     _RUNNING,
     State.AVAILABLE,
-    "It was preempted for another queue's job; it keeps its place in the queue.",
+    "It was preempted, for another job or a pause; it keeps its place in the queue.",
     {**_UNSPENT, "preemptions": Change.ONE_MORE},
 )
 
@@ -176,8 +176,8 @@ EXPIRE = Transition("expire", WAITING, State.DISCARDED, "It could not start befo
 REFUSE = Transition("refuse", WAITING, State.DISCARDED, "No backend can run it now, and its queue rejects such jobs.", _REJECT)
 
 # `preemptions` stays: a job that was preempted often stays protected.
-START_ANEW = Transition(
-    "start again",
+MANUAL_RETRY = Transition(
+    "manual retry",
     (State.DISCARDED, State.CANCELLED, State.RETRYABLE, State.SCHEDULED),
     State.AVAILABLE,
     "A person retried it.",
@@ -192,7 +192,7 @@ START_ANEW = Transition(
         **FORGET_DEMAND,
     },
 )
-MEND = Transition(
+REPAIR = Transition(
     "repair",
     _RUNNING,
     State.AVAILABLE,
@@ -202,5 +202,5 @@ MEND = Transition(
 
 TRANSITIONS = (
     ENQUEUE, SCHEDULE, PROMOTE, WAKE, CLAIM, PLACE, COMPLETE, DISCARD, STOP, RETRY_LATER, RETRY_AT_ONCE, SNOOZE, SNOOZE_OVER,
-    RELEASE, PREEMPT, RESCUE, RESCUE_CANCELLED, RESCUE_DISCARDED, CANCEL, EXPIRE, REFUSE, START_ANEW, MEND,
+    RELEASE, PREEMPT, RESCUE, RESCUE_CANCELLED, RESCUE_DISCARDED, CANCEL, EXPIRE, REFUSE, MANUAL_RETRY, REPAIR,
 )  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_job_that_made_room_says_how_often() -> None:
 
 
 def test_a_retry_by_a_person_starts_anew() -> None:
-    sets = transitions.START_ANEW.sets
+    sets = transitions.MANUAL_RETRY.sets
     assert (sets["attempt"], sets["crashes"], sets["error"], sets["expires_at"]) == (0, 0, None, None)
 
 
@@ -72,7 +72,7 @@ def test_a_new_attempt_has_said_nothing_yet(move: Transition) -> None:
 
 @pytest.mark.parametrize("move", EACH)
 def test_a_lease_number_only_grows_and_grows_with_each_claim_and_rescue(move: Transition) -> None:
-    grows = move.target is State.RUNNING or move.name.startswith("rescue") or move is transitions.MEND
+    grows = move.target is State.RUNNING or move.name.startswith("rescue") or move is transitions.REPAIR
     assert move.sets.get("lease") is (Change.ONE_MORE if grows else None)
 
 

@@ -361,13 +361,13 @@ CALLS = [
         lambda rows, _: [rows.store.jobs.refuse_waiting(name, message="away", now_us=at(S)) for name in rows.queues],
         {"error": AWAY}, "all of a queue", sources=(State.AVAILABLE,),
     ),
-    Call(transitions.START_ANEW, retry),
+    Call(transitions.MANUAL_RETRY, retry),
     Call(
-        transitions.START_ANEW, lambda rows, _: rows.store.jobs.retry_failed(None, now_us=at(S)), title="all that failed",
+        transitions.MANUAL_RETRY, lambda rows, _: rows.store.jobs.retry_failed(None, now_us=at(S)), title="all that failed",
         sources=(State.DISCARDED,),
     ),
-    Call(transitions.MEND, mend, title="no worker", spoil="UPDATE jobs SET worker_id = NULL WHERE state = 'running'"),
-    Call(transitions.MEND, mend, title="no start", spoil="UPDATE jobs SET started_at = NULL WHERE state = 'running'"),
+    Call(transitions.REPAIR, mend, title="no worker", spoil="UPDATE jobs SET worker_id = NULL WHERE state = 'running'"),
+    Call(transitions.REPAIR, mend, title="no start", spoil="UPDATE jobs SET started_at = NULL WHERE state = 'running'"),
 ]  # fmt: skip
 
 

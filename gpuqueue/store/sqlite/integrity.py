@@ -71,7 +71,7 @@ _PROMISES = (
         "running",
         "SELECT id FROM jobs WHERE state = 'running' AND (worker_id IS NULL OR started_at IS NULL)",
         "running without a worker or a start time, so no worker rescues it",
-        f'make it available again: sqlite3 {{path}} "{update(transitions.MEND, "id = ID")}"',
+        f'make it available again: sqlite3 {{path}} "{update(transitions.REPAIR, "id = ID")}"',
     ),
     _Promise(
         # Earlier versions left it set on jobs that completed anyway, and old files still contain those.

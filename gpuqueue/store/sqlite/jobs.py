@@ -25,7 +25,7 @@ NEVER_FITS = 2**62  # the demand class of jobs that fit no device
 SCAN_LIMIT = 500  # maximum number of rows that one transaction moves, so that others do not wait long
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
-RETRY = update(transitions.START_ANEW, "id = ?")
+RETRY = update(transitions.MANUAL_RETRY, "id = ?")
 CANCEL = update(transitions.CANCEL, "id = ?")
 EXPIRE = update(transitions.EXPIRE, "id = ?")
 REFUSE = update(transitions.REFUSE, "id = ?")
@@ -62,7 +62,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
     Raises: UnknownJob; StateError if it is running, already available, or completed.
     """
     state, queue = _state_of(connection, job_id)
-    if state not in transitions.START_ANEW.sources:
+    if state not in transitions.MANUAL_RETRY.sources:
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
     connection.execute(RETRY, (now_us, job_id))
     if state in FINISHED:
