@@ -134,6 +134,29 @@ def test_the_top_of_the_package_is_a_short_list() -> None:
     assert len(FLOORS) <= MOST_FLOORS
 
 
+# Each has a plain name now, such as wakeups, liveness, inspection, discrepancies, ClaimRules and QueueContext.
+OLD_NAMES = {
+    "bell", "life", "looking", "twins", "disagreements", "lessons", "models_seen",
+    "Gate", "Room", "keep_out", "let_in", "Surroundings", "beside",
+}  # fmt: skip
+
+
+def test_nothing_is_named_by_an_old_name() -> None:
+    found = [(module, name) for module in modules() for name in _names(module) if name in OLD_NAMES]
+    assert found == []
+
+
+def _names(module: str) -> Iterator[str]:
+    """The names of a module and of everything that it defines."""
+    yield from module.split("/")
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+
+
 def test_the_check_sees_one_wrong_import() -> None:
     assert problem("client/queue", "worker/worker")
     assert problem("store/store", "devices/nvml")

@@ -121,6 +121,31 @@ def test_no_piece_of_a_message_is_missing() -> None:
     assert [(path, text) for path, text in pieces if text not in said] == []
 
 
+DIALECT = (
+    "was not had",
+    "its time to be useful",
+    "what is to stay free",
+    "gets back the memory",
+    "were waited",
+    "rising any more",
+    "the job goes on",
+    "never came to this",
+    "owns whose",
+    "owns which",
+    "one worker of all",
+    "nobody may be there",
+    "anew",
+    "for ever",
+)
+
+
+def test_every_message_is_in_plain_words() -> None:
+    found = [
+        (phrase, message.text) for message in messages() for phrase in DIALECT if re.search(rf"\b{phrase}\b", message.text, re.I)
+    ]
+    assert found == []
+
+
 # --- what is really printed ---
 
 
