@@ -80,7 +80,7 @@ ROWS = {
                 waiting_for="ollama",
             )
         ),
-        "no luck; waiting for ollama to be available again, at most",
+        "no luck; waiting for ollama",
         IN_A_MINUTE,
     ),
     "no_worker": (lambda: told(GENERATE, batch(served=False)), "no worker serves queue 'ai-batch'", None),
@@ -91,7 +91,7 @@ ROWS = {
     ),
     "paused": (
         lambda: told(GENERATE, batch(paused=Pause("ana", "inventory", NOW, IN_A_MINUTE))),
-        "paused by ana: inventory",
+        "paused by ana (inventory)",
         IN_A_MINUTE,
     ),
     "window": (
@@ -105,7 +105,7 @@ ROWS = {
             batch(pause=("12:05-18:00",), overrun="dont_start"),
             known={(estimates.RUN, work_key("ai-batch", "ollama.generate", "gemma4:e4b")): Estimate(600.0, 5)},
         ),
-        "usually runs for 10m, but a pause starts in 5m",
+        "usually runs for 10m, but a pause starts in 5m; it must wait",
         NOW.replace(hour=18),
     ),
     "rate": (
@@ -124,12 +124,12 @@ ROWS = {
     ),
     "yielding": (
         lambda: told(GENERATE, QueueView(REALTIME, running_count=1, waiting_count=3)),
-        "yields to ai-realtime (1 running, 3 waiting)",
+        "ai-realtime comes first (1 running, 3 waiting)",
         None,
     ),
     "unavailable": (
         lambda: told(GENERATE, ollama=backend(available=False, error="nothing listens", retry_at=NOW + timedelta(hours=7))),
-        "ollama is unavailable: nothing listens; next check at 19:00",
+        "ollama: nothing listens; next check at 19:00",
         None,
     ),
     "device_lost": (
@@ -139,7 +139,7 @@ ROWS = {
     ),
     "device_busy": (
         lambda: told(GENERATE, devices=(card(replace(RUNNING, preempt_requested=True)),)),
-        "gpu0 is running job 7 (ai-batch), which is stopping to free memory",
+        "gpu0 is running job 7 (ai-batch), which is being preempted",
         None,
     ),
     "clean_up": (

@@ -76,7 +76,7 @@ def test_batch_that_yields_says_to_what(ai, start_worker, until):
     next(iter(realtime.stream(timeout_s=DEADLINE_S)))
     waiting = ai.batch()
     text = str(waiting.explain())
-    assert "yielding: yields to ai-realtime (1 running, 0 waiting)" in text
+    assert "yielding: ai-realtime comes first (1 running, 0 waiting)" in text
     assert f"device_busy: gpu0 is running job {realtime.id} (ai-realtime)" in text
     realtime.cancel()
     waiting.result(timeout_s=DEADLINE_S)
@@ -275,7 +275,7 @@ def test_batch_waits_unspent_while_the_service_is_away_and_goes_on_when_it_is_ba
     ai.ollama.go_away()
     waiting = ai.batch("waiting", job={"max_attempts": 1})
     until(lambda: reasons(ai.gq, "ai-batch") == ["unavailable"])
-    assert "is unavailable" in str(waiting.explain())
+    assert "unavailable: ollama: " in str(waiting.explain())
 
     ai.ollama.come_back()  # a retry by itself would come after five minutes
     running.result(timeout_s=DEADLINE_S)

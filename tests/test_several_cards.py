@@ -118,7 +118,7 @@ def test_while_one_ollama_is_away_the_other_card_works_for_both(two: Two, start_
         two.generate(f"n{number}").result(timeout_s=DEADLINE_S)
     assert two.gq.holds()["ai"] == []
     bound = two.generate(device="gpu0")
-    until(lambda: "unavailable: desk is unavailable" in str(bound.explain()), "the job of the absent one waits and says why")
+    until(lambda: "unavailable: desk: " in str(bound.explain()), "the job of the absent one waits and says why")
     assert [hold.reason for hold in two.gq.holds()["desk-only"]] == ["unavailable"]
     two.desk.come_back()
     bound.result(timeout_s=DEADLINE_S)

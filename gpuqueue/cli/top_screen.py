@@ -301,7 +301,7 @@ class Screen:
         view = self._gq.view()
         there = view.queues[queue].paused if queue in view.queues else None
         if there is not None:  # pausing again would lose who did it, why and until when
-            why = f": {there.reason}" if there.reason else ""
+            why = f" ({there.reason})" if there.reason else ""
             self._say(f"{queue} is already paused by {there.by}{why}{until(there.until, now=view.now)}", "yellow")
             return
         self._gq.pause(queue)
@@ -318,9 +318,9 @@ class Screen:
         if not was_paused or there is None:
             self._say(f"{queue} was not paused" + (f"; held: {held[0].detail}" if held else ""), "yellow")
         else:
-            why = f": {there.reason}" if there.reason else ""
+            why = f" ({there.reason})" if there.reason else ""
             rest = f"; still held: {held[0].detail}" if held else ""
-            self._say(f"{queue} is resumed (it was paused by {there.by}{why}){rest}")
+            self._say(f"{queue} is resumed; it was paused by {there.by}{why}{rest}")
         self._read_at_once()
 
     def _answer(self, job: JobFigures, key: str) -> None:

@@ -120,7 +120,7 @@ def job_sentence(job: JobFigures, now: datetime) -> str:
         reasons = "; ".join(f"{one_line(hold.detail)}{until(hold.until, now=now)}" for hold in job.waits_for)
         return f"{parts[0]} is next; {reasons or 'ready to start'}"
     if job.stopping:
-        parts.append("asked to stop" if job.stopping == "cancelled" else "asked to stop to free memory")
+        parts.append("asked to stop" if job.stopping == "cancelled" else "being preempted")
     if job.note:
         parts.append(one_line(job.note))
     parts.append(f"attempt {job.attempt} of {job.max_attempts}")

@@ -128,8 +128,8 @@ class JobHandle:
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the job to finish and return its result.
 
-        Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, while the job keeps
-        running; UnknownJob.
+        Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, without
+        cancelling the job; UnknownJob.
         """
         self._confirm()
         with self._gq.store.reading() as reads:
@@ -182,7 +182,7 @@ class JobHandle:
         """Yield the job now, and again whenever it or its output may have changed; the last one yielded is finished.
 
         It only reads: a job that no worker serves keeps waiting, also where `result` would have it refused.
-        Raises: TimeoutError after `timeout_s`, while the job keeps running; UnknownJob.
+        Raises: TimeoutError after `timeout_s`, without cancelling the job; UnknownJob.
         """
         with Watch(self, timeout_s, only_looks=True) as watch:
             while True:
@@ -327,7 +327,7 @@ class Watch:
         if self._waits:
             self._look_after(status)
         if not status.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
-            raise TimeoutError(f"{self._handle.explain()}\n(the job keeps running; cancel it with job.cancel())")
+            raise TimeoutError(f"{self._handle.explain()}\n(the job was not cancelled; cancel it with job.cancel())")
         return pieces, status
 
     @property

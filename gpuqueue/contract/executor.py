@@ -17,7 +17,7 @@ class AttemptContext(Protocol):
     """A running attempt's view of itself, and its reports.
 
     `deadline_s` is on the clock of `time.monotonic()`, None without one. `interruption` is None until the attempt must
-    stop, then "cancelled", "timed_out", "preempted" (another job needs its memory), "stopping" (the worker is shutting down)
+    stop, then "cancelled", "timed_out", "preempted" (for another job or a pause), "stopping" (the worker is shutting down)
     or "lease_lost".
     """
 
@@ -59,7 +59,7 @@ class AttemptContext(Protocol):
 class Executor(Protocol):
     """Runs one attempt in the calling thread.
 
-    An executor with a true attribute `preemptible` can be asked to stop to free memory: it loses only time.
+    An executor with a true attribute `preemptible` can be preempted: it loses only time.
 
     Returns: a JSON value. Raises: AttemptInterrupted if it stopped because it was asked to; an ExecutionError that classifies
     the failure; any other exception counts as the task's own failure.

@@ -74,7 +74,7 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
         found = []
         paused = view.queues[queue.name].paused
         if paused is not None:
-            why = f": {paused.reason}" if paused.reason else ""
+            why = f" ({paused.reason})" if paused.reason else ""
             advice = f"gpuqueue resume {queue.name}"
             found.append(Hold("paused", f"paused by {paused.by}{why}", paused.until, advice=advice, source="pause"))
         if failed and queue.name in failed:
@@ -122,7 +122,7 @@ def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
     try:
         return [known[job.id] for job in ordered]
     except (TypeError, AttributeError, KeyError):
-        error = TypeError(f"returned {ordered!r}, not the candidates in another order")
+        error = TypeError(f"returned {ordered!r}, which is not a list of the given candidates")
         raise PluginFailed("order_candidates", "order_candidates", error) from error
 
 
@@ -204,7 +204,7 @@ def _waiting_reasons(
         reasons.append(Hold("scheduled", "not due", job.scheduled_at, source="job"))
     if job.state is State.RETRYABLE:
         error = f"{job.error.message}; " if job.error else ""
-        waiting = f"waiting for {job.waiting_for} to be available again, at most" if job.waiting_for else "next attempt waits"
+        waiting = f"waiting for {job.waiting_for or 'its next attempt'}"
         reasons.append(Hold("retryable", f"{error}{waiting}", job.scheduled_at, source="job"))
     if not queue.served:
         advice = f"start a worker: {worker_command}"

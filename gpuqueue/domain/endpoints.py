@@ -50,10 +50,7 @@ def shown_url(url: str) -> str:
 
 
 def away(backend: Backend, view: View) -> str:
-    """Word a backend's outage."""
-    return f"{backend.name} is unavailable: {backend.error}{asked_again(backend, view)}"
-
-
-def asked_again(backend: Backend, view: View) -> str:
-    # No `until`: its return cannot be known.
-    return "" if backend.retry_at is None else f"; next check at {clock(backend.retry_at, now=view.now)}"
+    """Word a backend's outage; the reason `unavailable` is shown before it."""
+    # No `until`: when it will be available again cannot be known.
+    next_check = "" if backend.retry_at is None else f"; next check at {clock(backend.retry_at, now=view.now)}"
+    return f"{backend.name}: {backend.error}{next_check}"

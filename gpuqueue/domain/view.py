@@ -27,7 +27,7 @@ class Reservation:
     worker_id: str | None
     task: str = ""
     started_at: datetime | None = None
-    preemptible: bool = False  # its attempt can be asked to stop to free memory
+    preemptible: bool = False  # its attempt can be preempted
     preempt_requested: bool = False
     preemptions: int = 0
     output_tokens: int = 0

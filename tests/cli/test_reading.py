@@ -44,7 +44,7 @@ def test_status_as_json_has_its_documented_keys(configured: Path, run: Run) -> N
 def test_a_pause_shows_who_why_and_until_when_and_is_lifted(configured: Path, run: Run) -> None:
     assert run("pause", "mail", "--reason", "server moves", "--until", "30m").status == 0
     ran = run("status")
-    assert "server moves until" in ran.out
+    assert "server moves) until" in ran.out
     assert "gpuqueue resume mail" in ran.out
     paused = json.loads(run("status", "--json").out)["queues"][-1]["paused"]
     assert paused["reason"] == "server moves"

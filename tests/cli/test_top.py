@@ -86,7 +86,7 @@ def test_each_queue_shows_its_state_and_why_and_until_when(gq: GPUQueue, worker:
     for _ in range(3):
         gq.ollama.generate("gemma4:e4b", prompt="x", queue="ai-batch")
     text = top(columns=100).wait("1 worker")
-    assert re.search(r"ai-batch +3 +- +- +- paused until [A-Z]\w\w \d\d:\d\d by ana: the card is needed", text)
+    assert re.search(r"ai-batch +3 +- +- +- paused until [A-Z]\w\w \d\d:\d\d by ana \(the card is needed", text)
     assert re.search(r"held .* held: at all times: ", text)
     assert re.search(r"mail +- +- +- +- idle", text)
     assert str(gq.database)[-20:] in text
@@ -223,7 +223,7 @@ def test_p_pauses_at_once_and_says_how_to_undo_it(gq: GPUQueue, worker: Worker, 
     assert gq.view().queues["ai-batch"].paused is not None
     terminal.wait_for(lambda text: re.search(r"ai-batch .* paused by ", text), "the state")
     terminal.press("r")
-    terminal.wait("ai-batch is resumed (it was paused by ")
+    terminal.wait("ai-batch is resumed; it was paused by ")
     assert gq.view().queues["ai-batch"].paused is None
     terminal.press("r")
     terminal.wait("ai-batch was not paused")
@@ -234,7 +234,7 @@ def test_p_leaves_the_pause_of_another_as_it_is(gq: GPUQueue, worker: Worker, to
     before = gq.view().queues["ai-realtime"].paused
     terminal = top()
     terminal.press("jp")
-    terminal.wait("ai-realtime is already paused by ana: it smokes until")
+    terminal.wait("ai-realtime is already paused by ana (it smokes) until")
     assert gq.view().queues["ai-realtime"].paused == before
 
 

@@ -496,8 +496,8 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(gq, add, start_worker
     start_worker(gq)
     gq.pause("default", reason="maintenance", by="ana")
     job = add.enqueue(a=1)
-    assert [(hold.reason, hold.detail) for hold in gq.holds()["default"]] == [("paused", "paused by ana: maintenance")]
-    with pytest.raises(TimeoutError, match=r"paused by ana: maintenance(.|\n)*gpuqueue resume default"):
+    assert [(hold.reason, hold.detail) for hold in gq.holds()["default"]] == [("paused", "paused by ana (maintenance)")]
+    with pytest.raises(TimeoutError, match=r"paused by ana \(maintenance\)(.|\n)*gpuqueue resume default"):
         job.result(timeout_s=0.2)
 
     assert gq.resume("default", by="ana") is True
@@ -572,7 +572,7 @@ def test_every_state_explains_itself(gq, start_worker, gate, until):
 
     failing = fail.enqueue()
     until(lambda: failing.refresh().state == "retryable")
-    assert "retryable: RuntimeError: no; next attempt waits" in str(failing.explain())
+    assert "retryable: RuntimeError: no; waiting for its next attempt" in str(failing.explain())
     third.cancel()
     assert str(third.explain()) == f"job {third.id}: cancelled\n  → gpuqueue retry {third.id}"
     gq.store.jobs.refuse_one(later.id, message="away", now_us=gq.now_us())

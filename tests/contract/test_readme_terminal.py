@@ -28,7 +28,7 @@ SHOWS = {
     "gpuqueue top": ["1 worker", "queue ai-realtime: idle (1 completed)", "device gpu0: "],
     "gpuqueue pause": ["ai-batch is paused until"],
     "gpuqueue submit ai-batch": ["2\n"],
-    "gpuqueue explain 2": ["maintenance until", "→ gpuqueue resume ai-batch"],
+    "gpuqueue explain 2": ["maintenance) until", "→ gpuqueue resume ai-batch"],
     "gpuqueue resume": ["ai-batch"],
     "gpuqueue cancel": ["ai-batch"],
     "gpuqueue jobs": [" 1  completed  ai-realtime"],

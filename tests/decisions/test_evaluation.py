@@ -75,7 +75,7 @@ def test_every_reason_counts_and_the_pause_comes_first():
     holds = decide_holds(busy, plugins(Answers(Hold("mine", "because"))))
     assert [hold.reason for hold in holds["ai-batch"]] == ["paused", "mine", "yielding"]
     until, advice = NOW + timedelta(hours=1), "gpuqueue resume ai-batch"
-    assert holds["ai-batch"][0] == Hold("paused", "paused by ana: update", until, advice=advice)
+    assert holds["ai-batch"][0] == Hold("paused", "paused by ana (update)", until, advice=advice)
     assert [hold.source for hold in holds["ai-batch"]] == ["pause", "plugin", "plugin"]
 
 
@@ -189,7 +189,7 @@ def test_a_waiting_job_is_told_every_reason():
 
 def test_a_postponed_job_is_told_what_ends_its_wait():
     text = str(explained(job(state=State.RETRYABLE, waiting_for="ollama", error=JobErrorRecord("unavailable", "away")), view()))
-    assert "retryable: away; waiting for ollama to be available again, at most" in text
+    assert "retryable: away; waiting for ollama until" in text
 
 
 def test_a_job_whose_memory_is_not_back_is_told_so():

@@ -59,8 +59,8 @@ def test_what_waits_is_told_with_every_reason(make_queue):
         run_until_idle(gq)
     told = str(caught.value)
     assert told.startswith("3 jobs are unable to start:\n")
-    assert "stock in closed, available: job 1: waiting\n  - paused: paused by ana: inventory" in told
-    assert "snooze in open, retryable: job 2: waiting\n  - retryable: still closed; next attempt waits" in told
+    assert "stock in closed, available: job 1: waiting\n  - paused: paused by ana (inventory)" in told
+    assert "snooze in open, retryable: job 2: waiting\n  - retryable: still closed; waiting for its next attempt" in told
     assert "later in open, scheduled: job 3: waiting\n  - scheduled: not due" in told
     assert "no worker" not in told
     assert set(caught.value.explanations) == {job.id for job in jobs}

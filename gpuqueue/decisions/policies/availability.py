@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpuqueue.contract.hookspecs import AttemptFailedDetails, QueueHoldDetails, hookimpl
 from gpuqueue.domain.answers import Hold
-from gpuqueue.domain.endpoints import asked_again, away, of_queue
+from gpuqueue.domain.endpoints import away, of_queue
 from gpuqueue.domain.errors import REFUSAL, BackendUnavailable
 from gpuqueue.domain.verdicts import Discard, Snooze
 
@@ -25,10 +25,10 @@ class Availability:
         backends = of_queue(details.queue.backend, details.view.backends.values())
         if not backends or any(backend.available for backend in backends):
             return None
+        why = "; ".join(away(backend, details.view) for backend in backends)
         if details.queue.when_unavailable == "reject":
-            why = "; ".join(f"{backend.error}{asked_again(backend, details.view)}" for backend in backends)
             return Hold("unavailable", f"{REFUSAL} ({why})", refuse=True, advice="gpuqueue doctor")
-        return Hold("unavailable", "; ".join(away(backend, details.view) for backend in backends), advice="gpuqueue doctor")
+        return Hold("unavailable", why, advice="gpuqueue doctor")
 
     @hookimpl
     def attempt_failed(self, details: AttemptFailedDetails) -> Snooze | Discard | None:

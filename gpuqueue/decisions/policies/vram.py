@@ -73,7 +73,7 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
     if len(device.reservations) >= settings.slots:
         if running:
             jobs = ", ".join(
-                f"job {item.job_id} ({item.queue})" + (", which is stopping to free memory" if item.preempt_requested else "")
+                f"job {item.job_id} ({item.queue})" + (", which is being preempted" if item.preempt_requested else "")
                 for item in running
             )
             return Wait("device_busy", f"{settings.name} is running {jobs}", ends_with_jobs=True)

@@ -39,7 +39,7 @@ class Windows:
             return _too_late(queue, details.view) if queue.overrun == "dont_start" and not queue.gpu else None
         if until == FOREVER:
             texts = ", ".join(str(window) for window in windows)
-            return Hold("window", f"paused at all times: {texts} {queue.timezone} covers the whole week")
+            return Hold("window", f"paused at all times: its windows cover the whole week ({texts} {queue.timezone})")
         texts = ", ".join(str(window) for window in windows if open_until(window, zone, now))
         return Hold("window", f"paused {texts} {queue.timezone}", until)
 
@@ -112,4 +112,4 @@ def _is_of(kind: str, key: str, queue: QueueSettings) -> bool:
 
 
 def _near(usual_s: float, left_s: float) -> str:
-    return f"usually runs for {format_duration(usual_s)}, but a pause starts in {format_duration(left_s)}"
+    return f"usually runs for {format_duration(usual_s)}, but a pause starts in {format_duration(left_s)}; it must wait"

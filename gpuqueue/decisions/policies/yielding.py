@@ -19,5 +19,5 @@ class Yielding:
             startable = other.waiting_count if other.served and not details.holds.get(name) else 0
             if other.running_count or startable:
                 many = "+" if startable >= 100 else ""
-                busy.append(f"{name} ({other.running_count} running, {startable}{many} waiting)")
-        return Hold("yielding", f"yields to {', '.join(busy)}", ends_with_jobs=True) if busy else None
+                busy.append(f"{name} comes first ({other.running_count} running, {startable}{many} waiting)")
+        return Hold("yielding", "; ".join(busy), ends_with_jobs=True) if busy else None

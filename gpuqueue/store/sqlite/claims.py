@@ -246,7 +246,7 @@ def claim_placed(
     preemptible: bool,
     now_us: int,
 ) -> Lease | None:
-    """Claim one job for a device, reserving the memory; `preemptible`: its attempt can be asked to stop to free memory.
+    """Claim one job for a device, reserving the memory; `preemptible`: its attempt can be preempted.
 
     Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
     concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up.

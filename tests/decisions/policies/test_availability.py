@@ -29,7 +29,7 @@ def test_queues_go_on_while_their_backend_is_there_or_they_need_none():
 
 
 def test_a_rejecting_queue_is_held_and_its_jobs_are_refused():
-    detail = f"{REFUSAL} (nothing listens; next check at {clock(AWAY.retry_at, now=NOW)})"
+    detail = f"{REFUSAL} (ollama: nothing listens; next check at {clock(AWAY.retry_at, now=NOW)})"
     assert hold(REALTIME) == Hold("unavailable", detail, refuse=True, advice="gpuqueue doctor")
 
 
@@ -37,7 +37,7 @@ def test_a_rejecting_queue_is_held_and_its_jobs_are_refused():
 def test_other_queues_keep_their_jobs(choice):
     found = hold(replace(BATCH, when_unavailable=choice))
     assert (found.reason, found.refuse, found.until) == ("unavailable", False, None)
-    assert found.detail == f"ollama is unavailable: nothing listens; next check at {clock(AWAY.retry_at, now=NOW)}"
+    assert found.detail == f"ollama: nothing listens; next check at {clock(AWAY.retry_at, now=NOW)}"
 
 
 def failed(queue, error):

@@ -239,7 +239,7 @@ def test_of_several_cards_each_says_why_it_has_no_room():
     found = place_in(seen)
     assert (found.reason, found.detail) == (
         "device_busy",
-        "gpu1 is running job 7 (ai-batch), job 8 (ai-batch); desk is unavailable: nothing listens",
+        "gpu1 is running job 7 (ai-batch), job 8 (ai-batch); desk: nothing listens",
     )
     assert place_in(two_cards(desk, tower)) == Placement("gpu1", 4_500_000_000)
 

@@ -60,7 +60,7 @@ def placed(pause, overrun="dont_start", known=RUNS_TEN_MINUTES):
 
 def test_a_job_that_usually_takes_longer_than_is_left_does_not_start():
     assert placed("12:05-18:00") == Wait(
-        "window_near", "usually runs for 10m, but a pause starts in 5m", NOW + timedelta(hours=6)
+        "window_near", "usually runs for 10m, but a pause starts in 5m; it must wait", NOW + timedelta(hours=6)
     )
     assert placed("12:30-18:00") is None, "there is time"
     assert placed("12:05-18:00", "finish") is None

@@ -20,9 +20,9 @@ def hold(realtime: QueueView, *held: Hold) -> Hold | None:
 @pytest.mark.parametrize(
     ("running", "waiting", "said"),
     [
-        (1, 0, "yields to ai-realtime (1 running, 0 waiting)"),
-        (0, 3, "yields to ai-realtime (0 running, 3 waiting)"),
-        (0, 100, "yields to ai-realtime (0 running, 100+ waiting)"),
+        (1, 0, "ai-realtime comes first (1 running, 0 waiting)"),
+        (0, 3, "ai-realtime comes first (0 running, 3 waiting)"),
+        (0, 100, "ai-realtime comes first (0 running, 100+ waiting)"),
     ],
 )
 def test_a_queue_is_held_while_another_has_work(running, waiting, said):
@@ -39,7 +39,7 @@ def test_a_queue_is_free_when_the_other_has_nothing_that_can_start(realtime):
 def test_jobs_that_are_held_are_no_work_but_running_ones_are():
     assert hold(QueueView(REALTIME, waiting_count=3), Hold("paused", "by ana")) is None
     assert hold(QueueView(REALTIME, running_count=1, waiting_count=3), Hold("paused", "by ana")) == Hold(
-        "yielding", "yields to ai-realtime (1 running, 0 waiting)", ends_with_jobs=True
+        "yielding", "ai-realtime comes first (1 running, 0 waiting)", ends_with_jobs=True
     )
 
 
