@@ -222,7 +222,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         context = click.get_current_context(silent=True)
-        if context is not None and context.resilient_parsing:  # a shell completes a word, and would show this beside it
+        if context is not None and context.resilient_parsing:  # a shell completes a word, and would show this next to it
             return
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         cause = "" if error is None else f": {describe(error)}"

@@ -220,9 +220,7 @@ def _request(
     if not model or prompt is None:
         raise UsageError("specify --model MODEL and --prompt TEXT, or --task NAME")
     if embed and (chat or system is not None):
-        raise UsageError(
-            f"--embed and {'--chat' if chat else '--system'} cannot be combined: an embedding is of the prompt alone"
-        )
+        raise UsageError(f"--embed and {'--chat' if chat else '--system'} cannot be combined: an embedding uses only the prompt")
     if prompt == "-":
         prompt = sys.stdin.read()
     if not prompt.strip():

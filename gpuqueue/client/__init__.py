@@ -1,1 +1,1 @@
-"""The client API that applications call; never runs a job, never imports the worker."""
+"""Implements the API that applications call; never runs a job, never imports the worker."""

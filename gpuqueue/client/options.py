@@ -77,7 +77,7 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
         raise UsageError(f"at must be an aware datetime, not {at!r}")
     timeout_s = _duration(asked, "timeout")
     if timeout_s == 0:
-        raise UsageError("timeout must be longer than 0")
+        raise UsageError("timeout must be greater than 0")
     return JobOptions(
         queue=asked.get("queue"),
         priority=_whole_number(asked, "priority", LOWEST_PRIORITY, HIGHEST_PRIORITY),
@@ -111,7 +111,7 @@ def _size(asked: Mapping[str, Any], name: str) -> int | None:
         return None
     size = parse_size(asked[name], what=name)
     if not size:
-        raise UsageError(f"{name} must be above 0; leave it out if the job needs no device memory")
+        raise UsageError(f"{name} must be greater than 0; leave it out if the job needs no device memory")
     return size
 
 

@@ -103,7 +103,7 @@ class Task(Generic[Parameters, Returned]):
         preemptible = bool(asked.pop("preemptible", False))
         options = read_options(asked)
         if options.connection is not None:
-            raise UsageError(f"task {name!r}: a task takes no connection; pass it to using() or enqueue()")
+            raise UsageError(f"task {name!r}: connection is not an option of a task; pass it to using() or enqueue()")
         return cls(
             gq,
             name,

@@ -143,7 +143,7 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
             raise table.error('vram is missing; set it to the memory that the loaded model needs: vram = "4.5GB"')
         vram_bytes = table.size("vram", 0)
         if not vram_bytes:
-            raise vram.error('must be greater than zero; write vram = "4.5GB"')
+            raise vram.error('must be greater than 0; write vram = "4.5GB"')
         largest = max(devices, key=lambda device: device.budget_bytes, default=None)
         if largest is not None and vram_bytes > largest.budget_bytes:
             raise vram.error(
@@ -246,7 +246,7 @@ def _device(table: Table, position: int) -> DeviceSettings:
         raise table.error('budget is missing; set it to the device memory that jobs may use: budget = "5GB"')
     budget_bytes = table.size("budget", 0)
     if not budget_bytes:
-        raise budget.error('must be greater than zero; write budget = "5GB"')
+        raise budget.error('must be greater than 0; write budget = "5GB"')
     name, index = _device_name(table.get("device"), position)
     default = DeviceSettings(name, budget_bytes)
     return DeviceSettings(

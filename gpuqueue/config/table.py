@@ -219,7 +219,7 @@ class Table:
         def read(setting: Setting) -> float:
             seconds = worded(setting, lambda: parse_duration(setting.value, what=setting.where))
             if positive and not seconds:
-                raise setting.error("must be greater than zero")
+                raise setting.error("must be greater than 0")
             return seconds
 
         return self._read(key, default, read)

@@ -193,9 +193,8 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
     if room_bytes < left_bytes:
         yield Discrepancy(
             "budget_not_free",
-            f"{card.name}: {format_size(left_bytes)} of the budget is not reserved, but the card has only "
-            f"{format_size(room_bytes)} for a job after the {format_size(device.settings.min_free_bytes)} of min_free; "
-            "a job that needs more waits",
+            f"{card.name}: {format_size(left_bytes)} of the budget is free, but the card has room for only "
+            f"{format_size(room_bytes)} (min_free is {format_size(device.settings.min_free_bytes)}); a larger job waits",
             "check which process holds the memory, or lower [gpu] budget",
         )
 

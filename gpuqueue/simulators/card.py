@@ -130,7 +130,7 @@ class SimulatedCard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if speed <= 0:
-            raise ValueError(f"speed must be above 0, not {speed}")
+            raise ValueError(f"speed must be greater than 0, not {speed}")
         if not 0 <= reserved_bytes <= total_bytes:
             raise ValueError(f"reserved_bytes must be between 0 and total_bytes ({total_bytes}), not {reserved_bytes}")
         if not 0 <= release_delay_s[0] <= release_delay_s[1]:

@@ -42,7 +42,7 @@ def runtime_dir(database: Path) -> Path:
 
 
 class Wakeups:
-    """Rings the sockets of one database. Never blocks and never raises."""
+    """Sends wakeups to the sockets of one database. Never blocks and never raises."""
 
     def __init__(self, directory: Path) -> None:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}

@@ -117,7 +117,7 @@ class Worker:
         except BaseException as error:
             self._boot_error = error
             if self._booted.is_set():
-                logger.exception("worker %s ended", self.id)
+                logger.exception("worker %s failed", self.id)
         finally:
             self._booted.set()
 

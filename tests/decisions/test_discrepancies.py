@@ -177,7 +177,7 @@ def test_a_budget_that_the_card_has_no_memory_for_says_what_still_fits() -> None
     found = seen(card(reading=reading(4_600_000_000), settings=replace(MARGIN, margin_bytes=0, min_free_bytes=GB)))
     assert only([item for item in found if item.what == "budget_not_free"])
     detail = next(item.detail for item in found if item.what == "budget_not_free")
-    assert "5 GB of the budget is not reserved, but the card has only 3 GB for a job after the 1 GB of min_free" in detail
+    assert "5 GB of the budget is free, but the card has room for only 3 GB (min_free is 1 GB); a larger job waits" in detail
 
 
 def test_memory_that_a_loaded_model_would_leave_counts_as_free_and_an_old_reading_says_nothing() -> None:

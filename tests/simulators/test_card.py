@@ -271,7 +271,7 @@ def test_threads_that_compete_never_get_more_than_the_card_has() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"speed": 0}, "speed must be above 0"),
+        ({"speed": 0}, "speed must be greater than 0"),
         ({"reserved_bytes": -1}, "reserved_bytes"),
         ({"total_bytes": 10, "reserved_bytes": 11}, "reserved_bytes"),
         ({"release_delay_s": (2.0, 1.0)}, "release_delay_s"),

@@ -1036,7 +1036,7 @@ def test_it_stops_with_connections_open_and_may_be_stopped_twice() -> None:
         (lambda: OllamaSimulator(max_loaded=0), "max_loaded and max_queue must be 1 or more"),
         (lambda: OllamaSimulator(models=[OTHER, ModelSpec("other:latest", 1)]), "two models are named 'other:latest'"),
         (lambda: OllamaSimulator(models=[ModelSpec("a b", 1)]), "'a b' is not a model name"),
-        (lambda: OllamaSimulator(models=[ModelSpec("a", 0)]), "bytes, tokens_per_s and layer_count must be above 0"),
+        (lambda: OllamaSimulator(models=[ModelSpec("a", 0)]), "bytes, tokens_per_s and layer_count must be greater than 0"),
     ],
 )
 def test_a_simulator_that_makes_no_sense_is_refused(make: Callable[[], OllamaSimulator], words: str) -> None:

@@ -97,9 +97,9 @@ class Scenario:
         self._act("realtime requests arrive while batch runs")
         for arrival in range(2):
             self._recorder.until(self._batch_works, "a batch job runs")
-            self._realtime(f"Revise sentence {arrival + 1}; somebody waits for it.")
+            self._realtime(f"Revise sentence {arrival + 1}; a person is waiting for it.")
         self._recorder.until(self._batch_works, "a batch job runs")
-        self._realtime("Revise the title; somebody waits.", "Revise the summary; somebody else waits.")
+        self._realtime("Revise the title; a person is waiting.", "Revise the summary; another person is waiting.")
         self._rfa_jobs(4)
 
     def _go_away_and_come_back(self) -> Outage:

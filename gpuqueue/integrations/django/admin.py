@@ -198,7 +198,7 @@ class QueueAdmin(Pages):
         if act == "resume":
             was_paused = gq.resume(name, by=by)
             holds = [f"Still held: {hold.detail}{until(hold.until, now=gq.now())}" for hold in gq.holds().get(name, ())]
-            runs = f"Queue {name} runs again" if was_paused and not holds else f"Queue {name} is not paused"
+            runs = f"Queue {name} is resumed" if was_paused else f"Queue {name} was not paused"
             self.message_user(request, ". ".join([runs, *holds]), messages.SUCCESS)
             if was_paused:
                 self.note(request, key, "Resumed.")
@@ -210,7 +210,7 @@ class QueueAdmin(Pages):
         reason, until_text = request.POST.get("reason", "").strip(), request.POST.get("until", "").strip()
         end = parse_moment(until_text, now=gq.now(), what="Until") if until_text else None
         if end is not None and end <= gq.now():
-            raise UsageError(f"Until must be in the future; {until_text!r} is in the past")
+            raise UsageError(f"Until must be in the future, not {until_text!r}")
         gq.pause(name, reason=reason, until=end, by=by)
         ends = until(end, now=gq.now())
         self.message_user(request, f"Queue {name} is paused{ends}. Running jobs continue.", messages.SUCCESS)

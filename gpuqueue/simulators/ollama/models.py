@@ -162,7 +162,7 @@ def by_tagged_name(models: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
         if not is_valid_name(spec.name):
             raise ValueError(f"{spec.name!r} is not a model name that Ollama accepts; expected [host/][namespace/]model[:tag]")
         if spec.bytes <= 0 or spec.tokens_per_s <= 0 or spec.layer_count <= 0:
-            raise ValueError(f"model {spec.name!r}: bytes, tokens_per_s and layer_count must be above 0")
+            raise ValueError(f"model {spec.name!r}: bytes, tokens_per_s and layer_count must be greater than 0")
         if spec.tagged_name in named:
             raise ValueError(f"two models are named {spec.tagged_name!r}; give each its own name")
         named[spec.tagged_name] = spec

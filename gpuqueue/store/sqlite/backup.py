@@ -81,4 +81,4 @@ def _copy(database: Path, unfinished: Path, target: Path) -> int:
             copy.execute("PRAGMA journal_mode = DELETE")
             return count
     except NotADatabase as error:
-        raise NotADatabase(f"{database} is not a SQLite database, or is damaged: {error.__cause__}") from error
+        raise NotADatabase(f"{database} is not an SQLite database, or is damaged: {error.__cause__}") from error

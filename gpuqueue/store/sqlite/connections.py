@@ -115,12 +115,12 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def explain(error: sqlite3.Error, path: Path) -> StoreError:
-    """Convert a SQLite error to a StoreError that says what to do."""
+    """Convert an SQLite error to a StoreError that says what to do."""
     if is_busy(error):
         return StoreBusy(f"{path} is locked by another process; try again")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return NotADatabase(f"{path} is not a SQLite database, or is damaged: {error}. Nothing was changed; give another path")
+        return NotADatabase(f"{path} is not an SQLite database, or is damaged: {error}. Nothing was changed; give another path")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreUnwritable(f"{path} cannot be written: {error}. Check the permissions of the file and its folder")
     if code == sqlite3.SQLITE_FULL:

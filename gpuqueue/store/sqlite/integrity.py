@@ -114,7 +114,7 @@ def check_file(path: Path) -> list[Finding]:
 def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
     version = migrate.version(connection)
     if version is None and migrate.table_names(connection):
-        raise NotADatabase(f"{path} is a SQLite database, but not a gpuqueue database; give another path")
+        raise NotADatabase(f"{path} is an SQLite database, but not a gpuqueue database; give another path")
     lines = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
     if lines or version != migrate.head():
         return [_damage(line, path) for line in lines]

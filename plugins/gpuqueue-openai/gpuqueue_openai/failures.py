@@ -77,7 +77,7 @@ class Failures:
         if _OUT_OF_MEMORY.search(said):
             return OutOfMemory(f"{words}. Use a smaller model or context, or free memory on the card; see vram in [openai]")
         if _OUT_OF_CREDIT in text:
-            return CallerFault(f"{words}. The account of {KEY_SETTINGS} has no credit left; a retry does not help")
+            return CallerFault(f"{words}. The account of the key ({KEY_SETTINGS}) has no credit left; a retry does not help")
         if status in _BUSY:
             return ServerUnavailable(words, _retry_after_s((headers or {}).get("retry-after", "")))
         if 300 <= status < 400:

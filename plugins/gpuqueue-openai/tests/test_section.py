@@ -75,7 +75,7 @@ def test_the_key_is_in_no_picture_of_the_settings():
         ('url = "http://x/v1/chat/completions"', "url must not include /chat/completions; it usually ends in /v1"),
         ('url = "http://ann:pw@x/v1"\napi_key = "sk-1"', "a request can carry only one of them"),
         ('gap = "soon"', "gap"),
-        ('first_token = "0s"', "must be greater than zero"),
+        ('first_token = "0s"', "must be greater than 0"),
         ('vram = "lots"', "vram"),
     ],
 )

@@ -152,7 +152,7 @@ class Mirroring:
         if state.cursor is None:
             return "the mirror is incomplete"
         if state.database != self.target.database:
-            return f"the mirror is of {state.database or 'no database'}"
+            return f"the mirror belongs to {state.database or 'no database'}"
         if state.cursor < self.follower.position:
             return "the mirror is older than what was written, so the server lost data"
         return ""
