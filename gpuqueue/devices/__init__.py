@@ -1,1 +1,1 @@
-"""The kinds of devices; never imports the store or an executor."""
+"""Reads devices, one module per way; never imports the store or an executor."""

@@ -1,4 +1,4 @@
-"""Stands in for a device that no local driver can read, such as a card in another host; only its budget is known."""
+"""Stands in for a device that no local driver can read, such as a card on another host; only its budget is known."""
 
 from __future__ import annotations
 

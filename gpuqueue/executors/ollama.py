@@ -51,7 +51,7 @@ class OllamaExecutor(ABC):
     def run(self, context: AttemptContext) -> dict[str, Any]:
         """Run one attempt.
 
-        Returns: the verb's result. Raises: AttemptInterrupted, or an ExecutionError that classes the failure.
+        Returns: the verb's result. Raises: AttemptInterrupted, or an ExecutionError that classifies the failure.
         """
 
     def body(self, arguments: Mapping[str, Any], placement: Placement | None, model: str = "") -> dict[str, Any]:

@@ -131,11 +131,11 @@ class _Telling:
 
     @property
     def patience_s(self) -> float:
-        """How long to wait for a ring."""
+        """How long to wait for a wakeup."""
         return max(0.0, min(self._watch.patience_s, self._due_s - time.monotonic()))
 
     def has_news(self, rang: bool) -> bool:
-        """Say, after a wait, whether to look again."""
+        """Say, after a wait, whether to check again."""
         return self.is_over or time.monotonic() >= self._due_s or self._watch.has_news(rang)
 
     @property
@@ -144,7 +144,7 @@ class _Telling:
 
     @property
     def _due_s(self) -> float:
-        """When time alone is a reason to look again."""
+        """When time alone is a reason to check again."""
         due_s = self._silent_until_s
         if self._is_stale:
             due_s = min(due_s, self._refreshed_s + REFRESH_S)

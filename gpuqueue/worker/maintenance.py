@@ -33,7 +33,7 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class Maintenance:
-    """The duties of every worker besides its jobs; several workers can do them at the same time."""
+    """The duties of every worker in addition to its jobs; several workers can do them at the same time."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from gpuqueue.worker.log import WorkerLog
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A worker's surroundings: its id, store, plugins, settings, clock and log."""
+    """What the parts of a worker share: its id, store, plugins, settings, clock and log."""
 
     worker_id: str
     store: Store

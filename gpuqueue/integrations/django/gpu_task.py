@@ -27,7 +27,7 @@ class GPUTask(Task):
     """A Django task with gpuqueue's options; None leaves an option to the queue.
 
     `vram` is the device memory that the task needs, and `model` the model that takes it: on a queue with `gpu = true` the model's
-    size is known or learned, other models make room for it, and it is unloaded afterwards. The other options are those of
+    size is known or learned, other models are unloaded for it, and it is unloaded afterwards. The other options are those of
     `gpuqueue.GPUQueue.task`.
     """
 

@@ -475,7 +475,11 @@ def test_a_pause_that_was_mistyped_keeps_what_was_typed(boss: Client, gq: Django
 def test_a_wrong_form_changes_nothing_and_says_what_is_wrong(boss: Client, gq: DjangoQueue) -> None:
     job = gq.task(name="x", queue="default")(lambda: None).enqueue()
     for url, data, words in (
-        (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "soon"}, "Until must be a duration or a time, not 'soon'"),
+        (
+            f"{QUEUES}act/",
+            {"queue": "default", "act": "pause", "until": "soon"},
+            "Until must be a duration or a time, not 'soon'",
+        ),
         (f"{QUEUES}act/", {"queue": "default", "act": "pause", "until": "2001-01-01"}, "must be in the future"),
         (f"{QUEUES}act/", {"queue": "nobody", "act": "pause"}, "Unknown queue 'nobody'"),
         (f"{QUEUES}act/", {"queue": "other:default", "act": "pause"}, "TASKS has no gpuqueue entry 'other'"),
