@@ -380,7 +380,7 @@ def test_an_answer_that_is_nonsense_starts_nothing_and_ends_no_worker(gpu_queue,
     gq = gpu_queue(nonsense)
     start_worker(gq)
     job = gq.train.enqueue()
-    until(lambda: "failed in place_job: TypeError: returned Placement(" in str(job.explain()))
+    until(lambda: "failed in place_job: ValueError: returned Placement(" in str(job.explain()))
     assert gq.send.enqueue().result(timeout_s=DEADLINE_S) == 7
     nonsense.answer = None
     assert job.result(timeout_s=DEADLINE_S) == 7

@@ -11,6 +11,7 @@ from gpuqueue.cli.asking import may_go_on, yes_option
 from gpuqueue.cli.completion import Completer, job_to_cancel, job_to_retry, queue_names
 from gpuqueue.cli.rendering import error_line, parse_moment, print_json
 from gpuqueue.cli.session import Session, pass_session
+from gpuqueue.cli.shapes import hold_shape
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.errors import StateError, UsageError
 from gpuqueue.domain.job import FINISHED, WAITING, State
@@ -62,14 +63,13 @@ def resume(session: Session, queue: str, as_json: bool) -> None:
     """Resume a queue that was paused with `pause`; windows and other holds stay in force.
 
     \b
-    Keys: queue, was_paused, holds: [{reason, detail, until}].
+    Keys: queue, was_paused, holds: [{reason, detail, until, advice}].
     """
     gq = session.existing_queue()
     was_paused = gq.resume(queue)
     holds = gq.holds().get(queue, [])
     if as_json:
-        held = [{"reason": hold.reason, "detail": hold.detail, "until": iso(hold.until)} for hold in holds]
-        print_json({"queue": queue, "was_paused": was_paused, "holds": held})
+        print_json({"queue": queue, "was_paused": was_paused, "holds": [hold_shape(hold) for hold in holds]})
         return
     click.echo(f"{queue} is resumed" if was_paused else f"{queue} was not paused")
     for hold in holds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -148,7 +147,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
     if shape["output"]:
         _show_text("output", shape["output"], whole=all_result)
     if job.state not in FINISHED:
-        show_explanation(session, gq.explain(job_id), job.queue)
+        show_explanation(session.explanation(gq.explain(job_id), job.queue))
 
 
 def _worded_progress(job: Job) -> str:
@@ -198,22 +197,22 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
     """Explain the state of a job: every reason, until when, and what to do.
 
     \b
-    Keys: job_id, state, at, summary, reasons: [{reason, detail, until}],
+    Keys: job_id, state, at, summary, reasons: [{reason, detail, until, advice}],
       position, expected_start, expected_finish (null: not known),
       advice (null: none), text (all of it, as printed).
     """
     gq = session.existing_queue()
-    explanation = gq.explain(job_id)
-    queue = gq.job(job_id).queue
+    explanation = session.explanation(gq.explain(job_id), gq.job(job_id).queue)
     if as_json:
-        print_json(explanation_shape(explanation, session.advice(explanation, queue)))
+        print_json(explanation_shape(explanation))
         return
-    show_explanation(session, explanation, queue)
+    show_explanation(explanation)
 
 
-def show_explanation(session: Session, explanation: Explanation, queue: str, *, err: bool = False) -> None:
-    """Print an explanation; its advice as a command for this database, on one line that can be copied."""
-    for line in replace(explanation, advice="").lines():
-        say(line, err=err)
-    if explanation.advice:
-        click.echo(f"  → {session.advice(explanation, queue)}", err=err)
+def show_explanation(explanation: Explanation, *, err: bool = False) -> None:
+    """Print an explanation, each piece of advice on one line that can be copied."""
+    for line in explanation.lines():
+        if line.startswith("  → "):
+            click.echo(line, err=err)
+        else:
+            say(line, err=err)

@@ -89,7 +89,7 @@ def _follow(session: Session, gq: GPUQueue, handle: JobHandle, story: _Story, as
             if job.state in WAITING and (job.state, job.lease) != told:
                 explanation = handle.explain()
                 quiet.tell(explanation)
-                show_explanation(session, explanation, job.queue, err=True)
+                show_explanation(session.explanation(explanation, job.queue), err=True)
             told = (job.state, job.lease)
     note(f"job {handle.id} is {handle.state}")
 

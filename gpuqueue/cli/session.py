@@ -8,6 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -144,10 +145,15 @@ class Session:
             words = words.replace(" worker", f" --database {shlex.quote(str(gq.database))} worker", 1)
         return words
 
-    def advice(self, explanation: Explanation, queue: str) -> str:
-        """Return an explanation's advice as a command for this database."""
-        advice = explanation.advice.replace(self.queue().worker_command(queue), self.worker_command(queue))
-        return advice.replace("gpuqueue ", f"{self.command()} ", 1) if advice.startswith("gpuqueue ") else advice
+    def advice(self, text: str, queue: str) -> str:
+        """Return advice with its command as one for this database."""
+        text = text.replace(self.queue().worker_command(queue), self.worker_command(queue))
+        return text.replace("gpuqueue ", f"{self.command()} ", 1) if text.startswith("gpuqueue ") else text
+
+    def explanation(self, explanation: Explanation, queue: str) -> Explanation:
+        """Return an explanation with all advice as commands for this database."""
+        reasons = tuple(replace(hold, advice=self.advice(hold.advice, queue)) for hold in explanation.reasons)
+        return replace(explanation, reasons=reasons, advice=self.advice(explanation.advice, queue))
 
     # --- the application ---
 

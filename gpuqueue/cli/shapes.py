@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -81,10 +80,10 @@ def finding_shape(finding: Finding) -> dict[str, Any]:
 
 
 def hold_shape(hold: Hold) -> dict[str, Any]:
-    return {"reason": hold.reason, "detail": hold.detail, "until": iso(hold.until)}
+    return {"reason": hold.reason, "detail": hold.detail, "until": iso(hold.until), "advice": hold.advice or None}
 
 
-def explanation_shape(explanation: Explanation, advice: str) -> dict[str, Any]:
+def explanation_shape(explanation: Explanation) -> dict[str, Any]:
     return {
         "job_id": explanation.job_id,
         "state": str(explanation.state),
@@ -92,8 +91,8 @@ def explanation_shape(explanation: Explanation, advice: str) -> dict[str, Any]:
         "summary": explanation.summary,
         "reasons": [hold_shape(hold) for hold in explanation.reasons],
         **expectation_shape(explanation.expected),
-        "advice": advice or None,
-        "text": str(replace(explanation, advice=advice)),
+        "advice": explanation.advice or None,
+        "text": str(explanation),
     }
 
 

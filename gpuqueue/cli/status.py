@@ -37,7 +37,7 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
     Keys: at, database,
       queues: [{name, gpu, concurrency, served, counts: {STATE: number},
         paused: {by, reason, at, until} or null,
-        holds: [{reason, detail, until}],
+        holds: [{reason, detail, until, advice}],
         expected_end (of the jobs waiting now; null: not known)}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
       devices: [{name, budget_bytes, margin_bytes, max_models, slots,
@@ -130,8 +130,8 @@ def _show_holds(
     for name, queue in view.queues.items():
         for hold in holds.get(name, ()):
             lines.append(f"  {name}: {hold.detail}{until(hold.until, now=view.now)}")
-            if hold.source == "pause":
-                lines.append(f"    → {session.command('resume', name)}")
+            if hold.advice:
+                lines.append(f"    → {session.advice(hold.advice, name)}")
         waiting_count = counts.get(name, {}).get(State.AVAILABLE, 0)
         if waiting_count and not queue.served:
             lines.append(f"  {name}: no worker serves it, {waiting_count} waiting")

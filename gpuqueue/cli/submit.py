@@ -117,16 +117,15 @@ def submit(
             raise UsageError(f"{error} (to use a task of an application: --app module:attribute)") from None
         raise
     try:
-        explanation = handle.explain()
+        explanation = session.explanation(handle.explain(), queue)
         if follow or wait:
             note(f"job {handle.id}")
         elif as_json:
-            advice = session.advice(explanation, queue)
-            print_json({"job": job_shape(handle.record), "explanation": explanation_shape(explanation, advice)})
+            print_json({"job": job_shape(handle.record), "explanation": explanation_shape(explanation)})
         else:
             click.echo(handle.id)
         if explanation.reasons:
-            show_explanation(session, explanation, queue, err=True)
+            show_explanation(explanation, err=True)
         if not (follow or wait):
             return 0
         with NoRepetition() as quiet:
@@ -153,7 +152,7 @@ def _stay(session: Session, gq: GPUQueue, handle: JobHandle, *, follow: bool, ti
             note(f"  details: {session.command('job', handle.id)}")
         return 1
     except TimeoutError:
-        show_explanation(session, handle.explain(), handle.queue, err=True)
+        show_explanation(session.explanation(handle.explain(), handle.queue), err=True)
         error_line(
             f"job {handle.id} did not end within {timeout_s:g} s and continues. Cancel it: {session.command('cancel', handle.id)}"
         )

@@ -44,9 +44,9 @@ def top(session: Session, interval_s: float | None, count: int | None, as_json: 
     Keys: at, database, workers (ids of those alive),
       queues: [{name, state (running, waiting, held, paused, no worker or
         idle), waiting, running, completed, discarded, cancelled,
-        reasons (why it starts nothing): [{reason, detail, until}]}],
+        reasons (why it starts nothing): [{reason, detail, until, advice}]}],
       jobs (running, and the first waiting one of each queue): [{id, queue,
-        task, model, running, reasons: [{reason, detail, until}], attempt,
+        task, model, running, reasons: [{reason, detail, until, advice}], attempt,
         max_attempts, started_at, worker, device, stopping (null, cancelled
         or makes room), progress (0 to 1), progress_note, output_tokens,
         tokens_per_s (null the first time), elapsed_s, left_s (null: not

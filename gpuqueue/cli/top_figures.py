@@ -143,7 +143,7 @@ class Figuring:
     def read(self) -> Figures:
         """Read everything as of now."""
         gq = self.gq
-        settings, now = in_force(gq.agreed_settings(), gq.plugins.blocked), gq.now()
+        settings, now = in_force(gq.agreed_settings()), gq.now()
         self._expect_same_file()
         with gq.store.snapshot() as reads:
             view = build(reads, settings, now)

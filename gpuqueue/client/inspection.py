@@ -22,7 +22,7 @@ from gpuqueue.store.store import Store
 def see(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> View:
     """Read the snapshot that decisions are made from; `own` are the settings to use before the workers agree on any."""
     with store.snapshot() as reads:
-        view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
+        view = build(reads, in_force(agreed(reads.configuration(), own)), now)
     return limited(view, plugins)
 
 
@@ -37,7 +37,7 @@ def explain_job(
     """Explain a job's state. Raises: UnknownJob."""
     with store.snapshot() as reads:
         job = reads.job(job_id)
-        view = build(reads, in_force(agreed(reads.configuration(), own), plugins.blocked), now)
+        view = build(reads, in_force(agreed(reads.configuration(), own)), now)
         context = queue_context(reads, job, view)
     return explain(job, limited(view, plugins), plugins, context, worker_command=worker_command)
 
@@ -45,7 +45,7 @@ def explain_job(
 def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
     """Return when each queue's waiting jobs are expected to be done; queues without an estimate are left out."""
     with store.snapshot() as reads:
-        settings = in_force(agreed(reads.configuration(), own), plugins.blocked)
+        settings = in_force(agreed(reads.configuration(), own))
         view = build(reads, settings, now)
         lasts = [reads.last_waiting(name, largest_bytes=largest_budget(settings)) for name in view.queues]
         found = [(job, queue_context(reads, job, view)) for job in lasts if job is not None]

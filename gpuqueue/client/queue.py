@@ -346,8 +346,9 @@ class GPUQueue:
 
     def own_settings(self) -> SharedSettings:
         """Return this process's settings, including queues created in code."""
+        config = self.config
         return SharedSettings(
-            self._declared.queues, self.config.devices, self.config.models, self.config.backends, self.config.placement
+            self._declared.queues, config.devices, config.models, config.backends, config.placement, config.plugins_blocked
         )
 
     def agreed_settings(self) -> SharedSettings:

@@ -39,6 +39,8 @@ class HasSettings(Protocol):
     def backends(self) -> tuple[BackendSettings, ...]: ...
     @property
     def placement(self) -> PlacementMode: ...
+    @property
+    def plugins_blocked(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,21 @@ class SharedSettings:
     models: Mapping[str, ModelSettings]
     backends: tuple[BackendSettings, ...]
     placement: PlacementMode = "pack"
+    plugins_blocked: tuple[str, ...] = ()
 
 
 def shared_settings(config: HasSettings) -> dict[str, Any]:
     """Convert the shared settings to JSON-able data: {section: {name: {setting: value}}}."""
-    return {
+    shared: dict[str, Any] = {
         "queues": _plain(config.queues.values()),
         "devices": _plain(config.devices),
         "models": _plain(config.models.values()),
         "backends": _plain(config.backends),
         "scheduling": {"devices": {"placement": config.placement}},
     }
+    if config.plugins_blocked:
+        shared["plugins"] = {"block": sorted(config.plugins_blocked)}
+    return shared
 
 
 def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
@@ -74,6 +80,7 @@ def settings_from_shared(shared: Mapping[str, Any]) -> SharedSettings:
         models={item.name: item for item in _build(ModelSettings, shared.get("models", {}))},
         backends=tuple(_build(BackendSettings, shared.get("backends", {}))),
         placement=shared.get("scheduling", {}).get("devices", {}).get("placement", "pack"),
+        plugins_blocked=tuple(shared.get("plugins", {}).get("block", ())),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,26 @@ from gpuqueue.config.plugin_tables import PluginTables
 from gpuqueue.contract.hookspecs import HOOK_NAMES, PROJECT, SPECIFICATIONS, ConfigureDetails
 from gpuqueue.contract.installed import InstalledPlugin, installed_plugins
 from gpuqueue.contract.old_form import with_old_form
+from gpuqueue.domain.answers import CleanUp, Demand, Hold, Limits, Placement, Wait, wrong_words
 from gpuqueue.domain.errors import ConfigurationError, PluginFailed, UsageError, describe, did_you_mean
+from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 Kind = Literal["default", "installed", "given"]
+# What each hook may return besides None. What the other hooks return is ignored.
+ANSWERS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "queue_hold": ((Hold,), "a Hold or None"),
+    "queue_limits": ((Limits,), "Limits or None"),
+    "job_demand": ((Demand,), "a Demand or None"),
+    "place_job": ((Placement, Wait), "a Placement, a Wait or None"),
+    "order_candidates": ((Sequence,), "a sequence of the candidates, or None"),
+    "choose_preemptions": ((Sequence,), "a sequence of Preemptions, or None"),
+    "attempt_failed": ((Retry, Snooze, Discard), "a Retry, a Snooze, a Discard or None"),
+    "retention": ((Mapping,), "{state: seconds} or None"),
+    "clean_up_attempt": ((CleanUp,), "a CleanUp or None"),
+    "register_executors": ((Mapping,), "{name: executor} or None"),
+    "register_devices": ((Mapping,), "{name: device} or None"),
+    "register_services": ((Mapping,), "{name: function} or None"),
+}
 logger = logging.getLogger("gpuqueue.plugins")
 
 
@@ -212,6 +229,7 @@ class Plugins:
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             answer = _answer(found, hook, details)
             if answer is not None:
+                _check_answer(answer, found.plugin_name, hook)
                 yield found.plugin_name, answer
 
     def ask(self, name: str, hook: str, details: Any) -> Any:
@@ -239,6 +257,16 @@ def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
         return _call(found, hook, details)
     except Exception as error:
         raise PluginFailed(found.plugin_name, hook, error) from error
+
+
+def _check_answer(answer: Any, plugin: str, hook: str) -> None:
+    if hook not in ANSWERS:
+        return
+    kinds, expected = ANSWERS[hook]
+    if not isinstance(answer, kinds) or isinstance(answer, str):  # a string is a sequence too
+        raise PluginFailed(plugin, hook, TypeError(f"returned {answer!r}; expected {expected}"))
+    if isinstance(answer, Hold | Wait) and (wrong := wrong_words(answer)):
+        raise PluginFailed(plugin, hook, TypeError(f"returned {answer!r}: {wrong}"))
 
 
 def _call(found: pluggy.HookImpl, hook: str, details: Any) -> Any:

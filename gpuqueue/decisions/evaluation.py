@@ -5,7 +5,6 @@ The same evaluation serves a worker that claims and a person who asks why a job 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -32,14 +31,13 @@ from gpuqueue.domain.view import View
 from gpuqueue.domain.yielding import yielding_order
 
 NAMED_JOBS = 5
-logger = logging.getLogger("gpuqueue.plugins")
 
 
 def limited(view: View, plugins: Plugins) -> View:
-    """Return the view with each queue's current limits; if a plugin fails, the configured limits stay."""
+    """Return the view with each queue's current limits; a plugin that fails is noted, and holds the queue."""
     queues = {}
     for name, queue in view.queues.items():
-        settings, reasons = queue.settings, []
+        settings, reasons, failed = queue.settings, [], None
         try:
             for _, limits in plugins.each("queue_limits", QueueLimitsDetails(queue.settings, view.now)):
                 tighter = queue_in_force(_tighter(settings, limits), plugins.blocked)
@@ -47,11 +45,12 @@ def limited(view: View, plugins: Plugins) -> View:
                     settings = tighter
                     reasons.append(limits.reason)
         except PluginFailed as error:
-            logger.error("queue %s keeps its configured limits: %s", name, error)
+            failed = _failed(error)
         left = None
         if settings.rate is not None:
             left = level(settings.rate, queue.rate_before, (view.now - (queue.rate_at or view.now)).total_seconds())
-        queues[name] = replace(queue, settings=settings, rate_level=left, limited_by="; ".join(filter(None, reasons)))
+        limited_by = "; ".join(filter(None, reasons))
+        queues[name] = replace(queue, settings=settings, rate_level=left, limited_by=limited_by, limits_failed=failed)
     return replace(view, queues=queues)
 
 
@@ -77,12 +76,10 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
             why = f" ({paused.reason})" if paused.reason else ""
             advice = f"gpuqueue resume {queue.name}"
             found.append(Hold("paused", f"paused by {paused.by}{why}", paused.until, advice=advice, source="pause"))
-        if failed and queue.name in failed:
-            found.append(failed[queue.name])
+        failures = (view.queues[queue.name].limits_failed, (failed or {}).get(queue.name))
+        found += [failure for failure in failures if failure is not None]
         try:
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
-                if not isinstance(hold, Hold):
-                    raise PluginFailed(plugin, "queue_hold", TypeError(f"returned {hold!r}, not a Hold"))
                 found.append(replace(hold, plugin=plugin, source="plugin"))
         except PluginFailed as error:
             found.append(_failed(error))
@@ -107,23 +104,22 @@ def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
 
 def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:
     """Return the job's device requirements. Raises: PluginFailed, also when no plugin returns any."""
-    demand = plugins.first("job_demand", JobDemandDetails(job, view.queues[job.queue].settings, view))
-    if not isinstance(demand, Demand):
-        raise PluginFailed("job_demand", "job_demand", TypeError(f"no plugin returned a Demand for job {job.id}"))
+    demand: Demand | None = plugins.first("job_demand", JobDemandDetails(job, view.queues[job.queue].settings, view))
+    if demand is None:
+        raise PluginFailed("vram", "job_demand", LookupError(f"no plugin knows what job {job.id} needs; is `vram` blocked?"))
     return demand
 
 
 def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:
     """Return the candidates in the order to try them. Raises: PluginFailed."""
-    ordered = plugins.first("order_candidates", OrderCandidatesDetails(tuple(candidates), view))
-    if ordered is None:
-        return list(candidates)
     known = {job.id: job for job in candidates}
-    try:
-        return [known[job.id] for job in ordered]
-    except (TypeError, AttributeError, KeyError):
-        error = TypeError(f"returned {ordered!r}, which is not a list of the given candidates")
-        raise PluginFailed("order_candidates", "order_candidates", error) from error
+    for plugin, ordered in plugins.each("order_candidates", OrderCandidatesDetails(tuple(candidates), view)):
+        try:
+            return [known[job.id] for job in ordered]
+        except (AttributeError, KeyError):
+            error = TypeError(f"returned {ordered!r}, which is not a list of the given candidates")
+            raise PluginFailed(plugin, "order_candidates", error) from error
+    return list(candidates)
 
 
 def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
@@ -131,13 +127,12 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
     details = PlaceJobDetails(job, Demand(job.demand_bytes, job.model), view.queues[job.queue].settings, view)
     try:
         for plugin, answer in plugins.each("place_job", details):
-            if isinstance(answer, Placement) and answer.device in view.devices:
-                return answer
             if isinstance(answer, Wait):
                 return _held(answer, plugin)
+            if isinstance(answer, Placement) and answer.device in view.devices:
+                return answer
             devices = ", ".join(view.devices) or "none"
-            message = f"returned {answer!r}, not a Wait or a Placement on a known device. Devices: {devices}"
-            raise PluginFailed(plugin, "place_job", TypeError(message))
+            raise PluginFailed(plugin, "place_job", ValueError(f"returned {answer!r}, an unknown device. Devices: {devices}"))
     except PluginFailed as error:
         return _failed(error)
     return Hold("no_device", "no plugin places jobs on a device", source="job")

@@ -62,6 +62,23 @@ class Hold:
     source: HoldSource = field(default="plugin", kw_only=True, compare=False)
 
 
+def wrong_words(answer: Hold | Wait) -> str:
+    """Say what is wrong with what people and the clock read of a plugin's answer, "" if nothing is."""
+    if not (
+        isinstance(answer.reason, str) and answer.reason.strip() and isinstance(answer.detail, str) and answer.detail.strip()
+    ):
+        return "reason (one word) and detail (a sentence for people) must be non-empty strings"
+    if not isinstance(answer.ends_with_jobs, bool):
+        return "ends_with_jobs must be True or False"
+    if not isinstance(answer.advice, str):
+        return "advice must be a string, empty if there is none"
+    if answer.until is None:
+        return ""
+    if not isinstance(answer.until, datetime) or answer.until.utcoffset() is None:
+        return "until must be an aware datetime, or None"
+    return ""
+
+
 class Preemption(NamedTuple):
     """An attempt to stop, immediately or not before a given time; `for_job` is the job that needs its memory, if any."""
 

@@ -131,6 +131,9 @@ class PluginFailed(GPUQueueError):
         self.hook = hook
         self.__cause__ = error
 
+    def __reduce__(self) -> tuple[type[PluginFailed], tuple[str, str, BaseException | None]]:
+        return type(self), (self.plugin, self.hook, self.__cause__)
+
 
 REFUSAL = "AI service temporarily unavailable"
 

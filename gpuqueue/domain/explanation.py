@@ -84,8 +84,8 @@ class Explanation:
         lines += [f"  - {hold.reason}: {hold.detail}{until(hold.until, now=self.at)}" for hold in self.reasons]
         if self.expected is not None and (expected := self.expected.worded(now=self.at)):
             lines.append(f"  {expected}")
-        if self.advice:
-            lines.append(f"  → {self.advice}")
+        advice = dict.fromkeys([self.advice, *(hold.advice for hold in self.reasons)])
+        lines += [f"  → {text}" for text in advice if text]
         return lines
 
     def __str__(self) -> str:

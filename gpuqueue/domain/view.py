@@ -118,6 +118,7 @@ class QueueView:
     rate_before: float | None = None  # the same at `rate_at`
     rate_at: datetime | None = None
     limited_by: str = ""  # why its concurrency or rate is tighter than configured
+    limits_failed: Hold | None = None  # of a plugin that failed to limit it
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait, wrong_words
 from gpuqueue.domain.job import FINISHED, Job
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
@@ -22,7 +21,7 @@ def what_is_wrong(hook: str, answer: Any, details: Any) -> str:
 def _hold(answer: Any, _details: Any) -> str:
     if not isinstance(answer, Hold):
         return "expected a Hold or None"
-    return _words(answer)
+    return wrong_words(answer)
 
 
 def _limits(answer: Any, _details: Any) -> str:
@@ -51,7 +50,7 @@ def _demand(answer: Any, _details: Any) -> str:
 
 def _place(answer: Any, details: Any) -> str:
     if isinstance(answer, Wait):
-        return _words(answer)
+        return wrong_words(answer)
     if not isinstance(answer, Placement):
         return "expected a Placement, a Wait or None"
     if answer.device not in details.view.devices:
@@ -80,22 +79,6 @@ def _retention(answer: Any, _details: Any) -> str:
         return f"expected {{state: seconds}} with the states {', '.join(FINISHED)}, or None"
     wrong = [kept_s for kept_s in answer.values() if kept_s is not None and not (_is_number(kept_s) and kept_s >= 0)]
     return f"{wrong[0]!r} is not a number of seconds; use None to keep jobs forever" if wrong else ""
-
-
-def _words(answer: Hold | Wait) -> str:
-    if not (
-        isinstance(answer.reason, str) and answer.reason.strip() and isinstance(answer.detail, str) and answer.detail.strip()
-    ):
-        return "reason (one word) and detail (a sentence for people) must be non-empty strings"
-    if not isinstance(answer.ends_with_jobs, bool):
-        return "ends_with_jobs must be True or False"
-    if not isinstance(answer.advice, str):
-        return "advice must be a string, empty if there is none"
-    if answer.until is None:
-        return ""
-    if not isinstance(answer.until, datetime) or answer.until.utcoffset() is None:
-        return "until must be an aware datetime, or None"
-    return ""
 
 
 def _is_size(value: Any) -> bool:

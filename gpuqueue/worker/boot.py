@@ -177,7 +177,7 @@ def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> 
             f"a running worker of {store.name} has different settings:\n  {lines}\n"
             "Use the same configuration, or pass --accept-config to make these settings the shared ones"
         )
-    return in_force(settings_from_shared(mine), gq.plugins.blocked)
+    return in_force(settings_from_shared(mine))
 
 
 def _open_devices(settings: SharedSettings, plugins: Plugins, clock: Clock) -> dict[str, CachedDevice]:

@@ -67,7 +67,7 @@ def test_what_keeps_a_job_from_starting_is_said_at_once(configured: Path, run: R
     ran = run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
     assert ran.status == 0
     assert ran.out == "1\n"
-    assert "server moves until" in ran.err
+    assert "(server moves) until" in ran.err
     assert "no worker serves queue 'ai-batch'" in ran.err
     assert f"gpuqueue --config {configured / 'gpuqueue.toml'} worker" in ran.err
 

@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
 from gpuqueue import plugins
 from gpuqueue.contract import hookspecs
+from gpuqueue.domain.frozen import FrozenDict
 from gpuqueue.domain.job import Event
 from gpuqueue.domain.view import View
 from tests.contract.readme import kind_of
@@ -56,7 +56,7 @@ def test_what_a_hook_gets_is_one_frozen_object_that_is_documented_and_public(nam
     mappings = [field for field, type_ in fields.items() if type_ == "Mapping"]
     if kind is not Event:  # its `data` is read anew for the plugins, which write it elsewhere as JSON
         made = kind(**{field: {} if field in mappings else None for field in fields})
-        assert [field for field in mappings if not isinstance(getattr(made, field), MappingProxyType)] == []
+        assert [field for field in mappings if not isinstance(getattr(made, field), FrozenDict)] == []
 
 
 def test_the_mappings_of_a_view_cannot_be_changed() -> None:
@@ -64,4 +64,4 @@ def test_the_mappings_of_a_view_cannot_be_changed() -> None:
     for seen in (view, dataclasses.replace(view, queues={})):
         fields = [field.name for field in dataclasses.fields(View) if str(field.type).startswith("Mapping")]
         assert fields
-        assert [name for name in fields if not isinstance(getattr(seen, name), MappingProxyType)] == []
+        assert [name for name in fields if not isinstance(getattr(seen, name), FrozenDict)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain.answers import Limits, Wait
 from gpuqueue.domain.explanation import QueueContext
 from gpuqueue.domain.settings import QueueSettings, Rate
-from gpuqueue.domain.view import QueueView
+from gpuqueue.domain.view import Pause, QueueView
 from gpuqueue.testing.idle import run_until_idle
 from gpuqueue.testing.views import BATCH, MAIL, NOW, REALTIME, backend, device, job, view
 from gpuqueue.testing.waiting import DEADLINE_S
@@ -118,6 +119,28 @@ def test_no_hold_of_a_blocked_policy_is_left(name):
 def test_a_plugin_with_a_blocked_name_is_refused(make_gpuqueue):
     with pytest.raises(ConfigurationError, match=r"'yielding' cannot be registered: .*it is listed in .plugins. block"):
         make_gpuqueue('[plugins]\nblock = ["yielding"]\n', plugins={"yielding": Answers(None)})
+
+
+def test_workers_agree_on_what_is_blocked(make_gpuqueue, start_worker):
+    start_worker(make_gpuqueue(YIELDS))
+    other = make_gpuqueue(f'{YIELDS}[plugins]\nblock = ["yielding"]\n', name="other.toml")
+    with pytest.raises(ConfigurationError, match=r"plugins: configured here, not in the database"):
+        start_worker(other)
+
+
+def test_what_a_worker_of_the_version_before_published_is_read(make_gpuqueue, start_worker):
+    gq = make_gpuqueue("[queues.mail]\n")
+    start_worker(gq)
+    told = json.dumps({"mail": [["hot", "too hot", None, "theirs"]]})
+    gq.store.engine.writer.run(lambda connection: connection.execute("UPDATE workers SET holds = ?", (told,)))
+    assert gq.holds()["mail"] == [Hold("hot", "too hot")]
+
+
+def test_the_advice_of_every_reason_is_told():
+    asked = plugins(Answers(Hold("mine", "wait", advice="rm /tmp/STOP")))
+    paused = QueueView(MAIL, paused=Pause("ana", "", NOW, None))
+    explanation = explain(job(queue="mail", task="send"), view(paused), asked, QueueContext(), worker_command="")
+    assert [line for line in str(explanation).splitlines() if "→" in line] == ["  → gpuqueue resume mail", "  → rm /tmp/STOP"]
 
 
 def test_a_worker_publishes_the_failure_of_a_plugin_that_others_have_too(make_gpuqueue, start_worker, until):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from gpuqueue.contract.hookspecs import hookimpl
-from gpuqueue.contract.plugin_set import Plugins
-from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, order, place
+from gpuqueue.contract.plugin_set import ANSWERS, Plugins
+from gpuqueue.decisions.evaluation import decide_demand, decide_holds, explain, limited, order, place
 from gpuqueue.decisions.policies import default_policies
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.errors import ConfigurationError, PluginFailed
@@ -101,13 +101,44 @@ def test_queues_that_yield_in_a_circle_are_refused():
     ("answer", "said"),
     [
         (RuntimeError("oops"), "plugin 'mine0' failed in queue_hold: RuntimeError: oops"),
-        ("no", "returned 'no', not a Hold"),
+        ("no", "returned 'no'; expected a Hold or None"),
+        (Hold("mine", "wait", datetime(2026, 1, 1)), "until must be an aware datetime, or None"),
+        (Hold("mine", 3), "must be non-empty strings"),
+        (Hold("mine", "wait", advice=None), "advice must be a string"),
     ],
 )
 def test_a_plugin_that_fails_about_a_queue_holds_it(answer, said):
     for holds in decide_holds(view(), plugins(Answers(answer))).values():
         assert [hold.reason for hold in holds] == ["plugin_failed"]
         assert said in holds[0].detail
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("oops"), "no"])
+def test_a_plugin_that_fails_about_limits_holds_the_queue(answer):
+    class Failing:
+        @hookimpl
+        def queue_limits(self, details):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    seen = limited(view(), plugins(Failing()))
+    assert {name: queue.settings for name, queue in seen.queues.items()} == {
+        name: queue.settings for name, queue in view().queues.items()
+    }
+    for holds in decide_holds(seen, plugins()).values():
+        assert [(hold.source, hold.plugin) for hold in holds] == [("failure", "mine0")]
+        assert "failed in queue_limits" in holds[0].detail
+
+
+@pytest.mark.parametrize("hook", ANSWERS)
+def test_an_answer_of_the_wrong_kind_is_the_plugins_failure(hook):
+    class Wrong:
+        pass
+
+    setattr(Wrong, hook, hookimpl(lambda self, details: "no"))
+    with pytest.raises(PluginFailed, match=f"plugin 'mine0' failed in {hook}: TypeError: returned 'no'; expected "):
+        plugins(Wrong()).first(hook, None)
 
 
 def test_the_answer_registered_last_comes_first():
@@ -119,7 +150,7 @@ def test_the_answer_registered_last_comes_first():
 
 def test_a_demand_that_nobody_knows_is_a_failure():
     nobody = Plugins({}, discover=False)
-    with pytest.raises(PluginFailed, match="no plugin returned a Demand for job 1"):
+    with pytest.raises(PluginFailed, match="no plugin knows what job 1 needs"):
         decide_demand(job(), view(), nobody)
     with pytest.raises(PluginFailed, match="oops"):
         decide_demand(job(), view(), plugins(BROKEN))

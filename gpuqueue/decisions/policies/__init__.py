@@ -16,9 +16,9 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {YIELDING: {"yields_to": ()}, "rates"
 WORKER_POLICY_NAMES = ("devices", "ollama", "residents")  # known without loading them
 
 
-def in_force(settings: SharedSettings, blocked: Collection[str]) -> SharedSettings:
+def in_force(settings: SharedSettings) -> SharedSettings:
     """Return the settings without those that only a blocked policy would use."""
-    queues = {name: queue_in_force(queue, blocked) for name, queue in settings.queues.items()}
+    queues = {name: queue_in_force(queue, settings.plugins_blocked) for name, queue in settings.queues.items()}
     return replace(settings, queues=queues)
 
 

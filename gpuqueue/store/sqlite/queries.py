@@ -204,13 +204,12 @@ def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
 
 
 def _published(text: str | None) -> dict[str, tuple[Hold, ...]]:
-    return {
-        queue: tuple(_hold(told) for told in holds if isinstance(told, dict))  # a worker of an older version published a list
-        for queue, holds in json.loads(text or "{}").items()
-    }
+    return {queue: tuple(map(_hold, holds)) for queue, holds in json.loads(text or "{}").items()}
 
 
-def _hold(told: Mapping[str, Any]) -> Hold:
+def _hold(told: Mapping[str, Any] | list[Any]) -> Hold:
+    if isinstance(told, list):  # by a worker of the version before
+        told = dict(zip(("reason", "detail", "until", "plugin"), told, strict=True))
     until = told.get("until")
     known = {name: told[name] for name in ("refuse", "plugin", "ends_with_jobs", "advice", "source") if name in told}
     return Hold(told["reason"], told["detail"], None if until is None else from_us(until), **known)
