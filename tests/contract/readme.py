@@ -23,6 +23,7 @@ from gpuqueue.cli.app import COMMANDS
 from gpuqueue.config.initial import initial_toml
 from gpuqueue.contract import details, hookspecs
 from gpuqueue.contract import events as hook_events
+from gpuqueue.domain.answers import CleanUp, Demand, Hold, Limits, Placement, Preemption, Wait
 from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change
 from gpuqueue.logs import EVENTS
 from tests.contract.test_layers import FLOORS, PACKAGE
@@ -120,16 +121,34 @@ def kind_of(hook: Callable[..., object]) -> type[Any]:
 def _details(hook: Callable[..., object]) -> str:
     """Describe what a hook receives: the fields of its details."""
     kind = kind_of(hook)
-    fields = ", ".join(f"`{field.name}: {SHOWN_AS.get(field.type, field.type)}`" for field in dataclasses.fields(kind))
-    return f"`details` is a `{kind.__name__}`: {' '.join(inspect.getdoc(kind).split())} Fields: {fields}.\n\n"
+    return f"`details` is a `{kind.__name__}`: {_fields(kind)}\n\n"
 
 
+def _fields(kind: type[Any]) -> str:
+    """Describe a class: its docstring, and its fields with their types and defaults."""
+    told = []
+    for name, (annotation, default) in _fields_of(kind).items():
+        shown = "" if default is dataclasses.MISSING else f" = {default!r}"
+        told.append(f"`{name}: {SHOWN_AS.get(annotation, annotation)}{shown}`")
+    return f"{' '.join((inspect.getdoc(kind) or '').split())} Fields: {', '.join(told)}."
+
+
+def _fields_of(kind: type[Any]) -> dict[str, tuple[str, Any]]:
+    if dataclasses.is_dataclass(kind):
+        return {field.name: (str(field.type), field.default) for field in dataclasses.fields(kind)}
+    hints = {name: getattr(hint, "__forward_arg__", hint) for name, hint in kind.__annotations__.items()}
+    return {name: (hints[name], kind._field_defaults.get(name, dataclasses.MISSING)) for name in kind._fields}
+
+
+RETURNED = (Hold, Wait, Limits, Demand, Placement, Preemption, CleanUp)
 PAGE = """\
 # The hooks
 
 Every hook of gpuqueue: when it is called, what it receives, what it returns, and what an exception does. A plugin is an object,
 a class or a module. Its hooks are functions that have a hook's name, are marked with `hookimpl`, and take one argument,
-`details`. All names that a plugin needs are in `gpuqueue.plugins`; `gpuqueue plugins new NAME` writes a plugin to start from.
+`details`. Where one answer is wanted (`job_demand`, `place_job`, `order_candidates`, `attempt_failed`, `retention`), the plugin
+registered last is called first, and the first answer that is not None counts: return None to pass. All names that a plugin
+needs are in `gpuqueue.plugins`; `gpuqueue plugins new NAME` writes a plugin to start from.
 This file is generated from the code: `uv run python -m tests.contract.readme`.
 
 A test runs each example exactly as shown, with these names in addition to those of `gpuqueue.plugins`:
@@ -154,6 +173,8 @@ def hooks_page() -> str:
             head = f"```text\n{name}(details: {notes['details'].removesuffix('[Any]')}) -> {notes['return']}\n```"
             example = f"```python\n{example_of(hook)}```"
             parts.append(f"### {name}\n\n{head}\n\n{_said(hook)}\n\n{_details(hook)}{example}\n")
+    parts.append("## What hooks return\n\nA plugin that returns anything else fails.\n")
+    parts += [f"### {kind.__name__}\n\n{_fields(kind)}\n" for kind in RETURNED]
     return "\n".join(parts)
 
 
