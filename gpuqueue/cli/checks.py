@@ -226,6 +226,10 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
         if queue.paused is not None and queue.paused.until is None:
             paused = f"paused by {queue.paused.by} since {clock(queue.paused.at, now=view.now)} with no end time"
             yield Check(WARN, f"queue {name}", paused, session.command("resume", name), has_command=True)
+    for name, holds in gq.holds().items():
+        for hold in holds:
+            if hold.source == "failure":
+                yield Check(PROBLEM, f"queue {name}", hold.detail, hold.advice)
     with gq.store.reading() as reads:
         agreed = reads.configuration()
     mine = shared_settings(gq.own_settings())

@@ -45,7 +45,7 @@ def limited(view: View, plugins: Plugins) -> View:
                     settings = tighter
                     reasons.append(limits.reason)
         except PluginFailed as error:
-            failed = _failed(error)
+            failed = failure_hold(error)
         left = None
         if settings.rate is not None:
             left = level(settings.rate, queue.rate_before, (view.now - (queue.rate_at or view.now)).total_seconds())
@@ -82,13 +82,15 @@ def decide_holds(view: View, plugins: Plugins, failed: Mapping[str, Hold] | None
             for plugin, hold in plugins.each("queue_hold", QueueHoldDetails(queue, view, dict(holds))):
                 found.append(replace(hold, plugin=plugin, source="plugin"))
         except PluginFailed as error:
-            found.append(_failed(error))
+            found.append(failure_hold(error))
         holds[queue.name] = tuple(found)
     return holds
 
 
-def _failed(error: PluginFailed) -> Hold:
-    return Hold("plugin_failed", str(error), plugin=error.plugin, source="failure")
+def failure_hold(error: PluginFailed, prefix: str = "") -> Hold:
+    """Return the hold of a queue, or of a job, about which a plugin fails."""
+    advice = f'fix the plugin, or disable it: [plugins] block = ["{error.plugin}"]'
+    return Hold("plugin_failed", f"{prefix}{error}", plugin=error.plugin, advice=advice, source="failure")
 
 
 def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
@@ -134,7 +136,7 @@ def place(job: Job, view: View, plugins: Plugins) -> Placement | Hold:
             devices = ", ".join(view.devices) or "none"
             raise PluginFailed(plugin, "place_job", ValueError(f"returned {answer!r}, an unknown device. Devices: {devices}"))
     except PluginFailed as error:
-        return _failed(error)
+        return failure_hold(error)
     return Hold("no_device", "no plugin places jobs on a device", source="job")
 
 
@@ -228,7 +230,7 @@ def _device_reasons(job: Job, view: View, plugins: Plugins, *, said: Sequence[Ho
     try:
         demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
     except PluginFailed as error:
-        return [_failed(error)]
+        return [failure_hold(error)]
     if any(hold.plugin == DEVICE_HEALTH for hold in said):  # the queue's hold already reports the lost devices
         view = replace(view, devices={name: replace(device, reading=None) for name, device in view.devices.items()})
     answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)

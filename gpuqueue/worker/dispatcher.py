@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from gpuqueue.contract.hookspecs import WaitingJob
-from gpuqueue.decisions.evaluation import decide_demand, decide_holds, limited, order, place, preemptions
+from gpuqueue.decisions.evaluation import decide_demand, decide_holds, failure_hold, limited, order, place, preemptions
 from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
@@ -238,8 +238,7 @@ class Dispatcher:
                 try:
                     demands.append((job.id, decide_demand(job, view, self._plugins)))
                 except PluginFailed as error:
-                    detail = f"job {job.id} could not be sized: {error}"
-                    unsizable[name] = Hold("plugin_failed", detail, plugin=error.plugin, source="failure")
+                    unsizable[name] = failure_hold(error, f"job {job.id} could not be sized: ")
                     break
             if demands:
                 self._store.jobs.set_demands(demands, largest_bytes=largest_budget(self._settings))

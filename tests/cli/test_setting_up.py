@@ -175,6 +175,19 @@ def test_a_broken_plugin_leaves_the_help_and_says_so(folder: Path, run: Run) -> 
     assert "half installed" in ran.err
 
 
+def test_a_failing_plugin_is_a_problem_with_a_way_out(configured: Path, run: Run) -> None:
+    run("submit", "ai-batch", "--task", "ollama.generate", "--arg", "model=m", "--arg", "prompt=x")
+    install_plugin(
+        configured,
+        "from gpuqueue import hookimpl\n@hookimpl\ndef queue_hold(details):\n    raise ValueError\n",
+    )
+    for words in (("doctor",), ("status",), ("explain", "1")):
+        ran = run(*words)
+        assert "plugin 'greeter' failed in queue_hold: ValueError" in ran.out
+        assert '→ fix the plugin, or disable it: [plugins] block = ["greeter"]' in ran.out
+    assert "no problems" not in run("doctor").out
+
+
 def install_plugin(folder: Path, code: str) -> None:
     """Put a distribution with an entry point beside the configuration, where this process finds it."""
     module = f"greeter_{abs(hash(str(folder)))}"

@@ -1,4 +1,4 @@
-"""Lists the default policies; each has its own file and is a plugin that can be replaced or blocked by its name."""
+"""Lists the default policies; each has its own file and is a plugin that can be blocked by its name."""
 
 from __future__ import annotations
 
