@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mirror_scene.node_packages import NodeMissing, installed_packages, node_binary
 
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 __all__ = ["Browser", "BrowserMissing", "find_browser"]
 
@@ -80,4 +80,4 @@ def _unpacked(packages: Path) -> Path:
 
 
 def _unpack(packed: Path, unpacked: Path) -> None:
-    subprocess.run([node_binary(), str(NODE / "unpack.mjs"), str(packed), str(unpacked)], check=True, timeout=DEADLINE_S)
+    subprocess.run([node_binary(), str(NODE / "unpack.mjs"), str(packed), str(unpacked)], check=True, timeout=LONGEST_S)

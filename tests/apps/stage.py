@@ -16,7 +16,7 @@ from gpuqueue.simulators.ollama import GEMMA4_E4B, ModelSpec, OllamaSimulator
 from gpuqueue.simulators.ollama.answers import expected_answer
 from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 from tests.integrations.servers import SERVES_S, environment_in, serving_command
-from tests.processes import started
+from tests.processes import LONGEST_S, started
 
 APPS = Path(__file__).parent
 WITH_CARD = str(APPS / "with_card.py")
@@ -100,7 +100,7 @@ def staged(sample: Sample, folder: Path) -> Iterator[Stage]:
         environment = {f"GPUQUEUE_OLLAMA_{name.upper()}": value for name, value in settings.items()}
         if sample.prepare:
             command = [sys.executable, *sample.prepare]
-            subprocess.run(command, cwd=home, env={**environment_in(home), **environment}, check=True, timeout=DEADLINE_S)
+            subprocess.run(command, cwd=home, env={**environment_in(home), **environment}, check=True, timeout=LONGEST_S)
         client = GPUQueue.from_config(
             home / "gpuqueue.toml",
             database=home / sample.database,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 Run = Callable[..., Any]
 SCRIPTS = os.path.dirname(sys.executable)  # where the command `gpuqueue` is
@@ -31,7 +31,7 @@ def offered(folder: Path, line: str) -> list[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=DEADLINE_S,
+        timeout=LONGEST_S,
     )
     assert ran.stderr == ""
     return [item.removeprefix("plain,") for item in ran.stdout.split()]
@@ -119,7 +119,7 @@ def test_the_script_is_one_that_the_shell_reads(folder: Path, run: Run, shell: s
     assert ran.err == ""
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here to read it")
-    subprocess.run([shell, "-n"], input=ran.out, text=True, check=True, timeout=DEADLINE_S)
+    subprocess.run([shell, "-n"], input=ran.out, text=True, check=True, timeout=LONGEST_S)
 
 
 def test_another_shell_is_refused_with_those_that_there_are(folder: Path, run: Run) -> None:
@@ -139,7 +139,7 @@ def test_in_a_real_bash_the_words_come(filled: Path) -> None:
     )
     environ = {**os.environ, "PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
     ran = subprocess.run(
-        ["bash", "--norc", "-c", script], cwd=filled, env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE_S
+        ["bash", "--norc", "-c", script], cwd=filled, env=environ, capture_output=True, text=True, check=True, timeout=LONGEST_S
     )
     assert ran.stdout == "ai-batch ai-realtime\n"
     assert "_gpuqueue_completion" in ran.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 Run = Callable[..., Any]
 
@@ -186,7 +186,7 @@ def test_a_full_disk_is_said_and_stores_nothing(configured: Path, run: Run) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=DEADLINE_S,
+        timeout=LONGEST_S,
     )
     assert ran.returncode == 2, ran.stderr
     assert str(configured / "jobs.db") in ran.stderr
@@ -202,7 +202,7 @@ def test_a_pipe_that_closes_early_and_a_full_stdout_make_no_traceback(configured
             capture_output=True,
             text=True,
             check=False,
-            timeout=DEADLINE_S,
+            timeout=LONGEST_S,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         assert "Traceback" not in ran.stderr

@@ -12,8 +12,8 @@ import pytest
 
 from gpuqueue import GPUQueue, Worker
 from gpuqueue.cli.rendering import folded
-from gpuqueue.testing.waiting import DEADLINE_S
 from tests.cli.terminal import screens, shown
+from tests.processes import LONGEST_S
 
 WIDTHS = (40, 60, 80)
 MESSAGE = "RuntimeError: 550 5.1.1 the mailbox of the distribution list is unavailable"
@@ -124,7 +124,7 @@ def test_columns_stand_under_each_other_whatever_letters_take_two_places(configu
         "from gpuqueue.cli import rendering; rendering.in_terminal = lambda: True\n"
         "rendering.print_table({'name': 'left', 'n': 'right'}, [['日本', '1'], ['abcd', '22']])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LONGEST_S)
     assert ran.stdout.splitlines() == ["name   n", "日本   1", "abcd  22"]
 
 

@@ -15,7 +15,7 @@ from gpuqueue import Worker
 from gpuqueue.cli import main
 from gpuqueue.testing import run_until_idle
 from gpuqueue.testing.queues import QueueMaker
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 TOML = '[gpu]\nbudget = "5GB"\n[ollama]\nurl = "http://127.0.0.1:9"\n[queues.train]\ngpu = true\nbackend = "none"\n'
 LATER = ". The old form stops working in the next version of gpuqueue"
@@ -143,7 +143,7 @@ def test_a_shell_that_completes_a_word_shows_no_warning(
     for name, value in {"_GPUQUEUE_COMPLETE": "bash_complete", "COMP_WORDS": "gpuqueue hel", "COMP_CWORD": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    ran = subprocess.run([sys.executable, "-m", "gpuqueue"], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
+    ran = subprocess.run([sys.executable, "-m", "gpuqueue"], capture_output=True, text=True, check=True, timeout=LONGEST_S)
     assert (ran.stdout, ran.stderr) == ("plain,hello\n", "")
 
 

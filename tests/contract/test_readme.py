@@ -18,6 +18,7 @@ from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.readme import HOUSE, README, house, with_generated_parts
+from tests.processes import LONGEST_S
 
 
 def test_the_generated_parts_are_those_of_the_code() -> None:
@@ -82,7 +83,7 @@ def test_the_tests_of_the_readme_pass(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=LONGEST_S,
         check=False,
     )
     assert "2 passed" in ran.stdout, ran.stdout + ran.stderr

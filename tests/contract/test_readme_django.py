@@ -13,6 +13,7 @@ import httpx
 from gpuqueue.simulators.ollama import OllamaSimulator
 from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.test_readme_web import ENVIRONMENT, follow, quick_start, typed, worker
+from tests.processes import LONGEST_S
 
 # `runserver` is told nowhere but on its line to choose a free port.
 ANY_PORT = "import django.core.management.commands.runserver as it\nit.Command.default_port = '0'\n"
@@ -26,7 +27,7 @@ def type_line(line: str, folder: Path, **environment: str) -> str:
         env={**inherited, **ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=LONGEST_S,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr

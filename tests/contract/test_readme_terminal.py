@@ -15,7 +15,7 @@ import pytest
 
 from gpuqueue.testing.waiting import DEADLINE_S
 from tests.contract.readme import README
-from tests.processes import read_until, started
+from tests.processes import LONGEST_S, read_until, started
 
 SCRIPTS = os.path.dirname(sys.executable)
 
@@ -67,7 +67,7 @@ def test_the_lines_at_the_terminal_run_as_one_story(tmp_path: Path, environ: dic
                 read_until(worker.stderr, *SHOWS[begins])
                 continue
             ran = subprocess.run(
-                ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+                ["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False
             )
             assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
             for words in SHOWS[begins]:

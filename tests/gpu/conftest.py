@@ -22,9 +22,8 @@ from gpuqueue.devices.nvml import NvmlDevice
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import format_size
-from gpuqueue.testing.waiting import DEADLINE_S
 from tests.gpu.cuda import LIBRARY
-from tests.processes import started
+from tests.processes import LONGEST_S, started
 
 SIZE_BYTES = 2**30  # what a test takes
 NOISE_BYTES = 128 * 2**20  # what other programs of the machine, such as its display, may take or give meanwhile
@@ -63,7 +62,7 @@ class Card:
 
     def _ask(self, query: str) -> list[list[str]]:
         command = ["nvidia-smi", f"--id={self.uuid}", query, "--format=csv,noheader,nounits"]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return [[word.strip() for word in line.split(",")] for line in ran.stdout.splitlines() if line.strip()]
 

@@ -12,7 +12,7 @@ from gpuqueue.simulators import nvml
 from gpuqueue.simulators.card import GpuIsLost, SimulatedCard
 from gpuqueue.simulators.nvml import FUNCTIONS, RemoteCard, install, simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 GIB = 2**30
 
@@ -235,7 +235,7 @@ def test_the_launcher_runs_a_program_with_the_card_installed(tmp_path: Path) -> 
     (tmp_path / "program.py").write_text(PROGRAM)
     with OllamaSimulator(speed=100) as ollama:
         command = [sys.executable, "-m", "gpuqueue.simulators.nvml", "--card", ollama.url, "-m", "program", "worker", "--json"]
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_S)
         assert (ran.returncode, ran.stdout) == (3, f"__main__ ['worker', '--json'] {ollama.card.uuid}\n"), ran.stderr
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuqueue.plugins import Hold, hookimpl
-from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 
 HOLDING = """\
 import pytest
@@ -44,7 +44,7 @@ def test_it_is_stuck(gpuqueue_db, run_worker_until_idle):
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DEADLINE_S)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LONGEST_S)
 
 
 @pytest.mark.parametrize("how", ["addopts", "conftest"])

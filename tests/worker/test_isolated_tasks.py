@@ -17,7 +17,7 @@ from gpuqueue.store.sqlite.queries import timeline
 from gpuqueue.testing.waiting import DEADLINE_S
 from tests.executors import isolated_functions as functions
 from tests.history import History
-from tests.processes import started
+from tests.processes import LONGEST_S, started
 
 GPU = '[gpu]\nbudget = "5GB"\ndevice = 1\n[queues.train]\ngpu = true\nbackend = "none"\n[queues.mail]\n'
 
@@ -92,7 +92,7 @@ def test_a_function_that_no_other_process_can_find_is_refused(gq):
 
 def test_a_function_of_a_notebook_cannot_be_isolated():
     code = "from gpuqueue import GPUQueue\ngq = GPUQueue('x.db')\ndef work(): ...\ngq.task(isolate=True)(work)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONGEST_S)
     assert "cannot import it from a notebook or an interpreter. Move work to a module" in ran.stderr
 
 
@@ -109,7 +109,7 @@ def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_importe
         "    Worker(gq, burst=True).run()\n"
         "    print(job.result(timeout_s=120) not in (0, os.getpid()))\n"
     )
-    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=DEADLINE_S)
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=LONGEST_S)
     assert (ran.stdout, ran.returncode) == ("True\n", 0), ran.stderr
 
 
@@ -339,12 +339,12 @@ with Worker(gq):
 
 def test_a_script_that_starts_its_worker_as_it_is_imported_is_told_how_to_write_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
+    told = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_S)
     assert told.returncode == 1
     assert 'Start the worker under `if __name__ == "__main__":`' in told.stderr.splitlines()[-1]
     with GPUQueue(tmp_path / "jobs.db") as gq:
         assert [job.id for job in gq.jobs()] == [1], "no child enqueued another"
     guarded = SCRIPT.replace("with Worker(gq):\n    print", 'if __name__ == "__main__":\n  with Worker(gq):\n    print')
     (tmp_path / "script.py").write_text(guarded)
-    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_S)
     assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")

@@ -128,7 +128,8 @@ def test_embeddings_that_are_none_are_a_failure(run, scripted):
 def test_a_server_that_does_not_begin_is_away(run, scripted):
     server = scripted(Reply(begins=False, then="mute"))
     ends_with(run, server.url, BackendUnavailable, "within 0.05 s; raise first_token in [openai]", first_token_s=0.05)
-    assert server.left.wait(DEADLINE_S)
+    # On a busy machine the time may be over before the server has read the request.
+    assert not server.requests or server.left.wait(DEADLINE_S)
 
 
 @pytest.mark.parametrize("nothing", [b": still here\n\n", event(choices=[{"delta": {"role": "assistant", "content": ""}}])])

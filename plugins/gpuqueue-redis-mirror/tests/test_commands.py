@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from gpuqueue_redis_mirror import service
 from mirror_scene.scene import level, section
 
 from gpuqueue.testing.waiting import DEADLINE_S
@@ -46,7 +47,8 @@ def test_status_says_who_writes_it_and_the_counts_on_both_sides(mirrored, start,
         assert "mirror" in run(command).stdout
 
 
-def test_verify_names_what_differs_and_a_rebuild_puts_it_right(mirrored, start, redis_server, client, run):
+def test_verify_names_what_differs_and_a_rebuild_puts_it_right(mirrored, start, redis_server, client, run, monkeypatch):
+    monkeypatch.setattr(service, "CHECK_S", 86400.0)  # the worker would repair it between two commands
     start(mirrored)
     job = mirrored.work.enqueue(n=1)
     job.result(timeout_s=DEADLINE_S)

@@ -15,8 +15,7 @@ import django
 
 from gpuqueue import GPUQueue, JobHandle
 from gpuqueue.store.sqlite import queries
-from gpuqueue.testing.waiting import DEADLINE_S
-from tests.processes import started
+from tests.processes import LONGEST_S, started
 
 MANAGE = """\
 import os, sys
@@ -130,7 +129,7 @@ class Project:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=LONGEST_S,
             check=False,
         )
         assert ran.returncode == status, f"{words}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"

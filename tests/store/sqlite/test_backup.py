@@ -19,6 +19,7 @@ from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.sqlite.backup import PAGES_AT_ONCE, back_up
 from gpuqueue.store.store import Store
 from gpuqueue.testing.waiting import DEADLINE_S
+from tests.processes import LONGEST_S
 from tests.store.rows import Rows, job_of
 
 LARGE = f'{{"text": "{"x" * 20_000}"}}'
@@ -137,7 +138,7 @@ def test_a_full_disk_leaves_no_half_copy_and_what_was_there(store: Store, rows: 
         capture_output=True,
         text=True,
         check=True,
-        timeout=DEADLINE_S,
+        timeout=LONGEST_S,
     )
     assert ran.stdout.startswith(("StoreFull", "StoreError")), ran.stdout + ran.stderr
     assert str(folder / "backup.db") in ran.stdout

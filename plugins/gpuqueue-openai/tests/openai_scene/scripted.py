@@ -134,7 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
                 ready += b"%x\r\n%s\r\n" % (len(piece), piece)
             self.wfile.write(ready)
             if reply.then == "mute":
-                self.connection.recv(1)
+                with suppress(ConnectionResetError):
+                    self.connection.recv(1)
                 self.scripted.left.set()
             elif reply.then == "whole":
                 self.wfile.write(b"0\r\n\r\n")
