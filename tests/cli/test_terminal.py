@@ -89,7 +89,7 @@ def test_prose_is_folded_with_its_indentation(filled: Path) -> None:
     _, screen = shown(filled, "status", columns=40)
     held = without_colours(screen).partition("Held\n")[2]
     assert re.search(r"  mail: .*\n    .*\n    ", held)
-    assert "the mail server moves to another building, which takes all day until" in " ".join(held.split())
+    assert "the mail server moves to another building, which takes all day) until" in " ".join(held.split())
 
 
 def test_the_doctors_advice_is_folded_between_words_and_its_commands_are_whole(filled: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_pipe_gets_one_line_for_each_row_however_narrow_the_terminal_is(
     out = run("jobs").out
     assert len(out.splitlines()) == 4
     assert MESSAGE in out
-    assert "the mail server moves to another building, which takes all day until" in run("status").out
+    assert "the mail server moves to another building, which takes all day) until" in run("status").out
     assert "\x1b" not in out
 
 

@@ -128,7 +128,7 @@ def _fields(kind: type[Any]) -> str:
     """Describe a class: its docstring, and its fields with their types and defaults."""
     told = []
     for name, (annotation, default) in _fields_of(kind).items():
-        shown = "" if default is dataclasses.MISSING else f" = {default!r}"
+        shown = f" = {default!r}" if default is None or isinstance(default, bool | int | float | str) else ""
         told.append(f"`{name}: {SHOWN_AS.get(annotation, annotation)}{shown}`")
     return f"{' '.join((inspect.getdoc(kind) or '').split())} Fields: {', '.join(told)}."
 
