@@ -229,7 +229,8 @@ class Plugins:
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             answer = _answer(found, hook, details)
             if answer is not None:
-                _check_answer(answer, found.plugin_name, hook)
+                if wrong := wrong_answer(hook, answer):
+                    raise PluginFailed(found.plugin_name, hook, TypeError(f"returned {answer!r}; {wrong}"))
                 yield found.plugin_name, answer
 
     def ask(self, name: str, hook: str, details: Any) -> Any:
@@ -259,14 +260,16 @@ def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
         raise PluginFailed(found.plugin_name, hook, error) from error
 
 
-def _check_answer(answer: Any, plugin: str, hook: str) -> None:
+def wrong_answer(hook: str, answer: Any) -> str:
+    """Say what is wrong with the kind of an answer that is not None, "" if nothing is."""
     if hook not in ANSWERS:
-        return
+        return ""
     kinds, expected = ANSWERS[hook]
+    if isinstance(answer, type) and issubclass(answer, kinds):
+        return f"expected an object, {answer.__name__}(…), not the class"
     if not isinstance(answer, kinds) or isinstance(answer, str):  # a string is a sequence too
-        raise PluginFailed(plugin, hook, TypeError(f"returned {answer!r}; expected {expected}"))
-    if isinstance(answer, Hold | Wait) and (wrong := wrong_words(answer)):
-        raise PluginFailed(plugin, hook, TypeError(f"returned {answer!r}: {wrong}"))
+        return f"expected {expected}"
+    return wrong_words(answer) if isinstance(answer, Hold | Wait) else ""
 
 
 def _call(found: pluggy.HookImpl, hook: str, details: Any) -> Any:

@@ -25,6 +25,7 @@ from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption,
 from gpuqueue.domain.errors import PluginFailed
 from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
+from gpuqueue.domain.memory import whole_budget
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import View
@@ -105,11 +106,9 @@ def known_holds(view: View, plugins: Plugins) -> dict[str, tuple[Hold, ...]]:
 
 
 def decide_demand(job: Job, view: View, plugins: Plugins) -> Demand:
-    """Return the job's device requirements. Raises: PluginFailed, also when no plugin returns any."""
+    """Return the job's device requirements; a job that no plugin sizes runs alone. Raises: PluginFailed."""
     demand: Demand | None = plugins.first("job_demand", JobDemandDetails(job, view.queues[job.queue].settings, view))
-    if demand is None:
-        raise PluginFailed("vram", "job_demand", LookupError(f"no plugin knows what job {job.id} needs; is `vram` blocked?"))
-    return demand
+    return demand or Demand(whole_budget(view))
 
 
 def order(candidates: Sequence[Job], view: View, plugins: Plugins) -> list[Job]:

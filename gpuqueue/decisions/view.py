@@ -12,6 +12,7 @@ from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.explanation import QueueContext
 from gpuqueue.domain.job import WAITING, Job
+from gpuqueue.domain.memory import whole_budget
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
@@ -85,7 +86,7 @@ def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
         return QueueContext()
     queue = view.queues[job.queue].settings
     first = yielded_to(queue, view)
-    largest_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
+    largest_bytes = whole_budget(view)
     ahead = [work for name in sorted(first) for work in reads.work_ahead(name, None, largest_bytes=largest_bytes)]
     others = [name for name, item in view.queues.items() if queue.gpu and item.settings.gpu and name not in (job.queue, *first)]
     for name in (job.queue, *others):

@@ -14,6 +14,11 @@ from gpuqueue.domain.view import DeviceView, View
 FRESH_S = 10.0  # an older reading says nothing about what is free now
 
 
+def whole_budget(view: View) -> int:
+    """Return the largest budget of any device in bytes, 0 without a device: the demand of a job that must run alone."""
+    return max((device.settings.budget_bytes for device in view.devices.values()), default=0)
+
+
 def devices_for(wanted: str | None, model: str, queue: QueueSettings, view: View) -> list[DeviceView]:
     """Return the devices that a job may run on, even if full now, in the order to try them.
 

@@ -6,60 +6,50 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait, wrong_words
+from gpuqueue.contract.plugin_set import wrong_answer
+from gpuqueue.domain.answers import Demand, Limits, Placement, Preemption, Wait
 from gpuqueue.domain.job import FINISHED, Job
-from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 __all__ = ["what_is_wrong"]
 
 
 def what_is_wrong(hook: str, answer: Any, details: Any) -> str:
     """Say what is wrong with an answer that is not None, "" if nothing is."""
-    return _CHECKS[hook](answer, details)
+    wrong = wrong_answer(hook, answer)
+    check = _CHECKS.get(hook)
+    return wrong if wrong or check is None else check(answer, details)
 
 
-def _hold(answer: Any, _details: Any) -> str:
-    if not isinstance(answer, Hold):
-        return "expected a Hold or None"
-    return wrong_words(answer)
-
-
-def _limits(answer: Any, _details: Any) -> str:
-    if not isinstance(answer, Limits):
-        return "expected Limits or None"
+def _limits(answer: Limits, _details: Any) -> str:
     if answer.concurrency is not None and not (isinstance(answer.concurrency, int) and answer.concurrency >= 0):
         return "concurrency must be an integer of at least 0, or None"
     return "" if isinstance(answer.reason, str) and answer.reason.strip() else "reason must be a non-empty string"
 
 
-def _preemptions(answer: Any, details: Any) -> str:
-    if not isinstance(answer, Sequence) or not all(isinstance(item, Preemption) for item in answer):
+def _preemptions(answer: Sequence[Any], details: Any) -> str:
+    if not all(isinstance(item, Preemption) for item in answer):
         return "expected a sequence of Preemptions, or None"
     running = {(item.job_id, item.lease) for device in details.view.devices.values() for item in device.reservations}
     wrong = [item for item in answer if (item.job_id, item.lease) not in running]
     return f"no attempt of job {wrong[0].job_id} with lease {wrong[0].lease} is on a device" if wrong else ""
 
 
-def _demand(answer: Any, _details: Any) -> str:
-    if not isinstance(answer, Demand):
-        return "expected a Demand or None"
+def _demand(answer: Demand, _details: Any) -> str:
     if not _is_size(answer.vram_bytes):
         return "vram_bytes must be an integer number of bytes, 0 for none"
     return "" if isinstance(answer.model, str) else 'model must be a string, "" for none'
 
 
-def _place(answer: Any, details: Any) -> str:
+def _place(answer: Placement | Wait, details: Any) -> str:
     if isinstance(answer, Wait):
-        return wrong_words(answer)
-    if not isinstance(answer, Placement):
-        return "expected a Placement, a Wait or None"
+        return ""
     if answer.device not in details.view.devices:
         return f"unknown device {answer.device!r}. Devices: {', '.join(details.view.devices) or 'none'}"
     return "" if _is_size(answer.reserved_bytes) else "reserved_bytes must be an integer number of bytes"
 
 
-def _order(answer: Any, details: Any) -> str:
-    if not isinstance(answer, Sequence) or not all(isinstance(item, Job) for item in answer):
+def _order(answer: Sequence[Any], details: Any) -> str:
+    if not all(isinstance(item, Job) for item in answer):
         return "expected a sequence of the candidates, or None"
     known = {item.id for item in details.candidates}
     given = [item.id for item in answer]
@@ -68,14 +58,8 @@ def _order(answer: Any, details: Any) -> str:
     return "" if len(set(given)) == len(given) else "a candidate appears more than once"
 
 
-def _verdict(answer: Any, _details: Any) -> str:
-    if isinstance(answer, type) and issubclass(answer, Retry | Snooze | Discard):
-        return f"expected an object, {answer.__name__}(…), not the class"
-    return "" if isinstance(answer, Retry | Snooze | Discard) else "expected a Retry, a Snooze, a Discard or None"
-
-
-def _retention(answer: Any, _details: Any) -> str:
-    if not isinstance(answer, Mapping) or not set(answer) <= set(FINISHED):
+def _retention(answer: Mapping[Any, Any], _details: Any) -> str:
+    if not set(answer) <= set(FINISHED):
         return f"expected {{state: seconds}} with the states {', '.join(FINISHED)}, or None"
     wrong = [kept_s for kept_s in answer.values() if kept_s is not None and not (_is_number(kept_s) and kept_s >= 0)]
     return f"{wrong[0]!r} is not a number of seconds; use None to keep jobs forever" if wrong else ""
@@ -90,12 +74,10 @@ def _is_number(value: Any) -> bool:
 
 
 _CHECKS: Mapping[str, Callable[[Any, Any], str]] = {
-    "queue_hold": _hold,
     "queue_limits": _limits,
     "job_demand": _demand,
     "place_job": _place,
     "order_candidates": _order,
     "choose_preemptions": _preemptions,
-    "attempt_failed": _verdict,
     "retention": _retention,
 }

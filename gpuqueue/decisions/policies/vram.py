@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.domain.answers import Demand, Placement, Wait
-from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of
+from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of, whole_budget
 from gpuqueue.domain.model_health import health, known_bytes
 from gpuqueue.domain.models import VERBS, full_name
 from gpuqueue.domain.units import counted, format_duration, format_size
@@ -25,11 +25,10 @@ class Memory:
     def job_demand(self, details: JobDemandDetails) -> Demand | None:
         job, view = details.job, details.view
         model = str(job.arguments.get("model", "")) if job.task in VERBS else ""
-        whole_bytes = max((device.settings.budget_bytes for device in view.devices.values()), default=0)
         if model and not health(model, details.queue, view).is_usable:
             others = [other for other in job.fallback or details.queue.fallback if health(other, details.queue, view).is_usable]
             model = next(iter(others), model)
-        size = job.wanted_bytes or known_bytes(model, view) or whole_bytes
+        size = job.wanted_bytes or known_bytes(model, view) or whole_budget(view)
         return Demand(size, model)
 
     @hookimpl
