@@ -85,8 +85,11 @@ def shown(page, name: str):
 
 
 def test_the_words_arrive_one_after_another_and_stay(stage, visit):
+    stage.gq.pause("ai-realtime", reason="the page is not open yet")  # or the answer may be there before it listens
     page = visit()
     ask(page)
+    expect(shown(page, "reasons")).to_contain_text("the page is not open yet")
+    stage.gq.resume("ai-realtime")
     expect(shown(page, "state")).to_have_text("Done.")
     answer = stage.answer_to(stage.newest_revision())
     expect(shown(page, "written")).to_have_text(answer)
