@@ -13,7 +13,7 @@ from tests.properties.machine import Machine
 from tests.sampling import seed_of
 
 STEPS = 60
-LONG_STEPS, LONG_EXAMPLES, PARTS = 100, 150, 8  # of each part
+LONG_STEPS, LONG_EXAMPLES, PARTS = 100, 30, 40  # of each part
 
 
 def play(folder: Path, seed_number: int, **chosen: Any) -> int:
