@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from gpuqueue.contract.executor import AttemptContext
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.safe_text import safe_repr, safe_text
 
 LONGEST_LINE = 10_000  # characters of a log line that are kept
 logger = logging.getLogger("gpuqueue.job")
@@ -67,13 +68,13 @@ class CurrentJob:
     def progress(self, fraction: float, *, note: str = "") -> None:
         """Report the job's progress, from 0 to 1; readers see the latest within 100 ms. Raises: UsageError."""
         if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
-            raise UsageError(f"progress must be a number from 0 to 1, not {fraction!r}")
-        self._context.progress(float(fraction), str(note))
+            raise UsageError(f"progress must be a number from 0 to 1, not {safe_repr(fraction)}")
+        self._context.progress(float(fraction), safe_text(note))
 
     def log(self, message: object) -> None:
         """Add a line to the job's log, which `gpuqueue logs` and `job.logs()` read; it also goes to Python's logging."""
-        text = str(message)
-        self._context.log(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}…")
+        text = safe_text(message, LONGEST_LINE)
+        self._context.log(text)
         logger.info("job %d: %s", self.id, text)
 
     def emit(self, chunk: str) -> None:

@@ -51,7 +51,7 @@ from gpuqueue.domain.job import (
 )
 from gpuqueue.domain.outcomes import Outcome, Report, Rescue
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
-from gpuqueue.domain.view import Pause
+from gpuqueue.domain.view import PartInfo, Pause
 
 
 class Statements(Protocol):
@@ -135,6 +135,7 @@ class Attempts(Protocol):
         has work. A queue's jobs are taken in order: if the next one finds no capacity, those behind it wait too.
         Order: priority descending, then scheduled_at, then id, across all the queues.
         Each claim takes the job's next lease number.
+        Arguments are decoded after the transaction; those that cannot be are the lease's `arguments_error`.
         Returns: (late leases, for which nothing was changed; new leases, within `capacity`).
         """
 
@@ -230,8 +231,11 @@ class Workers(Protocol):
     ) -> bool:
         """Add a live worker; returns False if the shared settings do not (or no longer) match its digest."""
 
-    def extend(self, worker_id: str, /, *, expires_at_us: int) -> bool:
-        """Extend a worker's lease on everything it runs; returns False if it was rescued and owns nothing any more."""
+    def extend(self, worker_id: str, /, *, expires_at_us: int, parts: Sequence[PartInfo] = ()) -> bool:
+        """Extend a worker's lease on everything it runs, and publish how its parts are.
+
+        Returns: False if it was rescued and owns nothing any more.
+        """
 
     def unregister(self, worker_id: str, /, *, now_us: int) -> None:
         """Remove a worker that stopped cleanly; anything it left is rescued because its row is missing."""

@@ -20,6 +20,7 @@ from gpuqueue.contract.installed import InstalledPlugin, installed_plugins
 from gpuqueue.contract.old_form import with_old_form
 from gpuqueue.domain.answers import CleanUp, Demand, Hold, Limits, Placement, Wait, wrong_words
 from gpuqueue.domain.errors import ConfigurationError, PluginFailed, UsageError, describe, did_you_mean
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.verdicts import Discard, Retry, Snooze
 
 Kind = Literal["default", "installed", "given"]
@@ -230,7 +231,7 @@ class Plugins:
             answer = _answer(found, hook, details)
             if answer is not None:
                 if wrong := wrong_answer(hook, answer):
-                    raise PluginFailed(found.plugin_name, hook, TypeError(f"returned {answer!r}; {wrong}"))
+                    raise PluginFailed(found.plugin_name, hook, TypeError(f"returned {safe_repr(answer)}; {wrong}"))
                 yield found.plugin_name, answer
 
     def ask(self, name: str, hook: str, details: Any) -> Any:
@@ -249,14 +250,18 @@ class Plugins:
         for found in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
                 _call(found, hook, details)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 logger.exception("plugin %r failed in %s", found.plugin_name, hook)
 
 
 def _answer(found: pluggy.HookImpl, hook: str, details: Any) -> Any:
     try:
         return _call(found, hook, details)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin does not end the process
         raise PluginFailed(found.plugin_name, hook, error) from error
 
 

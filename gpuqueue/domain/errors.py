@@ -12,6 +12,7 @@ GPUQueueError
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
 ├── PluginFailed              a plugin raised in a hook, and the caller cannot continue without its answer
+├── WorkerFailed              a worker cannot go on; its jobs go back to their queues
 └── ExecutionError            raised inside an attempt; classifies its failure
     └── BackendUnavailable, OutOfMemory, Spilled, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
 """
@@ -19,6 +20,8 @@ GPUQueueError
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from gpuqueue.domain.safe_text import class_name, safe_text
 
 
 class GPUQueueError(Exception):
@@ -135,6 +138,10 @@ class PluginFailed(GPUQueueError):
         return type(self), (self.plugin, self.hook, self.__cause__)
 
 
+class WorkerFailed(GPUQueueError):
+    """A worker cannot go on, for example because one of its threads keeps failing; its jobs go back to their queues."""
+
+
 REFUSAL = "AI service temporarily unavailable"
 
 
@@ -205,12 +212,8 @@ class AttemptTimedOut(ExecutionError):
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error: its class, and its text if it has a readable one."""
-    try:
-        text = str(error)
-    except Exception:  # a class from other code may raise here
-        text = "<exception str() failed>"  # as Python prints it
-    name = type(error).__name__
+    """Describe an error: its class, and its text if it has one. Never raises."""
+    name, text = class_name(error), safe_text(error)
     return f"{name}: {text}" if text else name
 
 

@@ -68,6 +68,7 @@ class Job:
     fallback: tuple[str, ...] = ()  # models to use, in this order, when its own is missing or fits no device
     preemptions: int = 0  # how often it was preempted for another queue's job
     output_tokens: int = 0  # of its running or latest attempt on a device
+    arguments_error: str = ""  # why the arguments could not be decoded; then `arguments` is empty
 
     @property
     def expected_model(self) -> str:
@@ -78,7 +79,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobErrorRecord:
-    """Why a job's latest attempt failed, or why the job ended."""
+    """Why a job's latest attempt failed, or why the job ended; texts of other code are made safe before (`safe_text`)."""
 
     code: str
     message: str
@@ -151,6 +152,7 @@ class Lease:
     started_at: datetime
     model: str = ""
     placement: Placement | None = None
+    arguments_error: str = ""  # why the arguments could not be decoded
 
 
 class PartialOutput(NamedTuple):
@@ -241,4 +243,5 @@ def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Le
         started_at=from_us(now_us),
         model=job.model,
         placement=placement,
+        arguments_error=job.arguments_error,
     )

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gpuqueue.domain.backoff import Backoff, exponential, read_backoff
-from gpuqueue.domain.errors import ExecutionError, UsageError
+from gpuqueue.domain.errors import ExecutionError, UsageError, describe
+from gpuqueue.domain.safe_text import class_name, safe_text
 from gpuqueue.domain.units import Duration, parse_duration
 
 
@@ -72,6 +73,7 @@ class Discard(Verdict):
 
 
 DEFAULT_BACKOFF = exponential()
+LONGEST_CODE = 100
 
 
 def verdict_data(verdict: Verdict) -> dict[str, Any]:
@@ -132,12 +134,12 @@ def covers(kinds: Errors, error: BaseException) -> bool:
 
 
 def failure(error: BaseException) -> tuple[str, str]:
-    """Return the parts of an error that are stored with a job: its code and its message."""
+    """Return the parts of an error that are stored with a job: its code and its message. Never raises."""
     if isinstance(error, Verdict):
-        return "failed", str(error) or f"the task raised {type(error).__name__}"
+        return "failed", safe_text(error) or f"the task raised {class_name(error)}"
     if isinstance(error, ExecutionError):
-        return error.code, str(error)
-    return "failed", f"{type(error).__name__}: {error}"
+        return safe_text(error.code, LONGEST_CODE), safe_text(error)
+    return "failed", describe(error)
 
 
 def _errors(given: Any, name: str) -> Errors:

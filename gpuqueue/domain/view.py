@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Reading, Resident
@@ -66,6 +66,18 @@ class ServiceInfo:
     noted_at: datetime | None
 
 
+class PartInfo(NamedTuple):
+    """One part of a worker: its thread's state, since when it has been busy (None: it waits for work), and its last activity.
+
+    Times are microseconds since 1970-01-01 UTC.
+    """
+
+    name: str
+    alive: bool
+    busy_since_us: int | None
+    last_us: int
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker process, from its row."""
@@ -80,6 +92,7 @@ class WorkerInfo:
     alive: bool
     # Holds by its own plugins, which other processes may not have: {queue: holds}.
     holds: Mapping[str, tuple[Hold, ...]] = field(default_factory=dict)
+    parts: tuple[PartInfo, ...] = ()  # as of the last heartbeat; empty before the first
 
 
 @dataclass(frozen=True, slots=True)

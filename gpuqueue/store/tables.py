@@ -178,6 +178,7 @@ workers = Table(
     Column("digest", Text, nullable=False),
     Column("runtime_dir", Text, nullable=False),  # where its wakeup socket and its liveness file are
     Column("holds", Text),  # JSON: holds by its own plugins, for processes that do not have them
+    Column("parts", Text),  # JSON: how its parts are, as of the last heartbeat
 )
 
 devices = Table(

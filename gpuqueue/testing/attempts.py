@@ -20,6 +20,11 @@ from gpuqueue.worker.running import Attempt, Ran, run_here
 
 __all__ = ["Bench", "RecordedAttempt"]
 
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
 Ended = Ran  # what an executor returned, or what it raised
 
 
@@ -84,7 +89,7 @@ class RecordedAttempt(Attempt):
             model=model,
             placement=placement,
         )
-        super().__init__(lease, cast(Output, self._record), Clock(wall=lambda: time.time_ns() // 1000))
+        super().__init__(lease, cast(Output, self._record), Clock(wall=_now_us))
 
     @property
     def emitted(self) -> list[str]:
@@ -129,7 +134,7 @@ class Bench:
     """Runs attempts as a worker does: plain ones in a thread each, async ones together on one event loop."""
 
     def __init__(self) -> None:
-        self._event_loop = EventLoop()
+        self._event_loop = EventLoop(Clock(wall=_now_us))
 
     def start(self, executor: Executor | AsyncExecutor, attempt: Attempt) -> Future[Ended]:
         """Start an attempt; the future's result is (what it returned, None) or (None, what it raised)."""

@@ -194,9 +194,10 @@ class _Runner:
             executors = {**answer, **executors}
         backends = Backends(site)
         judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
-        output = Output(gq.store)
-        attempts = Attempts(site, judge, output, Orders())
-        pipeline = Pipeline(site, attempts, judge, output, EventLoop(), self._executor_of)
+        orders = Orders()
+        output = Output(gq.store, clock, orders)
+        attempts = Attempts(site, judge, output, orders)
+        pipeline = Pipeline(site, attempts, judge, output, EventLoop(clock), self._executor_of, end_worker=orders.fail)
         return _Parts(gq.store, settings, executors, backends, pipeline)
 
 

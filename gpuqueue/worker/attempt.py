@@ -6,21 +6,27 @@ step are handled in one place:
 
 - prepare, in `Pipeline._prepare`: an error ends the attempt as if the task had raised it.
 - run, in `run_here` and `run_on_loop`: any error becomes the attempt's error; SystemExit does not end the worker or the loop.
-- judge, in `Judge._failed`: when a plugin fails while judging, the job is snoozed. Nothing else is caught there yet.
-- publish, in `Pipeline._publish`: a job with an outcome that cannot be written is left to the worker that rescues it.
-- clean up, in `Pipeline._clean_up`: a device that cannot be released is left to that worker too.
+- judge, in `Judge`: an error ends the attempt with the code "internal", and spends it.
+- publish, in `Pipeline._publish`: an outcome that cannot be written for what it is is replaced by one with the code
+  "internal". One that the store cannot take is written later, or left to the worker that rescues this one.
+- clean up, in `Pipeline._clean_up`: the device stays reserved until it is proven quiet, here or by the rescuing worker.
+
+What else fails, in gpuqueue itself, ends the attempt in `Pipeline.broken`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from gpuqueue.contract.executor import AnyExecutor, Executor, is_async
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, StoreError, WorkerFailed, describe
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome
+from gpuqueue.domain.safe_text import forget_frames
+from gpuqueue.domain.verdicts import Discard
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.judge import Judge
@@ -62,6 +68,8 @@ class Pipeline:
         output: Output,
         event_loop: EventLoop,
         executor_of: Callable[[Lease], AnyExecutor | None],
+        *,
+        end_worker: Callable[[GPUQueueError], None],
     ) -> None:
         self._log = site.log
         self._clock = site.clock
@@ -70,42 +78,53 @@ class Pipeline:
         self._output = output
         self._event_loop = event_loop
         self._executor_of = executor_of
+        self._end_worker = end_worker
 
     # --- the whole attempt ---
 
-    def carry_out(self, lease: Lease, kind: Kind) -> bool:
-        """Run an attempt from its lease to its end, in this thread; returns False when it was given up meanwhile."""
+    def carry_out(self, lease: Lease, kind: Kind) -> None:
+        """Run an attempt from its lease to its end, in this thread. What it raises, pass to `broken`."""
         executor = self._executor_of(lease)
         if executor is None:
-            if self._publish(EndedAttempt(self._judge.unknown_task(lease)), kind):
-                self._clean_up(lease, kind)
-            return True
+            self._end(EndedAttempt(self._judge.unknown_task(lease)), kind)
+            return
         attempt = self._attempts.begin(lease)
         refused = self._prepare(attempt, kind)
         ran = self._run(attempt, executor) if refused is None else Ran(error=refused)
-        return self.conclude(attempt, ran, kind)
+        self.conclude(attempt, ran, kind)
 
-    def start(self, lease: Lease, hand_over: Callable[[tuple[Attempt, Ran]], None]) -> None:
+    def start(self, lease: Lease, kind: Kind, hand_over: Callable[[tuple[Attempt, Ran]], None]) -> None:
         """Start an attempt of an asynchronous task without a device, on the event loop.
 
         `hand_over` is called on the loop when it has run, and has another thread `conclude` it: the loop never waits for the
-        database.
+        database. What it raises, pass to `broken`.
         """
         executor = self._executor_of(lease)
-        assert executor is not None and is_async(executor)
+        if executor is None or not is_async(executor):
+            raise ConfigurationError(f"task {lease.task!r} is no longer registered as an asynchronous function")
         attempt = self._attempts.begin(lease)
-        self._event_loop.start(attempt, executor).add_done_callback(lambda future: hand_over((attempt, future.result())))
+        refused = self._prepare(attempt, kind)
+        if refused is not None:
+            hand_over((attempt, Ran(error=refused)))
+            return
+        self._event_loop.start(attempt, executor).add_done_callback(lambda future: hand_over((attempt, _ran(future))))
 
-    def conclude(self, attempt: Attempt, ran: Ran, kind: Kind) -> bool:
-        """Judge, publish and clean up an attempt that has run; returns False when it was given up meanwhile."""
-        outcome = self._judge.outcome(attempt, *ran)
-        is_ours = self._attempts.end(attempt)  # else its outcome is written already, and only its device remains
-        if is_ours:
+    def conclude(self, attempt: Attempt, ran: Ran, kind: Kind) -> None:
+        """Judge, publish and clean up an attempt that has run. What it raises, pass to `broken`."""
+        try:
+            outcome = self._judge.outcome(attempt, *ran)
+            if not self._attempts.end(attempt):  # given up: its outcome is written already, and only its device remains
+                self._clean_up(attempt.lease, kind)
+                return
             self._output.flush(attempt.lease)  # before its run time is taken, which includes this
-        run_s = self._clock.monotonic() - attempt.began_s
-        if not is_ours or self._publish(EndedAttempt(outcome, run_s, *ran), kind):
-            self._clean_up(attempt.lease, kind)
-        return is_ours
+            self._end(EndedAttempt(outcome, self._clock.monotonic() - attempt.began_s, *ran), kind)
+        finally:
+            forget_frames(ran.error)
+
+    def broken(self, lease: Lease, error: BaseException, kind: Kind) -> None:
+        """End an attempt that gpuqueue itself failed to handle; its lease fences an outcome that was written before."""
+        self._attempts.forget(lease)
+        self._end(EndedAttempt(self._judge.internal(lease, error)), kind)
 
     # --- its steps ---
 
@@ -113,6 +132,8 @@ class Pipeline:
         """Prepare the attempt; returns the error that keeps it from running."""
         try:
             attempt.check()
+            if attempt.lease.arguments_error:
+                raise Discard(attempt.lease.arguments_error, code="arguments")
             if kind.prepare is not None:
                 kind.prepare(attempt)
         except BaseException as raised:  # SystemExit and the like end the attempt, not the worker
@@ -125,16 +146,28 @@ class Pipeline:
             return self._event_loop.start(attempt, executor).result()
         return run_here(attempt, cast(Executor, executor))
 
+    def _end(self, ended: EndedAttempt, kind: Kind) -> None:
+        if self._publish(ended, kind):
+            self._clean_up(ended.outcome.lease, kind)
+
     def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
         """Log and write how the attempt ended; returns whether its device must still be cleaned up here."""
         lease = ended.outcome.lease
         self._log.ended(ended.outcome, ended.run_s, ended.value)
         try:
-            return kind.publish(ended)
+            try:
+                return kind.publish(ended)
+            except StoreError:
+                raise
+            except BaseException as error:
+                return kind.publish(EndedAttempt(self._judge.internal(lease, error), ended.run_s))
         except StoreError as error:
             # The row keeps its lease and reservation. This worker stops, and the one that rescues it takes them back.
             self._log.broken(lease, error)
-            return False
+        except BaseException as error:
+            self._log.broken(lease, error)
+            self._end_worker(WorkerFailed(f"the outcome of job {lease.job_id} cannot be written: {describe(error)}"))
+        return False
 
     def _clean_up(self, lease: Lease, kind: Kind) -> None:
         """Release what the attempt held."""
@@ -144,3 +177,14 @@ class Pipeline:
             kind.clean_up(lease)
         except StoreError as error:  # the row keeps its reservation, as above
             self._log.broken(lease, error)
+        except BaseException as error:
+            self._log.broken(lease, error)
+            self._end_worker(WorkerFailed(f"the clean-up after job {lease.job_id} failed: {describe(error)}"))
+
+
+def _ran(future: Future[Ran]) -> Ran:
+    """Return what an attempt on the loop returned or raised; one that the loop itself dropped was cancelled."""
+    try:
+        return future.result()
+    except BaseException as error:
+        return Ran(error=error)

@@ -55,6 +55,12 @@ class Attempts:
         self._running.pop((attempt.lease.job_id, attempt.lease.lease), None)
         return True
 
+    def forget(self, lease: Lease) -> None:
+        """Remove an attempt that could not be handled, if it is still there."""
+        attempt = self._running.pop((lease.job_id, lease.lease), None)
+        if attempt is not None:
+            attempt.close()
+
     # --- stopping ---
 
     def stop_requested(self) -> None:

@@ -41,6 +41,7 @@ from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.on_device import OnDevice
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.service_thread import Pulse
 from gpuqueue.worker.services import Services, collect_services
 from gpuqueue.worker.site import Site
 from gpuqueue.worker.threads import Threads
@@ -52,6 +53,7 @@ class Parts:
     """The parts of one registered worker, started by `start`."""
 
     site: Site
+    pulse: Pulse  # of the worker's loop
     liveness: Liveness
     listener: Listener
     heartbeat: Heartbeat
@@ -103,23 +105,32 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     orders.wake = listener.ring
     _register(gq, site, accept_config=accept_config)
 
-    output = Output(site.store)
+    output = Output(site.store, site.clock, orders)
     observations = Observations(site)
-    event_loop = EventLoop()
+    event_loop = EventLoop(site.clock)
     judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
     attempts = Attempts(site, judge, output, orders)
-    heartbeat = Heartbeat(site, attempts, listener, lease_s=config.lease_s)
-    pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of)
+    heartbeat = Heartbeat(site, attempts, listener, orders, lease_s=config.lease_s)
+    pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of, end_worker=orders.fail)
 
     dispatcher = Dispatcher(site, may_claim=heartbeat.is_fresh, is_preemptible=executors.is_preemptible)
-    exchange = Exchange(site, dispatcher, orders, may_claim=heartbeat.is_fresh, asynchronous=executors.asynchronous)
+    exchange = Exchange(
+        site,
+        dispatcher,
+        orders,
+        may_claim=heartbeat.is_fresh,
+        asynchronous=executors.asynchronous,
+        internal=judge.internal,
+    )
     plain = without_device(exchange, backends, observations)
-    job_threads = Threads(site, pipeline, plain, exchange, liveness, count=threads)
-    coroutines = Coroutines(pipeline, plain, exchange, liveness, limit=async_jobs, first_slot=threads + device_slots)
+    job_threads = Threads(site, pipeline, plain, exchange, liveness, orders, count=threads)
+    coroutines = Coroutines(
+        pipeline, plain, exchange, liveness, site.clock, orders, limit=async_jobs, first_slot=threads + device_slots
+    )
     exchange.claim_for(job_threads, coroutines)
 
     on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
-    device_jobs = DeviceJobs(site, pipeline, on_device, liveness, first_slot=threads)
+    device_jobs = DeviceJobs(site, pipeline, on_device, liveness, orders, first_slot=threads)
 
     maintenance = Maintenance(
         site,
@@ -128,12 +139,19 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         ModelProbe(site),
         children,
         observations,
-        on_file_gone=orders.file_gone,
+        orders,
         max_crashes=config.max_crashes,
         retention=gq.config.retention,
     )
+    pulse = Pulse("loop", site.clock)
+    heartbeat.parts = lambda: [
+        pulse.info(),
+        *(part.thread.info() for part in (heartbeat, output, coroutines, maintenance)),
+        *(part.info() for part in (event_loop, job_threads, device_jobs)),
+    ]
     return Parts(
         site=site,
+        pulse=pulse,
         liveness=liveness,
         listener=listener,
         heartbeat=heartbeat,

@@ -12,15 +12,27 @@ from queue import Empty, SimpleQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
+from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.exchange import Exchange
+from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.running import Attempt, Ran
+from gpuqueue.worker.service_thread import ServiceThread
 
 
 class Coroutines:
     """At most `limit` at once; the first one uses slot `first_slot` of the liveness file."""
 
     def __init__(
-        self, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, limit: int, first_slot: int
+        self,
+        pipeline: Pipeline,
+        kind: Kind,
+        exchange: Exchange,
+        liveness: Liveness,
+        clock: Clock,
+        orders: Orders,
+        *,
+        limit: int,
+        first_slot: int,
     ) -> None:
         self._pipeline = pipeline
         self._kind = kind
@@ -31,14 +43,14 @@ class Coroutines:
         self._free_slots = list(range(first_slot, first_slot + limit))
         self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by the (job, lease) running in it
         self._ran: SimpleQueue[tuple[Attempt, Ran] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="gpuqueue-coroutines", daemon=True)
+        self.thread = ServiceThread("coroutines", self._work, clock, orders)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         self._ran.put(None)
-        self._thread.join()
+        self.thread.join()
 
     @property
     def is_idle(self) -> bool:
@@ -52,8 +64,12 @@ class Coroutines:
             with self._lock:
                 slot = self._free_slots.pop()
                 self._slots[lease.job_id, lease.lease] = slot
-            self._liveness.executes(slot, lease.job_id)
-            self._pipeline.start(lease, self._ran.put)
+            try:
+                self._liveness.executes(slot, lease.job_id)
+                self._pipeline.start(lease, self._kind, self._ran.put)
+            except BaseException as error:
+                self._pipeline.broken(lease, error, self._kind)
+                self.forget(lease)
 
     def forget(self, lease: Lease) -> bool:
         """Free the slot of an attempt that ended, or was given up and keeps running; returns whether it had one."""
@@ -67,15 +83,19 @@ class Coroutines:
 
     def _work(self) -> None:
         while (ran := self._ran.get()) is not None:
-            self._conclude(*ran)
-            try:  # attempts that ended meanwhile go into the same transaction
-                while (ran := self._ran.get_nowait()) is not None:
-                    self._conclude(*ran)
-            except Empty:
-                self._exchange.exchange_or_keep()
-            else:
-                return
+            with self.thread.pulse.busy():
+                self._conclude(*ran)
+                try:  # attempts that ended meanwhile go into the same transaction
+                    while (ran := self._ran.get_nowait()) is not None:
+                        self._conclude(*ran)
+                except Empty:
+                    self._exchange.exchange_or_keep()
+                else:
+                    return
 
     def _conclude(self, attempt: Attempt, ran: Ran) -> None:
-        self._pipeline.conclude(attempt, ran, self._kind)
+        try:
+            self._pipeline.conclude(attempt, ran, self._kind)
+        except BaseException as error:
+            self._pipeline.broken(attempt.lease, error, self._kind)
         self.forget(attempt.lease)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-import traceback
+from functools import partial
 from queue import SimpleQueue
 
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.on_device import OnDevice
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.service_thread import ServiceThread
 from gpuqueue.worker.site import Site
 
 
 class DeviceJobs:
     """One thread per slot of each device; the first one uses slot `first_slot` of the liveness file."""
 
-    def __init__(self, site: Site, pipeline: Pipeline, on_device: OnDevice, liveness: Liveness, *, first_slot: int) -> None:
+    def __init__(
+        self, site: Site, pipeline: Pipeline, on_device: OnDevice, liveness: Liveness, orders: Orders, *, first_slot: int
+    ) -> None:
         self._store = site.store
         self._clock = site.clock
-        self._log = site.log
         self._pipeline = pipeline
         self._on_device = on_device
         self._liveness = liveness
@@ -27,9 +31,9 @@ class DeviceJobs:
         self._busy_count = 0
         self._lock = threading.Lock()
         count = sum(device.slots for device in site.settings.devices)
+        self._last_us = site.clock.wall()
         self._threads = [
-            threading.Thread(target=self._work, args=(first_slot + slot,), name=f"gpuqueue-device-{slot}", daemon=True)
-            for slot in range(count)
+            ServiceThread(f"device-{slot}", partial(self._work, first_slot + slot), site.clock, orders) for slot in range(count)
         ]
 
     def start(self) -> None:
@@ -55,16 +59,21 @@ class DeviceJobs:
         for thread in self._threads:
             thread.join(max(0.0, give_up_s - self._clock.monotonic()))
 
+    def info(self) -> PartInfo:
+        """Describe the threads as one part."""
+        return PartInfo("devices", all(thread.is_alive for thread in self._threads), None, self._last_us)
+
     def _work(self, slot: int) -> None:
         while (lease := self._ready.get()) is not None:
-            self._liveness.executes(slot, lease.job_id)
             try:
+                self._liveness.executes(slot, lease.job_id)
                 self._pipeline.carry_out(lease, self._on_device.kind)
-            except Exception as error:  # an error that no step of the attempt expects must not end the thread
-                self._log.broken(lease, error, traceback.format_exc())
+            except BaseException as error:
+                self._pipeline.broken(lease, error, self._on_device.kind)
             finally:
-                if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
-                    self._liveness.executes(slot, 0)
                 with self._lock:
                     self._busy_count -= 1
+                self._last_us = self._clock.wall()
+                if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
+                    self._liveness.executes(slot, 0)
                 self._store.wakeups.ring_workers()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -14,7 +14,7 @@ from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import ClaimRules
-from gpuqueue.domain.errors import REFUSAL, PluginFailed
+from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
 from gpuqueue.domain.settings import QueueSettings
@@ -113,14 +113,13 @@ class Dispatcher:
         self._store.workers.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
 
-    def claim_for_devices(self) -> list[Lease]:
-        """Claim the jobs that get a device now; decides again first, because devices and rows change meanwhile."""
+    def claim_for_devices(self) -> Iterator[Lease]:
+        """Claim the jobs that get a device now, and yield each; decides again first, as devices and rows change meanwhile."""
         self._move_due()
         serves_devices = any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values())
         if not serves_devices or not self._may_claim():
-            return []
+            return
         view = self.decide(force=True)
-        leases: list[Lease] = []
         if self._size(view):
             view = self.decide(force=True)
         room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
@@ -128,24 +127,32 @@ class Dispatcher:
         if candidates:
             view = self._with_readings(view)
         for job in candidates:
-            answer = place(job, view, self._plugins)
-            if not isinstance(answer, Placement):
+            try:
+                lease = self._claim_placed(job, view)
+            except StoreError:
+                raise
+            except Exception:  # an answer for one job must not keep the others from starting
+                logger.exception("job %d could not be placed on a device", job.id)
                 continue
-            lease = self._store.attempts.claim_placed(
-                job,
-                answer,
-                worker_id=self._worker_id,
-                queue=view.queues[job.queue].settings,
-                device=view.devices[answer.device].settings,
-                rules=self.rules,
-                preemptible=self._is_preemptible(job.task),
-                now_us=self._clock.wall(),
-            )
             if lease is not None:
-                leases.append(lease)
+                yield lease
                 view = self._with_readings(self.decide(force=True))
         self._preempt(view)
-        return leases
+
+    def _claim_placed(self, job: Job, view: View) -> Lease | None:
+        answer = place(job, view, self._plugins)
+        if not isinstance(answer, Placement):
+            return None
+        return self._store.attempts.claim_placed(
+            job,
+            answer,
+            worker_id=self._worker_id,
+            queue=view.queues[job.queue].settings,
+            device=view.devices[answer.device].settings,
+            rules=self.rules,
+            preemptible=self._is_preemptible(job.task),
+            now_us=self._clock.wall(),
+        )
 
     def _with_readings(self, view: View) -> View:
         """Return the view with fresh readings of this machine's devices: a job starts only if the memory is free now."""

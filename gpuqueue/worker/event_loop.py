@@ -8,10 +8,16 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
 
+from gpuqueue.contract.current_job import current_lease
 from gpuqueue.contract.executor import AsyncExecutor
+from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.safe_text import class_name, safe_trace
+from gpuqueue.domain.view import PartInfo
+from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.running import Attempt, Ran, run_on_loop
 
 BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported
@@ -25,24 +31,33 @@ class EventLoop:
     While attempts run on it, a second thread checks that it responds; if not, it logs a warning with the job and the line.
     """
 
-    def __init__(self, *, blocked_s: float = BLOCKED_S) -> None:
+    def __init__(self, clock: Clock, *, blocked_s: float = BLOCKED_S) -> None:
+        self._clock = clock
         self._blocked_s = blocked_s
+        self._blocked_since_us: int | None = None
+        self._last_us = clock.wall()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._count = 0  # attempts on the loop
         self._has_work = threading.Event()
         self._closed = threading.Event()
+        self._stop: Callable[[], None] = lambda: None
 
     def start(self, attempt: Attempt, executor: AsyncExecutor) -> Future[Ran]:
         """Start an attempt; the future's result is a `Ran`, and it never raises."""
         with self._lock:
-            loop = self._loop or self._open()
+            loop = self._loop if self._thread is not None and self._thread.is_alive() else None
+            loop = loop or self._open()
             self._count += 1
             self._has_work.set()
         future = asyncio.run_coroutine_threadsafe(run_on_loop(attempt, executor), loop)
         future.add_done_callback(self._one_less)
         return future
+
+    def info(self) -> PartInfo:
+        """Describe the loop as a part of its worker: since when a task has blocked it, and when it last answered."""
+        return PartInfo("event_loop", self._thread is None or self._thread.is_alive(), self._blocked_since_us, self._last_us)
 
     def close(self, *, wait_s: float) -> None:
         """Stop the loop; attempts still running on it are cancelled, and left running after `wait_s`."""
@@ -51,11 +66,13 @@ class EventLoop:
             self._closed.set()
             self._has_work.set()
         if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            loop.call_soon_threadsafe(self._stop)
             thread.join(wait_s)
 
     def _open(self) -> asyncio.AbstractEventLoop:
         loop = self._loop = asyncio.new_event_loop()
+        self._stop = loop.stop
+        loop.stop = self._refuse_stop  # type: ignore[method-assign]
         self._thread = threading.Thread(target=self._work, args=(loop,), name="gpuqueue-event-loop", daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch, args=(loop, self._thread), name="gpuqueue-loop-watch", daemon=True).start()
@@ -64,7 +81,16 @@ class EventLoop:
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            while not self._closed.is_set():
+                try:
+                    loop.run_forever()
+                except BaseException as error:  # SystemExit passes from a task's own tasks and callbacks through the loop
+                    logger.error(
+                        "an asynchronous task raised %s through the event loop; the other jobs on it go on\n%s",
+                        class_name(error),
+                        safe_trace(error),
+                    )
+            loop.stop = self._stop  # type: ignore[method-assign] # `run_until_complete` calls it
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
@@ -73,6 +99,12 @@ class EventLoop:
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
+
+    def _refuse_stop(self) -> None:
+        """Stand in for the loop's `stop`: it belongs to all asynchronous jobs of the worker."""
+        lease = current_lease()
+        who = "an asynchronous task" if lease is None else f"job {lease.job_id} ({lease.task})"
+        raise UsageError(f"{who} called stop() on the worker's event loop, which other jobs share; return from the task instead")
 
     def _one_less(self, _future: Future[Ran]) -> None:
         with self._lock:
@@ -86,17 +118,20 @@ class EventLoop:
             if self._closed.wait(WATCH_EVERY_S):
                 return
             alive = threading.Event()
+            asked_us = self._clock.wall()
             try:
                 loop.call_soon_threadsafe(alive.set)
             except RuntimeError:  # closed meanwhile
                 return
             if not alive.wait(self._blocked_s):
+                self._blocked_since_us = asked_us
                 frame = sys._current_frames().get(thread.ident or 0)
                 if frame is not None:
                     logger.warning("%s", blocking_line(frame, self._blocked_s))
                 while not alive.wait(WATCH_EVERY_S):  # warn once per block
                     if self._closed.is_set():
                         return
+            self._blocked_since_us, self._last_us = None, self._clock.wall()
 
 
 def blocking_line(frame: FrameType, blocked_s: float) -> str:

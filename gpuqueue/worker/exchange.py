@@ -40,7 +40,10 @@ class Runner(Protocol):
 
 
 class Exchange:
-    """`asynchronous` returns the tasks with jobs for the coroutines; the threads take all others."""
+    """`asynchronous` returns the tasks with jobs for the coroutines; the threads take all others.
+
+    `internal` returns the outcome that replaces one that cannot be written.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Exchange:
         *,
         may_claim: Callable[[], bool],
         asynchronous: Callable[[], frozenset[str]],
+        internal: Callable[[Lease, BaseException], Outcome],
     ) -> None:
         self._store = site.store
         self._worker_id = site.worker_id
@@ -59,6 +63,7 @@ class Exchange:
         self._orders = orders
         self._may_claim = may_claim
         self._asynchronous = asynchronous
+        self._internal = internal
         self._ended: deque[Outcome] = deque()
         self._unwritten_count = 0
         self._lock = threading.Lock()
@@ -122,6 +127,9 @@ class Exchange:
         except StoreError:
             self._ended.extend(ended)
             raise
+        except BaseException:  # the outcomes must not be lost with it: one of them may be what cannot be written
+            self._finish_each(ended)
+            raise
         finally:
             with self._lock:
                 self._unwritten_count -= len(ended)
@@ -130,6 +138,20 @@ class Exchange:
         for lease in late:
             self._log.late(lease)
         return len(leases)
+
+    def _finish_each(self, ended: Sequence[Outcome]) -> None:
+        """Write outcomes one by one; one that cannot be written for what it is is replaced by that error."""
+        for outcome in ended:
+            try:
+                try:
+                    self._store.attempts.finish([outcome], now_us=self._clock.wall())
+                except StoreError:
+                    raise
+                except Exception as error:
+                    self._store.attempts.finish([self._internal(outcome.lease, error)], now_us=self._clock.wall())
+            except Exception:
+                logger.exception("the outcome of job %d will be written later", outcome.lease.job_id)
+                self._ended.append(outcome)
 
     def _reserve_room(self, asynchronous: frozenset[str]) -> Capacity:
         """Reserve all free capacity for one exchange, so a concurrent one does not use it too."""
@@ -141,10 +163,18 @@ class Exchange:
         return Capacity(threads, coroutines, asynchronous)
 
     def _hand_out(self, leases: Sequence[Lease], capacity: Capacity) -> None:
-        if capacity.coroutines:
-            self._coroutines.take([lease for lease in leases if lease.task in capacity.asynchronous])
-            leases = [lease for lease in leases if lease.task not in capacity.asynchronous]
-        self._threads.take(leases)
+        """Give each runner the jobs of its kind."""
+        for lease in leases:
+            if lease.task in capacity.asynchronous:
+                self._hand_to(self._coroutines, [lease])
+        self._hand_to(self._threads, [lease for lease in leases if lease.task not in capacity.asynchronous])
+
+    def _hand_to(self, runner: Runner, leases: Sequence[Lease]) -> None:
+        try:
+            runner.take(leases)
+        except BaseException:  # they are claimed, and nobody else would run them
+            self.give_back(leases)
+            raise
 
     def exchange_or_keep(self) -> None:
         """Exchange; when the store cannot be written now, keep the outcomes for the next time."""
@@ -152,3 +182,5 @@ class Exchange:
             self.exchange()
         except StoreError as error:
             logger.warning("%s; the outcome will be written later", error)
+        except Exception:
+            logger.exception("claiming jobs failed; trying again")

@@ -50,8 +50,11 @@ class Executors:
         return self._asynchronous
 
     def _is_asynchronous(self, name: str) -> bool:
-        found = self.named(name)
-        return found is not None and is_async(found)
+        try:
+            found = self.named(name)
+            return found is not None and is_async(found)
+        except Exception:  # the task's own jobs end with this error; it must not keep other jobs from being claimed
+            return False
 
     def named(self, name: str) -> AnyExecutor | None:
         """Find the executor of a task; None when this worker does not know the task."""
@@ -72,10 +75,16 @@ class Executors:
         return self.named(lease.task if backend is None else lease.task.replace(OLLAMA, backend.name, 1))
 
     def is_preemptible(self, name: str) -> bool:
-        return bool(getattr(self.named(name), "preemptible", False))
+        return self._has(name, "preemptible")
 
     def is_isolated(self, name: str) -> bool:
-        return bool(getattr(self.named(name), "isolated", False))
+        return self._has(name, "isolated")
+
+    def _has(self, name: str, attribute: str) -> bool:
+        try:
+            return bool(getattr(self.named(name), attribute, False))
+        except Exception:  # as above
+            return False
 
     def _make(self, task: Task[..., Any]) -> AnyExecutor:
         assert task.function is not None

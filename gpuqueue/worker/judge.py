@@ -1,11 +1,14 @@
-"""Turns the value or error of an attempt into its outcome; the policies decide about failures."""
+"""Turns the value or error of an attempt into its outcome; the policies decide about failures. Never raises.
+
+What the task's code decided stands. An error in judging itself ends the attempt with the code "internal": spent, and tried
+again while attempts are left.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,17 +16,26 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import AttemptFailedDetails
 from gpuqueue.domain.endpoints import of_queue
-from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError, PluginFailed
+from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError, describe
 from gpuqueue.domain.job import JobErrorRecord, Lease, State
 from gpuqueue.domain.json_text import to_json
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.domain.safe_text import LONGEST_TRACE, safe_text, safe_trace
 from gpuqueue.domain.units import format_duration, to_us
-from gpuqueue.domain.verdicts import DEFAULT_RULES, Discard, Retry, Snooze, Verdict, failure
+from gpuqueue.domain.verdicts import (
+    DEFAULT_BACKOFF,
+    DEFAULT_RULES,
+    LONGEST_CODE,
+    Discard,
+    Retry,
+    Snooze,
+    Verdict,
+    failure,
+)
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
-FAILED_HOOK_WAIT_S = 60.0
 UNKNOWN_TASK_WAIT_S = 30.0
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -40,22 +52,23 @@ class Judge:
 
     def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         """Return the outcome of an attempt that returned `value`, or raised `error`."""
-        if error is None:
-            return self._completed(attempt.lease, value)
-        if isinstance(error, AttemptInterrupted):
-            return self.interrupted(attempt)
-        if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
-            return self.interrupted(attempt)
-        return self._failed(attempt.lease, error)
+        return self._judged(attempt.lease, error, lambda: self._outcome(attempt, value, error))
 
     def interrupted(self, attempt: Attempt) -> Outcome:
         """Return the outcome of an attempt that was asked to stop."""
-        lease = attempt.lease
-        if attempt.interruption == "cancelled":
-            return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while running"))
-        if attempt.interruption == "timed_out":
-            return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
-        return Postponed(lease, "preempted" if attempt.interruption == "preempted" else "released", self._clock.wall())
+        return self._judged(attempt.lease, None, lambda: self._interrupted(attempt))
+
+    def internal(self, lease: Lease, failed: BaseException, error: BaseException | None = None) -> Outcome:
+        """Return the outcome of an attempt that gpuqueue or a plugin failed to handle; `error` is what the task raised."""
+        message = f"the attempt could not be handled: {describe(failed)}"
+        if error is not None:
+            message += f" (while handling: {failure(error)[1]})"
+        record = JobErrorRecord("internal", safe_text(message), safe_trace(failed))
+        logger.error("job %d: %s\n%s", lease.job_id, record.message, record.traceback)
+        if lease.attempt >= lease.max_attempts:
+            return Ended(lease, State.DISCARDED, record)
+        wait_s = DEFAULT_BACKOFF.wait_s(lease.attempt, chance=0.0)
+        return Postponed(lease, "retried", self._clock.wall() + int(wait_s * 1e6), error=record)
 
     def unknown_task(self, lease: Lease) -> Outcome:
         """Return the outcome of an attempt of a task that this worker does not know."""
@@ -66,38 +79,58 @@ class Judge:
         at = self._clock.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), error=JobErrorRecord("unknown_task", message))
 
+    def _judged(self, lease: Lease, error: BaseException | None, judge: Callable[[], Outcome]) -> Outcome:
+        try:
+            return judge()
+        except BaseException as failed:  # errors of tasks and plugins may have parts that raise anything
+            return self.internal(lease, failed, error)
+
+    def _outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
+        if error is None:
+            return self._completed(attempt.lease, value)
+        if isinstance(error, AttemptInterrupted):
+            return self._interrupted(attempt)
+        if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
+            return self._interrupted(attempt)
+        return self._failed(attempt.lease, error)
+
+    def _interrupted(self, attempt: Attempt) -> Outcome:
+        lease = attempt.lease
+        if attempt.interruption == "cancelled":
+            return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while running"))
+        if attempt.interruption == "timed_out":
+            return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
+        return Postponed(lease, "preempted" if attempt.interruption == "preempted" else "released", self._clock.wall())
+
     def _completed(self, lease: Lease, value: Any) -> Outcome:
         if value is None:
             return Completed(lease, "null")
+        what = f"the result of job {lease.job_id}"
         try:
-            return Completed(lease, to_json(value, limit_bytes=self._max_payload_bytes, what=f"the result of job {lease.job_id}"))
-        except PayloadError as error:
+            return Completed(lease, to_json(value, limit_bytes=self._max_payload_bytes, what=what))
+        except BaseException as error:  # a class derived from dict or list may raise anything
             # Another attempt would compute the same result.
-            return Ended(lease, State.DISCARDED, JobErrorRecord("result", str(error)))
+            message = safe_text(error) if isinstance(error, PayloadError) else f"{what} cannot be encoded: {describe(error)}"
+            return Ended(lease, State.DISCARDED, JobErrorRecord("result", message))
 
     def _failed(self, lease: Lease, error: BaseException) -> Outcome:
         """Return the outcome of a failed attempt: as the task decides, or else as the policies decide."""
         code, message = failure(error)
-        record = JobErrorRecord(code, message, _trace(error))
-        verdict = _decided(error, lease)
-        if verdict is None:
-            try:
-                verdict = self._asked(lease, error)
-            except PluginFailed as failed:
-                logger.exception("job %d: %s", lease.job_id, failed)
-                verdict = Snooze(FAILED_HOOK_WAIT_S)
-                record = JobErrorRecord("plugin_failed", f"{failed} (while handling: {message})", record.traceback)
+        trace = _trace(error)
+        verdict = _decided(error, lease) or self._asked(lease, error)
         now = self._clock.now()
         if isinstance(verdict, Retry):
-            return Postponed(lease, "retried", to_us(verdict.due_at(now) or now), error=record)
+            if verdict is not error and verdict.reason:
+                message = f"{message} ({safe_text(verdict.reason)})"
+            due_us = to_us(verdict.due_at(now) or now)
+            return Postponed(lease, "retried", due_us, error=JobErrorRecord(code, message, trace))
         if isinstance(verdict, Snooze):
-            if isinstance(error, Snooze):
-                record = JobErrorRecord("snoozed", message)
-            due_us = to_us(verdict.due_at(now))
-            return Postponed(lease, "snoozed", due_us, error=record, waiting_for=verdict.waiting_for)
+            record = JobErrorRecord("snoozed", message) if isinstance(error, Snooze) else JobErrorRecord(code, message, trace)
+            waiting_for = None if verdict.waiting_for is None else safe_text(verdict.waiting_for)
+            return Postponed(lease, "snoozed", to_us(verdict.due_at(now)), error=record, waiting_for=waiting_for)
         if isinstance(verdict, Discard):
-            record = JobErrorRecord(verdict.code, verdict.reason or message, record.traceback)
-        return Ended(lease, State.DISCARDED, record)
+            code, message = safe_text(verdict.code, LONGEST_CODE), safe_text(verdict.reason) or message
+        return Ended(lease, State.DISCARDED, JobErrorRecord(code, message, trace))
 
     def _asked(self, lease: Lease, error: BaseException) -> Verdict | None:
         site, task = self._site, self._tasks.get(lease.task)
@@ -127,5 +160,5 @@ def _decided(error: BaseException, lease: Lease) -> Verdict | None:
 def _trace(error: BaseException) -> str:
     """Return the traceback worth keeping: none for a verdict or a classified failure, else the remote or local one."""
     if isinstance(error, ExecutionError | Verdict):
-        return str(getattr(error, "remote_traceback", ""))
-    return "".join(traceback.format_exception(error))
+        return safe_text(getattr(error, "remote_traceback", ""), LONGEST_TRACE)
+    return safe_trace(error)

@@ -6,15 +6,18 @@ Jobs without a device may number thousands a second: their starts and completion
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from datetime import datetime
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
 
 from gpuqueue.domain.answers import Hold, Preemption
+from gpuqueue.domain.errors import describe
 from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.moments import iso
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Rescued
+from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.domain.units import counted, format_duration, format_size, from_us
 from gpuqueue.logs import tell
 
@@ -31,7 +34,11 @@ class WorkerLog:
     def _say(self, level: int, event: str, message: str, of: Lease | None = None, /, **fields: Any) -> None:
         # The task of a rescued reservation is unknown.
         of_lease = {} if of is None else {"job": of.job_id, "lease": of.lease, "queue": of.queue, "task": of.task or None}
-        tell(logger, level, event, message, worker=self._worker_id, **of_lease, **fields)
+        try:
+            tell(logger, level, event, message, worker=self._worker_id, **of_lease, **fields)
+        except Exception:  # of a handler or filter of the application: what is logged has happened all the same
+            if logging.raiseExceptions:
+                traceback.print_exc()
 
     # --- the worker ---
 
@@ -111,7 +118,7 @@ class WorkerLog:
         self._say(WARNING, f"job_{outcome.outcome}", message, lease, **fields)
 
     def _loaded(self, lease: Lease, value: Any) -> None:
-        load_s = value.get("load_s") if lease.placement is not None and lease.model and isinstance(value, Mapping) else None
+        load_s = value.get("load_s") if lease.placement is not None and lease.model and type(value) is dict else None
         if isinstance(load_s, int | float) and load_s > LOADED_S and lease.placement is not None:
             device = lease.placement.device
             message = f"{lease.model} was loaded on {device} in {format_duration(load_s)} for {_job(lease)} {_lease(lease)}"
@@ -125,10 +132,11 @@ class WorkerLog:
         message = f"{_job(lease)}: {lease.task} did not stop ({why}); it is given up but keeps running {_lease(lease)}"
         self._say(WARNING, "attempt_abandoned", message, lease, attempt=lease.attempt, why=why)
 
-    def broken(self, lease: Lease, error: BaseException, trace: str | None = None) -> None:
+    def broken(self, lease: Lease, error: BaseException) -> None:
         """Log that an attempt could not be carried out; the worker that rescues this one takes its job back."""
-        message = f"{_job(lease)}: {error} {_lease(lease)}"
-        self._say(ERROR, "attempt_broken", message, lease, attempt=lease.attempt, error=str(error), traceback=trace)
+        text = describe(error)
+        message = f"{_job(lease)}: {text} {_lease(lease)}"
+        self._say(ERROR, "attempt_broken", message, lease, attempt=lease.attempt, error=text, traceback=safe_trace(error))
 
     def preemption_requested(self, asked: Preemption) -> None:
         for_job = f" for job {asked.for_job}" if asked.for_job else ""

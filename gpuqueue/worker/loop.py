@@ -33,8 +33,9 @@ class Loop:
             if self._orders.all_begun:
                 return self._wait_for_the_last()
             try:
-                claimed = self._tick()
-                sleep_s = self._sleep_s()
+                with parts.pulse.busy():
+                    claimed = self._tick()
+                    sleep_s = self._sleep_s()
             except StoreError as error:
                 logger.warning("%s; trying again", error)
                 claimed, sleep_s = 0, TRY_AGAIN_S

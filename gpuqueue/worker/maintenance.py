@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
-from gpuqueue.domain.errors import GPUQueueError, PluginFailed
-from gpuqueue.domain.job import State
+from gpuqueue.domain.errors import GPUQueueError, PluginFailed, StoreError
+from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
 from gpuqueue.store.liveness import executing, forget, proven_dead
@@ -16,6 +16,8 @@ from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.model_probe import ModelProbe
 from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.on_device import OnDevice, lease_of_reservation
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.service_thread import ServiceThread
 from gpuqueue.worker.site import Site
 
 EVERY_S = 1.0
@@ -43,8 +45,8 @@ class Maintenance:
         model_probe: ModelProbe,
         children: Children,
         observations: Observations,
+        orders: Orders,
         *,
-        on_file_gone: Callable[[str], None],
         max_crashes: int,
         retention: Mapping[State, float | None],
     ) -> None:
@@ -59,7 +61,7 @@ class Maintenance:
         self._model_probe = model_probe
         self._children = children
         self._observations = observations
-        self._on_file_gone = on_file_gone
+        self._orders = orders
         self._file = self._store.identity()
         self._max_crashes = max_crashes
         self._retention = retention
@@ -68,7 +70,7 @@ class Maintenance:
         self._read_at_s = float("-inf")
         self._warned_of_wal = False
         self._follows = any(self._plugins.answers(name) for name in EVENT_NAMES)
-        self._thread = threading.Thread(target=self._run, name="gpuqueue-maintenance", daemon=True)
+        self.thread = ServiceThread("maintenance", self._run, site.clock, orders)
 
     def start(self) -> None:
         if self._follows:
@@ -76,11 +78,11 @@ class Maintenance:
         elif self._is_alone():  # no worker is left to read what the triggers write
             self._store.followers.remove(FOLLOWER)
         self._do(self.read_devices)  # before the first decision, which would not know that a card is hot
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self.thread.join()
         self._observations.tell()
         if self._follows:
             self.deliver_events()
@@ -92,8 +94,9 @@ class Maintenance:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for duty in self._duties:
-                self._do(duty)
+            with self.thread.pulse.busy():
+                for duty in self._duties:
+                    self._do(duty)
             self._stop.wait(EVERY_S)
 
     def _do(self, duty: Callable[[], None]) -> None:
@@ -124,7 +127,7 @@ class Maintenance:
     def look_for_file(self) -> None:
         """Notice that the file was deleted or replaced: no other process uses the one this worker has open."""
         if self._store.identity() != self._file:
-            self._on_file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
+            self._orders.file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
             self._file = self._store.identity()
 
     def rescue(self) -> None:
@@ -153,9 +156,13 @@ class Maintenance:
         self._log.rescued(worker_id, proof, found.jobs)
         for reservation in found.orphans:
             # In its own thread: it may wait for the dead worker's request to end on the backend.
-            threading.Thread(
-                target=self._on_device.clean_up, args=(lease_of_reservation(reservation),), kwargs={"orphaned": True}, daemon=True
-            ).start()
+            threading.Thread(target=self._clean_up, args=(lease_of_reservation(reservation),), daemon=True).start()
+
+    def _clean_up(self, lease: Lease) -> None:
+        try:
+            self._on_device.clean_up(lease, orphaned=True)
+        except StoreError as error:  # this worker stops: the next one to rescue it cleans up
+            self._log.broken(lease, error)
 
     def read_devices(self) -> None:
         """Publish the devices' readings, for `status`, `gpu` and explanations in other processes."""

@@ -13,6 +13,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.worker.log import LOADED_S
 from gpuqueue.worker.site import Site
 
+MOST = 1e15  # of a figure of an answer; anything larger is not one
 MOST_KEPT = 1000  # observations that wait for the store
 
 
@@ -41,12 +42,12 @@ class Observations:
     def of_answer(self, lease: Lease, answer: Mapping[str, Any], memory_options: Mapping[str, Any]) -> None:
         """Record the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
         model = model_key(lease.model)
-        load_s, prompt_s, generate_s = (float(answer.get(name) or 0) for name in ("load_s", "prompt_s", "generate_s"))
-        prompt_tokens, output_tokens = (int(answer.get(name) or 0) for name in ("prompt_tokens", "output_tokens"))
+        load_s, prompt_s, generate_s = (_number(answer, name) for name in ("load_s", "prompt_s", "generate_s"))
+        prompt_tokens, output_tokens = (int(_number(answer, name)) for name in ("prompt_tokens", "output_tokens"))
         if load_s > LOADED_S:
             self.learn(estimates.LOAD, model_key(lease.model, memory_options), load_s)
         if "spilled_bytes" in answer:
-            self.learn(estimates.SPILLED, model_key(lease.model, memory_options), float(answer["spilled_bytes"]))
+            self.learn(estimates.SPILLED, model_key(lease.model, memory_options), _number(answer, "spilled_bytes"))
         if prompt_tokens and prompt_s:
             self.learn(estimates.PROMPT_RATE, model, prompt_tokens / prompt_s)
         if output_tokens and generate_s:
@@ -68,3 +69,9 @@ class Observations:
             with self._lock:
                 self._observations = (observations + self._observations)[:MOST_KEPT]
             raise
+
+
+def _number(answer: Mapping[str, Any], name: str) -> float:
+    """Return a figure of an answer, 0 without one; a task's own result may have anything under this name."""
+    found = answer.get(name)
+    return float(found) if isinstance(found, int | float) and 0 <= found < MOST else 0.0

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
-from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
+from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError, describe
 from gpuqueue.domain.estimates import VRAM, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Completed
+from gpuqueue.domain.safe_text import safe_text
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Reservation
@@ -26,6 +27,7 @@ from gpuqueue.worker.site import Site
 CLEAN_UP_AGAIN_S = 1.0
 GROWTH = 1.15  # of an estimate that turned out to be too low
 WRITE_AGAIN_S = 1.0
+Parameters = ParamSpec("Parameters")
 Written = TypeVar("Written")
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -84,18 +86,31 @@ class OnDevice:
     # --- how it ended ---
 
     def _publish(self, ended: EndedAttempt) -> bool:
-        outcome, error = ended.outcome, ended.error
+        outcome = ended.outcome
         lease = outcome.lease
+        self._aside(lease, self._note_failure, ended)
+        if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
+            self._log.late(lease)
+            return False  # the rescuing worker cleans up
+        self._aside(lease, self._learn, ended)
+        return True
+
+    def _aside(
+        self, lease: Lease, learn: Callable[Parameters, None], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> None:
+        """Learn from an attempt; a failure is logged and leaves its outcome and its clean-up unchanged."""
+        try:
+            learn(*args, **kwargs)
+        except Exception:
+            logger.exception("nothing was learned from job %d", lease.job_id)
+
+    def _note_failure(self, ended: EndedAttempt) -> None:
+        """Record what an attempt's error says of its backend and model, before another attempt can start."""
+        error, lease = ended.error, ended.outcome.lease
         if error is not None:
             self._written(lambda: self._backends.failed(error))
         if isinstance(error, OutOfMemory) and lease.model:
             self._learn_of_too_little(lease)
-        if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
-            self._log.late(lease)
-            return False  # the rescuing worker cleans up
-        if isinstance(outcome, Completed):
-            self._learn(ended)
-        return True
 
     def _learn_of_too_little(self, lease: Lease) -> None:
         """Make the next attempt wait for more memory than this one had."""
@@ -106,6 +121,8 @@ class OnDevice:
         self._written(lambda: self._store.jobs.forget_demand(lease.job_id))
 
     def _learn(self, ended: EndedAttempt) -> None:
+        if not isinstance(ended.outcome, Completed):
+            return
         lease = ended.outcome.lease
         backend = self._backends.of(lease)
         if not lease.model or backend is None:
@@ -134,9 +151,7 @@ class OnDevice:
             return self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
         while True:
             found = self._clean_up_once(lease, device, orphaned=orphaned)
-            if found.observed_bytes is not None and not orphaned:
-                self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
-            self._publish_reading(device.name, found)
+            self._aside(lease, self._learn_of_clean_up, lease, device, found, orphaned)
             if found.verified:
                 self._log.memory_released(lease, device.name, found.detail, found.waited_s)
                 self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
@@ -145,21 +160,28 @@ class OnDevice:
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
                 return False
 
+    def _learn_of_clean_up(self, lease: Lease, device: DeviceSettings, found: CleanUp, orphaned: bool) -> None:
+        if found.observed_bytes is not None and not orphaned:
+            self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
+        self._publish_reading(device.name, found)
+
     def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
-        details = CleanUpAttemptDetails(
-            lease=lease,
-            device=device,
-            backend=self._backends.of(lease),
-            read_device=self._devices[device.name].read_now,
-            next_model=lambda: self._next_model(device.name),
-            stopping=self.stopping.is_set,
-            orphaned=orphaned,
-            isolated=self._is_isolated(lease.task),
-        )
         try:
+            details = CleanUpAttemptDetails(
+                lease=lease,
+                device=device,
+                backend=self._backends.of(lease),
+                read_device=self._devices[device.name].read_now,
+                next_model=lambda: self._next_model(device.name),
+                stopping=self.stopping.is_set,
+                orphaned=orphaned,
+                isolated=self._is_isolated(lease.task),
+            )
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
         except PluginFailed as error:
-            return CleanUp(False, str(error))
+            return CleanUp(False, safe_text(error))
+        except Exception as error:  # the memory stays reserved until a clean-up has proven that the card is quiet
+            return CleanUp(False, f"the clean-up failed: {describe(error)}")
         unverified = [answer for answer in answers if not answer.verified]
         if unverified:
             return unverified[0]

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from gpuqueue.domain.errors import GPUQueueError, StoreError
+
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -13,7 +15,7 @@ class Orders:
     """Given by any thread, also in a signal handler; `wake` makes the worker check them at once.
 
     `stop` is set when no more jobs may start, `at_once` when running ones must be given back now. `all_begun` turns true when
-    the worker has started as many jobs as it may run. `gone` says what happened to the file when it no longer exists.
+    the worker has started as many jobs as it may run. `failure` is why the worker cannot go on, None while it can.
     """
 
     def __init__(self, *, max_jobs: int | None = None, grace_s: float = 0.0) -> None:
@@ -21,7 +23,7 @@ class Orders:
         self.at_once = threading.Event()
         self.grace_s = grace_s
         self.all_begun = max_jobs == 0
-        self.gone = ""
+        self.failure: GPUQueueError | None = None
         self.wake: Callable[[], None] | None = None
         self._left = max_jobs
         self._counting = threading.Lock()
@@ -35,9 +37,13 @@ class Orders:
 
     def file_gone(self, what: str) -> None:
         """Stop at once: no outcome can be written any more."""
-        self.gone = what
-        logger.error("%s; the worker stops", what)
         self.at_once.set()
+        self.fail(StoreError(f"{what}; start the worker again"))
+
+    def fail(self, error: GPUQueueError) -> None:
+        """Stop, and end with this error: the worker cannot go on. The first error counts."""
+        self.failure = self.failure or error
+        logger.error("the worker stops: %s", error)
         self.stop.set()
         self._wake()
 

@@ -1,14 +1,21 @@
-"""Buffers the output of running attempts for some milliseconds, then writes it to the store; drops nothing."""
+"""Buffers the output of running attempts for some milliseconds, then writes it to the store.
+
+What the store cannot take now is written later. One attempt's output that cannot be written for what it is is dropped with a
+log line, and hinders no other attempt's.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import StoreError, describe
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Report
 from gpuqueue.store.store import Store
+from gpuqueue.worker.clock import Clock
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.service_thread import ServiceThread
 
 GATHER_S = 0.06
 logger = logging.getLogger("gpuqueue.worker")
@@ -40,7 +47,7 @@ class Output:
     Adding output never waits for the database, so it is safe on an event loop.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock, orders: Orders) -> None:
         self._store = store
         self._buffers: dict[Key, _Buffer] = {}
         self._continuing: dict[Key, int] = {}  # attempts with output that started under an earlier lease
@@ -48,15 +55,15 @@ class Output:
         self._writing = threading.Lock()  # held during a write, so later output cannot overtake earlier output
         self._has_words = threading.Event()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gpuqueue-output", daemon=True)
+        self.thread = ServiceThread("output", self._run, clock, orders)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
         self._has_words.set()
-        self._thread.join()
+        self.thread.join()
 
     def emit(self, lease: Lease, text: str) -> None:
         """Add a piece of an attempt's output."""
@@ -101,7 +108,8 @@ class Output:
             self._has_words.wait()
             self._stopped.wait(GATHER_S)
             self._has_words.clear()
-            self._write(None)
+            with self.thread.pulse.busy():
+                self._write(None)
 
     def _write(self, only: Key | None) -> None:
         with self._writing:
@@ -110,27 +118,35 @@ class Output:
                     taken, self._buffers = self._buffers, {}
                 else:
                     taken = {only: self._buffers.pop(only)} if only in self._buffers else {}
-            if not taken:
-                return
             try:
-                self._store.attempts.report(
-                    [
-                        Report(
-                            job_id,
-                            lease,
-                            "".join(said.texts),
-                            said.lines,
-                            said.progress,
-                            said.tokens,
-                            self._continuing.get((job_id, lease)),
-                        )
-                        for (job_id, lease), said in taken.items()
-                    ]
-                )
-            except StoreError as error:
-                logger.warning("output of %d job(s) will be written later: %s", len(taken), error)
+                self._report(taken)
+            finally:
                 with self._lock:
                     for key, said in taken.items():
                         if key in self._buffers:
                             said.put_before(self._buffers[key])
                         self._buffers[key] = said
+
+    def _report(self, taken: dict[Key, _Buffer]) -> None:
+        """Write the buffers, and remove from `taken` what is written or cannot be."""
+        if not taken:
+            return
+        try:
+            self._store.attempts.report([self._report_of(key, said) for key, said in taken.items()])
+            taken.clear()
+        except StoreError as error:
+            logger.warning("output of %d job(s) will be written later: %s", len(taken), error)
+        except Exception as error:
+            if len(taken) == 1:
+                ((key, _),) = taken.items()
+                logger.error("output of job %d cannot be written and is dropped: %s", key[0], describe(error))
+                taken.clear()
+                return
+            for key in list(taken):  # each on its own: one must not keep the others from being written
+                alone = {key: taken[key]}
+                self._report(alone)
+                if not alone:
+                    del taken[key]
+
+    def _report_of(self, key: Key, said: _Buffer) -> Report:
+        return Report(*key, "".join(said.texts), said.lines, said.progress, said.tokens, self._continuing.get(key))

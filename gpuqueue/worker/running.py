@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-from gpuqueue.contract.current_job import running
+from gpuqueue.contract.current_job import LONGEST_LINE, running
 from gpuqueue.contract.executor import AsyncExecutor, AttemptInterrupted, Executor
 from gpuqueue.domain.job import Lease, PartialOutput
+from gpuqueue.domain.safe_text import clean, safe_text
 from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.output import Output
 
+LONGEST_NOTE = 1000  # characters of a progress note that are kept
+MOST_TOKENS = 2**62
+logger = logging.getLogger("gpuqueue.worker")
 Interruption = Literal["cancelled", "timed_out", "preempted", "stopping", "lease_lost"]
 
 
@@ -49,7 +54,7 @@ class Attempt:
             self.interrupted_at_s = self._clock.monotonic()
             stops = list(self._stops)
         for stop in stops:
-            stop()
+            _call(stop)
 
     def close(self, write: Callable[[], None] | None = None) -> bool:
         """Take the right to write the outcome, and write it; only the first caller gets True, the others wait for the write."""
@@ -70,16 +75,16 @@ class Attempt:
 
     def emit(self, text: str) -> None:
         self.check()
-        self._output.emit(self.lease, text)
+        self._output.emit(self.lease, clean(text))
 
     def progress(self, fraction: float, note: str) -> None:
-        self._output.progress(self.lease, fraction, note)
+        self._output.progress(self.lease, fraction, safe_text(note, LONGEST_NOTE))
 
     def log(self, message: str) -> None:
-        self._output.log(self.lease, self._clock.wall(), message)
+        self._output.log(self.lease, self._clock.wall(), safe_text(message, LONGEST_LINE))
 
     def tokens(self, count: int) -> None:
-        self._output.tokens(self.lease, count)
+        self._output.tokens(self.lease, min(max(int(count), 0), MOST_TOKENS))
 
     def continue_output(self) -> None:
         if self.partial is not None:
@@ -91,12 +96,19 @@ class Attempt:
             self._stops.append(stop)
             already = self.interruption is not None
         if already:
-            stop()
+            _call(stop)
         try:
             yield
         finally:
             with self._lock:
                 self._stops.remove(stop)
+
+
+def _call(stop: Callable[[], None]) -> None:
+    try:
+        stop()
+    except BaseException:  # of an executor: the other attempts must be stopped too
+        logger.exception("an executor failed to stop its attempt; the attempt is given up if it keeps running")
 
 
 # --- the run ---

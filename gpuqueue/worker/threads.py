@@ -10,11 +10,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.service_thread import ServiceThread
 from gpuqueue.worker.site import Site
 
 PREFETCH_S = 0.02
@@ -26,8 +30,19 @@ STALE_S = 0.1  # a prefetched job that found no thread for this long is given ba
 class Threads:
     """`count` threads that run their jobs through the pipeline."""
 
-    def __init__(self, site: Site, pipeline: Pipeline, kind: Kind, exchange: Exchange, liveness: Liveness, *, count: int) -> None:
+    def __init__(
+        self,
+        site: Site,
+        pipeline: Pipeline,
+        kind: Kind,
+        exchange: Exchange,
+        liveness: Liveness,
+        orders: Orders,
+        *,
+        count: int,
+    ) -> None:
         self._clock = site.clock
+        self._orders = orders
         self._pipeline = pipeline
         self._kind = kind
         self._exchange = exchange
@@ -38,6 +53,7 @@ class Threads:
         self._idle = 0
         self._mean_s = PREFETCH_S
         self._ended_at_s = float("-inf")
+        self._last_us = site.clock.wall()
         self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by the (job, lease) running in it
         self._stopping = False
         self._threads = [self._thread(slot) for slot in range(count)]
@@ -101,8 +117,8 @@ class Threads:
         """Start another thread in place of the one that is stuck in this given-up job."""
         slot = self._slots.pop((lease.job_id, lease.lease))
         self._liveness.executes(slot, 0)
-        self._threads.append(self._thread(slot))
-        self._threads[-1].start()
+        thread = self._threads[slot] = self._thread(slot)
+        thread.start()
 
     def stop(self) -> None:
         """End idle threads, and the others after their job."""
@@ -110,8 +126,12 @@ class Threads:
             self._stopping = True
             self._changed.notify_all()
 
-    def _thread(self, slot: int) -> threading.Thread:
-        return threading.Thread(target=self._work, args=(slot,), name=f"gpuqueue-job-{slot}", daemon=True)
+    def info(self) -> PartInfo:
+        """Describe the threads as one part; one that is stuck in a given-up job has been replaced and does not count."""
+        return PartInfo("threads", all(thread.is_alive for thread in self._threads), None, self._last_us)
+
+    def _thread(self, slot: int) -> ServiceThread:
+        return ServiceThread(f"job-{slot}", partial(self._work, slot), self._clock, self._orders)
 
     def _prefetch(self) -> int:
         # While all threads are in long jobs, short jobs would only be claimed, given back and claimed again.
@@ -121,12 +141,16 @@ class Threads:
 
     def _work(self, slot: int) -> None:
         while (lease := self._next(slot)) is not None:
-            self._liveness.executes(slot, lease.job_id)
             began_s = self._clock.monotonic()
-            if not self._pipeline.carry_out(lease, self._kind):
+            try:
+                self._liveness.executes(slot, lease.job_id)
+                self._pipeline.carry_out(lease, self._kind)
+            except BaseException as error:
+                self._pipeline.broken(lease, error, self._kind)
+            if (lease.job_id, lease.lease) not in self._slots:
                 return  # the job was given up: another thread has replaced this one and has its slot
             self._liveness.executes(slot, 0)
-            self._ended_at_s = self._clock.monotonic()
+            self._ended_at_s, self._last_us = self._clock.monotonic(), self._clock.wall()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
             del self._slots[lease.job_id, lease.lease]
             if not self._ready or self._exchange.is_due:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.domain.errors import ConfigurationError, StoreError
+from gpuqueue.domain.errors import ConfigurationError
 from gpuqueue.executors import child
 from gpuqueue.worker.boot import boot
 from gpuqueue.worker.drain import drain
@@ -99,14 +99,14 @@ class Worker:
             parts = boot(self._gq, self._orders, queues=self._queues, threads=self._threads, accept_config=self._accept_config)
             self.id = parts.site.worker_id
             parts.site.log.started(self._queues, parts.site.store.name)
-            parts.start()
-            self._booted.set()
             try:
+                parts.start()
+                self._booted.set()
                 Loop(parts, self._orders, burst=self._burst).run()
             finally:
                 drain(parts, self._orders)
-            if self._orders.gone:
-                raise StoreError(f"{self._orders.gone}; start the worker again")
+            if self._orders.failure is not None:
+                raise self._orders.failure
             if not parts.heartbeat.lost or self._is_stopping or self._orders.all_begun:
                 return
             logger.warning("worker %s starts again under a new id", self.id)

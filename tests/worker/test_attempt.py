@@ -35,11 +35,14 @@ class Steps:
         self.now_s = 0.0
         clock = Clock(wall=gq.now_us, monotonic=lambda: self.now_s)
         site = Site("w", gq.store, gq.plugins, gq.own_settings(), clock, WorkerLog("w"))
-        backends, output = Backends(site), Output(gq.store)
+        backends, orders = Backends(site), Orders()
+        output = Output(gq.store, clock, orders)
         judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000)
         self.output = output
-        self.attempts = Attempts(site, judge, output, Orders())
-        self.pipeline = Pipeline(site, self.attempts, judge, output, event_loop, lambda lease: self.executor)
+        self.attempts = Attempts(site, judge, output, orders)
+        self.pipeline = Pipeline(
+            site, self.attempts, judge, output, event_loop, lambda lease: self.executor, end_worker=orders.fail
+        )
         self.executor: AnyExecutor | None = CallableExecutor(self.run)
         self.order: list[str] = []
         self.ended: list[EndedAttempt] = []
@@ -69,19 +72,19 @@ class Steps:
     def clean_up(self, lease: Lease) -> None:
         self._step("clean up")
 
-    def carry_out(self) -> bool:
-        return self.pipeline.carry_out(LEASE, self.kind)
+    def carry_out(self) -> None:
+        self.pipeline.carry_out(LEASE, self.kind)
 
 
 @pytest.fixture
 def steps(gq: GPUQueue) -> Iterator[Steps]:
-    event_loop = EventLoop()
+    event_loop = EventLoop(Clock(wall=gq.now_us))
     yield Steps(gq, event_loop)
     event_loop.close(wait_s=5.0)
 
 
 def test_the_steps_follow_each_other(steps: Steps) -> None:
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["prepare", "run", "publish", "clean up"]
     (ended,) = steps.ended
     assert (type(ended.outcome).__name__, ended.value, ended.error) == ("Completed", "done", None)
@@ -102,7 +105,7 @@ def test_a_coroutine_takes_the_same_way(steps: Steps) -> None:
         return steps.run()
 
     steps.executor = CoroutineExecutor(run)
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["prepare", "run", "publish", "clean up"]
     assert steps.ended[0].value == "done"
 
@@ -111,7 +114,7 @@ def test_a_coroutine_takes_the_same_way(steps: Steps) -> None:
 @pytest.mark.parametrize("step", ["prepare", "run"])
 def test_what_prepare_or_run_raises_fails_the_attempt(steps: Steps, step: str, error: BaseException) -> None:
     steps.raises[step] = error
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == [*(["prepare"] if step == "prepare" else ["prepare", "run"]), "publish", "clean up"]
     assert steps.ended[0].error is error
     assert type(steps.ended[0].outcome).__name__ == "Ended"
@@ -119,21 +122,21 @@ def test_what_prepare_or_run_raises_fails_the_attempt(steps: Steps, step: str, e
 
 def test_an_attempt_that_may_not_begin_is_given_back_before_anything_is_prepared(steps: Steps) -> None:
     steps.attempts.stop_all("stopping")
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["publish", "clean up"]
     assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
 
 
 def test_a_task_that_nobody_knows_is_snoozed_and_its_device_freed(steps: Steps) -> None:
     steps.executor = None
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["publish", "clean up"]
     assert getattr(steps.ended[0].outcome, "outcome", None) == "snoozed"
 
 
 def test_who_lost_the_lease_cleans_nothing_up(steps: Steps) -> None:
     steps.is_held = False
-    assert steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["prepare", "run", "publish"]
 
 
@@ -143,7 +146,7 @@ def test_what_cannot_be_written_is_left_to_whoever_comes_after(
 ) -> None:
     steps.raises[step] = StoreError("the disk is full")
     with caplog.at_level(logging.ERROR, "gpuqueue.worker"):
-        assert steps.carry_out()
+        steps.carry_out()
     assert steps.order == ["prepare", "run", *order]
     assert "the disk is full" in caplog.text
 
@@ -158,5 +161,5 @@ def given_up(steps: Steps) -> Callable[..., Any]:
 
 def test_one_that_was_given_up_publishes_nothing_and_still_frees_its_device(steps: Steps) -> None:
     steps.executor = CallableExecutor(given_up(steps))
-    assert not steps.carry_out()
+    steps.carry_out()
     assert steps.order == ["prepare", "clean up"]

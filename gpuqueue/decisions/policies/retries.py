@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 
 from gpuqueue.contract.hookspecs import AttemptFailedDetails, hookimpl
-from gpuqueue.domain.errors import CallerFault
-from gpuqueue.domain.verdicts import Discard, Retry, failure
+from gpuqueue.domain.errors import CallerFault, describe
+from gpuqueue.domain.verdicts import DEFAULT_BACKOFF, Discard, Retry, failure
 
 
 class Retries:
@@ -22,4 +22,8 @@ class Retries:
         if isinstance(error, CallerFault) or details.rules.is_final(error) or attempt >= details.lease.max_attempts:
             code, message = failure(error)
             return Discard(message, code=code)
-        return Retry(details.rules.backoff.wait_s(attempt, self._chance()))
+        try:
+            return Retry(details.rules.backoff.wait_s(attempt, self._chance()))
+        except Exception as failed:  # the function is the application's
+            reason = f"its backoff failed: {describe(failed)}; the wait is the default one"
+            return Retry(DEFAULT_BACKOFF.wait_s(attempt, self._chance()), reason=reason)

@@ -11,7 +11,8 @@ import json
 import sqlite3
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Placement
@@ -24,7 +25,7 @@ from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
 from gpuqueue.store.sqlite.outcomes import finish
-from gpuqueue.store.sqlite.rows import JOB_COLUMNS, load_arguments, to_job
+from gpuqueue.store.sqlite.rows import JOB_COLUMNS, arguments_text, decode_arguments, to_job
 from gpuqueue.store.sqlite.state_changes import update
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def claim(
     rules: ClaimRules,
     capacity: Capacity,
     now_us: int,
-) -> list[Lease]:
+) -> list[Claimed]:
     """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
     Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in order: if
@@ -190,19 +191,39 @@ def claim(
             _spend_rate(connection, queue, sum(row[1] == queue.name for row in taken), now_us=now_us)
     started_at = from_us(now_us)
     return [
-        Lease(
+        Claimed(
             id_,
             lease + 1,
             queue,
             task,
             attempt + 1,
             max_attempts,
-            load_arguments(connection, id_, arguments),
+            arguments_text(connection, id_, arguments),
             timeout_s,
             started_at,
         )
         for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in taken
     ]
+
+
+class Claimed(NamedTuple):
+    """A lease with its arguments as stored: they are decoded after the transaction, which other processes wait for."""
+
+    job_id: int
+    lease: int
+    queue: str
+    task: str
+    attempt: int
+    max_attempts: int
+    arguments: str | None
+    timeout_s: float | None
+    started_at: datetime
+
+    def decoded(self) -> Lease:
+        """Return the lease; arguments that cannot be decoded are its `arguments_error`."""
+        job_id, lease, queue, task, attempt, max_attempts, text, timeout_s, started_at = self
+        arguments, error = decode_arguments(text)
+        return Lease(job_id, lease, queue, task, attempt, max_attempts, arguments, timeout_s, started_at, arguments_error=error)
 
 
 def rate_level(connection: Statements, queue: QueueSettings, *, now_us: int) -> float:
@@ -256,7 +277,7 @@ def claim_placed(
     row = connection.execute(AS_PLACED, (candidate.id, candidate.model, candidate.demand_bytes)).fetchone()
     if row is None or not admits(connection, queue, rules, paused_queues(connection, now_us=now_us), now_us=now_us):
         return None
-    job = to_job(connection, row)
+    job = to_job(connection, row, candidate)
     if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
         return None
     reserved = connection.execute(RESERVED, (device.name,)).fetchall()
@@ -291,8 +312,8 @@ def finish_and_claim(
     rules: ClaimRules,
     capacity: Capacity,
     now_us: int,
-) -> tuple[list[Lease], list[Lease]]:
-    """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, new leases)."""
+) -> tuple[list[Lease], list[Claimed]]:
+    """Write how attempts ended and claim jobs of queues without a GPU; returns (late leases, claimed jobs)."""
     late = finish(connection, ended, now_us=now_us) if ended else []
     if not queues or not (capacity.threads or capacity.coroutines):
         return late, []
@@ -302,7 +323,7 @@ def finish_and_claim(
 def claim_job(connection: sqlite3.Connection, job: Job, *, worker_id: str, now_us: int) -> Lease | None:
     """Claim one job if it has not changed since it was read, regardless of its queue's limits; None if it has."""
     row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job.id,)).fetchone()
-    if row is None or to_job(connection, row) != job:
+    if row is None or to_job(connection, row, job) != job:
         return None
     connection.execute(TAKE, (worker_id, now_us, job.id))
     return lease_of(job, now_us=now_us)

@@ -6,13 +6,16 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from gpuqueue.domain.job import NewJob
+from gpuqueue.domain.claim import Capacity, ClaimRules
+from gpuqueue.domain.job import Lease, NewJob
+from gpuqueue.domain.outcomes import Outcome
+from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store.sqlite import (
     backends,
     claims,
@@ -227,7 +230,28 @@ class _Jobs(_Role):
 
 
 class _Attempts(_Role):
-    finish_and_claim = _transaction(claims.finish_and_claim)
+    def finish_and_claim(
+        self,
+        ended: Sequence[Outcome],
+        /,
+        *,
+        worker_id: str,
+        queues: Sequence[QueueSettings],
+        rules: ClaimRules,
+        capacity: Capacity,
+        now_us: int,
+    ) -> tuple[list[Lease], list[Lease]]:
+        late, claimed = self._engine.writer.run(
+            claims.finish_and_claim,
+            ended,
+            worker_id=worker_id,
+            queues=queues,
+            rules=rules,
+            capacity=capacity,
+            now_us=now_us,
+        )
+        return late, [item.decoded() for item in claimed]
+
     finish = _transaction(outcomes.finish)
     claim_placed = _transaction(claims.claim_placed)
     claim_job = _transaction(claims.claim_job)

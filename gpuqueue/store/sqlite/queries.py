@@ -19,7 +19,7 @@ from gpuqueue.domain.explanation import FAR, RunningJob, Work
 from gpuqueue.domain.job import WAITING, Job, JobStatus, LogLine, PartialOutput, State
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
-from gpuqueue.domain.view import Backend, Pause, Sighting, WorkerInfo, WorkerRow
+from gpuqueue.domain.view import Backend, PartInfo, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
@@ -182,7 +182,8 @@ def configuration(connection: Statements) -> Mapping[str, Any] | None:
 def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
     """Return the workers; `alive` means only that the lease has not expired."""
     rows = connection.execute(
-        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds FROM workers ORDER BY started_at, id"
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts FROM workers "
+        "ORDER BY started_at, id"
     )
     return [
         WorkerRow(
@@ -196,10 +197,11 @@ def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
                 digest=digest,
                 alive=expires_at > now_us,
                 holds=_published(holds),
+                parts=tuple(PartInfo(**part) for part in json.loads(parts or "[]")),
             ),
             runtime_dir,
         )
-        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds in rows.fetchall()
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts in rows.fetchall()
     ]
 
 

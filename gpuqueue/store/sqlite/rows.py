@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gpuqueue.domain.errors import describe
 from gpuqueue.domain.job import Job, JobErrorRecord, State
 from gpuqueue.domain.json_text import NO_ARGUMENTS
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import from_us
 
 if TYPE_CHECKING:
@@ -37,14 +40,21 @@ JOB_COLUMNS = (
 )
 
 
-def to_job(connection: Statements, row: tuple[Any, ...]) -> Job:
-    """Build a Job from a row of JOB_COLUMNS, fetching arguments that are in `payloads`."""
+def to_job(connection: Statements, row: tuple[Any, ...], known: Job | None = None) -> Job:
+    """Build a Job from a row of JOB_COLUMNS, fetching arguments that are in `payloads`.
+
+    Inside a write transaction, `known` is the job as it was read before: its arguments are not decoded again.
+    """
     (
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
         cancel_requested, arguments, tags, error, progress, progress_note,
         wanted_bytes, wanted_device, fallback, preemptions, output_tokens,
     ) = row  # fmt: skip
+    if known is None:
+        decoded, arguments_error = decode_arguments(arguments_text(connection, id_, arguments))
+    else:
+        decoded, arguments_error = known.arguments, known.arguments_error
     return Job(
         id=id_,
         queue=queue,
@@ -68,7 +78,7 @@ def to_job(connection: Statements, row: tuple[Any, ...]) -> Job:
         reserved_bytes=reserved_bytes,
         waiting_for=waiting_for,
         cancel_requested=bool(cancel_requested),
-        arguments=load_arguments(connection, id_, arguments),
+        arguments=decoded,
         tags=tuple(json.loads(tags)) if tags else (),
         error=to_error(error),
         progress=progress,
@@ -78,15 +88,28 @@ def to_job(connection: Statements, row: tuple[Any, ...]) -> Job:
         fallback=tuple(json.loads(fallback)) if fallback else (),
         preemptions=preemptions,
         output_tokens=output_tokens,
+        arguments_error=arguments_error,
     )
 
 
-def load_arguments(connection: Statements, job_id: int, inline: str | None) -> Mapping[str, Any]:
-    if inline == NO_ARGUMENTS:
-        return {}
-    text = inline if inline is not None else get_payload(connection, job_id, "arguments")
-    arguments: dict[str, Any] = json.loads(text or NO_ARGUMENTS)
-    return arguments
+def arguments_text(connection: Statements, job_id: int, inline: str | None) -> str | None:
+    """Return a job's arguments as stored, JSON text; None if they are missing."""
+    return inline if inline is not None else get_payload(connection, job_id, "arguments")
+
+
+def decode_arguments(text: str | None) -> tuple[Mapping[str, Any], str]:
+    """Decode a job's arguments; returns none and why not if that fails, as it does for text written by other programs."""
+    if text == NO_ARGUMENTS:
+        return {}, ""
+    if text is None:
+        return {}, "the job's arguments are missing from the file"
+    try:
+        arguments = json.loads(text)
+    except Exception as error:  # RecursionError too: how deep the decoder can go depends on the calling thread's stack
+        return {}, f"the job's arguments cannot be decoded: {describe(error)}"
+    if not isinstance(arguments, dict):
+        return {}, f"the job's arguments are not a JSON object, but {safe_repr(arguments)}"
+    return arguments, ""
 
 
 def to_error(text: str | None) -> JobErrorRecord | None:
@@ -94,4 +117,4 @@ def to_error(text: str | None) -> JobErrorRecord | None:
 
 
 def from_error(error: JobErrorRecord) -> str:
-    return json.dumps({"code": error.code, "message": error.message[:4000], "traceback": error.traceback[-8000:]})
+    return json.dumps(asdict(error))

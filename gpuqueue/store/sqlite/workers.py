@@ -13,6 +13,7 @@ from typing import Any
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.units import to_us
+from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import ensure_queue, forget_demands
 
@@ -67,9 +68,10 @@ def register(
     return True
 
 
-def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int) -> bool:
-    """Extend the lease of everything the worker runs; returns False if it was rescued meanwhile and owns nothing."""
-    return connection.execute("UPDATE workers SET expires_at = ? WHERE id = ?", (expires_at_us, worker_id)).rowcount == 1
+def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int, parts: Sequence[PartInfo] = ()) -> bool:
+    """Extend the lease of everything the worker runs, and publish its parts; returns False if it was rescued and owns nothing."""
+    row = (expires_at_us, json.dumps([part._asdict() for part in parts]) if parts else None, worker_id)
+    return connection.execute("UPDATE workers SET expires_at = ?, parts = ? WHERE id = ?", row).rowcount == 1
 
 
 def unregister(connection: sqlite3.Connection, worker_id: str, *, now_us: int) -> None:
