@@ -241,6 +241,10 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
             f"the running workers use different settings: {differences}",
             "restart the workers with this configuration",
         )
+    for worker in view.workers:
+        if worker.troubles:
+            cannot = f"it cannot do its work: {'; '.join(worker.troubles)}"
+            yield Check(PROBLEM, f"worker {worker.id}", cannot, "restart it; its log says more")
     alive = {worker.id for worker in view.workers}
     for device in view.devices.values():
         for item in device.reservations:

@@ -15,7 +15,8 @@ from gpuqueue.domain.findings import Finding
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import ModelHealth
 from gpuqueue.domain.moments import iso
-from gpuqueue.domain.view import Backend, DeviceView, Pause, ServiceInfo, View, WorkerInfo
+from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Backend, DeviceView, PartInfo, Pause, ServiceInfo, View, WorkerInfo
 
 __all__ = [
     "attempt_shape",
@@ -158,6 +159,16 @@ def worker_shape(worker: WorkerInfo) -> dict[str, Any]:
         "queues": None if worker.queues is None else list(worker.queues),
         "started_at": iso(worker.started_at),
         "expires_at": iso(worker.expires_at),
+        "parts": [part_shape(part) for part in worker.parts],
+    }
+
+
+def part_shape(part: PartInfo) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "alive": part.alive,
+        "busy_s": None if part.busy_s is None else round(part.busy_s, 3),
+        "last_at": iso(from_us(part.last_at_us)),
     }
 
 

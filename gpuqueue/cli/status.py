@@ -39,7 +39,9 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
         paused: {by, reason, at, until} or null,
         holds: [{reason, detail, until, advice}],
         expected_end (of the jobs waiting now; null: not known)}],
-      workers: [{id, host, pid, queues (null: all), started_at, expires_at}],
+      workers: [{id, host, pid, queues (null: all), started_at, expires_at,
+        parts: [{name, alive, busy_s (null: it waits for work),
+          last_at}] (as of its last heartbeat)}],
       devices: [{name, budget_bytes, margin_bytes, max_models, slots,
         keep_warm_s, reserved_bytes,
         reading: {at, card, total_bytes, free_bytes, utilisation_percent,
@@ -82,6 +84,9 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     for worker in view.workers:
         serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
         say(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
+        if worker.troubles:
+            say(click.style(f"    cannot do its work: {'; '.join(worker.troubles)}", fg="red"))
+            click.echo("    → restart it; its log says more")
     if not view.workers:
         click.echo(f"  none. Start one: {session.worker_command('')}")
     if view.devices:

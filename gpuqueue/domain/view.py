@@ -11,6 +11,7 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.frozen import freeze
 from gpuqueue.domain.settings import DeviceSettings, ModelSettings, PlacementMode, QueueSettings
+from gpuqueue.domain.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,29 @@ class ServiceInfo:
     noted_at: datetime | None
 
 
-class PartInfo(NamedTuple):
-    """One part of a worker: its thread's state, since when it has been busy (None: it waits for work), and its last activity.
+STUCK_S = 60.0  # no part of a worker that is well is busy with one thing for longer; a job's own thread is not such a part
 
-    Times are microseconds since 1970-01-01 UTC.
+
+class PartInfo(NamedTuple):
+    """One part of a worker, as of its last heartbeat.
+
+    `alive`: its threads run. `busy_s`: how long it has been at its present work, None while it waits for some. `last_at_us`: when
+    it last finished something, in microseconds since 1970-01-01 UTC.
     """
 
     name: str
     alive: bool
-    busy_since_us: int | None
-    last_us: int
+    busy_s: float | None
+    last_at_us: int
+
+    @property
+    def trouble(self) -> str:
+        """Why the worker cannot do its work, "" if this part is well."""
+        if not self.alive:
+            return f"its {self.name} thread has ended"
+        if self.busy_s is not None and self.busy_s > STUCK_S:
+            return f"its {self.name} thread has been stuck for {format_duration(round(self.busy_s))}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +106,12 @@ class WorkerInfo:
     alive: bool
     # Holds by its own plugins, which other processes may not have: {queue: holds}.
     holds: Mapping[str, tuple[Hold, ...]] = field(default_factory=dict)
-    parts: tuple[PartInfo, ...] = ()  # as of the last heartbeat; empty before the first
+    parts: tuple[PartInfo, ...] = ()  # empty before the first heartbeat
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why it cannot do its work, although it is alive."""
+        return [part.trouble for part in self.parts if part.trouble]
 
 
 @dataclass(frozen=True, slots=True)

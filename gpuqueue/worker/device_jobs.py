@@ -31,7 +31,7 @@ class DeviceJobs:
         self._busy_count = 0
         self._lock = threading.Lock()
         count = sum(device.slots for device in site.settings.devices)
-        self._last_us = site.clock.wall()
+        self._last_at_us = site.clock.wall()
         self._threads = [
             ServiceThread(f"device-{slot}", partial(self._work, first_slot + slot), site.clock, orders) for slot in range(count)
         ]
@@ -61,7 +61,7 @@ class DeviceJobs:
 
     def info(self) -> PartInfo:
         """Describe the threads as one part."""
-        return PartInfo("devices", all(thread.is_alive for thread in self._threads), None, self._last_us)
+        return PartInfo("device", all(thread.is_alive for thread in self._threads), None, self._last_at_us)
 
     def _work(self, slot: int) -> None:
         while (lease := self._ready.get()) is not None:
@@ -73,7 +73,7 @@ class DeviceJobs:
             finally:
                 with self._lock:
                     self._busy_count -= 1
-                self._last_us = self._clock.wall()
+                self._last_at_us = self._clock.wall()
                 if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
                     self._liveness.executes(slot, 0)
                 self._store.wakeups.ring_workers()

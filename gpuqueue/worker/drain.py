@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import StoreError, describe
+from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.worker.attempts import ABANDON_S
 from gpuqueue.worker.boot import Parts
 from gpuqueue.worker.orders import Orders
@@ -14,6 +16,15 @@ logger = logging.getLogger("gpuqueue.worker")
 
 def drain(parts: Parts, orders: Orders) -> None:
     """Claim nothing more, end the running attempts, and close all parts."""
+    try:
+        _end_attempts(parts, orders)
+    except BaseException as error:  # what still runs is given back by the worker that rescues this one
+        logger.error("worker %s could not end its attempts: %s\n%s", parts.site.worker_id, describe(error), safe_trace(error))
+    finally:
+        _close(parts)
+
+
+def _end_attempts(parts: Parts, orders: Orders) -> None:
     monotonic = parts.site.clock.monotonic
     parts.exchange.stop()
     parts.threads.stop()
@@ -33,7 +44,6 @@ def drain(parts: Parts, orders: Orders) -> None:
     give_up_s = monotonic() + orders.grace_s
     while not parts.device_jobs.is_idle and not orders.at_once.is_set() and monotonic() < give_up_s:
         parts.listener.wait(0.05)
-    _close(parts)
 
 
 def tend(parts: Parts) -> None:
@@ -45,28 +55,33 @@ def tend(parts: Parts) -> None:
         parts.make_up_for(parts.attempts.stop_overdue())
     except StoreError as error:
         logger.warning("%s; trying again", error)
+    except Exception:
+        logger.exception("stopping attempts failed; trying again")
 
 
 def _close(parts: Parts) -> None:
     """Stop every part, unregister the worker, and close its files; pending outcomes are written first."""
     site = parts.site
-    parts.device_jobs.stop(wait_s=ABANDON_S)
-    parts.event_loop.close(wait_s=ABANDON_S)
-    parts.children.close()
-    parts.coroutines.stop()
-    tend(parts)
-    parts.services.stop()
-    parts.heartbeat.stop()
-    parts.output.stop()
-    try:
-        site.store.workers.unregister(site.worker_id, now_us=site.clock.wall())
-    except StoreError as error:
-        logger.warning("worker %s could not unregister: %s; another worker will rescue it", site.worker_id, error)
-    try:
-        parts.maintenance.stop()
-    except StoreError as error:
-        logger.warning("worker %s could not deliver its last events: %s", site.worker_id, error)
-    parts.listener.close()
-    parts.liveness.close()
-    site.store.close()
-    site.log.stopped()
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: parts.device_jobs.stop(wait_s=ABANDON_S),
+        lambda: parts.event_loop.close(wait_s=ABANDON_S),
+        parts.children.close,
+        parts.coroutines.stop,
+        lambda: tend(parts),
+        parts.services.stop,
+        parts.heartbeat.stop,
+        parts.output.stop,
+        lambda: site.store.workers.unregister(site.worker_id, now_us=site.clock.wall()),
+        parts.maintenance.stop,
+        parts.listener.close,
+        parts.liveness.close,
+        site.store.close,
+        site.log.stopped,
+    )
+    for step in steps:
+        try:
+            step()
+        except StoreError as error:  # another worker rescues what this one could not write
+            logger.warning("worker %s did not stop cleanly: %s", site.worker_id, error)
+        except BaseException as error:  # the other parts must be closed all the same
+            logger.error("worker %s did not stop cleanly: %s\n%s", site.worker_id, describe(error), safe_trace(error))

@@ -34,8 +34,8 @@ class EventLoop:
     def __init__(self, clock: Clock, *, blocked_s: float = BLOCKED_S) -> None:
         self._clock = clock
         self._blocked_s = blocked_s
-        self._blocked_since_us: int | None = None
-        self._last_us = clock.wall()
+        self._blocked_since_s: float | None = None
+        self._last_at_us = clock.wall()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -57,7 +57,9 @@ class EventLoop:
 
     def info(self) -> PartInfo:
         """Describe the loop as a part of its worker: since when a task has blocked it, and when it last answered."""
-        return PartInfo("event_loop", self._thread is None or self._thread.is_alive(), self._blocked_since_us, self._last_us)
+        since_s = self._blocked_since_s
+        blocked_s = None if since_s is None else self._clock.monotonic() - since_s
+        return PartInfo("event loop", self._thread is None or self._thread.is_alive(), blocked_s, self._last_at_us)
 
     def close(self, *, wait_s: float) -> None:
         """Stop the loop; attempts still running on it are cancelled, and left running after `wait_s`."""
@@ -81,8 +83,10 @@ class EventLoop:
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         try:
-            while not self._closed.is_set():
+            while True:
                 try:
+                    if self._closed.is_set():
+                        break
                     loop.run_forever()
                 except BaseException as error:  # SystemExit passes from a task's own tasks and callbacks through the loop
                     logger.error(
@@ -118,20 +122,20 @@ class EventLoop:
             if self._closed.wait(WATCH_EVERY_S):
                 return
             alive = threading.Event()
-            asked_us = self._clock.wall()
+            asked_s = self._clock.monotonic()
             try:
                 loop.call_soon_threadsafe(alive.set)
             except RuntimeError:  # closed meanwhile
                 return
             if not alive.wait(self._blocked_s):
-                self._blocked_since_us = asked_us
+                self._blocked_since_s = asked_s
                 frame = sys._current_frames().get(thread.ident or 0)
                 if frame is not None:
                     logger.warning("%s", blocking_line(frame, self._blocked_s))
                 while not alive.wait(WATCH_EVERY_S):  # warn once per block
                     if self._closed.is_set():
                         return
-            self._blocked_since_us, self._last_us = None, self._clock.wall()
+            self._blocked_since_s, self._last_at_us = None, self._clock.wall()
 
 
 def blocking_line(frame: FrameType, blocked_s: float) -> str:

@@ -28,6 +28,7 @@ from gpuqueue.domain.verdicts import (
     LONGEST_CODE,
     Discard,
     Retry,
+    RetryRules,
     Snooze,
     Verdict,
     failure,
@@ -67,8 +68,18 @@ class Judge:
         logger.error("job %d: %s\n%s", lease.job_id, record.message, record.traceback)
         if lease.attempt >= lease.max_attempts:
             return Ended(lease, State.DISCARDED, record)
-        wait_s = DEFAULT_BACKOFF.wait_s(lease.attempt, chance=0.0)
-        return Postponed(lease, "retried", self._clock.wall() + int(wait_s * 1e6), error=record)
+        return Postponed(lease, "retried", self._clock.wall() + int(self._wait_s(lease) * 1e6), error=record)
+
+    def _wait_s(self, lease: Lease) -> float:
+        """Return how long the task's backoff waits after this attempt; the default one's wait if it fails."""
+        try:
+            return self._rules(lease).backoff.wait_s(lease.attempt, chance=0.0)
+        except BaseException:  # it may be the error that is being handled
+            return DEFAULT_BACKOFF.wait_s(lease.attempt, chance=0.0)
+
+    def _rules(self, lease: Lease) -> RetryRules:
+        task = self._tasks.get(lease.task)
+        return DEFAULT_RULES if task is None else task.rules
 
     def unknown_task(self, lease: Lease) -> Outcome:
         """Return the outcome of an attempt of a task that this worker does not know."""
@@ -133,14 +144,14 @@ class Judge:
         return Ended(lease, State.DISCARDED, JobErrorRecord(code, message, trace))
 
     def _asked(self, lease: Lease, error: BaseException) -> Verdict | None:
-        site, task = self._site, self._tasks.get(lease.task)
+        site = self._site
         details = AttemptFailedDetails(
             lease,
             site.queue(lease.queue),
             error,
             self._clock.now(),
             self._backends.of(lease),
-            DEFAULT_RULES if task is None else task.rules,
+            self._rules(lease),
             site.settings.models,
             tuple(of_queue(site.queue(lease.queue).backend, site.settings.backends)),
         )

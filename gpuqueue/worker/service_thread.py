@@ -25,22 +25,23 @@ class Pulse:
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self._clock = clock
-        self._busy_since_us: int | None = None
-        self._last_us = clock.wall()
+        self._busy_since_s: float | None = None
+        self._last_at_us = clock.wall()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Mark that the part is doing something inside the block, and not waiting for work."""
-        self._busy_since_us = self._clock.wall()
+        self._busy_since_s = self._clock.monotonic()
         try:
             yield
         finally:
-            self._last_us = self._clock.wall()
-            self._busy_since_us = None
+            self._last_at_us = self._clock.wall()
+            self._busy_since_s = None
 
     def info(self, *, alive: bool = True) -> PartInfo:
         """Describe the part as it is now."""
-        return PartInfo(self.name, alive, self._busy_since_us, self._last_us)
+        since_s = self._busy_since_s
+        return PartInfo(self.name, alive, None if since_s is None else self._clock.monotonic() - since_s, self._last_at_us)
 
 
 class ServiceThread:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterable
 
 from gpuqueue.client.queue import GPUQueue
-from gpuqueue.domain.errors import ConfigurationError
+from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, WorkerFailed, describe
+from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.executors import child
 from gpuqueue.worker.boot import boot
 from gpuqueue.worker.drain import drain
@@ -100,11 +101,17 @@ class Worker:
             self.id = parts.site.worker_id
             parts.site.log.started(self._queues, parts.site.store.name)
             try:
-                parts.start()
-                self._booted.set()
-                Loop(parts, self._orders, burst=self._burst).run()
-            finally:
-                drain(parts, self._orders)
+                try:
+                    parts.start()
+                    self._booted.set()
+                    Loop(parts, self._orders, burst=self._burst).run()
+                finally:
+                    drain(parts, self._orders)
+            except (GPUQueueError, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                logger.error("worker %s failed\n%s", self.id, safe_trace(error))
+                raise WorkerFailed(f"worker {self.id} failed: {describe(error)}; start it again") from error
             if self._orders.failure is not None:
                 raise self._orders.failure
             if not parts.heartbeat.lost or self._is_stopping or self._orders.all_begun:

@@ -30,4 +30,4 @@ def test_a_file_that_is_gone_stops_it_at_once() -> None:
     orders = Orders()
     orders.file_gone("q.db was deleted")
     assert orders.stop.is_set() and orders.at_once.is_set()
-    assert orders.gone == "q.db was deleted"
+    assert str(orders.failure) == "q.db was deleted; start the worker again"

@@ -61,6 +61,10 @@ class Health:
             return
         if not view.workers:
             yield Problem(Status.UNHEALTHY, "workers", "no worker is running")
+        for worker in view.workers:
+            if worker.troubles:
+                cannot = f"it cannot do its work: {'; '.join(worker.troubles)}"
+                yield Problem(Status.UNHEALTHY, f"worker {worker.id}", cannot)
         yield from queues_wrong(view, counts, holds)
         yield from self._stuck()
         yield from devices_wrong(view, holds)

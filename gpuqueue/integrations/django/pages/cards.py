@@ -43,6 +43,7 @@ def workers_page(gq: DjangoQueue) -> dict[str, Any]:
             "serves": "all queues" if worker.queues is None else ", ".join(worker.queues),
             "since": Moment(worker.started_at, view.now),
             "lease_ends": Moment(worker.expires_at, view.now),
+            "troubles": worker.troubles,
             "jobs": rows_of(gq, [job for job in running if job.worker_id == worker.id]),
             "holds": [f"{queue}: {held(hold, now=view.now)}" for queue, holds in sorted(worker.holds.items()) for hold in holds],
         }

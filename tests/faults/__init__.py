@@ -1,0 +1,1 @@
+"""One fault a run, and what it costs."""
