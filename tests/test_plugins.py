@@ -410,13 +410,13 @@ def test_a_third_partys_demand_and_placement_win(gpu_queue, start_worker):
     assert "shy: not today" in str(waiting.explain())
 
 
-def test_a_job_is_postponed_unspent_when_the_policy_about_failures_fails(gpu_queue, start_worker, until):
+def test_an_attempt_is_spent_and_tried_again_when_the_policy_about_failures_fails(gpu_queue, start_worker, until):
     gq = gpu_queue(Failing("attempt_failed"))
-    fail = gq.task(name="fail")(lambda: 1 / 0)
+    fail = gq.task(name="fail", max_attempts=2)(lambda: 1 / 0)
     start_worker(gq)
     job = fail.enqueue()
     until(lambda: job.refresh().state == "retryable")
-    assert (job.attempt, job.error.code) == (0, "plugin_failed")
+    assert (job.attempt, job.error.code) == (1, "internal")
     assert "failed in attempt_failed: RuntimeError: oops (while handling: ZeroDivisionError" in job.error.message
 
 

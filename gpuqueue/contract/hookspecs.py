@@ -197,7 +197,8 @@ class Decisions:
         """Decide what happens to a job after a failed attempt.
 
         Called by the worker that ran it, unless the task decided by raising one of these itself. The default retries while
-        attempts are left, and waits for an unavailable backend. After an exception the job waits a minute, its attempt unspent.
+        attempts are left, and waits for an unavailable backend. After an exception the attempt is spent: the job gets the code
+        "internal", and is tried again while attempts are left.
 
         Example:
             class Patience:

@@ -119,4 +119,7 @@ def _all_s(count: int, each_s: float | None) -> float | None:
 
 
 def _later(moment: datetime, seconds: float | None) -> datetime | None:
-    return None if seconds is None else moment + timedelta(seconds=seconds)
+    try:
+        return None if seconds is None else moment + timedelta(seconds=seconds)
+    except OverflowError:  # a job of the far future ends when no calendar says
+        return None

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gpuqueue.domain.safe_text import class_name, safe_text
+from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_text
 
 
 class GPUQueueError(Exception):
@@ -213,7 +213,8 @@ class AttemptTimedOut(ExecutionError):
 
 def describe(error: BaseException) -> str:
     """Describe an error: its class, and its text if it has one. Never raises."""
-    name, text = class_name(error), safe_text(error)
+    name = class_name(error)
+    text = safe_text(error, LONGEST_MESSAGE - len(name) - 2)
     return f"{name}: {text}" if text else name
 
 

@@ -13,7 +13,7 @@ LONGEST_REPR = 200
 
 
 def safe_text(value: object, limit: int = LONGEST_MESSAGE) -> str:
-    """Return a value's text, at most about `limit` characters of it; says so if its `__str__` fails."""
+    """Return a value's text, at most `limit` characters of it; says so if its `__str__` fails."""
     try:
         text = _characters(str(value))
     except BaseException as error:
@@ -22,7 +22,7 @@ def safe_text(value: object, limit: int = LONGEST_MESSAGE) -> str:
 
 
 def safe_repr(value: object, limit: int = LONGEST_REPR) -> str:
-    """Return a value's `repr`, at most about `limit` characters of it; says so if its `__repr__` fails."""
+    """Return a value's `repr`, at most `limit` characters of it; says so if its `__repr__` fails."""
     try:
         text = _characters(repr(value))
     except BaseException as error:
@@ -50,8 +50,9 @@ def _characters(text: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return a text's beginning, and how long it was if that is not all of it."""
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+    """Return at most `limit` characters: a text, or its beginning and how long it was."""
+    note = f"… ({len(text):,} characters)"
+    return text if len(text) <= limit else f"{text[: limit - len(note)]}{note}"
 
 
 def safe_trace(error: BaseException) -> str:

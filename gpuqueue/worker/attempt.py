@@ -158,7 +158,7 @@ class Pipeline:
             try:
                 return kind.publish(ended)
             except StoreError:
-                raise
+                return kind.publish(ended)
             except BaseException as error:
                 return kind.publish(EndedAttempt(self._judge.internal(lease, error), ended.run_s))
         except StoreError as error:

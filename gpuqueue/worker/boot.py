@@ -165,7 +165,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         coroutines=coroutines,
         device_jobs=device_jobs,
         maintenance=maintenance,
-        services=Services(site, gq, services),
+        services=Services(site, gq, services, orders),
     )
 
 

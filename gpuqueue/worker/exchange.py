@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gpuqueue.domain.claim import Capacity
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import StoreError, describe
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome, Postponed
+from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.domain.units import to_us
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.orders import Orders
@@ -172,9 +173,11 @@ class Exchange:
     def _hand_to(self, runner: Runner, leases: Sequence[Lease]) -> None:
         try:
             runner.take(leases)
-        except BaseException:  # they are claimed, and nobody else would run them
+        except BaseException as error:  # they are claimed, and nobody else would run them
+            logger.error(
+                "%d claimed job(s) are returned to their queues: %s\n%s", len(leases), describe(error), safe_trace(error)
+            )
             self.give_back(leases)
-            raise
 
     def exchange_or_keep(self) -> None:
         """Exchange; when the store cannot be written now, keep the outcomes for the next time."""

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
-from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError, describe
+from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
 from gpuqueue.domain.estimates import VRAM, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
@@ -150,38 +150,45 @@ class OnDevice:
         if device is None:  # no longer configured: nothing here can be verified
             return self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
         while True:
-            found = self._clean_up_once(lease, device, orphaned=orphaned)
-            self._aside(lease, self._learn_of_clean_up, lease, device, found, orphaned)
-            if found.verified:
-                self._log.memory_released(lease, device.name, found.detail, found.waited_s)
-                self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
-                return True
-            self._log.memory_kept(lease, device.name, found.detail)
+            try:
+                if self._clean_up_once(lease, device, orphaned=orphaned):
+                    return True
+            except Exception as error:  # the memory stays reserved until a clean-up has proven that the card is quiet
+                self._log.broken(lease, error)
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
                 return False
+
+    def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> bool:
+        """Clean up, and free the reservation if that is verified; returns whether it is."""
+        found = self._ask_to_clean_up(lease, device, orphaned=orphaned)
+        self._aside(lease, self._learn_of_clean_up, lease, device, found, orphaned)
+        if not found.verified:
+            self._log.memory_kept(lease, device.name, found.detail)
+            return False
+        self._log.memory_released(lease, device.name, found.detail, found.waited_s)
+        self._written(lambda: self._store.attempts.release_device(lease.job_id, lease.lease))
+        return True
 
     def _learn_of_clean_up(self, lease: Lease, device: DeviceSettings, found: CleanUp, orphaned: bool) -> None:
         if found.observed_bytes is not None and not orphaned:
             self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
         self._publish_reading(device.name, found)
 
-    def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
+    def _ask_to_clean_up(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
+        details = CleanUpAttemptDetails(
+            lease=lease,
+            device=device,
+            backend=self._backends.of(lease),
+            read_device=self._devices[device.name].read_now,
+            next_model=lambda: self._next_model(device.name),
+            stopping=self.stopping.is_set,
+            orphaned=orphaned,
+            isolated=self._is_isolated(lease.task),
+        )
         try:
-            details = CleanUpAttemptDetails(
-                lease=lease,
-                device=device,
-                backend=self._backends.of(lease),
-                read_device=self._devices[device.name].read_now,
-                next_model=lambda: self._next_model(device.name),
-                stopping=self.stopping.is_set,
-                orphaned=orphaned,
-                isolated=self._is_isolated(lease.task),
-            )
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
         except PluginFailed as error:
             return CleanUp(False, safe_text(error))
-        except Exception as error:  # the memory stays reserved until a clean-up has proven that the card is quiet
-            return CleanUp(False, f"the clean-up failed: {describe(error)}")
         unverified = [answer for answer in answers if not answer.verified]
         if unverified:
             return unverified[0]

@@ -11,6 +11,9 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.hookspecs import RegisterServicesDetails, Service, ServiceContext
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.domain.errors import StoreError, describe
+from gpuqueue.domain.safe_text import safe_trace
+from gpuqueue.worker.orders import Orders
+from gpuqueue.worker.service_thread import ServiceThread
 from gpuqueue.worker.site import Site
 
 EVERY_S = 1.0  # a service that no worker runs is taken over within about this time
@@ -31,9 +34,9 @@ def collect_services(gq: GPUQueue, plugins: Plugins) -> dict[str, Service]:
 class Services:
     """The services as this worker takes part in them."""
 
-    def __init__(self, site: Site, gq: GPUQueue, services: Mapping[str, Service]) -> None:
+    def __init__(self, site: Site, gq: GPUQueue, services: Mapping[str, Service], orders: Orders) -> None:
         self._clock = site.clock
-        self._hosts = [_Host(site, gq, name, service) for name, service in services.items()]
+        self._hosts = [_Host(site, gq, name, service, orders) for name, service in services.items()]
 
     def start(self) -> None:
         for host in self._hosts:
@@ -51,7 +54,7 @@ class Services:
 class _Host:
     """One service in this worker: one thread waits for its lease and extends it, another runs the service meanwhile."""
 
-    def __init__(self, site: Site, gq: GPUQueue, name: str, service: Service) -> None:
+    def __init__(self, site: Site, gq: GPUQueue, name: str, service: Service, orders: Orders) -> None:
         self._store = site.store
         self._worker_id = site.worker_id
         self._clock = site.clock
@@ -59,7 +62,7 @@ class _Host:
         self._name = name
         self._service = service
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"gpuqueue-service-{name}", daemon=True)
+        self._thread = ServiceThread(f"service-{name}", self._run, site.clock, orders)
 
     def start(self) -> None:
         self._thread.start()
@@ -69,7 +72,7 @@ class _Host:
 
     def wait(self, timeout_s: float) -> None:
         self._thread.join(max(timeout_s, 0.1))
-        if self._thread.is_alive():
+        if self._thread.is_alive:
             logger.warning("service %s did not stop and is left running", self._name)
 
     def _expiry_us(self) -> int:
@@ -119,12 +122,12 @@ class _Host:
             try:
                 self._service(context)
                 return
-            except Exception as error:
-                logger.exception("service %s failed; starting it again in %g s", self._name, AGAIN_S)
+            except BaseException as error:  # a plugin's: whatever it is, the service is started again
+                logger.error("service %s failed; starting it again in %g s\n%s", self._name, AGAIN_S, safe_trace(error))
                 self._note_failure(context, error)
             context.stopping.wait(AGAIN_S)
 
-    def _note_failure(self, context: ServiceContext[GPUQueue], error: Exception) -> None:
+    def _note_failure(self, context: ServiceContext[GPUQueue], error: BaseException) -> None:
         try:
             context.note({"error": describe(error)})
         except StoreError as failed:

@@ -142,7 +142,7 @@ def play(folder: Path, faults: Faults) -> str:
         assert second.error is None
         found = [gq.job(job_id) for job_id in jobs]
         wrong = [job for job in found if job.state != jobs[job.id]]
-        if len(wrong) > 1 or any(job.error is None or job.error.code not in ("internal", "failed") for job in wrong):
+        if len(wrong) > 1 or any(job.error is None or job.error.code not in ("internal", "failed", "result") for job in wrong):
             return "; ".join(f"job {job.id} ({job.record.task}) is {job.state}: {job.error}" for job in wrong)
         return ""
 

@@ -27,6 +27,7 @@ from gpuqueue.worker.clock import Clock as WorkerClock
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.judge import Judge
 from gpuqueue.worker.log import WorkerLog
+from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
@@ -206,7 +207,7 @@ class Workshop:
         self._gq = gq
         self._clock = clock
         self._numbers = itertools.count(1)
-        self.output = Output(gq.store)
+        self.output = Output(gq.store, WorkerClock(wall=gq.now_us), Orders())
         self.cards = {device.name: Card(gq.now) for device in self.settings.devices}
         site = self._site("w", None)
         self.backends = Backends(site)

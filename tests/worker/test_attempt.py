@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +37,7 @@ class Steps:
         clock = Clock(wall=gq.now_us, monotonic=lambda: self.now_s)
         site = Site("w", gq.store, gq.plugins, gq.own_settings(), clock, WorkerLog("w"))
         backends, orders = Backends(site), Orders()
+        self.orders = orders
         output = Output(gq.store, clock, orders)
         judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000)
         self.output = output
@@ -140,7 +142,7 @@ def test_who_lost_the_lease_cleans_nothing_up(steps: Steps) -> None:
     assert steps.order == ["prepare", "run", "publish"]
 
 
-@pytest.mark.parametrize(("step", "order"), [("publish", ["publish"]), ("clean up", ["publish", "clean up"])])
+@pytest.mark.parametrize(("step", "order"), [("publish", ["publish", "publish"]), ("clean up", ["publish", "clean up"])])
 def test_what_cannot_be_written_is_left_to_whoever_comes_after(
     steps: Steps, step: str, order: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,3 +165,44 @@ def test_one_that_was_given_up_publishes_nothing_and_still_frees_its_device(step
     steps.executor = CallableExecutor(given_up(steps))
     steps.carry_out()
     assert steps.order == ["prepare", "clean up"]
+
+
+def test_an_outcome_that_cannot_be_written_is_replaced_by_that_error(steps: Steps) -> None:
+    class Odd(Exception):
+        pass
+
+    publish = steps.publish
+
+    def refuses_the_first(ended: EndedAttempt) -> bool:
+        if not steps.ended:
+            steps.ended.append(ended)
+            raise Odd("not this one")
+        return publish(ended)
+
+    steps.kind = Kind(refuses_the_first, steps.prepare, steps.clean_up)
+    steps.carry_out()
+    assert steps.order == ["prepare", "run", "publish", "clean up"]
+    assert steps.ended[-1].outcome.error.code == "internal"
+    assert "not this one" in steps.ended[-1].outcome.error.message
+
+
+def test_arguments_that_cannot_be_decoded_discard_the_job_before_it_is_prepared(steps: Steps) -> None:
+    steps.pipeline.carry_out(replace(LEASE, arguments_error="the job's arguments are missing from the file"), steps.kind)
+    assert steps.order == ["publish", "clean up"]
+    (ended,) = steps.ended
+    assert (ended.outcome.state, ended.outcome.error.code) == ("discarded", "arguments")
+    assert ended.outcome.error.message == "the job's arguments are missing from the file"
+
+
+def test_what_nothing_expects_ends_the_attempt(steps: Steps) -> None:
+    steps.pipeline.broken(LEASE, RuntimeError("no"), steps.kind)
+    assert steps.order == ["publish", "clean up"]
+    assert steps.ended[0].outcome.error.code == "internal"
+
+
+@pytest.mark.parametrize("step", ["publish", "clean up"])
+def test_what_fails_again_ends_the_worker(steps: Steps, step: str) -> None:
+    steps.raises[step] = RuntimeError("no")
+    steps.carry_out()
+    assert "RuntimeError: no" in str(steps.orders.failure)
+    assert steps.orders.stop.is_set()
