@@ -346,3 +346,66 @@ def test_an_event_loop_costs_nothing_where_no_task_needs_it(gq, start_worker):
     start_worker(gq)
     plain.enqueue().result(timeout_s=DEADLINE_S)
     assert "gpuqueue-event-loop" not in {thread.name for thread in threading.enumerate()}
+
+
+async def stops(loop: asyncio.AbstractEventLoop) -> None:
+    loop.stop()
+
+
+async def stops_later(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_soon(loop.stop)
+    await asyncio.sleep(0)
+
+
+async def closes(loop: asyncio.AbstractEventLoop) -> None:
+    loop.close()
+
+
+async def exits_elsewhere(loop: asyncio.AbstractEventLoop) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    await asyncio.gather(asyncio.create_task(leave()), return_exceptions=True)
+
+
+async def exits_in_a_callback(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_soon(exit)
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("harm", [stops, stops_later, closes, exits_elsewhere, exits_in_a_callback])
+def test_no_task_ends_the_loop_that_others_share(gq, start_worker, harm):
+    meeting = Meeting(2)
+
+    @gq.task(name="harm", max_attempts=1)
+    async def does_harm() -> None:
+        await meeting.join()
+        await harm(asyncio.get_running_loop())
+
+    @gq.task(name="fine")
+    async def fine() -> int:
+        await meeting.join()
+        await asyncio.sleep(0.05)  # on the loop while the other one harms it
+        return 7
+
+    worker = start_worker(gq)
+    neighbour, bad = fine.enqueue(), does_harm.enqueue()
+    assert neighbour.result(timeout_s=DEADLINE_S) == 7
+    with suppress(JobFailed):
+        bad.result(timeout_s=DEADLINE_S)
+    later = fine.enqueue(), fine.enqueue()
+    assert [job.result(timeout_s=DEADLINE_S) for job in later] == [7, 7]
+    worker.stop()
+
+
+def test_a_task_that_stops_the_loop_is_named(gq, start_worker):
+    @gq.task(name="rude", max_attempts=1)
+    async def rude() -> None:
+        asyncio.get_running_loop().stop()
+
+    start_worker(gq)
+    job = rude.enqueue()
+    with pytest.raises(
+        JobFailed, match=rf"job {job.id} \(rude\) called stop\(\) on the worker's event loop, which other jobs share"
+    ):
+        job.result(timeout_s=DEADLINE_S)
