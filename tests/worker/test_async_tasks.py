@@ -43,7 +43,7 @@ def test_two_hundred_jobs_wait_on_http_at_once_without_a_thread_each(make_queue,
 
         @gq.task(name="ask")
         async def ask(number: int) -> int:
-            async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            async with httpx.AsyncClient(timeout=DEADLINE_S, verify=False) as client:  # certificates take 20 ms
                 request = client.build_request("GET", f"{ollama.url}/api/version")
                 await meeting.join()  # all 200 are running now
                 thread_counts.append(threading.active_count())
@@ -162,9 +162,9 @@ def test_a_cancel_from_outside_raises_cancelled_error_in_the_task(make_queue, st
 
 
 def test_a_deadline_raises_cancelled_error_in_the_task(gq, start_worker):
-    sleeper = Sleeper(gq, timeout="100ms")
+    sleeper = Sleeper(gq, timeout="1s")
     start_worker(gq)
-    with pytest.raises(JobFailed, match="ran longer than its timeout of 100 ms"):
+    with pytest.raises(JobFailed, match="ran longer than its timeout of 1 s"):
         sleeper.task.enqueue().result(timeout_s=DEADLINE_S)
     assert sleeper.told == ["cancelled, True"]
 

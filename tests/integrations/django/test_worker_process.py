@@ -127,7 +127,9 @@ def test_several_workers_share_the_tasks_and_run_each_once(project: Project, unt
         worker.terminate()
     for worker in workers:
         ended(project, worker)
-    assert all(job.refresh().attempt == 1 and project.attempts(job) == [] for job in jobs)
+    assert all(job.refresh().attempt == 1 for job in jobs)
+    given_back = {outcome for job in jobs for outcome, _ in project.attempts(job)}
+    assert given_back <= {"released"}, "one that was claimed ahead and found no thread"
     assert len({job.record.worker_id for job in jobs}) > 1
     said = (project.folder / "tasks.log").read_text()
     assert all(said.count(f"id={job.id}-") == 2 for job in jobs)
