@@ -132,7 +132,8 @@ class Attempts(Protocol):
         """Write how attempts ended, and claim jobs of queues without a device, in this order in one transaction.
 
         Eligible: due, in `queues`, and within each queue's pause, rate and concurrency, while no queue that it yields to
-        has work. A queue's jobs are taken in order: if the next one finds no capacity, those behind it wait too.
+        has work; nothing for a worker without a row. A queue's jobs are taken in order: if the next one finds no capacity,
+        those behind it wait too.
         Order: priority descending, then scheduled_at, then id, across all the queues.
         Each claim takes the job's next lease number.
         Arguments are decoded after the transaction; those that cannot be are the lease's `arguments_error`.
@@ -158,12 +159,13 @@ class Attempts(Protocol):
         """Claim one job for a device and reserve the memory; `preemptible`: its attempt can be preempted.
 
         Eligible: still available with the demand that the placement was decided for, within its queue's pause, yielding,
-        rate and concurrency, and within the device's slots, models and budget, counting every reservation.
+        rate and concurrency, and within the device's slots, models and budget, counting every reservation; nothing for a
+        worker without a row.
         Returns: the lease, or None if any of this no longer holds.
         """
 
     def claim_job(self, job: Job, /, *, worker_id: str, now_us: int) -> Lease | None:
-        """Claim one job if it has not changed since it was read, regardless of its queue's limits; None if it has."""
+        """Claim one job if it has not changed since it was read, regardless of limits and workers; None if it has."""
 
     def request_preemption(self, job_id: int, lease: int, /) -> bool:
         """Ask a running attempt to stop to free memory; returns False if it has ended or was already asked."""
@@ -212,9 +214,18 @@ class Workers(Protocol):
     """Workers and their shared settings."""
 
     def accept_configuration(
-        self, *, digest: str, settings: Mapping[str, Any], force: bool, now_us: int
+        self,
+        *,
+        digest: str,
+        settings: Mapping[str, Any],
+        force: bool,
+        now_us: int,
+        alive: Mapping[str, bool | None] = ...,
     ) -> Mapping[str, Any] | None:
-        """Make these settings the shared ones, unless a live worker runs with others; then return those, else None."""
+        """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
+
+        A worker lives until its lease ends, unless `alive` knows better: {worker: whether it does, None if not known}.
+        """
 
     def register(
         self,
@@ -229,11 +240,15 @@ class Workers(Protocol):
         expires_at_us: int,
         now_us: int,
     ) -> bool:
-        """Add a live worker; returns False if the shared settings do not (or no longer) match its digest."""
+        """Add a live worker, with a lease from now to `expires_at_us`.
+
+        Returns False if the shared settings do not (or no longer) match its digest.
+        """
 
     def extend(self, worker_id: str, /, *, expires_at_us: int, parts: Sequence[PartInfo] = ()) -> bool:
         """Extend a worker's lease on everything it runs, and publish how its parts are.
 
+        This is the worker's sign of life, by which others know that it is not silent: `expires_at` always changes.
         Returns: False if it was rescued and owns nothing any more.
         """
 
@@ -331,6 +346,12 @@ class Upkeep(Protocol):
 
     def log_bytes(self) -> int:
         """Return the size of what `checkpoint` has yet to process."""
+
+    def set_back(self, *, now_us: int) -> None:
+        """Move what was noted under a time after `now_us` to it: the clock was set back.
+
+        A breaker or a manual pause keeps its length, a rate accrues from now on, and a running attempt began now.
+        """
 
     def empty(self) -> None:
         """Delete everything except the queues' names; for tests."""

@@ -17,9 +17,9 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
 from gpuqueue.domain.yielding import yielded_to
-from gpuqueue.store.liveness import proven_dead
+from gpuqueue.store.liveness import alive_here
 
-STALE_S = 30.0  # after the time at which an unavailable backend was to be checked again
+STALE_S = 30.0  # after the time at which an unavailable backend was to be checked again, or before that of its last check
 
 
 def largest_budget(settings: SharedSettings) -> int:
@@ -74,8 +74,11 @@ def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
 
 
 def _unless_stale(row: Backend, now: datetime) -> Backend:
-    """Treat a backend as available again when no worker has checked it for long: it may have recovered."""
-    if row.available or row.retry_at is None or (now - row.retry_at).total_seconds() <= STALE_S:
+    """Treat a backend as available again when no worker has checked it for long, or the clock was set back: it may have recovered."""
+    if row.available or row.retry_at is None:
+        return row
+    checked_at = row.checked_at or now
+    if (now - row.retry_at).total_seconds() <= STALE_S and (checked_at - now).total_seconds() <= STALE_S:
         return row
     return Backend(row.name, "", True, row.failures, None, None, None, "")
 
@@ -96,11 +99,17 @@ def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
 
 
 def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:
-    """Return the workers with a current lease that are not proven dead."""
+    """Return the workers with a current lease that are not proven dead.
+
+    A clock that stepped may have ended a lease that its worker is about to extend: one that holds its liveness file is given
+    another lease.
+    """
     found = []
     for row in reads.workers(now_us=now_us):
-        if row.info.alive and proven_dead(row.runtime_dir, row.info.id) is None:
-            found.append(row.info)
+        here = alive_here(row.runtime_dir, row.info.id)
+        late_s = (now_us - to_us(row.info.expires_at)) / 1e6
+        if here is not False and (row.info.alive or (here and late_s < row.lease_s)):
+            found.append(replace(row.info, alive=True))
     return found
 
 

@@ -192,6 +192,7 @@ class WorkerRow:
 
     info: WorkerInfo
     runtime_dir: str
+    lease_s: float  # how long it may be silent
 
 
 @dataclass(frozen=True, slots=True)

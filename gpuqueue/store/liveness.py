@@ -1,6 +1,7 @@
-"""Manages a worker's liveness file: its lock proves that the worker is alive, its slots name the jobs it runs.
+"""Tells whether a worker lives: by the lock of its liveness file, and by how long its row has not changed.
 
-A process that obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. The slots are
+A process that obtains the lock has proof that the worker is dead; a pid would prove nothing across containers. A worker that
+holds it may be frozen, or on another host: its silence counts too. The file's slots name the jobs that the worker runs. They are
 written through a memory map, so a killed worker leaves behind which jobs it was *executing* (a claimed job that had not
 started must not count as a crash), without a write to the database per start.
 """
@@ -12,6 +13,7 @@ import mmap
 import os
 import struct
 import weakref
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 
 try:
@@ -68,6 +70,13 @@ def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | Non
         return _slots(file.read())
 
 
+def alive_here(runtime_dir: Path | str, worker_id: str) -> bool | None:
+    """Return whether a worker's process exists, perhaps frozen; None if its file is not visible from here."""
+    if proven_dead(runtime_dir, worker_id) is not None:
+        return False
+    return None if executing(runtime_dir, worker_id) is None else True
+
+
 def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
     """Return the ids of the jobs that a worker executes, dead or not; None if its file is not visible from here."""
     try:
@@ -84,6 +93,31 @@ def forget(runtime_dir: Path | str, worker_id: str) -> None:
     """Remove a dead worker's file, after its jobs are rescued."""
     with contextlib.suppress(OSError):
         path_of(runtime_dir, worker_id).unlink()
+
+
+class Silences:
+    """Measures how long workers have given no sign of life, by this process's monotonic clock alone.
+
+    A wall clock that steps, or that of another host, makes nobody silent. Nor does a time in which this process did not look,
+    because it was stopped itself: a gap between two looks counts for a third of the lease at most.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._heard: dict[str, tuple[Hashable, float, float]] = {}  # {worker: (its last sign, the last look, the silence since)}
+
+    def silent_s(self, worker_id: str, sign: Hashable, *, lease_s: float) -> float:
+        """Note the sign of life that a worker's row carries now; returns how long it has been the same."""
+        now_s = self._monotonic()
+        before, looked_at_s, silent_s = self._heard.get(worker_id, (None, now_s, 0.0))
+        silent_s = silent_s + min(now_s - looked_at_s, lease_s / 3) if sign == before else 0.0
+        self._heard[worker_id] = (sign, now_s, silent_s)
+        return silent_s
+
+    def forget_others(self, worker_ids: Collection[str]) -> None:
+        """Forget all workers but these."""
+        for worker_id in self._heard.keys() - set(worker_ids):
+            del self._heard[worker_id]
 
 
 _open_files: weakref.WeakSet[Liveness] = weakref.WeakSet()

@@ -174,11 +174,12 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("queues", Text),  # JSON list, NULL for all
     Column("started_at", Integer, nullable=False),
-    Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs
+    Column("expires_at", Integer, nullable=False),  # the end of the lease of everything it runs, by its own clock
     Column("digest", Text, nullable=False),
     Column("runtime_dir", Text, nullable=False),  # where its wakeup socket and its liveness file are
     Column("holds", Text),  # JSON: holds by its own plugins, for processes that do not have them
     Column("parts", Text),  # JSON: how its parts are, as of the last heartbeat
+    Column("lease_us", Integer, nullable=False, server_default="30000000"),  # how long it may be silent
 )
 
 devices = Table(

@@ -21,8 +21,9 @@ def travel(gq: GPUQueue, to: datetime | Duration) -> Iterator[None]:
     """Inside the block, this queue object's clock is at another time, and runs on from there.
 
     `to` is an aware datetime, or a duration from now. All that the queue decides by time follows: delays, waits before the
-    next attempt, windows, pauses, expiry, rates, leases and how long finished jobs are kept. Blocks may be nested, also inside
-    time-machine's `travel`, which moves `gq` too, and the time that tasks themselves read.
+    next attempt, windows, pauses, expiry, rates and how long finished jobs are kept. Whether a worker is alive does not
+    depend on it. Blocks may be nested, also inside time-machine's `travel`, which moves `gq` too, and the time that tasks
+    themselves read.
     Raises: UsageError if `to` is neither.
     """
     before = gq._clock_ns

@@ -19,7 +19,7 @@ from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
-from gpuqueue.store.liveness import Liveness
+from gpuqueue.store.liveness import Liveness, alive_here
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempt import Pipeline
@@ -186,8 +186,11 @@ def _site(gq: GPUQueue, queues: tuple[str, ...] | None, *, accept_config: bool) 
 def _agree(gq: GPUQueue, store: Store, clock: Clock, *, accept_config: bool) -> SharedSettings:
     """Make this process's settings the shared ones, or refuse to start while a worker with others is running."""
     mine = gq.shared()
+    now_us = clock.wall()
+    with store.reading() as reads:
+        alive = {row.info.id: alive_here(row.runtime_dir, row.info.id) for row in reads.workers(now_us=now_us)}
     theirs = store.workers.accept_configuration(
-        digest=settings_digest(mine), settings=mine, force=accept_config, now_us=clock.wall()
+        digest=settings_digest(mine), settings=mine, force=accept_config, now_us=now_us, alive=alive
     )
     if theirs is not None:
         lines = "\n  ".join(settings_difference(mine, theirs))

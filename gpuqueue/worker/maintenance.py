@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.domain.errors import GPUQueueError, PluginFailed, StoreError
 from gpuqueue.domain.job import Lease, State
-from gpuqueue.domain.units import format_size
+from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.processes import Children
-from gpuqueue.store.liveness import executing, forget, proven_dead
+from gpuqueue.store.liveness import Silences, executing, forget, proven_dead
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.model_probe import ModelProbe
 from gpuqueue.worker.observations import Observations
@@ -25,6 +25,7 @@ RETENTION_EVERY_S = 60.0
 CHECKPOINT_BYTES = 1_000_000
 LARGE_LOG_BYTES = 256_000_000
 READING_EVERY_S = 2.0
+SET_BACK_US = 500_000  # against the monotonic clock, between two looks
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # events are no longer kept for a follower that has not read one for this long
 EVENTS_AT_ONCE = 200
@@ -65,6 +66,8 @@ class Maintenance:
         self._file = self._store.identity()
         self._max_crashes = max_crashes
         self._retention = retention
+        self._ahead_us: int | None = None  # the wall clock, of the monotonic one
+        self._silences = Silences(self._clock.monotonic)
         self._stop = threading.Event()
         self._pruned_at_s = self._clock.monotonic()
         self._read_at_s = float("-inf")
@@ -77,6 +80,7 @@ class Maintenance:
             self._store.followers.add(FOLLOWER)
         elif self._is_alone():  # no worker is left to read what the triggers write
             self._store.followers.remove(FOLLOWER)
+        self._do(self.follow_clock)
         self._do(self.read_devices)  # before the first decision, which would not know that a card is hot
         self.thread.start()
 
@@ -111,6 +115,7 @@ class Maintenance:
     def _duties(self) -> Sequence[Callable[[], None]]:
         return (
             self.look_for_file,
+            self.follow_clock,
             self.rescue,
             self._backends.probe,
             self.read_devices,
@@ -130,8 +135,18 @@ class Maintenance:
             self._orders.file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
             self._file = self._store.identity()
 
+    def follow_clock(self) -> None:
+        """Let nothing wait for a time from before the clock was set back; it may have been before this worker started."""
+        ahead_us = self._clock.wall() - round(self._clock.monotonic() * 1e6)
+        if self._ahead_us is None or ahead_us < self._ahead_us - SET_BACK_US:
+            self._store.upkeep.set_back(now_us=self._clock.wall())
+        self._ahead_us = ahead_us
+
     def rescue(self) -> None:
-        """Rescue the jobs of dead workers: at once with proof of death, else when their lease has ended."""
+        """Rescue the jobs of dead workers: at once with proof of death, else after a lease without a sign of life.
+
+        A worker that holds the lock of its liveness file may be frozen, so it is rescued after such a silence too.
+        """
         now_us = self._clock.wall()
         with self._store.snapshot() as reads:
             rows = reads.workers(now_us=now_us)
@@ -143,8 +158,10 @@ class Maintenance:
             if executed is not None:
                 self._take_back(row.info.id, executed, "its process is dead (its liveness file is unlocked)", now_us)
                 forget(row.runtime_dir, row.info.id)
-            elif not row.info.alive:
-                self._take_back(row.info.id, executing(row.runtime_dir, row.info.id), "its lease expired", now_us)
+            elif self._silences.silent_s(row.info.id, row.info.expires_at, lease_s=row.lease_s) >= row.lease_s:
+                proof = f"it gave no sign of life for its lease of {format_duration(row.lease_s)}"
+                self._take_back(row.info.id, executing(row.runtime_dir, row.info.id), proof, now_us)
+        self._silences.forget_others({row.info.id for row in rows})
         for worker_id in left:
             if worker_id != self._worker_id:
                 self._take_back(worker_id, frozenset(), "it stopped before verifying a clean-up", now_us)

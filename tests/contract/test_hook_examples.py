@@ -78,7 +78,7 @@ def run(gq: GPUQueue) -> dict[int, Explanation]:
 
 
 def claim_and_die(gq: GPUQueue, job: JobHandle, *, worker: str) -> None:
-    """Leave a job running under a worker of another host, whose lease has ended."""
+    """Leave a job running under a worker of another host, whose lease is so short that it is silent at once."""
     now_us = gq.now_us()
     gq.store.workers.register(
         worker,
@@ -88,7 +88,7 @@ def claim_and_die(gq: GPUQueue, job: JobHandle, *, worker: str) -> None:
         queues=None,
         digest="",
         expires_at_us=now_us - 1,
-        now_us=now_us - 60_000_000,
+        now_us=now_us - 1,
     )
     gq.store.engine.writer.run(lambda connection: connection.execute(claims.TAKE, (worker, now_us, job.id)) and None)
 

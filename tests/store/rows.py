@@ -33,9 +33,11 @@ class Rows:
         self.store = store
         self.queues: dict[str, QueueSettings] = {}
         self.worker = worker
+        self._registered: set[str] = set()
         self.register(worker)
 
     def register(self, worker: str, *, queues: tuple[str, ...] | None = None, expires_s: float = 1e6) -> None:
+        self._registered.add(worker)
         self.store.workers.register(
             worker,
             host="here",
@@ -46,6 +48,13 @@ class Rows:
             expires_at_us=at(expires_s),
             now_us=NOW_US,
         )
+
+    def _own(self, worker: str | None) -> str:
+        """The worker that claims; it begins with its first claim."""
+        name = worker or self.worker
+        if name not in self._registered:
+            self.register(name)
+        return name
 
     def queue(self, name: str, **settings: Any) -> QueueSettings:
         self.queues[name] = QueueSettings(name, **settings)
@@ -78,7 +87,7 @@ class Rows:
         wanted = [self.queues[name] for name in queues or self.queues]
         _, leases = self.store.attempts.finish_and_claim(
             (),
-            worker_id=worker or self.worker,
+            worker_id=self._own(worker),
             queues=wanted,
             rules=self.rules(*held),
             capacity=capacity_for(limit),
@@ -98,7 +107,7 @@ class Rows:
         return self.store.attempts.claim_placed(
             job,
             Placement(device.name, job.demand_bytes if gb is None else int(gb * GB)),
-            worker_id=worker or self.worker,
+            worker_id=self._own(worker),
             queue=self.queues[job.queue],
             device=device,
             rules=self.rules(*held),

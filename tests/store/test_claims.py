@@ -10,7 +10,7 @@ from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.job import State
 from gpuqueue.domain.outcomes import Completed
-from gpuqueue.domain.settings import DeviceSettings
+from gpuqueue.domain.settings import DeviceSettings, Rate
 from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite.queries import device_sightings
@@ -88,9 +88,9 @@ def test_a_held_queue_starts_nothing(rows: Rows) -> None:
     assert len(rows.claim()) == 1
 
 
-def batch_starts(rows: Rows, *, held: tuple[str, ...] = (), s: float = 0) -> bool:
+def batch_starts(rows: Rows, *, held: tuple[str, ...] = (), s: float = 0, worker: str = "w") -> bool:
     """Whether the queue that yields may start a job now; a job that it started is given back."""
-    leases = rows.claim("batch", limit=1, s=s, held=held)
+    leases = rows.claim("batch", limit=1, s=s, held=held, worker=worker)
     for lease in leases:
         rows.postpone(lease, "released", due_s=0, s=s)
     return bool(leases)
@@ -135,12 +135,25 @@ def test_a_running_job_of_a_paused_queue_is_still_yielded_to(yielding: Rows) -> 
 def test_work_that_no_live_worker_serves_is_not_yielded_to(yielding: Rows) -> None:
     yielding.enqueue("realtime")
     yielding.store.workers.unregister("w", now_us=at(0))
-    assert batch_starts(yielding), "no worker"
     yielding.register("other", queues=("batch",))
-    assert batch_starts(yielding), "none that serves it"
+    assert batch_starts(yielding, worker="other"), "none that serves it"
     yielding.register("serving", queues=("realtime",), expires_s=10)
-    assert not batch_starts(yielding, s=9)
-    assert batch_starts(yielding, s=10), "its lease has ended"
+    assert not batch_starts(yielding, s=9, worker="other")
+    assert batch_starts(yielding, s=10, worker="other"), "its lease has ended"
+
+
+def test_a_worker_without_a_row_claims_nothing_and_spends_no_rate(rows: Rows) -> None:
+    rows.queue("work", rate=Rate(2, 60.0))
+    rows.queue("ai", gpu=True)
+    plain = rows.enqueue()
+    placed = rows.enqueue_sized("ai", 1)
+    rows.rescue("w", by="other")
+    assert rows.claim("work") == []
+    assert rows.place(placed) is None
+    assert (rows.state(plain), rows.state(placed)) == (State.AVAILABLE, State.AVAILABLE)
+    rows.enqueue()
+    assert len(rows.claim("work", worker="other")) == 2, "the rate is whole"
+    assert rows.place(placed, worker="other") is not None
 
 
 def test_yielding_goes_along_the_chain_and_a_queue_that_yields_itself_has_no_work(yielding: Rows) -> None:

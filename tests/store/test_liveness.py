@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuqueue.store.liveness import Liveness, forget, path_of, proven_dead
+from gpuqueue.store.liveness import Liveness, Silences, forget, path_of, proven_dead
 from tests.processes import started
 
 WORKER = """
@@ -79,3 +79,38 @@ def test_a_child_started_by_a_job_does_not_keep_its_dead_worker_alive(tmp_path: 
         process.wait()
         assert proven_dead(tmp_path, "w") == {11, 2**40}
         os.kill(int(child), 0)  # which still runs
+
+
+class Looking:
+    """An observer of one worker with a lease of nine seconds, and the monotonic clock it looks by."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.silences = Silences(lambda: self.now_s)
+
+    def after(self, seconds: float, sign: int) -> float:
+        self.now_s += seconds
+        return self.silences.silent_s("w", sign, lease_s=9.0)
+
+
+def test_a_worker_is_silent_while_its_row_stays_the_same() -> None:
+    looking = Looking()
+    assert looking.after(0, sign=5) == 0, "what it said before is not known"
+    assert [looking.after(1, sign=5) for _ in range(3)] == [1, 2, 3]
+    assert looking.after(1, sign=4) == 0, "any other sign is a sign, also an earlier time"
+    assert looking.after(1, sign=4) == 1
+
+
+def test_an_observer_that_was_stopped_itself_heard_no_silence_meanwhile() -> None:
+    looking = Looking()
+    looking.after(0, sign=5)
+    assert looking.after(3600, sign=5) == 3
+    assert looking.after(0, sign=6) == 0
+
+
+def test_a_worker_that_is_gone_is_forgotten() -> None:
+    looking = Looking()
+    looking.after(0, sign=5)
+    looking.after(3, sign=5)
+    looking.silences.forget_others({"another"})
+    assert looking.after(1, sign=5) == 0

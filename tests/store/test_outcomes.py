@@ -219,6 +219,8 @@ def test_a_worker_without_a_row_that_still_holds_something_is_noticed(rows: Rows
     placed = rows.enqueue_sized("ai", 1)
     lease = rows.placed(placed, worker="away")
     rows.complete(lease)
+    for worker in ("gone", "away"):
+        rows.store.workers.unregister(worker, now_us=at(1))
     rows.enqueue()
     rows.claim_one()
     with rows.store.engine.lent() as connection:

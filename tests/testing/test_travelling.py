@@ -88,7 +88,7 @@ def test_windows_pauses_and_rates_follow(make_queue):
             assert run_until_idle(gq) == {}
 
 
-def test_a_dead_workers_lease_ends_and_its_job_is_taken_over(gq):
+def test_a_journey_makes_no_worker_silent_but_a_silence_as_long_as_its_lease_does(gq):
     job = gq.task(name="one", max_attempts=2)(lambda: 1).enqueue()
     gq.store.workers.register(
         "elsewhere",
@@ -101,14 +101,21 @@ def test_a_dead_workers_lease_ends_and_its_job_is_taken_over(gq):
         now_us=gq.now_us(),
     )
 
+    def shorten(connection):
+        connection.execute("UPDATE workers SET lease_us = 1000 WHERE id = 'elsewhere'")
+
     def take(connection):
         connection.execute(claims.TAKE, ("elsewhere", gq.now_us(), job.id))
 
     gq.store.engine.writer.run(take)
     run_until_idle(gq, may_wait=True)
     assert job.refresh().state is State.RUNNING
-    with travel(gq, "10m"), Worker(gq):
-        assert job.result(timeout_s=DEADLINE_S) == 1
+    with travel(gq, "10m"):
+        run_until_idle(gq, may_wait=True)
+        assert job.refresh().state is State.RUNNING
+        with Worker(gq):
+            gq.store.engine.writer.run(shorten)
+            assert job.result(timeout_s=DEADLINE_S) == 1
 
 
 def test_it_adds_to_the_journey_of_time_machine_which_alone_moves_what_tasks_read(gq):

@@ -338,10 +338,10 @@ def test_an_attempt_that_ends_too_late_is_told(gq: GPUQueue, start_worker: Any, 
 
 
 def claimed_by_a_dead_worker(gq: GPUQueue) -> Lease:
-    """A worker of another host that claimed the only job and has given no sign of life since."""
+    """A worker of another host that claimed the only job, with a lease so short that it is silent at once."""
     now_us = gq.now_us()
     gq.store.workers.register(
-        "dead", host="far", pid=1, runtime_dir="/nowhere", queues=None, digest="x", expires_at_us=now_us - 1, now_us=now_us - 9
+        "dead", host="far", pid=1, runtime_dir="/nowhere", queues=None, digest="x", expires_at_us=now_us - 1, now_us=now_us - 1
     )
     _, (lease,) = gq.store.attempts.finish_and_claim(
         (),

@@ -36,8 +36,11 @@ HEADS = (
     "WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 AND device IS NULL "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
 )
+# A worker without a row was rescued: what it claimed now would wait for a second rescue.
+_BY_WORKER = "id = ? AND EXISTS (SELECT 1 FROM workers WHERE workers.id = ?)"
 TAKE = update(transitions.CLAIM, "id = ?")
-TAKE_DEVICE = update(transitions.PLACE, "id = ?")
+TAKE_PLAIN = update(transitions.CLAIM, _BY_WORKER)
+TAKE_DEVICE = update(transitions.PLACE, _BY_WORKER)
 LOAD_MODEL = (
     "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
     "SET model = excluded.model, model_since = excluded.model_since"
@@ -150,8 +153,8 @@ def claim(
 ) -> list[Claimed]:
     """Claim available jobs of queues without a GPU for one worker, as many as it has room for.
 
-    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency. A queue's jobs are taken in order: if
-    the next one needs a thread or a coroutine and none is free, those behind it wait too.
+    Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency; nothing for a worker without a row. A
+    queue's jobs are taken in order: if the next one needs a thread or a coroutine and none is free, those behind it wait too.
     Order: priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
     Returns: no more leases than `capacity` has threads and coroutines for.
@@ -185,7 +188,8 @@ def claim(
             break
     for heads in waiting:
         heads.close()  # an open read would outlive the transaction
-    connection.executemany(TAKE, [(worker_id, now_us, row[0]) for row in taken])
+    if connection.executemany(TAKE_PLAIN, [(worker_id, now_us, row[0], worker_id) for row in taken]).rowcount < len(taken):
+        return []
     for queue in queues:
         if queue.rate is not None:
             _spend_rate(connection, queue, sum(row[1] == queue.name for row in taken), now_us=now_us)
@@ -270,7 +274,8 @@ def claim_placed(
     """Claim one job for a device, reserving the memory; `preemptible`: its attempt can be preempted.
 
     Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
-    concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up.
+    concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up;
+    nothing for a worker without a row.
     Returns: the lease, or None if any of this no longer holds.
     """
     move_due(connection, now_us=now_us)
@@ -289,8 +294,10 @@ def claim_placed(
         or rate_level(connection, queue, now_us=now_us) < 1
     ):
         return None
+    values = (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id, worker_id)
+    if connection.execute(TAKE_DEVICE, values).rowcount == 0:
+        return None
     _spend_rate(connection, queue, 1, now_us=now_us)
-    connection.execute(TAKE_DEVICE, (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id))
     if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
         connection.execute(LOAD_MODEL, (device.name, job.model, now_us))
     return lease_of(job, placement, now_us=now_us)
@@ -321,7 +328,7 @@ def finish_and_claim(
 
 
 def claim_job(connection: sqlite3.Connection, job: Job, *, worker_id: str, now_us: int) -> Lease | None:
-    """Claim one job if it has not changed since it was read, regardless of its queue's limits; None if it has."""
+    """Claim one job if it has not changed since it was read, regardless of limits and workers; None if it has."""
     row = connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job.id,)).fetchone()
     if row is None or to_job(connection, row, job) != job:
         return None

@@ -28,6 +28,7 @@ from gpuqueue.store.sqlite import (
     outcomes,
     queues,
     services,
+    set_back,
     workers,
 )
 from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB
@@ -321,6 +322,8 @@ class _Upkeep(_Role):
             return os.stat(f"{self._engine.path}-wal").st_size
         except OSError:
             return 0
+
+    set_back = _transaction(set_back.set_back)
 
     def empty(self) -> None:
         self._engine.writer.run(_empty)

@@ -182,7 +182,7 @@ def configuration(connection: Statements) -> Mapping[str, Any] | None:
 def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
     """Return the workers; `alive` means only that the lease has not expired."""
     rows = connection.execute(
-        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts FROM workers "
+        "SELECT id, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts, lease_us FROM workers "
         "ORDER BY started_at, id"
     )
     return [
@@ -200,8 +200,9 @@ def worker_rows(connection: Statements, *, now_us: int) -> list[WorkerRow]:
                 parts=tuple(PartInfo(**part) for part in json.loads(parts or "[]")),
             ),
             runtime_dir,
+            lease_us / 1e6,
         )
-        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts in rows.fetchall()
+        for id_, host, pid, queues, started_at, expires_at, digest, runtime_dir, holds, parts, lease_us in rows.fetchall()
     ]
 
 

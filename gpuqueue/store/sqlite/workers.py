@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from gpuqueue.domain.answers import Hold
@@ -19,18 +20,26 @@ from gpuqueue.store.sqlite.jobs import ensure_queue, forget_demands
 
 
 def accept_configuration(
-    connection: sqlite3.Connection, *, digest: str, settings: Mapping[str, Any], force: bool, now_us: int
+    connection: sqlite3.Connection,
+    *,
+    digest: str,
+    settings: Mapping[str, Any],
+    force: bool,
+    now_us: int,
+    alive: Mapping[str, bool | None] = MappingProxyType({}),
 ) -> Mapping[str, Any] | None:
     """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
 
-    `force` accepts the new ones in any case. New settings put waiting jobs back into the class 'demand not known yet'.
+    A worker that is not in `alive`, which knows some better, lives until its lease ends. `force` accepts the new ones in any
+    case. New settings put waiting jobs back into the class 'demand not known yet'.
     """
     row = connection.execute("SELECT digest, settings FROM configuration WHERE id = 1").fetchone()
     if row is not None and row[0] == digest:
         return None
     if row is not None and not force:
-        lives = connection.execute("SELECT 1 FROM workers WHERE expires_at > ? AND digest <> ?", (now_us, digest)).fetchone()
-        if lives is not None:
+        others = connection.execute("SELECT id, expires_at > ? FROM workers WHERE digest <> ?", (now_us, digest)).fetchall()
+        known = {worker_id: is_alive for worker_id, is_alive in alive.items() if is_alive is not None}
+        if any(known.get(worker_id, has_lease) for worker_id, has_lease in others):
             theirs: Mapping[str, Any] = json.loads(row[1])
             return theirs
     connection.execute(
@@ -55,23 +64,37 @@ def register(
     expires_at_us: int,
     now_us: int,
 ) -> bool:
-    """Add a live worker; returns False if the shared settings do not (or no longer) match its digest."""
+    """Add a live worker with a lease from now to `expires_at_us`; returns False if the shared settings do not match its digest."""
     agreed = connection.execute("SELECT digest FROM configuration WHERE id = 1").fetchone()
     if agreed is not None and agreed[0] != digest:
         return False
     connection.execute(
-        "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, digest, runtime_dir) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (worker_id, host, pid, None if queues is None else json.dumps(queues), now_us, expires_at_us, digest, runtime_dir),
+        "INSERT INTO workers (id, host, pid, queues, started_at, expires_at, lease_us, digest, runtime_dir) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            worker_id,
+            host,
+            pid,
+            None if queues is None else json.dumps(queues),
+            now_us,
+            expires_at_us,
+            expires_at_us - now_us,
+            digest,
+            runtime_dir,
+        ),
     )
     record(connection, "worker_started", at_us=now_us, data={"worker": worker_id, "host": host, "pid": pid})
     return True
 
 
 def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int, parts: Sequence[PartInfo] = ()) -> bool:
-    """Extend the lease of everything the worker runs, and publish its parts; returns False if it was rescued and owns nothing."""
+    """Extend the lease of everything the worker runs, and publish its parts; returns False if it was rescued and owns nothing.
+
+    This is the worker's sign of life, so the row always changes, also under a clock that stands still.
+    """
     row = (expires_at_us, json.dumps([part._asdict() for part in parts]) if parts else None, worker_id)
-    return connection.execute("UPDATE workers SET expires_at = ?, parts = ? WHERE id = ?", row).rowcount == 1
+    statement = "UPDATE workers SET expires_at = ?1 + (expires_at = ?1), parts = ?2 WHERE id = ?3"
+    return connection.execute(statement, row).rowcount == 1
 
 
 def unregister(connection: sqlite3.Connection, worker_id: str, *, now_us: int) -> None:

@@ -20,6 +20,7 @@ from tests.store.rows import Rows, at, capacity_for
 STATEMENTS = {
     claims.HEADS: "jobs_claim",
     claims.TAKE: "key",
+    claims.TAKE_PLAIN: "key",
     claims.TAKE_DEVICE: "key",
     claims.RUNNING_COUNT: "jobs_running",
     claims.IS_RUNNING: "jobs_running",
