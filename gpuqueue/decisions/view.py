@@ -17,7 +17,7 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
 from gpuqueue.domain.yielding import yielded_to
-from gpuqueue.store.liveness import alive_here
+from gpuqueue.store.liveness import alive_here, proven_dead
 
 STALE_S = 30.0  # after the time at which an unavailable backend was to be checked again, or before that of its last check
 
@@ -74,7 +74,7 @@ def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
 
 
 def _unless_stale(row: Backend, now: datetime) -> Backend:
-    """Treat a backend as available again when no worker has checked it for long, or the clock was set back: it may have recovered."""
+    """Treat a backend as available again when no worker has checked it for long, or the clock was set back."""
     if row.available or row.retry_at is None:
         return row
     checked_at = row.checked_at or now
@@ -106,9 +106,10 @@ def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:
     """
     found = []
     for row in reads.workers(now_us=now_us):
-        here = alive_here(row.runtime_dir, row.info.id)
-        late_s = (now_us - to_us(row.info.expires_at)) / 1e6
-        if here is not False and (row.info.alive or (here and late_s < row.lease_s)):
+        if row.info.alive:
+            if proven_dead(row.runtime_dir, row.info.id) is None:
+                found.append(row.info)
+        elif (now_us - to_us(row.info.expires_at)) / 1e6 < row.lease_s and alive_here(row.runtime_dir, row.info.id):
             found.append(replace(row.info, alive=True))
     return found
 

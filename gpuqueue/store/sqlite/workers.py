@@ -64,7 +64,10 @@ def register(
     expires_at_us: int,
     now_us: int,
 ) -> bool:
-    """Add a live worker with a lease from now to `expires_at_us`; returns False if the shared settings do not match its digest."""
+    """Add a live worker with a lease from now to `expires_at_us`.
+
+    Returns False if the shared settings do not (or no longer) match its digest.
+    """
     agreed = connection.execute("SELECT digest FROM configuration WHERE id = 1").fetchone()
     if agreed is not None and agreed[0] != digest:
         return False
