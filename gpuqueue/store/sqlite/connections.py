@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: gpuqueue needs 3.35 or newer")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise StoreUnwritable(f"{path} is a folder, not a database file; give a file name")
     try:
         # Only a new file: closing a descriptor of a file that this process has open would drop SQLite's locks on it (a POSIX
@@ -37,20 +38,22 @@ def create(path: Path, *, synchronous: str) -> Engine:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not os.access(path, os.R_OK | os.W_OK):
-            raise StoreUnwritable(f"cannot open {path} for writing: {os.strerror(errno.EACCES)}") from None
+            raise StoreUnwritable(f"cannot open {path} for writing: {os.strerror(errno.EACCES)}.{who_may(path)}") from None
     except FileNotFoundError:
         raise StoreUnwritable(
             f"cannot create {path}: its folder does not exist. Create it with: mkdir -p {path.parent}"
         ) from None
     except OSError as error:
-        raise StoreUnwritable(f"cannot open {path} for writing: {error.strerror}") from None
+        raise StoreUnwritable(f"cannot open {path} for writing: {error.strerror}.{who_may(path)}") from None
     if not os.access(path.parent, os.W_OK):
-        raise StoreUnwritable(f"cannot write in {path.parent}: SQLite keeps its -wal and -shm files next to {path.name}")
-    from sqlalchemy import create_engine, event
+        raise StoreUnwritable(
+            f"cannot write in {path.parent}: SQLite keeps its -wal and -shm files next to {path.name}.{who_may(path)}"
+        )
+    from sqlalchemy import URL, create_engine, event
     from sqlalchemy.pool import NullPool
 
     engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),  # as text it would be decoded, and another file opened
         poolclass=NullPool,
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": READ_TIMEOUT_MS / 1000},
     )
@@ -122,9 +125,39 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return NotADatabase(f"{path} is not an SQLite database, or is damaged: {error}. Nothing was changed; give another path")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return StoreUnwritable(f"{path} cannot be written: {error}. Check the permissions of the file and its folder")
+        advice = who_may(path) or " Check the permissions of the file and its folder"
+        return StoreUnwritable(f"{path} cannot be written: {error}.{advice}")
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"no space left for {path}: {error}. Nothing was stored; free some space and try again")
     if code == sqlite3.SQLITE_IOERR:
         return StoreError(f"reading or writing {path} failed: {error}. Nothing was stored; check the disk")
     return StoreError(f"{path}: {error}")
+
+
+def who_may(path: Path) -> str:
+    """Say who may write the first file that this process may not, and what several users of one database need; else nothing."""
+    if not hasattr(os, "geteuid"):  # Windows
+        return ""
+    for file in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        try:
+            found = file.stat()
+        except OSError:
+            continue
+        if os.access(file, os.R_OK | os.W_OK | (os.X_OK if file == path.parent else 0)):
+            continue
+        folder, files = shlex.quote(str(path.parent)), f"{shlex.quote(str(path))}*"
+        return (
+            f" {file} belongs to {_user(found.st_uid)} (mode {found.st_mode & 0o777:04o}), and this process runs as "
+            f"{_user(os.geteuid())}. Users of one database need a group in common that may write the folder and the files in it: "
+            f"chgrp GROUP {folder} {files}; chmod g+rwxs {folder}; chmod g+rw {files}"
+        )
+    return ""
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
