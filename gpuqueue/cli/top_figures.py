@@ -15,7 +15,7 @@ from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.policies.windows import parse_window
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Hold
-from gpuqueue.domain.errors import StoreError
+from gpuqueue.domain.errors import FileReplaced, StoreError
 from gpuqueue.domain.estimates import left_s, run_s
 from gpuqueue.domain.explanation import QueueContext, RunningJob
 from gpuqueue.domain.job import Job, RunningAttempt, State
@@ -138,7 +138,6 @@ class Figuring:
 
     gq: GPUQueue
     _tokens: dict[tuple[int, int], deque[tuple[datetime, int]]] = field(default_factory=dict)
-    _file: object = None
 
     def read(self) -> Figures:
         """Read everything as of now."""
@@ -186,10 +185,10 @@ class Figuring:
         )
 
     def _expect_same_file(self) -> None:
-        found = self.gq.store.identity()
-        self._file = self._file or found
-        if found is None or found != self._file:
-            raise StoreError(f"{self.gq.database} was deleted or replaced; start `gpuqueue top` again")
+        try:
+            self.gq.store.look()
+        except FileReplaced:
+            raise StoreError(f"{self.gq.database} was deleted or replaced; start `gpuqueue top` again") from None
 
     def _job(self, item: RunningAttempt, view: View) -> JobFigures:
         elapsed_s = None if item.started_at is None else max(0.0, (view.now - item.started_at).total_seconds())

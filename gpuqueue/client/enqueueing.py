@@ -72,8 +72,13 @@ class Enqueuer:
     def for_file_of(self, config: Config) -> Enqueuer:
         """Return one for another file, with nothing cached."""
         made = copy(self)
-        made._config, made._ensured, made._model_queues = config, set(), set()
+        made._config = config
+        made.forget_file()
         return made
+
+    def forget_file(self) -> None:
+        """Forget what is known of the file: another one may have its name."""
+        self._ensured, self._model_queues = set(), set()
 
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""

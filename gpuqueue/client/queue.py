@@ -331,13 +331,19 @@ class GPUQueue:
         """The opened database file."""
         with self._opening:
             if "store" not in self.__dict__:
-                self.__dict__["store"] = self.open_store()
-            opened: Store = self.__dict__["store"]
-            return opened
+                self.__dict__["store"] = opened = self.open_store()
+                opened.on_replaced(self._forget_file)
+            return cast("Store", self.__dict__["store"])
 
     def open_store(self, *, patient: bool = False) -> Store:
         """Open the file again, with separate connections; a worker opens it `patient`."""
         return open_store(self.database, synchronous=self.config.synchronous, patient=patient, now_us=self.now_us)
+
+    def _forget_file(self) -> Store | None:
+        """Let the next use open the file anew; returns what was open."""
+        self._enqueuer.forget_file()
+        opened: Store | None = self.__dict__.pop("store", None)
+        return opened
 
     @property
     def database(self) -> Path:
@@ -399,7 +405,7 @@ class GPUQueue:
 
     def close(self) -> None:
         """Close the file's connections."""
-        store = self.__dict__.pop("store", None)
+        store = self._forget_file()
         if store is not None:
             store.close()
 

@@ -32,7 +32,7 @@ the rows carry (worker and lease number, finish time).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
@@ -393,8 +393,14 @@ class Engine(Protocol):
     def now_us(self) -> int:
         """Return the current time: this process's clock if the database is a file, else the server's."""
 
-    def identity(self) -> Hashable:
-        """Return a value that is equal while the name leads to the same database; None if it leads to none."""
+    def look(self) -> None:
+        """Look whether the name still leads to the open database. A client's engine looks by itself, at most each 100 ms.
+
+        Raises: FileReplaced, which names the jobs that were stored since the last look.
+        """
+
+    def on_replaced(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once, before FileReplaced is raised, when another database has the name."""
 
     def quiesce(self, timeout_s: float) -> None:
         """Before a fork: wait until no thread uses the database, at most `timeout_s`, and block new uses until `resume`.

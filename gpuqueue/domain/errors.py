@@ -8,7 +8,7 @@ GPUQueueError
 │   └── StateError            the job's state does not allow this
 ├── StoreError                the database file cannot be used
 │   ├── StoreBusy             could not acquire the write lock in time; nothing was changed
-│   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull
+│   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull, FileReplaced
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
 ├── PluginFailed              a plugin raised in a hook, and the caller cannot continue without its answer
@@ -19,7 +19,9 @@ GPUQueueError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN_IDS = 5
 
 from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_text
 
@@ -97,6 +99,25 @@ class StoreUnwritable(StoreError):
 
 class StoreFull(StoreError):
     """The disk is full; the transaction was rolled back."""
+
+
+class FileReplaced(StoreError):
+    """The file was deleted or replaced while it was open; `job_ids` were stored in it since it was last seen in its place."""
+
+    def __init__(self, path: object, job_ids: Sequence[int]) -> None:
+        stored = ""
+        if job_ids:
+            first, plural = job_ids[:SHOWN_IDS], "s" if len(job_ids) > 1 else ""
+            more = f" and {len(job_ids) - SHOWN_IDS} more (the last is {job_ids[-1]})" if len(job_ids) > SHOWN_IDS else ""
+            stored = (
+                f" Job{plural} {', '.join(map(str, first))}{more} may be only in the old file: "
+                f"enqueue {'them' if plural else 'it'} again if {'they are' if plural else 'it is'} missing."
+            )
+        super().__init__(
+            f"{path} was deleted or replaced while this process was using it. This call changed nothing.{stored} "
+            "If there is another file now, the next call uses it"
+        )
+        self.job_ids = tuple(job_ids)
 
 
 class JobError(GPUQueueError):

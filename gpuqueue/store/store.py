@@ -46,7 +46,8 @@ class Store:
         self.snapshot = engine.snapshot
         self.changed = engine.changed
         self.now_us = engine.now_us
-        self.identity = engine.identity
+        self.look = engine.look
+        self.on_replaced = engine.on_replaced
         self.jobs = Jobs(self, engine.jobs)
         self.attempts = Attempts(engine.attempts, wakeups)
         self.queues = Queues(engine.queues, wakeups)

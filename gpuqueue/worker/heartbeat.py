@@ -56,6 +56,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
+            asked_at_s = self._clock.monotonic()
             try:
                 expires_at_us = self._clock.wall() + int(self._lease_s * 1e6)
                 held = self._store.workers.extend(self._worker_id, expires_at_us=expires_at_us, parts=self.parts())
@@ -64,7 +65,7 @@ class Heartbeat:
                 held = self.is_fresh()
             else:
                 if held:
-                    self._extended_at_s = self._clock.monotonic()
+                    self._extended_at_s = asked_at_s
             if not held:
                 self._log.lost()
                 self.lost = True

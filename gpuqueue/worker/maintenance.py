@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
-from gpuqueue.domain.errors import GPUQueueError, PluginFailed, StoreError
+from gpuqueue.domain.errors import FileReplaced, GPUQueueError, PluginFailed, StoreError
 from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.processes import Children
@@ -63,7 +63,6 @@ class Maintenance:
         self._children = children
         self._observations = observations
         self._orders = orders
-        self._file = self._store.identity()
         self._max_crashes = max_crashes
         self._retention = retention
         self._ahead_us: int | None = None  # the wall clock, of the monotonic one
@@ -131,9 +130,11 @@ class Maintenance:
 
     def look_for_file(self) -> None:
         """Notice that the file was deleted or replaced: no other process uses the one this worker has open."""
-        if self._store.identity() != self._file:
-            self._orders.file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
-            self._file = self._store.identity()
+        try:
+            self._store.look()
+        except FileReplaced:
+            if self._orders.failure is None:
+                self._orders.file_gone(f"{self._store.name} was deleted or replaced while this worker was using it")
 
     def follow_clock(self) -> None:
         """Let nothing wait for a time from before the clock was set back; it may have been before this worker started."""

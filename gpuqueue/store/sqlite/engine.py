@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from time import monotonic
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from gpuqueue.domain.claim import Capacity, ClaimRules
@@ -32,6 +32,7 @@ from gpuqueue.store.sqlite import (
     workers,
 )
 from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB
+from gpuqueue.store.sqlite.own_file import OwnFile
 from gpuqueue.store.sqlite.read_pool import ReadPool
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
@@ -46,7 +47,7 @@ _inherited: list[object] = []  # a forked child keeps its parent's connections u
 class SQLite:
     """A queue's open database file; created or upgraded if needed.
 
-    `patient` is for workers, which leave the write lock to producers.
+    `patient` is for workers, which leave the write lock to producers, and look for their file themselves.
     Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
     """
 
@@ -70,6 +71,7 @@ class SQLite:
         try:
             with self.lent() as connection:
                 migrate.ensure_schema(self._engine, connection, path)
+                self.own_file = OwnFile(path, looks_by_itself=not patient)
         except BaseException:
             self.close()
             raise
@@ -102,24 +104,23 @@ class SQLite:
         self._begin()
 
     def quiesce(self, timeout_s: float) -> None:
-        give_up_s = time.monotonic() + timeout_s
+        give_up_s = monotonic() + timeout_s
         if self.writer.quiesce(timeout_s):
             self._resuming.append(self.writer.resume)
         self._resuming.append(self._read_pool.resume)
-        self._read_pool.quiesce(max(0.0, give_up_s - time.monotonic()))
-        if self._version_lock.acquire(timeout=max(0.0, give_up_s - time.monotonic())):
+        self._read_pool.quiesce(max(0.0, give_up_s - monotonic()))
+        if self._version_lock.acquire(timeout=max(0.0, give_up_s - monotonic())):
             self._resuming.append(self._version_lock.release)
 
     def resume(self) -> None:
         while self._resuming:
             self._resuming.pop()()
 
-    def identity(self) -> tuple[int, int] | None:
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def look(self) -> None:
+        self.own_file.look()
+
+    def on_replaced(self, tell: Callable[[], object]) -> None:
+        self.own_file.tell_replaced = tell
 
     @contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
@@ -128,12 +129,18 @@ class SQLite:
             yield connection
 
     def reading(self) -> _Reading:
+        if monotonic() >= self.own_file.due_s:
+            self.own_file.look()
         return _Reading(self._read_pool, self.path)
 
     def snapshot(self) -> _Snapshot:
+        if monotonic() >= self.own_file.due_s:
+            self.own_file.look()
         return _Snapshot(self._read_pool, self.path)
 
     def changed(self) -> int:
+        if monotonic() >= self.own_file.due_s:
+            self.own_file.look()
         with connections.explained(self.path), self._version_lock:
             if self._version_reader is None:
                 self._version_reader = connections.connect(self._engine)
@@ -202,7 +209,10 @@ def _transaction(
 
     @wraps(work)
     def run(self: _Role, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        return self._engine.writer.run(work, *args, **kwargs)
+        engine = self._engine
+        if monotonic() >= engine.own_file.due_s:
+            engine.own_file.look()
+        return engine.writer.run(work, *args, **kwargs)
 
     return run
 
@@ -210,13 +220,24 @@ def _transaction(
 class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
         # Like `insert_jobs`, with fewer steps: every enqueue passes through here.
+        engine = self._engine
+        own_file = engine.own_file
+        if monotonic() >= own_file.due_s:
+            own_file.look()
         queue, task, arguments, enqueued_at_us, priority, max_attempts, extras = job
         if extras is None and len(arguments) <= INLINE_BYTES:
             row = (queue, task, arguments, enqueued_at_us, enqueued_at_us, priority, max_attempts)
-            return self._engine.writer.insert(INSERT_PLAIN_JOB, row)
+            job_id = engine.writer.insert(INSERT_PLAIN_JOB, row)
+            own_file.stored.append(job_id)
+            return job_id
         return self.enqueue_many((job,))[0]
 
-    enqueue_many = _transaction(enqueueing.insert_jobs)
+    def enqueue_many(self, jobs: Sequence[NewJob], /) -> list[int]:
+        ids = self._insert_many(jobs)
+        self._engine.own_file.stored += ids
+        return ids
+
+    _insert_many = _transaction(enqueueing.insert_jobs)
     cancel = _transaction(jobs.cancel)
     cancel_several = _transaction(jobs.cancel_several)
     retry = _transaction(jobs.retry)
