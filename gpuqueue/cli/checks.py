@@ -154,7 +154,7 @@ def database_file(path: Path) -> Iterator[Check]:
     try:
         version = database.schema_version(path)
     except GPUQueueError as error:
-        yield Check(PROBLEM, "database", str(error), "set another `database`, or restore the file from a backup")
+        yield Check(PROBLEM, "database", str(error), "set another `database`, or restore a backup: gpuqueue db restore FILE")
         return
     if version != database.head() and version is not None and version not in database.known_versions():
         yield Check(

@@ -15,7 +15,7 @@ from gpuqueue.store import database
 
 @click.group(short_help="Check, back up, prune or upgrade the database file.")
 def db() -> None:
-    """Find, check, back up, prune, shrink or upgrade the database file."""
+    """Find, check, back up, restore, prune, shrink or upgrade the database file."""
 
 
 @db.command("path", short_help="Print the path of the database file.")
@@ -103,5 +103,5 @@ def check(session: Session, as_json: bool) -> int:
     return 1 if found else 0
 
 
-for command in (upkeep.prune, upkeep.backup, upkeep.vacuum):
+for command in (upkeep.prune, upkeep.backup, upkeep.restore, upkeep.vacuum):
     db.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,12 +15,15 @@ from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.cli.shapes import finding_shape
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.contract.hookspecs import RetentionDetails
-from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.decisions.view import live_workers
+from gpuqueue.domain.errors import StoreError, UsageError, did_you_mean
 from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.units import format_duration, format_size, parse_duration
+from gpuqueue.domain.view import WorkerInfo
 from gpuqueue.store import database as store_database
 
 LARGE_PRUNING = 1000
+PATIENCE_S = 5.0
 
 
 @click.command(short_help="Delete old finished jobs.")
@@ -88,8 +92,7 @@ def _kept(session: Session, older_than: str | None, states: tuple[State, ...]) -
 def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
     """Copy a snapshot of the database to FILE and check the copy; workers can keep running.
 
-    Only its owner can read FILE, because it contains prompts and answers. To restore it: stop every process that uses the
-    database, move FILE to the database's path, and delete the -wal and -shm files there.
+    Only its owner can read FILE, because it contains prompts and answers. `gpuqueue db restore FILE` puts it back.
 
     \b
     Keys: database, backup, size_bytes, jobs (how many),
@@ -110,6 +113,58 @@ def backup(session: Session, file: Path, force: bool, as_json: bool) -> None:
         print_json({**found, "findings": findings})
         return
     say(f"{target}: {format_size(done.size_bytes)}, {done.job_count:,} jobs, checked")
+
+
+@click.command(short_help="Put a backup in the place of the database.")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+@pass_session
+def restore(session: Session, file: Path, as_json: bool) -> None:
+    """Check a copy of the backup FILE and put it in the place of the database. Refused while a worker is alive.
+
+    The database before it is kept next to it, with its -wal file: SQLite would apply that to the restored one. An application
+    that is running uses the restored file after one error, FileReplaced.
+
+    \b
+    Keys: database, backup, size_bytes, jobs (how many), version (its schema),
+      kept (the old files), findings (what is wrong in the backup too):
+      [{check, detail, mend}].
+    """
+    gq = session.queue()
+    gq.close()
+    database, backup = gq.database, Path(os.path.abspath(file.expanduser()))
+    suffix = f".before-restore-{gq.now():%Y%m%dT%H%M%SZ}"
+    done = store_database.restore(database, backup, suffix=suffix, expect_unused=lambda: _expect_no_worker_of(gq))
+    if done.findings:
+        broken = ", ".join(dict.fromkeys(finding.check for finding in done.findings))
+        note(f"Warning: the backup is restored with its errors ({broken}). Details: {session.command('db', 'check')}")
+    if as_json:
+        findings = [finding_shape(finding) for finding in done.findings]
+        found = {"database": str(database), "backup": str(backup), "size_bytes": done.size_bytes, "jobs": done.job_count}
+        print_json({**found, "version": done.version, "kept": list(map(str, done.kept)), "findings": findings})
+        return
+    say(f"{database}: {format_size(done.size_bytes)}, {done.job_count:,} jobs, restored from {backup} and checked")
+    if done.kept:
+        say("  kept, in case a job stored after the backup is needed: " + ", ".join(map(str, done.kept)))
+    if done.version != store_database.head():
+        click.echo(f"  upgrade it with: {session.command('db', 'upgrade')} (a worker does so too)")
+
+
+def _expect_no_worker_of(gq: GPUQueue) -> None:
+    """Refuse while a worker uses the file, or might: the workers of a damaged file cannot be read."""
+    if not gq.database.exists():
+        return
+    try:
+        with store_database.as_it_is(gq.database, patience_s=PATIENCE_S) as reads:
+            workers = live_workers(reads, now_us=gq.now_us())
+    except StoreError as error:
+        if store_database.is_open_elsewhere(gq.database):
+            raise UsageError(
+                f"another process uses {gq.database}, and it cannot be read whether that is a worker ({error}). "
+                f"Nothing was changed. Stop it first; to find it: fuser {gq.database}"
+            ) from None
+        return
+    _refuse_beside(workers, "would go on with the old file")
 
 
 @click.command(short_help="Return unused space in the file to the disk.")
@@ -140,10 +195,13 @@ def vacuum(session: Session, as_json: bool) -> None:
 
 
 def _expect_no_worker(gq: GPUQueue) -> None:
-    workers = gq.workers()
+    _refuse_beside(gq.workers(), "would lose their leases while the file is rewritten")
+
+
+def _refuse_beside(workers: Sequence[WorkerInfo], why: str) -> None:
     if workers:
         named = ", ".join(f"{worker.id} (pid {worker.pid} on {worker.host})" for worker in workers)
         raise UsageError(
-            f"workers are alive and would lose their leases while the file is rewritten: {named}. Nothing was changed. "
+            f"workers are alive and {why}: {named}. Nothing was changed. "
             "Stop the workers first: Ctrl-C or SIGTERM stops them cleanly"
         )

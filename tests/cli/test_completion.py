@@ -54,7 +54,7 @@ def filled(configured: Path) -> Path:
     ("line", "expected"),
     [
         ("gpuqueue st", ["status"]),
-        ("gpuqueue db ", ["backup", "check", "path", "prune", "upgrade", "vacuum", "version"]),
+        ("gpuqueue db ", ["backup", "check", "path", "prune", "restore", "upgrade", "vacuum", "version"]),
         ("gpuqueue completion ", list(SHELLS)),
         ("gpuqueue jobs --queue ", ["ai-batch", "ai-realtime", "held", "letters", "mail"]),
         ("gpuqueue jobs --queue ai", ["ai-batch", "ai-realtime"]),

@@ -179,3 +179,42 @@ def test_without_a_database_nothing_is_made(configured: Path, run: Run, command:
     assert ran.status == 2
     assert f"no database at {configured / 'jobs.db'} yet" in ran.err
     assert [file.name for file in configured.iterdir()] == ["gpuqueue.toml"]
+
+
+# --- restoring ---
+
+
+def test_a_backup_is_restored_and_what_was_there_is_kept_and_named(gq: GPUQueue, run: Run, configured: Path) -> None:
+    run("db", "backup", "copy.db")
+    gq.enqueue("send")
+    ran = run("db", "restore", "copy.db")
+    (kept,) = [file for file in configured.glob("*.before-restore-*") if not file.name.endswith(("-wal", "-shm"))]
+    assert (ran.status, ran.err) == (0, "")
+    assert f"{gq.database}: " in ran.out
+    assert f"6 jobs, restored from {configured / 'copy.db'} and checked" in ran.out
+    assert str(kept) in ran.out
+    with closing(sqlite3.connect(kept)) as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (7,)
+    with GPUQueue.from_config("gpuqueue.toml") as restored:
+        assert len(restored.jobs()) == 6
+
+
+def test_no_backup_is_restored_beside_a_worker(gq: GPUQueue, run: Run, configured: Path) -> None:
+    run("db", "backup", "copy.db")
+    before = gq.database.stat().st_ino
+    with Worker(gq, queues=["mail"]) as worker:
+        ran = run("db", "restore", "copy.db")
+    assert ran.status == 2
+    assert f"workers are alive and would go on with the old file: {worker.id}" in ran.err
+    assert "Nothing was changed" in ran.err
+    assert gq.database.stat().st_ino == before
+    assert not list(configured.glob("*.before-restore-*"))
+
+
+def test_a_backup_is_restored_where_the_database_is_gone(gq: GPUQueue, run: Run, configured: Path) -> None:
+    run("db", "backup", "copy.db")
+    gq.close()
+    for file in configured.glob(f"{gq.database.name}*"):
+        file.unlink()
+    assert run("db", "restore", "copy.db").status == 0
+    assert "6 jobs" in run("db", "backup", "again.db").out

@@ -102,6 +102,7 @@ ELSEWHERE = {
     ("submit", "with --follow, the last line"),
     ("db check", ""),
     ("db backup", ""),
+    ("db restore", ""),
     ("db vacuum", ""),
     ("demo", ""),
 }
@@ -162,13 +163,14 @@ def test_the_lines_of_a_log(filled: GPUQueue, run: Run, keys: Any) -> None:
         compare(keys("logs"), entry)
 
 
-def test_the_keys_of_checks_backups_and_vacuums(configured: Path, run: Run, keys: Any) -> None:
+def test_the_keys_of_checks_backups_restores_and_vacuums(configured: Path, run: Run, keys: Any) -> None:
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         gq.counts()
         gq.store.engine.writer.run(lambda connection: connection.execute("INSERT INTO counters VALUES ('mail', 'completed', 7)"))
     for command, argv in (
         ("db check", ["db", "check"]),
         ("db backup", ["db", "backup", "copy.db"]),
+        ("db restore", ["db", "restore", "copy.db"]),
         ("db vacuum", ["db", "vacuum"]),
     ):
         shape = keys(command)

@@ -1,10 +1,11 @@
-"""Copies a database file while it is in use, and verifies the copy; restores nothing."""
+"""Copies a database file while it is in use, and checks the copy."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,26 @@ def back_up(database: Path, target: Path, *, overwrite: bool) -> BackedUp:
     Raises: UsageError if the target cannot be used; StoreError.
     """
     _expect_free(database, target, overwrite)
+    with checked_copy(database, target) as copy:
+        damage = [finding.detail for finding in copy.findings if finding.check == "sqlite"]
+        if damage:
+            raise StoreError(f"the copy was damaged ({damage[0]}) and was deleted; check {database} with: gpuqueue db check")
+        size_bytes = copy.path.stat().st_size
+        os.replace(copy.path, target)
+    return BackedUp(size_bytes, copy.job_count, copy.findings)
+
+
+class Copy(NamedTuple):
+    """A copy that is complete and checked, but not yet in its place."""
+
+    path: Path
+    job_count: int
+    findings: list[Finding]
+
+
+@contextmanager
+def checked_copy(database: Path, target: Path) -> Iterator[Copy]:
+    """Copy a database to a temporary name next to the target, and check the copy; what is still there at the end is deleted."""
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     try:
         os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -39,24 +60,23 @@ def back_up(database: Path, target: Path, *, overwrite: bool) -> BackedUp:
         raise StoreUnwritable(f"cannot write in {target.parent}: {error.strerror}") from None
     try:
         job_count = _copy(database, unfinished, target)
-        findings = check_file(unfinished)
-        damage = [finding.detail for finding in findings if finding.check == "sqlite"]
-        if damage:
-            raise StoreError(f"the copy was damaged ({damage[0]}) and was deleted; check {database} with: gpuqueue db check")
-        size_bytes = unfinished.stat().st_size
-        os.replace(unfinished, target)
+        yield Copy(unfinished, job_count, check_file(unfinished))
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
             with suppress(FileNotFoundError):
                 os.unlink(f"{unfinished}{end}")
-    return BackedUp(size_bytes, job_count, findings)
 
 
-def _expect_free(database: Path, target: Path, overwrite: bool) -> None:
+def expect_place(target: Path) -> None:
+    """Raises: UsageError if a file cannot have this name."""
     if target.is_dir():
         raise UsageError(f"{target} is a folder; give a file name")
     if not target.parent.is_dir():
         raise UsageError(f"the folder {target.parent} does not exist. Create it with: mkdir -p {target.parent}")
+
+
+def _expect_free(database: Path, target: Path, overwrite: bool) -> None:
+    expect_place(target)
     if target.exists():
         if os.path.samefile(database, target):
             raise UsageError(f"{target} is the database itself; give another file name")

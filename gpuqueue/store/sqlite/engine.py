@@ -67,11 +67,12 @@ class SQLite:
         self.followers = _Followers(self)
         self.estimates = _Estimates(self)
         self.upkeep = _Upkeep(self)
+        self.own_file = OwnFile(path, looks_by_itself=not patient)  # before it is opened: it may be replaced meanwhile
         self._begin()
         try:
             with self.lent() as connection:
                 migrate.ensure_schema(self._engine, connection, path)
-                self.own_file = OwnFile(path, looks_by_itself=not patient)
+                self.own_file.look()
         except BaseException:
             self.close()
             raise

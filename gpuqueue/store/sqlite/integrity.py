@@ -124,7 +124,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> list[Finding]:
 
 def _damage(line: str, path: Path) -> Finding:
     mend = (
-        "stop everything that uses it and restore a backup (made with `gpuqueue db backup`); without one, save what can "
+        "stop the workers and restore a backup: gpuqueue db restore FILE; without one, save what can "
         f"be read: sqlite3 {path} .recover | sqlite3 saved.db"
     )
     return Finding("sqlite", line, mend)

@@ -72,6 +72,15 @@ def known_versions() -> list[str]:
     return sorted(name.partition("_")[0] for name in names if name[0].isdigit())
 
 
+def expect_known(version: str, path: Path) -> None:
+    """Raises: NewerSchema if this gpuqueue cannot read a file of this version."""
+    if version not in known_versions():
+        raise NewerSchema(
+            f"{path} was written by a newer gpuqueue (its schema is {version}, this one supports up to {head()}); "
+            "upgrade gpuqueue here: pip install --upgrade gpuqueue"
+        )
+
+
 @cache
 def head() -> str:
     """Return the version that this gpuqueue writes."""
@@ -103,11 +112,8 @@ def _upgrade(engine: Engine, path: Path) -> None:
         _begin_immediate(driver)
         try:
             found = version(driver)  # another process may have upgraded meanwhile
-            if found is not None and found not in known_versions():
-                raise NewerSchema(
-                    f"{path} was written by a newer gpuqueue (its schema is {found}, this one supports up to {head()}); "
-                    "upgrade gpuqueue here: pip install --upgrade gpuqueue"
-                )
+            if found is not None:
+                expect_known(found, path)
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
             if driver.in_transaction:
