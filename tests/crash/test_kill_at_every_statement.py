@@ -198,6 +198,7 @@ OPERATIONS: dict[str, Operation] = {
         [(UNSIZED, Demand(5, "n")), (SIZED, Demand(10**12))], largest_bytes=9
     ),
     "register a worker": lambda scene: scene.rows.register("other"),
+    "follow a clock that was set back": lambda scene: scene.store.upkeep.set_back(now_us=at(-1)),
     "unregister a worker": lambda scene: scene.store.workers.unregister("w", now_us=at(5)),
     "lose a backend": lambda scene: scene.store.backends.lost("ollama", error="gone", probe_every_s=1, longest_s=9, now_us=at(5)),
     "hear of a backend": lambda scene: [
@@ -223,7 +224,7 @@ NO_LONGER_FOLLOWED = {"stop following", "take events", "prune events"}
 def opened(path: Path) -> Iterator[Scene]:
     store = open_store(path)
     rows = Rows.__new__(Rows)
-    rows.store, rows.queues, rows.worker = store, {}, "w"
+    rows.store, rows.queues, rows.worker, rows._registered = store, {}, "w", {"w"}
     rows.queues = {name: QueueSettings(name, gpu=name == "ai") for name in ("work", "ai", "setup")}
     try:
         yield Scene(rows, store)

@@ -38,12 +38,14 @@ class Rows:
 
     def register(self, worker: str, *, queues: tuple[str, ...] | None = None, expires_s: float = 1e6) -> None:
         self._registered.add(worker)
+        with self.store.engine.lent() as connection:
+            agreed = connection.execute("SELECT digest FROM configuration").fetchone()
         self.store.workers.register(
             worker,
             host="here",
             pid=1,
             queues=queues,
-            digest="d",
+            digest="d" if agreed is None else agreed[0],
             runtime_dir=str(self.store.runtime_dir),
             expires_at_us=at(expires_s),
             now_us=NOW_US,
