@@ -289,11 +289,17 @@ class Backends(Protocol):
 class Services(Protocol):
     """Singleton services, each run by one worker: the row is its lease."""
 
-    def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
-        """Take a service over; returns the new term, None while another live worker runs it."""
+    def take(
+        self, name: str, worker_id: str, /, *, silent: tuple[int, int] | None = None, expires_at_us: int, now_us: int
+    ) -> int | None:
+        """Take a service over; returns the new term, None while another worker runs it.
+
+        A worker runs it while it has a row, unless `silent` is its lease: a term, and an end of it in microseconds, that the
+        caller has seen unchanged for too long.
+        """
 
     def extend(self, name: str, term: int, /, *, expires_at_us: int) -> bool:
-        """Extend the lease on a service; returns False if another worker took it over."""
+        """Extend the lease on a service, whose end always changes; returns False if another worker took it over."""
 
     def release(self, name: str, term: int, /) -> None:
         """Give a service up, for another worker to take over."""

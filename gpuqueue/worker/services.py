@@ -12,6 +12,8 @@ from gpuqueue.contract.hookspecs import RegisterServicesDetails, Service, Servic
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.domain.errors import StoreError, describe
 from gpuqueue.domain.safe_text import safe_trace
+from gpuqueue.domain.units import to_us
+from gpuqueue.store.liveness import Silences
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.service_thread import ServiceThread
 from gpuqueue.worker.site import Site
@@ -61,6 +63,7 @@ class _Host:
         self._gq = gq
         self._name = name
         self._service = service
+        self._silences = Silences(site.clock.monotonic)
         self._stop = threading.Event()
         self._thread = ServiceThread(f"service-{name}", self._run, site.clock, orders)
 
@@ -78,11 +81,24 @@ class _Host:
     def _expiry_us(self) -> int:
         return self._clock.wall() + int(SERVICE_LEASE_S * 1e6)
 
+    def _silent_lease(self) -> tuple[int, int] | None:
+        """Return the service's lease if it has not been extended for its whole length, by this worker's own clock."""
+        with self._store.reading() as reads:
+            found = next((item for item in reads.services(now_us=self._clock.wall()) if item.name == self._name), None)
+        if found is None or found.expires_at is None:
+            return None
+        lease = (found.term, to_us(found.expires_at))
+        return lease if self._silences.silent_s(self._name, lease, lease_s=SERVICE_LEASE_S) >= SERVICE_LEASE_S else None
+
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
                 term = self._store.services.take(
-                    self._name, self._worker_id, expires_at_us=self._expiry_us(), now_us=self._clock.wall()
+                    self._name,
+                    self._worker_id,
+                    silent=self._silent_lease(),
+                    expires_at_us=self._expiry_us(),
+                    now_us=self._clock.wall(),
                 )
                 if term is not None:
                     self._serve(term)

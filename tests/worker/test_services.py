@@ -102,3 +102,20 @@ def test_the_service_of_a_worker_that_was_killed_is_taken_over(make_queue, start
         assert plugin.terms == []
         os.kill(holder.pid, 9)
     until(lambda: plugin.terms == [2], "it is taken over")
+
+
+def test_a_step_of_the_clock_takes_no_service_over_but_a_silent_lease_does(gq):
+    """By rows alone: the other worker extends, then does so no more."""
+    services, now_us = gq.store.services, gq.now_us()
+    for name in ("one", "two"):
+        assert gq.store.workers.register(
+            name, host="far", pid=1, runtime_dir="/nowhere", queues=None, digest="d", expires_at_us=now_us + 1, now_us=now_us
+        )
+    term = services.take("counting", "one", expires_at_us=now_us + 1, now_us=now_us)
+    later_us = now_us + 10**12
+    assert services.take("counting", "two", expires_at_us=later_us, now_us=later_us) is None
+    before = (term, now_us + 1)
+    assert services.extend("counting", term, expires_at_us=now_us + 1), "under a clock that stands still"
+    assert services.take("counting", "two", silent=before, expires_at_us=later_us, now_us=later_us) is None
+    assert services.take("counting", "two", silent=(term, now_us + 2), expires_at_us=later_us, now_us=later_us) == term + 1
+    assert not services.extend("counting", term, expires_at_us=later_us)

@@ -307,11 +307,13 @@ class _Backends(_Role):
 
 
 class _Services(_Role):
-    def take(self, name: str, worker_id: str, /, *, expires_at_us: int, now_us: int) -> int | None:
+    def take(
+        self, name: str, worker_id: str, /, *, silent: tuple[int, int] | None = None, expires_at_us: int, now_us: int
+    ) -> int | None:
         with self._engine.lent() as connection:  # every worker asks every second; most calls need no write lock
-            if services.is_held(connection, name, by_other_than=worker_id, now_us=now_us):
+            if services.is_held(connection, name, by_other_than=worker_id, silent=silent):
                 return None
-        return self._take(name, worker_id, expires_at_us=expires_at_us, now_us=now_us)
+        return self._take(name, worker_id, silent=silent, expires_at_us=expires_at_us, now_us=now_us)
 
     _take = _transaction(services.take)
     extend = _transaction(services.extend)

@@ -16,20 +16,33 @@ from gpuqueue.domain.view import ServiceInfo
 if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
+# A worker that is silent for its lease loses its row, by a clock that no step moves.
 HELD = (
-    "SELECT 1 FROM services JOIN workers ON workers.id = services.worker_id "
-    "WHERE services.name = ? AND services.worker_id <> ? AND services.expires_at > ? AND workers.expires_at > ?"
+    "SELECT term, services.expires_at FROM services JOIN workers ON workers.id = services.worker_id "
+    "WHERE services.name = ? AND services.worker_id <> ?"
 )
 
 
-def is_held(connection: sqlite3.Connection, name: str, *, by_other_than: str, now_us: int) -> bool:
-    """Return whether another live worker runs the service."""
-    return connection.execute(HELD, (name, by_other_than, now_us, now_us)).fetchone() is not None
+def is_held(connection: sqlite3.Connection, name: str, *, by_other_than: str, silent: tuple[int, int] | None) -> bool:
+    """Return whether another worker runs the service and has extended its lease since `silent` (term, end of the lease)."""
+    found = connection.execute(HELD, (name, by_other_than)).fetchone()
+    return found is not None and found != silent
 
 
-def take(connection: sqlite3.Connection, name: str, worker_id: str, *, expires_at_us: int, now_us: int) -> int | None:
-    """Take a service over; returns the new term, None if another live worker runs it."""
-    if is_held(connection, name, by_other_than=worker_id, now_us=now_us):
+def take(
+    connection: sqlite3.Connection,
+    name: str,
+    worker_id: str,
+    *,
+    silent: tuple[int, int] | None = None,
+    expires_at_us: int,
+    now_us: int,
+) -> int | None:
+    """Take a service over; returns the new term, None if another worker runs it.
+
+    `silent` is a lease (its term and end) that the caller has seen unchanged for too long.
+    """
+    if is_held(connection, name, by_other_than=worker_id, silent=silent):
         return None
     connection.execute(
         "INSERT INTO services (name, worker_id, term, since, expires_at) VALUES (?, ?, 1, ?, ?) ON CONFLICT (name) DO UPDATE "
@@ -41,8 +54,8 @@ def take(connection: sqlite3.Connection, name: str, worker_id: str, *, expires_a
 
 
 def extend(connection: sqlite3.Connection, name: str, term: int, *, expires_at_us: int) -> bool:
-    """Extend the lease on a service; returns False if another worker took it over."""
-    statement = "UPDATE services SET expires_at = ? WHERE name = ? AND term = ? AND worker_id IS NOT NULL"
+    """Extend the lease on a service, whose end always changes; returns False if another worker took it over."""
+    statement = "UPDATE services SET expires_at = ?1 + (expires_at = ?1) WHERE name = ?2 AND term = ?3 AND worker_id IS NOT NULL"
     return connection.execute(statement, (expires_at_us, name, term)).rowcount == 1
 
 
