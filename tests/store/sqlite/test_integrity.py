@@ -120,7 +120,7 @@ def test_a_damaged_page_is_found_and_the_rows_are_left_alone(filled: Path, store
     filled.write_bytes(pages[:40960] + b"\xff" * 8192 + pages[49152:])
     found = check_file(filled)
     assert {finding.check for finding in found} == {"sqlite"}
-    assert "gpuqueue db backup" in found[0].mend
+    assert "gpuqueue db restore FILE" in found[0].mend
     assert ".recover" in found[0].mend
 
 
