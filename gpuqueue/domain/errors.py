@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-SHOWN_IDS = 5
-
 from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_text
+
+SHOWN_IDS = 5
 
 
 class GPUQueueError(Exception):

@@ -56,6 +56,16 @@ class Parts:
             site, dispatcher, orders, may_claim=lambda: True, asynchronous=frozenset, internal=judge.internal
         )
         self.exchange.claim_for(Full(), Full())
+        gq.store.workers.register(
+            WORKER,
+            host="here",
+            pid=1,
+            queues=None,
+            digest="",
+            runtime_dir="",
+            expires_at_us=gq.now_us() + 60_000_000,
+            now_us=gq.now_us(),
+        )
         _, self.leases = gq.store.attempts.finish_and_claim(
             [],
             worker_id=WORKER,
