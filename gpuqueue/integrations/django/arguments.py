@@ -65,6 +65,8 @@ def _taken(function: Callable[..., Any], takes_context: bool) -> inspect.Signatu
 def _as_json(task: Any, what: str, value: Any) -> Any:
     try:
         return normalize_json(value)
+    except RecursionError:
+        raise ValueError(f"{task.module_path}: {what} is nested too deeply to be stored") from None
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{task.module_path}: {what} is not JSON: {error}") from None
