@@ -16,6 +16,7 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.errors import StateError, UsageError
 from gpuqueue.domain.job import FINISHED, WAITING, State
 from gpuqueue.domain.moments import iso, until
+from gpuqueue.domain.numbers import LARGEST as LARGEST_ID
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,7 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print what w
 
 
 def _job_ids(which: Completer) -> Callable[[Command], Command]:
-    return click.argument("job_ids", metavar="[ID]...", type=click.IntRange(min=1), nargs=-1, shell_complete=which)
+    return click.argument("job_ids", metavar="[ID]...", type=click.IntRange(1, LARGEST_ID), nargs=-1, shell_complete=which)
 
 
 @click.command()

@@ -16,12 +16,12 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import FINISHED, Job, State
 from gpuqueue.domain.moments import clock, since
+from gpuqueue.domain.numbers import LARGEST as LARGEST_ID
 from gpuqueue.domain.timeline import progress, timeline_of
 from gpuqueue.domain.units import counted, format_duration, format_size
 
 SHOWN_CHARACTERS = 600  # of the arguments, a result or an output, without --result
 SHOWN_OF_ERROR = 120  # characters, in a list
-LARGEST_ID = 2**63 - 1
 
 job_id_argument = click.argument("job_id", metavar="ID", type=click.IntRange(1, LARGEST_ID), shell_complete=job_to_show)
 

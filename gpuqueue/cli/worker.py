@@ -11,7 +11,7 @@ import click
 
 from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.session import Session, app_option, pass_session
-from gpuqueue.domain.settings import LogFormat
+from gpuqueue.domain.settings import MOST_THREADS, LogFormat
 from gpuqueue.logs import ATTRIBUTE, JSONFormatter, configure_logging
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -27,7 +27,7 @@ LEVELS = ("debug", "info", "warning", "error")
     help="Serve only this queue; may be repeated.",
 )
 @app_option
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="How many jobs without a GPU may run at once.")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="How many jobs without a GPU may run at once.")
 @click.option("--burst", is_flag=True, help="Exit when nothing more can start now.")
 @click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="Exit after running N jobs.")
 @click.option(

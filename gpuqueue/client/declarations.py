@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict
 
 from gpuqueue.client.options import DEFAULT_QUEUE
 from gpuqueue.client.tasks import Task
-from gpuqueue.domain.errors import ConfigurationError, UnknownQueue, UnknownTask, UsageError
+from gpuqueue.config.queue_options import read_queue_options
+from gpuqueue.config.sections import check_yielding
+from gpuqueue.config.shared import HasSettings
+from gpuqueue.config.table import Setting
+from gpuqueue.domain.errors import UnknownQueue, UnknownTask, UsageError
 from gpuqueue.domain.settings import Overrun, QueueSettings, Rate, WhenUnavailable, WindowRule, YieldMode
-from gpuqueue.domain.windows import parse_window, parse_zone
-from gpuqueue.domain.yielding import yielding_order
-
-_CHOICES = {
-    "when_unavailable": get_args(WhenUnavailable),
-    "overrun": get_args(Overrun),
-    "yield_mode": get_args(YieldMode),
-}
 
 
 class QueueOptions(TypedDict, total=False):
@@ -47,23 +42,21 @@ class QueueOptions(TypedDict, total=False):
 class Declarations:
     """`queues` are those with settings; when one is added the mapping is replaced, never changed."""
 
-    def __init__(self, queues: Mapping[str, QueueSettings]) -> None:
-        self._set_queues(dict(queues))
+    def __init__(self, config: HasSettings) -> None:
+        self._config = config
+        self._set_queues(dict(config.queues))
         self.tasks: dict[str, Task[..., Any]] = {}
         self._task_queues = {DEFAULT_QUEUE}
 
     def add_queue(self, name: str, settings: Mapping[str, Any]) -> QueueSettings:
         """Create or change a queue. Raises: ConfigurationError; UnknownQueue for a queue in `yields_to`."""
-        try:
-            made = replace(self.queues.get(name) or QueueSettings(name), **settings)
-            _check_settings(made)
-        except (TypeError, UsageError) as error:
-            raise ConfigurationError(f"queue {name!r}: {error}") from None
+        config = self._config
+        made = read_queue_options(name, settings, self.queues.get(name), devices=config.devices, backends=config.backends)
         queues = {**self.queues, name: made}
         for other in made.yields_to:
             if other not in queues:
                 raise UnknownQueue(other, queues)
-        yielding_order(queues)
+        check_yielding(name, Setting(made.yields_to, f"queue {name!r}: yields_to"), queues)
         self._set_queues(queues)
         return made
 
@@ -87,7 +80,7 @@ class Declarations:
 
     def task(self, name: str) -> Task[..., Any]:
         """Find a task. Raises: UnknownTask."""
-        task = self.tasks.get(name)
+        task = self.tasks.get(name) if isinstance(name, str) else None
         if task is None:
             raise UnknownTask(name, self.tasks)
         return task
@@ -96,21 +89,3 @@ class Declarations:
     def queue_names(self) -> set[str]:
         """The queues that this process declares: configured, created in code, named by a task, or the default one."""
         return set(self.queues) | self._task_queues
-
-
-def _check_settings(queue: QueueSettings) -> None:
-    """Refuse values that a configuration file could not have either. Raises: UsageError naming the setting."""
-    try:
-        for window in (*queue.pause, *(rule.at for rule in queue.windows)):
-            parse_window(window)
-    except UsageError as error:
-        raise UsageError(f"pause: {error}") from None
-    try:
-        parse_zone(queue.timezone)
-    except UsageError as error:
-        raise UsageError(f"timezone: {error}") from None
-    if queue.concurrency is not None and queue.concurrency < 1:
-        raise UsageError(f"concurrency must be at least 1 or None, not {queue.concurrency!r}")
-    for setting, choices in _CHOICES.items():
-        if (value := getattr(queue, setting)) not in choices:
-            raise UsageError(f"{setting} must be one of {', '.join(choices)}, not {value!r}")

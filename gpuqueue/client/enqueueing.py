@@ -19,6 +19,7 @@ from gpuqueue.domain.errors import UnknownQueue, UsageError
 from gpuqueue.domain.job import Extras, NewJob
 from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
 from gpuqueue.domain.models import VERBS
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.settings import QueueSettings
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ class HasStore(Protocol):
     def now_us(self) -> int: ...
 
     def agreed_settings(self) -> SharedSettings: ...
+
+
+def read_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a job's arguments, None for none. Raises: UsageError if they have no names."""
+    if given is not None and not isinstance(given, Mapping):
+        raise UsageError(f"a job's arguments must be a dict of names and values, not {safe_repr(given)}")
+    return dict(given or {})
 
 
 class Enqueuer:
@@ -153,9 +161,9 @@ class Enqueuer:
             try:
                 named, arguments = request
             except (TypeError, ValueError):
-                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {request!r}") from None
+                raise UsageError(f"expected (task, arguments) or a dict with 'task', not {safe_repr(request)}") from None
             asked = JobOptions()
-        return named if isinstance(named, Task) else self._declared.task(str(named)), arguments, asked
+        return named if isinstance(named, Task) else self._declared.task(named), read_arguments(arguments), asked
 
     def _new_job(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions, now_us: int) -> NewJob:
         if arguments.keys() != task.signature.required:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from gpuqueue.contract.reads import Reads
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import FINISHED, Entry, Event, Record, State
+from gpuqueue.domain.numbers import whole_number
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import from_us, to_us
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Follower:
     def read(self, *, limit: int = 500) -> list[Event]:
         """Return the next events in order, without moving the cursor. Raises: UsageError if the follower was removed."""
         with self._store.reading() as reads:
-            found = reads.events(self.name, limit=limit)
+            found = reads.events(self.name, limit=whole_number(limit, what="limit"))
         if found is None:
             raise self._forgotten()
         return found
@@ -49,7 +51,7 @@ class Follower:
 
     def advance(self, event_id: int) -> None:
         """Move the cursor past this event, permanently."""
-        self._store.followers.advance(self.name, event_id)
+        self._store.followers.advance(self.name, whole_number(event_id, what="event_id"))
 
     def forget(self) -> None:
         """Remove the follower; without any, events are no longer written for every transition."""
@@ -90,6 +92,8 @@ class Reader:
         Raises: UsageError for an unknown state, and for states without a common order.
         """
         found = _states(states)
+        if limit is not None:
+            whole_number(limit, what="limit")
         return self._reads.entries(queue, found, limit=limit, newest_first=newest_first)
 
     def finished_by_minute(self, queue: str, *states: State | str, since: datetime) -> dict[datetime, int]:
@@ -99,7 +103,7 @@ class Reader:
 
     def records(self, ids: Iterable[int]) -> dict[int, Record]:
         """Return jobs with their results and log lines: {id: record}; pruned ones are left out."""
-        return self._reads.records(ids)
+        return self._reads.records([whole_number(item, what="a job's id") for item in ids])
 
 
 _TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYABLE}, set(FINISHED))
@@ -108,7 +112,7 @@ _TOGETHER = ({State.AVAILABLE}, {State.RUNNING}, {State.SCHEDULED, State.RETRYAB
 def _states(given: tuple[State | str, ...]) -> list[State]:
     for state in given:
         if state not in list(State):
-            raise UsageError(f"unknown state {state!r}. States: {', '.join(State)}")
+            raise UsageError(f"unknown state {safe_repr(state)}. States: {', '.join(State)}")
     found = [State(state) for state in given]
     if not any(found and set(found) <= group for group in _TOGETHER):
         given_states = ", ".join(found) or "none"

@@ -13,6 +13,7 @@ from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, JobStatus, LogLine, State
+from gpuqueue.domain.numbers import wait_s, whole_number
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.wakeups import POLL_S, Listener
@@ -223,6 +224,7 @@ class JobHandle:
 
     def logs(self, *, after: int = 0) -> list[LogLine]:
         """Return the job's log lines with a `seq` greater than `after`."""
+        whole_number(after, what="after")
         self._confirm()
         with self._gq.store.reading() as reads:
             return reads.logs(self.id, after)
@@ -285,7 +287,7 @@ class Watch:
         self._handle = handle
         self._only_looks = only_looks
         self._gq = handle._gq
-        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._ends_s = None if timeout_s is None else time.monotonic() + wait_s(timeout_s, what="timeout_s")
         self._look_again_s = time.monotonic() + WORKER_CHECK_S  # when to check again without a wakeup
         self._waits = True  # the job waits for an attempt
         self.version: Hashable = None  # of the file, at the last check

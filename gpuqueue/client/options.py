@@ -8,10 +8,13 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 from gpuqueue.domain.errors import UsageError, did_you_mean
-from gpuqueue.domain.units import Duration, parse_duration, parse_size, to_us
+from gpuqueue.domain.names import is_name
+from gpuqueue.domain.numbers import whole_number
+from gpuqueue.domain.safe_text import safe_repr
+from gpuqueue.domain.settings import HIGHEST_COUNT, HIGHEST_PRIORITY, LOWEST_PRIORITY
+from gpuqueue.domain.units import Duration, parse_duration, parse_size, parse_time_us
 
 DEFAULT_QUEUE = "default"
-LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
 
 
 class Options(TypedDict, total=False):
@@ -72,24 +75,21 @@ def read_options(given: Mapping[str, Any]) -> JobOptions:
     asked: Options = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     if "delay" in asked and "at" in asked:
         raise UsageError("set delay or at, not both")
-    at = asked.get("at")
-    if at is not None and not isinstance(at, datetime):
-        raise UsageError(f"at must be an aware datetime, not {at!r}")
     timeout_s = _duration(asked, "timeout")
     if timeout_s == 0:
         raise UsageError("timeout must be greater than 0")
     return JobOptions(
-        queue=asked.get("queue"),
+        queue=_text(asked, "queue"),
         priority=_whole_number(asked, "priority", LOWEST_PRIORITY, HIGHEST_PRIORITY),
-        max_attempts=_whole_number(asked, "max_attempts", 1, None),
+        max_attempts=_whole_number(asked, "max_attempts", 1, HIGHEST_COUNT),
         timeout_s=timeout_s,
         delay_s=_duration(asked, "delay"),
-        at_us=None if at is None else to_us(at),
+        at_us=parse_time_us(asked["at"], what="at") if "at" in asked else None,
         expires_in_s=_duration(asked, "expires_in"),
         vram_bytes=_size(asked, "vram"),
         device=_text(asked, "device"),
-        fallback=_texts("fallback", asked.get("fallback", ())),
-        tags=_texts("tags", asked.get("tags", ())),
+        fallback=read_texts("fallback", asked.get("fallback", ())),
+        tags=read_texts("tags", asked.get("tags", ())),
         connection=given.get("connection"),
     )
 
@@ -117,22 +117,26 @@ def _size(asked: Mapping[str, Any], name: str) -> int | None:
 
 def _text(asked: Mapping[str, Any], name: str) -> str | None:
     value = asked.get(name)
-    if value is not None and not (isinstance(value, str) and value):
-        raise UsageError(f"{name} must be a non-empty string, not {value!r}")
+    if value is not None and not is_name(value):
+        raise UsageError(f"{name} must be a non-empty string, not {safe_repr(value)}")
     return value
 
 
-def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int | None) -> int | None:
+def _whole_number(asked: Mapping[str, Any], name: str, lowest: int, highest: int) -> int | None:
     value = asked.get(name)
-    is_right = isinstance(value, int) and value >= lowest and (highest is None or value <= highest)
-    if value is not None and not is_right:
-        limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise UsageError(f"{name} must be an integer {limits}, not {value!r}")
-    return value
+    return None if value is None else whole_number(value, what=name, minimum=lowest, maximum=highest)
 
 
-def _texts(name: str, given: Any) -> tuple[str, ...]:
-    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
-    if not all(isinstance(text, str) for text in found):
-        raise UsageError(f"{name} must be a list of strings, not {given!r}")
+def read_texts(name: str, given: Any) -> tuple[str, ...]:
+    """Check a list of strings, any iterable but one string. Raises: UsageError naming it."""
+    found: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+    if not all(map(is_name, found)):
+        raise UsageError(f"{name} must be a list of non-empty strings, not {safe_repr(given)}")
     return found
+
+
+def read_flag(name: str, given: Any) -> bool:
+    """Check a True or False. Raises: UsageError naming it."""
+    if not isinstance(given, bool):
+        raise UsageError(f"{name} must be True or False, not {safe_repr(given)}")
+    return given

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overloa
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.client.declarations import Declarations, QueueOptions
-from gpuqueue.client.enqueueing import Enqueuer, Request
+from gpuqueue.client.enqueueing import Enqueuer, Request, read_arguments
 from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.ollama import OllamaTasks
-from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options
+from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, merged, read_options, read_texts
 from gpuqueue.client.tasks import Signature, Task, TaskSettings
 from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings, agreed, shared_settings
@@ -26,8 +26,11 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import Cancellation, State
+from gpuqueue.domain.numbers import job_id as checked_id
+from gpuqueue.domain.numbers import whole_number
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.settings import QueueSettings
-from gpuqueue.domain.units import Duration, from_us, parse_duration
+from gpuqueue.domain.units import Duration, from_us, parse_duration, parse_time_us
 from gpuqueue.domain.view import Pause, ServiceInfo, View, WorkerInfo
 from gpuqueue.store import open_store
 
@@ -71,7 +74,7 @@ class GPUQueue:
             self.plugins.register(plugin, name)
         self.plugins.configure(self.config.plugin_tables)
         self._clock_ns: Callable[[], int] = time.time_ns
-        self._declared = Declarations(self.config.queues)
+        self._declared = Declarations(self.config)
         self._enqueuer = Enqueuer(self, self._declared, self.config)
         self.ollama = OllamaTasks(self)
         self._opening = threading.Lock()
@@ -133,8 +136,8 @@ class GPUQueue:
         `required` and `optional` name its arguments; with `optional` None it takes any others. Options are those of
         `Task.using`. Raises: UsageError for a wrong option, or if a function has the name.
         """
-        needed = frozenset(required)
-        signature = Signature(needed, None if optional is None else needed | frozenset(optional))
+        needed = frozenset(read_texts("required", required))
+        signature = Signature(needed, None if optional is None else needed | frozenset(read_texts("optional", optional)))
         defaults = read_options({"queue": DEFAULT_QUEUE, **options})
         return self.add_task(Task[..., Any](self, name, None, defaults, signature=signature))
 
@@ -152,14 +155,14 @@ class GPUQueue:
     def enqueue(self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]) -> JobHandle:
         """Store a job of a task by its name. Raises: UnknownTask, UnknownQueue, UsageError, PayloadError, StoreError."""
         task = self._declared.task(name)
-        return self.submit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
+        return self.submit(task, read_arguments(arguments), merged(read_options(options), task.defaults))
 
     async def aenqueue(
         self, name: str, arguments: Mapping[str, Any] | None = None, **options: Unpack[EnqueueOptions]
     ) -> JobHandle:
         """The async twin of `enqueue`."""
         task = self._declared.task(name)
-        return await self.asubmit(task, dict(arguments or {}), merged(read_options(options), task.defaults))
+        return await self.asubmit(task, read_arguments(arguments), merged(read_options(options), task.defaults))
 
     def enqueue_many(self, jobs: Iterable[Request], *, connection: Any = None) -> list[JobHandle]:
         """Store all the jobs in one transaction, which may be a caller's `connection`, or none.
@@ -203,15 +206,18 @@ class GPUQueue:
     # --- finding and controlling ---
 
     def job(self, job_id: int) -> JobHandle:
-        """Find a job. Raises: UnknownJob."""
-        return JobHandle(self, job_id).refresh()
+        """Find a job. Raises: UnknownJob; UsageError if the id is not an integer."""
+        return JobHandle(self, checked_id(job_id)).refresh()
 
     def jobs(
         self, *, queue: str | None = None, state: State | str | None = None, limit: int = 50, after: int | None = None
     ) -> list[JobHandle]:
         """List jobs, newest first; `after` is the last id of the previous page. Raises: UsageError."""
         if state is not None and state not in list(State):
-            raise UsageError(f"unknown state {state!r}. States: {', '.join(State)}")
+            raise UsageError(f"unknown state {safe_repr(state)}. States: {', '.join(State)}")
+        whole_number(limit, what="limit")
+        if after is not None:
+            whole_number(after, what="after")
         if queue is not None:
             self._expect_queue(queue)
         with self.store.reading() as reads:
@@ -225,7 +231,9 @@ class GPUQueue:
         """
         self._expect_queue(queue)
         now = self.now()
-        if until is not None and not isinstance(until, datetime):
+        if isinstance(until, datetime):
+            parse_time_us(until, what="until")
+        elif until is not None:
             until = now + timedelta(seconds=parse_duration(until, what="until"))
         self.store.queues.pause(queue, Pause(by or _user(), reason, now, until))
 
@@ -265,7 +273,12 @@ class GPUQueue:
         from gpuqueue.client import inspection
 
         return inspection.explain_job(
-            self.store, job_id, self.own_settings(), self.plugins, now=self.now(), worker_command=self.worker_command("")
+            self.store,
+            checked_id(job_id),
+            self.own_settings(),
+            self.plugins,
+            now=self.now(),
+            worker_command=self.worker_command(""),
         )
 
     def expected_ends(self) -> dict[str, datetime]:
@@ -372,8 +385,8 @@ class GPUQueue:
             return reads.queue_names() | self._declared.queue_names
 
     def _expect_queue(self, name: str) -> None:
-        if name not in self._declared.queue_names and name not in (known := self.queue_names()):
-            raise UnknownQueue(name, known)
+        if not isinstance(name, str) or (name not in self._declared.queue_names and name not in self.queue_names()):
+            raise UnknownQueue(name, self.queue_names())
 
     def is_served(self, queue: str) -> bool:
         """Say whether a live worker serves the queue."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast
 
 from gpuqueue.client.handle import JobHandle
-from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, Options, merged, read_options
+from gpuqueue.client.options import DEFAULT_QUEUE, EnqueueOptions, JobOptions, Options, merged, read_flag, read_options
 from gpuqueue.contract.current_job import Alone, running
 from gpuqueue.domain.backoff import Backoff
 from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.names import is_name
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import Duration
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules, read_rules
 
@@ -87,9 +89,12 @@ class Task(Generic[Parameters, Returned]):
             if option not in known and option != "connection":  # has its own error below
                 raise UsageError(f"unknown task option {option!r}{did_you_mean(option, known)}. Options: {', '.join(known)}")
         asked: dict[str, Any] = {"queue": DEFAULT_QUEUE, **settings}
-        name = asked.pop("name", None) or task_name(function)
+        given_name = asked.pop("name", None)
+        if given_name is not None and not is_name(given_name):
+            raise UsageError(f"a task's name must be a non-empty string, not {safe_repr(given_name)}")
+        name = given_name or task_name(function)
         rules = read_rules(asked.pop("retry_on", None), asked.pop("discard_on", ()), asked.pop("backoff", None))
-        isolate = bool(asked.pop("isolate", False))
+        isolate = read_flag("isolate", asked.pop("isolate", False))
         if isolate and "<" in function.__qualname__:
             raise UsageError(
                 f"task {name!r}: isolate=True runs the function in another process, which must find it by name. "
@@ -100,7 +105,7 @@ class Task(Generic[Parameters, Returned]):
                 f"task {name!r}: isolate=True runs the function in another process, which cannot import it from a notebook or "
                 f"an interpreter. Move {function.__qualname__} to a module"
             )
-        preemptible = bool(asked.pop("preemptible", False))
+        preemptible = read_flag("preemptible", asked.pop("preemptible", False))
         options = read_options(asked)
         if options.connection is not None:
             raise UsageError(f"task {name!r}: connection is not an option of a task; pass it to using() or enqueue()")

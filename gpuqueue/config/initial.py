@@ -94,10 +94,9 @@ def _size(size: int | str) -> str:
     """Format a size as `"5GB"`; one that needs more than two decimals is rounded down to a megabyte."""
     if isinstance(size, str):
         return _text(size)
-    size_bytes = parse_size(size, what="size")
-    text = format_size(size_bytes).replace(" ", "")
-    if parse_size(text, what="size") != size_bytes and size_bytes >= 10**6:
-        text = f"{size_bytes // 10**6}MB"
+    text = format_size(size).replace(" ", "")
+    if parse_size(text, what="size") != size and size >= 10**6:
+        text = f"{size // 10**6}MB"
     return _text(text)
 
 

@@ -19,6 +19,9 @@ from gpuqueue.domain.errors import ConfigurationError, UsageError, did_you_mean
 from gpuqueue.domain.job import FINISHED, State
 from gpuqueue.domain.rates import parse_rate
 from gpuqueue.domain.settings import (
+    HIGHEST_PRIORITY,
+    LOWEST_PRIORITY,
+    MOST_THREADS,
     BackendSettings,
     DeviceSettings,
     LogFormat,
@@ -162,13 +165,13 @@ def read_queues(
 ) -> dict[str, QueueSettings]:
     """Read [queues.NAME]; a queue may yield only to configured queues, and never to itself, directly or through others."""
     queues = {
-        name: _queue(name, table, has_device=bool(devices), backends=backends, has_ollama=has_ollama)
+        name: read_queue(name, table, has_device=bool(devices), backends=backends, has_ollama=has_ollama)
         for name, table in tables.items()
     }
     for name, table in tables.items():
         yields_to = table.get("yields_to")
         if yields_to is not None:
-            _check_yielding(name, yields_to, queues)
+            check_yielding(name, yields_to, queues)
     return queues
 
 
@@ -177,7 +180,7 @@ def read_worker(table: Table) -> WorkerSettings:
     table.expect(WORKER_KEYS)
     default = WorkerSettings()
     return WorkerSettings(
-        threads=table.integer("threads", default.threads, minimum=1),
+        threads=table.integer("threads", default.threads, minimum=1, maximum=MOST_THREADS),
         async_jobs=table.integer("async_jobs", default.async_jobs, minimum=1),
         lease_s=table.duration("lease", default.lease_s, positive=True),
         grace_s=table.duration("grace", default.grace_s),
@@ -290,7 +293,8 @@ def _json_data(table: Table) -> dict[str, Any]:
     return data
 
 
-def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str], has_ollama: bool) -> QueueSettings:
+def read_queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str], has_ollama: bool) -> QueueSettings:
+    """Read one queue's settings; which queues it may yield to is checked by `check_yielding`."""
     table.expect(QUEUE_KEYS)
     gpu = table.flag("gpu", False)
     if gpu and not has_device:
@@ -316,7 +320,7 @@ def _queue(name: str, table: Table, *, has_device: bool, backends: Sequence[str]
         max_preemptions=table.integer("max_preemptions", default.max_preemptions, minimum=0),
         max_attempts=table.integer("max_attempts", None, minimum=1),
         timeout_s=table.duration("timeout", None, positive=True),
-        priority=table.integer("priority", None),
+        priority=table.integer("priority", None, minimum=LOWEST_PRIORITY, maximum=HIGHEST_PRIORITY),
         backend=_backend(table, OLLAMA if gpu and has_ollama else NO_BACKEND, backends),
         fallback=table.texts("fallback", example='["gemma3:1b"]'),
     )
@@ -365,7 +369,8 @@ def _backend(table: Table, default: str, backends: Sequence[str]) -> str:
     return "" if name == NO_BACKEND else name
 
 
-def _check_yielding(name: str, setting: Setting, queues: Mapping[str, QueueSettings]) -> None:
+def check_yielding(name: str, setting: Setting, queues: Mapping[str, QueueSettings]) -> None:
+    """Refuse a queue that yields to itself, also through others, or to an unknown one. Raises: ConfigurationError."""
     for other in queues[name].yields_to:
         if other == name:
             raise setting.error("a queue cannot yield to itself; remove its own name")

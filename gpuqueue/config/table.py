@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuqueue.domain.errors import ConfigurationError, UsageError, did_you_mean
+from gpuqueue.domain.names import is_name
+from gpuqueue.domain.safe_text import LONGEST_REPR, cut, safe_repr
+from gpuqueue.domain.settings import HIGHEST_COUNT
 from gpuqueue.domain.units import parse_duration, parse_size
 
 __all__ = ["Origin", "Setting", "Table", "quoted_key", "worded"]
@@ -23,6 +26,7 @@ __all__ = ["Origin", "Setting", "Table", "quoted_key", "worded"]
 T = TypeVar("T")
 D = TypeVar("D")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+LONGEST_NUMBER = 20  # characters; a longer one is wrong anyway, and Python refuses to read very long ones
 
 Origin = Callable[[str], str]  # describes where the value under a dotted key came from
 
@@ -150,15 +154,15 @@ class Table:
         if setting is None:
             return ()
         value = setting.value
-        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
-            raise setting.error(f"must be a list of strings; write {key} = {example}")
+        if not isinstance(value, Sequence) or isinstance(value, str) or not all(is_name(item) for item in value):
+            raise setting.error(f"must be a list of strings that are not empty; write {key} = {example}")
         return tuple(value)
 
     def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
         """Read one of the `choices`."""
 
         def read(setting: Setting) -> str:
-            if setting.value not in choices:
+            if not isinstance(setting.value, str) or setting.value not in choices:
                 near = did_you_mean(setting.value, choices) if isinstance(setting.value, str) else ""
                 raise setting.error(f"must be one of {_quoted(choices)}{near}")
             return str(setting.value)
@@ -176,17 +180,21 @@ class Table:
 
         return self._read(key, default, read)
 
-    def integer(self, key: str, default: T, *, minimum: int | None = None, advice: str = "") -> int | T:
-        """Read an integer of at least `minimum`."""
+    def integer(
+        self, key: str, default: T, *, minimum: int | None = None, maximum: int = HIGHEST_COUNT, advice: str = ""
+    ) -> int | T:
+        """Read an integer from `minimum` to `maximum`."""
 
         def read(setting: Setting) -> int:
             value = setting.value
-            if setting.is_text and value.removeprefix("-").isdecimal():
+            if setting.is_text and len(value) < LONGEST_NUMBER and value.removeprefix("-").isdecimal():
                 value = int(value)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise _not_of_kind(setting, "an integer", key=key, right=f"{max(minimum or 0, 1)}")
             if minimum is not None and value < minimum:
                 raise setting.error(f"must be at least {minimum}{advice and '; ' + advice}")
+            if value > maximum:
+                raise setting.error(f"must be at most {maximum}")
             return value
 
         return self._read(key, default, read)
@@ -199,7 +207,7 @@ class Table:
             if setting.is_text:
                 with suppress(ValueError):
                     value = float(value)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value):
                 raise _not_of_kind(setting, "a number", key=key, right=f"{1 if minimum is None else minimum:g}")
             if minimum is not None and value < minimum:
                 raise setting.error(f"must be at least {minimum:g}")
@@ -260,6 +268,13 @@ def _text(setting: Setting, example: str) -> str:
     return str(setting.value)
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
 def _where(item: Setting | Table | list[Table]) -> str:
     return item.where if isinstance(item, Setting | Table) else item[0].where
 
@@ -280,7 +295,8 @@ def _quoted(words: Sequence[str]) -> str:
 
 
 def _show(value: Any) -> str:
-    """Format a value as in the file, as far as JSON can."""
+    """Format a value as in the file, as far as JSON can, and cut it."""
     if isinstance(value, list | str | int | float):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return repr(value)
+        with suppress(ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+            return cut(json.dumps(value, ensure_ascii=False, default=safe_repr), LONGEST_REPR)
+    return safe_repr(value)

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import Duration, parse_duration
 
 DEFAULT_CAP = "1h"
 DEFAULT_JITTER = 0.2
+LARGEST_FACTOR = 1_000
+LEAST_POWER = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,11 @@ def exponential(
 ) -> Backoff:
     """Wait `first`, then `factor` times longer after each attempt. Raises: UsageError."""
     first_s = parse_duration(first, what="first")
-    if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
-        raise UsageError(f"factor must be a number of at least 1, not {factor!r}")
+    growth = _number(factor, what="factor", least=1, most=LARGEST_FACTOR)
 
     def wait(attempt: int) -> float:
         try:
-            return min(first_s * factor ** (attempt - 1), _cap_s(cap))
+            return min(first_s * growth ** (attempt - 1), _cap_s(cap))
         except OverflowError:
             return _cap_s(cap)
 
@@ -55,9 +56,8 @@ def polynomial(
 ) -> Backoff:
     """Wait `first` times the attempt's number raised to `power`. Raises: UsageError."""
     first_s = parse_duration(first, what="first")
-    if not (isinstance(power, int | float) and 0 < power <= 10):
-        raise UsageError(f"power must be a number above 0 and at most 10, not {power!r}")
-    return custom(lambda attempt: min(first_s * attempt**power, _cap_s(cap)), cap=cap, jitter=jitter)
+    exponent = _number(power, what="power", least=LEAST_POWER, most=10)
+    return custom(lambda attempt: min(first_s * attempt**exponent, _cap_s(cap)), cap=cap, jitter=jitter)
 
 
 def fixed(wait: Duration, *, jitter: float = DEFAULT_JITTER) -> Backoff:
@@ -68,9 +68,9 @@ def fixed(wait: Duration, *, jitter: float = DEFAULT_JITTER) -> Backoff:
 
 def custom(wait: Callable[[int], Duration], *, cap: Duration = DEFAULT_CAP, jitter: float = DEFAULT_JITTER) -> Backoff:
     """Wait as long as a function of the attempt's number returns: "5m", seconds or a timedelta. Raises: UsageError."""
-    if not (isinstance(jitter, int | float) and 0 <= jitter <= 1):
-        raise UsageError(f"jitter must be a number from 0 to 1, not {jitter!r}")
-    return Backoff(wait, _cap_s(cap), jitter)
+    if not callable(wait):
+        raise UsageError(f"wait must be a function of the attempt's number, not {safe_repr(wait)}")
+    return Backoff(wait, _cap_s(cap), _number(jitter, what="jitter", least=0, most=1))
 
 
 def read_backoff(given: Backoff | Callable[[int], Duration] | str) -> Backoff:
@@ -84,8 +84,14 @@ def read_backoff(given: Backoff | Callable[[int], Duration] | str) -> Backoff:
         return custom(given)
     raise UsageError(
         f"backoff must be backoff.exponential(…), polynomial(…), fixed(…) or custom(…), "
-        f"the name 'exponential' or 'polynomial', or a function of the attempt's number, not {given!r}"
+        f"the name 'exponential' or 'polynomial', or a function of the attempt's number, not {safe_repr(given)}"
     )
+
+
+def _number(value: object, *, what: str, least: float, most: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"{what} must be a number from {least:g} to {most:g}, not {safe_repr(value)}")
+    return float(value)
 
 
 def _cap_s(cap: Duration) -> float:

@@ -25,6 +25,8 @@ from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_text
 
 SHOWN_IDS = 5
 
+from gpuqueue.domain.safe_text import safe_repr
+
 
 class GPUQueueError(Exception):
     """The root of gpuqueue's errors."""
@@ -44,7 +46,7 @@ class UnknownQueue(UsageError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
-            f"unknown queue {name!r}{did_you_mean(name, names)}. Queues: {', '.join(names) or 'none'}. "
+            f"unknown queue {safe_repr(name)}{did_you_mean(name, names)}. Queues: {', '.join(names) or 'none'}. "
             "A queue exists once it is configured, named by a task, or created with gq.queue(name)"
         )
 
@@ -55,7 +57,7 @@ class UnknownTask(UsageError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         super().__init__(
-            f"unknown task {name!r}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
+            f"unknown task {safe_repr(name)}{did_you_mean(name, names)}. Tasks: {', '.join(names) or 'none'}. "
             "Register it with @gq.task (a plugin's verb with gq.verb), and import the module that registers it"
         )
 
@@ -65,7 +67,8 @@ class UnknownJob(UsageError):
 
     def __init__(self, job_id: int) -> None:
         super().__init__(
-            f"unknown job {job_id}: it never existed, its transaction was not committed, or it finished long ago and was pruned"
+            f"unknown job {safe_repr(job_id)}: it never existed, its transaction was not committed, or it finished long ago and "
+            "was pruned"
         )
 
 
@@ -239,9 +242,9 @@ def describe(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Suggest the nearest known name as ` (did you mean 'x'?)`; "" when none is near."""
     import difflib  # imported here: it takes 1 ms, and only a mistake needs it
 
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else ()
     return f" (did you mean {near[0]!r}?)" if near else ""

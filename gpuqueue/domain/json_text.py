@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuqueue.domain.errors import PayloadError
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import format_size
 
 NO_ARGUMENTS = "{}"
 # A reader decodes with a stack of its own, which is shorter than the one that encoded.
 DEEPEST = 500
+LONGEST_KEY = 40  # characters of one that a message shows
 
 _encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
 
@@ -39,7 +41,7 @@ def to_json(value: Any, limit_bytes: int, what: str) -> str:
         raise _refusal(value, what) or PayloadError(
             f"{what} must be JSON (strings, numbers, booleans, None, lists, dicts with string keys): {error}"
         ) from None
-    if _seems_converted(text) or len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST:
+    if _seems_converted(text) or (len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST):
         refusal = _refusal(value, what)
         if refusal is not None:
             raise refusal
@@ -66,7 +68,7 @@ def _refusal(value: Any, what: str) -> PayloadError | None:
                 if not isinstance(key, str):
                     path = _path_to(box, value)
                     of = f" of {path}" if path else ""
-                    return PayloadError(f"{what}: the key {_shown(key)}{of} must be text; JSON has no other keys")
+                    return PayloadError(f"{what}: the key {safe_repr(key, LONGEST_KEY)}{of} must be text; JSON has no other keys")
         # By identity: a list may lie in many others, or in itself.
         level = list({id(item): item for box in level for item in _inside(box) if type(item) not in _PLAIN}.values())
         if not level:
@@ -102,12 +104,7 @@ def _steps(path: str, box: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(key, str) and key.isidentifier():
                 yield f"{path}.{key}" if path else key, item
             else:
-                yield f"{path}[{_shown(key)}]", item
+                yield f"{path}[{safe_repr(key, LONGEST_KEY)}]", item
     elif isinstance(box, list | tuple):
         for number, item in enumerate(box):
             yield f"{path}[{number}]", item
-
-
-def _shown(key: Any) -> str:
-    text = repr(key)
-    return text if len(text) <= 40 else f"{text[:40]}…"

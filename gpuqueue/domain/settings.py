@@ -14,6 +14,10 @@ PlacementMode = Literal["pack", "spread"]  # which device is chosen for a job: t
 LogFormat = Literal["text", "json"]  # the format of a worker's log
 Resume = Literal["restart", "continue"]  # what happens to the output of a preempted attempt
 
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -1_000_000, 1_000_000
+HIGHEST_COUNT = 1_000_000  # of whatever a setting counts
+MOST_THREADS = 10_000  # of one worker
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:

@@ -7,8 +7,9 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from gpuqueue.domain.errors import UsageError
+from gpuqueue.domain.safe_text import safe_repr
 
-__all__ = ["Duration", "format_duration", "format_size", "from_us", "parse_duration", "parse_size", "to_us"]
+__all__ = ["Duration", "format_duration", "format_size", "from_us", "parse_duration", "parse_size", "parse_time_us", "to_us"]
 
 Duration = str | float | timedelta  # "90s", seconds, or a timedelta
 
@@ -34,8 +35,10 @@ SIZE_UNITS = {
 
 # A century: added to today, it still gives a valid date.
 MAX_DURATION_S = 36_525 * 86_400
-# The largest integer that SQLite stores.
-MAX_SIZE_BYTES = 2**63 - 1
+# 1 EiB: a sum of some is still an integer that SQLite stores.
+MAX_SIZE_BYTES = 2**60
+# A smaller number without a unit is rather one of another unit.
+LEAST_BARE_BYTES = 10**6
 
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*")
@@ -58,31 +61,44 @@ def parse_duration(value: object, *, what: str) -> float:
     else:
         raise _wrong(what, value, "a duration", DURATION_EXAMPLES)
     if seconds < 0:
-        raise UsageError(f"{what} is {value!r}: a duration cannot be negative. Expected for example {DURATION_EXAMPLES}")
+        raise UsageError(f"{_is(what, value)}: a duration cannot be negative. Expected for example {DURATION_EXAMPLES}")
     if seconds > MAX_DURATION_S:
-        raise UsageError(f"{what} is {value!r}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
+        raise UsageError(f"{_is(what, value)}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
     return seconds
 
 
 def parse_size(value: object, *, what: str) -> int:
-    """Parse an amount of memory: a string with a unit, or an integer number of bytes.
+    """Parse an amount of memory: a string with a unit, or an integer number of bytes, 0 or at least a million.
 
-    Returns: bytes, from 0 to 2**63 - 1; a fraction of a byte is dropped.
+    Returns: bytes, from 0 to 2**60; a fraction of a byte is dropped.
     Raises: UsageError naming `what`, the value and valid examples.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         if _finite(value, what, SIZE_EXAMPLES) != math.floor(value):
-            raise UsageError(f"{what} is {value!r}: {WHOLE_BYTES}. Expected for example {SIZE_EXAMPLES}")
-        size = int(value)
+            raise UsageError(f"{_is(what, value)}: {WHOLE_BYTES}. Expected for example {SIZE_EXAMPLES}")
+        size = _bare(int(value), value, what)
     elif isinstance(value, str):
         size = _size_of_text(value, what)
     else:
         raise _wrong(what, value, "a size", SIZE_EXAMPLES)
     if size < 0:
-        raise UsageError(f"{what} is {value!r}: a size cannot be negative. Expected for example {SIZE_EXAMPLES}")
+        raise UsageError(f"{_is(what, value)}: a size cannot be negative. Expected for example {SIZE_EXAMPLES}")
     if size > MAX_SIZE_BYTES:
-        raise UsageError(f"{what} is {value!r}: the size is too large. Expected for example {SIZE_EXAMPLES}")
+        raise UsageError(f"{_is(what, value)}: the size is too large. Expected for example {SIZE_EXAMPLES}")
     return size
+
+
+def parse_time_us(value: object, *, what: str) -> int:
+    """Check an aware datetime that every time zone can show, and convert it to microseconds since the epoch.
+
+    Raises: UsageError naming `what`.
+    """
+    if not isinstance(value, datetime):
+        raise UsageError(f"{what} must be an aware datetime, not {safe_repr(value)}")
+    us = to_us(value)
+    if not EARLIEST_US <= us <= LATEST_US:
+        raise UsageError(f"{_is(what, value)}: a time must lie in the years 1000 to 9998")
+    return us
 
 
 def counted(count: int, noun: str) -> str:
@@ -128,8 +144,13 @@ def to_us(moment: datetime) -> int:
     try:
         passed = moment - EPOCH
     except TypeError:
-        raise UsageError(f"{moment!r} has no time zone; pass an aware datetime, for example datetime.now(timezone.utc)") from None
+        raise UsageError(
+            f"{safe_repr(moment)} has no time zone; pass an aware datetime, for example datetime.now(timezone.utc)"
+        ) from None
     return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+
+
+EARLIEST_US, LATEST_US = (to_us(datetime(year, 1, 1, tzinfo=UTC)) for year in (1000, 9999))
 
 
 def from_us(microseconds: int) -> datetime:
@@ -151,13 +172,13 @@ def _duration_of_text(text: str, what: str) -> float:
     for number, unit in amounts:
         if unit not in DURATION_UNITS:
             problem = f"unknown unit {unit!r}" if unit else f"{number} has no unit"
-            raise UsageError(f"{what} is {text!r}: {problem}; use d, h, m, s or ms. Expected for example {DURATION_EXAMPLES}")
+            raise UsageError(f"{_is(what, text)}: {problem}; use d, h, m, s or ms. Expected for example {DURATION_EXAMPLES}")
         if order.index(unit) <= last:
-            raise UsageError(f"{what} is {text!r}: write each unit once, largest first. Expected for example {DURATION_EXAMPLES}")
+            raise UsageError(f"{_is(what, text)}: write each unit once, largest first. Expected for example {DURATION_EXAMPLES}")
         last = order.index(unit)
         total_ms += Fraction(number) * DURATION_UNITS[unit]
     if total_ms > MAX_DURATION_S * 1000:
-        raise UsageError(f"{what} is {text!r}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
+        raise UsageError(f"{_is(what, text)}: the maximum is 100 years. Expected for example {DURATION_EXAMPLES}")
     return float(total_ms / 1000)
 
 
@@ -167,16 +188,25 @@ def _size_of_text(text: str, what: str) -> int:
         raise _wrong(what, text, "a size", SIZE_EXAMPLES)
     number, unit = amounts[0]
     if not unit and "." not in number:
-        return int(number)
+        return _bare(int(number), text, what)
     if unit in {"k", "m", "g", "t"}:
         clear = f'"{number}{unit.upper()}B" (powers of 1000) or "{number}{unit.upper()}iB" (powers of 1024)'
-        raise UsageError(f"{what} is {text!r}: the unit is ambiguous; write {clear}")
+        raise UsageError(f"{_is(what, text)}: the unit is ambiguous; write {clear}")
     if unit not in SIZE_UNITS:
         problem = f"unknown unit {unit!r}" if unit else WHOLE_BYTES
-        raise UsageError(f"{what} is {text!r}: {problem}; use MB, GB, MiB or GiB. Expected for example {SIZE_EXAMPLES}")
+        raise UsageError(f"{_is(what, text)}: {problem}; use MB, GB, MiB or GiB. Expected for example {SIZE_EXAMPLES}")
     from fractions import Fraction
 
     return int(Fraction(number) * SIZE_UNITS[unit])
+
+
+def _bare(size: int, value: object, what: str) -> int:
+    """Refuse a number of bytes that is meant in another unit. Raises: UsageError."""
+    if 0 < size < LEAST_BARE_BYTES:
+        raise UsageError(
+            f'{_is(what, value)}: a number without a unit is in bytes; write the unit, for example "{size}GB" or "{size}B"'
+        )
+    return size
 
 
 def _amounts(text: str) -> list[tuple[str, str]] | None:
@@ -201,7 +231,7 @@ def _finite(value: float, what: str, examples: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise UsageError(f"{what} must be a finite number, not {value!r}. Expected for example {examples}")
+        raise UsageError(f"{what} must be a finite number, not {safe_repr(value)}. Expected for example {examples}")
     return number
 
 
@@ -209,9 +239,13 @@ def _wrong(what: str, value: object, kind: str, examples: str) -> UsageError:
     text = value.strip() if isinstance(value, str) else ""
     if COMMA.search(text):
         return UsageError(
-            f'{what} is {value!r}: commas are not supported; write "{COMMA.sub(".", text)}"'
+            f'{_is(what, value)}: commas are not supported; write "{COMMA.sub(".", text)}"'
             + (f' or "{COMMA.sub("", text)}"' if THOUSANDS.search(text) else "")
         )
     if text.startswith("-") and NUMBER.match(text[1:]):
-        return UsageError(f"{what} is {value!r}: {kind} cannot be negative. Expected for example {examples}")
-    return UsageError(f"{what} must be {kind}, not {value!r}. Expected for example {examples}")
+        return UsageError(f"{_is(what, value)}: {kind} cannot be negative. Expected for example {examples}")
+    return UsageError(f"{what} must be {kind}, not {safe_repr(value)}. Expected for example {examples}")
+
+
+def _is(what: str, value: object) -> str:
+    return f"{what} is {safe_repr(value)}"

@@ -14,8 +14,8 @@ from typing import Any
 
 from gpuqueue.domain.backoff import Backoff, exponential, read_backoff
 from gpuqueue.domain.errors import ExecutionError, UsageError, describe
-from gpuqueue.domain.safe_text import class_name, safe_text
-from gpuqueue.domain.units import Duration, parse_duration
+from gpuqueue.domain.safe_text import class_name, safe_repr, safe_text
+from gpuqueue.domain.units import Duration, parse_duration, parse_time_us
 
 
 class Verdict(Exception):
@@ -122,7 +122,7 @@ def read_rules(retry_on: Any, discard_on: Any, backoff: Any) -> RetryRules:
     """Check a task's rules: one or more exception classes, and a backoff. Raises: UsageError naming the setting."""
     return RetryRules(
         None if retry_on is None else _errors(retry_on, "retry_on"),
-        _errors(discard_on or (), "discard_on"),
+        () if discard_on is None else _errors(discard_on, "discard_on"),
         DEFAULT_BACKOFF if backoff is None else read_backoff(backoff),
     )
 
@@ -146,15 +146,15 @@ def _errors(given: Any, name: str) -> Errors:
     found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | type) else (given,)
     for item in found:
         if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise UsageError(f"{name} must be one or more exception classes, such as ConnectionError, not {item!r}")
+            raise UsageError(f"{name} must be one or more exception classes, such as ConnectionError, not {safe_repr(item)}")
     return found
 
 
 def _time(after: Duration | None, moment: datetime | None, verdict: str, name: str) -> tuple[float | None, datetime | None]:
     if after is not None and moment is not None:
         raise UsageError(f"{verdict}: give after or {name}, not both")
-    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
-        raise UsageError(f"{verdict}: {name} must be an aware datetime, not {moment!r}")
+    if moment is not None:
+        parse_time_us(moment, what=f"{verdict}'s {name}")
     return None if after is None else parse_duration(after, what=f"{verdict}'s after"), moment
 
 

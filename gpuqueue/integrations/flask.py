@@ -35,6 +35,7 @@ from gpuqueue.client.options import JobOptions
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.client.tasks import Task, TaskSettings
 from gpuqueue.config.loading import Config
+from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownJob, UsageError
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.flask_settings import PREFIX, config_of
@@ -62,7 +63,7 @@ class FlaskGPUQueue:
     ) -> None:
         self._plugins = plugins if isinstance(plugins, Mapping) else list(plugins)
         self._discover_plugins = discover_plugins
-        self._declared = Declarations({})
+        self._declared = Declarations(SharedSettings({}, (), {}, ()))
         self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)

@@ -6,9 +6,12 @@ import logging
 import threading
 from collections.abc import Iterable
 
+from gpuqueue.client.options import read_texts
 from gpuqueue.client.queue import GPUQueue
 from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, WorkerFailed, describe
+from gpuqueue.domain.numbers import whole_number
 from gpuqueue.domain.safe_text import safe_trace
+from gpuqueue.domain.settings import MOST_THREADS
 from gpuqueue.executors import child
 from gpuqueue.worker.boot import boot
 from gpuqueue.worker.drain import drain
@@ -39,8 +42,12 @@ class Worker:
     ) -> None:
         self.id = ""
         self._gq = gq
-        self._queues = None if queues is None else tuple(queues)
-        self._threads = threads or gq.config.worker.threads
+        self._queues = None if queues is None else read_texts("queues", queues)
+        self._threads = gq.config.worker.threads
+        if threads is not None:
+            self._threads = whole_number(threads, what="threads", minimum=1, maximum=MOST_THREADS)
+        if max_jobs is not None:
+            whole_number(max_jobs, what="max_jobs", minimum=1)
         self._burst = burst
         self._accept_config = accept_config
         self._orders = Orders(max_jobs=max_jobs, grace_s=gq.config.worker.grace_s)

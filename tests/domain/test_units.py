@@ -69,7 +69,7 @@ def test_what_is_no_duration_is_refused_by_name_with_examples(given_value: objec
         parse_duration(given_value, what="retry_every")
     message = str(caught.value)
     assert "retry_every" in message
-    assert repr(given_value) in message
+    assert repr(given_value)[:200] in message
     assert hint in message
 
 
@@ -85,8 +85,10 @@ def test_what_is_no_duration_is_refused_by_name_with_examples(given_value: objec
         ("16KiB", 16_384),
         ("1tb", 10**12),
         ("0B", 0),
-        ("1024", 1024),
-        (1024, 1024),
+        ("0", 0),
+        (0, 0),
+        ("1048576", 2**20),
+        (2**20, 2**20),
         (5e9, 5 * 10**9),
         ("0.1GB", 100_000_000),
         ("1.1KiB", 1126),
@@ -108,6 +110,9 @@ def test_a_size_is_read_as_bytes(given_value: object, size_bytes: int) -> None:
         ("5G", '"5GB" (powers of 1000) or "5GiB" (powers of 1024)'),
         ("5XB", "unknown unit 'xb'"),
         ("5GB 3MB", "must be a size, not"),
+        (5, 'write the unit, for example "5GB" or "5B"'),
+        (" 5 ", "write the unit"),
+        (999_999, "write the unit"),
         ("1.5", "in bytes and must be an integer"),
         (1.5, "in bytes and must be an integer"),
         ("-1GB", "cannot be negative"),
@@ -125,7 +130,7 @@ def test_what_is_no_size_is_refused_by_name_with_examples(given_value: object, h
         parse_size(given_value, what="gpu.budget")
     message = str(caught.value)
     assert "gpu.budget" in message
-    assert repr(given_value) in message
+    assert repr(given_value)[:200] in message
     assert hint in message
 
 
