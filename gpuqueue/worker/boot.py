@@ -113,7 +113,13 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     heartbeat = Heartbeat(site, attempts, listener, orders, lease_s=config.lease_s)
     pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of, end_worker=orders.fail)
 
-    dispatcher = Dispatcher(site, may_claim=heartbeat.is_fresh, is_preemptible=executors.is_preemptible)
+    model_probe = ModelProbe(site, on_listed=listener.ring)
+    dispatcher = Dispatcher(
+        site,
+        may_claim=heartbeat.is_fresh,
+        models_known=lambda: model_probe.has_listed,
+        is_preemptible=executors.is_preemptible,
+    )
     exchange = Exchange(
         site,
         dispatcher,
@@ -136,7 +142,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         site,
         on_device,
         backends,
-        ModelProbe(site),
+        model_probe,
         children,
         observations,
         orders,

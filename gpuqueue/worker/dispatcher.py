@@ -33,7 +33,14 @@ logger = logging.getLogger("gpuqueue.worker")
 class Dispatcher:
     """Decides with the same view and policies that explain a wait, then claims. Safe to call from several threads."""
 
-    def __init__(self, site: Site, *, may_claim: Callable[[], bool], is_preemptible: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        may_claim: Callable[[], bool],
+        models_known: Callable[[], bool],
+        is_preemptible: Callable[[str], bool],
+    ) -> None:
         self._store = site.store
         self._plugins = site.plugins
         self._settings = site.settings
@@ -43,6 +50,7 @@ class Dispatcher:
         self._clock = site.clock
         self._log = site.log
         self._may_claim = may_claim
+        self._models_known = models_known
         self._is_preemptible = is_preemptible
         self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
@@ -88,6 +96,15 @@ class Dispatcher:
                         self._log.refused(name, len(refused))  # some hundred jobs at a time
             return view
 
+    @property
+    def _serves_devices(self) -> bool:
+        return any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether jobs for devices may start, if it serves any; not before the models that are there are known."""
+        return self._models_known() or not self._serves_devices
+
     def _has_available(self, queue: str) -> bool:
         with self._store.reading() as reads:
             return reads.has_available(queue)
@@ -116,8 +133,7 @@ class Dispatcher:
     def claim_for_devices(self) -> Iterator[Lease]:
         """Claim the jobs that get a device now, and yield each; decides again first, as devices and rows change meanwhile."""
         self._move_due()
-        serves_devices = any(queue.gpu and self._serves(queue.name) for queue in self._settings.queues.values())
-        if not serves_devices or not self._may_claim():
+        if not self._serves_devices or not self._may_claim() or not self._models_known():
             return
         view = self.decide(force=True)
         if self._size(view):

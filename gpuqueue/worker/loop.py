@@ -32,6 +32,7 @@ class Loop:
         while not self._must_end:
             if self._orders.all_begun:
                 return self._wait_for_the_last()
+            is_settled = parts.dispatcher.is_settled  # before the claim, which may still have come too early
             try:
                 with parts.pulse.busy():
                     claimed = self._tick()
@@ -42,7 +43,7 @@ class Loop:
             except Exception:  # a plugin's answer must not end the worker
                 logger.exception("choosing jobs failed; trying again")
                 claimed, sleep_s = 0, TRY_AGAIN_S
-            if self._burst and not claimed and parts.is_idle:
+            if self._burst and not claimed and parts.is_idle and is_settled:
                 return
             self._sleep(sleep_s)
 

@@ -96,6 +96,7 @@ class Maintenance:
         return all(row.info.id == self._worker_id for row in rows)
 
     def _run(self) -> None:
+        self._do(self._model_probe.list_models)  # the jobs for devices wait for it
         while not self._stop.is_set():
             with self.thread.pulse.busy():
                 for duty in self._duties:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.endpoints import standing_on
+from gpuqueue.domain.errors import ExecutionError
 from gpuqueue.domain.estimates import SHOWN, Observation, model_key
 from gpuqueue.domain.model_health import known_bytes, settings_of
 from gpuqueue.domain.models import full_name
@@ -23,28 +24,46 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class ModelProbe:
-    """Three duties of the worker's maintenance; each asks only available backends."""
+    """Three duties of the worker's maintenance; each asks only available backends.
 
-    def __init__(self, site: Site) -> None:
+    `on_listed` is called when `has_listed` turns true.
+    """
+
+    def __init__(self, site: Site, *, on_listed: Callable[[], None]) -> None:
         self._store = site.store
         self._settings = site.settings
         self._clock = site.clock
-        self._looked_at_s = self._listed_at_s = float("-inf")
+        self._looked_at_s = float("-inf")
+        self._listed_at_s: dict[str, float] = {}
         self._asked: set[str] = set()  # models whose size was asked for
+        self._on_listed = on_listed
+        # Before the first list, a job for a model that is missing would not get its fallback.
+        self.has_listed = not self._settings.backends
 
     def list_models(self) -> None:
         """Record which models each backend has on its disk."""
-        if self._clock.monotonic() - self._listed_at_s < LIST_EVERY_S:
-            return
-        self._listed_at_s = self._clock.monotonic()
-        with self._store.reading() as reads:
-            noted = {name: row.models for name, row in reads.backends().items()}
-        for backend in self._available():
+        try:
+            for backend in self._available():
+                if self._clock.monotonic() - self._listed_at_s.get(backend.name, float("-inf")) >= LIST_EVERY_S:
+                    self._list(backend)
+        finally:  # also after a failure: the breaker, not a missing list, holds the jobs of a backend that is away
+            if not self.has_listed:
+                self.has_listed = True
+                self._on_listed()
+
+    def _list(self, backend: BackendSettings) -> None:
+        try:
             found = OllamaClient(backend).models(timeout_s=QUERY_S)
-            if found != noted.get(backend.name):
-                self._store.backends.note_models(backend.name, found)
-                self._store.jobs.forget_demands_of(None)  # a job's preferred model may have been added or removed
-                self._asked.clear()
+        except ExecutionError as error:  # it is asked again in the next round; the others are asked in this one
+            logger.debug("the models of %s could not be listed: %s", backend.name, error)
+            return
+        self._listed_at_s[backend.name] = self._clock.monotonic()
+        with self._store.reading() as reads:
+            row = reads.backends().get(backend.name)
+        if row is None or found != row.models:
+            self._store.backends.note_models(backend.name, found)
+            self._store.jobs.forget_demands_of(None)  # a job's preferred model may have been added or removed
+            self._asked.clear()
 
     def look_at_loaded(self) -> None:
         """Publish the models loaded on an idle device: they time out, and other programs load them."""

@@ -225,7 +225,7 @@ class Workshop:
     def worker(self, name: str, queues: tuple[str, ...] | None) -> PlayedWorker:
         worker = PlayedWorker(name, self._clock.now, self._clock)
         site = self._site(name, queues)
-        worker.dispatcher = Dispatcher(site, may_claim=worker.may_claim, is_preemptible=is_preemptible)
+        worker.dispatcher = Dispatcher(site, may_claim=worker.may_claim, models_known=lambda: True, is_preemptible=is_preemptible)
         return worker
 
     def attempt(self, lease: Lease) -> Attempt:

@@ -62,3 +62,36 @@ def test_what_others_load_and_unload_is_seen_while_the_card_is_idle(ai, start_wo
     until(lambda: [item.model for item in ai.gq.view().devices["gpu0"].residents] == ["small:latest"], "the loaded model is seen")
     httpx.post(f"{ai.ollama.url}/api/generate", json={"model": "small", "keep_alive": 0}, timeout=DEADLINE_S).raise_for_status()
     until(lambda: not ai.gq.view().devices["gpu0"].residents, "it is seen to be gone")
+
+
+@pytest.mark.parametrize("burst", [False, True])
+def test_a_job_for_a_missing_model_gets_its_fallback_however_late_the_first_list_comes(
+    ai, gate, start_worker, until, monkeypatch, burst: bool
+) -> None:
+    listed = OllamaClient.models
+
+    def late(client: OllamaClient, timeout_s: float):
+        gate.pass_through()
+        return listed(client, timeout_s=timeout_s)
+
+    monkeypatch.setattr(OllamaClient, "models", late)
+    plain = ai.gq.task(name="plain")(done)
+    job = ai.gq.ollama.generate("absent:1b", prompt="x", queue="ai-batch", job={"fallback": ["small"], "max_attempts": 1})
+    start_worker(ai.gq, burst=burst)
+    gate.wait_reached()
+    assert plain.enqueue().result(timeout_s=DEADLINE_S) == "done"
+    gate.open()
+    assert job.result(timeout_s=DEADLINE_S)["model"] == "small"
+
+
+def test_a_list_that_fails_holds_no_job(ai, start_worker, monkeypatch) -> None:
+    def fails(client: OllamaClient, timeout_s: float):
+        raise BackendUnavailable("it took longer than a second", backend="ollama")
+
+    monkeypatch.setattr(OllamaClient, "models", fails)
+    start_worker(ai.gq)
+    assert ai.gq.ollama.generate("small", prompt="x", queue="ai-batch").result(timeout_s=DEADLINE_S)["model"] == "small"
+
+
+def done() -> str:
+    return "done"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from inspect import iscoroutinefunction
 from typing import Any, overload
 
 from django.utils import timezone
 
-from gpuqueue.client.options import read_options
+from gpuqueue.client.options import read_flag, read_options
 from gpuqueue.domain.backoff import Backoff
 from gpuqueue.domain.errors import UsageError, did_you_mean
+from gpuqueue.domain.names import is_name
+from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.units import Duration
 from gpuqueue.domain.verdicts import RetryRules, read_rules
 from gpuqueue.integrations.django.tasks_api import DEFAULT_ALIAS, InvalidTask, Task, task_backends
@@ -59,7 +62,7 @@ CHANGEABLE = ("priority", "queue_name", "run_after", "backend", *OWN)
 
 def options_of(task: Any) -> dict[str, Any]:
     """Collect a Django task's own options, named as gpuqueue names them."""
-    return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None)}
+    return {name: getattr(task, name) for name in JOB_OPTIONS if getattr(task, name, None) is not None}
 
 
 def asked_of(task: Any) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def asked_of(task: Any) -> dict[str, Any]:
         **options_of(task),
         "queue": task.queue_name,
         "priority": task.priority or None,
-        "at": at if at is None or timezone.is_aware(at) else timezone.make_aware(at),
+        "at": at if not isinstance(at, datetime) or timezone.is_aware(at) else timezone.make_aware(at),
     }
 
 
@@ -81,9 +84,13 @@ def rules_of(task: Any) -> RetryRules:
 def check_options(task: Any) -> None:
     """Raises: InvalidTask for options that gpuqueue does not take."""
     try:
-        read_options(options_of(task))
+        read_options(asked_of(task))
         rules_of(task)
-        if getattr(task, "isolate", False) and iscoroutinefunction(task.func):
+        flags = {name: read_flag(name, getattr(task, name, False)) for name in ("isolate", "preemptible")}
+        model = getattr(task, "model", None)
+        if model is not None and not is_name(model):
+            raise UsageError(f"model must be a non-empty string, not {safe_repr(model)}")
+        if flags["isolate"] and iscoroutinefunction(task.func):
             raise UsageError("isolate=True needs a plain function, not an async one")
     except UsageError as error:
         raise InvalidTask(f"{task.module_path}: {error}") from None
