@@ -28,6 +28,7 @@ from gpuqueue.domain.errors import (
     UnknownQueue,
     UnknownTask,
     UsageError,
+    WouldDeadlock,
 )
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import Cancellation, Entry, Event, Job, LogLine, Record, State
@@ -82,6 +83,7 @@ __all__ = [
     "WindowRule",
     "Worker",
     "WorkerInfo",
+    "WouldDeadlock",
     "backoff",
     "current_job",
     "hookimpl",

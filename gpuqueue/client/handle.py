@@ -10,7 +10,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuqueue.client.async_twins import in_thread, twin
-from gpuqueue.domain.errors import REFUSAL, JobCancelled, JobError, JobExpired, JobFailed, ServiceUnavailable, UnknownJob
+from gpuqueue.contract.current_job import current_lease, published_waits
+from gpuqueue.domain.errors import (
+    REFUSAL,
+    JobCancelled,
+    JobError,
+    JobExpired,
+    JobFailed,
+    ServiceUnavailable,
+    UnknownJob,
+    WouldDeadlock,
+)
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import FINISHED, WAITING, Job, JobErrorRecord, JobStatus, LogLine, State
 from gpuqueue.domain.numbers import wait_s, whole_number
@@ -34,6 +44,8 @@ class HasJobs(Protocol):
     def now_us(self) -> int: ...
 
     def explain(self, job_id: int, /) -> Explanation: ...
+
+    def circle_of(self, waiter_id: int, awaited_id: int, /) -> str | None: ...
 
     def is_served(self, queue: str, /) -> bool: ...
 
@@ -130,7 +142,8 @@ class JobHandle:
         """Wait for the job to finish and return its result.
 
         Raises: JobFailed, JobCancelled, JobExpired, ServiceUnavailable; TimeoutError after `timeout_s`, without
-        cancelling the job; UnknownJob.
+        cancelling the job; WouldDeadlock in a task whose end the job itself needs, for example if no other thread is left to
+        run it; UnknownJob.
         """
         self._confirm()
         with self._gq.store.reading() as reads:
@@ -138,8 +151,7 @@ class JobHandle:
         if not status.is_finished:
             with Watch(self, timeout_s) as watch:
                 while not (status := watch.look()).is_finished:
-                    while not watch.has_news(watch.listener.wait(watch.patience_s)):
-                        pass
+                    watch.wait()
         return self._value_of(status)
 
     async def aresult(self, timeout_s: float | None = None) -> Any:
@@ -162,8 +174,7 @@ class JobHandle:
                 yield from pieces
                 if status.is_finished:
                     break
-                while not watch.has_news(watch.listener.wait(watch.patience_s)):
-                    pass
+                watch.wait()
         self._value_of(status)
 
     async def astream(self, timeout_s: float | None = None) -> AsyncIterator[Piece]:
@@ -191,8 +202,7 @@ class JobHandle:
                 yield job
                 if job.state in FINISHED:
                     return
-                while not watch.has_news(watch.listener.wait(watch.patience_s)):
-                    pass
+                watch.wait()
 
     async def awatch(self, timeout_s: float | None = None) -> AsyncIterator[Job]:
         """The async twin of `watch`."""
@@ -293,13 +303,31 @@ class Watch:
         self.version: Hashable = None  # of the file, at the last check
         self._told = False
         self._seen = after  # the last output piece read
+        self._lease = current_lease()
+        self._publish = published_waits()  # None outside a worker's thread
+        self._waits_in_task = False
+        self._ask_again_s = self._look_again_s  # when to check whether the task waits in vain
         self.listener = Listener.for_job(self._gq.store.runtime_dir, handle.id)
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._go_on()
         self.listener.close()
+
+    def wait(self) -> None:
+        """Wait until there may be news; other processes see that the calling task waits."""
+        if self._publish is not None and self._lease is not None:
+            self._publish(self._lease.job_id, self._handle.id)
+            self._waits_in_task = True
+        while not self.has_news(self.listener.wait(self.patience_s)):
+            pass
+
+    def _go_on(self) -> None:
+        if self._waits_in_task and self._publish is not None and self._lease is not None:
+            self._publish(self._lease.job_id, 0)
+        self._waits_in_task = False
 
     def look(self) -> JobStatus:
         """Read the job's status. Raises: TimeoutError when the caller's time is up."""
@@ -308,6 +336,7 @@ class Watch:
     def look_at_job(self) -> Job:
         """Read the job. Raises: TimeoutError."""
         self.look()
+        self._go_on()
         return self._handle.refresh().record
 
     def look_for_output(self, *, with_output: bool = True) -> tuple[list[Piece], JobStatus]:
@@ -328,6 +357,10 @@ class Watch:
         self._waits = status.state in WAITING
         if self._waits:
             self._look_after(status)
+        if status.is_finished or pieces:
+            self._go_on()
+        elif self._waits_in_task:
+            self._refuse_circle()
         if not status.is_finished and not pieces and self._ends_s is not None and time.monotonic() >= self._ends_s:
             raise TimeoutError(f"{self._handle.explain()}\n(the job was not cancelled; cancel it with job.cancel())")
         return pieces, status
@@ -339,11 +372,22 @@ class Watch:
         patience_s = POLL_S if self._ends_s is None else min(POLL_S, self._ends_s - now_s)
         if self._waits:  # a running job needs no checks
             patience_s = min(patience_s, self._look_again_s - now_s)
+        if self._waits_in_task:
+            patience_s = min(patience_s, self._ask_again_s - now_s)
         return max(0.0, patience_s)
 
     def has_news(self, rang: bool) -> bool:
         """Say, after a wait, whether to check again: a wakeup came, it is time, or the file was changed."""
         return rang or self.patience_s == 0 or self._gq.store.changed() != self.version
+
+    def _refuse_circle(self) -> None:
+        """Raises: WouldDeadlock if the job cannot end before the task that waits for it."""
+        if self._lease is None or time.monotonic() < self._ask_again_s:
+            return
+        self._ask_again_s = time.monotonic() + WORKER_CHECK_S
+        problem = self._gq.circle_of(self._lease.job_id, self._handle.id)
+        if problem is not None:
+            raise WouldDeadlock(problem, job_id=self._lease.job_id, awaited_id=self._handle.id)
 
     def _look_after(self, status: JobStatus) -> None:
         """Stand in for a missing worker: expire, refuse or warn."""

@@ -5,16 +5,18 @@ Loaded on first use: a process that only enqueues does not need the policies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings, agreed
 from gpuqueue.contract.plugin_set import Plugins
+from gpuqueue.decisions.circles import circle
 from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.view import build, largest_budget, live_workers, queue_context, serves
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import View, WorkerInfo
 from gpuqueue.store.store import Store
 
@@ -40,6 +42,15 @@ def explain_job(
         view = build(reads, in_force(agreed(reads.configuration(), own)), now)
         context = queue_context(reads, job, view)
     return explain(job, limited(view, plugins), plugins, context, worker_command=worker_command)
+
+
+def circle_of(
+    store: Store, waiter_id: int, awaited_id: int, own: SharedSettings, *, needs_thread: Callable[[str], bool], now: datetime
+) -> str | None:
+    """Return why a task must not wait for a job, None if it may."""
+    with store.snapshot() as reads:
+        view = build(reads, in_force(agreed(reads.configuration(), own)), now)
+        return circle(reads, view, waiter_id, awaited_id, needs_thread=needs_thread, now_us=to_us(now))
 
 
 def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:

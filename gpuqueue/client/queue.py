@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import threading
@@ -26,6 +27,7 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.domain.job import Cancellation, State
+from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.numbers import job_id as checked_id
 from gpuqueue.domain.numbers import whole_number
 from gpuqueue.domain.safe_text import safe_repr
@@ -280,6 +282,20 @@ class GPUQueue:
             now=self.now(),
             worker_command=self.worker_command(""),
         )
+
+    def circle_of(self, waiter_id: int, awaited_id: int) -> str | None:
+        """Return why the task of one job must not wait for another job, because that cannot end before it; None if it may."""
+        from gpuqueue.client import inspection
+
+        return inspection.circle_of(
+            self.store, waiter_id, awaited_id, self.own_settings(), needs_thread=self._needs_thread, now=self.now()
+        )
+
+    def _needs_thread(self, name: str) -> bool:
+        task = self.tasks.get(name)
+        if task is None or task.function is None:
+            return name in VERBS
+        return not inspect.iscoroutinefunction(task.function)
 
     def expected_ends(self) -> dict[str, datetime]:
         """Return when each queue's waiting jobs should be done: {queue: datetime}; queues without an estimate are left out."""

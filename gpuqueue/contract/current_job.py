@@ -8,6 +8,7 @@ current_job().progress(0.4, note="chapter 2 of 5")
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -129,6 +130,23 @@ def current_lease() -> Lease | None:
     """Return the lease of the job that runs the calling task, None outside a task."""
     context = _context.get(None)
     return None if context is None or not context.lease.job_id else context.lease
+
+
+class _ThisThread(threading.local):
+    note: Callable[[int, int], None] | None = None
+
+
+_this_thread = _ThisThread()
+
+
+def publish_waits(note: Callable[[int, int], None]) -> None:
+    """Have `note` called when a task in this thread waits for a job: with its own job and the other, 0 when it goes on."""
+    _this_thread.note = note
+
+
+def published_waits() -> Callable[[int, int], None] | None:
+    """Return what `publish_waits` set in this thread, None in one that is not a worker's."""
+    return _this_thread.note
 
 
 class running:

@@ -212,6 +212,11 @@ def _waiting_reasons(
         why = f"; limit set by {queue.limited_by}" if queue.limited_by else ""
         detail = f"{job.queue} is at its concurrency limit: {queue.running_count} of {limit} running ({jobs}){why}"
         reasons.append(Hold("concurrency", detail, ends_with_jobs=True, source="job"))
+    if context.busy:
+        count = len(context.busy)
+        jobs = ", ".join(f"job {item.id}" for item in context.busy[:NAMED_JOBS]) + (", …" if count > NAMED_JOBS else "")
+        detail = f"the only thread is busy: {jobs}" if count == 1 else f"all {count} threads are busy: {jobs}"
+        reasons.append(Hold("threads", detail, ends_with_jobs=True, source="worker"))
     if job.device is not None:
         detail = f"waiting for its last attempt's memory on {job.device} to be released"
         reasons.append(Hold("clean_up", detail, ends_with_jobs=True, source="job"))

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.estimates import LOAD, get, left_s, model_key, run_s
-from gpuqueue.domain.explanation import Expectation, QueueContext
+from gpuqueue.domain.explanation import Expectation, QueueContext, RunningJob
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
@@ -28,7 +28,7 @@ def expect(job: Job, view: View, reasons: Sequence[Hold], holds: Holds, context:
         return None
     position = context.ahead_count(job.queue) + 1 if job.state is State.AVAILABLE else None
     ahead = [work for work in context.ahead if work.queue == job.queue or not _lasts(holds.get(work.queue, ()))]
-    start_at = _start(job, view, reasons, QueueContext(tuple(ahead), context.running))
+    start_at = _start(job, view, reasons, context._replace(ahead=tuple(ahead)))
     own_s = _own_s(job, view)
     return Expectation(position, start_at, None if start_at is None else _later(start_at, own_s))
 
@@ -48,8 +48,9 @@ def _start(job: Job, view: View, reasons: Sequence[Hold], context: QueueContext)
         places = sum(device.settings.slots for device in view.devices.values()) or 1
         rests_s = _device_rests_s(job, view)
     else:
-        places = queue.settings.concurrency or max(1, queue.running_count)
-        rests_s = _plain_rests_s(queue, context, view) if queue.running_count >= places or context.ahead else []
+        places = queue.settings.concurrency or len(context.busy) or max(1, queue.running_count)
+        running = context.busy or context.running
+        rests_s = _plain_rests_s(queue, running, view) if context.busy or queue.running_count >= places or context.ahead else []
     needed_s = [*before_s, *loads_s, *rests_s]
     if any(seconds is None for seconds in needed_s):
         return None
@@ -93,8 +94,8 @@ def _makes_room(item: Reservation, job: Job, view: View) -> bool:
     return settings is not None and item.preemptible and settings.yield_mode == "preempt" and job.queue in settings.yields_to
 
 
-def _plain_rests_s(queue: QueueView, context: QueueContext, view: View) -> list[float | None]:
-    return [_left_of(queue.settings.name, item.task, item.started_at, view) for item in context.running]
+def _plain_rests_s(queue: QueueView, running: Sequence[RunningJob], view: View) -> list[float | None]:
+    return [_left_of(item.queue or queue.settings.name, item.task, item.started_at, view) for item in running]
 
 
 def _left_of(queue: str, task: str, started_at: datetime | None, view: View) -> float | None:

@@ -10,13 +10,15 @@ from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.reads import Reads
-from gpuqueue.domain.explanation import QueueContext
-from gpuqueue.domain.job import WAITING, Job
+from gpuqueue.domain.errors import UnknownJob
+from gpuqueue.domain.explanation import JobThreads, QueueContext, RunningJob
+from gpuqueue.domain.job import WAITING, Job, State
 from gpuqueue.domain.memory import whole_budget
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Backend, DeviceView, QueueView, Sighting, View, WorkerInfo
 from gpuqueue.domain.yielding import yielded_to
+from gpuqueue.store.job_threads import threads_of
 from gpuqueue.store.liveness import alive_here, proven_dead
 
 STALE_S = 30.0  # after the time at which an unavailable backend was to be checked again, or before that of its last check
@@ -95,7 +97,30 @@ def queue_context(reads: Reads, job: Job, view: View) -> QueueContext:
     for name in (job.queue, *others):
         if job.queue not in yielded_to(view.queues[name].settings, view):
             ahead += reads.work_ahead(name, job, largest_bytes=largest_bytes)
-    return QueueContext(tuple(ahead), tuple(reads.running_jobs(job.queue)))
+    busy = () if queue.gpu or job.state is not State.AVAILABLE else tuple(_busy(reads, job.queue, view))
+    return QueueContext(tuple(ahead), tuple(reads.running_jobs(job.queue)), busy)
+
+
+def _busy(reads: Reads, queue: str, view: View) -> list[RunningJob]:
+    """Return the jobs in the threads that may run a queue's jobs, if none is free and all are known; else none."""
+    known = worker_threads(reads, now_us=to_us(view.now))
+    serving = [known.get(worker.id) for worker in view.workers if serves(worker, queue)]
+    ids = [item.job_id for threads in serving if threads is not None for item in threads.pool]
+    if None in serving or not all(ids):
+        return []
+    found = []
+    for job_id in ids:
+        try:
+            job = reads.job(job_id)
+        except UnknownJob:
+            return []  # it has ended meanwhile
+        found.append(RunningJob(job.id, job.task, job.started_at, job.queue))
+    return found
+
+
+def worker_threads(reads: Reads, *, now_us: int) -> dict[str, JobThreads | None]:
+    """Return the threads of the workers with a current lease: {worker: threads}, None for one whose threads are not known."""
+    return {row.info.id: threads_of(row.runtime_dir, row.info.id) for row in reads.workers(now_us=now_us) if row.info.alive}
 
 
 def live_workers(reads: Reads, *, now_us: int) -> list[WorkerInfo]:

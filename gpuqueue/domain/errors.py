@@ -11,6 +11,7 @@ GPUQueueError
 │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull, FileReplaced
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
+├── WouldDeadlock             a task waits for a job that cannot end before the task itself does
 ├── PluginFailed              a plugin raised in a hook, and the caller cannot continue without its answer
 ├── WorkerFailed              a worker cannot go on; its jobs go back to their queues
 └── ExecutionError            raised inside an attempt; classifies its failure
@@ -142,6 +143,15 @@ class JobCancelled(JobError):
 
 class JobExpired(JobError):
     """The job expired before it could start: its `expires_in` had passed."""
+
+
+class WouldDeadlock(GPUQueueError):
+    """A task waits for a job that cannot end before the task itself does; `job_id` is the task's job, `awaited_id` the other."""
+
+    def __init__(self, message: str, *, job_id: int = 0, awaited_id: int = 0) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.awaited_id = awaited_id
 
 
 class PluginFailed(GPUQueueError):

@@ -30,13 +30,32 @@ class RunningJob(NamedTuple):
     id: int
     task: str
     started_at: datetime | None
+    queue: str = ""
+
+
+class JobThread(NamedTuple):
+    """What one thread of a worker does: the job that it runs, and the one that its task waits for; 0 for none."""
+
+    job_id: int
+    waits_for: int = 0
+
+
+class JobThreads(NamedTuple):
+    """The threads of one worker: `pool` for jobs without a device, `devices` for the others."""
+
+    pool: tuple[JobThread, ...]
+    devices: tuple[JobThread, ...] = ()
 
 
 class QueueContext(NamedTuple):
-    """What is around a waiting job: the available jobs ahead of it, and some running jobs of its queue."""
+    """What is around a waiting job: the available jobs ahead of it, and some running jobs of its queue.
+
+    `busy` are the jobs in the threads that may run it, if none is free; () also if that is not known.
+    """
 
     ahead: tuple[Work, ...] = ()
     running: tuple[RunningJob, ...] = ()
+    busy: tuple[RunningJob, ...] = ()
 
     def ahead_count(self, queue: str) -> int:
         return sum(work.count for work in self.ahead if work.queue == queue)

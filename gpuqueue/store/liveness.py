@@ -79,9 +79,15 @@ def alive_here(runtime_dir: Path | str, worker_id: str) -> bool | None:
 
 def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
     """Return the ids of the jobs that a worker executes, dead or not; None if its file is not visible from here."""
+    found = slots_of(runtime_dir, worker_id)
+    return None if found is None else frozenset(filter(None, found))
+
+
+def slots_of(runtime_dir: Path | str, worker_id: str) -> list[int] | None:
+    """Return the job in each slot, 0 for none; None if the file is not visible from here."""
     try:
-        return _slots(path_of(runtime_dir, worker_id).read_bytes())
-    except OSError:
+        return [job_id for (job_id,) in SLOT.iter_unpack(path_of(runtime_dir, worker_id).read_bytes())]
+    except (OSError, struct.error):
         return None
 
 

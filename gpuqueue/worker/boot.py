@@ -19,6 +19,7 @@ from gpuqueue.domain.errors import ConfigurationError, UnknownQueue
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.processes import Children
+from gpuqueue.store.job_threads import Waits
 from gpuqueue.store.liveness import Liveness, alive_here
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener
@@ -55,6 +56,7 @@ class Parts:
     site: Site
     pulse: Pulse  # of the worker's loop
     liveness: Liveness
+    waits: Waits
     listener: Listener
     heartbeat: Heartbeat
     output: Output
@@ -101,6 +103,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     async_jobs = config.async_jobs if executors.asynchronous() else 0
     device_slots = sum(device.slots for device in site.settings.devices)
     liveness = Liveness(site.store.runtime_dir, site.worker_id, slots=threads + device_slots + async_jobs)
+    waits = Waits(site.store.runtime_dir, site.worker_id, pool=threads, devices=device_slots)
     listener = Listener(site.store.runtime_dir, "workers", site.worker_id)
     orders.wake = listener.ring
     _register(gq, site, accept_config=accept_config)
@@ -129,14 +132,14 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         internal=judge.internal,
     )
     plain = without_device(exchange, backends, observations)
-    job_threads = Threads(site, pipeline, plain, exchange, liveness, orders, count=threads)
+    job_threads = Threads(site, pipeline, plain, exchange, liveness, waits, orders, count=threads)
     coroutines = Coroutines(
         pipeline, plain, exchange, liveness, site.clock, orders, limit=async_jobs, first_slot=threads + device_slots
     )
     exchange.claim_for(job_threads, coroutines)
 
     on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
-    device_jobs = DeviceJobs(site, pipeline, on_device, liveness, orders, first_slot=threads)
+    device_jobs = DeviceJobs(site, pipeline, on_device, liveness, waits, orders, first_slot=threads)
 
     maintenance = Maintenance(
         site,
@@ -159,6 +162,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         site=site,
         pulse=pulse,
         liveness=liveness,
+        waits=waits,
         listener=listener,
         heartbeat=heartbeat,
         output=output,

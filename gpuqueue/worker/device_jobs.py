@@ -6,8 +6,10 @@ import threading
 from functools import partial
 from queue import SimpleQueue
 
+from gpuqueue.contract.current_job import publish_waits
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.view import PartInfo
+from gpuqueue.store.job_threads import Waits
 from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.on_device import OnDevice
@@ -20,13 +22,22 @@ class DeviceJobs:
     """One thread per slot of each device; the first one uses slot `first_slot` of the liveness file."""
 
     def __init__(
-        self, site: Site, pipeline: Pipeline, on_device: OnDevice, liveness: Liveness, orders: Orders, *, first_slot: int
+        self,
+        site: Site,
+        pipeline: Pipeline,
+        on_device: OnDevice,
+        liveness: Liveness,
+        waits: Waits,
+        orders: Orders,
+        *,
+        first_slot: int,
     ) -> None:
         self._store = site.store
         self._clock = site.clock
         self._pipeline = pipeline
         self._on_device = on_device
         self._liveness = liveness
+        self._waits = waits
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
@@ -64,6 +75,7 @@ class DeviceJobs:
         return PartInfo("device", all(thread.is_alive for thread in self._threads), None, self._last_at_us)
 
     def _work(self, slot: int) -> None:
+        publish_waits(partial(self._waits.publish, slot))
         while (lease := self._ready.get()) is not None:
             try:
                 self._liveness.executes(slot, lease.job_id)

@@ -75,6 +75,7 @@ def _close(parts: Parts) -> None:
         parts.maintenance.stop,
         parts.listener.close,
         parts.liveness.close,
+        parts.waits.close,
         site.store.close,
         site.log.stopped,
     )

@@ -11,6 +11,7 @@ from gpuqueue.domain.errors import FileReplaced, GPUQueueError, PluginFailed, St
 from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.processes import Children
+from gpuqueue.store import job_threads
 from gpuqueue.store.liveness import Silences, executing, forget, proven_dead
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.model_probe import ModelProbe
@@ -160,6 +161,7 @@ class Maintenance:
             if executed is not None:
                 self._take_back(row.info.id, executed, "its process is dead (its liveness file is unlocked)", now_us)
                 forget(row.runtime_dir, row.info.id)
+                job_threads.forget(row.runtime_dir, row.info.id)
             elif self._silences.silent_s(row.info.id, row.info.expires_at, lease_s=row.lease_s) >= row.lease_s:
                 proof = f"it gave no sign of life for its lease of {format_duration(row.lease_s)}"
                 self._take_back(row.info.id, executing(row.runtime_dir, row.info.id), proof, now_us)

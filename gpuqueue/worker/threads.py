@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
+from gpuqueue.contract.current_job import publish_waits
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.view import PartInfo
+from gpuqueue.store.job_threads import Waits
 from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
@@ -37,6 +39,7 @@ class Threads:
         kind: Kind,
         exchange: Exchange,
         liveness: Liveness,
+        waits: Waits,
         orders: Orders,
         *,
         count: int,
@@ -47,6 +50,7 @@ class Threads:
         self._kind = kind
         self._exchange = exchange
         self._liveness = liveness
+        self._waits = waits
         self._size = count
         self._ready: deque[Lease] = deque()
         self._changed = threading.Condition()
@@ -140,6 +144,7 @@ class Threads:
         return min(PREFETCH_MOST, int(PREFETCH_S / max(self._mean_s, 1e-6)))
 
     def _work(self, slot: int) -> None:
+        publish_waits(partial(self._waits.publish, slot))
         while (lease := self._next(slot)) is not None:
             began_s = self._clock.monotonic()
             try:

@@ -340,7 +340,7 @@ def running_jobs(connection: Statements, queue: str) -> list[RunningJob]:
     rows = connection.execute(
         "SELECT id, task, started_at FROM jobs WHERE state = 'running' AND queue = ? LIMIT ?", (queue, MANY)
     )
-    return [RunningJob(job_id, task, None if at is None else from_us(at)) for job_id, task, at in rows]
+    return [RunningJob(job_id, task, None if at is None else from_us(at), queue) for job_id, task, at in rows]
 
 
 def discarded_ids(connection: Statements, queue: str | None) -> list[int]:
