@@ -50,8 +50,8 @@ class Declarations:
 
     def add_queue(self, name: str, settings: Mapping[str, Any]) -> QueueSettings:
         """Create or change a queue. Raises: ConfigurationError; UnknownQueue for a queue in `yields_to`."""
-        config = self._config
-        made = read_queue_options(name, settings, self.queues.get(name), devices=config.devices, backends=config.backends)
+        config, before = self._config, self.queues.get(name) if isinstance(name, str) else None
+        made = read_queue_options(name, settings, before, devices=config.devices, backends=config.backends)
         queues = {**self.queues, name: made}
         for other in made.yields_to:
             if other not in queues:

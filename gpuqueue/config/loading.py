@@ -40,6 +40,7 @@ __all__ = ["Config", "WorkerSettings", "database_path", "database_url"]
 DEFAULT_FILE = "gpuqueue.toml"
 DEFAULT_DATABASE = "sqlite:///gpuqueue.db"
 DEFAULT_MAX_PAYLOAD_BYTES = 16 * 2**20
+LARGEST_PAYLOAD_BYTES = 10**9  # SQLite stores no larger text
 
 ROOT_KEYS = (
     "database",
@@ -61,6 +62,10 @@ ENVIRONMENT_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "worker": WORKER_KEYS,
     "retention": RETENTION_KEYS,
 }
+
+TWICE = re.compile("twice|overwrite|immutable|[Dd]uplicate")  # in the words of tomllib
+TWICE_HINT = "A table or a key is there twice: merge the two. Only [[gpu]] and [[ollama]] can be given more than once"
+QUOTES_HINT = 'Strings need quotes (budget = "5GB"), and so do names with a colon or a dot ([models."gemma4:e4b"])'
 
 Synchronous = Literal["normal", "full"]
 
@@ -115,7 +120,7 @@ class Config:
         return cls(
             database=_database(root, folder),
             synchronous=cast(Synchronous, root.choice("synchronous", "normal", ("normal", "full"))),
-            max_payload_bytes=root.size("max_payload", DEFAULT_MAX_PAYLOAD_BYTES),
+            max_payload_bytes=root.size("max_payload", DEFAULT_MAX_PAYLOAD_BYTES, maximum=LARGEST_PAYLOAD_BYTES),
             devices=devices,
             backends=read_backends(
                 (ollamas or [root.table("ollama", "[ollama]")]) if needs_ollama(root, models, queues) else (),
@@ -129,7 +134,12 @@ class Config:
             placement=cast(PlacementMode, root.choice("placement", "pack", get_args(PlacementMode))),
             plugins_blocked=read_plugins(root.table("plugins", '[plugins] and block = ["windows"]')),
             plugin_tables=PluginTables(
-                plugins_in_file, plugins_in_arguments, variables=_others(environ), own=ROOT_KEYS, source=source
+                plugins_in_file,
+                plugins_in_arguments,
+                variables=_others(environ),
+                own=ROOT_KEYS,
+                own_variables=_own_variables(),
+                source=source,
             ),
             path=file,
         )
@@ -202,10 +212,10 @@ def _read_toml(file: Path) -> dict[str, Any]:
         found = re.search(r"at line (\d+)", str(error))
         line = text.split("\n")[int(found[1]) - 1].strip() if found else ""
         shown = f", in: {line}" if line else ""
-        raise ConfigurationError(
-            f"{file} is not valid TOML: {error}{shown}\n"
-            'Strings need quotes (budget = "5GB"), and so do names with a colon or a dot ([models."gemma4:e4b"])'
-        ) from None
+        hint = TWICE_HINT if TWICE.search(str(error)) else QUOTES_HINT
+        raise ConfigurationError(f"{file} is not valid TOML: {error}{shown}\n{hint}") from None
+    except (ValueError, RecursionError):
+        raise ConfigurationError(f"{file} has a number of too many digits, or lists in too many others") from None
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -229,8 +239,13 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _others(environ: Mapping[str, str]) -> dict[str, str]:
     """Collect the variables with gpuqueue's prefix that are not its own."""
-    own = {_variable(key, "") for key in (*ENVIRONMENT_KEYS, "config")}
+    own = _own_variables()
     return {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT) and name not in own}
+
+
+def _own_variables() -> set[str]:
+    sections = (f"{section}.{key}" for section, keys in ENVIRONMENT_SECTIONS.items() for key in keys)
+    return {_variable(key, "") for key in (*ENVIRONMENT_KEYS, "config", *sections)}
 
 
 def _variable(key: str, prefix: str = "environment variable ") -> str:

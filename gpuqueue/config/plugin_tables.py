@@ -11,12 +11,14 @@ from gpuqueue.domain.errors import ConfigurationError, did_you_mean
 __all__ = ["PluginTables"]
 
 ENVIRONMENT = "GPUQUEUE_"
+NEARLY_EQUAL = 0.85  # as difflib measures it
 
 
 class PluginTables:
     """The root tables that gpuqueue does not know, from the file and from arguments, and the variables that may belong to them.
 
-    `own` are the section names that no plugin may use; `source` is where errors place a section that was not given.
+    `own` are the section names that no plugin may use, and `own_variables` gpuqueue's own variables; `source` is where errors
+    place a section that was not given.
     """
 
     def __init__(
@@ -26,12 +28,14 @@ class PluginTables:
         *,
         variables: Mapping[str, str] | None = None,
         own: Collection[str] = (),
+        own_variables: Collection[str] = (),
         source: str = "configuration",
     ) -> None:
         self._file = file or _empty("", source)
         self._arguments = arguments or _empty("", source)
         self._variables = variables or {}
         self._own = tuple(own)
+        self._own_variables = own_variables
         self._source = source
 
     def table_of(self, plugin: str, among: Iterable[str]) -> Table:
@@ -52,11 +56,16 @@ class PluginTables:
         return found
 
     def refuse_unclaimed(self, claimed: Collection[str], *, silent: Collection[str], blocked: Collection[str]) -> None:
-        """Reject a section that belongs to no plugin; a blocked plugin may keep its section.
+        """Reject a section that belongs to no plugin, and a variable that is rather a misspelt one of gpuqueue's own.
 
-        `claimed` are the plugins that read a section, `silent` those that do not.
-        Raises: ConfigurationError naming the section and the nearest known name.
+        Other variables with the prefix may be anyone's. A blocked plugin may keep its section and variables. `claimed` are the
+        plugins that read a section, `silent` those that do not.
+        Raises: ConfigurationError naming the section or variable and the nearest known name.
         """
+        of_plugins = tuple(map(_prefix, (*claimed, *silent, *blocked)))
+        for variable, value in self._variables.items():
+            if value and not variable.startswith(of_plugins) and (near := _misspelt(variable, self._own_variables)):
+                raise ConfigurationError(f"unknown environment variable {variable} (did you mean {near}?)")
         for name, where in {**self._file.given(), **self._arguments.given()}.items():
             if name in claimed or name in blocked:
                 continue
@@ -79,6 +88,15 @@ class PluginTables:
 
 def _empty(key: str, source: str) -> Table:
     return Table({}, key=key, origin=lambda dotted: f"{source}: {dotted}" if dotted else source)
+
+
+def _misspelt(variable: str, known: Collection[str]) -> str | None:
+    """Return the known variable that this one is nearly equal to."""
+    import difflib  # imported here: it takes 1 ms, and few environments have such variables
+
+    names = [name.removeprefix(ENVIRONMENT) for name in known]
+    near = difflib.get_close_matches(variable.removeprefix(ENVIRONMENT), names, n=1, cutoff=NEARLY_EQUAL)
+    return ENVIRONMENT + near[0] if near else None
 
 
 def _prefix(plugin: str) -> str:

@@ -19,7 +19,7 @@ from gpuqueue.domain.errors import ConfigurationError, UsageError, did_you_mean
 from gpuqueue.domain.names import is_name
 from gpuqueue.domain.safe_text import LONGEST_REPR, cut, safe_repr
 from gpuqueue.domain.settings import HIGHEST_COUNT
-from gpuqueue.domain.units import parse_duration, parse_size
+from gpuqueue.domain.units import MAX_SIZE_BYTES, format_size, parse_duration, parse_size
 
 __all__ = ["Origin", "Setting", "Table", "quoted_key", "worded"]
 
@@ -142,6 +142,8 @@ class Table:
         item = self._items.get(key)
         if isinstance(item, list):
             return item
+        if isinstance(item, Setting) and item.value == []:
+            return []
         return [] if item is None else [self.table(key, example)]
 
     def text(self, key: str, default: str, *, example: str) -> str:
@@ -217,9 +219,16 @@ class Table:
 
         return self._read(key, default, read)
 
-    def size(self, key: str, default: int) -> int:
+    def size(self, key: str, default: int, *, maximum: int = MAX_SIZE_BYTES) -> int:
         """Read an amount of memory in bytes."""
-        return self._read(key, default, lambda setting: worded(setting, lambda: parse_size(setting.value, what=setting.where)))
+
+        def read(setting: Setting) -> int:
+            size = worded(setting, lambda: parse_size(setting.value, what=setting.where))
+            if size > maximum:
+                raise setting.error(f"must be at most {format_size(maximum)}")
+            return size
+
+        return self._read(key, default, read)
 
     def duration(self, key: str, default: T, *, positive: bool = False) -> float | T:
         """Read a duration in seconds."""
