@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import shlex
 import sys
@@ -24,10 +25,21 @@ from gpuqueue.domain.errors import ConfigurationError, GPUQueueError, UsageError
 from gpuqueue.domain.explanation import Explanation
 from gpuqueue.store.database import schema_version
 
-__all__ = ["AppSession", "Session", "app_option", "json_option", "pass_session"]
+__all__ = ["AppSession", "SecondsRange", "Session", "app_option", "json_option", "pass_session"]
 
 DATABASE_VARIABLE = "GPUQUEUE_DATABASE"
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class SecondsRange(click.FloatRange):
+    """A number of seconds; NaN, which lies in any range for click, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
 app_option = click.option(

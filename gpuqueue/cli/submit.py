@@ -13,7 +13,7 @@ import click
 from gpuqueue.cli.completion import queue_names
 from gpuqueue.cli.jobs import show_explanation, whole_shape
 from gpuqueue.cli.rendering import error_line, note, parse_moment, print_json
-from gpuqueue.cli.session import Session, app_option, pass_session
+from gpuqueue.cli.session import SecondsRange, Session, app_option, pass_session
 from gpuqueue.cli.shapes import explanation_shape, job_shape
 from gpuqueue.client.handle import JobHandle
 from gpuqueue.client.queue import GPUQueue
@@ -47,7 +47,7 @@ INTERRUPTED = 130
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="A tag; may be repeated.")
 @click.option("--follow", is_flag=True, help="Print its output as it arrives, until it ends.")
 @click.option("--wait", is_flag=True, help="Wait until it ends and print the result.")
-@click.option("--timeout-s", type=click.FloatRange(min=0), metavar="N", help="With --wait or --follow: stop waiting after N s.")
+@click.option("--timeout-s", type=SecondsRange(min=0), metavar="N", help="With --wait or --follow: stop waiting after N s.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys are listed above.")
 @pass_session
 def submit(

@@ -9,7 +9,7 @@ import time
 
 import click
 
-from gpuqueue.cli.session import Session, pass_session
+from gpuqueue.cli.session import SecondsRange, Session, pass_session
 from gpuqueue.client.queue import GPUQueue
 
 INTERVAL_S = 1.0
@@ -19,7 +19,7 @@ INTERVAL_S = 1.0
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(0.1, 86_400),
+    type=SecondsRange(0.1, 86_400),
     metavar="SECONDS",
     help=f"Time between updates; default {INTERVAL_S:g}. A change updates the screen sooner.",
 )

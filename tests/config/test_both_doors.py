@@ -69,10 +69,8 @@ def in_file(folder: Path, key: str, text: str) -> QueueSettings | str:
     return answer(lambda: Config.load(file, environ={}).queues["mail"])
 
 
-def in_code(folder: Path, option: str, value: Any) -> QueueSettings | str:
-    file = folder / "gpuqueue.toml"
-    file.write_text(CARD, encoding="utf-8")
-    gq = GPUQueue(config=Config.load(file, environ={}), discover_plugins=False)
+def in_code(config: Config, option: str, value: Any) -> QueueSettings | str:
+    gq = GPUQueue(config=config, discover_plugins=False)
     found = answer(lambda: gq.queue("mail", **{option: value}))
     if isinstance(found, QueueSettings):
         shared = json.loads(json.dumps(shared_settings(gq.own_settings())))
@@ -82,15 +80,18 @@ def in_code(folder: Path, option: str, value: Any) -> QueueSettings | str:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_queue_takes_and_refuses_the_same_in_the_file_and_in_code(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "gpuqueue.toml"
+    file.write_text(CARD, encoding="utf-8")
+    config = Config.load(file, environ={})
     for value in ODD:
-        code = in_code(tmp_path, option, value)
+        code = in_code(config, option, value)
         if isinstance(code, str):
             assert f"queue 'mail': {option}" in code or "unknown queue" in code
         text = in_toml(value)
         is_worded_otherwise = (option.endswith("_s") or option == "rate") and isinstance(value, str)
         if text is not None and not is_worded_otherwise:
-            file = in_file(tmp_path, OPTIONS[option], text)
-            assert isinstance(file, str) if isinstance(code, str) else file == code, (text, file, code)
+            said = in_file(tmp_path, OPTIONS[option], text)
+            assert isinstance(said, str) if isinstance(code, str) else said == code, (text, said, code)
 
 
 @pytest.mark.parametrize(

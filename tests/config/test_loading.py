@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpuqueue import GPUQueue
 from gpuqueue.config.loading import Config, WorkerSettings, database_path, database_url
 from gpuqueue.config.table import Table
 from gpuqueue.domain.errors import ConfigurationError
@@ -311,6 +312,12 @@ def test_a_queue_can_be_given_as_an_argument(write: Write) -> None:
         ({"GPUQUEUE_WORKER_LEASE": "5x"}, ["environment variable GPUQUEUE_WORKER_LEASE", "'5x'"]),
         ({"GPUQUEUE_SYNCHRONOUS": "ful"}, ["environment variable GPUQUEUE_SYNCHRONOUS", "did you mean 'full'?"]),
         ({"GPUQUEUE_DATABASE": "mysql://host/db"}, ["environment variable GPUQUEUE_DATABASE", "not an SQLite file"]),
+        ({"GPUQUEUE_WORKER_THREADS": "9" * 5000}, ["environment variable GPUQUEUE_WORKER_THREADS", "must be an integer"]),
+        ({"GPUQUEUE_MAX_PAYLOAD": "2GB"}, ["environment variable GPUQUEUE_MAX_PAYLOAD", "must be at most 1 GB"]),
+        (
+            {"GPUQUEUE_GPU_BUDGET": "5"},
+            ["environment variable GPUQUEUE_GPU_BUDGET", "without a unit is in bytes", '"5GB" or "5B"'],
+        ),
         ({"GPUQUEUE_GPU_MARGIN": "1GB"}, ["environment variable GPUQUEUE_GPU", "budget is missing"]),
     ],
 )
@@ -318,6 +325,27 @@ def test_a_wrong_variable_is_refused_by_its_name(environ: dict[str, str], hints:
     message = refused(None, environ)
     for hint in hints:
         assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "right"),
+    [
+        ("GPUQUEUE_WROKER_THREADS", "GPUQUEUE_WORKER_THREADS"),
+        ("GPUQUEUE_DATABSE", "GPUQUEUE_DATABASE"),
+        ("GPUQUEUE_MAXPAYLOAD", "GPUQUEUE_MAX_PAYLOAD"),
+        ("GPUQUEUE_SERVICE_HOST", None),
+        ("GPUQUEUE_PORT_6379_TCP", None),
+        ("GPUQUEUE_TRACEBACK", None),
+    ],
+)
+def test_a_variable_that_is_nearly_one_of_ours_is_refused(variable: str, right: str | None) -> None:
+    config = load(None, {variable: "4"})
+    if right is None:
+        GPUQueue(config=config, discover_plugins=False)
+    else:
+        with pytest.raises(ConfigurationError, match=rf"unknown environment variable {variable} \(did you mean {right}\?\)"):
+            GPUQueue(config=config, discover_plugins=False)
+    GPUQueue(config=load(None, {variable: ""}), discover_plugins=False)
 
 
 def test_a_section_that_may_be_a_plugins_is_kept_and_a_value_is_not(write: Write) -> None:
@@ -470,6 +498,9 @@ def test_a_wrong_setting_is_refused_by_file_and_key(write: Write, text: str, hin
         ("[gpu]\nbudget = 5GB", ["line 2, column 11", "in: budget = 5GB", 'budget = "5GB"']),
         ("[models.gemma4:e4b]", ["line 1, column 15", '[models."gemma4:e4b"]']),
         ("a = 'x", ["end of document"]),
+        ('[gpu]\nbudget = "5GB"\n[gpu]\nmargin = "1GB"', ["line 3", "is there twice", "Only [[gpu]] and [[ollama]]"]),
+        ("[queues.a]\ngpu = true\ngpu = false", ["is there twice"]),
+        ('gpu = { budget = "5GB" }\n[gpu]\nslots = 1', ["is there twice"]),
     ],
 )
 def test_broken_toml_is_shown_with_line_and_column(write: Write, text: str, hints: list[str]) -> None:
@@ -478,6 +509,10 @@ def test_broken_toml_is_shown_with_line_and_column(write: Write, text: str, hint
     assert message.startswith(f"{path} is not valid TOML")
     for hint in hints:
         assert hint in message
+
+
+def test_a_number_that_is_too_long_is_no_traceback(write: Write) -> None:
+    assert "a number of too many digits" in refused(write("max_payload = " + "9" * 5000))
 
 
 def test_a_byte_order_mark_is_no_error(write: Write) -> None:

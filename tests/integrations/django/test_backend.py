@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import SuspiciousOperation
@@ -392,6 +393,16 @@ def test_a_wrong_request_is_refused_where_the_task_is_made() -> None:
         task(vram="2GX")(tasks.add.func)
     with pytest.raises(InvalidTask, match="isolate=True needs a plain function"):
         task(isolate=True)(tasks.add_later.func)
+    for wrong in (
+        *({"max_attempts": 0}, {"max_attempts": 2**63}, {"max_attempts": True}, {"timeout": 0}, {"timeout": "soon"}, {"vram": 0}),
+        *({"vram": 5}, {"expires_in": -1}, {"tags": "night"}, {"tags": [5]}, {"device": ""}, {"model": 5}, {"model": ""}),
+        *({"isolate": "no"}, {"preemptible": 1}, {"retry_on": ""}, {"discard_on": False}, {"backoff": 5}),
+    ):
+        with pytest.raises(InvalidTask, match=rf"tasks\.add: {next(iter(wrong))} "):
+            task(**wrong)(tasks.add.func)
+    never = datetime.max.replace(tzinfo=ZoneInfo("America/New_York"))
+    with pytest.raises(InvalidTask, match=r"tasks\.add: at is .*: a time must lie in the years"):
+        tasks.add.using(run_after=never).enqueue(1, 2)
     for wrong, right in (("vrma", "vram"), ("queue", "queue_name"), ("max_attemps", "max_attempts")):
         with pytest.raises(TypeError, match=rf"unknown option '{wrong}' \(did you mean '{right}'\?\); it takes backend, .*vram"):
             task(**{wrong: "2"})(tasks.add.func)
