@@ -122,6 +122,11 @@ ROWS = {
         "ai-batch is at its concurrency limit: 2 of 2 running (job 5, job 6); limit set by its window 09:00-18:00 UTC",
         None,
     ),
+    "threads": (
+        lambda: told(job(queue="mail"), context=QueueContext(busy=tuple(RunningJob(n, "send", NOW) for n in range(1, 8)))),
+        "all 7 threads are busy: job 1, job 2, job 3, job 4, job 5, …",
+        None,
+    ),
     "yielding": (
         lambda: told(GENERATE, QueueView(REALTIME, running_count=1, waiting_count=3)),
         "ai-realtime comes first (1 running, 3 waiting)",

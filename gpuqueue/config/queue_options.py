@@ -56,7 +56,11 @@ def read_queue_options(
     if not known["windows"]:
         del known["windows"]
     table = Table(known, key="", origin=origin)
-    return read_queue(name, table, has_device=bool(devices), backends=[item.name for item in backends], has_ollama=bool(backends))
+    names = [item.name for item in backends]
+    made = read_queue(name, table, has_device=bool(devices), backends=names, has_ollama=bool(names))
+    if made.backend and not names:  # the file would have configured it by naming it
+        raise ConfigurationError(f"{_where(name, 'backend')} is {made.backend!r}: no Ollama is configured; add [ollama]")
+    return made
 
 
 def _where(name: str, option: str) -> str:

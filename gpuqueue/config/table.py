@@ -52,6 +52,8 @@ class Table:
         self.where = origin(key)
         self._items: dict[str, Setting | Table | list[Table]] = {}
         for name, value in values.items():
+            if not isinstance(name, str):
+                raise ConfigurationError(f"{self.where}: the key {safe_repr(name)} must be text")
             dotted = _join(key, name)
             if isinstance(value, Mapping):
                 self._items[name] = Table(value, key=dotted, origin=origin, is_text=is_text)

@@ -10,7 +10,6 @@ from datetime import datetime
 
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.contract.reads import Reads
-from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.domain.explanation import JobThreads, QueueContext, RunningJob
 from gpuqueue.domain.job import WAITING, Job, State
 from gpuqueue.domain.memory import whole_budget
@@ -108,14 +107,10 @@ def _busy(reads: Reads, queue: str, view: View) -> list[RunningJob]:
     ids = [item.job_id for threads in serving if threads is not None for item in threads.pool]
     if None in serving or not all(ids):
         return []
-    found = []
-    for job_id in ids:
-        try:
-            job = reads.job(job_id)
-        except UnknownJob:
-            return []  # it has ended meanwhile
-        found.append(RunningJob(job.id, job.task, job.started_at, job.queue))
-    return found
+    if not ids:
+        return []
+    running = {item.id: item for name in view.queues for item in reads.running_jobs(name)}
+    return [running.get(job_id) or RunningJob(job_id, "", None) for job_id in ids]
 
 
 def worker_threads(reads: Reads, *, now_us: int) -> dict[str, JobThreads | None]:

@@ -95,6 +95,8 @@ def parse_time_us(value: object, *, what: str) -> int:
     """
     if not isinstance(value, datetime):
         raise UsageError(f"{what} must be an aware datetime, not {safe_repr(value)}")
+    if value.utcoffset() is None:
+        raise UsageError(f"{_is(what, value)}, which has no time zone; pass for example datetime.now(timezone.utc)")
     us = to_us(value)
     if not EARLIEST_US <= us <= LATEST_US:
         raise UsageError(f"{_is(what, value)}: a time must lie in the years 1000 to 9998")

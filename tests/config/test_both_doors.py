@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuqueue import Config, ConfigurationError, GPUQueue, Rate, UsageError, WindowRule
+from gpuqueue import Config, ConfigurationError, GPUQueue, Rate, UsageError, WindowRule, Worker
 from gpuqueue.config.shared import settings_from_shared, shared_settings
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.testing.views import NOW
@@ -139,6 +139,8 @@ def test_a_gpu_queue_in_code_has_the_backend_that_one_in_the_file_has(tmp_path: 
     assert gq.queue("other", gpu=True).backend == gq.own_settings().queues["mail"].backend == "ollama"
     assert gq.queue("mail", backend="none").backend == ""
     assert gq.queue("mail", concurrency=1).backend == ""
+    with pytest.raises(ConfigurationError, match="queue 'ai': backend is 'ollama': no Ollama is configured"):
+        GPUQueue("queue.db", discover_plugins=False).queue("ai", backend="ollama")
     with pytest.raises(ConfigurationError, match="no card is configured"):
         GPUQueue("queue.db", discover_plugins=False).queue("ai", gpu=True)
 
@@ -186,6 +188,17 @@ def test_the_arguments_of_a_verb_are_names(make_queue: Callable[..., GPUQueue], 
         with pytest.raises(UsageError, match=f"{option} must be a list of non-empty strings"):
             gq.verb("render.page", **{option: value})  # type: ignore[arg-type]
     assert gq.verb("render.page", **{option: ("text",)}).signature.allowed in (None, {"text"})
+
+
+def test_the_numbers_of_a_worker_are_checked(make_queue: Callable[..., GPUQueue]) -> None:
+    gq = make_queue()
+    for value in (0, -1, 2**63, True, "8", 1.5, math.nan, [8]):
+        for option in ("threads", "max_jobs"):
+            with pytest.raises(UsageError, match=f"{option} must be an integer"):
+                Worker(gq, **{option: value})  # type: ignore[arg-type]
+    for names in ("mail", 5, [5], [""]):
+        with pytest.raises(UsageError, match="queues must be a list of non-empty strings"):
+            Worker(gq, queues=names)  # type: ignore[arg-type]
 
 
 # --- numbers and ids in reads ---

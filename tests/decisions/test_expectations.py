@@ -126,3 +126,14 @@ def test_it_is_worded_for_people():
     assert soon.worded(now=NOW).startswith("expected: number 3 in its queue, starts at ")
     assert "(1m 30s from now), finishes at " in soon.worded(now=NOW)
     assert Expectation(1, NOW, None).worded(now=NOW) == ""
+
+
+def test_a_job_without_a_free_thread_starts_when_those_in_the_threads_are_done() -> None:
+    mail = job(queue="mail", task="send")
+    started = NOW - timedelta(seconds=1)
+    reasons = (Hold("threads", "", ends_with_jobs=True),)
+    sending = QueueContext(busy=(RunningJob(5, "send", started, "mail"), RunningJob(6, "send", started, "mail")))
+    expected = expect(mail, learned(), reasons, {}, sending)
+    assert seconds(expected) == (2.0, 5.0)
+    unknown = sending._replace(busy=(*sending.busy, RunningJob(7, "report", started, "office")))
+    assert seconds(expect(mail, learned(), reasons, {}, unknown)) == (None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuqueue.domain.errors import UsageError
-from gpuqueue.domain.units import format_duration, format_size, from_us, parse_duration, parse_size, to_us
+from gpuqueue.domain.units import format_duration, format_size, from_us, parse_duration, parse_size, parse_time_us, to_us
+from gpuqueue.domain.verdicts import Retry, Snooze
 
 
 @pytest.mark.parametrize(
@@ -212,3 +214,35 @@ def test_microseconds_count_from_the_epoch_whatever_the_zone() -> None:
 def test_a_moment_without_a_zone_is_refused() -> None:
     with pytest.raises(UsageError, match="no time zone"):
         to_us(datetime(2025, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("given_value", "hint"),
+    [
+        ("18:00", "must be an aware datetime, not '18:00'"),
+        (5, "must be an aware datetime, not 5"),
+        (datetime(2030, 1, 1), "has no time zone"),
+        (datetime.max.replace(tzinfo=UTC), "the years 1000 to 9998"),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))), "the years 1000 to 9998"),
+        (datetime(9999, 1, 1, 0, 0, 1, tzinfo=UTC), "the years 1000 to 9998"),
+        (datetime.min.replace(tzinfo=timezone(timedelta(hours=14))), "the years 1000 to 9998"),
+    ],
+)
+def test_a_time_that_no_clock_can_show_is_refused_by_name(given_value: object, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_time_us(given_value, what="at")
+    assert str(caught.value).startswith("at ")
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("year", [1000, 1970, 9998])
+def test_every_zone_can_show_a_time_that_is_taken(year: int) -> None:
+    us = parse_time_us(datetime(year, 12, 31, 23, 59, tzinfo=UTC), what="at")
+    for hours in (-14, 14):
+        assert from_us(us).astimezone(timezone(timedelta(hours=hours)))
+
+
+@pytest.mark.parametrize("verdict", [lambda at: Retry(at=at), lambda at: Snooze(until=at)])
+def test_a_verdict_takes_no_other_time(verdict: Callable[[datetime], object]) -> None:
+    with pytest.raises(UsageError, match="the years 1000 to 9998"):
+        verdict(datetime.max.replace(tzinfo=UTC))
