@@ -55,6 +55,7 @@ from gpuqueue import (
     WindowRule,
     Worker,
     WorkerInfo,
+    WouldDeadlock,
     backoff,
     current_job,
     hookimpl,
@@ -326,6 +327,8 @@ def answer(error: GPUQueueError) -> int:
         return 409
     if isinstance(error, PayloadError | ConfigurationError | UsageError):
         return 400
+    if isinstance(error, WouldDeadlock):
+        assert_type((error.job_id, error.awaited_id), tuple[int, int])
     if isinstance(error, PluginFailed):
         assert_type((error.plugin, error.hook), tuple[str, str])
         return 500
