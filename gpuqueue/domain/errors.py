@@ -22,11 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_text
+from gpuqueue.domain.safe_text import LONGEST_MESSAGE, class_name, safe_repr, safe_text
 
 SHOWN_IDS = 5
-
-from gpuqueue.domain.safe_text import safe_repr
 
 
 class GPUQueueError(Exception):
