@@ -77,16 +77,26 @@ LONGEST_CODE = 100
 
 
 def verdict_data(verdict: Verdict) -> dict[str, Any]:
-    """Convert a verdict to JSON-able data."""
-    name = next(kind.__name__ for kind in _KINDS if isinstance(verdict, kind))
-    values = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in vars(verdict).items()}
-    return {"verdict": name, **values}
+    """Convert a verdict to JSON-able data: its own parts, whatever a task put into them, and not those of a subclass."""
+    kind = next(kind for kind in _PARTS if isinstance(verdict, kind))
+    return {"verdict": kind.__name__, **{name: _part(getattr(verdict, name, None)) for name in _PARTS[kind]}}
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or type(value) in (str, int, float):
+        return value
+    try:
+        return str(value)
+    except Exception:  # a class from other code may raise here
+        return f"<{type(value).__name__}>"
 
 
 def verdict_of(data: Mapping[str, Any]) -> Verdict:
     """Convert the data of `verdict_data` back to a verdict."""
     values = dict(data)
-    kind = next(kind for kind in _KINDS if kind.__name__ == values["verdict"])
+    kind = next(kind for kind in _PARTS if kind.__name__ == values["verdict"])
     del values["verdict"]
     if "after_s" in values:
         values["after"] = values.pop("after_s")
@@ -96,7 +106,11 @@ def verdict_of(data: Mapping[str, Any]) -> Verdict:
     return kind(**values)
 
 
-_KINDS: tuple[type[Verdict], ...] = (Retry, Snooze, Discard)
+_PARTS: Mapping[type[Verdict], tuple[str, ...]] = {
+    Retry: ("after_s", "at", "reason"),
+    Snooze: ("after_s", "until", "reason", "waiting_for"),
+    Discard: ("reason", "code"),
+}
 Errors = tuple[type[BaseException], ...]
 
 

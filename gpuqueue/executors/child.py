@@ -15,16 +15,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
 from gpuqueue.contract.current_job import running
 from gpuqueue.contract.executor import AttemptInterrupted
+from gpuqueue.domain.errors import PayloadError
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.json_text import to_json
 from gpuqueue.domain.verdicts import Discard, Verdict, failure, verdict_data
 
+LONGEST_TEXT = 32_000  # of an error; the store keeps less
 is_child = False  # whether this process was started to run isolated tasks
 
 
@@ -45,13 +48,13 @@ class ChildContext:
 
     def emit(self, text: str) -> None:
         self.check()
-        self._channel.send({"emit": text})
+        self._channel.send({"emit": text}, self)
 
     def progress(self, fraction: float, note: str) -> None:
-        self._channel.send({"progress": [fraction, note]})
+        self._channel.send({"progress": [fraction, note]}, self)
 
     def log(self, message: str) -> None:
-        self._channel.send({"log": message})
+        self._channel.send({"log": message}, self)
 
     def tokens(self, count: int) -> None: ...
 
@@ -80,11 +83,20 @@ class Channel:
         request: dict[str, Any] = json.loads(line)
         return request
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        self.send_line(json.dumps(message, allow_nan=False))
+    def send(self, message: Mapping[str, Any], context: ChildContext) -> None:
+        """Send a job's output; what a thread says for a job that has ended is dropped, since another one may run by now."""
+        self._send_line(json.dumps(message, allow_nan=False), context)
 
-    def send_line(self, line: str) -> None:
+    def answer(self, line: str) -> None:
+        """End the current job."""
+        with self._sending:  # no thread of the job is in the middle of a line
+            self.context = None
+        self._send_line(line, None)
+
+    def _send_line(self, line: str, context: ChildContext | None) -> None:
         with self._sending:
+            if context is not self.context:
+                return
             self.sender = threading.get_ident()
             try:
                 self._socket.sendall(line.encode() + b"\n")
@@ -106,9 +118,7 @@ def main(descriptor: int) -> None:
         while True:
             request = channel.next_request()
             context = channel.context = ChildContext(channel, request)
-            answer = _run(context, request)
-            channel.context = None
-            channel.send_line(answer)
+            channel.answer(_run(context, request))
     except AttemptInterrupted:  # between two jobs
         os._exit(0)
 
@@ -127,22 +137,46 @@ def _run(context: ChildContext, request: Mapping[str, Any]) -> str:
                 value = asyncio.run(function(**request["arguments"]))
             else:
                 value = function(**request["arguments"])
-        answer: dict[str, Any] = {"value": value}
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            # Another attempt would compute the same result.
-            raise Discard(f"the result of job {context.lease.job_id} must be JSON: {error}", code="result") from None
+        answer = f'"value":{_result(value, request["limit_bytes"], context.lease.job_id)}'
     except AttemptInterrupted:
-        answer = {"interrupted": True}
-    except Verdict as verdict:
-        answer = {"verdict": verdict_data(verdict)}
+        answer = '"interrupted":true'
     except BaseException as error:
+        answer = _told(error)
+    return f'{{{answer},"loaded_bytes":{loaded_bytes},"peak_bytes":{_peak_bytes()}}}'
+
+
+def _result(value: Any, limit_bytes: int, job_id: int) -> str:
+    try:
+        return to_json(value, limit_bytes, f"the result of job {job_id}")
+    except PayloadError as error:
+        # Another attempt would compute the same result.
+        raise Discard(str(error), code="result") from None
+
+
+def _told(error: BaseException) -> str:
+    """Return the answer of a job that failed. The error is the task's own, so every part of it may raise when it is read."""
+    if isinstance(error, Verdict):
+        with suppress(Exception):
+            return f'"verdict":{json.dumps(verdict_data(error))}'
+    try:
         code, message = failure(error)
-        kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+        message = str(message)
+    except Exception:
+        code, message = "failed", f"{type(error).__name__}: <its text cannot be read>"
+    try:
         trace = "".join(traceback.format_exception(error))
-        answer = {"error": {"code": code, "message": message, "kinds": kinds, "remote_traceback": trace}}
-    return json.dumps({**answer, "loaded_bytes": loaded_bytes, "peak_bytes": _peak_bytes()}, allow_nan=False)
+    except Exception:
+        trace = ""
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+    parts = {"code": _clean(str(code)), "message": _clean(message), "kinds": kinds, "remote_traceback": _clean(trace)}
+    return f'"error":{json.dumps(parts)}'
+
+
+def _clean(text: str) -> str:
+    """Cut a text, and escape the half characters that no file or database can store."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _find(module: str, name: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 A separate script that imports nothing from gpuqueue, to be small and unable to hang. The worker writes to its standard input,
 one line per change: `run GROUP SECONDS` (this process group runs a job; kill it after this long without a line), `idle
-GROUP`, `gone GROUP`, and `alive`.
+GROUP`, `gone GROUP`, and `alive`. A group that is about to be killed is written to the standard output.
 """
 
 import os
@@ -45,6 +45,8 @@ def main() -> None:
 
 
 def kill(group: int) -> None:
+    with suppress(OSError):  # the worker is gone
+        os.write(1, b"%d\n" % group)  # first: a worker that sees the death finds its cause
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 

@@ -2,7 +2,8 @@
 
 The worker and the child exchange JSON lines over a pair of sockets. A child that does not stop when asked is killed after
 KILL_AFTER_S, with everything that it started. If the worker was killed, or suspended for so long that its jobs may have been
-rescued, its guardian kills the child.
+rescued, its guardian kills the child. The child's own end counts, not that of the channel, which a process that it forked
+keeps open.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import IsolatedFailure, ProcessDied
 from gpuqueue.domain.settings import DeviceSettings
+from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.verdicts import verdict_of
 from gpuqueue.executors import guardian
 
 KILL_AFTER_S = 1.0  # less than a worker waits before it gives up an attempt
+LOOK_EVERY_S = 0.5  # how often a silent child is looked at
 IDLE_S = 60.0  # how long a child waits for another job
 JOBS_PER_CHILD = 100
 GROWTH_BYTES = 64 * 2**20  # a child that needed more memory than this for a job is not reused
@@ -53,7 +56,7 @@ class Child:
         self._guardian = guardian
         self._guardian.tell("idle", self._process.pid)
         self._socket = ours
-        self._received = b""
+        self._received = bytearray()
         self._sending = threading.Lock()
         self._killer: threading.Timer | None = None
         self._signalling = threading.Lock()
@@ -64,10 +67,10 @@ class Child:
         self.has_grown = False
 
     def run(self, request: Mapping[str, Any], context: AttemptContext, *, silence_s: float) -> Any:
-        """Run one job; the guardian kills the child when this process sends nothing for `silence_s`.
+        """Run one job; the guardian kills the child when this process is suspended for `silence_s`.
 
         Returns: the function's result. Raises: IsolatedFailure or a verdict for the function's error; ProcessDied;
-        AttemptInterrupted.
+        AttemptInterrupted, without a request if the guardian killed the child.
         """
         self._guardian.tell("run", self._process.pid, silence_s)
         self._send(request)
@@ -77,10 +80,8 @@ class Child:
                 message = self._receive(silence_s / 4)
             except (EOFError, OSError):
                 context.check()
-                raise ProcessDied(self._death()) from None
-            if message is None:
-                self._guardian.tell("alive")
-            elif "emit" in message:
+                raise self._death(silence_s) from None
+            if "emit" in message:
                 with suppress(AttemptInterrupted):
                     context.emit(message["emit"])
             elif "log" in message:
@@ -101,7 +102,8 @@ class Child:
     @property
     def is_usable(self) -> bool:
         """Whether it can run another job."""
-        return self._killer is None and not self.has_grown and self.jobs_run < JOBS_PER_CHILD and self._is_connected()
+        is_sound = self._killer is None and not self.has_grown and self.jobs_run < JOBS_PER_CHILD
+        return is_sound and self._is_connected() and not self._has_ended()
 
     def rest(self) -> None:
         """Mark the child as idle."""
@@ -119,41 +121,70 @@ class Child:
 
     def _send(self, message: Mapping[str, Any]) -> None:
         with self._sending, suppress(OSError):  # a dead child is noticed on the next receive
+            self._socket.settimeout(None)
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """Return the next message, or None after `timeout_s`. Raises: EOFError, OSError when the child is gone."""
-        ends_s = time.monotonic() + timeout_s
-        while b"\n" not in self._received:
-            self._socket.settimeout(max(0.001, ends_s - time.monotonic()))
+    def _receive(self, tell_every_s: float) -> dict[str, Any]:
+        """Return the next message, and tell the guardian regularly. Raises: EOFError, OSError when the child is gone."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            self._guardian.tick(tell_every_s)
+            gone = self._has_ended()  # before reading: then everything that the child sent is there
+            if gone:
+                self._signal(signal.SIGKILL)  # what it started could keep sending
+            self._socket.settimeout(0.0 if gone else min(LOOK_EVERY_S, tell_every_s))
             try:
                 piece = self._socket.recv(1 << 20)
-            except TimeoutError:
-                return None
+            except (TimeoutError, BlockingIOError):
+                if gone:
+                    raise EOFError from None
+                continue
             if not piece:
                 raise EOFError
             self._received += piece
-        line, _, self._received = self._received.partition(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def _has_ended(self) -> bool:
+        """Whether the process has ended. Its number stays its own, where the system can tell without freeing it."""
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._process.poll() is not None
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # other code of the application has waited for it
+            return True
+
     def _is_connected(self) -> bool:
+        if self._received:  # what it sent after its answer would go to the next job
+            return False
         self._socket.setblocking(False)
         try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK))
+            self._socket.recv(1, socket.MSG_PEEK)
+            return False
         except BlockingIOError:
             return True
         except OSError:
             return False
 
-    def _death(self) -> str:
+    def _death(self, silence_s: float) -> BaseException:
+        """Return the error that says how the child died, from what is known about it."""
+        pid = self._process.pid
+        if self._guardian.has_killed(pid):
+            silent = format_duration(silence_s)
+            return AttemptInterrupted(
+                f"the job's process was killed by gpuqueue: its worker was suspended for more than {silent}"
+            )
         self.end()  # a process that is already exiting keeps its exit status
         status = self._process.returncode
         if status >= 0:
-            return f"the job's process exited with status {status} before returning"
+            return ProcessDied(f"the job's process exited with {status} before the task returned")
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        hint = "; the machine may have run out of memory, check dmesg" if name == "SIGKILL" else ""
-        return f"the job's process was killed by {name} before returning{hint}"
+        if name == "SIGKILL":  # not by this worker, which kills it only when it was asked to stop, and not by the guardian
+            name = "SIGKILL from outside; see dmesg: the machine may have run out of memory"
+        return ProcessDied(f"the job's process was killed by {name}")
 
     def _signal(self, number: int, *, last: bool = False) -> None:
         """Send a signal to the child's group; none after the `last`, because the number may then be another group's."""
@@ -170,6 +201,8 @@ class Guardian:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._told: dict[int, bytes] = {}  # the last line about each group, for a guardian that must be replaced
+        self._told_at_s = 0.0
+        self._killed: set[int] = set()  # the groups that it says it has killed
         self._closed = False
         self._lock = threading.Lock()
 
@@ -179,8 +212,10 @@ class Guardian:
         with self._lock:
             if self._closed:
                 return
+            self._told_at_s = time.monotonic()
             if word == "gone":
                 self._told.pop(group, None)
+                self._killed.discard(group)
             elif group:
                 self._told[group] = line
             try:
@@ -188,6 +223,17 @@ class Guardian:
             except OSError:  # the guardian was killed
                 self._end()
                 self._write(b"".join(self._told.values()))
+
+    def tick(self, every_s: float) -> None:
+        """Tell it that this process is alive, if it was told nothing for `every_s`."""
+        if time.monotonic() - self._told_at_s >= every_s:
+            self.tell("alive")
+
+    def has_killed(self, group: int) -> bool:
+        """Whether it has killed this group, which has died."""
+        with self._lock:
+            self._hear()
+            return group in self._killed
 
     def close(self) -> None:
         """End it; it kills the children that were not reported as gone."""
@@ -197,17 +243,28 @@ class Guardian:
 
     def _end(self) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._hear()
             self._process.stdin.close()
+            self._process.stdout.close()
             self._process.wait()
             self._process = None
 
     def _write(self, lines: bytes) -> None:
         if self._process is None:
             command = [sys.executable, "-I", "-S", guardian.__file__]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+            )
+            assert self._process.stdout is not None
+            os.set_blocking(self._process.stdout.fileno(), False)
         assert self._process.stdin is not None
         self._process.stdin.write(lines)
+
+    def _hear(self) -> None:
+        if self._process is not None:
+            assert self._process.stdout is not None
+            self._killed.update(map(int, (self._process.stdout.read() or b"").split()))
 
 
 class Children:
@@ -279,6 +336,7 @@ class ProcessExecutor:
         module: str,
         name: str,
         lease_s: float,
+        limit_bytes: int,
         preemptible: bool = False,
     ) -> None:
         self._children = children
@@ -286,6 +344,7 @@ class ProcessExecutor:
         self._name = name
         self._devices = devices
         self._silence_s = lease_s * 0.8
+        self._limit_bytes = limit_bytes  # of a result: a larger one must not reach the worker's memory
         self.preemptible = preemptible
 
     isolated = True
@@ -299,6 +358,7 @@ class ProcessExecutor:
             "arguments": dict(lease.arguments),
             "job": [lease.job_id, lease.lease, lease.queue, lease.task, lease.attempt, lease.max_attempts],
             "left_s": None if context.deadline_s is None else context.deadline_s - time.monotonic(),
+            "limit_bytes": self._limit_bytes,
         }
         try:
             with context.interrupted_by(child.ask_to_stop):

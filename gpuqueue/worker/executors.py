@@ -104,5 +104,6 @@ class Executors:
             module=module_of(task.function),
             name=task.function.__qualname__,
             lease_s=self._gq.config.worker.lease_s,
+            limit_bytes=self._gq.config.max_payload_bytes,
             preemptible=task.preemptible,
         )

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from gpuqueue.client.tasks import Task
 from gpuqueue.contract.executor import AttemptInterrupted
@@ -100,18 +100,21 @@ class Judge:
         if error is None:
             return self._completed(attempt.lease, value)
         if isinstance(error, AttemptInterrupted):
-            return self._interrupted(attempt)
+            return self._interrupted(attempt, safe_text(error))
         if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
             return self._interrupted(attempt)
         return self._failed(attempt.lease, error)
 
-    def _interrupted(self, attempt: Attempt) -> Outcome:
+    def _interrupted(self, attempt: Attempt, why: str = "") -> Outcome:
+        """Return the outcome of an attempt that was asked to stop; `why` it stopped if it was not asked."""
         lease = attempt.lease
         if attempt.interruption == "cancelled":
             return Ended(lease, State.CANCELLED, JobErrorRecord("cancelled", "cancelled while running"))
         if attempt.interruption == "timed_out":
             return self._failed(lease, AttemptTimedOut(f"ran longer than its timeout of {format_duration(lease.timeout_s or 0)}"))
-        return Postponed(lease, "preempted" if attempt.interruption == "preempted" else "released", self._clock.wall())
+        record = JobErrorRecord("interrupted", why) if why and attempt.interruption is None else None
+        outcome: Literal["preempted", "released"] = "preempted" if attempt.interruption == "preempted" else "released"
+        return Postponed(lease, outcome, self._clock.wall(), error=record)
 
     def _completed(self, lease: Lease, value: Any) -> Outcome:
         if value is None:

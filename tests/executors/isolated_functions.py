@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,13 @@ from gpuqueue import Discard, Retry, Snooze, current_job
 
 class Odd(LookupError):
     """An error of the application's own."""
+
+
+class Mute(Exception):
+    """An error whose text cannot be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
 
 
 def where(**arguments: Any) -> dict[str, Any]:
@@ -58,7 +67,64 @@ def fail(kind: str) -> Any:
         ctypes.string_at(0)
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "no text":
+        raise Mute
+    if kind == "half a character":
+        raise Odd("a name \udc80 of a file")
+    if kind == "long text":
+        raise Odd("x" * 18_000_000)
+    if kind == "discard with an error":
+        raise Discard(LookupError("obsolete"))  # type: ignore[arg-type]
+    if kind == "deep":
+        return _nested(100_000)
+    if kind == "large":
+        return "x" * 20_000_000
     return {1, 2, 3}  # which is not JSON
+
+
+def _nested(depth: int) -> Any:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def fork(file: str, kind: str) -> int:
+    """Start a helper that shares everything that this process has open, and then end, or return."""
+    helper = _forked(lambda: time.sleep(600))
+    tell(file, os.getpid(), helper)
+    return os.getpid() if kind == "return" else fail(kind)
+
+
+def _forked(work: Callable[[], object]) -> int:
+    helper = os.fork()
+    if helper == 0:
+        work()
+        os._exit(0)
+    return helper
+
+
+_may_speak, _has_spoken = threading.Event(), threading.Event()
+
+
+def leave_a_thread() -> int:
+    """End, and leave a thread that speaks of this job later."""
+    job = current_job()
+
+    def speak() -> None:
+        _may_speak.wait()
+        job.log("late")
+        job.progress(0.1, note="late")
+        _has_spoken.set()
+
+    threading.Thread(target=speak, daemon=True).start()
+    return os.getpid()
+
+
+def let_the_thread_speak() -> int:
+    _may_speak.set()
+    _has_spoken.wait()
+    return os.getpid()
 
 
 def hang(file: str, how: str) -> None:

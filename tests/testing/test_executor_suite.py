@@ -65,7 +65,7 @@ class TestCoroutines(Speaking):
 class TestProcesses(Speaking):
     def make_executor(self):
         self.children = Children()
-        return ProcessExecutor(self.children, {}, module=speak_on.__module__, name="speak_on", lease_s=30)
+        return ProcessExecutor(self.children, {}, module=speak_on.__module__, name="speak_on", lease_s=30, limit_bytes=10**6)
 
     def close_executor(self, executor):
         self.children.close()

@@ -122,10 +122,16 @@ def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_importe
         ("error", "failed", "Odd: no such thing"),
         ("system exit", "failed", "SystemExit: good bye"),
         ("discard", "gone", "obsolete"),
-        ("exit", "process_died", "the job's process exited with status 3 before returning"),
-        ("segfault", "process_died", "the job's process was killed by SIGSEGV before returning"),
-        ("kill", "process_died", "killed by SIGKILL before returning; the machine may have run out of memory"),
-        ("not json", "result", "the result of job 1 must be JSON: Object of type set is not JSON serializable"),
+        ("discard with an error", "discarded", "obsolete"),
+        ("no text", "failed", "Mute"),
+        ("half a character", "failed", "Odd: a name \\udc80 of a file"),
+        ("long text", "failed", "Odd: xxx"),
+        ("exit", "process_died", "the job's process exited with 3 before the task returned"),
+        ("segfault", "process_died", "the job's process was killed by SIGSEGV"),
+        ("kill", "process_died", "the job's process was killed by SIGKILL from outside; see dmesg"),
+        ("not json", "result", "the result of job 1 must be JSON"),
+        ("deep", "result", "the result of job 1 must be JSON"),
+        ("large", "result", "the result of job 1: 20 MB of JSON exceeds the limit"),
     ],
 )
 def test_the_job_says_how_it_ended_and_the_worker_lives(isolated, gq, start_worker, kind, code, said):
@@ -137,6 +143,41 @@ def test_the_job_says_how_it_ended_and_the_worker_lives(isolated, gq, start_work
     assert job.refresh().error.code == code
     assert said in job.error.message
     assert where.enqueue().result(timeout_s=DEADLINE_S)["arguments"] == {}
+
+
+@pytest.mark.parametrize(("kind", "said"), [("exit", "exited with 3"), ("kill", "SIGKILL from outside"), ("segfault", "SIGSEGV")])
+def test_its_death_is_noticed_while_a_helper_that_it_forked_lives(isolated, gq, start_worker, until, tmp_path, kind, said):
+    fork = isolated(functions.fork)
+    start_worker(gq)
+    job = fork.enqueue(file=str(tmp_path / "who"), kind=kind)
+    with pytest.raises(JobFailed, match=said):
+        job.result(timeout_s=DEADLINE_S)
+    until(lambda: not any(lives(pid) for pid in numbers(until, tmp_path / "who")), "the helper's end")
+
+
+def test_a_job_is_not_given_to_a_process_that_died_and_left_a_helper(isolated, gq, start_worker, until, tmp_path):
+    fork, where = isolated(functions.fork), isolated(functions.where)
+    start_worker(gq, threads=1)
+    pid = fork.enqueue(file=str(tmp_path / "who"), kind="return").result(timeout_s=DEADLINE_S)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not lives(pid), "its end")
+    assert where.enqueue().result(timeout_s=DEADLINE_S)["pid"] != pid
+
+
+def test_what_a_thread_of_an_ended_job_says_is_not_the_next_jobs(isolated, gq, start_worker):
+    leave, let = isolated(functions.leave_a_thread), isolated(functions.let_the_thread_speak)
+    start_worker(gq, threads=1)
+    pid = leave.enqueue().result(timeout_s=DEADLINE_S)
+    job = let.enqueue()
+    assert job.result(timeout_s=DEADLINE_S) == pid
+    assert (job.logs(), job.refresh().progress) == ([], None)
+
+
+def test_a_task_that_reports_all_the_time_may_run_longer_than_the_lease(make_queue, start_worker):
+    gq = make_queue('[worker]\nlease = "2s"\n')
+    speak = gq.task(name="speak_on", isolate=True, max_attempts=1)(functions.speak_on)
+    start_worker(gq)
+    assert speak.enqueue(times=250).result(timeout_s=DEADLINE_S) == 250
 
 
 def test_a_traceback_from_there_is_kept(isolated, gq, start_worker):
@@ -248,6 +289,12 @@ def test_no_process_outlives_the_lease_of_a_worker_that_was_stopped(tmp_path, un
         (pid,) = numbers(until, tmp_path / "who")
         worker.send_signal(signal.SIGSTOP)
         until(lambda: not lives(pid), "the child's end while its worker is stopped")
+        worker.send_signal(signal.SIGCONT)
+        until(lambda: job.refresh().record.lease > 1, "the job's next lease")
+    with gq.store.engine.lent() as connection:
+        first = timeline(connection, job.id)[0]
+    assert (first["outcome"], job.attempt) == ("released", 1)
+    assert "killed by gpuqueue: its worker was suspended for more than 1.2 s" in first["error"].message
     history.check(unfinished=[job.id])
 
 
