@@ -134,7 +134,8 @@ class Attempts(Protocol):
         Eligible: due, in `queues`, and within each queue's pause, rate and concurrency, while no queue that it yields to
         has work; nothing for a worker without a row. A queue's jobs are taken in order: if the next one finds no capacity,
         those behind it wait too.
-        Order: priority descending, then scheduled_at, then id, across all the queues.
+        Order: the suspects that `capacity` names, as far as fewer than MOST_SUSPECTS without a device are running; then by
+        priority descending, then scheduled_at, then id, across all the queues. No other suspect is claimed.
         Each claim takes the job's next lease number.
         Arguments are decoded after the transaction; those that cannot be are the lease's `arguments_error`.
         Returns: (late leases, for which nothing was changed; new leases, within `capacity`).
@@ -189,8 +190,10 @@ class Attempts(Protocol):
     ) -> Rescue:
         """Take back everything that a dead worker held, under new lease numbers.
 
-        Running jobs become available, their attempts unspent. `executing` are the jobs that it was executing when it died (None:
-        not known, so all count): each of them gets one more crash, and at `max_crashes` the job is discarded.
+        Running jobs become available, their attempts unspent. `executing` are the jobs that ran in the worker's own process
+        when it died, None if that is not known: then all may have. Each of them becomes a suspect, which stays one until an
+        attempt of it ends by itself. One that was a suspect already ran there alone (if it is not known: was the only job), so
+        it has crashed once more, and at `max_crashes` it is discarded.
         """
 
 

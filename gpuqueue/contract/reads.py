@@ -63,6 +63,9 @@ class Reads(Protocol):
     def newest_enqueued_us(self) -> int | None:
         """The latest enqueue time among the newest jobs, of any process."""
 
+    def suspects(self, queue: str, /, *, limit: int) -> list[tuple[int, str]]:
+        """The first available suspects of a queue without a device: [(id, task)], in the order of a claim."""
+
     def has_available(self, queue: str, /) -> bool: ...
 
     def queue_load(self, queue: QueueSettings, /, *, largest_bytes: int) -> tuple[int, int]:

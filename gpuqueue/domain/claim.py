@@ -8,13 +8,19 @@ from typing import NamedTuple
 
 from gpuqueue.domain.settings import QueueSettings
 
+MOST_SUSPECTS = 2  # that run at once, over all workers
+
 
 class Capacity(NamedTuple):
-    """How many jobs a worker can take: `coroutines` of the tasks named in `asynchronous`, `threads` of all others."""
+    """How many jobs a worker can take: `coroutines` of the tasks named in `asynchronous`, `threads` of all others.
+
+    `suspects` are the ids of suspects to claim first; each takes a thread, whatever its task.
+    """
 
     threads: int
     coroutines: int = 0
     asynchronous: frozenset[str] = frozenset()
+    suspects: tuple[int, ...] = ()
 
 
 class ClaimRules(NamedTuple):

@@ -16,6 +16,7 @@ GPUQueueError
 ├── WorkerFailed              a worker cannot go on; its jobs go back to their queues
 └── ExecutionError            raised inside an attempt; classifies its failure
     └── BackendUnavailable, OutOfMemory, Spilled, RunnerCrashed, CallerFault, AttemptTimedOut, ProcessDied, IsolatedFailure
+        └── NotImportable
 """
 
 from __future__ import annotations
@@ -222,9 +223,13 @@ class CallerFault(ExecutionError):
 
 
 class ProcessDied(ExecutionError):
-    """An isolated task's process ended before the task returned."""
+    """A job's process ended before the task returned; `began` says whether it had imported the task by then."""
 
     code = "process_died"
+
+    def __init__(self, message: str, *, began: bool = True) -> None:
+        super().__init__(message)
+        self.began = began
 
 
 class IsolatedFailure(ExecutionError):
@@ -235,6 +240,10 @@ class IsolatedFailure(ExecutionError):
         self.code = code
         self.kinds = frozenset(kinds)
         self.remote_traceback = remote_traceback
+
+
+class NotImportable(IsolatedFailure):
+    """A job's process could not import the task, or not find it in its module."""
 
 
 class AttemptTimedOut(ExecutionError):

@@ -44,7 +44,7 @@ class Job:
     attempt: int  # attempts started and not given back
     max_attempts: int
     lease: int  # increases by one at each claim and rescue
-    crashes: int  # workers that died while running it
+    crashes: int  # how often a process that ran only this job died
     enqueued_at: datetime
     scheduled_at: datetime
     started_at: datetime | None
@@ -153,6 +153,12 @@ class Lease:
     model: str = ""
     placement: Placement | None = None
     arguments_error: str = ""  # why the arguments could not be decoded
+    crashes: int | None = None  # of a suspect, which runs in a process of its own; None for any other job
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a worker, or a process of its own, died during its last attempt."""
+        return self.crashes is not None
 
 
 class PartialOutput(NamedTuple):
@@ -229,7 +235,7 @@ class Found(NamedTuple):
     looked_to: int | None
 
 
-def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Lease:
+def lease_of(job: Job, placement: Placement | None = None, *, is_suspect: bool = False, now_us: int) -> Lease:
     """Return the lease of the attempt that starts when a job is claimed now."""
     return Lease(
         job_id=job.id,
@@ -244,4 +250,5 @@ def lease_of(job: Job, placement: Placement | None = None, *, now_us: int) -> Le
         model=job.model,
         placement=placement,
         arguments_error=job.arguments_error,
+        crashes=job.crashes if is_suspect else None,
     )

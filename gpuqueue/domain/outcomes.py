@@ -38,7 +38,23 @@ class Postponed(NamedTuple):
     waiting_for: str | None = None
 
 
-Outcome = Completed | Ended | Postponed
+class Crashed(NamedTuple):
+    """The process that ran only this job died: `state` is available, or discarded after `max_crashes` such deaths."""
+
+    lease: Lease
+    state: State
+    error: JobErrorRecord
+
+
+Outcome = Completed | Ended | Postponed | Crashed
+
+
+def crash_of(crashes: int, message: str, *, max_crashes: int) -> tuple[State, JobErrorRecord]:
+    """Return the state and the error of a job whose own process has died for the `crashes`-th time, as `message` says."""
+    if crashes < max_crashes:
+        return State.AVAILABLE, JobErrorRecord("crashed", message)
+    times = "once" if crashes == 1 else f"{crashes} times"
+    return State.DISCARDED, JobErrorRecord("crashed", f"the job's process died {times}; the last time: {message}")
 
 
 class Rescued(NamedTuple):

@@ -24,6 +24,7 @@ class Change(Enum):
     ONE_LESS = "− 1"
     AS_ENQUEUED = "`enqueued_at`"
     CLEARED_UNLESS_RESERVED = "cleared, unless a device is reserved"
+    UNSUSPECTED = "0 if it was a suspect"
 
 
 Sets = Mapping[str, Change | int | None]
@@ -65,7 +66,12 @@ _START: Sets = {
     "output_tokens": 0,
 }
 _FAIL: Sets = {"finished_at": Change.NOW, "error": Change.GIVEN, "cancel_requested": 0}
-_POSTPONE: Sets = {"scheduled_at": Change.GIVEN, "error": Change.GIVEN_OR_KEPT, "cancel_requested": 0}
+_POSTPONE: Sets = {
+    "scheduled_at": Change.GIVEN,
+    "error": Change.GIVEN_OR_KEPT,
+    "cancel_requested": 0,
+    "demand_class": Change.UNSUSPECTED,
+}
 _UNSPENT: Sets = {"attempt": Change.ONE_LESS, "cancel_requested": 0}
 _TAKE_BACK: Sets = {
     "lease": Change.ONE_MORE,
@@ -148,7 +154,34 @@ PREEMPT = Transition(
     {**_UNSPENT, "preemptions": Change.ONE_MORE},
 )
 
-RESCUE = Transition("rescue", _RUNNING, State.AVAILABLE, "Its worker died.", _TAKE_BACK)
+CRASH = Transition(
+    "crash",
+    _RUNNING,
+    State.AVAILABLE,
+    "It was a suspect, and the process that ran only this job died.",
+    {"attempt": Change.ONE_LESS, "crashes": Change.ONE_MORE, "error": Change.GIVEN, "cancel_requested": 0},
+)
+CRASH_DISCARDED = Transition(
+    "crash discarded",
+    _RUNNING,
+    State.DISCARDED,
+    "It was a suspect, and the process that ran only this job died for the `max_crashes`th time.",
+    {
+        "finished_at": Change.NOW,
+        "attempt": Change.ONE_LESS,
+        "crashes": Change.ONE_MORE,
+        "error": Change.GIVEN,
+        "cancel_requested": 0,
+    },
+)
+
+RESCUE = Transition(
+    "rescue",
+    _RUNNING,
+    State.AVAILABLE,
+    "Its worker died. A job without a device that the worker was executing becomes a suspect.",
+    {**_TAKE_BACK, "demand_class": Change.GIVEN_OR_KEPT},
+)
 RESCUE_CANCELLED = Transition(
     "rescue cancelled",
     _RUNNING,
@@ -160,7 +193,7 @@ RESCUE_DISCARDED = Transition(
     "rescue discarded",
     _RUNNING,
     State.DISCARDED,
-    "Its worker died; `max_crashes` workers have now died while running it.",
+    "It was a suspect, alone in its worker, which died; that was the `max_crashes`th such death.",
     {"finished_at": Change.NOW, **_TAKE_BACK},
 )
 
@@ -202,5 +235,6 @@ REPAIR = Transition(
 
 TRANSITIONS = (
     ENQUEUE, SCHEDULE, PROMOTE, WAKE, CLAIM, PLACE, COMPLETE, DISCARD, STOP, RETRY_LATER, RETRY_AT_ONCE, SNOOZE, SNOOZE_OVER,
-    RELEASE, PREEMPT, RESCUE, RESCUE_CANCELLED, RESCUE_DISCARDED, CANCEL, EXPIRE, REFUSE, MANUAL_RETRY, REPAIR,
+    RELEASE, PREEMPT, CRASH, CRASH_DISCARDED, RESCUE, RESCUE_CANCELLED, RESCUE_DISCARDED, CANCEL, EXPIRE, REFUSE, MANUAL_RETRY,
+    REPAIR,
 )  # fmt: skip

@@ -202,7 +202,8 @@ class Attempts:
 
     def _ring_for(self, ended: Sequence[Outcome]) -> None:
         self._wakeups.ring_waiters(outcome.lease.job_id for outcome in ended)
-        if any(not isinstance(outcome, Completed | Ended) for outcome in ended):  # the job is available again, or will be
+        # The job is available again, or will be; or another suspect may run now.
+        if any(not isinstance(outcome, Completed | Ended) or outcome.lease.crashes is not None for outcome in ended):
             self._wakeups.ring_workers()
 
 

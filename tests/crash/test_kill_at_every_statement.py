@@ -125,6 +125,8 @@ def prepare(path: Path) -> None:
     rows.complete(rows.placed(CLEANING, device=WIDE), s=1)
     rows.placed(PLACED, device=WIDE)
     rows.enqueue("work", priority=-9)
+    suspected = f"UPDATE jobs SET demand_class = {jobs.SUSPECT} WHERE id = {RUNNING}"
+    store.engine.writer.run(lambda connection: connection.execute(suspected))
     with store.engine.lent() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
@@ -169,6 +171,8 @@ OPERATIONS: dict[str, Operation] = {
     "release a device": lambda scene: scene.store.attempts.release_device(CLEANING, scene.rows.job(CLEANING).lease),
     "rescue": lambda scene: scene.rows.rescue(executing=[RUNNING, PLACED], s=5),
     "rescue at the last crash": lambda scene: scene.rows.rescue(executing=[RUNNING, PLACED], s=5, max_crashes=1),
+    "crash": lambda scene: scene.rows.crash(scene.lease(RUNNING), s=5),
+    "crash for the last time": lambda scene: scene.rows.crash(scene.lease(RUNNING), last=True, s=5),
     "cancel a waiting job": lambda scene: scene.store.jobs.cancel(AVAILABLE, now_us=at(5)),
     "cancel a running job": lambda scene: scene.store.jobs.cancel(RUNNING, now_us=at(5)),
     "retry": lambda scene: scene.store.jobs.retry(DISCARDED, now_us=at(5)),
@@ -312,7 +316,8 @@ def recover_and_finish(path: Path, *, followed: bool) -> None:
         waiting = rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL")
         s, done = 10_000, 0
         store.jobs.move_due(now_us=at(s))
-        for lease in rows.claim("work", "setup", s=s, worker="survivor"):
+        suspects = [*rows.suspects("work"), *rows.suspects("setup")]
+        for lease in rows.claim("work", "setup", s=s, worker="survivor", suspects=suspects):
             assert rows.complete(lease, s=s)
             done += 1
         with store.engine.lent() as connection:

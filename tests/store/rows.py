@@ -8,7 +8,7 @@ from typing import Any
 from gpuqueue.domain.answers import Demand, Placement
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Extras, Job, JobErrorRecord, JobStatus, Lease, NewJob, State
-from gpuqueue.domain.outcomes import Completed, Ended, Postponed
+from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Postponed
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.store.store import Store
 
@@ -84,7 +84,13 @@ class Rows:
         return job_id
 
     def claim(
-        self, *queues: str, limit: int = 100, s: float = 0, worker: str | None = None, held: Sequence[str] = ()
+        self,
+        *queues: str,
+        limit: int = 100,
+        s: float = 0,
+        worker: str | None = None,
+        held: Sequence[str] = (),
+        suspects: Sequence[int] = (),
     ) -> list[Lease]:
         wanted = [self.queues[name] for name in queues or self.queues]
         _, leases = self.store.attempts.finish_and_claim(
@@ -92,7 +98,7 @@ class Rows:
             worker_id=self._own(worker),
             queues=wanted,
             rules=self.rules(*held),
-            capacity=capacity_for(limit),
+            capacity=capacity_for(limit)._replace(suspects=tuple(suspects)),
             now_us=at(s),
         )
         return leases
@@ -132,8 +138,18 @@ class Rows:
     def postpone(self, lease: Lease, outcome: str = "retried", *, due_s: float = 60, s: float = 1, **rest: Any) -> bool:
         return not self.store.attempts.finish([Postponed(lease, outcome, at(due_s), **rest)], now_us=at(s))
 
+    def crash(self, lease: Lease, *, last: bool = False, s: float = 1) -> bool:
+        """End a lease by the death of its process; returns whether it was still held."""
+        state = State.DISCARDED if last else State.AVAILABLE
+        return not self.store.attempts.finish([Crashed(lease, state, BOOM)], now_us=at(s))
+
+    def suspects(self, queue: str = "work") -> list[int]:
+        """The ids of the suspects that may be claimed, in order."""
+        with self.store.reading() as reads:
+            return [job_id for job_id, _ in reads.suspects(queue, limit=100)]
+
     def rescue(
-        self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = None, s: float = 2, max_crashes: int = 3
+        self, dead: str = "w", *, by: str = "rescuer", executing: Sequence[int] | None = (), s: float = 2, max_crashes: int = 3
     ) -> list[Any]:
         found = self.store.attempts.rescue(
             dead, by_worker=by, executing=executing, proof="a test says so", max_crashes=max_crashes, now_us=at(s)

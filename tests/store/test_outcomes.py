@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gpuqueue.domain.job import JobErrorRecord, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report
+from gpuqueue.domain.units import from_us
+from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.outcomes import abandoned_workers, reservations
-from tests.store.rows import BOOM, Rows, assert_counters_are_true, at, status_of
+from tests.store.rows import BOOM, GB, Rows, assert_counters_are_true, at, status_of
 
 
 def test_a_completed_job_has_its_result_and_no_error_left(rows: Rows) -> None:
@@ -128,35 +132,134 @@ def test_rescued_jobs_are_available_again_unspent_under_a_new_lease(rows: Rows) 
     assert rows.one("SELECT count(*) FROM workers") == 0
 
 
-def test_a_crash_counts_only_for_jobs_that_were_executing(rows: Rows) -> None:
+def test_jobs_that_a_dead_worker_was_executing_are_suspects_and_not_charged(rows: Rows) -> None:
     executing, prefetched = rows.enqueue(), rows.enqueue()
     rows.claim()
     rows.rescue(executing=[executing])
-    assert (rows.job(executing).crashes, rows.job(prefetched).crashes) == (1, 0)
+    assert (rows.job(executing).crashes, rows.job(prefetched).crashes) == (0, 0)
     error = rows.job(executing).error
     assert error is not None
     assert error.code == "crashed"
+    assert rows.suspects() == [executing]
+    assert [lease.job_id for lease in rows.claim(s=3)] == [prefetched], "a suspect is claimed only by name"
     rows.register("w")
-    rows.claim(s=3)
     rows.rescue(executing=None, s=4)
-    assert (rows.job(executing).crashes, rows.job(prefetched).crashes) == (2, 1)
+    assert rows.suspects() == [executing, prefetched], "unknown: it may have been executing"
 
 
-def test_a_job_that_kills_its_workers_is_discarded_and_can_be_retried(rows: Rows) -> None:
+def test_at_most_two_suspects_run_at_once_and_first_of_all_jobs(rows: Rows) -> None:
+    jobs = [rows.enqueue() for _ in range(5)]
+    rows.claim()
+    rows.rescue(executing=jobs[:4])
+    rows.register("w")
+    suspects = rows.suspects()
+    assert suspects == jobs[:4]
+    first = rows.claim(s=3, suspects=suspects)
+    assert [(lease.job_id, lease.crashes) for lease in first] == [(jobs[0], 0), (jobs[1], 0), (jobs[4], None)]
+    rows.register("other")
+    assert rows.claim(s=4, worker="other", suspects=suspects) == []
+    rows.complete(first[0], s=5)
+    assert [lease.job_id for lease in rows.claim(s=6, worker="other", suspects=suspects)] == [jobs[2]]
+
+
+def test_a_suspect_keeps_to_its_queues_limits_and_to_the_room_of_its_worker(rows: Rows) -> None:
+    rows.queue("narrow", concurrency=1)
+    jobs = [rows.enqueue("narrow"), rows.enqueue("work"), rows.enqueue("work")]
+    running = rows.enqueue("narrow")
+    rows.queues["narrow"] = replace(rows.queues["narrow"], concurrency=9)
+    rows.claim()
+    rows.rescue(executing=jobs)
+    rows.queues["narrow"] = replace(rows.queues["narrow"], concurrency=1)
+    rows.register("w")
+    assert [lease.job_id for lease in rows.claim("narrow", s=3)] == [running]
+    taken = rows.claim(limit=1, s=4, suspects=[*rows.suspects("narrow"), *rows.suspects("work")])
+    assert [lease.job_id for lease in taken] == [jobs[1]]
+    rows.store.queues.pause("work", Pause("me", "", from_us(at(4)), None))
+    assert rows.claim(s=5, suspects=rows.suspects("work")) == []
+
+
+@pytest.mark.parametrize(("outcome", "stays"), [("released", True), ("preempted", True), ("retried", False), ("snoozed", False)])
+def test_a_suspect_is_cleared_by_an_attempt_that_ends_by_itself(rows: Rows, outcome: str, stays: bool) -> None:
+    job_id = rows.enqueue(max_attempts=9)
+    rows.claim_one()
+    rows.rescue(executing=[job_id])
+    rows.register("w")
+    (lease,) = rows.claim(suspects=[job_id], s=3)
+    rows.postpone(lease, outcome, due_s=4, s=4)
+    assert (rows.suspects() == [job_id]) is stays
+    assert [found.job_id for found in rows.claim(s=5)] == ([] if stays else [job_id])
+
+
+@pytest.mark.parametrize("executing", [True, None])
+def test_a_suspect_alone_in_its_worker_is_charged_with_its_death(rows: Rows, executing: bool | None) -> None:
     job_id = rows.enqueue()
+    rows.claim_one()
+    rows.rescue(executing=[job_id])
+    for number in range(1, 4):
+        rows.register(f"w{number}")
+        (lease,) = rows.claim(suspects=[job_id], s=3, worker=f"w{number}")
+        assert lease.crashes == number - 1
+        rows.rescue(f"w{number}", executing=[job_id] if executing else None, s=4)
+        assert rows.job(job_id).crashes == number
+    error = rows.job(job_id).error
+    assert error is not None
+    assert (rows.state(job_id), error.code) == (State.DISCARDED, "crashed")
+    assert error.message == "the job's process died 3 times; the last time: worker w3 died (a test says so)"
+
+
+def test_a_suspect_in_a_process_of_its_own_is_not_charged_with_its_workers_death(rows: Rows) -> None:
+    job_id, other = rows.enqueue(), rows.enqueue()
+    rows.claim()
+    rows.rescue(executing=[job_id])
+    for executing in ([], [other], None):
+        rows.register("w")
+        rows.claim(suspects=rows.suspects(), s=3)
+        rows.rescue(executing=executing, s=4)
+    assert (rows.job(job_id).crashes, rows.state(job_id)) == (0, State.AVAILABLE)
+    assert job_id in rows.suspects()
+
+
+def test_a_job_on_a_device_is_suspected_and_keeps_its_order(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 2, "m", max_attempts=9)
+    rows.enqueue_sized("ai", 2, "m")
+    assert rows.placed(job_id).crashes is None
+    for crashes in (0, 1):
+        (orphan,) = rows.rescue(executing=[job_id])
+        rows.store.attempts.release_device(job_id, orphan.lease)
+        rows.register("w")
+        with rows.store.reading() as reads:
+            assert [job.id for job in reads.candidates("ai", room_bytes=8 * GB)] == [job_id]
+        lease = rows.placed(job_id)
+        assert (lease.crashes, rows.job(job_id).crashes) == (crashes, crashes)
+    rows.postpone(lease, "released", due_s=0)
+    rows.store.attempts.release_device(job_id, lease.lease)
+    lease = rows.placed(job_id)
+    assert lease.crashes == 1
+    rows.postpone(lease, "retried", due_s=0)
+    rows.store.attempts.release_device(job_id, lease.lease)
+    assert rows.placed(job_id, s=3).crashes is None, "it is cleared"
+
+
+def test_a_job_whose_process_dies_again_and_again_is_discarded_and_can_be_retried(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    rows.claim_one()
+    rows.rescue(executing=[job_id])
+    rows.register("w")
     for number in range(3):
         assert rows.state(job_id) is State.AVAILABLE
-        rows.claim_one(s=number, worker=f"w{number}")
-        rows.rescue(f"w{number}", executing=[job_id], s=number)
+        (lease,) = rows.claim(suspects=[job_id], s=number + 3)
+        assert rows.crash(lease, last=number == 2, s=number + 3)
+        assert not rows.crash(lease), "a late end changes nothing"
     job = rows.job(job_id)
     assert (job.state, job.crashes, job.attempt) == (State.DISCARDED, 3, 0)
     assert job.error is not None
-    assert job.error.code == "crashed"
     assert_counters_are_true(rows.store)
     rows.store.jobs.retry(job_id, now_us=at(9))
     assert rows.job(job_id).crashes == 0
     with rows.store.engine.lent() as connection:
-        assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 3
+        assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 4
+    assert [lease.job_id for lease in rows.claim(s=10)] == [job_id]
 
 
 def test_a_cancelled_job_of_a_dead_worker_is_cancelled(rows: Rows) -> None:
@@ -198,7 +301,7 @@ def test_of_two_rescuers_only_one_gets_the_work(rows: Rows) -> None:
     rows.claim_one()
     assert len(rows.rescue(by="one", executing=[plain, placed])) == 1
     assert rows.rescue(by="two", executing=[plain, placed]) == []
-    assert rows.job(plain).crashes == 1
+    assert rows.suspects() == [plain]
     assert rows.job(plain).lease == 2
 
 

@@ -18,12 +18,13 @@ import pytest
 from gpuqueue.domain import transitions
 from gpuqueue.domain.errors import StateError
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, PartialOutput, State
-from gpuqueue.domain.outcomes import Completed, Ended, Postponed, Report
+from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Postponed, Report
 from gpuqueue.domain.transitions import ONLY_IN, TRANSITIONS, Change, Transition
 from gpuqueue.domain.units import from_us
 from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import integrity, queries
 from gpuqueue.store.sqlite.integrity import check_file
+from gpuqueue.store.sqlite.jobs import SUSPECT
 from gpuqueue.store.sqlite.rows import from_error
 from gpuqueue.store.sqlite.state_changes import update
 from gpuqueue.store.store import Store
@@ -84,6 +85,8 @@ def _value(change: Change, column: str, before: Row, given: Mapping[str, Any], n
             return before[column] - 1
         case Change.AS_ENQUEUED:
             return before["enqueued_at"]
+        case Change.UNSUSPECTED:
+            return max(before[column], 0)
         case Change.CLEARED_UNLESS_RESERVED:
             return before[column] if before["device"] else ""
 
@@ -173,7 +176,7 @@ def test_a_new_job_has_what_the_table_says(make_rows: Callable[[], Rows], move: 
 ERROR = from_error(JobErrorRecord("new", "new"))
 GIVEN: Row = {
     "scheduled_at": at(70), "worker_id": "new", "device": "gpu1", "reserved_bytes": 7, "preemptible": 0, "result": "2",
-    "error": ERROR, "waiting_for": "other", "crashes": 2,
+    "error": ERROR, "waiting_for": "other", "crashes": 2, "demand_class": 3,
 }  # fmt: skip
 # All that a job in whatever state may have; what only some states have is added.
 FULL: Row = {
@@ -211,7 +214,7 @@ def test_a_transition_writes_what_the_table_says_and_nothing_else(
 # --- what the store's methods make of a job, whatever its state ---
 
 CRASHED = from_error(JobErrorRecord("crashed", "worker w died (a test says so)"))
-LAST_CRASH = from_error(JobErrorRecord("crashed", "1 worker died while running it; the last was w"))
+LAST_CRASH = from_error(JobErrorRecord("crashed", "the job's process died once; the last time: worker w died (a test says so)"))
 STOPPED = from_error(JobErrorRecord("cancelled", "cancelled while running"))
 EXPIRED = from_error(JobErrorRecord("expired", "expired before it could start"))
 AWAY = from_error(JobErrorRecord("unavailable", "away"))
@@ -274,6 +277,13 @@ def snooze_until_back(rows: Rows, job_id: int) -> None:
 
 def rescue(*, max_crashes: int = 9, executes: bool = True) -> Callable[[Rows, int], object]:
     return lambda rows, job_id: rows.rescue(executing=[job_id] if executes else [], max_crashes=max_crashes, s=S)
+
+
+def crash(state: State) -> Callable[[Rows, int], object]:
+    return lambda rows, job_id: rows.store.attempts.finish([Crashed(lease_of(rows, job_id), state, BOOM)], now_us=at(S))
+
+
+SUSPECTED = f"UPDATE jobs SET demand_class = {SUSPECT} WHERE state = 'running'"
 
 
 def retry(rows: Rows, job_id: int) -> None:
@@ -343,10 +353,36 @@ CALLS = [
         for move, outcome in ((transitions.RELEASE, "released"), (transitions.PREEMPT, "preempted"))
         for due_s, title in ((S, ""), (900, "by a clock that is ahead"))
     ),
-    Call(transitions.RESCUE, rescue(), {"crashes": 1, "error": CRASHED}, is_rescue=True),
+    Call(transitions.CRASH, crash(State.AVAILABLE), {"error": from_error(BOOM)}),
+    Call(transitions.CRASH_DISCARDED, crash(State.DISCARDED), {"error": from_error(BOOM)}),
+    Call(transitions.STOP, crash(State.AVAILABLE), {"error": STOPPED}, "it would have crashed", is_asked=True),
+    *(
+        Call(move, postpone(outcome, S), title="a suspect", spoil=SUSPECTED, on_device=False)
+        for move, outcome in ((transitions.RELEASE, "released"), (transitions.PREEMPT, "preempted"))
+    ),
+    *(
+        Call(move, postpone(outcome, due_s), {"scheduled_at": at(due_s), **more}, "a suspect", spoil=SUSPECTED, on_device=False)
+        for move, outcome, due_s, more in (
+            (transitions.RETRY_LATER, "retried", 900, {}),
+            (transitions.RETRY_AT_ONCE, "retried", S, {}),
+            (transitions.SNOOZE, "snoozed", 900, {"waiting_for": None}),
+            (transitions.SNOOZE_OVER, "snoozed", S, {}),
+        )
+    ),
+    Call(
+        transitions.RESCUE, rescue(), {"crashes": 0, "error": CRASHED, "demand_class": SUSPECT}, is_rescue=True, on_device=False
+    ),
+    Call(transitions.RESCUE, rescue(), {"crashes": 0, "error": CRASHED}, is_rescue=True, on_device=True),
     Call(transitions.RESCUE, rescue(executes=False), {"crashes": 0}, "not begun", is_rescue=True),
-    Call(transitions.RESCUE_CANCELLED, rescue(max_crashes=1), {"crashes": 1, "error": CRASHED}, is_asked=True, is_rescue=True),
-    Call(transitions.RESCUE_DISCARDED, rescue(max_crashes=1), {"crashes": 1, "error": LAST_CRASH}, is_rescue=True),
+    Call(transitions.RESCUE, rescue(executes=False), {"crashes": 0}, "a suspect elsewhere", spoil=SUSPECTED, on_device=False),
+    Call(
+        transitions.RESCUE, rescue(), {"crashes": 1, "error": CRASHED, "demand_class": SUSPECT}, "a suspect", spoil=SUSPECTED,
+        on_device=False,
+    ),
+    Call(transitions.RESCUE_CANCELLED, rescue(max_crashes=1), {"crashes": 0, "error": CRASHED}, is_asked=True, is_rescue=True),
+    Call(
+        transitions.RESCUE_DISCARDED, rescue(max_crashes=1), {"crashes": 1, "error": LAST_CRASH}, spoil=SUSPECTED, on_device=False
+    ),
     Call(transitions.CANCEL, lambda rows, job_id: rows.store.jobs.cancel(job_id, now_us=at(S)), otherwise=ASKED),
     Call(transitions.CANCEL, lambda rows, _: [rows.store.jobs.cancel_all(name, now_us=at(S)) for name in rows.queues],
          title="all of a queue", otherwise=ASKED),

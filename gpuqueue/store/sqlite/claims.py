@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.claim import Capacity, ClaimRules
+from gpuqueue.domain.claim import MOST_SUSPECTS, Capacity, ClaimRules
 from gpuqueue.domain.job import Job, Lease, lease_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
-from gpuqueue.store.sqlite.jobs import NEVER_FITS, demand_class, ensure_queue, move_due
-from gpuqueue.store.sqlite.outcomes import finish
+from gpuqueue.store.sqlite.jobs import NEVER_FITS, SUSPECT, demand_class, ensure_queue, move_due
+from gpuqueue.store.sqlite.outcomes import IS_SUSPECT, finish
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, arguments_text, decode_arguments, to_job
 from gpuqueue.store.sqlite.state_changes import update
 
@@ -32,10 +32,20 @@ if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
 HEADS = (
-    "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at FROM jobs "
+    "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at, NULL FROM jobs "
     "WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 AND device IS NULL "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
 )
+SUSPECTS = (
+    f"SELECT id, task FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = {SUSPECT} "
+    "AND device IS NULL ORDER BY priority DESC, scheduled_at, id LIMIT ?"
+)
+SUSPECT_JOB = (
+    "SELECT id, queue, task, lease, attempt, max_attempts, arguments, timeout_s, priority, scheduled_at, crashes FROM jobs "
+    f"WHERE id = ? AND state = 'available' AND demand_class = {SUSPECT} AND device IS NULL"
+)
+RUNNING_SUSPECTS = f"SELECT count(*) FROM jobs WHERE state = 'running' AND demand_class = {SUSPECT}"
+IS_SUSPECT_NOW = f"SELECT {IS_SUSPECT} FROM jobs WHERE id = ?"
 # A worker without a row was rescued: what it claimed now would wait for a second rescue.
 _BY_WORKER = "id = ? AND EXISTS (SELECT 1 FROM workers WHERE workers.id = ?)"
 TAKE = update(transitions.CLAIM, "id = ?")
@@ -94,6 +104,11 @@ def has_available(connection: Statements, queue: str) -> bool:
     return connection.execute(IS_WAITING, (queue,)).fetchone() is not None
 
 
+def suspects(connection: Statements, queue: str, *, limit: int) -> list[tuple[int, str]]:
+    """Return the first available suspects of a queue without a device: [(id, task)], in the order of a claim."""
+    return list(connection.execute(SUSPECTS, (queue, limit)))
+
+
 def paused_queues(connection: Statements, *, now_us: int) -> set[str]:
     return {row[0] for row in connection.execute(PAUSED, (now_us,))}
 
@@ -111,7 +126,7 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
     jobs with a demand that is not known yet.
     """
     largest_class = demand_class(largest_bytes)
-    model, size = "", -1
+    model, size = "", SUSPECT - 1
     while (row := connection.execute(NEXT_CLASS, (queue, model, size)).fetchone()) is not None:
         model, size = row
         if size <= largest_class:
@@ -155,7 +170,7 @@ def claim(
 
     Eligible: due, in `queues`, and within each queue's pause, yielding and concurrency; nothing for a worker without a row. A
     queue's jobs are taken in order: if the next one needs a thread or a coroutine and none is free, those behind it wait too.
-    Order: priority descending, then scheduled_at, then id, across all the queues.
+    Order: the suspects that `capacity` names, then priority descending, then scheduled_at, then id, across all the queues.
     Atomic: one transaction; each claim takes the job's next lease number.
     Returns: no more leases than `capacity` has threads and coroutines for.
     """
@@ -163,7 +178,7 @@ def claim(
     paused = paused_queues(connection, now_us=now_us)
     free_threads, free_coroutines = capacity.threads, capacity.coroutines
     most = free_threads + free_coroutines
-    waiting: list[Generator[tuple[Any, ...]]] = []
+    limits: dict[str, int] = {}
     stuck: set[str] = set()  # queues with a next job that finds no free thread or coroutine
     for queue in queues:
         limit = most
@@ -172,8 +187,10 @@ def claim(
         if queue.rate is not None and limit > 0:
             limit = min(limit, int(rate_level(connection, queue, now_us=now_us)))
         if limit > 0 and admits(connection, queue, rules, paused, now_us=now_us):
-            waiting.append(_heads(connection, queue.name, limit, stuck))
-    taken = []
+            limits[queue.name] = limit
+    taken = _suspects(connection, capacity, limits) if capacity.suspects else []
+    free_threads -= len(taken)
+    waiting = [_heads(connection, name, limit, stuck) for name, limit in limits.items()]
     for row in waiting[0] if len(waiting) == 1 else heapq.merge(*waiting, key=_rank):
         is_asynchronous = row[2] in capacity.asynchronous
         if not (free_coroutines if is_asynchronous else free_threads):
@@ -205,8 +222,9 @@ def claim(
             arguments_text(connection, id_, arguments),
             timeout_s,
             started_at,
+            crashes=crashes,
         )
-        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at in taken
+        for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at, crashes in taken
     ]
 
 
@@ -222,12 +240,39 @@ class Claimed(NamedTuple):
     arguments: str | None
     timeout_s: float | None
     started_at: datetime
+    crashes: int | None
 
     def decoded(self) -> Lease:
         """Return the lease; arguments that cannot be decoded are its `arguments_error`."""
-        job_id, lease, queue, task, attempt, max_attempts, text, timeout_s, started_at = self
+        job_id, lease, queue, task, attempt, max_attempts, text, timeout_s, started_at, crashes = self
         arguments, error = decode_arguments(text)
-        return Lease(job_id, lease, queue, task, attempt, max_attempts, arguments, timeout_s, started_at, arguments_error=error)
+        return Lease(
+            job_id,
+            lease,
+            queue,
+            task,
+            attempt,
+            max_attempts,
+            arguments,
+            timeout_s,
+            started_at,
+            arguments_error=error,
+            crashes=crashes,
+        )
+
+
+def _suspects(connection: sqlite3.Connection, capacity: Capacity, limits: dict[str, int]) -> list[tuple[Any, ...]]:
+    """Return the rows of the suspects to claim, and take them off their queues' limits."""
+    most = min(capacity.threads, MOST_SUSPECTS - connection.execute(RUNNING_SUSPECTS).fetchone()[0])
+    found: list[tuple[Any, ...]] = []
+    for job_id in capacity.suspects:
+        if len(found) >= most:
+            break
+        row = connection.execute(SUSPECT_JOB, (job_id,)).fetchone()
+        if row is not None and limits.get(row[1], 0) > 0:
+            limits[row[1]] -= 1
+            found.append(row)
+    return found
 
 
 def rate_level(connection: Statements, queue: QueueSettings, *, now_us: int) -> float:
@@ -298,9 +343,10 @@ def claim_placed(
     if connection.execute(TAKE_DEVICE, values).rowcount == 0:
         return None
     _spend_rate(connection, queue, 1, now_us=now_us)
+    (is_suspect,) = connection.execute(IS_SUSPECT_NOW, (candidate.id,)).fetchone()
     if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
         connection.execute(LOAD_MODEL, (device.name, job.model, now_us))
-    return lease_of(job, placement, now_us=now_us)
+    return lease_of(job, placement, is_suspect=bool(is_suspect), now_us=now_us)
 
 
 def _loaded(connection: Statements, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
 
 DEMAND_CLASS_BYTES = 64 * 2**20
+SUSPECT = -1  # the demand class of suspects without a device: no claim of ordinary jobs meets them
 NEVER_FITS = 2**62  # the demand class of jobs that fit no device
 SCAN_LIMIT = 500  # maximum number of rows that one transaction moves, so that others do not wait long
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
@@ -192,7 +193,7 @@ def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None
 
 def forget_demands(connection: sqlite3.Connection) -> None:
     """Put all unfinished jobs back into the class 'not known yet', after the settings that determine their size changed."""
-    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class > 0 AND ({_WAITING} OR state = 'running')")
+    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class <> 0 AND ({_WAITING} OR state = 'running')")
 
 
 def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:

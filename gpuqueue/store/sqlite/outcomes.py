@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from gpuqueue.domain import transitions
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, State
-from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report, Rescue, Rescued
-from gpuqueue.domain.units import counted, from_us
+from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Outcome, Postponed, Report, Rescue, Rescued, crash_of
+from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Reservation
 from gpuqueue.store.sqlite.events import record
-from gpuqueue.store.sqlite.jobs import count_finished
+from gpuqueue.store.sqlite.jobs import SUSPECT, count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
 from gpuqueue.store.sqlite.state_changes import update
 
@@ -36,6 +36,8 @@ GIVE_BACK = {
     "released": update(transitions.RELEASE, _HELD_AND_WANTED),
     "preempted": update(transitions.PREEMPT, _HELD_AND_WANTED),
 }
+CRASH = update(transitions.CRASH, _HELD_AND_WANTED)
+CRASH_DISCARDED = update(transitions.CRASH_DISCARDED, _HELD)
 RESCUE = {
     move.target: update(move, "id = ?")
     for move in (transitions.RESCUE, transitions.RESCUE_CANCELLED, transitions.RESCUE_DISCARDED)
@@ -50,7 +52,15 @@ RESERVATIONS = (
     "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
     "FROM jobs WHERE device IS NOT NULL"
 )
-RUNNING_OF = "SELECT id, lease, queue, task, attempt FROM jobs WHERE state = 'running' AND worker_id = ?"
+# A job on a device keeps its demand class, and with it its order: it is a suspect while its last attempt that ended is a crash.
+IS_SUSPECT = (
+    "demand_class < 0 OR (device IS NOT NULL AND (SELECT outcome FROM attempts WHERE job_id = jobs.id "
+    "AND outcome NOT IN ('released', 'preempted') ORDER BY lease DESC LIMIT 1) IS 'crashed')"
+)
+RUNNING_OF = (
+    f"SELECT id, lease, queue, task, attempt, crashes, cancel_requested, device IS NULL, {IS_SUSPECT} FROM jobs "
+    "WHERE state = 'running' AND worker_id = ?"
+)
 
 
 def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_us: int) -> list[Lease]:
@@ -79,9 +89,12 @@ def finish(connection: sqlite3.Connection, outcomes: Sequence[Outcome], *, now_u
     for other in outcomes:
         if isinstance(other, Completed):
             continue
-        state = (
-            _end(connection, other, now_us=now_us) if isinstance(other, Ended) else _postpone(connection, other, now_us=now_us)
-        )
+        if isinstance(other, Ended):
+            state = _end(connection, other, now_us=now_us)
+        elif isinstance(other, Crashed):
+            state = _crash(connection, other, now_us=now_us)
+        else:
+            state = _postpone(connection, other, now_us=now_us)
         if state is None:
             late.append(other.lease)
         elif state in (State.CANCELLED, State.DISCARDED):
@@ -105,13 +118,29 @@ def _end(connection: sqlite3.Connection, outcome: Ended, *, now_us: int) -> Stat
     return outcome.state
 
 
+def _cancel(connection: sqlite3.Connection, lease: Lease, *, now_us: int) -> State | None:
+    """End a job that would otherwise continue, and was cancelled while it was running; None if the lease is lost."""
+    cancelled = JobErrorRecord("cancelled", "cancelled while running")
+    return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
+
+
+def _crash(connection: sqlite3.Connection, outcome: Crashed, *, now_us: int) -> State | None:
+    lease, error = outcome.lease, from_error(outcome.error)
+    if outcome.state is State.DISCARDED:
+        changed = connection.execute(CRASH_DISCARDED, (now_us, error, lease.job_id, lease.lease))
+    else:
+        changed = connection.execute(CRASH, (error, lease.job_id, lease.lease))
+    if changed.rowcount == 0:
+        return _cancel(connection, lease, now_us=now_us)
+    _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, "crashed", outcome.error, now_us=now_us)
+    return outcome.state
+
+
 def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int) -> State | None:
     lease = outcome.lease
     state, statement, values = _postponement(connection, outcome, now_us=now_us)
     if connection.execute(statement, (*values, lease.job_id, lease.lease)).rowcount == 0:
-        # A cancel that arrived while it was running ends a job that would otherwise continue.
-        cancelled = JobErrorRecord("cancelled", "cancelled while running")
-        return _end(connection, Ended(lease, State.CANCELLED, cancelled), now_us=now_us)
+        return _cancel(connection, lease, now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
     return state
 
@@ -252,29 +281,31 @@ def rescue(
 ) -> Rescue:
     """Take back everything a dead worker held, under new lease numbers.
 
-    Running jobs become available, their attempts unspent. `executing` are the jobs that it was executing when it died (None:
-    not known, so all count): each of them gets one more crash, and at `max_crashes` the job is discarded.
+    Running jobs become available, their attempts unspent. `executing` are the jobs that ran in the worker's own process when it
+    died, None if that is not known: then all may have. Each of them becomes a suspect. One that was a suspect already ran
+    there alone, so that it has crashed once more, and at `max_crashes` it is discarded.
     """
     connection.execute("DELETE FROM workers WHERE id = ?", (dead_worker,))
     discarded: Counter[tuple[str, str]] = Counter()
     jobs = []
-    for job_id, lease, queue, task, attempt in connection.execute(RUNNING_OF, (dead_worker,)).fetchall():
-        crashed = executing is None or job_id in executing
-        error = JobErrorRecord("crashed", f"worker {dead_worker} died ({proof})") if crashed else None
-        crashes, cancel = connection.execute(
-            "SELECT crashes + ?, cancel_requested FROM jobs WHERE id = ?", (int(crashed), job_id)
-        ).fetchone()
-        state = State.AVAILABLE
+    rows = connection.execute(RUNNING_OF, (dead_worker,)).fetchall()
+    for job_id, lease, queue, task, attempt, crashes, cancel, is_plain, was_suspect in rows:
+        blamed = executing is None or job_id in executing
+        alone = was_suspect and (job_id in executing if executing is not None else len(rows) == 1)
+        state, error = State.AVAILABLE, None
+        if blamed:
+            error = JobErrorRecord("crashed", f"worker {dead_worker} died ({proof})")
+        if alone:
+            crashes += 1
+            state, error = crash_of(crashes, f"worker {dead_worker} died ({proof})", max_crashes=max_crashes)
         if cancel:
             state = State.CANCELLED
-        elif crashes >= max_crashes:
-            state = State.DISCARDED
-            error = JobErrorRecord("crashed", f"{counted(crashes, 'worker')} died while running it; the last was {dead_worker}")
         if state in FINISHED:
             discarded[queue, str(state)] += 1
-        _note_attempt(connection, job_id, lease, attempt, "crashed" if crashed else "released", error, now_us=now_us)
+        _note_attempt(connection, job_id, lease, attempt, "crashed" if blamed else "released", error, now_us=now_us)
         ended_at = (now_us,) if state in FINISHED else ()
-        values = (*ended_at, crashes, None if error is None else from_error(error), job_id)
+        place = () if state in FINISHED else (SUSPECT if blamed and is_plain else None,)
+        values = (*ended_at, crashes, None if error is None else from_error(error), *place, job_id)
         connection.execute(RESCUE[state], values)
         record(
             connection,

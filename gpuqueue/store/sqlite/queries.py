@@ -21,6 +21,7 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Backend, PartInfo, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
+from gpuqueue.store.sqlite.jobs import SUSPECT
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
 if TYPE_CHECKING:
@@ -285,13 +286,15 @@ def _reading(values: Mapping[str, Any]) -> Reading:
 def queue_load(connection: Statements, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
     """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY."""
     running = connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0]
-    pairs: Iterable[tuple[str, int]] = classes(connection, queue.name, largest_bytes=largest_bytes) if queue.gpu else [("", 0)]
+    ranges: Iterable[tuple[str, int, int]] = [("", SUSPECT, 0)]
+    if queue.gpu:
+        ranges = ((model, size, size) for model, size in classes(connection, queue.name, largest_bytes=largest_bytes))
     waiting = 0
-    for model, size in pairs:
+    for model, smallest, largest in ranges:
         waiting += connection.execute(
             "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
-            "AND demand_class = ? LIMIT ?)",
-            (queue.name, model, size, MANY - waiting),
+            "AND demand_class BETWEEN ? AND ? LIMIT ?)",
+            (queue.name, model, smallest, largest, MANY - waiting),
         ).fetchone()[0]
         if waiting >= MANY:
             break

@@ -39,6 +39,7 @@ class SQLiteReads:
     newest_enqueued_us = queries.newest_enqueued_us
     # waiting and running work
     has_available = claims.has_available
+    suspects = claims.suspects
     queue_load = queries.queue_load
     demand_classes = claims.demand_classes
     work_ahead = queries.work_ahead

@@ -11,6 +11,7 @@ _WORDS = {
     Change.ONE_MORE: "{column} + 1",
     Change.ONE_LESS: "{column} - 1",
     Change.AS_ENQUEUED: "enqueued_at",
+    Change.UNSUSPECTED: "max({column}, 0)",
     Change.CLEARED_UNLESS_RESERVED: "CASE WHEN device IS NULL THEN '' ELSE {column} END",
 }
 

@@ -19,6 +19,10 @@ from tests.store.rows import Rows, at, capacity_for
 # statement → the index it must use; "key" is the primary key.
 STATEMENTS = {
     claims.HEADS: "jobs_claim",
+    claims.SUSPECTS: "jobs_claim",
+    claims.SUSPECT_JOB: "key",
+    claims.RUNNING_SUSPECTS: "jobs_running",
+    claims.IS_SUSPECT_NOW: "key",
     claims.TAKE: "key",
     claims.TAKE_PLAIN: "key",
     claims.TAKE_DEVICE: "key",
@@ -45,6 +49,8 @@ STATEMENTS = {
     outcomes.SNOOZE_OVER: "key",
     **dict.fromkeys(outcomes.GIVE_BACK.values(), "key"),
     **dict.fromkeys(outcomes.RESCUE.values(), "key"),
+    outcomes.CRASH: "key",
+    outcomes.CRASH_DISCARDED: "key",
     outcomes.CAME_BACK: "key",
     outcomes.RESERVATIONS: "jobs_reserved",
     outcomes.RUNNING_OF: "jobs_running",
