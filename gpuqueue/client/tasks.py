@@ -67,6 +67,7 @@ class Task(Generic[Parameters, Returned]):
         rules: RetryRules = DEFAULT_RULES,
         isolate: bool = False,
         preemptible: bool = False,
+        in_process: Callable[..., Any] | None = None,
     ) -> None:
         self.name = name
         self.function = function
@@ -75,6 +76,7 @@ class Task(Generic[Parameters, Returned]):
         self.rules = rules
         self.isolate = isolate
         self.preemptible = preemptible
+        self.in_process = in_process or function  # what a process of the job's own calls
         self.arguments_name = f"the arguments of {name}"
         self.plan: Any = None  # cached by the enqueuer
         self._gq = gq

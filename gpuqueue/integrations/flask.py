@@ -37,6 +37,7 @@ from gpuqueue.client.tasks import Task, TaskSettings
 from gpuqueue.config.loading import Config
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownJob, UsageError
+from gpuqueue.executors import child
 from gpuqueue.integrations import sse
 from gpuqueue.integrations.flask_settings import PREFIX, config_of
 from gpuqueue.store.store import Store
@@ -155,6 +156,8 @@ class FlaskTask(Task[Parameters, Returned]):
     def in_context(self) -> Callable[..., Any]:
         """The function as an isolated task's process calls it: inside a context of the app that FLASK_APP names."""
         assert self.function is not None
+        if child.is_child:
+            _found_app()  # before the task begins: a process without the app is one that cannot import the task
         return _inside(lambda: _found_app().app_context(), self.function)
 
 
@@ -218,8 +221,8 @@ def _for_app(task: Task[..., Any], app: Flask, gq: GPUQueue) -> Task[..., Any]:
     """Make one app's copy of a task."""
     assert task.function is not None
     function = _inside(app.app_context, task.function)
-    if task.isolate:  # the name by which its process finds what to call
-        function.__qualname__ += f".{FlaskTask.in_context.fget.__name__}"  # type: ignore[attr-defined]
+    # The name by which a process of the job's own finds what to call.
+    function.__qualname__ += f".{FlaskTask.in_context.fget.__name__}"  # type: ignore[attr-defined]
     return Task(
         gq,
         task.name,

@@ -1,4 +1,4 @@
-"""Runs a Django task in a separate process, which a worker starts; Django is not set up in it yet."""
+"""Sets up Django in a separate process, which a worker starts for a job, and runs the job's task there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import django
 from django.apps import apps
 
 from gpuqueue.contract.current_job import current_job
+from gpuqueue.executors import child
+
+if child.is_child and not apps.ready:  # here: a process that cannot set it up is one that cannot import the task
+    django.setup()  # with the settings that DJANGO_SETTINGS_MODULE names, as in the worker
 
 
 def run(**arguments: Any) -> Any:
     """Run the current job's task. Raises: what the task raises."""
-    if not apps.ready:
-        django.setup()  # with the settings that DJANGO_SETTINGS_MODULE names, as in the worker
     from gpuqueue.integrations.django.results import import_task
     from gpuqueue.integrations.django.running import run_here
 

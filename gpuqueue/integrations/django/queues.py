@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,6 +135,7 @@ class DjangoQueue(GPUQueue):
 
     def _made(self, task: Any, path: str) -> Task[..., Any]:
         is_isolated = bool(getattr(task, "isolate", False))
+        is_asynchronous = inspect.iscoroutinefunction(task.func)
         return Task(
             self,
             path,
@@ -143,6 +145,7 @@ class DjangoQueue(GPUQueue):
             rules=rules_of(task),
             isolate=is_isolated,
             preemptible=bool(getattr(task, "preemptible", False)),
+            in_process=None if is_asynchronous else isolated.run,
         )
 
     def transaction(self) -> Any:
