@@ -394,7 +394,7 @@ def test_a_realtime_worker_that_dies_leaves_batch_free(ai, start_worker, until):
             (GEMMA, job.id),
         )
     assert reasons(ai.gq, "ai-batch") == ["yielding"]
-    until(lambda: job.refresh().record.crashes == 1)
+    until(lambda: job.refresh().error is not None and job.error.code == "crashed")
     job.cancel()
     held_by_nothing(ai, until)
 

@@ -133,7 +133,7 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
         f"worker {job.worker_id}" if job.worker_id else "",
         _worded_progress(job),
         f"{format_size(job.reserved_bytes)} reserved on {job.device}" if job.device else "",
-        f"{counted(job.crashes, 'worker')} died while running it" if job.crashes else "",
+        f"its process died {counted(job.crashes, 'time')}" if job.crashes else "",
     ]
     say("  " + ", ".join(fact for fact in facts if fact))
     _show_timeline(gq, job, now)

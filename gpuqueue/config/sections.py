@@ -88,7 +88,7 @@ class WorkerSettings:
     async_jobs: int = 500  # asynchronous functions that run at once, on one event loop
     lease_s: float = 30.0
     grace_s: float = 30.0  # how long attempts may take to finish at shutdown
-    max_crashes: int = 3  # how many workers may die while running a job before it is discarded
+    max_crashes: int = 3  # how often a process that runs only one job may die before the job is discarded
     log_format: LogFormat = "text"  # for `gpuqueue worker`, on stderr
 
 

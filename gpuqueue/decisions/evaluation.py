@@ -22,6 +22,7 @@ from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.policies import DEVICE_HEALTH, queue_in_force
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
+from gpuqueue.domain.claim import MOST_SUSPECTS
 from gpuqueue.domain.errors import PluginFailed
 from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
@@ -217,6 +218,9 @@ def _waiting_reasons(
         jobs = ", ".join(f"job {item.id}" for item in context.busy[:NAMED_JOBS]) + (", …" if count > NAMED_JOBS else "")
         detail = f"the only thread is busy: {jobs}" if count == 1 else f"all {count} threads are busy: {jobs}"
         reasons.append(Hold("threads", detail, ends_with_jobs=True, source="worker"))
+    if job.state is State.AVAILABLE and job.error is not None and job.error.code == "crashed" and not queue.settings.gpu:
+        detail = f"{job.error.message}; it runs next in a process of its own, at most {MOST_SUSPECTS} of which run at once"
+        reasons.append(Hold("suspect", detail, ends_with_jobs=True, source="job"))
     if job.device is not None:
         detail = f"waiting for its last attempt's memory on {job.device} to be released"
         reasons.append(Hold("clean_up", detail, ends_with_jobs=True, source="job"))

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -41,6 +41,10 @@ class ChildContext:
         self.interruption: str | None = None
         self.partial = None
         self._channel = channel
+
+    def found(self) -> None:
+        """Tell the worker that the task is about to run."""
+        self._channel.send({"found": True}, self)
 
     def check(self) -> None:
         if self.interruption is not None:
@@ -127,7 +131,11 @@ def _run(context: ChildContext, request: Mapping[str, Any]) -> str:
     """Run one job; returns the answer, as JSON."""
     loaded_bytes = _peak_bytes()
     try:
-        function = _find(request["module"], request["name"])
+        try:
+            function = _find(request["module"], request["name"])
+        except Exception as error:
+            return f'{{"not_importable":{_told(error)}}}'
+        context.found()
         loaded_bytes = _peak_bytes()
         context.check()
         with running(context):
@@ -141,7 +149,9 @@ def _run(context: ChildContext, request: Mapping[str, Any]) -> str:
     except AttemptInterrupted:
         answer = '"interrupted":true'
     except BaseException as error:
-        answer = _told(error)
+        answer = f'"error":{_told(error)}'
+        if isinstance(error, Verdict):
+            answer = f'"verdict":{json.dumps(verdict_data(error))}'
     return f'{{{answer},"loaded_bytes":{loaded_bytes},"peak_bytes":{_peak_bytes()}}}'
 
 
@@ -154,10 +164,7 @@ def _result(value: Any, limit_bytes: int, job_id: int) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """Return the answer of a job that failed. The error is the task's own, so every part of it may raise when it is read."""
-    if isinstance(error, Verdict):
-        with suppress(Exception):
-            return f'"verdict":{json.dumps(verdict_data(error))}'
+    """Return the parts of an error, as JSON. It may be the task's own, so every part of it may raise when it is read."""
     try:
         code, message = failure(error)
         message = str(message)
@@ -168,8 +175,7 @@ def _told(error: BaseException) -> str:
     except Exception:
         trace = ""
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
-    parts = {"code": _clean(str(code)), "message": _clean(message), "kinds": kinds, "remote_traceback": _clean(trace)}
-    return f'"error":{json.dumps(parts)}'
+    return json.dumps({"code": _clean(str(code)), "message": _clean(message), "kinds": kinds, "remote_traceback": _clean(trace)})
 
 
 def _clean(text: str) -> str:

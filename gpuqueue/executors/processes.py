@@ -22,7 +22,7 @@ from typing import Any
 
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
 from gpuqueue.domain.answers import Placement
-from gpuqueue.domain.errors import IsolatedFailure, ProcessDied
+from gpuqueue.domain.errors import IsolatedFailure, NotImportable, ProcessDied
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.verdicts import verdict_of
@@ -75,19 +75,24 @@ class Child:
         self._guardian.tell("run", self._process.pid, silence_s)
         self._send(request)
         self.jobs_run += 1
+        began = False
         while True:
             try:
                 message = self._receive(silence_s / 4)
             except (EOFError, OSError):
                 context.check()
-                raise self._death(silence_s) from None
-            if "emit" in message:
+                raise self._death(silence_s, began=began) from None
+            if "found" in message:
+                began = True
+            elif "emit" in message:
                 with suppress(AttemptInterrupted):
                     context.emit(message["emit"])
             elif "log" in message:
                 context.log(message["log"])
             elif "progress" in message:
                 context.progress(*message["progress"])
+            elif "not_importable" in message:
+                raise NotImportable(**message["not_importable"])
             else:
                 self.has_grown = message["peak_bytes"] - message["loaded_bytes"] > GROWTH_BYTES
                 return _value_of(message)
@@ -169,7 +174,7 @@ class Child:
         except OSError:
             return False
 
-    def _death(self, silence_s: float) -> BaseException:
+    def _death(self, silence_s: float, *, began: bool) -> BaseException:
         """Return the error that says how the child died, from what is known about it."""
         pid = self._process.pid
         if self._guardian.has_killed(pid):
@@ -180,11 +185,11 @@ class Child:
         self.end()  # a process that is already exiting keeps its exit status
         status = self._process.returncode
         if status >= 0:
-            return ProcessDied(f"the job's process exited with {status} before the task returned")
+            return ProcessDied(f"the job's process exited with {status} before the task returned", began=began)
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         if name == "SIGKILL":  # not by this worker, which kills it only when it was asked to stop, and not by the guardian
             name = "SIGKILL from outside; see dmesg: the machine may have run out of memory"
-        return ProcessDied(f"the job's process was killed by {name}")
+        return ProcessDied(f"the job's process was killed by {name}", began=began)
 
     def _signal(self, number: int, *, last: bool = False) -> None:
         """Send a signal to the child's group; none after the `last`, because the number may then be another group's."""
@@ -324,8 +329,9 @@ class Children:
 class ProcessExecutor:
     """Runs one task's function, found by module and name, in child processes.
 
-    A job on a device gets its own process, which sees only that device and releases all its memory when it ends. Jobs without
-    a device share a process, one after another, while its memory does not grow; if devices are configured it sees none.
+    A job on a device gets its own process, which sees only that device and releases all its memory when it ends. So does a
+    suspect. Other jobs without a device share a process, one after another, while its memory does not grow; if devices are
+    configured it sees none.
     """
 
     def __init__(
@@ -351,7 +357,8 @@ class ProcessExecutor:
 
     def run(self, context: AttemptContext) -> Any:
         lease = context.lease
-        child = self._children.take(self.environment(lease.placement), fresh=lease.placement is not None)
+        is_alone = lease.placement is not None or lease.is_suspect
+        child = self._children.take(self.environment(lease.placement), fresh=is_alone)
         request = {
             "module": self._module,
             "name": self._name,
@@ -366,7 +373,7 @@ class ProcessExecutor:
         except BaseException:
             self._children.give_back(child, reuse=False)
             raise
-        self._children.give_back(child, reuse=lease.placement is None)
+        self._children.give_back(child, reuse=not is_alone)
         return value
 
     def environment(self, placement: Placement | None) -> dict[str, str]:

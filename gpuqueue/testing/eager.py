@@ -193,7 +193,13 @@ class _Runner:
         for _, answer in gq.plugins.each("register_executors", details):
             executors = {**answer, **executors}
         backends = Backends(site)
-        judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
+        judge = Judge(
+            site,
+            backends,
+            tasks=gq.tasks,
+            max_payload_bytes=gq.config.max_payload_bytes,
+            max_crashes=gq.config.worker.max_crashes,
+        )
         orders = Orders()
         output = Output(gq.store, clock, orders)
         attempts = Attempts(site, judge, output, orders)

@@ -27,6 +27,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.safe_text import forget_frames
 from gpuqueue.domain.verdicts import Discard
+from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.judge import Judge
@@ -68,6 +69,7 @@ class Pipeline:
         output: Output,
         event_loop: EventLoop,
         executor_of: Callable[[Lease], AnyExecutor | None],
+        liveness: Liveness | None = None,
         *,
         end_worker: Callable[[GPUQueueError], None],
     ) -> None:
@@ -77,17 +79,23 @@ class Pipeline:
         self._judge = judge
         self._output = output
         self._event_loop = event_loop
+        self._liveness = liveness
         self._executor_of = executor_of
         self._end_worker = end_worker
 
     # --- the whole attempt ---
 
-    def carry_out(self, lease: Lease, kind: Kind) -> None:
-        """Run an attempt from its lease to its end, in this thread. What it raises, pass to `broken`."""
+    def carry_out(self, lease: Lease, kind: Kind, slot: int = 0) -> None:
+        """Run an attempt from its lease to its end, in this thread. What it raises, pass to `broken`.
+
+        `slot` of the liveness file names the job while it can be what kills this process: not if it is isolated.
+        """
         executor = self._executor_of(lease)
         if executor is None:
             self._end(EndedAttempt(self._judge.unknown_task(lease)), kind)
             return
+        if self._liveness is not None and not getattr(executor, "isolated", False):
+            self._liveness.executes(slot, lease.job_id)
         attempt = self._attempts.begin(lease)
         refused = self._prepare(attempt, kind)
         ran = self._run(attempt, executor) if refused is None else Ran(error=refused)

@@ -111,10 +111,10 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     output = Output(site.store, site.clock, orders)
     observations = Observations(site)
     event_loop = EventLoop(site.clock)
-    judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
+    judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes, max_crashes=config.max_crashes)
     attempts = Attempts(site, judge, output, orders)
     heartbeat = Heartbeat(site, attempts, listener, orders, lease_s=config.lease_s)
-    pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of, end_worker=orders.fail)
+    pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of, liveness, end_worker=orders.fail)
 
     model_probe = ModelProbe(site, on_listed=listener.ring)
     dispatcher = Dispatcher(
@@ -122,6 +122,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         may_claim=heartbeat.is_fresh,
         models_known=lambda: model_probe.has_listed,
         is_preemptible=executors.is_preemptible,
+        where_alone=executors.where_alone,
     )
     exchange = Exchange(
         site,

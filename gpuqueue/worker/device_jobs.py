@@ -78,8 +78,7 @@ class DeviceJobs:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._ready.get()) is not None:
             try:
-                self._liveness.executes(slot, lease.job_id)
-                self._pipeline.carry_out(lease, self._on_device.kind)
+                self._pipeline.carry_out(lease, self._on_device.kind, slot)
             except BaseException as error:
                 self._pipeline.broken(lease, error, self._on_device.kind)
             finally:

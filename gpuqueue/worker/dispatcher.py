@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 from gpuqueue.contract.hookspecs import WaitingJob
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, failure_hold, limited, order, place, preemptions
 from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
-from gpuqueue.domain.claim import ClaimRules
+from gpuqueue.domain.claim import MOST_SUSPECTS, ClaimRules
 from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
@@ -26,6 +27,7 @@ from gpuqueue.worker.site import Site
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every wakeup that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100
+SUSPECTS_AT_ONCE = 10 * MOST_SUSPECTS  # some may belong to tasks that this worker does not know
 PUBLISH_EVERY_S = 2.0
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -40,6 +42,7 @@ class Dispatcher:
         may_claim: Callable[[], bool],
         models_known: Callable[[], bool],
         is_preemptible: Callable[[str], bool],
+        where_alone: Callable[[str], Literal["process", "worker"] | None],
     ) -> None:
         self._store = site.store
         self._plugins = site.plugins
@@ -52,6 +55,7 @@ class Dispatcher:
         self._may_claim = may_claim
         self._models_known = models_known
         self._is_preemptible = is_preemptible
+        self._where_alone = where_alone
         self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
@@ -65,6 +69,8 @@ class Dispatcher:
         self.rules = ClaimRules()
         self.plain: tuple[QueueSettings, ...] = ()
         self.gpu: tuple[QueueSettings, ...] = ()
+        self.suspects: tuple[int, ...] = ()  # to claim first, each for a process of its own
+        self._lone: list[int] = []  # suspects that no process can import
 
     def decide(self, *, force: bool = False) -> View:
         """Decide the holds again when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
@@ -74,12 +80,15 @@ class Dispatcher:
             now = self._clock.now()
             with self._store.snapshot() as reads:
                 view = limited(build(reads, self._settings, now), self._plugins)
+                plain = [name for name, queue in view.queues.items() if not queue.settings.gpu and self._serves(name)]
+                suspects = {name: reads.suspects(name, limit=SUSPECTS_AT_ONCE) for name in plain}
             holds = decide_holds(view, self._plugins, self._unsizable)
             held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
             queues = {name: item.settings for name, item in view.queues.items()}
             open_queues = [queue for name, queue in queues.items() if name not in held and self._serves(name)]
             self.plain = tuple(queue for queue in open_queues if not queue.gpu)
             self.gpu = tuple(queue for queue in open_queues if queue.gpu)
+            self._choose([found for queue in self.plain for found in suspects.get(queue.name, ())])
             self.rules = ClaimRules(held, queues, largest_budget(self._settings))
             self.view = view
             self._decided_at_s = self._clock.monotonic()
@@ -130,10 +139,22 @@ class Dispatcher:
         self._store.workers.publish_holds(self._worker_id, own)
         self._published, self._published_at_s = own, now_s
 
-    def claim_for_devices(self) -> Iterator[Lease]:
-        """Claim the jobs that get a device now, and yield each; decides again first, as devices and rows change meanwhile."""
+    def next_lone(self) -> int | None:
+        """Return a suspect that no process can import: it runs when this worker has nothing else to do."""
+        return self._lone.pop(0) if self._lone else None
+
+    def _choose(self, suspects: Sequence[tuple[int, str]]) -> None:
+        places = [(job_id, self._where_alone(task)) for job_id, task in suspects]
+        self.suspects = tuple(job_id for job_id, place in places if place == "process")
+        self._lone = [job_id for job_id, place in places if place == "worker"]
+
+    def claim_for_devices(self, *, is_alone: bool = False) -> Iterator[Lease]:
+        """Claim the jobs that get a device now, and yield each; decides again first, as devices and rows change meanwhile.
+
+        `is_alone`: none, because a job runs that must be the only one in this process.
+        """
         self._move_due()
-        if not self._serves_devices or not self._may_claim() or not self._models_known():
+        if is_alone or not self._serves_devices or not self._may_claim() or not self._models_known():
             return
         view = self.decide(force=True)
         if self._size(view):

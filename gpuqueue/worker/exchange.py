@@ -1,7 +1,7 @@
 """Writes outcomes and claims new jobs without a device in one transaction, the exchange; runs no job.
 
 An outcome is written together with the next claim: within EXCHANGE_S, or when no claimed job is left. Each runner reports
-how many more jobs it can take, and gets those of its kind.
+how many more jobs it can take, and gets those of its kind; suspects go to the threads, each of which starts a process for one.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Exchange:
         self._stopping = False
         self._threads: Runner
         self._coroutines: Runner
+        self._is_alone = False  # whether a job was claimed that must be the only one in this process
         self._claiming = Capacity(0)  # the capacity that exchanges in progress are about to use
 
     def claim_for(self, threads: Runner, coroutines: Runner) -> None:
@@ -85,6 +86,11 @@ class Exchange:
             return False
         with self._lock:
             return not self._ended and not self._unwritten_count
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a job runs that must be the only one in this process."""
+        return self._is_alone and not self._threads.is_idle
 
     @property
     def is_due(self) -> bool:
@@ -102,15 +108,18 @@ class Exchange:
         """Claim nothing more."""
         self._stopping = True
 
-    def exchange(self) -> int:
-        """Write outcomes and claim as many jobs as the runners can take; returns that number. Raises: StoreError."""
+    def exchange(self, *, alone: int | None = None) -> int:
+        """Write outcomes and claim as many jobs as the runners can take; returns that number. Raises: StoreError.
+
+        `alone` is a suspect to claim instead, if the runners are idle; no other job is claimed until it has ended.
+        """
         ended: list[Outcome] = []
         asynchronous = self._asynchronous()
         with self._lock:
             while self._ended:
                 ended.append(self._ended.popleft())
             self._unwritten_count += len(ended)
-            capacity = self._reserve_room(asynchronous)
+            capacity = self._reserve_room(asynchronous) if alone is None else self._reserve_all(alone)
         try:
             if not (ended or capacity.threads or capacity.coroutines):
                 return 0
@@ -158,17 +167,36 @@ class Exchange:
         """Reserve all free capacity for one exchange, so a concurrent one does not use it too."""
         if self._stopping or self._orders.all_begun:
             return Capacity(0)
+        if self._is_alone:
+            if self._claiming.threads or not self._threads.is_idle:
+                return Capacity(0)
+            self._is_alone = False  # it has ended
         threads = max(0, self._threads.room() - self._claiming.threads)
         coroutines = max(0, self._coroutines.room() - self._claiming.coroutines) if asynchronous else 0
         self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
-        return Capacity(threads, coroutines, asynchronous)
+        suspects = self._dispatcher.suspects
+        if suspects and threads:
+            self._dispatcher.suspects = ()  # until the next decision
+        return Capacity(threads, coroutines, asynchronous, suspects)
+
+    def _reserve_all(self, suspect: int) -> Capacity:
+        """Reserve this process for one job."""
+        is_idle = self._threads.is_idle and self._coroutines.is_idle and self._claiming == Capacity(0)
+        if self._stopping or self._orders.all_begun or not is_idle:
+            return Capacity(0)
+        self._is_alone = True
+        self._claiming = Capacity(1)
+        return Capacity(1, suspects=(suspect,))
 
     def _hand_out(self, leases: Sequence[Lease], capacity: Capacity) -> None:
-        """Give each runner the jobs of its kind."""
+        """Give each runner the jobs of its kind; a suspect never runs on the event loop."""
+        plain = []
         for lease in leases:
-            if lease.task in capacity.asynchronous:
+            if lease.task in capacity.asynchronous and not lease.is_suspect:
                 self._hand_to(self._coroutines, [lease])
-        self._hand_to(self._threads, [lease for lease in leases if lease.task not in capacity.asynchronous])
+            else:
+                plain.append(lease)
+        self._hand_to(self._threads, plain)
 
     def _hand_to(self, runner: Runner, leases: Sequence[Lease]) -> None:
         try:

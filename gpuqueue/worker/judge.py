@@ -16,10 +16,10 @@ from gpuqueue.client.tasks import Task
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import AttemptFailedDetails
 from gpuqueue.domain.endpoints import of_queue
-from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError, describe
+from gpuqueue.domain.errors import AttemptTimedOut, ExecutionError, PayloadError, ProcessDied, describe
 from gpuqueue.domain.job import JobErrorRecord, Lease, State
 from gpuqueue.domain.json_text import to_json
-from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed
+from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Outcome, Postponed, crash_of
 from gpuqueue.domain.safe_text import LONGEST_TRACE, safe_text, safe_trace
 from gpuqueue.domain.units import format_duration, to_us
 from gpuqueue.domain.verdicts import (
@@ -44,12 +44,15 @@ logger = logging.getLogger("gpuqueue.worker")
 class Judge:
     """`tasks` have their own rules for failures."""
 
-    def __init__(self, site: Site, backends: Backends, *, tasks: Mapping[str, Task[..., Any]], max_payload_bytes: int) -> None:
+    def __init__(
+        self, site: Site, backends: Backends, *, tasks: Mapping[str, Task[..., Any]], max_payload_bytes: int, max_crashes: int
+    ) -> None:
         self._site = site
         self._clock = site.clock
         self._backends = backends
         self._tasks = tasks
         self._max_payload_bytes = max_payload_bytes
+        self._max_crashes = max_crashes
 
     def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         """Return the outcome of an attempt that returned `value`, or raised `error`."""
@@ -103,6 +106,9 @@ class Judge:
             return self._interrupted(attempt, safe_text(error))
         if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:
             return self._interrupted(attempt)
+        if isinstance(error, ProcessDied) and attempt.lease.crashes is not None:
+            crash = crash_of(attempt.lease.crashes + 1, safe_text(error), max_crashes=self._max_crashes)
+            return Crashed(attempt.lease, *crash)
         return self._failed(attempt.lease, error)
 
     def _interrupted(self, attempt: Attempt, why: str = "") -> Outcome:

@@ -16,7 +16,7 @@ from gpuqueue.domain.answers import Hold, Preemption
 from gpuqueue.domain.errors import describe
 from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.moments import iso
-from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Rescued
+from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Outcome, Postponed, Rescued
 from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.domain.units import counted, format_duration, format_size, from_us
 from gpuqueue.logs import tell
@@ -106,7 +106,11 @@ class WorkerLog:
         fields |= {"code": None, "error": None}
         if error is not None:
             fields |= {"code": error.code, "error": error.message, "traceback": error.traceback or None}
-        if isinstance(outcome, Ended):
+        if isinstance(outcome, Crashed) and outcome.state is State.AVAILABLE:
+            message = f"{_job(lease)} was returned to its queue (crashed){why} {_lease(lease)}"
+            self._say(WARNING, "job_crashed", message, lease, **fields)
+            return
+        if isinstance(outcome, Ended | Crashed):
             level = INFO if outcome.state is State.CANCELLED else WARNING
             message = f"{_job(lease)} was {outcome.state}{why} {_lease(lease)}"
             self._say(level, f"job_{outcome.state}", message, lease, **fields)

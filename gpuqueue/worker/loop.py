@@ -61,11 +61,13 @@ class Loop:
         before = parts.dispatcher.plain
         # A wakeup that led to no claim may come from a new queue, or from one that is no longer held.
         parts.dispatcher.decide(force=not claimed and parts.threads.has_free_thread)
-        if parts.dispatcher.plain != before:
+        if parts.dispatcher.plain != before or parts.dispatcher.suspects:
             claimed += parts.exchange.exchange()
-        for lease in parts.dispatcher.claim_for_devices():
+        for lease in parts.dispatcher.claim_for_devices(is_alone=parts.exchange.is_alone):
             parts.device_jobs.submit(lease)
             claimed += 1
+        if not claimed and parts.is_idle and (lone := parts.dispatcher.next_lone()) is not None:
+            claimed += parts.exchange.exchange(alone=lone)
         return claimed
 
     def _wait_for_the_last(self) -> None:

@@ -42,7 +42,7 @@ class OnDevice:
         observations: Observations,
         *,
         next_model: Callable[[str], str | None],
-        is_isolated: Callable[[str], bool],
+        is_isolated: Callable[[Lease], bool],
     ) -> None:
         self._store = site.store
         self._plugins = site.plugins
@@ -73,7 +73,7 @@ class OnDevice:
             backend=self._backends.of(lease),
             read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
-            isolated=self._is_isolated(lease.task),
+            isolated=self._is_isolated(lease),
         )
         try:
             for _ in self._plugins.each("prepare_attempt", details):
@@ -183,7 +183,7 @@ class OnDevice:
             next_model=lambda: self._next_model(device.name),
             stopping=self.stopping.is_set,
             orphaned=orphaned,
-            isolated=self._is_isolated(lease.task),
+            isolated=self._is_isolated(lease),
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]

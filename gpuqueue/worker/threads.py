@@ -148,8 +148,7 @@ class Threads:
         while (lease := self._next(slot)) is not None:
             began_s = self._clock.monotonic()
             try:
-                self._liveness.executes(slot, lease.job_id)
-                self._pipeline.carry_out(lease, self._kind)
+                self._pipeline.carry_out(lease, self._kind, slot)
             except BaseException as error:
                 self._pipeline.broken(lease, error, self._kind)
             if (lease.job_id, lease.lease) not in self._slots:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuqueue import Discard, Retry, Snooze
 from gpuqueue.contract.executor import AttemptInterrupted
-from gpuqueue.domain.errors import BackendUnavailable, CallerFault
+from gpuqueue.domain.errors import BackendUnavailable, CallerFault, ProcessDied
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.worker.running import Interruption
@@ -87,6 +87,10 @@ def _away(job: Job, queue: QueueSettings, now: int) -> Ended:
     return postponed("snoozed", due, code="unavailable", waiting_for="ollama")
 
 
+def _died(job: Job, queue: QueueSettings, now: int) -> Ended:
+    return {"kind": "crashed"} if job.get("suspect") else _failed(job, now, "process_died", ())
+
+
 def _moment(now: int, seconds: float) -> Any:
     return from_us(now) + timedelta(seconds=seconds)
 
@@ -123,6 +127,7 @@ ENDINGS: dict[str, Ending] = {
     "was asked wrongly": Ending(lambda job, queue, now: ended("caller_fault"), error=lambda now: CallerFault("no such model")),
     # The next two end as a worker asks them to: a person cancelled the job, or its time is over; the worker stops.
     "is stopped": Ending(_timed_out, error=lambda now: AttemptInterrupted("timed_out"), interruption="timed_out"),
+    "loses its process": Ending(_died, error=lambda now: ProcessDied("it exited with 9")),
     "is given back": Ending(
         lambda job, queue, now: postponed("released", now),
         error=lambda now: AttemptInterrupted("stopping"),

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from tests.properties.model_jobs import (
     FINISHED,
     MAX_CRASHES,
+    MOST_SUSPECTS,
     Ended,
     Job,
     rank,
@@ -18,8 +19,8 @@ from tests.properties.model_room import ModelRoom
 class Model(ModelRoom):
     """All that a queue promises."""
 
-    def claim(self, worker: str, room: Mapping[str, int]) -> list[int]:
-        """Claim jobs without a device; returns their ids in the order of the claim."""
+    def claim(self, worker: str, room: Mapping[str, int], suspects: Collection[int] = ()) -> list[int]:
+        """Claim jobs without a device; returns their ids in the order of the claim: first the suspects that are asked for."""
         found = self.workers.get(worker, {})
         if not found.get("plain") or not self.may_claim(worker) or not any(room.values()):
             return []
@@ -29,7 +30,17 @@ class Model(ModelRoom):
             if self.admits(queue, found["held"]):
                 left[queue] = self._room_in(queue)
         free, stuck, taken = dict(room), set(), []
-        for job in sorted((job for queue in left for job in self._jobs("available", queue=queue)), key=rank):
+        running = sum(job["suspect"] and job["device"] is None for job in self._jobs("running"))
+        for job in map(self.jobs.get, suspects):
+            if job is None or job["state"] != "available" or not job["suspect"] or left.get(job["queue"], 0) <= 0:
+                continue
+            if running < MOST_SUSPECTS and free.get("thread", 0) > 0:
+                running += 1
+                free["thread"] -= 1
+                left[job["queue"]] -= 1
+                taken.append(job)
+        waiting = [job for queue in left for job in self._jobs("available", queue=queue) if not job["suspect"]]
+        for job in sorted(waiting, key=rank):
             queue, kind = job["queue"], self.kind_of(job["task"])
             if queue in stuck or left[queue] <= 0 or not any(free.values()):
                 continue
@@ -111,12 +122,20 @@ class Model(ModelRoom):
         if not self.holds_lease(job_id, lease):
             return False
         job = self.jobs[job_id]
-        if ended["kind"] == "completed":
+        if ended["kind"] == "crashed" and (job["crashes"] + 1 >= MAX_CRASHES or not job["cancel"]):
+            job["outcomes"].append("crashed")
+            job.update(crashes=job["crashes"] + 1, attempt=job["attempt"] - 1, code="crashed")
+            if job["crashes"] >= MAX_CRASHES:
+                self._finish(job, "discarded", "crashed")
+            else:
+                self._move(job, "available")
+        elif ended["kind"] == "completed":
             job["result"] = ended["result"]
             self._finish(job, "completed", None)
         elif ended["kind"] == "ended" or job["cancel"]:
             state, code = (ended["state"], ended["code"]) if ended["kind"] == "ended" else ("cancelled", "cancelled")
             job["outcomes"].append(state)
+            job["suspect"] = False
             self._finish(job, state, code)
         else:
             job["outcomes"].append(ended["outcome"])
@@ -126,6 +145,7 @@ class Model(ModelRoom):
             job["preemptions"] += int(ended["outcome"] == "preempted")
             if ended["outcome"] not in ("released", "preempted"):
                 job["due"] = ended["due"]
+                job["suspect"] = False
             backend = self.backends.get(ended["waiting_for"] or "")
             if backend is not None and backend["back_at"] is not None and backend["back_at"] >= job["started"]:
                 job["due"] = job["enqueued"]  # what it would wait for has come back while it ran
@@ -150,18 +170,20 @@ class Model(ModelRoom):
     def rescue(self, dead: str, by: str, executing: Collection[int] | None) -> list[Job]:
         """Take back what a dead worker held; returns the jobs whose device the rescuer must clean up."""
         self.workers.pop(dead, None)
-        for job in self._jobs("running"):
-            if job["worker"] != dead:
-                continue
+        held = [job for job in self._jobs("running") if job["worker"] == dead]
+        for job in held:
             crashed = executing is None or job["id"] in executing
+            was_alone = len(held) == 1 if executing is None else crashed
             job["outcomes"].append("crashed" if crashed else "released")
-            job["crashes"] += int(crashed)
+            is_charged = job["suspect"] and was_alone
+            job["crashes"] += int(is_charged)
+            job["suspect"] = job["suspect"] or crashed
             job["attempt"] -= 1
             job["lease"] += 1
             code = "crashed" if crashed else job["code"]
             if job["cancel"]:
                 self._finish(job, "cancelled", code)
-            elif job["crashes"] >= MAX_CRASHES:
+            elif is_charged and job["crashes"] >= MAX_CRASHES:
                 self._finish(job, "discarded", "crashed")
             else:
                 job["code"] = code
@@ -205,6 +227,8 @@ class Model(ModelRoom):
             found.add("no_worker")
         if self._room_in(queue) <= 0:
             found.add("concurrency")
+        if job["state"] == "available" and job["code"] == "crashed" and not self.queues[queue].gpu:
+            found.add("suspect")
         if job["device"] is not None:
             found.add("clean_up")
         elif self.queues[queue].gpu and job["state"] == "available":

@@ -19,6 +19,7 @@ FINISHED = ("completed", "cancelled", "discarded")
 SECOND = 1_000_000
 CLASS_BYTES = 64 * 2**20
 MAX_CRASHES = 3
+MOST_SUSPECTS = 2
 LEASE_S = 30
 STALE_S = 30  # after which a backend that nobody asks any more may be back
 SAFE_PART = 0.8  # of the lease; a worker that could not extend it by then claims nothing
@@ -67,7 +68,8 @@ class ModelJobs:
         assert job_id > self.newest, f"id {job_id} was given before"
         self.newest = job_id
         self.jobs[job_id] = job = {
-            "id": job_id, "attempt": 0, "lease": 0, "crashes": 0, "enqueued": self.now, "started": None, "finished": None,
+            "id": job_id, "attempt": 0, "lease": 0, "crashes": 0, "suspect": False,
+            "enqueued": self.now, "started": None, "finished": None,
             "worker": None, "model": "", "bytes": 0, "sized": False, "device": None, "reserved": 0, "waiting_for": None,
             "preemptible": False, "preemptions": 0, "asked": None, "cancel": False,
             "code": None, "progress": None, "note": "", "lines": [], "output": [], "outcomes": [],
@@ -90,6 +92,7 @@ class ModelJobs:
     def retry(self, job_id: int) -> None:
         job = self.jobs[job_id]
         job.update(due=self.now, attempt=0, crashes=0, expires=None, cancel=False, code=None, finished=None)
+        job["suspect"] = job["suspect"] and self.queues[job["queue"]].gpu
         self._unsize(job)
         self._move(job, "available")
         self.retries[job_id] += 1
@@ -129,6 +132,7 @@ class ModelJobs:
         for job in self._jobs(*WAITING, "running"):
             if job["sized"]:
                 self._unsize(job)
+            job["suspect"] = job["suspect"] and self.queues[job["queue"]].gpu
 
     def _jobs(self, *states: str, queue: str | None = None) -> list[Job]:
         return [job for job in self.jobs.values() if job["state"] in states and queue in (None, job["queue"])]

@@ -229,16 +229,17 @@ class Play(RuleBasedStateMachine):
     def exchanges(self, worker: PlayedWorker, threads: int, coroutines: int) -> None:
         assert worker.dispatcher is not None
         batch, worker.ended = worker.ended, []
+        suspects = worker.dispatcher.suspects
         late, leases = self.store.attempts.finish_and_claim(
             [outcome for outcome, _ in batch],
             worker_id=worker.name,
             queues=worker.dispatcher.plain if worker.may_claim() else (),
             rules=worker.dispatcher.rules,
-            capacity=Capacity(threads, coroutines, ASYNCHRONOUS),
+            capacity=Capacity(threads, coroutines, ASYNCHRONOUS, suspects),
             now_us=self.clock.now,
         )
         self.compare_finish(batch, late)
-        self.begins(worker, leases, self.model.claim(worker.name, {"thread": threads, "coroutine": coroutines}))
+        self.begins(worker, leases, self.model.claim(worker.name, {"thread": threads, "coroutine": coroutines}, suspects))
 
     def claims_for_devices(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None
@@ -272,6 +273,7 @@ class Play(RuleBasedStateMachine):
             job = self.model.jobs[lease.job_id]
             assert (lease.lease, lease.attempt, lease.max_attempts) == (job["lease"], job["attempt"], job["max_attempts"])
             assert (lease.arguments, lease.timeout_s) == (job["arguments"], job["timeout_s"])
+            assert lease.crashes == (job["crashes"] if job["suspect"] else None)
             worker.running.append(self.workshop.attempt(lease))
 
     def judged(self, attempt: Attempt, how: str) -> tuple[Outcome, Any]:

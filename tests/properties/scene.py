@@ -32,7 +32,7 @@ from gpuqueue.worker.output import Output
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 from tests.properties.endings import BACKOFF_S
-from tests.properties.model_jobs import LEASE_S, SAFE_PART, SECOND, Ended, Job
+from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, SAFE_PART, SECOND, Ended, Job
 
 START = 1_700_000_000_000_000 - 1_700_000_000_000_000 % (86_400 * SECOND) + 8 * 3600 * SECOND  # eight o'clock, UTC
 GB = 10**9
@@ -211,7 +211,9 @@ class Workshop:
         self.cards = {device.name: Card(gq.now) for device in self.settings.devices}
         site = self._site("w", None)
         self.backends = Backends(site)
-        self.judge = Judge(site, self.backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes)
+        self.judge = Judge(
+            site, self.backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes, max_crashes=MAX_CRASHES
+        )
 
     def _site(self, name: str, queues: tuple[str, ...] | None) -> Site:
         gq = self._gq
@@ -225,7 +227,13 @@ class Workshop:
     def worker(self, name: str, queues: tuple[str, ...] | None) -> PlayedWorker:
         worker = PlayedWorker(name, self._clock.now, self._clock)
         site = self._site(name, queues)
-        worker.dispatcher = Dispatcher(site, may_claim=worker.may_claim, models_known=lambda: True, is_preemptible=is_preemptible)
+        worker.dispatcher = Dispatcher(
+            site,
+            may_claim=worker.may_claim,
+            models_known=lambda: True,
+            is_preemptible=is_preemptible,
+            where_alone=lambda _: "process",
+        )
         return worker
 
     def attempt(self, lease: Lease) -> Attempt:

@@ -39,7 +39,7 @@ class Steps:
         backends, orders = Backends(site), Orders()
         self.orders = orders
         output = Output(gq.store, clock, orders)
-        judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000)
+        judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=10_000, max_crashes=3)
         self.output = output
         self.attempts = Attempts(site, judge, output, orders)
         self.pipeline = Pipeline(

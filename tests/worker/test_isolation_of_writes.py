@@ -49,9 +49,15 @@ class Parts:
         clock, orders = Clock(wall=gq.now_us), Orders()
         site = Site(WORKER, gq.store, gq.plugins, gq.own_settings(), clock, WorkerLog(WORKER))
         self.output = Output(gq.store, clock, orders)
-        judge = Judge(site, Backends(site), tasks=gq.tasks, max_payload_bytes=10_000)
+        judge = Judge(site, Backends(site), tasks=gq.tasks, max_payload_bytes=10_000, max_crashes=3)
         self.attempts = Attempts(site, judge, self.output, orders)
-        dispatcher = Dispatcher(site, may_claim=lambda: True, is_preemptible=lambda _: False)
+        dispatcher = Dispatcher(
+            site,
+            may_claim=lambda: True,
+            models_known=lambda: True,
+            is_preemptible=lambda _: False,
+            where_alone=lambda _: None,
+        )
         self.exchange = Exchange(
             site, dispatcher, orders, may_claim=lambda: True, asynchronous=frozenset, internal=judge.internal
         )
