@@ -147,6 +147,11 @@ ROWS = {
         "gpu0 is running job 7 (ai-batch), which is being preempted",
         None,
     ),
+    "suspect": (
+        lambda: told(job(queue=MAIL.name, error=JobErrorRecord("crashed", "worker w died (unlocked)"))),
+        "worker w died (unlocked); it runs next in its own process; at most 2 such processes run at once",
+        None,
+    ),
     "clean_up": (
         lambda: told(GENERATE, devices=(card(replace(RUNNING, running=False)),)),
         "waiting for job 7's memory on gpu0 to be released",
