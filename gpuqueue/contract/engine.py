@@ -1,4 +1,5 @@
-"""Defines the contract of an engine: the operations that the store needs from a database. Each writing method is one transaction.
+"""Defines the contract of an engine: the operations that the store needs from a database. Each writing method is one transaction, unless it
+says otherwise; none does more work because there are more rows, apart from what its caller gives it.
 
 **Exactness.** Limits, pauses and lease numbers hold at every commit, however processes interleave. A claim that starts after an
 enqueue, a resume or a retry has returned sees it. If the two overlap, either may count as first, so an enqueue takes none of the
@@ -102,16 +103,14 @@ class Jobs(Protocol):
     def set_demands(self, demands: Iterable[tuple[int, Demand]], /, *, largest_bytes: int) -> None:
         """Record the device requirements of available jobs; one larger than `largest_bytes` never blocks jobs that fit."""
 
-    def forget_demand(self, job_id: int, /) -> None:
-        """Forget a waiting job's demand, so that it is determined again."""
-
-    def forget_demands_of(self, model: str | None, /) -> None:
-        """Forget the demands of a model's available jobs, or of all."""
+    def forget_demands(self, job_ids: Sequence[int], /) -> None:
+        """Forget the demands of the waiting ones among these jobs, so that they are determined again."""
 
     def prune(self, state: State, /, *, before_us: int, limit: int) -> int:
         """Delete jobs in a finished state that finished before a given time, with all their data; returns how many.
 
         Kept: the newest job of all, so that its id is not reused, and jobs that still have a device reserved.
+        Atomic: each job's row goes last; a job with very many rows loses them over several transactions.
         """
 
 
@@ -228,6 +227,7 @@ class Workers(Protocol):
         """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
 
         A worker lives until its lease ends, unless `alive` knows better: {worker: whether it does, None if not known}.
+        New settings first make the demands of all jobs unknown, over several transactions.
         """
 
     def register(
@@ -274,7 +274,8 @@ class Backends(Protocol):
     def answered(self, name: str, /, *, worked: bool, now_us: int) -> bool:
         """Close a backend's breaker; if it was open, make the jobs that waited for it available. Returns whether it was open.
 
-        `worked` (a job succeeded on it) also forgets its outages.
+        `worked` (a job succeeded on it) also forgets its outages. The jobs become available over several transactions; if they
+        are interrupted, the backend's next answer continues.
         """
 
     def note_models(self, name: str, models: Mapping[str, int], /) -> None:

@@ -74,6 +74,9 @@ class Reads(Protocol):
     def demand_classes(self, queue: str, /, *, largest_bytes: int) -> list[tuple[str, int]]:
         """The (model, class) pairs of a queue's available jobs that fit a device; ("", 0): demand not known yet."""
 
+    def sized(self, model: str | None, /) -> list[int]:
+        """The ids of available jobs with a known demand, of one model or of all."""
+
     def work_ahead(self, queue: str, before: Job | None, /, *, largest_bytes: int) -> list[Work]:
         """A queue's available jobs ahead of a job of this or another queue, or all of them, counted up to FAR."""
 

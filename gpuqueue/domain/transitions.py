@@ -89,14 +89,21 @@ SCHEDULE = Transition(
     "schedule", (), State.SCHEDULED, "The job is scheduled for later.", {"enqueued_at": Change.NOW, "scheduled_at": Change.GIVEN}
 )
 
-# The due time stays the job's place in the queue: a job that was postponed for long does not go to the end.
-PROMOTE = Transition("promote", (State.SCHEDULED, State.RETRYABLE), State.AVAILABLE, "The job is due.", {"waiting_for": None})
+# The due time stays the job's place in the queue: a job that was postponed for long does not go to the end. What determines its
+# demand may have changed meanwhile.
+PROMOTE = Transition(
+    "promote",
+    (State.SCHEDULED, State.RETRYABLE),
+    State.AVAILABLE,
+    "The job is due.",
+    {"waiting_for": None, **FORGET_DEMAND},
+)
 WAKE = Transition(
     "wake",
     (State.RETRYABLE,),
     State.AVAILABLE,
     "The backend it waited for is available again.",
-    {"scheduled_at": Change.AS_ENQUEUED, "waiting_for": None},
+    {"scheduled_at": Change.AS_ENQUEUED, "waiting_for": None, **FORGET_DEMAND},
 )
 
 CLAIM = Transition("claim", (State.AVAILABLE,), State.RUNNING, "A worker claims it.", _START)

@@ -16,13 +16,13 @@ from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Cancellation, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Report
 from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.store.resting import rest
 from gpuqueue.store.wakeups import Wakeups, runtime_dir
 
 if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
 
 AT_ONCE = 500  # maximum number of jobs that one transaction changes, so that others do not wait long
-LONGEST_REST_S = 0.05
 LONGEST_FORK_WAIT_S = 2.0  # how long a fork waits for other threads, per database
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -92,9 +92,8 @@ class Jobs:
         self.retry = _waking(engine.retry, lambda _: wakeups.ring_workers())
         self.move_due = _waking(engine.move_due, wakeups.ring_waiters)
         self.refuse_waiting = _waking(engine.refuse_waiting, wakeups.ring_waiters)
-        self.forget_demands_of = _waking(engine.forget_demands_of, lambda _: wakeups.ring_workers())
         self.set_demands = engine.set_demands
-        self.forget_demand = engine.forget_demand
+        self.forget_demands = engine.forget_demands
         self.prune = engine.prune
 
     def enqueue(self, job: NewJob, /) -> int:
@@ -146,6 +145,14 @@ class Jobs:
                 self._wakeups.ring_workers()
         return Cancellation(cancelled_count, asked_count)
 
+    def forget_demands_of(self, model: str | None, /) -> None:
+        """Forget the demands of a model's available jobs, or of all, so that they are determined again."""
+        with self._store.snapshot() as reads:
+            ids = reads.sized(model)
+        for some in _slices(ids):
+            self._engine.forget_demands(some)
+            self._wakeups.ring_workers()
+
     def prune_all(self, state: State, /, *, before_us: int) -> int:
         """Delete all finished jobs of a state that finished before a time; returns how many."""
         pruned = 0
@@ -155,7 +162,7 @@ class Jobs:
             pruned += count
             if count < AT_ONCE:
                 return pruned
-            _rest(began_s)
+            rest(began_s)
 
 
 class Attempts:
@@ -233,12 +240,7 @@ def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         began_s = time.monotonic()
         yield ids[start : start + AT_ONCE]
         if start + AT_ONCE < len(ids):
-            _rest(began_s)
-
-
-def _rest(began_s: float) -> None:
-    # A process that requests the lock again immediately usually gets it; others would wait until everything is done.
-    time.sleep(min(time.monotonic() - began_s, LONGEST_REST_S))
+            rest(began_s)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -73,7 +73,7 @@ jobs = Table(
     Index("jobs_running", "queue", "worker_id", sqlite_where=text("state = 'running'")),
     Index("jobs_reserved", "device", sqlite_where=text("device IS NOT NULL")),
     Index("jobs_expiring", "expires_at", sqlite_where=text("expires_at IS NOT NULL AND finished_at IS NULL")),
-    Index("jobs_finished", "finished_at", sqlite_where=text("finished_at IS NOT NULL")),
+    Index("jobs_finished", "state", "finished_at", sqlite_where=text("finished_at IS NOT NULL")),
     Index("jobs_unsuccessful", "state", "id", sqlite_where=text("state IN ('cancelled', 'discarded')")),
     Index("jobs_waiting_for", "waiting_for", sqlite_where=text("waiting_for IS NOT NULL")),
 )

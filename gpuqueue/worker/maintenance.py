@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from gpuqueue.contract.hookspecs import EVENT_NAMES, RetentionDetails
 from gpuqueue.domain.errors import FileReplaced, GPUQueueError, PluginFailed, StoreError
@@ -30,8 +31,10 @@ SET_BACK_US = 500_000  # against the monotonic clock, between two looks
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # events are no longer kept for a follower that has not read one for this long
 EVENTS_AT_ONCE = 200
-JOBS_AT_ONCE = 1000
-EVENTS_PRUNED_AT_ONCE = 5000
+PRUNING_LASTS_S = 0.5
+REST_S = 0.01  # between two steps of pruning, for other processes that wait for the write lock
+JOBS_AT_ONCE = 500
+EVENTS_PRUNED_AT_ONCE = 2000
 FOLLOWER = "hooks"
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -205,22 +208,31 @@ class Maintenance:
                     self._plugins.tell(event.name, event)
 
     def prune(self) -> None:
-        """Delete finished jobs past their retention, in small steps."""
+        """Delete finished jobs and events past their retention, in small steps, and for a short time: other duties are due too."""
         if self._clock.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
             return
-        self._pruned_at_s = self._clock.monotonic()
+        ends_s = self._clock.monotonic() + PRUNING_LASTS_S
         now_us = self._clock.wall()
+        for step in (*self._prunings(now_us), partial(self._prune_events, now_us)):
+            while step():
+                if self._stop.wait(REST_S) or self._clock.monotonic() >= ends_s:
+                    return  # it goes on after the other duties
+        self._pruned_at_s = self._clock.monotonic()
+
+    def _prunings(self, now_us: int) -> Sequence[Callable[[], int]]:
         try:
             keep = self._plugins.first("retention", RetentionDetails(self._retention, self._clock.now()))
         except PluginFailed as error:
             logger.error("nothing is pruned: %s", error)
-            return
-        for state, kept_s in (keep or {}).items():
-            if kept_s is not None:
-                while self._store.jobs.prune(state, before_us=now_us - int(kept_s * 1e6), limit=JOBS_AT_ONCE):
-                    if self._stop.is_set():
-                        break
-        self._store.followers.prune(
+            return ()
+        return [
+            partial(self._store.jobs.prune, state, before_us=now_us - int(kept_s * 1e6), limit=JOBS_AT_ONCE)
+            for state, kept_s in (keep or {}).items()
+            if kept_s is not None
+        ]
+
+    def _prune_events(self, now_us: int) -> int:
+        return self._store.followers.prune(
             before_us=now_us - int(EVENTS_KEPT_S * 1e6),
             forget_before_us=now_us - int(FOLLOWERS_KEPT_S * 1e6),
             limit=EVENTS_PRUNED_AT_ONCE,

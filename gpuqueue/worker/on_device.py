@@ -118,7 +118,7 @@ class OnDevice:
         largest_bytes = max(device.budget_bytes for device in self._settings.devices)
         self._observations.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
         self._written(self._observations.tell)
-        self._written(lambda: self._store.jobs.forget_demand(lease.job_id))
+        self._written(lambda: self._store.jobs.forget_demands([lease.job_id]))
 
     def _learn(self, ended: EndedAttempt) -> None:
         if not isinstance(ended.outcome, Completed):

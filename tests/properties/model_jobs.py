@@ -152,6 +152,8 @@ class ModelJobs:
         if state != "retryable":
             job["waiting_for"] = None
         job["state"] = state
+        if before in ("scheduled", "retryable") and state == "available":
+            self._unsize(job)
         if before == state:
             return
         name = "job_promoted"

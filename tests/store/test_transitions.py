@@ -297,6 +297,7 @@ def mend(rows: Rows, job_id: int) -> None:
             connection.execute(finding.mend.split('"')[1].replace("ID", str(job_id)))
 
 
+UNSIZED = {"demand_class": 0, "demand_bytes": 0}  # the model stays while the device is reserved
 ASKED = {State.RUNNING: {"cancel_requested": 1}}
 CALLS = [
     Call(transitions.PROMOTE, lambda rows, _: rows.store.jobs.move_due(now_us=at(S)), due_s=5),
@@ -346,7 +347,7 @@ CALLS = [
     Call(transitions.SNOOZE_OVER, postpone("snoozed", S, waiting_for="ollama"), {"scheduled_at": at(S)}),
     Call(
         transitions.SNOOZE_OVER, snooze_until_back, {"scheduled_at": at(0)}, "its backend came back",
-        otherwise={State.RETRYABLE: {"state": "available", "scheduled_at": at(0), "waiting_for": None}},
+        otherwise={State.RETRYABLE: {"state": "available", "scheduled_at": at(0), "waiting_for": None, **UNSIZED}},
     ),
     *(
         Call(move, postpone(outcome, due_s), title=title)

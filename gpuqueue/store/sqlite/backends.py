@@ -11,7 +11,7 @@ from datetime import datetime
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite.events import record
-from gpuqueue.store.sqlite.jobs import promote_waiting_for
+from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, promote_waiting_for
 
 
 def lost(
@@ -38,26 +38,35 @@ def lost(
     return from_us(now_us + wait_us)
 
 
-def _close(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
-    """Close a backend's breaker; `worked` (a job succeeded on it) also forgets its outages. Returns whether it was open."""
-    row = connection.execute("SELECT available FROM backends WHERE name = ?", (name,)).fetchone()
-    was_open = row is not None and not row[0]
+def answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> tuple[bool, bool]:
+    """Close a backend's breaker; `worked` (a job succeeded on it) also forgets its outages.
+
+    Returns: (whether it was open, whether `wake` has jobs left that waited for it).
+    """
+    row = connection.execute("SELECT available, since FROM backends WHERE name = ?", (name,)).fetchone()
+    is_available, since = (True, None) if row is None else row
     connection.execute(
-        "INSERT INTO backends (name, checked_at) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET available = 1, since = NULL, "
+        "INSERT INTO backends (name, checked_at) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET available = 1, "
         "retry_at = NULL, checked_at = excluded.checked_at, error = NULL, failures = CASE WHEN ? THEN 0 ELSE failures END",
         (name, now_us, int(worked)),
     )
-    if was_open:
+    if not is_available:
         record(connection, "backend_recovered", at_us=now_us, data={"backend": name})
-    return was_open
+    return not is_available, since is not None and wake(connection, name)
 
 
-def answered(connection: sqlite3.Connection, name: str, *, worked: bool, now_us: int) -> bool:
-    """Close a backend's breaker; if it was open, make the jobs that waited for it available. Returns whether it was open."""
-    was_open = _close(connection, name, worked=worked, now_us=now_us)
-    if was_open:
-        promote_waiting_for(connection, name)
-    return was_open
+def wake(connection: sqlite3.Connection, name: str) -> bool:
+    """Make some of the jobs that waited for a backend available, if it is still up; returns whether some may be left.
+
+    `since` stays until none is left: if the worker dies before, the next answer of the backend continues.
+    """
+    row = connection.execute("SELECT available FROM backends WHERE name = ?", (name,)).fetchone()
+    if row is None or not row[0]:
+        return False
+    if promote_waiting_for(connection, name) == SCAN_LIMIT:
+        return True
+    connection.execute("UPDATE backends SET since = NULL WHERE name = ?", (name,))
+    return False
 
 
 def note_models(connection: sqlite3.Connection, name: str, models: Mapping[str, int]) -> None:

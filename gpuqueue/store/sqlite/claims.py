@@ -23,7 +23,7 @@ from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
-from gpuqueue.store.sqlite.jobs import NEVER_FITS, SUSPECT, demand_class, ensure_queue, move_due
+from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SUSPECT, demand_class, ensure_queue, move_due
 from gpuqueue.store.sqlite.outcomes import IS_SUSPECT, finish
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, arguments_text, decode_arguments, to_job
 from gpuqueue.store.sqlite.state_changes import update
@@ -58,15 +58,19 @@ LOAD_MODEL = (
 RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
 IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
 IS_WAITING = "SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? LIMIT 1"
-# The (model, class) pairs of a queue that follow a given one: the index is skipped through, never scanned.
+# The (model, class) pair of a queue that follows a given one: the index is skipped through, never scanned. With a comparison of
+# pairs, SQLite would visit every job of the given one.
 NEXT_CLASS = (
-    "SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ? "
-    "AND (demand_model, demand_class) > (?, ?) ORDER BY demand_model, demand_class LIMIT 1"
+    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ?1 AND demand_model = ?2 "
+    "AND demand_class > ?3 ORDER BY demand_class LIMIT 1) UNION ALL "
+    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ?1 AND demand_model > ?2 "
+    "ORDER BY demand_model, demand_class LIMIT 1) LIMIT 1"
 )
 CLASS_HEAD = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ? "
     "AND device IS NULL ORDER BY priority DESC, scheduled_at, id LIMIT 1"
 )
+OF_CLASS = "SELECT id FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ? LIMIT ?"
 UNSIZED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = '' AND demand_class = 0 "
     "ORDER BY priority DESC, scheduled_at, id LIMIT ?"
@@ -133,6 +137,17 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
             yield model, size
         else:
             size = NEVER_FITS
+
+
+def sized(connection: Statements, model: str | None = None, *, limit: int | None = None) -> list[int]:
+    """Return the ids of available jobs with a known demand, of one model or of all, at most `limit`."""
+    found: list[int] = []
+    for (queue,) in connection.execute("SELECT name FROM queues").fetchall():
+        for of_model, size in classes(connection, queue, largest_bytes=NEVER_FITS * DEMAND_CLASS_BYTES):
+            if size and model in (None, of_model):
+                left = -1 if limit is None else limit - len(found)
+                found += [row[0] for row in connection.execute(OF_CLASS, (queue, of_model, size, left))]
+    return found
 
 
 def demand_classes(connection: Statements, queue: str, *, largest_bytes: int) -> list[tuple[str, int]]:

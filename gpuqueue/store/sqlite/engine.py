@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from time import monotonic
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from gpuqueue.domain.claim import Capacity, ClaimRules
-from gpuqueue.domain.job import Lease, NewJob
+from gpuqueue.domain.job import Lease, NewJob, State
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.store.resting import rest
 from gpuqueue.store.sqlite import (
     backends,
     claims,
@@ -247,9 +249,19 @@ class _Jobs(_Role):
     refuse_waiting = _transaction(jobs.refuse_waiting)
     refuse_one = _transaction(jobs.refuse_one)
     set_demands = _transaction(jobs.set_demands)
-    forget_demand = _transaction(jobs.forget_demand)
-    forget_demands_of = _transaction(jobs.forget_demands_of)
-    prune = _transaction(jobs.prune)
+    forget_demands = _transaction(jobs.forget_demands)
+
+    def prune(self, state: State, /, *, before_us: int, limit: int) -> int:
+        pruned, is_cut = 0, True
+        while is_cut and pruned < limit:
+            began_s = monotonic()
+            count, is_cut = self._prune(state, before_us=before_us, limit=limit - pruned)
+            pruned += count
+            if is_cut:
+                rest(began_s)
+        return pruned
+
+    _prune = _transaction(jobs.prune)
 
 
 class _Attempts(_Role):
@@ -292,7 +304,23 @@ class _Queues(_Role):
 
 
 class _Workers(_Role):
-    accept_configuration = _transaction(workers.accept_configuration)
+    def accept_configuration(
+        self,
+        *,
+        digest: str,
+        settings: Mapping[str, Any],
+        force: bool,
+        now_us: int,
+        alive: Mapping[str, bool | None] = MappingProxyType({}),
+    ) -> Mapping[str, Any] | None:
+        while True:
+            began_s = monotonic()
+            theirs, is_done = self._accept(digest=digest, settings=settings, force=force, now_us=now_us, alive=alive)
+            if is_done:
+                return theirs
+            rest(began_s)
+
+    _accept = _transaction(workers.accept_configuration)
     register = _transaction(workers.register)
     extend = _transaction(workers.extend)
     unregister = _transaction(workers.unregister)
@@ -301,7 +329,18 @@ class _Workers(_Role):
 
 class _Backends(_Role):
     lost = _transaction(backends.lost)
-    answered = _transaction(backends.answered)
+
+    def answered(self, name: str, /, *, worked: bool, now_us: int) -> bool:
+        began_s = monotonic()
+        was_open, some_left = self._answered(name, worked=worked, now_us=now_us)
+        while some_left:
+            rest(began_s)
+            began_s = monotonic()
+            some_left = self._wake(name)
+        return was_open
+
+    _answered = _transaction(backends.answered)
+    _wake = _transaction(backends.wake)
     note_models = _transaction(backends.note_models)
     publish_reading = _transaction(backends.publish_reading)
 

@@ -120,16 +120,17 @@ def take(connection: sqlite3.Connection, follower: str, *, limit: int) -> list[E
 def prune(connection: sqlite3.Connection, *, before_us: int, forget_before_us: int = 0, limit: int) -> int:
     """Delete old events that every follower has read; returns how many. The newest stays, so that its id is never reused.
 
-    A follower with an unread event from before `forget_before_us` is removed: events are not kept forever for one that does not
-    come back.
+    Among the `limit` oldest events. A follower is removed if the first event that it has not read is from before
+    `forget_before_us`: events are not kept forever for one that does not come back.
     """
-    (oldest,) = connection.execute("SELECT max(id) FROM events WHERE at < ?", (forget_before_us,)).fetchone()
-    if oldest is not None:
-        for (name,) in connection.execute("SELECT name FROM followers WHERE last_event_id < ?", (oldest,)).fetchall():
+    unread = "SELECT name, (SELECT at FROM events WHERE id > last_event_id ORDER BY id LIMIT 1) FROM followers"
+    for name, at in connection.execute(unread).fetchall():
+        if at is not None and at < forget_before_us:
             remove_follower(connection, name)
+    # The limit is on the events that are looked at: behind one that a follower has not read, there are more of them.
     return connection.execute(
-        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? AND id < (SELECT max(id) FROM events) "
-        "AND id <= coalesce((SELECT min(last_event_id) FROM followers), id) ORDER BY at LIMIT ?)",
+        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY at LIMIT ?) "
+        "AND id < (SELECT max(id) FROM events) AND id <= coalesce((SELECT min(last_event_id) FROM followers), id)",
         (before_us, limit),
     ).rowcount
 

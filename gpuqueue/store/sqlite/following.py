@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from gpuqueue.domain.job import FINISHED, Entry, LogLine, Record, State
@@ -50,6 +51,9 @@ def entries(
     """Return a queue's jobs in states that share an order: by when they run, started, are due or finished."""
     wanted = sorted(states)
     columns = _ORDERS[wanted[0]]
+    if len(wanted) > 1 and wanted[0] in FINISHED:  # the index has each state in this order, not all of them
+        parts = [entries(connection, queue, [state], limit=limit, newest_first=newest_first) for state in wanted]
+        return sorted(chain(*parts), key=_by_finish, reverse=newest_first)[:limit]
     if newest_first:
         columns = tuple(name.removesuffix(" DESC") if name.endswith(" DESC") else f"{name} DESC" for name in columns)
     named = ", ".join(f"'{state}'" for state in wanted)
@@ -67,6 +71,10 @@ def entries(
         Entry(id_, priority, from_us(scheduled_at), None if finished_at is None else from_us(finished_at))
         for id_, priority, scheduled_at, finished_at in rows
     ]
+
+
+def _by_finish(entry: Entry) -> tuple[datetime | None, int]:
+    return entry.finished_at, entry.id
 
 
 def finished_by_minute(connection: Statements, queue: str, states: Iterable[State], *, since_us: int) -> dict[int, int]:

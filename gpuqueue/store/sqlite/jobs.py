@@ -24,6 +24,7 @@ DEMAND_CLASS_BYTES = 64 * 2**20
 SUSPECT = -1  # the demand class of suspects without a device: no claim of ordinary jobs meets them
 NEVER_FITS = 2**62  # the demand class of jobs that fit no device
 SCAN_LIMIT = 500  # maximum number of rows that one transaction moves, so that others do not wait long
+ROWS_AT_ONCE = 2000  # maximum number of rows of pruned jobs that one transaction deletes
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.MANUAL_RETRY, "id = ?")
@@ -34,7 +35,12 @@ PROMOTE = update(
     transitions.PROMOTE,
     "id IN (SELECT id FROM jobs WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= ? ORDER BY scheduled_at LIMIT ?)",
 )
-WAKE = update(transitions.WAKE, "waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable'")
+WAKE = update(
+    transitions.WAKE,
+    "id IN (SELECT id FROM jobs WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable' LIMIT ?)",
+)
+UNSIZE = f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}"
+UNSIZE_RUNNING = f"UPDATE jobs SET {_UNSIZE} WHERE state = 'running' AND demand_class > 0"
 ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
 
 
@@ -117,8 +123,8 @@ def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
 
 
 def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
-    """Make the jobs postponed for this backend available, ahead of later ones; returns how many."""
-    return connection.execute(WAKE, (backend,)).rowcount
+    """Make jobs postponed for this backend available, ahead of later ones; returns how many, SCAN_LIMIT at most."""
+    return connection.execute(WAKE, (backend, SCAN_LIMIT)).rowcount
 
 
 def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:
@@ -177,43 +183,40 @@ def demand_class(vram_bytes: int) -> int:
     return 1 + vram_bytes // DEMAND_CLASS_BYTES
 
 
-def forget_demand(connection: sqlite3.Connection, job_id: int) -> None:
-    """Put one waiting job back into the class 'not known yet', after what determines its size has changed."""
-    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}", (job_id,))
+def forget_demands(connection: sqlite3.Connection, job_ids: Iterable[int]) -> None:
+    """Put waiting jobs back into the class 'not known yet', after what determines their size has changed."""
+    connection.executemany(UNSIZE, [(job_id,) for job_id in job_ids])
 
 
-def forget_demands_of(connection: sqlite3.Connection, model: str | None) -> None:
-    """Do the same for a model's available jobs, after its size became known, or for all, after the installed models changed."""
-    which = "demand_model != ''" if model is None else "demand_model = ?"
-    connection.execute(
-        f"UPDATE jobs SET {_UNSIZE} WHERE state = 'available' AND queue IN (SELECT name FROM queues) AND {which}",
-        () if model is None else (model,),
-    )
+PRUNABLE = (
+    "SELECT id, queue FROM jobs WHERE state = ? AND finished_at IS NOT NULL AND finished_at < ? AND device IS NULL "
+    "AND id < (SELECT max(id) FROM jobs) ORDER BY finished_at LIMIT ?"
+)
+# What belongs to a job: from its end, so that one with very many rows can be pruned over several transactions.
+_PARTS = tuple(
+    f"DELETE FROM {table} WHERE job_id = ? AND {key} IN (SELECT {key} FROM {table} WHERE job_id = ? ORDER BY {key} DESC LIMIT ?)"
+    for table, key in (("chunks", "seq"), ("logs", "seq"), ("attempts", "lease"), ("payloads", "kind"))
+)
 
 
-def forget_demands(connection: sqlite3.Connection) -> None:
-    """Put all unfinished jobs back into the class 'not known yet', after the settings that determine their size changed."""
-    connection.execute(f"UPDATE jobs SET {_UNSIZE} WHERE demand_class <> 0 AND ({_WAITING} OR state = 'running')")
-
-
-def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> int:
+def prune(connection: sqlite3.Connection, state: State, *, before_us: int, limit: int) -> tuple[int, bool]:
     """Delete up to `limit` jobs in a finished state that finished before a given time, with everything that belongs to them.
 
-    The newest job stays, so that its id is never reused. Returns: the number of deleted jobs.
+    The newest job stays, so that its id is never reused.
+    Returns: the number of deleted jobs, and whether ROWS_AT_ONCE ended it; the job that is next may have lost a part by then.
     """
-    rows = connection.execute(
-        "SELECT id, queue FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? AND state = ? AND device IS NULL "
-        "AND id < (SELECT max(id) FROM jobs) "
-        "ORDER BY finished_at LIMIT ?",
-        (before_us, str(state), limit),
-    ).fetchall()
-    ids = [(row[0],) for row in rows]
-    connection.executemany("DELETE FROM jobs WHERE id = ?", ids)
-    for table in ("payloads", "chunks", "logs", "attempts"):
-        connection.executemany(f"DELETE FROM {table} WHERE job_id = ?", ids)
-    removed = Counter((row[1], str(state)) for row in rows)
-    count_finished(connection, {key: -count for key, count in removed.items()})
-    return len(ids)
+    removed: Counter[tuple[str, str]] = Counter()
+    left = ROWS_AT_ONCE
+    for job_id, queue in connection.execute(PRUNABLE, (str(state), before_us, min(limit, ROWS_AT_ONCE))).fetchall():
+        for part in _PARTS:
+            left -= connection.execute(part, (job_id, job_id, left)).rowcount
+        if left <= 0:
+            break
+        connection.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+        left -= 1
+        removed[queue, str(state)] -= 1
+    count_finished(connection, dict(removed))
+    return -removed.total(), left <= 0
 
 
 def count_finished(connection: sqlite3.Connection, changes: dict[tuple[str, str], int]) -> None:

@@ -42,6 +42,7 @@ class SQLiteReads:
     suspects = claims.suspects
     queue_load = queries.queue_load
     demand_classes = claims.demand_classes
+    sized = claims.sized
     work_ahead = queries.work_ahead
     first_waiting = current.first_waiting
     last_waiting = queries.last_waiting

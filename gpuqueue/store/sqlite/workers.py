@@ -16,7 +16,8 @@ from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.sqlite.events import record
-from gpuqueue.store.sqlite.jobs import ensure_queue, forget_demands
+from gpuqueue.store.sqlite.claims import sized
+from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, UNSIZE_RUNNING, ensure_queue, forget_demands
 
 
 def accept_configuration(
@@ -27,29 +28,35 @@ def accept_configuration(
     force: bool,
     now_us: int,
     alive: Mapping[str, bool | None] = MappingProxyType({}),
-) -> Mapping[str, Any] | None:
+) -> tuple[Mapping[str, Any] | None, bool]:
     """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
 
     A worker that is not in `alive`, which knows some better, lives until its lease ends. `force` accepts the new ones in any
-    case. New settings put waiting jobs back into the class 'demand not known yet'.
+    case. New settings put waiting jobs back into the class 'demand not known yet': SCAN_LIMIT jobs a call, before the settings
+    are accepted, so that none keeps its old demand if the worker dies in between.
+    Returns: (the other settings, whether nothing is left to do).
     """
     row = connection.execute("SELECT digest, settings FROM configuration WHERE id = 1").fetchone()
     if row is not None and row[0] == digest:
-        return None
+        return None, True
     if row is not None and not force:
         others = connection.execute("SELECT id, expires_at > ? FROM workers WHERE digest <> ?", (now_us, digest)).fetchall()
         known = {worker_id: is_alive for worker_id, is_alive in alive.items() if is_alive is not None}
         if any(known.get(worker_id, has_lease) for worker_id, has_lease in others):
             theirs: Mapping[str, Any] = json.loads(row[1])
-            return theirs
+            return theirs, True
+    outdated = sized(connection, limit=SCAN_LIMIT)
+    forget_demands(connection, outdated)
+    if len(outdated) == SCAN_LIMIT:
+        return None, False
+    connection.execute(UNSIZE_RUNNING)
     connection.execute(
         "INSERT OR REPLACE INTO configuration (id, digest, settings, accepted_at) VALUES (1, ?, ?, ?)",
         (digest, json.dumps(settings), now_us),
     )
     for name in settings.get("queues", {}):
         ensure_queue(connection, name)
-    forget_demands(connection)
-    return None
+    return None, True
 
 
 def register(
