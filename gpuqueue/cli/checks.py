@@ -23,6 +23,7 @@ from gpuqueue.domain.moments import clock
 from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import counted, format_size
 from gpuqueue.store import database
+from gpuqueue.store.log_readers import cause_of_large_log
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
 
@@ -197,9 +198,8 @@ def database_use(gq: GPUQueue) -> Iterator[Check]:
         yield Check(
             WARN,
             "write-ahead log",
-            f"{format_size(wal_bytes)}: a process has kept a read transaction open for a long time",
-            f"find it with: fuser {gq.database}",
-            has_command=True,
+            f"{format_size(wal_bytes)}: {cause_of_large_log(gq.store)}",
+            "a process that reads in a long transaction keeps the log from being emptied; end that transaction",
         )
     else:
         yield Check(OK, "write-ahead log", f"{format_size(wal_bytes)}; the write lock is available")

@@ -1,5 +1,7 @@
-"""Defines the contract of an engine: the operations that the store needs from a database. Each writing method is one transaction, unless it
-says otherwise; none does more work because there are more rows, apart from what its caller gives it.
+"""Defines the contract of an engine: the operations that the store needs from a database.
+
+Each writing method is one transaction, unless it says otherwise. No transaction does more because there are more rows: only what
+its caller gives it may be many.
 
 **Exactness.** Limits, pauses and lease numbers hold at every commit, however processes interleave. A claim that starts after an
 enqueue, a resume or a retry has returned sees it. If the two overlap, either may count as first, so an enqueue takes none of the
@@ -362,6 +364,9 @@ class Upkeep(Protocol):
 
         A breaker or a manual pause keeps its length, a rate accrues from now on, and a running attempt began now.
         """
+
+    def log_holders(self) -> list[int] | None:
+        """Return the ids of the processes that keep `checkpoint` from its work; empty if none does, None if not known."""
 
     def empty(self) -> None:
         """Delete everything except the queues' names; for tests."""

@@ -14,6 +14,7 @@ from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.executors.processes import Children
 from gpuqueue.store import job_threads
 from gpuqueue.store.liveness import Silences, executing, forget, proven_dead
+from gpuqueue.store.log_readers import cause_of_large_log
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.model_probe import ModelProbe
 from gpuqueue.worker.observations import Observations
@@ -208,7 +209,7 @@ class Maintenance:
                     self._plugins.tell(event.name, event)
 
     def prune(self) -> None:
-        """Delete finished jobs and events past their retention, in small steps, and for a short time: other duties are due too."""
+        """Delete finished jobs and events past their retention, in small steps and for a short time: other duties are due too."""
         if self._clock.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
             return
         ends_s = self._clock.monotonic() + PRUNING_LASTS_S
@@ -240,12 +241,12 @@ class Maintenance:
 
     def checkpoint(self) -> None:
         """Keep the write-ahead log small, so no producer has to."""
-        size = self._store.upkeep.log_bytes()
-        if size > CHECKPOINT_BYTES:
+        if self._store.upkeep.log_bytes() > CHECKPOINT_BYTES:
             self._store.upkeep.checkpoint()
+        size = self._store.upkeep.log_bytes()
         if size > LARGE_LOG_BYTES and not self._warned_of_wal:
-            self._warned_of_wal = True
-            logger.warning("%s-wal has grown to %s: a reader keeps a transaction open", self._store.name, format_size(size))
+            logger.warning("%s-wal has grown to %s: %s", self._store.name, format_size(size), cause_of_large_log(self._store))
+        self._warned_of_wal = size > LARGE_LOG_BYTES
 
 
 def _named(duty: Callable[[], None]) -> str:

@@ -21,6 +21,7 @@ MINIMUM_SQLITE = (3, 35, 0)
 LIBRARY_VERSION = sqlite3.sqlite_version_info
 READ_TIMEOUT_MS = 5000  # a reader in WAL mode meets a lock only while the file is recovered
 SWITCH_PAUSE_S = 0.01
+LOG_BYTES = 64_000_000  # a log that had to grow beyond this is cut to it when it starts again from its beginning
 
 
 def create(path: Path, *, synchronous: str) -> Engine:
@@ -66,6 +67,7 @@ def create(path: Path, *, synchronous: str) -> Engine:
                 raise StoreError(f"{path} cannot use a write-ahead log; is it on a network file system?")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
 
     return engine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from gpuqueue.store.sqlite import (
     services,
     set_back,
     workers,
+    write_ahead_log,
 )
 from gpuqueue.store.sqlite.enqueueing import INSERT_PLAIN_JOB
 from gpuqueue.store.sqlite.own_file import OwnFile
@@ -40,6 +40,7 @@ from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
 from gpuqueue.store.sqlite.writer import Writer
 
+READ_CACHE_KIB = 32_000  # the indexes of a million jobs
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints by itself, in case no worker does
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -81,7 +82,7 @@ class SQLite:
 
     def _begin(self) -> None:
         self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
-        self._read_pool = ReadPool(lambda: connections.connect(self._engine))
+        self._read_pool = ReadPool(self._connect_reader)
         self._version_reader: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
         self._resuming: list[Callable[[], None]] = []  # called by `resume`
@@ -90,6 +91,12 @@ class SQLite:
         connection = connections.connect(self._engine)
         # A worker checkpoints in the background instead.
         connection.execute(f"PRAGMA wal_autocheckpoint = {0 if self._patient else CHECKPOINT_PAGES}")
+        return connection
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        connection = connections.connect(self._engine)
+        # Memory is used only for what is read. The more connections a process has, the smaller the cache of each.
+        connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB // self._read_pool.lent_count}")
         return connection
 
     def close(self) -> None:
@@ -378,13 +385,14 @@ class _Upkeep(_Role):
 
     def checkpoint(self) -> None:
         with self._engine.lent() as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            write_ahead_log.checkpoint(connection, self._engine.path)
 
     def log_bytes(self) -> int:
-        try:
-            return os.stat(f"{self._engine.path}-wal").st_size
-        except OSError:
-            return 0
+        return write_ahead_log.size(self._engine.path)
+
+    def log_holders(self) -> list[int] | None:
+        with self._engine.lent() as connection:
+            return write_ahead_log.holders(connection, self._engine.path)
 
     set_back = _transaction(set_back.set_back)
 

@@ -14,7 +14,7 @@ class ReadPool:
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
         self._idle: list[sqlite3.Connection] = []
-        self._lent_count = 0
+        self.lent_count = 0
         self._is_open = True
         self._is_quiet = False
         self._changed = threading.Condition(threading.Lock())
@@ -33,7 +33,7 @@ class ReadPool:
         with self._changed:
             while self._is_quiet:
                 self._changed.wait()
-            self._lent_count += 1
+            self.lent_count += 1
             connection = self._idle.pop() if self._idle else None
         try:
             return connection or self._connect()
@@ -54,7 +54,7 @@ class ReadPool:
 
     def _returned(self, connection: sqlite3.Connection | None) -> None:
         with self._changed:
-            self._lent_count -= 1
+            self.lent_count -= 1
             if connection is not None and self._is_open:
                 self._idle.append(connection)
             elif connection is not None:  # closed by another thread meanwhile
@@ -66,7 +66,7 @@ class ReadPool:
         """Lend no connection until `resume`; returns False if one was not given back in time."""
         with self._changed:
             self._is_quiet = True
-            return self._changed.wait_for(lambda: not self._lent_count, timeout_s)
+            return self._changed.wait_for(lambda: not self.lent_count, timeout_s)
 
     def resume(self) -> None:
         """Lend connections again after `quiesce`."""

@@ -15,8 +15,8 @@ from typing import Any
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import PartInfo
-from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.claims import sized
+from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, UNSIZE_RUNNING, ensure_queue, forget_demands
 
 

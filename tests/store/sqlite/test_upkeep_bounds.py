@@ -77,8 +77,8 @@ def fill(path: Path, count: int) -> None:
                 f"{numbers}INSERT INTO {table} (job_id, {columns}) SELECT {LADEN}, {values} FROM numbers", (count,)
             )
         connection.execute(
-            f"{numbers}INSERT INTO attempts (job_id, lease, attempt, outcome, finished_at) SELECT {LADEN}, value, 1, 'snoozed', 1 "
-            "FROM numbers",
+            f"{numbers}INSERT INTO attempts (job_id, lease, attempt, outcome, finished_at) "
+            f"SELECT {LADEN}, value, 1, 'snoozed', 1 FROM numbers",
             (count,),
         )
         connection.execute("UPDATE events SET at = ?", (at(-800),))  # the triggers wrote an event for every row
