@@ -232,6 +232,13 @@ class Workers(Protocol):
         New settings first make the demands of all jobs unknown, over several transactions.
         """
 
+    def agree_on_runtime_base(self, host: str, uid: int, path: str, /, *, instead_of: str | None) -> str:
+        """Make this the folder for the sockets of a user's processes on a host, if it still is `instead_of`.
+
+        It is called while a queue is opened, so it waits for others only briefly.
+        Returns: the folder that it is now. Raises: StoreBusy.
+        """
+
     def register(
         self,
         worker_id: str,

@@ -128,6 +128,9 @@ class Reads(Protocol):
     def configuration(self) -> Mapping[str, Any] | None:
         """The settings that the workers agreed on, None before the first worker."""
 
+    def runtime_base(self, host: str, uid: int, /) -> str | None:
+        """The folder that a user's processes on a host use for their sockets, None before the first."""
+
     def workers(self, *, now_us: int) -> list[WorkerRow]:
         """The workers; `alive` means only that the lease has not expired."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 import weakref
@@ -13,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gpuqueue.domain.claim import Capacity, ClaimRules
+from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Cancellation, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Report
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.store.resting import rest
-from gpuqueue.store.wakeups import Wakeups, runtime_dir
+from gpuqueue.store.wakeups import Wakeups, is_usable, own_uid, runtime_base, runtime_dir
 
 if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
 
-AT_ONCE = 500  # maximum number of jobs that one transaction changes, so that others do not wait long
+AT_ONCE = 200  # maximum number of jobs that one transaction changes, so that others do not wait long
 LONGEST_FORK_WAIT_S = 2.0  # how long a fork waits for other threads, per database
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -40,7 +42,7 @@ class Store:
         # connections before they are finalised unclosed.
         self.engine = engine = open_engine()
         self.name = engine.name
-        self.runtime_dir = runtime_dir(Path(engine.name))
+        self.runtime_dir = _agreed_runtime_dir(engine)
         self.wakeups = wakeups = Wakeups(self.runtime_dir)
         self.reading = engine.reading
         self.snapshot = engine.snapshot
@@ -67,6 +69,22 @@ class Store:
     def __del__(self) -> None:
         with suppress(Exception), _ending:  # a queue object that was not closed
             self.close()
+
+
+def _agreed_runtime_dir(engine: contract.Engine) -> Path:
+    """Return the folder for the sockets of this user's processes: the first one's choice, while it is there."""
+    database, host, uid = Path(engine.name), socket.gethostname(), own_uid()
+    with engine.reading() as reads:
+        recorded = reads.runtime_base(host, uid)
+    if recorded is not None and is_usable(recorded):
+        return runtime_dir(database, Path(recorded))
+    base = runtime_base()
+    own = runtime_dir(database, base)
+    if recorded != str(base):
+        with suppress(StoreError):  # busy: other processes find this one by polling, and the next one that opens tries again
+            agreed = engine.workers.agree_on_runtime_base(host, uid, str(base), instead_of=recorded)
+            return own if agreed == str(base) else runtime_dir(database, Path(agreed))
+    return own
 
 
 def _waking(method: Callable[Parameters, Returned], wake: Callable[[Returned], object]) -> Callable[Parameters, Returned]:

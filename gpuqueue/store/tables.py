@@ -182,6 +182,17 @@ workers = Table(
     Column("lease_us", Integer, nullable=False, server_default="30000000"),  # how long it may be silent
 )
 
+# The folder that all processes of a user on a host use for sockets and liveness files, whichever each would choose by itself.
+runtime_bases = Table(
+    "runtime_bases",
+    metadata,
+    Column("host", Text, nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("path", Text, nullable=False),
+    PrimaryKeyConstraint("host", "uid"),
+    sqlite_with_rowid=False,
+)
+
 devices = Table(
     "devices",
     metadata,

@@ -21,22 +21,41 @@ TICK_NS = 20_000_000  # more than the resolution of a file system's times
 LISTED_S = 0.05  # how long a listing of the workers' sockets is reused, so that a burst of jobs lists them once
 
 
-def runtime_dir(database: Path) -> Path:
-    """Create, if needed, the private directory for a database's sockets and liveness files, and return it.
-
-    It is in XDG_RUNTIME_DIR or the temporary directory, named after the user and a hash of the database's path.
-    Raises: PermissionError if another user owns it.
-    """
-    import hashlib
+def runtime_base() -> Path:
+    """Return the folder that holds the runtime directories of all databases, by this process's environment."""
     import tempfile
 
-    uid = os.getuid() if hasattr(os, "getuid") else 0
     private = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(private) / "gpuqueue" if private and os.path.isdir(private) else Path(tempfile.gettempdir()) / f"gpuqueue-{uid}"
+    if private and os.path.isdir(private):
+        return Path(private) / "gpuqueue"
+    return Path(tempfile.gettempdir()) / f"gpuqueue-{own_uid()}"
+
+
+def is_usable(base: str) -> bool:
+    """Return whether this process can use the folder that another process of this user has chosen."""
+    try:
+        return os.stat(base).st_uid == own_uid() and os.access(base, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def own_uid() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
+def runtime_dir(database: Path, base: Path | None = None) -> Path:
+    """Create, if needed, the private directory for a database's sockets and liveness files, and return it.
+
+    It is in XDG_RUNTIME_DIR or the temporary directory unless a `base` is given, named after the user and a hash of the
+    database's path. Raises: PermissionError if another user owns it.
+    """
+    import hashlib
+
+    base = base or runtime_base()
     path = base / hashlib.sha256(os.fsencode(os.path.realpath(database))).hexdigest()[:16]
     for folder in (base, path, path / "workers", path / "waiters"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.name == "posix" and folder.stat().st_uid != uid:
+        if os.name == "posix" and folder.stat().st_uid != own_uid():
             raise PermissionError(f"{folder} belongs to another user; remove it or set XDG_RUNTIME_DIR")
     return path
 

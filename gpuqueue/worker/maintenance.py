@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -32,10 +33,14 @@ SET_BACK_US = 500_000  # against the monotonic clock, between two looks
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # events are no longer kept for a follower that has not read one for this long
 EVENTS_AT_ONCE = 200
-PRUNING_LASTS_S = 0.5
-REST_S = 0.01  # between two steps of pruning, for other processes that wait for the write lock
-JOBS_AT_ONCE = 500
-EVENTS_PRUNED_AT_ONCE = 2000
+JOBS_AT_ONCE = 50
+EVENTS_PRUNED_AT_ONCE = 200
+# The part of the time for which pruning may hold the write lock: so little that producers do not notice. It doubles each
+# FASTER_EVERY_S until nothing is left to prune.
+LEAST_PRUNING, MOST_PRUNING = 0.005, 0.3
+FASTER_EVERY_S = 60.0
+PRUNING_LASTS_S = 0.5  # in one round of duties
+PRUNING_REST_S = 0.002
 FOLLOWER = "hooks"
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -74,6 +79,7 @@ class Maintenance:
         self._silences = Silences(self._clock.monotonic)
         self._stop = threading.Event()
         self._pruned_at_s = self._clock.monotonic()
+        self._pruning = LEAST_PRUNING
         self._read_at_s = float("-inf")
         self._warned_of_wal = False
         self._follows = any(self._plugins.answers(name) for name in EVENT_NAMES)
@@ -209,18 +215,25 @@ class Maintenance:
                     self._plugins.tell(event.name, event)
 
     def prune(self) -> None:
-        """Delete finished jobs and events past their retention, in small steps and for a short time: other duties are due too."""
-        if self._clock.monotonic() - self._pruned_at_s < RETENTION_EVERY_S:
+        """Delete finished jobs and events past their retention, a little in each round of duties."""
+        overdue_s = self._clock.monotonic() - self._pruned_at_s - RETENTION_EVERY_S
+        if overdue_s < 0:
             return
-        ends_s = self._clock.monotonic() + PRUNING_LASTS_S
-        now_us = self._clock.wall()
-        for step in (*self._prunings(now_us), partial(self._prune_events, now_us)):
-            while step():
-                if self._stop.wait(REST_S) or self._clock.monotonic() >= ends_s:
-                    return  # it goes on after the other duties
+        share = min(self._pruning * 2 ** min(overdue_s // FASTER_EVERY_S, 10), MOST_PRUNING)
+        now_us, left_s, ends_s = self._clock.wall(), share * EVERY_S, time.monotonic() + PRUNING_LASTS_S
+        unfinished: list[partial[int]] = [*self._prunings(now_us), partial(self._prune_events, now_us)]
+        while True:
+            began_s = time.perf_counter()
+            unfinished = [prune_some for prune_some in unfinished if prune_some()]  # a step of each: none waits for another
+            left_s -= time.perf_counter() - began_s
+            if not unfinished:
+                break
+            if left_s <= 0 or time.monotonic() >= ends_s or self._stop.wait(PRUNING_REST_S):
+                return
         self._pruned_at_s = self._clock.monotonic()
+        self._pruning = max(share / 2, LEAST_PRUNING)
 
-    def _prunings(self, now_us: int) -> Sequence[Callable[[], int]]:
+    def _prunings(self, now_us: int) -> Sequence[partial[int]]:
         try:
             keep = self._plugins.first("retention", RetentionDetails(self._retention, self._clock.now()))
         except PluginFailed as error:

@@ -16,12 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from alembic import command
 
 import gpuqueue
-from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from tests.contract.installation import DEMO_KEYS, Environment, uv
+from tests.old_files import make_old_file
 
 OPEN = """
 import json, sys, gpuqueue
@@ -75,10 +74,7 @@ def test_the_distribution_is_of_the_packages_version(wheel: Path) -> None:
 def old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that a gpuqueue of the first schema version made, with one job."""
     path = tmp_path_factory.mktemp("old") / "old.db"
-    upgrade = command.upgrade
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, "0001"))
-        open_store(path).close()
+    make_old_file(path, "0001")
     with sqlite3.connect(path) as connection:
         connection.execute(
             "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "

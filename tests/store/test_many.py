@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable
 
 from gpuqueue.domain.job import Cancellation, Extras, NewJob, State
-from gpuqueue.store.sqlite.jobs import SCAN_LIMIT
-from gpuqueue.store.store import Store
+from gpuqueue.store.store import AT_ONCE, Store
 from gpuqueue.store.wakeups import Listener
 from tests.store.rows import NOW_US, Rows, assert_counters_are_true, at
 
@@ -100,10 +99,10 @@ def meanwhile(store: Store, job_id: int, column: str, statement: str) -> None:
 
 
 def test_a_worker_that_claims_meanwhile_is_asked_to_stop(store: Store, rows: Rows) -> None:
-    ids = enqueue_many(rows, SCAN_LIMIT + 10)  # the last ones are cancelled in a second transaction
+    ids = enqueue_many(rows, AT_ONCE + 10)  # the last ones are cancelled in a second transaction
     claim = "UPDATE jobs SET state = 'running', worker_id = 'w', started_at = 1, attempt = 1, lease = 1"
     meanwhile(store, ids[0], "state", f"{claim} WHERE id = {ids[-1]}")
-    assert store.jobs.cancel_all("work", now_us=at(1)) == Cancellation(SCAN_LIMIT + 9, 1)
+    assert store.jobs.cancel_all("work", now_us=at(1)) == Cancellation(AT_ONCE + 9, 1)
     assert rows.job(ids[-1]).cancel_requested
 
 
@@ -143,8 +142,8 @@ def test_jobs_that_are_stored_meanwhile_stay(store: Store, rows: Rows) -> None:
 
 
 def test_no_transaction_changes_more_than_some_hundred_jobs(store: Store, rows: Rows) -> None:
-    count = 2 * SCAN_LIMIT + 7
-    slices = [SCAN_LIMIT, SCAN_LIMIT, 7]
+    count = 2 * AT_ONCE + 7
+    slices = [AT_ONCE, AT_ONCE, 7]
     enqueue_many(rows, count)
     assert updates_per_transaction(store, lambda: store.jobs.cancel_all("work", now_us=at(1))) == slices
     store.engine.writer.run(lambda connection: connection.execute("UPDATE jobs SET state = 'discarded'"))
@@ -158,7 +157,7 @@ def test_no_transaction_changes_more_than_some_hundred_jobs(store: Store, rows: 
 
 
 def test_beside_workers_that_finish_and_claim_every_job_ends_once(store: Store, rows: Rows) -> None:
-    enqueue_many(rows, 3 * SCAN_LIMIT)
+    enqueue_many(rows, 3 * AT_ONCE)
     stop = threading.Event()
     completed: list[int] = []
     failures: list[BaseException] = []
@@ -183,5 +182,5 @@ def test_beside_workers_that_finish_and_claim_every_job_ends_once(store: Store, 
             worker.join()
     assert failures == []
     assert rows.one("SELECT count(*) FROM jobs WHERE finished_at IS NULL") == 0
-    assert found.cancelled_count + len(completed) == 3 * SCAN_LIMIT
+    assert found.cancelled_count + len(completed) == 3 * AT_ONCE
     assert_counters_are_true(store)

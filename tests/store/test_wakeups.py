@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gpuqueue.domain.outcomes import Report
+from gpuqueue.store import open_store
+from gpuqueue.store.database import back_up
 from gpuqueue.store.store import Store
 from gpuqueue.store.wakeups import Listener, Wakeups, runtime_dir
 from gpuqueue.testing.waiting import DEADLINE_S
@@ -147,6 +151,82 @@ def test_the_runtime_directory_is_private_short_and_the_same_for_one_file(
     assert len(os.fsencode(path.name)) == 16
     assert path.stat().st_mode & 0o777 == 0o700
     assert runtime_dir(tmp_path / "other.db") != path
+
+
+@pytest.fixture
+def folders() -> Iterator[Callable[[], str]]:
+    """Makes folders whose paths are short enough for a socket."""
+    with ExitStack() as leaving:
+        yield lambda: leaving.enter_context(tempfile.TemporaryDirectory(prefix="run-"))
+
+
+def test_processes_of_one_user_with_different_runtime_folders_wake_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: Callable[[], str]
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folders())
+    one = open_store(tmp_path / "jobs.db")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folders())
+    other = open_store(tmp_path / "jobs.db")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    third = open_store(tmp_path / "jobs.db")
+    stores = (one, other, third)
+    for sender in stores:
+        for receiver in stores:
+            with Listener(receiver.runtime_dir, "workers", "me") as worker, Listener.for_job(receiver.runtime_dir, 7) as waiter:
+                sender.wakeups._believed_until_s = 0.0  # a burst's listing would be a little older
+                sender.wakeups.ring_workers()
+                sender.wakeups.ring_waiters([7])
+                assert worker.wait(DEADLINE_S)
+                assert waiter.wait(DEADLINE_S)
+    for store in stores:
+        store.close()
+
+
+def test_a_runtime_folder_that_is_gone_is_replaced_by_one_that_all_later_processes_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: Callable[[], str]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="run-") as gone:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", gone)
+        open_store(tmp_path / "jobs.db").close()
+    found = set()
+    for _ in range(2):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folders())
+        store = open_store(tmp_path / "jobs.db")
+        found.add(store.runtime_dir)
+        store.close()
+    assert len(found) == 1
+    assert not str(found.pop()).startswith(gone)
+
+
+def test_of_two_that_choose_a_folder_at_once_both_use_that_of_the_first(store: Store) -> None:
+    agree = store.workers.agree_on_runtime_base
+    assert agree("far", 7, "/one", instead_of=None) == "/one"
+    assert agree("far", 7, "/two", instead_of=None) == "/one"
+    assert agree("far", 7, "/two", instead_of="/one") == "/two"
+    assert agree("far", 8, "/three", instead_of=None) == "/three", "another user"
+
+
+def test_a_copy_of_a_file_has_a_runtime_directory_of_its_own(tmp_path: Path) -> None:
+    first = open_store(tmp_path / "jobs.db")
+    back_up(tmp_path / "jobs.db", tmp_path / "copy.db", overwrite=False)
+    second = open_store(tmp_path / "copy.db")
+    assert first.runtime_dir.parent == second.runtime_dir.parent
+    assert first.runtime_dir != second.runtime_dir
+    first.close()
+    second.close()
+
+
+def test_a_queue_opens_though_somebody_writes_who_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_store(tmp_path / "jobs.db")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+
+    def while_writing(_connection: object) -> None:
+        second = open_store(tmp_path / "jobs.db")
+        assert second.runtime_dir == first.runtime_dir
+        second.close()
+
+    first.engine.writer.run(while_writing)
+    first.close()
 
 
 def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

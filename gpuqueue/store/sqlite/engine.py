@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from time import monotonic
@@ -38,8 +38,10 @@ from gpuqueue.store.sqlite.own_file import OwnFile
 from gpuqueue.store.sqlite.read_pool import ReadPool
 from gpuqueue.store.sqlite.reads import SQLiteReads
 from gpuqueue.store.sqlite.rows import INLINE_BYTES
+from gpuqueue.store.sqlite.write_lock import EAGER_WAIT_S, when_free
 from gpuqueue.store.sqlite.writer import Writer
 
+BRIEF_WAIT_S = 0.25
 READ_CACHE_KIB = 32_000  # the indexes of a million jobs
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints by itself, in case no worker does
 Parameters = ParamSpec("Parameters")
@@ -98,6 +100,10 @@ class SQLite:
         # Memory is used only for what is read. The more connections a process has, the smaller the cache of each.
         connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB // self._read_pool.lent_count}")
         return connection
+
+    def connect(self) -> sqlite3.Connection:
+        """Open a connection that the caller closes; for this engine."""
+        return connections.connect(self._engine)
 
     def close(self) -> None:
         self.writer.close()
@@ -328,6 +334,16 @@ class _Workers(_Role):
             rest(began_s)
 
     _accept = _transaction(workers.accept_configuration)
+
+    def agree_on_runtime_base(self, host: str, uid: int, path: str, /, *, instead_of: str | None) -> str:
+        # The writer would wait long for a transaction that the caller itself may have open.
+        with connections.explained(self._engine.path), closing(self._engine.connect()) as connection:
+            connection.execute("PRAGMA busy_timeout = 0")
+            when_free(lambda: connection.execute("BEGIN IMMEDIATE"), wait_s=EAGER_WAIT_S, timeout_s=BRIEF_WAIT_S)
+            agreed = workers.agree_on_runtime_base(connection, host, uid, path, instead_of=instead_of)
+            connection.execute("COMMIT")
+            return agreed
+
     register = _transaction(workers.register)
     extend = _transaction(workers.extend)
     unregister = _transaction(workers.unregister)
@@ -407,7 +423,7 @@ def _empty(connection: sqlite3.Connection) -> None:
     from gpuqueue.store.tables import metadata
 
     for table in metadata.sorted_tables:
-        if table.name != "queues":  # a queue object relies on these rows
+        if table.name not in ("queues", "runtime_bases"):  # a queue object relies on these rows
             connection.execute(f"DELETE FROM {table.name}")
     names = [column.name for column in metadata.tables["queues"].columns if column.name != "name"]
     connection.execute(f"UPDATE queues SET {', '.join(f'{name} = NULL' for name in names)}")

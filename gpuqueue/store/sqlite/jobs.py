@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 DEMAND_CLASS_BYTES = 64 * 2**20
 SUSPECT = -1  # the demand class of suspects without a device: no claim of ordinary jobs meets them
 NEVER_FITS = 2**62  # the demand class of jobs that fit no device
-SCAN_LIMIT = 500  # maximum number of rows that one transaction moves, so that others do not wait long
-ROWS_AT_ONCE = 2000  # maximum number of rows of pruned jobs that one transaction deletes
+SCAN_LIMIT = 200  # maximum number of rows that one transaction moves, so that others do not wait long
+ROWS_AT_ONCE = 500  # maximum number of rows of pruned jobs that one transaction deletes
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.MANUAL_RETRY, "id = ?")

@@ -8,6 +8,7 @@ from gpuqueue.store.sqlite import claims, current, following, outcomes, queries,
 from gpuqueue.store.sqlite import estimates as estimate_rows
 from gpuqueue.store.sqlite import events as event_rows
 from gpuqueue.store.sqlite import services as service_rows
+from gpuqueue.store.sqlite import workers as worker_rows
 
 if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
@@ -63,6 +64,7 @@ class SQLiteReads:
     rate_levels = queries.rate_levels
     configuration = queries.configuration
     workers = queries.worker_rows
+    runtime_base = worker_rows.runtime_base
     abandoned_workers = outcomes.abandoned_workers
     reservations = outcomes.reservations
     sightings = queries.device_sightings

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.units import to_us
@@ -18,6 +18,9 @@ from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.sqlite.claims import sized
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, UNSIZE_RUNNING, ensure_queue, forget_demands
+
+if TYPE_CHECKING:
+    from gpuqueue.contract.engine import Statements
 
 
 def accept_configuration(
@@ -57,6 +60,21 @@ def accept_configuration(
     for name in settings.get("queues", {}):
         ensure_queue(connection, name)
     return None, True
+
+
+def runtime_base(connection: Statements, host: str, uid: int) -> str | None:
+    """Return the folder that a user's processes on a host use for their sockets, None before the first."""
+    row = connection.execute("SELECT path FROM runtime_bases WHERE host = ? AND uid = ?", (host, uid)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def agree_on_runtime_base(connection: sqlite3.Connection, host: str, uid: int, path: str, *, instead_of: str | None) -> str:
+    """Make this folder the one that they use, if it still is `instead_of`; returns the one that it is now."""
+    recorded = runtime_base(connection, host, uid)
+    if recorded is not None and recorded != instead_of:
+        return recorded
+    connection.execute("INSERT OR REPLACE INTO runtime_bases (host, uid, path) VALUES (?, ?, ?)", (host, uid, path))
+    return path
 
 
 def register(

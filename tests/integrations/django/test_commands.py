@@ -16,10 +16,10 @@ from django.core.management import CommandError, call_command
 from gpuqueue.integrations.django import DjangoQueue, job_of
 from gpuqueue.integrations.django.management.command_line import take_option
 from gpuqueue.integrations.django.management.commands.gpuqueue import Command
-from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import UseDatabase, UseQueue
+from tests.old_files import make_old_file
 
 
 def ran(*words: str) -> str:
@@ -143,13 +143,8 @@ def test_migrate_makes_the_queue_in_the_apps_database(use_database: UseDatabase,
 
 
 def test_migrate_upgrades_an_older_queue(use_database: UseDatabase, use_queue: UseQueue, tmp_path: Path) -> None:
-    from alembic import command
-
     use_database()
-    upgrade = command.upgrade
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, "0001"))
-        open_store(tmp_path / "app.db").close()
+    make_old_file(tmp_path / "app.db", "0001")
     use_queue(database="default")
     assert "from schema 0001" in migrated()
     assert version_of(tmp_path / "app.db") == migrate.head()

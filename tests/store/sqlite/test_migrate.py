@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
@@ -21,6 +20,7 @@ from gpuqueue.store import open_store
 from gpuqueue.store.sqlite import migrate
 from gpuqueue.store.tables import metadata
 from gpuqueue.testing.waiting import DEADLINE_S
+from tests.old_files import make_old_file
 from tests.processes import LONGEST_S, started
 from tests.store.rows import Rows, at
 
@@ -63,17 +63,9 @@ def test_the_newest_migration_is_the_one_that_the_code_knows() -> None:
     assert migrate.known_versions()[-1] == migrate.head()
 
 
-def old_file(path: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the file that a gpuqueue of this schema version would have made."""
-    upgrade = command.upgrade
-    monkeypatch.setattr(command, "upgrade", lambda settings, _head: upgrade(settings, version))
-    open_store(path).close()
-    monkeypatch.undo()
-
-
-def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_first_version_is_upgraded_and_keeps_what_it_has(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    old_file(path, "0001", monkeypatch)
+    make_old_file(path, "0001")
     with sqlite3.connect(path) as connection:
         connection.execute(
             "INSERT INTO jobs (queue, task, state, enqueued_at, scheduled_at, arguments) "

@@ -23,7 +23,9 @@ from tests.store.rows import GB, Rows, at, capacity_for
 FEW = 2 * ROWS_AT_ONCE
 MANY = 3 * FEW
 STEP = 100  # instructions of SQLite's virtual machine that are counted together
-MOST_STEPS = 5_000  # a thousand rows that change, with their entries in indexes and their events; many more that are only visited
+MOST_STEPS = (
+    1_500  # some hundred rows that change, with their entries in indexes and their events; many more that are only visited
+)
 RUNNING = 40
 LADEN = 1  # a cancelled job with very many pieces of output, log lines and attempts
 
@@ -200,6 +202,9 @@ UPKEEP: dict[str, dict[str, Callable[[Rows], object]]] = {
     },
     "Queues.note_holds": {"one": lambda rows: rows.store.queues.note_holds({"work": ()}, now_us=at(9))},
     "Workers.accept_configuration": {"new settings": accept},
+    "Workers.agree_on_runtime_base": {
+        "one": lambda rows: rows.store.workers.agree_on_runtime_base("here", 1, "/run", instead_of=None)
+    },
     "Workers.register": {"one": lambda rows: rows.register("new")},
     "Workers.extend": {"one": lambda rows: rows.store.workers.extend("w", expires_at_us=at(99))},
     "Workers.unregister": {"one": lambda rows: rows.store.workers.unregister("w", now_us=at(9))},
