@@ -61,9 +61,9 @@ IS_WAITING = "SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? LIMIT 1
 # The (model, class) pair of a queue that follows a given one: the index is skipped through, never scanned. With a comparison of
 # pairs, SQLite would visit every job of the given one.
 NEXT_CLASS = (
-    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ?1 AND demand_model = ?2 "
-    "AND demand_class > ?3 ORDER BY demand_class LIMIT 1) UNION ALL "
-    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ?1 AND demand_model > ?2 "
+    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
+    "AND demand_class > ? ORDER BY demand_class LIMIT 1) UNION ALL "
+    "SELECT * FROM (SELECT demand_model, demand_class FROM jobs WHERE state = 'available' AND queue = ? AND demand_model > ? "
     "ORDER BY demand_model, demand_class LIMIT 1) LIMIT 1"
 )
 CLASS_HEAD = (
@@ -131,7 +131,7 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
     """
     largest_class = demand_class(largest_bytes)
     model, size = "", SUSPECT - 1
-    while (row := connection.execute(NEXT_CLASS, (queue, model, size)).fetchone()) is not None:
+    while (row := connection.execute(NEXT_CLASS, (queue, model, size, queue, model)).fetchone()) is not None:
         model, size = row
         if size <= largest_class:
             yield model, size
@@ -139,12 +139,14 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
             size = NEVER_FITS
 
 
-def sized(connection: Statements, model: str | None = None, *, limit: int | None = None) -> list[int]:
-    """Return the ids of available jobs with a known demand, of one model or of all, at most `limit`."""
+def sized(
+    connection: Statements, model: str | None = None, *, limit: int | None = None, suspects: bool = False
+) -> list[int]:
+    """Return the ids of available jobs with a known demand, of one model or of all, and of suspects if asked; at most `limit`."""
     found: list[int] = []
     for (queue,) in connection.execute("SELECT name FROM queues").fetchall():
         for of_model, size in classes(connection, queue, largest_bytes=NEVER_FITS * DEMAND_CLASS_BYTES):
-            if size and model in (None, of_model):
+            if (size > 0 or (suspects and size)) and model in (None, of_model):
                 left = -1 if limit is None else limit - len(found)
                 found += [row[0] for row in connection.execute(OF_CLASS, (queue, of_model, size, left))]
     return found

@@ -48,7 +48,7 @@ def accept_configuration(
         if any(known.get(worker_id, has_lease) for worker_id, has_lease in others):
             theirs: Mapping[str, Any] = json.loads(row[1])
             return theirs, True
-    outdated = sized(connection, limit=SCAN_LIMIT)
+    outdated = sized(connection, limit=SCAN_LIMIT, suspects=True)  # their queue may have a device now
     forget_demands(connection, outdated)
     if len(outdated) == SCAN_LIMIT:
         return None, False
