@@ -139,9 +139,7 @@ def classes(connection: Statements, queue: str, *, largest_bytes: int) -> Iterab
             size = NEVER_FITS
 
 
-def sized(
-    connection: Statements, model: str | None = None, *, limit: int | None = None, suspects: bool = False
-) -> list[int]:
+def sized(connection: Statements, model: str | None = None, *, limit: int | None = None, suspects: bool = False) -> list[int]:
     """Return the ids of available jobs with a known demand, of one model or of all, and of suspects if asked; at most `limit`."""
     found: list[int] = []
     for (queue,) in connection.execute("SELECT name FROM queues").fetchall():
