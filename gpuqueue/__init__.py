@@ -13,6 +13,7 @@ from gpuqueue.domain import backoff
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import (
     ConfigurationError,
+    ForkedWithOpenFile,
     GPUQueueError,
     JobCancelled,
     JobError,
@@ -52,6 +53,7 @@ __all__ = [
     "Event",
     "Explanation",
     "Follower",
+    "ForkedWithOpenFile",
     "GPUQueue",
     "GPUQueueError",
     "Hold",

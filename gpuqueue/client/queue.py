@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
@@ -42,6 +41,21 @@ if TYPE_CHECKING:
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
+
+
+class _OpenedAtFirstUse:
+    """The opened database file, which is then an attribute of the queue object itself: reading it takes no call."""
+
+    def __get__(self, gq: GPUQueue, _owner: type[GPUQueue] | None = None) -> Store:
+        kept: dict[str, Store] = gq.__dict__
+        with gq._opening.setdefault(os.getpid(), threading.RLock()):
+            if "store" not in kept:
+                opened = gq.open_store()
+                # A signal handler may have opened it meanwhile, in this thread.
+                if kept.setdefault("store", opened) is not opened:
+                    opened.close()
+                opened.on_replaced(gq._forget_file)
+            return kept["store"]
 
 
 class GPUQueue:
@@ -79,7 +93,7 @@ class GPUQueue:
         self._declared = Declarations(self.config)
         self._enqueuer = Enqueuer(self, self._declared, self.config)
         self.ollama = OllamaTasks(self)
-        self._opening = threading.Lock()
+        self._opening: dict[int, threading.RLock] = {}  # by process: in a forked child, another thread of its parent may hold it
 
     @classmethod
     def from_config(
@@ -355,14 +369,7 @@ class GPUQueue:
 
     # --- the file and the settings ---
 
-    @cached_property
-    def store(self) -> Store:
-        """The opened database file."""
-        with self._opening:
-            if "store" not in self.__dict__:
-                self.__dict__["store"] = opened = self.open_store()
-                opened.on_replaced(self._forget_file)
-            return cast("Store", self.__dict__["store"])
+    store = _OpenedAtFirstUse()
 
     def open_store(self, *, patient: bool = False) -> Store:
         """Open the file again, with separate connections; a worker opens it `patient`."""

@@ -380,7 +380,7 @@ class Upkeep(Protocol):
 
 
 class Engine(Protocol):
-    """One open database. Safe to use from many threads, and in a forked child once `begin_in_child` was called."""
+    """One open database. Safe to use from many threads, and in a forked child that was not born with it open."""
 
     name: str  # shown to people: a file's path
 
@@ -424,10 +424,10 @@ class Engine(Protocol):
     def on_replaced(self, tell: Callable[[], object]) -> None:
         """Call `tell` once, before FileReplaced is raised, when another database has the name."""
 
-    def quiesce(self, timeout_s: float) -> None:
-        """Before a fork: wait until no thread uses the database, at most `timeout_s`, and block new uses until `resume`.
+    def quiesce(self, give_up_s: float) -> str | None:
+        """Before a fork: wait until no thread uses the database, and close it until `resume`, which new uses wait for.
 
-        A thread that forks inside its own read waits for itself, and continues after `timeout_s`.
+        Gives up at a time of `time.monotonic()`. Returns what could not be closed, as the subject of "had the file open".
         """
 
     def resume(self) -> None:

@@ -8,6 +8,7 @@ GPUQueueError
 │   └── StateError            the job's state does not allow this
 ├── StoreError                the database file cannot be used
 │   ├── StoreBusy             could not acquire the write lock in time; nothing was changed
+│   ├── ForkedWithOpenFile    this process was forked while the file was open; nothing was changed
 │   ├── NotADatabase, NewerSchema, StoreUnwritable, StoreFull, FileReplaced
 ├── JobError                  how a job ended, raised by `job.result()`
 │   ├── JobFailed, JobCancelled, JobExpired, ServiceUnavailable
@@ -86,6 +87,22 @@ class StoreError(GPUQueueError):
 
 class StoreBusy(StoreError):
     """Could not acquire the write lock in time; nothing was changed, and the call may be repeated."""
+
+
+class ForkedWithOpenFile(StoreError):
+    """This process was forked while its parent had the file open, so what it wrote could be lost; nothing was changed."""
+
+    def __init__(self, path: str, owner: str) -> None:
+        super().__init__(
+            f"cannot use {path} in this process: it was forked while {owner} had the file open, and what it wrote could be lost. "
+            "Close the connection before the fork, start the process with the method `spawn`, or, where a server loads the "
+            "application before it forks (--preload), open no connection while the application is loaded"
+        )
+        self.path = path
+        self.owner = owner
+
+    def __reduce__(self) -> tuple[type[ForkedWithOpenFile], tuple[str, str]]:
+        return type(self), (self.path, self.owner)
 
 
 class NotADatabase(StoreError):

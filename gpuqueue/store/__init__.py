@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuqueue.store import forks
+
 if TYPE_CHECKING:
     from gpuqueue.store.store import Store
 
@@ -28,13 +30,19 @@ def open_store(
 ) -> Store:
     """Open a queue, creating or upgrading it if needed; `patient` is for workers, which leave the write lock to producers.
 
-    Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy.
+    Raises: NotADatabase, NewerSchema, StoreUnwritable, StoreBusy, ForkedWithOpenFile.
     """
-    # Imported here: a process that has not used its queue yet does not need the engine.
-    from gpuqueue.store.sqlite.engine import SQLite
-    from gpuqueue.store.store import Store
+    forks.refuse_inherited(database)
 
-    def engine() -> SQLite:
-        return SQLite(database, synchronous=synchronous, patient=patient, write_timeout_s=write_timeout_s, now_us=now_us)
+    def opened() -> Store:
+        # Imported here: a process that has not used its queue yet does not need the engine. A child whose parent forked during
+        # these imports would wait for them forever.
+        from gpuqueue.store.sqlite.engine import SQLite
+        from gpuqueue.store.store import Store
 
-    return Store(engine)
+        def engine() -> SQLite:
+            return SQLite(database, synchronous=synchronous, patient=patient, write_timeout_s=write_timeout_s, now_us=now_us)
+
+        return Store(engine)
+
+    return forks.at_work(opened)

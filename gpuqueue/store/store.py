@@ -1,12 +1,9 @@
-"""Wraps an engine as the store: wakes the right processes after each transaction, handles forks, changes many jobs."""
+"""Wraps an engine as the store: wakes the right processes after each transaction, changes many jobs."""
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
 
 AT_ONCE = 200  # maximum number of jobs that one transaction changes, so that others do not wait long
-LONGEST_FORK_WAIT_S = 2.0  # how long a fork waits for other threads, per database
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -59,7 +55,6 @@ class Store:
         self.followers = engine.followers
         self.estimates = engine.estimates
         self.upkeep = engine.upkeep
-        _stores.add(self)
 
     def close(self) -> None:
         """Close the connections; the store cannot be used afterwards."""
@@ -67,7 +62,7 @@ class Store:
         self.wakeups.close()
 
     def __del__(self) -> None:
-        with suppress(Exception), _ending:  # a queue object that was not closed
+        with suppress(Exception):  # a queue object that was not closed
             self.close()
 
 
@@ -259,35 +254,3 @@ def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
         yield ids[start : start + AT_ONCE]
         if start + AT_ONCE < len(ids):
             rest(began_s)
-
-
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-_quiet: list[Store] = []
-_ending = threading.RLock()  # held where garbage is collected, in any thread, and while this process forks
-
-
-def _before_fork() -> None:
-    # A child inherits this process's file locks, and any mutex of the database library that another thread holds at that
-    # moment: it would wait for them forever.
-    _ending.acquire()
-    for store in list(_stores):
-        _quiet.append(store)
-        store.engine.quiesce(LONGEST_FORK_WAIT_S)
-
-
-def _after_fork_in_parent() -> None:
-    while _quiet:
-        _quiet.pop().engine.resume()
-    _ending.release()
-
-
-def _after_fork_in_child() -> None:
-    _quiet.clear()
-    _ending.release()
-    for store in list(_stores):
-        store.engine.begin_in_child()
-        store.wakeups.begin_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,11 +64,7 @@ class Wakeups:
 
     def __init__(self, directory: Path) -> None:
         self._folders = {group: os.path.join(directory, group) for group in ("workers", "waiters")}
-        self._begin()
-
-    def _begin(self) -> None:
-        self._socket: socket.socket | None = None
-        self._opening = threading.Lock()
+        self._sockets: list[socket.socket] = []  # the first one sends; a forked child may use its parent's
         self._closed = False
         self._listed: dict[str, tuple[int, list[str]]] = {}
         self._workers: list[str] = []
@@ -93,19 +88,11 @@ class Wakeups:
                 if name.partition("-")[0] in keys:
                     self._send(os.path.join(self._folders["waiters"], name))
 
-    def begin_in_child(self) -> None:
-        """Start afresh in a forked process: a thread of the parent may have held the lock, and the socket is the parent's."""
-        if self._socket is not None:
-            self._socket.close()
-        self._begin()
-
     def close(self) -> None:
         """Close the sending socket; later calls wake nothing."""
-        with self._opening:
-            self._closed = True
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+        self._closed = True
+        while self._sockets:
+            self._sockets.pop().close()
 
     def _names(self, group: str) -> list[str]:
         if not HAS_UNIX_SOCKETS:
@@ -126,7 +113,7 @@ class Wakeups:
 
     def _send(self, path: str) -> None:
         try:
-            (self._socket or self._open()).sendto(b"!", path)
+            (self._sockets[0] if self._sockets else self._open()).sendto(b"!", path)
         except ConnectionRefusedError:  # its owner died without removing it
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -134,14 +121,13 @@ class Wakeups:
             pass
 
     def _open(self) -> socket.socket:
-        with self._opening:
-            if self._closed:
-                raise OSError("the wakeups are closed")
-            if self._socket is None:
-                made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                made.setblocking(False)
-                self._socket = made
-            return self._socket
+        # Without a lock, which a signal handler might wait for forever: of threads that come together, each opens one.
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        made.setblocking(False)
+        self._sockets.append(made)
+        if self._closed:
+            self.close()
+        return made
 
 
 class Listener:

@@ -68,6 +68,12 @@ class Dying:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
+    def __enter__(self) -> None:
+        self._connection.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._connection.__exit__(*error)
+
 
 @dataclass
 class Scene:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shlex
 import sqlite3
@@ -22,6 +23,15 @@ LIBRARY_VERSION = sqlite3.sqlite_version_info
 READ_TIMEOUT_MS = 5000  # a reader in WAL mode meets a lock only while the file is recovered
 SWITCH_PAUSE_S = 0.01
 LOG_BYTES = 64_000_000  # a log that had to grow beyond this is cut to it when it starts again from its beginning
+_numbers = itertools.count(1)
+
+
+class Connection(sqlite3.Connection):
+    """A connection that its pool knows for as long as somebody has it."""
+
+    __slots__ = ("__weakref__", "number", "thread")
+    number: int
+    thread: int  # of the reader that it is lent to
 
 
 def create(path: Path, *, synchronous: str) -> Engine:
@@ -56,7 +66,12 @@ def create(path: Path, *, synchronous: str) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),  # as text it would be decoded, and another file opened
         poolclass=NullPool,
-        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": READ_TIMEOUT_MS / 1000},
+        connect_args={
+            "factory": Connection,
+            "isolation_level": None,
+            "check_same_thread": False,
+            "timeout": READ_TIMEOUT_MS / 1000,
+        },
     )
 
     @event.listens_for(engine, "connect")
@@ -86,12 +101,13 @@ def write_ahead(connection: sqlite3.Connection) -> str:
             time.sleep(SWITCH_PAUSE_S)
 
 
-def connect(engine: Engine) -> sqlite3.Connection:
+def connect(engine: Engine) -> Connection:
     """Detach a driver connection from the engine; the caller keeps and closes it."""
     pooled = engine.raw_connection()
-    connection = pooled.driver_connection
+    connection = cast(Connection, pooled.driver_connection)
+    connection.number, connection.thread = next(_numbers), 0
     pooled.detach()
-    return cast(sqlite3.Connection, connection)
+    return connection
 
 
 @contextmanager

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 from gpuqueue.domain.claim import Capacity, ClaimRules
 from gpuqueue.domain.job import Lease, NewJob, State
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.store import forks
 from gpuqueue.store.resting import rest
 from gpuqueue.store.sqlite import (
     backends,
@@ -46,7 +47,13 @@ READ_CACHE_KIB = 32_000  # the indexes of a million jobs
 CHECKPOINT_PAGES = 4000  # past 16 MB a producer checkpoints by itself, in case no worker does
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
-_inherited: list[object] = []  # a forked child keeps its parent's connections until it ends, even if the engine is gone
+_inherited: list[object] = []
+
+
+class _Handles(NamedTuple):
+    writer: Writer
+    read_pool: ReadPool
+    version_pool: ReadPool
 
 
 class SQLite:
@@ -73,7 +80,10 @@ class SQLite:
         self.estimates = _Estimates(self)
         self.upkeep = _Upkeep(self)
         self.own_file = OwnFile(path, looks_by_itself=not patient)  # before it is opened: it may be replaced meanwhile
-        self._begin()
+        self._handles: dict[tuple[int, int], _Handles] = {}
+        self._pid = 0
+        self.begin_in_child()
+        forks.watch(self)
         try:
             with self.lent() as connection:
                 migrate.ensure_schema(self._engine, connection, path)
@@ -82,55 +92,48 @@ class SQLite:
             self.close()
             raise
 
-    def _begin(self) -> None:
-        self.writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
-        self._read_pool = ReadPool(self._connect_reader)
-        self._version_reader: sqlite3.Connection | None = None
-        self._version_lock = threading.Lock()
-        self._resuming: list[Callable[[], None]] = []  # called by `resume`
+    def _make_handles(self) -> _Handles:
+        writer = Writer(self._connect_writer, path=self.path, patient=self._patient, timeout_s=self._write_timeout_s)
+        return _Handles(writer, ReadPool(self._connect_reader), ReadPool(self.connect))
 
     def _connect_writer(self) -> sqlite3.Connection:
-        connection = connections.connect(self._engine)
+        connection = self.connect()
         # A worker checkpoints in the background instead.
         connection.execute(f"PRAGMA wal_autocheckpoint = {0 if self._patient else CHECKPOINT_PAGES}")
         return connection
 
-    def _connect_reader(self) -> sqlite3.Connection:
-        connection = connections.connect(self._engine)
+    def _connect_reader(self) -> connections.Connection:
+        connection = self.connect()
         # Memory is used only for what is read. The more connections a process has, the smaller the cache of each.
-        connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB // self._read_pool.lent_count}")
+        connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB // (self._read_pool.open_count + 1)}")
         return connection
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self) -> connections.Connection:
         """Open a connection that the caller closes; for this engine."""
+        forks.refuse_inherited(self.path)
         return connections.connect(self._engine)
 
     def close(self) -> None:
         self.writer.close()
         self._read_pool.close()
-        with self._version_lock:
-            if self._version_reader is not None:
-                self._version_reader.close()
-                self._version_reader = None
+        self._version_pool.close()
         self._engine.dispose()
 
     def begin_in_child(self) -> None:
-        # Closing the parent's connections here would drop the parent's file locks.
-        _inherited.append((self.writer, self._read_pool, self._version_reader))
-        self._begin()
+        # The parent's handles are kept, even if the engine is gone: closing them here would let SQLite believe that nobody has
+        # the file open. If the server forked without telling Python, several threads may come here at once: all get the same.
+        _inherited.extend(self._handles.values())
+        step = self._pid, os.getpid()
+        handles = self._handles.setdefault(step, self._make_handles())
+        self.writer, self._read_pool, self._version_pool = handles
+        self._pid = step[1]
 
-    def quiesce(self, timeout_s: float) -> None:
-        give_up_s = monotonic() + timeout_s
-        if self.writer.quiesce(timeout_s):
-            self._resuming.append(self.writer.resume)
-        self._resuming.append(self._read_pool.resume)
-        self._read_pool.quiesce(max(0.0, give_up_s - monotonic()))
-        if self._version_lock.acquire(timeout=max(0.0, give_up_s - monotonic())):
-            self._resuming.append(self._version_lock.release)
+    def quiesce(self, give_up_s: float) -> str | None:
+        left = [handle.quiesce(give_up_s) for handle in (self.writer, self._read_pool, self._version_pool)]
+        return next(filter(None, left), None)
 
     def resume(self) -> None:
-        while self._resuming:
-            self._resuming.pop()()
+        self.writer.resume()
 
     def look(self) -> None:
         self.own_file.look()
@@ -141,27 +144,33 @@ class SQLite:
     @contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection outside any transaction; for this engine and its tests."""
+        if os.getpid() != self._pid:
+            self.begin_in_child()
         with connections.explained(self.path), self._read_pool.lend() as connection:
             yield connection
 
     def reading(self) -> _Reading:
+        if os.getpid() != self._pid:
+            self.begin_in_child()
         if monotonic() >= self.own_file.due_s:
             self.own_file.look()
         return _Reading(self._read_pool, self.path)
 
     def snapshot(self) -> _Snapshot:
+        if os.getpid() != self._pid:
+            self.begin_in_child()
         if monotonic() >= self.own_file.due_s:
             self.own_file.look()
         return _Snapshot(self._read_pool, self.path)
 
-    def changed(self) -> int:
+    def changed(self) -> tuple[int, int]:
+        if os.getpid() != self._pid:
+            self.begin_in_child()
         if monotonic() >= self.own_file.due_s:
             self.own_file.look()
-        with connections.explained(self.path), self._version_lock:
-            if self._version_reader is None:
-                self._version_reader = connections.connect(self._engine)
-            version: int = self._version_reader.execute("PRAGMA data_version").fetchone()[0]
-            return version
+        # Versions of one connection only are comparable.
+        with connections.explained(self.path), self._version_pool.lend() as connection:
+            return connection.number, connection.execute("PRAGMA data_version").fetchone()[0]
 
 
 class _Reading(SQLiteReads):
@@ -226,6 +235,8 @@ def _transaction(
     @wraps(work)
     def run(self: _Role, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         engine = self._engine
+        if os.getpid() != engine._pid:
+            engine.begin_in_child()
         if monotonic() >= engine.own_file.due_s:
             engine.own_file.look()
         return engine.writer.run(work, *args, **kwargs)
@@ -237,6 +248,8 @@ class _Jobs(_Role):
     def enqueue(self, job: NewJob, /) -> int:
         # Like `insert_jobs`, with fewer steps: every enqueue passes through here.
         engine = self._engine
+        if os.getpid() != engine._pid:
+            engine.begin_in_child()
         own_file = engine.own_file
         if monotonic() >= own_file.due_s:
             own_file.look()

@@ -1,26 +1,30 @@
-"""Pools the reading connections: lends each to one reader at a time, and can quiesce them all; knows no table."""
+"""Pools the reading connections: lends each to one reader at a time, and closes them before a fork; knows no table.
+
+It has no lock: a step that an interrupted reader did not reach leaves a connection to nobody, and that is then closed.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import get_ident
+
+from gpuqueue.store import forks
+from gpuqueue.store.sqlite.connections import Connection
 
 
 class ReadPool:
     """Connections of one process to one file; a new one is opened if all others are lent."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
-        self._idle: list[sqlite3.Connection] = []
-        self.lent_count = 0
+        self._idle: list[Connection] = []
+        self._all: list[weakref.ref[Connection]] = []
         self._is_open = True
-        self._is_quiet = False
-        self._changed = threading.Condition(threading.Lock())
 
     @contextmanager
-    def lend(self) -> Iterator[sqlite3.Connection]:
+    def lend(self) -> Iterator[Connection]:
         """Lend a connection for the duration of a block, outside any transaction."""
         connection = self.take()
         try:
@@ -28,55 +32,73 @@ class ReadPool:
         finally:
             self.give_back(connection)
 
-    def take(self) -> sqlite3.Connection:
+    def take(self) -> Connection:
         """Lend a connection outside any transaction, until `give_back`."""
-        with self._changed:
-            while self._is_quiet:
-                self._changed.wait()
-            self.lent_count += 1
-            connection = self._idle.pop() if self._idle else None
-        try:
-            return connection or self._connect()
-        except BaseException:
-            self._returned(None)
-            raise
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = forks.at_work(self._open)
+            connection.thread = get_ident()
+            # Looked at after the connection was taken: a fork looks in the other order, so one of the two sees the other.
+            if forks.current is None or self._is_lent_to(connection.thread, beside=connection):
+                return connection
+            self._idle.append(connection)
+            forks.wait()
 
-    def give_back(self, connection: sqlite3.Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
         """Take a connection back; an open transaction is rolled back, and if that fails the connection is closed."""
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         except BaseException:
+            self._all.remove(weakref.ref(connection))
             connection.close()
-            self._returned(None)
             raise
-        self._returned(connection)
+        connection.thread = 0
+        self._idle.append(connection)
+        if not self._is_open:  # closed by another thread meanwhile
+            self.close()
 
-    def _returned(self, connection: sqlite3.Connection | None) -> None:
-        with self._changed:
-            self.lent_count -= 1
-            if connection is not None and self._is_open:
-                self._idle.append(connection)
-            elif connection is not None:  # closed by another thread meanwhile
-                connection.close()
-            if self._is_quiet:
-                self._changed.notify_all()
+    def quiesce(self, give_up_s: float) -> str | None:
+        """While this process forks: wait for the readers and close the connections; returns who still reads.
 
-    def quiesce(self, timeout_s: float) -> bool:
-        """Lend no connection until `resume`; returns False if one was not given back in time."""
-        with self._changed:
-            self._is_quiet = True
-            return self._changed.wait_for(lambda: not self.lent_count, timeout_s)
-
-    def resume(self) -> None:
-        """Lend connections again after `quiesce`."""
-        with self._changed:
-            self._is_quiet = False
-            self._changed.notify_all()
+        A reader that forks is not waited for: it would never end.
+        """
+        me = get_ident()
+        has_ended = forks.until(lambda: all(reader.thread == me for reader in self._lent()), give_up_s)
+        self._close_idle()
+        if not has_ended:
+            return f"a read of the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
+        return "a read of the queue, inside which it was forked," if self._lent() else None
 
     def close(self) -> None:
         """Close all connections; a lent one is closed when it is given back."""
-        with self._changed:
-            self._is_open = False
-            while self._idle:
+        self._is_open = False
+        if self._idle:
+            forks.at_work(self._close_idle)
+
+    def _open(self) -> Connection:
+        connection = self._connect()
+        self._all.append(weakref.ref(connection))
+        for reference in list(self._all):
+            if reference() is None:
+                self._all.remove(reference)
+        return connection
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
                 self._idle.pop().close()
+
+    @property
+    def open_count(self) -> int:
+        """How many connections are open, lent or not."""
+        return len(self._all)
+
+    def _lent(self) -> set[Connection]:
+        alive = (reference() for reference in list(self._all))
+        return {connection for connection in alive if connection is not None}.difference(self._idle)
+
+    def _is_lent_to(self, thread: int, *, beside: Connection) -> bool:
+        return any(reader.thread == thread and reader is not beside for reader in self._lent())

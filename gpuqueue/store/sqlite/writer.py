@@ -1,7 +1,8 @@
 """Runs write transactions, one for all threads that want to write at the same time; knows no table.
 
-A thread that finds the writer busy leaves its work to the thread that holds it, which runs all waiting work in one
-transaction, each call in its own savepoint (flat combining): a failing call fails alone, a failing COMMIT fails all of them.
+A thread that finds the writer busy leaves its work to the thread that is next, which runs all waiting work in one transaction,
+each call in its own savepoint (flat combining): a failing call fails alone, a failing COMMIT fails all of them. If that thread
+is interrupted, nothing was changed, and another of those that wait does the same.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from gpuqueue.domain.errors import StoreBusy
+from gpuqueue.domain.errors import StoreBusy, UsageError
+from gpuqueue.store import forks
 from gpuqueue.store.sqlite.connections import explain, is_busy
 from gpuqueue.store.sqlite.write_lock import EAGER_WAIT_S, PATIENT_WAIT_S, HeldHere, holders, when_free
+from gpuqueue.store.turns import Turn, Turns, new_turn
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
 class _Call:
-    """One thread's work, its outcome, and the lock that the thread waits on while another thread runs it."""
+    """One thread's work and its outcome, which counts once `ended` is not empty."""
 
-    __slots__ = ("args", "done", "error", "kwargs", "result", "work")
+    __slots__ = ("args", "ended", "error", "kwargs", "result", "work")
 
     def __init__(self, work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.work = work
@@ -32,7 +36,7 @@ class _Call:
         self.kwargs = kwargs
         self.result: Any = None
         self.error: BaseException | None = None
-        self.done: threading.Lock | None = None
+        self.ended: Sequence[object] = ()
 
 
 class Writer:
@@ -46,7 +50,11 @@ class Writer:
         self._path = path
         self._wait_s = PATIENT_WAIT_S if patient else EAGER_WAIT_S
         self._timeout_s = timeout_s
-        self._lock = threading.Lock()
+        self._turns = Turns(
+            f"this thread is already writing to {path}: a signal handler or a finalizer cannot do so in the middle of that. "
+            "Let it set a flag, and enqueue the job afterwards"
+        )
+        self._fork: Turn | None = None
         self._queue: deque[_Call] = deque()
         self._held_here = HeldHere(path)
         self.connection: sqlite3.Connection | None = None
@@ -67,16 +75,24 @@ class Writer:
         if holders:
             self._held_here.refuse()
         call = _Call(work, args, kwargs)
-        if self._lock.acquire(blocking=False):
-            self._serve(call)
-        else:
-            call.done = threading.Lock()
-            call.done.acquire()
-            self._queue.append(call)
-            # The holder may have checked the queue just before this: the thread that gets the lock serves it.
-            if self._lock.acquire(blocking=False):
-                self._serve(None)
-            call.done.acquire()
+        turns = self._turns
+        _, is_running, _, later = turns.last
+        ended, running = Lock(), Lock()
+        mine: Turn = (ended, running, get_ident(), [])
+        with ended, running:
+            if not is_running.locked():  # as in `insert`
+                later.append(mine)
+                if later[0] is mine:
+                    turns.last = mine
+                    self._transact(call, mine)
+            while not call.ended:
+                turn = turns.ask(mine)
+                if turn is mine:
+                    self._transact(call, mine)
+                else:  # whose thread runs this call too, unless it has begun already, or is interrupted
+                    self._queue.append(call)
+                    with turn[0]:
+                        pass
         if call.error is not None:
             raise call.error
         return call.result  # type: ignore[no-any-return]
@@ -88,17 +104,21 @@ class Writer:
         """
         if holders:
             self._held_here.refuse()
-        if self._queue or not self._lock.acquire(False):
-            return self.run(_insert, statement, row)
-        try:
-            cursor = self.cursor or self._open().cursor()
-            return cursor.execute(statement, row).lastrowid or 0
-        except sqlite3.Error as error:
-            return self._insert_late(statement, row, error)
-        finally:
-            self._lock.release()
-            if self._queue and self._lock.acquire(False):  # other threads left work to this one meanwhile
-                self._serve(None)
+        turns = self._turns
+        _, is_running, _, later = turns.last
+        ended, running = Lock(), Lock()
+        mine: Turn = (ended, running, get_ident(), [])
+        with ended, running:
+            if not self._queue and not is_running.locked():
+                later.append(mine)  # like `Turns.ask`, with fewer steps: every enqueue passes through here
+                if later[0] is mine:
+                    turns.last = mine
+                    try:
+                        cursor = self.cursor or self._open().cursor()
+                        return cursor.execute(statement, row).lastrowid or 0
+                    except sqlite3.Error as error:
+                        return self._insert_late(statement, row, error)
+        return self.run(_insert, statement, row)
 
     def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
         """Insert a row after a first error, if that was another process's lock."""
@@ -110,81 +130,80 @@ class Writer:
         except sqlite3.Error as late:
             raise explain(late, self._path) from late
 
-    def quiesce(self, timeout_s: float) -> bool:
-        """Allow no transaction until `resume`; returns False if one did not end in time."""
-        return self._lock.acquire(timeout=timeout_s)
+    def quiesce(self, give_up_s: float) -> str | None:
+        """Wait for the turn, close the connection and keep the turn until `resume`; returns what still writes.
+
+        A transaction inside which this thread forks is not waited for: it would never end.
+        """
+        self._fork = mine = new_turn()
+        mine[0].acquire()
+        mine[1].acquire()
+        try:
+            if not forks.until(lambda: self._turns.ask(mine) is mine, give_up_s):
+                return f"a write to the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
+        except UsageError:
+            return "a write to the queue, inside which it was forked,"
+        self._close()
+        return None
 
     def resume(self) -> None:
         """Allow transactions again after `quiesce`."""
-        self._lock.release()
-        if self._queue and self._lock.acquire(blocking=False):  # other threads left work to this one meanwhile
-            self._serve(None)
+        if self._fork is not None:
+            self._fork[1].release()
+            self._fork[0].release()
+            self._fork = None
 
     def close(self) -> None:
-        """Close the connection once no work is running."""
-        with self._lock:
-            if self.connection is not None:
-                self.connection.close()
-                self.connection = self.cursor = None
+        """Close the connection once no work is running; work that waits behind this opens it again."""
+        mine = new_turn()
+        with mine[0], mine[1]:
+            while (turn := self._turns.ask(mine)) is not mine:
+                with turn[0]:
+                    pass
+            self._close()
 
-    def _serve(self, own: _Call | None) -> None:
-        interrupt: BaseException | None = None
-        while True:
-            try:
-                calls = [] if own is None else [own]
-                while self._queue:
-                    calls.append(self._queue.popleft())
-                if calls:
-                    self._transact(calls)
-            except BaseException as error:  # an interrupt waits until the calls left to this thread are served
-                interrupt = interrupt or error
-            finally:
-                self._lock.release()
-            own = None
-            # A call may have been queued after the last check and before the release.
-            if not self._queue or not self._lock.acquire(blocking=False):
-                break
-        if interrupt is not None:
-            raise interrupt
+    def _close(self) -> None:
+        if self.connection is not None:
+            self.cursor = None
+            self.connection.close()
+            self.connection = None
 
-    def _transact(self, calls: list[_Call]) -> None:
+    def _transact(self, own: _Call, mine: Turn) -> None:
+        calls = {own: None}
+        # A signal handler's exception, which only the main thread meets, could not be told from one of another thread's work.
+        while self._queue and mine[2] != threading.main_thread().ident:
+            other = self._queue.popleft()
+            if not other.ended:
+                calls[other] = None
+        ended: list[object] = []
+        for call in calls:
+            call.error, call.ended = None, ended
         connection = None
         try:
             connection = self.connection or self._open()
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if not is_busy(error):
-                    raise
-                self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
-            if len(calls) == 1:
-                call = calls[0]
-                call.result = call.work(connection, *call.args, **call.kwargs)
-            else:
-                for call in calls:
-                    self._run_in_savepoint(connection, call)
-            connection.execute("COMMIT")
-        except BaseException as error:
+            with connection:  # unless the transaction is committed, this rolls it back: nothing can come between
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if not is_busy(error):
+                        raise
+                    self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
+                if len(calls) == 1:
+                    own.result = own.work(connection, *own.args, **own.kwargs)
+                else:
+                    for call in calls:
+                        self._run_in_savepoint(connection, call)
+                # One step, so that no interrupt can leave the calls of a committed transaction to be run again.
+                ended.extend(map(connection.execute, ("COMMIT",)))
+        except Exception as error:
             failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
             if failure is not error:
                 failure.__cause__ = error
-            # The calls get their error before the rollback, which may itself fail on a broken disk.
-            is_interrupt = not isinstance(error, Exception)  # it is meant for this thread only
             for call in calls:
-                if is_interrupt:
-                    call.error = StoreBusy(
-                        "the thread that was writing for this one was interrupted; nothing was changed, try again"
-                    )
-                else:
-                    call.error = call.error or failure
-            if connection is not None and connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if is_interrupt:
-                raise
-        finally:
-            for call in calls:
-                if call.done is not None:
-                    call.done.release()
+                call.error = call.error or failure
+            ended.append(failure)
+            if connection is not None and connection.in_transaction:  # it could not be rolled back
+                self._close()
 
     def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
         connection.execute("SAVEPOINT one_call")

@@ -141,6 +141,12 @@ class Seen:
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
+    def __enter__(self) -> None:
+        self._connection.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._connection.__exit__(*error)
+
 
 def finish_and_claim(rows: Rows) -> None:
     lease = rows.claim_one(s=5)
