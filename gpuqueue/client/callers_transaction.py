@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.job import NewJob
+from gpuqueue.store import forks
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -39,8 +40,9 @@ def store(
 ) -> list[int]:
     """Store jobs in the caller's transaction and return their ids; `ensured` are queues known to have a row.
 
-    Raises: UsageError if the connection is not to the queue's own file; SQLAlchemy's errors.
+    Raises: UsageError if the connection is not to the queue's own file; ForkedWithOpenFile; SQLAlchemy's errors.
     """
+    forks.refuse_inherited(database)
     connection = unwrapped(connection)
     if is_awaited(connection):
         raise UsageError("an async connection or session must be awaited; use aenqueue or aenqueue_many")

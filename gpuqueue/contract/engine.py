@@ -427,7 +427,7 @@ class Engine(Protocol):
     def quiesce(self, give_up_s: float) -> str | None:
         """Before a fork: wait until no thread uses the database, and close it until `resume`, which new uses wait for.
 
-        Gives up at a time of `time.monotonic()`. Returns what could not be closed, as the subject of "had the file open".
+        Gives up at a time of `time.monotonic()`. Returns what could not be closed, as the subject of "had it open".
         """
 
     def resume(self) -> None:

@@ -92,17 +92,17 @@ class StoreBusy(StoreError):
 class ForkedWithOpenFile(StoreError):
     """This process was forked while its parent had the file open, so what it wrote could be lost; nothing was changed."""
 
-    def __init__(self, path: str, owner: str) -> None:
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(
-            f"cannot use {path} in this process: it was forked while {owner} had the file open, and what it wrote could be lost. "
-            "Close the connection before the fork, start the process with the method `spawn`, or, where a server loads the "
-            "application before it forks (--preload), open no connection while the application is loaded"
+            f"cannot use {path} in this process: it was forked while {reason}, and what it wrote could be lost. Close the "
+            "connection before the fork, start the process with the method `spawn`, or, where a server loads the application "
+            "before it forks (--preload), open no connection while the application is loaded"
         )
         self.path = path
-        self.owner = owner
+        self.reason = reason
 
     def __reduce__(self) -> tuple[type[ForkedWithOpenFile], tuple[str, str]]:
-        return type(self), (self.path, self.owner)
+        return type(self), (self.path, self.reason)
 
 
 class NotADatabase(StoreError):

@@ -65,7 +65,7 @@ def at_work(work: Callable[[], Returned]) -> Returned:
     """Open or close a file: a fork waits for that, and that for a fork."""
     mine = new_turn()
     with mine[0], mine[1]:
-        is_within = mine[2] in _threads_at_work()  # then the fork waits for this thread already
+        is_within = is_waited_for()
         _at_work.append(mine)
         while current is not None and not is_within:
             _at_work.remove(mine)
@@ -77,6 +77,11 @@ def at_work(work: Callable[[], Returned]) -> Returned:
             with suppress(ValueError):  # another thread was faster
                 _at_work.remove(turn)
     return done
+
+
+def is_waited_for() -> bool:
+    """Say whether this thread opens or closes a file, so that a fork waits for it, and it must not wait for the fork."""
+    return get_ident() in _threads_at_work()
 
 
 def wait() -> None:
@@ -105,7 +110,7 @@ def refuse_inherited(path: Path | str) -> None:
     if os.getpid() != _pid:  # the server forked without telling Python
         _begin_in_child()
     if _born_while_opening:
-        raise ForkedWithOpenFile(str(path), "a thread was just opening it, or another one")
+        raise ForkedWithOpenFile(str(path), "another thread was opening a database")
     if not _born_with:
         return
     try:

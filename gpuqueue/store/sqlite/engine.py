@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import wraps
@@ -176,23 +177,23 @@ class SQLite:
 class _Reading(SQLiteReads):
     """Reads over a connection that is lent for the duration of a block."""
 
-    __slots__ = ("_connection", "_path", "_read_pool")
+    __slots__ = ("__weakref__", "_path", "_read_pool", "loan")
 
     def __init__(self, read_pool: ReadPool, path: Path) -> None:
+        self.loan: weakref.ref[Any] | None = None
         self._read_pool = read_pool
         self._path = path
 
     def __enter__(self) -> Self:
         try:
-            self._connection = connection = self._read_pool.take()
+            self.execute = self._read_pool.take(self).execute
         except sqlite3.Error as error:
             raise connections.explain(error, self._path) from error
-        self.execute = connection.execute
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
-            self._read_pool.give_back(self._connection)
+            self._read_pool.give_back(self)
         except sqlite3.Error as broken:
             raise connections.explain(broken, self._path) from broken
         if isinstance(error, sqlite3.Error):
@@ -208,9 +209,8 @@ class _Snapshot(_Reading):
         super().__enter__()
         try:
             self.execute("BEGIN")
-        except BaseException as error:
+        except sqlite3.Error as error:
             self.__exit__(None, error, None)
-            raise
         return self
 
 

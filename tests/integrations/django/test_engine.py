@@ -236,8 +236,16 @@ def test_a_child_does_not_stand_behind_the_threads_of_its_parent(orders: None) -
     connection.close()
     from gpuqueue.integrations.django.sqlite3.line import line_for
 
+    inside, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert may_end.wait(DEADLINE_S)
+
     line = line_for(os.path.realpath(connection.settings_dict["NAME"]))
-    line._is_taken = True
+    thread = threading.Thread(target=line.wait, args=[hold, 30.0])
+    thread.start()
+    assert inside.wait(DEADLINE_S)
     child = fork()
     if not child:
         try:
@@ -245,9 +253,23 @@ def test_a_child_does_not_stand_behind_the_threads_of_its_parent(orders: None) -
             os._exit(0)
         finally:
             os._exit(1)
-    line._is_taken = False
+    may_end.set()
+    thread.join()
     assert os.waitpid(child, 0)[1] == 0
     assert count() == 1
+
+
+def test_who_is_interrupted_in_its_turn_holds_nobody_up(tmp_path: Path) -> None:
+    line = Line(str(tmp_path / "app.db"))
+
+    def interrupted() -> None:
+        with pytest.raises(sqlite3.OperationalError, match="a signal handler"):
+            line.wait(lambda: None, 0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        line.wait(interrupted, 30.0)
+    assert line.wait(lambda: "free", 0.01) == "free"
 
 
 class Rolled(Exception):

@@ -248,7 +248,7 @@ def test_a_second_connection_does_not_stand_in_line_behind_who_waits_for_the_fir
     with transaction.atomic():
         order()
         waiting.start()
-        until(lambda: line._is_taken, "the other thread waits")
+        until(lambda: line._turns.last[1].locked(), "the other thread waits")
         with pytest.raises(OperationalError, match="Django's connection 'default'"), transaction.atomic(using="other"):
             pass
         assert waiting.is_alive()

@@ -144,7 +144,7 @@ class Seen:
     def __enter__(self) -> None:
         self._connection.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._connection.__exit__(*error)
 
 

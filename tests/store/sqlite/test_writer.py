@@ -142,7 +142,7 @@ def test_a_thread_that_writes_is_refused_a_second_write_in_the_middle_of_it(stor
     def within(connection: sqlite3.Connection) -> None:
         pause_queue("outer")(connection)
         for write in (lambda: store.engine.writer.run(pause_queue("inner")), rows.enqueue):
-            with pytest.raises(UsageError, match="already writing to .*jobs.db: a signal handler"):
+            with pytest.raises(UsageError, match=r"already writing to .*jobs\.db: a signal handler"):
                 write()
 
     store.engine.writer.run(within)
