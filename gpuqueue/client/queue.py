@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from gpuqueue.client.async_twins import in_thread, twin
 from gpuqueue.client.declarations import Declarations, QueueOptions
@@ -43,16 +44,24 @@ Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 
-class _OpenedAtFirstUse:
-    """The opened database file, which is then an attribute of the queue object itself: reading it takes no call."""
+class _opened_at_first_use(cached_property["Store"]):
+    """A cached property with a lock that a signal handler may take again, and that no other process holds."""
 
-    def __get__(self, gq: GPUQueue, _owner: type[GPUQueue] | None = None) -> Store:
+    @overload
+    def __get__(self, gq: None, owner: type[Any] | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, gq: object, owner: type[Any] | None = None) -> Store: ...
+
+    def __get__(self, gq: Any, owner: type[Any] | None = None) -> Self | Store:
+        if gq is None:
+            return self
         kept: dict[str, Store] = gq.__dict__
+        # By process: in a forked child, a thread of its parent would hold it forever.
         with gq._opening.setdefault(os.getpid(), threading.RLock()):
             if "store" not in kept:
-                opened = gq.open_store()
-                # A signal handler may have opened it meanwhile, in this thread.
-                if kept.setdefault("store", opened) is not opened:
+                opened = self.func(gq)
+                if kept.setdefault("store", opened) is not opened:  # a signal handler opened it meanwhile
                     opened.close()
                 opened.on_replaced(gq._forget_file)
             return kept["store"]
@@ -63,7 +72,8 @@ class GPUQueue:
 
     `database` is a path or `sqlite:///…` URL; `plugins`, a list or {name: plugin}, are registered in addition to installed
     ones, and each reads its section of the configuration, `[name]`. The file is opened at first use, and created or upgraded
-    if needed. Safe to use from many threads and after a fork.
+    if needed. Safe to use from many threads; in a signal handler, unless it interrupts a write of its thread (UsageError); and in
+    a forked child, unless it was born with the file open, by a connection that gpuqueue could not close (ForkedWithOpenFile).
     Raises: ConfigurationError; at first use StoreError.
     """
 
@@ -93,7 +103,7 @@ class GPUQueue:
         self._declared = Declarations(self.config)
         self._enqueuer = Enqueuer(self, self._declared, self.config)
         self.ollama = OllamaTasks(self)
-        self._opening: dict[int, threading.RLock] = {}  # by process: in a forked child, another thread of its parent may hold it
+        self._opening: dict[int, threading.RLock] = {}
 
     @classmethod
     def from_config(
@@ -369,7 +379,10 @@ class GPUQueue:
 
     # --- the file and the settings ---
 
-    store = _OpenedAtFirstUse()
+    @_opened_at_first_use
+    def store(self) -> Store:
+        """The opened database file."""
+        return self.open_store()
 
     def open_store(self, *, patient: bool = False) -> Store:
         """Open the file again, with separate connections; a worker opens it `patient`."""

@@ -24,6 +24,7 @@ from gpuqueue import (
     Event,
     Explanation,
     Follower,
+    ForkedWithOpenFile,
     GPUQueue,
     GPUQueueError,
     Hold,
@@ -234,6 +235,8 @@ def follow(job: JobHandle) -> str:
     except (JobFailed, JobCancelled, JobExpired, ServiceUnavailable) as error:
         assert_type(error.job_id, int)
         return error.code
+    except ForkedWithOpenFile as error:
+        return error.reason
     except (StoreBusy, StoreError, TimeoutError):
         return "try again"
     return text

@@ -182,7 +182,7 @@ class TemporaryQueue(DjangoQueue):
         self.stands_for = stands_for
 
     @property
-    def store(self) -> Store:  # type: ignore[override]  # the base's is set only by itself
+    def store(self) -> Store:
         """The opened file, emptied when another test has started."""
         opened = super().store
         temporary.begin_anew(opened)

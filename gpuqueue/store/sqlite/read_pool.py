@@ -64,7 +64,7 @@ class ReadPool:
                 connection = forks.at_work(self._open)
             connection.thread = get_ident()
             # Looked at after the connection was taken: a fork looks in the other order, so one of the two sees the other.
-            if forks.current is None or forks.is_waited_for() or self._is_lent_to(connection.thread, beside=connection):
+            if forks.current is None or forks.is_waited_for() or self._is_lent_to(connection.thread, but=connection):
                 reader.loan = loan = weakref.ref(reader, self._lost.append)
                 self._loans[loan] = connection
                 return connection
@@ -146,5 +146,5 @@ class ReadPool:
             self._idle
         )
 
-    def _is_lent_to(self, thread: int, *, beside: Connection) -> bool:
-        return any(other.thread == thread and other is not beside for other in self._lent())
+    def _is_lent_to(self, thread: int, *, but: Connection) -> bool:
+        return any(other.thread == thread and other is not but for other in self._lent())
