@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
+
+from tests.conftest import fork
 
 LONGEST_S = 300.0  # far beyond what a busy machine needs: only a broken test lets a program run so long
 
@@ -45,3 +47,33 @@ def read_until(pipe: IO[str] | None, *words: str) -> str:
         assert line, f"it ended without {words}:\n{said}"
         said += line
     return said
+
+
+class Child:
+    """A forked process that does one thing and tells what came of it; `before` is done by its parent once it is born."""
+
+    def __init__(self, work: Callable[[], object], *, forking: Callable[[], int] = fork) -> None:
+        reading, writing = os.pipe()
+        waiting, self._go = os.pipe()
+        self.pid = forking()
+        if self.pid == 0:
+            try:
+                os.read(waiting, 1)
+                try:
+                    told = repr(work())
+                except BaseException as error:
+                    told = f"{type(error).__name__}: {error}"
+                os.write(writing, told.encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.close(waiting)
+        self._answer = reading
+
+    def told(self) -> str:
+        os.write(self._go, b"x")
+        os.close(self._go)
+        with os.fdopen(self._answer) as answer:
+            found = answer.read()
+        assert os.waitpid(self.pid, 0)[1] == 0, "the child hangs"
+        return found

@@ -18,7 +18,8 @@ from gpuqueue.store import forks as at_fork
 from gpuqueue.store import open_store
 from gpuqueue.testing.queues import QueueMaker
 from gpuqueue.testing.waiting import DEADLINE_S
-from tests.conftest import fork, forks, wait_until
+from tests.conftest import forks, wait_until
+from tests.processes import Child
 
 pytestmark = [forks, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")]
 
@@ -35,36 +36,6 @@ def gq(make_queue: QueueMaker) -> GPUQueue:
     made.task(name="noop")(lambda number: None)
     made.enqueue("noop", {"number": 0})
     return made
-
-
-class Child:
-    """A forked process that does one thing and tells what came of it; `before` is done by its parent once it is born."""
-
-    def __init__(self, work: Callable[[], object], *, forking: Callable[[], int] = fork) -> None:
-        reading, writing = os.pipe()
-        waiting, self._go = os.pipe()
-        self.pid = forking()
-        if self.pid == 0:
-            try:
-                os.read(waiting, 1)
-                try:
-                    told = repr(work())
-                except BaseException as error:
-                    told = f"{type(error).__name__}: {error}"
-                os.write(writing, told.encode())
-            finally:
-                os._exit(0)
-        os.close(writing)
-        os.close(waiting)
-        self._answer = reading
-
-    def told(self) -> str:
-        os.write(self._go, b"x")
-        os.close(self._go)
-        with os.fdopen(self._answer) as answer:
-            found = answer.read()
-        assert os.waitpid(self.pid, 0)[1] == 0, "the child hangs"
-        return found
 
 
 def numbers(database: Path) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpuqueue.domain.errors import UsageError
+from gpuqueue.store import forks
 from gpuqueue.store.sqlite.connections import is_busy
 
 Result = TypeVar("Result")
@@ -52,10 +53,11 @@ class HeldHere:
         self._path = os.path.realpath(path)
 
     def refuse(self) -> None:
-        """Raises: UsageError if another connection of this thread holds the lock."""
+        """Raises: UsageError if another connection of this thread holds the lock; ForkedWithOpenFile if that is its parent's."""
         for holder in holders:
             who = holder(self._path)
             if who is not None:
+                forks.refuse_inherited(self._path)
                 raise UsageError(
                     f"{who} has an open transaction on {self._path} in this thread, and a second connection would wait for it "
                     "forever. Enqueue the job in that transaction (connection=) or after the commit"

@@ -21,8 +21,10 @@ from gpuqueue.integrations.django.tasks_api import TaskResultDoesNotExist
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.testing import run_until_idle
 from gpuqueue.testing.waiting import DEADLINE_S
+from tests.conftest import forks
 from tests.integrations.django import tasks
 from tests.integrations.django.conftest import OURS, UseDatabase, UseQueue, prepared
+from tests.processes import Child
 
 DJANGOS = "django.db.backends.sqlite3"
 ENGINES = [(OURS, {}), (DJANGOS, {"transaction_mode": "IMMEDIATE"})]
@@ -315,3 +317,15 @@ def test_an_async_view_enqueues_in_the_transaction_of_its_thread(shared: DjangoQ
         result = async_to_sync(view)()
         assert shared.jobs() == []
     assert tasks.add.get_result(result.id) == result
+
+
+@forks
+@pytest.mark.parametrize("within", [False, True], ids=["by itself", "in the transaction"])
+def test_a_child_that_was_born_inside_a_transaction_is_told_whose_it_is(shared: DjangoQueue, within: bool) -> None:
+    own = shared.task(name="own")(lambda: None)
+    with transaction.atomic():
+        order()
+        told = Child(own.using(connection=connection).enqueue if within else own.enqueue).told()
+    assert told.startswith("ForkedWithOpenFile: ")
+    assert "it was forked while Django's connection 'default' had it open" in told
+    assert orders() == ["first"]
