@@ -17,7 +17,7 @@ class Unreadable(Exception):
     [
         (ValueError("too hot"), "ValueError: too hot"),
         (ValueError(), "ValueError"),
-        (Unreadable("too hot"), "Unreadable: <exception str() failed>"),
+        (Unreadable("too hot"), "Unreadable: <Unreadable: its __str__ raised LookupError>"),
     ],
 )
 def test_an_error_is_described_by_its_class_and_its_text(error: Exception, words: str) -> None:

@@ -129,7 +129,7 @@ class ModelJobs:
         return sorted(found, key=lambda job: job["finished"])
 
     def forget_demands(self) -> None:
-        for job in self._jobs(*WAITING, "running"):
+        for job in self._jobs("available", "running"):  # the others forget theirs when they become available
             if job["sized"]:
                 self._unsize(job)
             job["suspect"] = job["suspect"] and self.queues[job["queue"]].gpu

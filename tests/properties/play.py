@@ -243,7 +243,7 @@ class Play(RuleBasedStateMachine):
 
     def claims_for_devices(self, worker: PlayedWorker) -> None:
         assert worker.dispatcher is not None
-        leases = worker.dispatcher.claim_for_devices()
+        leases = list(worker.dispatcher.claim_for_devices())
         self.begins(worker, leases, self.model.claim_for_devices(worker.name))
 
     def stops_what_is_asked(self, worker: PlayedWorker, how: str) -> None:

@@ -40,7 +40,7 @@ WAKE = update(
     "id IN (SELECT id FROM jobs WHERE waiting_for = ? AND waiting_for IS NOT NULL AND state = 'retryable' LIMIT ?)",
 )
 UNSIZE = f"UPDATE jobs SET {_UNSIZE} WHERE id = ? AND {_WAITING}"
-UNSIZE_RUNNING = f"UPDATE jobs SET {_UNSIZE} WHERE state = 'running' AND demand_class > 0"
+UNSIZE_RUNNING = f"UPDATE jobs SET {_UNSIZE} WHERE state = 'running' AND demand_class <> 0"
 ASK_TO_STOP = "UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND state = 'running'"
 
 
