@@ -41,7 +41,7 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
         expected_end (of the jobs waiting now; null: not known)}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at,
         parts: [{name, alive, busy_s (null: it waits for work),
-          last_at}] (as of its last heartbeat)}],
+          last_at}]}],
       devices: [{name, budget_bytes, margin_bytes, max_models, slots,
         keep_warm_s, reserved_bytes,
         reading: {at, card, total_bytes, free_bytes, utilisation_percent,

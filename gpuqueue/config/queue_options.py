@@ -48,6 +48,8 @@ def read_queue_options(
         values[option] = _as_in_file(Setting(value, _where(name, option)), option)
 
     def origin(dotted: str) -> str:
+        if not dotted:
+            return f"queue {name!r}"
         key, dot, rest = dotted.partition("[")
         return _where(name, f"{_OPTIONS.get(key, key)}{dot}{rest}")
 

@@ -192,7 +192,7 @@ class Exchange:
         """Give each runner the jobs of its kind; a suspect never runs on the event loop."""
         plain = []
         for lease in leases:
-            if lease.task in capacity.asynchronous and not lease.is_suspect:
+            if lease.task in capacity.asynchronous and lease.crashes is None:
                 self._hand_to(self._coroutines, [lease])
             else:
                 plain.append(lease)

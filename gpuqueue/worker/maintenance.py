@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -220,15 +219,15 @@ class Maintenance:
         if overdue_s < 0:
             return
         share = min(self._pruning * 2 ** min(overdue_s // FASTER_EVERY_S, 10), MOST_PRUNING)
-        now_us, left_s, ends_s = self._clock.wall(), share * EVERY_S, time.monotonic() + PRUNING_LASTS_S
+        now_us, left_s, ends_s = self._clock.wall(), share * EVERY_S, self._clock.monotonic() + PRUNING_LASTS_S
         unfinished: list[partial[int]] = [*self._prunings(now_us), partial(self._prune_events, now_us)]
         while True:
-            began_s = time.perf_counter()
+            began_s = self._clock.monotonic()
             unfinished = [prune_some for prune_some in unfinished if prune_some()]  # a step of each: none waits for another
-            left_s -= time.perf_counter() - began_s
+            left_s -= self._clock.monotonic() - began_s
             if not unfinished:
                 break
-            if left_s <= 0 or time.monotonic() >= ends_s or self._stop.wait(PRUNING_REST_S):
+            if left_s <= 0 or self._clock.monotonic() >= ends_s or self._stop.wait(PRUNING_REST_S):
                 return
         self._pruned_at_s = self._clock.monotonic()
         self._pruning = max(share / 2, LEAST_PRUNING)

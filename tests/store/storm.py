@@ -111,6 +111,7 @@ class Storm:
 
     def run(self, hits: int) -> int:
         self.enqueue(MAIN)
+        self.read()  # a handler may not need a module in the middle of its first import
         signal.signal(signal.SIGALRM, self.handle)
         threads = [threading.Thread(target=self.work, args=(who,), daemon=True) for who in range(OTHERS)]
         for thread in (*threads, threading.Thread(target=self.probe, daemon=True)):

@@ -130,7 +130,7 @@ def test_a_method_of_a_worker_script_is_found_under_the_name_it_has_when_importe
         ("segfault", "process_died", "the job's process was killed by SIGSEGV"),
         ("kill", "process_died", "the job's process was killed by SIGKILL from outside; see dmesg"),
         ("not json", "result", "the result of job 1 must be JSON"),
-        ("deep", "result", "the result of job 1 must be JSON"),
+        ("deep", "result", "is nested more deeply than the limit of 500 levels"),
         ("large", "result", "the result of job 1: 20 MB of JSON exceeds the limit"),
     ],
 )

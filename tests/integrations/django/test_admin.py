@@ -157,7 +157,10 @@ def test_the_queues_are_shown_with_their_jobs_by_state_and_what_holds_them(boss:
 
 
 @pytest.mark.parametrize(("hour", "is_night"), [(12, False), (22, True)])
-def test_a_queue_is_shown_with_its_pause_and_settings(boss: Client, gq: DjangoQueue, hour: int, is_night: bool) -> None:
+def test_a_queue_is_shown_with_its_pause_and_settings(
+    boss: Client, use_queue: UseQueue, tmp_path: Path, hour: int, is_night: bool
+) -> None:
+    gq = use_queue(file=tmp_path / "gpuqueue.db", gpu={"budget": "5GB", "margin": "2GB"})
     gq.queue("default")
     night = WindowRule("18:00-09:00", concurrency=1, rate=Rate(3, 3600))
     settings = {"rate": Rate(10, 300), "timeout_s": 5400, "retry_every_s": 0.5, "min_run_s": 0, "windows": (night,), "gpu": True}

@@ -239,6 +239,7 @@ UPKEEP: dict[str, dict[str, Callable[[Rows], object]]] = {
     "Estimates.learn": {"one": lambda rows: rows.store.estimates.learn([Observation("k", "m", 1.0)], now_us=at(9))},
     "Upkeep.try_write": {"it": lambda rows: rows.store.upkeep.try_write()},
     "Upkeep.checkpoint": {"it": lambda rows: rows.store.upkeep.checkpoint()},
+    "Upkeep.set_back": {"it": lambda rows: rows.store.upkeep.set_back(now_us=at(-9))},
 }
 # What a person or a program asks for: its caller gives the jobs, a slice at a time where the store chooses them.
 ASKED_FOR = {
@@ -270,7 +271,7 @@ def test_a_transaction_of_upkeep_does_no_more_among_many_rows(
         shutil.copy(path, tmp_path / path.name)
         store = open_store(tmp_path / path.name)
         rows = Rows.__new__(Rows)
-        rows.store, rows.queues, rows.worker = store, {}, "w"
+        rows.store, rows.queues, rows.worker, rows._registered = store, {}, "w", {"w", "other"}
         rows.queue("work")
         rows.queue("ai", gpu=True)
         try:
