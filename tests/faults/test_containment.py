@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +46,11 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
     "StoreFull": lambda: StoreFull("the disk is full (injected)"),
 }
 SAMPLE, PARTS = 24, 40
+# A worker that a fault keeps from closing a file leaves it to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Case(NamedTuple):
@@ -165,7 +169,6 @@ def points(folder: Path) -> list[Point]:
 
 
 def check(folder: Path, chosen: list[tuple[Point, str]]) -> None:
-    """Try the faults; a worker that cannot close a file leaves it to the garbage collector, and that is no trouble here."""
     met, wrong = 0, []
     for number, (point, kind) in enumerate(chosen):
         faults = Faults(point, FAULTS[kind]())
@@ -176,8 +179,7 @@ def check(folder: Path, chosen: list[tuple[Point, str]]) -> None:
         met += faults.raised
         if found:
             wrong.append(f"{kind} at {point}: {found}")
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
+    gc.collect()
     print(f"{len(chosen)} faults tried, {met} met")
     assert not wrong, "\n".join([f"{len(wrong)} of {len(chosen)} faults spread:", *wrong])
 
