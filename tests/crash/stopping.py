@@ -14,7 +14,7 @@ from gpuqueue import GPUQueue
 def stop_outside_a_write(process: subprocess.Popen[str], gq: GPUQueue) -> None:
     """Stop a worker, but not within a write: SQLite's lock is then its own until it goes on, and nobody could rescue."""
     stop(process)
-    while not _can_write(gq):
+    while not can_write(gq):
         go_on(process)
         stop(process)
 
@@ -28,7 +28,7 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGCONT)
 
 
-def _can_write(gq: GPUQueue) -> bool:
+def can_write(gq: GPUQueue) -> bool:
     """Whether the file's write lock is free, or becomes so within a second."""
     with closing(sqlite3.connect(gq.store.engine.path, timeout=1, isolation_level=None)) as connection:
         try:
