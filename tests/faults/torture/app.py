@@ -15,6 +15,8 @@ from pathlib import Path
 from gpuqueue import Discard, GPUQueue, Retry, Snooze, current_job
 from gpuqueue.contract.current_job import current_lease
 from gpuqueue.executors import child
+from gpuqueue.simulators.card import SimulatedCard
+from gpuqueue.simulators.nvml import install
 from gpuqueue.testing import travel
 from tests.faults.torture.kinds import LONGEST_STEP_S, STEPS
 from tests.faults.torture.marks import FOLDER, mark
@@ -185,5 +187,6 @@ def _step_clock(seed: int) -> None:
             time.sleep(chance.uniform(0.5, 3))
 
 
+install(SimulatedCard())
 if STEPS in os.environ and not child.is_child:
     threading.Thread(target=_step_clock, args=[int(os.environ[STEPS])], daemon=True).start()

@@ -50,6 +50,7 @@ class Slot:
     pids: list[int] = field(default_factory=list)
     frozen: Deed | None = None
     frozen_until_s: float = 0.0
+    leaving: ExitStack = field(default_factory=ExitStack)
 
     @property
     def is_running(self) -> bool:
@@ -68,11 +69,11 @@ class Torturer:
         self.slots = [Slot("worker", number) for number in range(workers)]
         self.slots += [Slot("producer", number) for number in range(producers)]
         self._chance = random.Random(seed)
-        self._leaving = ExitStack()
         for slot in self.slots:
             self._start(slot)
 
     def _start(self, slot: Slot) -> None:
+        slot.leaving.close()
         environment = {**os.environ, FOLDER: str(self.folder), "PYTHONPATH": str(ROOT)}
         seed = str(self._chance.randrange(2**32))
         if slot.kind == "worker":
@@ -84,7 +85,7 @@ class Torturer:
             command = [sys.executable, "-m", "tests.faults.torture.producer", name, seed, str(LEASE_S)]
         with self.log(slot).open("ab") as log:
             process = started(command, cwd=self.folder, env=environment, stdout=log, stderr=log, longest_s=3600)
-            slot.process = self._leaving.enter_context(process)
+            slot.process = slot.leaving.enter_context(process)
         slot.pids.append(slot.process.pid)
 
     def log(self, slot: Slot) -> Path:
@@ -191,15 +192,17 @@ class Torturer:
 
     def _show_stacks(self) -> None:
         """Let the producers and their children write where they are, into their logs."""
-        pids = [slot.process.pid for slot in self.slots if slot.kind == "producer" and slot.process is not None]
-        for pid in (*pids, *self.living_forks()):
+        for slot in self.slots:
+            if slot.kind == "producer" and slot.process is not None:
+                slot.process.send_signal(signal.SIGUSR1)
+        for pid in self.living_forks():
             os.kill(pid, signal.SIGUSR1)
         time.sleep(1)
 
     def living_forks(self) -> list[int]:
         ended = {mark["pid"] for mark in marks(self.folder, "child")}
         forked = [mark["child"] for mark in marks(self.folder, "forked")]
-        return [pid for pid in forked if pid not in ended and Path(f"/proc/{pid}").exists()]
+        return [pid for pid in forked if pid not in ended and _is_producer(pid)]
 
     def unfinished(self) -> list[int]:
         with self.gq.store.engine.lent() as connection:
@@ -221,7 +224,7 @@ class Torturer:
     def close(self) -> None:
         for slot in self.slots:
             self._thaw(slot)
-        self._leaving.close()
+            slot.leaving.close()
         self.gq.close()
 
 
@@ -230,3 +233,11 @@ def _is_stopped(process: subprocess.Popen[str]) -> bool:
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     return process.poll() is None
+
+
+def _is_producer(pid: int) -> bool:
+    """Whether the process is there, and no other that has got its number."""
+    try:
+        return b"torture.producer" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
