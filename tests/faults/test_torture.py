@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.sampling import seed_of
 
 SHORT_S = 20.0
 LONG_S, PARTS = 600.0, 5  # one test may not take as long
+pytestmark = pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not say whether a process has stopped")
 
 
 def play(folder: Path, seed: int, for_s: float) -> None:

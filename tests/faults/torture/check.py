@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.torture.kinds import EXPECTED, LIMITS, MAX_CRASHES, MOST_SUSPECTS, POISON, SOUND
+from tests.faults.torture.kinds import EXPECTED, ISOLATED, LIMITS, MAX_CRASHES, MOST_SUSPECTS, POISON, SOUND
 from tests.faults.torture.marks import marks
 from tests.faults.torture.torturer import Deed, Torturer
 
@@ -45,8 +45,7 @@ class Torture:
 
     rows: dict[int, Row]
     runs: list[Run]
-    deeds: list[Deed]
-    died: set[int]  # pids of workers that were killed, or that a job ended
+    deeds: list[Deed]  # those of poison jobs too
 
     @property
     def repeated(self) -> int:
@@ -65,8 +64,9 @@ class Torture:
             yield from self._poison(job_id, row, runs[job_id]) if row.task in POISON else self._sound(job_id, row, runs[job_id])
         for queue, limit in LIMITS.items():
             yield from self._above(limit, f"queue {queue}", (run for run in self.runs if run.queue == queue))
-        alone = (run for run in self.runs if run.in_child and "isolated" not in run.task and run.task != "half_a_reason")
-        yield from self._above(MOST_SUSPECTS, "the suspects", alone)
+        # Those on a card have its slots as their limit.
+        suspects = (run for run in self.runs if run.in_child and run.task not in ISOLATED and run.queue != "card")
+        yield from self._above(MOST_SUSPECTS, "the suspects", suspects)
 
     def _lost(self, stored: Iterable[dict[str, object]], refused: Iterable[dict[str, object]]) -> Iterator[str]:
         """Each id that a producer got is a job; a key is stored once, and none that a producer was told was not stored."""
@@ -82,20 +82,17 @@ class Torture:
         yield from (f"{mark['key']} is stored, and was refused" for mark in refused if mark["key"] in seen)
 
     def _sound(self, job_id: int, row: Row, runs: list[Run]) -> Iterator[str]:
-        """A job runs under one lease, the one it finished with. It runs under another before only if that run's worker was
-        killed or stopped during it, or until its outcome was written.
+        """A job runs once. What at-least-once allows: it runs again, under a later lease, if its worker died, or was stopped for
+        however short, between the run's begin and the next one's: in the run, or before its outcome was written.
         """
         if row.crashes:
             yield f"job {job_id} ({row.task}) is charged with {row.crashes} deaths: {row}"
-        final = [run for run in runs if run.lease == row.lease]
+        final = [run for run in runs if run.lease not in self._taken(job_id)]
         if len(final) != 1 or (row.state == "completed" and final[0].ended_s is None):
-            yield f"job {job_id} finished under lease {row.lease}, and its runs are {runs}"
-        for run, later in zip(runs, [*runs[1:], None], strict=True):
-            if run.lease == row.lease:
-                continue
-            outcome, worker = row.attempts.get(run.lease, ("nothing", ""))
-            if outcome not in TAKEN or not self._has_cause(worker, run, later):
-                yield f"job {job_id} ({row.task}) ran again without a cause after {run}, which ended as {outcome} on {worker}"
+            yield f"job {job_id} ({row.task}) should have finished in one run: {row}, {runs}"
+        for number, run in enumerate(runs):
+            if run not in final and not self._has_cause(row.attempts[run.lease][1], run, runs[number + 1 : number + 2]):
+                yield f"job {job_id} ({row.task}) ran again without a cause after {run}: {row}"
 
     def _poison(self, job_id: int, row: Row, runs: list[Run]) -> Iterator[str]:
         """A poison job kills one worker at most, and then its own processes: as many as are allowed."""
@@ -104,11 +101,11 @@ class Torture:
         if row.crashes != MAX_CRASHES or {outcome for outcome, _ in row.attempts.values()} - set(TAKEN):
             yield f"job {job_id} ({row.task}) crashed {row.crashes} times: {row}"
 
-    def _has_cause(self, worker: str, run: Run, later: Run | None) -> bool:
+    def _has_cause(self, worker: str, run: Run, later: list[Run]) -> bool:
         pid = int(worker.split("-")[-2])
-        until_s = float("inf") if later is None else later.began_s
-        stops = (deed for deed in self.deeds if deed.pid == pid and deed.began_s <= until_s)
-        return pid in self.died or any(deed.ended_s is None or deed.ended_s >= run.began_s for deed in stops)
+        until_s = later[0].began_s if later else float("inf")
+        deeds = (deed for deed in self.deeds if deed.pid == pid and deed.began_s <= until_s)
+        return any(deed.ended_s is None or deed.ended_s >= run.began_s for deed in deeds)
 
     def _above(self, limit: int, what: str, runs: Iterable[Run]) -> Iterator[str]:
         """Check the runs that came to their end under the lease they had all the time: those that lost it may run on."""
@@ -126,14 +123,13 @@ class Torture:
 
 
 def read(torturer: Torturer) -> Torture:
-    died = {
-        pid
-        for slot in torturer.slots
-        for pid, status in zip(slot.pids, slot.statuses, strict=True)
-        if slot.kind == "worker" and status != 0
-    }
+    poisoned = [
+        Deed("poison", "worker", mark["pid"], mark["at"])
+        for mark in marks(torturer.folder, "runs")
+        if mark["task"].rpartition(".")[2] in POISON and not mark["in_child"]
+    ]
     with torturer.gq.store.engine.lent() as connection:
-        return Torture(_rows(connection), _runs(torturer.folder), torturer.deeds, died)
+        return Torture(_rows(connection), _runs(torturer.folder), [*torturer.deeds, *poisoned])
 
 
 def _rows(connection: sqlite3.Connection) -> dict[int, Row]:

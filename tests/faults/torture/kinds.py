@@ -28,6 +28,7 @@ MAX_CRASHES = 3  # of a process that runs one suspect
 MOST_SUSPECTS = 2  # at once
 
 SOUND = ("plain", "asynchronous", "narrow", "isolated", "on_card", "again", "snoozes")
+ISOLATED = ("isolated", "half_a_reason", "poison_isolated")  # in a process that runs one after another
 POISON = ("poison", "poison_on_the_loop", "poison_on_card")  # each kills at most one worker
 EXPECTED: dict[str, tuple[str, str | None]] = {  # {task: (the state it ends in, the error's code)}
     **dict.fromkeys(SOUND, ("completed", None)),
