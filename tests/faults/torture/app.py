@@ -156,6 +156,13 @@ async def leaves_the_loop(key: str, seconds: float) -> None:
 
 
 @gq.task(queue="odd", max_attempts=1)
+async def stops_the_loop(key: str, seconds: float) -> None:
+    with marked():
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+
+
+@gq.task(queue="odd", max_attempts=1)
 def poison(key: str, seconds: float) -> None:
     with marked():
         os._exit(9)

@@ -40,5 +40,6 @@ EXPECTED: dict[str, tuple[str, str | None]] = {  # {task: (the state it ends in,
     "talks_much": ("completed", None),
     "no_json": ("discarded", "result"),
     "leaves_the_loop": ("discarded", "failed"),
+    "stops_the_loop": ("discarded", "failed"),
     "poison_isolated": ("discarded", "process_died"),
 }
