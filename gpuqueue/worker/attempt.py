@@ -127,7 +127,8 @@ class Pipeline:
             self._output.flush(attempt.lease)  # before its run time is taken, which includes this
             self._end(EndedAttempt(outcome, self._clock.monotonic() - attempt.began_s, *ran), kind)
         finally:
-            forget_frames(ran.error)
+            if ran.error is not None:
+                forget_frames(ran.error)
 
     def broken(self, lease: Lease, error: BaseException, kind: Kind) -> None:
         """End an attempt that gpuqueue itself failed to handle; its lease fences an outcome that was written before."""

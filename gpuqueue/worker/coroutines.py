@@ -83,7 +83,7 @@ class Coroutines:
 
     def _work(self) -> None:
         while (ran := self._ran.get()) is not None:
-            with self.thread.pulse.busy():
+            with self.thread.pulse:
                 self._conclude(*ran)
                 try:  # attempts that ended meanwhile go into the same transaction
                     while (ran := self._ran.get_nowait()) is not None:

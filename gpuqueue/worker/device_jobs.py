@@ -14,7 +14,7 @@ from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Pipeline
 from gpuqueue.worker.on_device import OnDevice
 from gpuqueue.worker.orders import Orders
-from gpuqueue.worker.service_thread import ServiceThread
+from gpuqueue.worker.service_thread import ServiceThread, part_info
 from gpuqueue.worker.site import Site
 
 
@@ -42,7 +42,7 @@ class DeviceJobs:
         self._busy_count = 0
         self._lock = threading.Lock()
         count = sum(device.slots for device in site.settings.devices)
-        self._last_at_us = site.clock.wall()
+        self._last_s = site.clock.monotonic()
         self._threads = [
             ServiceThread(f"device-{slot}", partial(self._work, first_slot + slot), site.clock, orders) for slot in range(count)
         ]
@@ -72,7 +72,8 @@ class DeviceJobs:
 
     def info(self) -> PartInfo:
         """Describe the threads as one part."""
-        return PartInfo("device", all(thread.is_alive for thread in self._threads), None, self._last_at_us)
+        alive = all(thread.is_alive for thread in self._threads)
+        return part_info("device", self._clock, alive=alive, since_s=None, last_s=self._last_s)
 
     def _work(self, slot: int) -> None:
         publish_waits(partial(self._waits.publish, slot))
@@ -84,7 +85,7 @@ class DeviceJobs:
             finally:
                 with self._lock:
                     self._busy_count -= 1
-                self._last_at_us = self._clock.wall()
+                self._last_s = self._clock.monotonic()
                 if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
                     self._liveness.executes(slot, 0)
                 self._store.wakeups.ring_workers()

@@ -19,6 +19,7 @@ from gpuqueue.domain.safe_text import class_name, safe_trace
 from gpuqueue.domain.view import PartInfo
 from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.running import Attempt, Ran, run_on_loop
+from gpuqueue.worker.service_thread import part_info
 
 BLOCKED_S = 0.5  # an event loop that does not answer for this long is reported
 WATCH_EVERY_S = 0.25
@@ -35,7 +36,7 @@ class EventLoop:
         self._clock = clock
         self._blocked_s = blocked_s
         self._blocked_since_s: float | None = None
-        self._last_at_us = clock.wall()
+        self._last_s = clock.monotonic()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -57,9 +58,8 @@ class EventLoop:
 
     def info(self) -> PartInfo:
         """Describe the loop as a part of its worker: since when a task has blocked it, and when it last answered."""
-        since_s = self._blocked_since_s
-        blocked_s = None if since_s is None else self._clock.monotonic() - since_s
-        return PartInfo("event loop", self._thread is None or self._thread.is_alive(), blocked_s, self._last_at_us)
+        alive = self._thread is None or self._thread.is_alive()
+        return part_info("event loop", self._clock, alive=alive, since_s=self._blocked_since_s, last_s=self._last_s)
 
     def close(self, *, wait_s: float) -> None:
         """Stop the loop; attempts still running on it are cancelled, and left running after `wait_s`."""
@@ -135,7 +135,7 @@ class EventLoop:
                 while not alive.wait(WATCH_EVERY_S):  # warn once per block
                     if self._closed.is_set():
                         return
-            self._blocked_since_s, self._last_at_us = None, self._clock.wall()
+            self._blocked_since_s, self._last_s = None, self._clock.monotonic()
 
 
 def blocking_line(frame: FrameType, blocked_s: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -56,11 +56,17 @@ class Judge:
 
     def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         """Return the outcome of an attempt that returned `value`, or raised `error`."""
-        return self._judged(attempt.lease, error, lambda: self._outcome(attempt, value, error))
+        try:
+            return self._outcome(attempt, value, error)
+        except BaseException as failed:  # errors of tasks and plugins may have parts that raise anything
+            return self.internal(attempt.lease, failed, error)
 
     def interrupted(self, attempt: Attempt) -> Outcome:
         """Return the outcome of an attempt that was asked to stop."""
-        return self._judged(attempt.lease, None, lambda: self._interrupted(attempt))
+        try:
+            return self._interrupted(attempt)
+        except BaseException as failed:
+            return self.internal(attempt.lease, failed)
 
     def internal(self, lease: Lease, failed: BaseException, error: BaseException | None = None) -> Outcome:
         """Return the outcome of an attempt that gpuqueue or a plugin failed to handle; `error` is what the task raised."""
@@ -92,12 +98,6 @@ class Judge:
         )
         at = self._clock.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), error=JobErrorRecord("unknown_task", message))
-
-    def _judged(self, lease: Lease, error: BaseException | None, judge: Callable[[], Outcome]) -> Outcome:
-        try:
-            return judge()
-        except BaseException as failed:  # errors of tasks and plugins may have parts that raise anything
-            return self.internal(lease, failed, error)
 
     def _outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         if error is None:

@@ -34,7 +34,7 @@ class Loop:
                 return self._wait_for_the_last()
             is_settled = parts.dispatcher.is_settled  # before the claim, which may still have come too early
             try:
-                with parts.pulse.busy():
+                with parts.pulse:
                     claimed = self._tick()
                     sleep_s = self._sleep_s()
             except StoreError as error:

@@ -108,7 +108,7 @@ class Maintenance:
     def _run(self) -> None:
         self._do(self._model_probe.list_models)  # the jobs for devices wait for it
         while not self._stop.is_set():
-            with self.thread.pulse.busy():
+            with self.thread.pulse:
                 for duty in self._duties:
                     self._do(duty)
             self._stop.wait(EVERY_S)

@@ -108,7 +108,7 @@ class Output:
             self._has_words.wait()
             self._stopped.wait(GATHER_S)
             self._has_words.clear()
-            with self.thread.pulse.busy():
+            with self.thread.pulse:
                 self._write(None)
 
     def _write(self, only: Key | None) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from gpuqueue.domain.errors import WorkerFailed, describe
 from gpuqueue.domain.safe_text import safe_trace
@@ -20,28 +19,37 @@ logger = logging.getLogger("gpuqueue.worker")
 
 
 class Pulse:
-    """When a part of a worker last did something, and since when it has been at it: a part that hangs is seen."""
+    """When a part of a worker last did something, and since when it has been at it: a part that hangs is seen.
+
+    `with pulse:` marks that the part does something inside the block, and does not wait for work.
+    """
+
+    __slots__ = ("_clock", "_last_s", "_monotonic", "_since_s", "name")
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self._clock = clock
-        self._busy_since_s: float | None = None
-        self._last_at_us = clock.wall()
+        self._monotonic = clock.monotonic
+        self._since_s: float | None = None
+        self._last_s = clock.monotonic()
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Mark that the part is doing something inside the block, and not waiting for work."""
-        self._busy_since_s = self._clock.monotonic()
-        try:
-            yield
-        finally:
-            self._last_at_us = self._clock.wall()
-            self._busy_since_s = None
+    def __enter__(self) -> None:
+        self._since_s = self._monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._last_s = self._monotonic()
+        self._since_s = None
 
     def info(self, *, alive: bool = True) -> PartInfo:
         """Describe the part as it is now."""
-        since_s = self._busy_since_s
-        return PartInfo(self.name, alive, None if since_s is None else self._clock.monotonic() - since_s, self._last_at_us)
+        return part_info(self.name, self._clock, alive=alive, since_s=self._since_s, last_s=self._last_s)
+
+
+def part_info(name: str, clock: Clock, *, alive: bool, since_s: float | None, last_s: float) -> PartInfo:
+    """Describe a part that has been busy since, and last did something at, these times of the monotonic clock."""
+    now_s = clock.monotonic()
+    last_at_us = clock.wall() - round((now_s - last_s) * 1e6)
+    return PartInfo(name, alive, None if since_s is None else now_s - since_s, last_at_us)
 
 
 class ServiceThread:

@@ -20,7 +20,7 @@ from gpuqueue.store.liveness import Liveness
 from gpuqueue.worker.attempt import Kind, Pipeline
 from gpuqueue.worker.exchange import Exchange
 from gpuqueue.worker.orders import Orders
-from gpuqueue.worker.service_thread import ServiceThread
+from gpuqueue.worker.service_thread import ServiceThread, part_info
 from gpuqueue.worker.site import Site
 
 PREFETCH_S = 0.02
@@ -57,7 +57,7 @@ class Threads:
         self._idle = 0
         self._mean_s = PREFETCH_S
         self._ended_at_s = float("-inf")
-        self._last_at_us = site.clock.wall()
+        self._made_at_s = site.clock.monotonic()
         self._slots: dict[tuple[int, int], int] = {}  # of the liveness file, by the (job, lease) running in it
         self._stopping = False
         self._threads = [self._thread(slot) for slot in range(count)]
@@ -132,7 +132,8 @@ class Threads:
 
     def info(self) -> PartInfo:
         """Describe the threads as one part; one that is stuck in a given-up job has been replaced and does not count."""
-        return PartInfo("job", all(thread.is_alive for thread in self._threads), None, self._last_at_us)
+        alive = all(thread.is_alive for thread in self._threads)
+        return part_info("job", self._clock, alive=alive, since_s=None, last_s=max(self._ended_at_s, self._made_at_s))
 
     def _thread(self, slot: int) -> ServiceThread:
         return ServiceThread(f"job-{slot}", partial(self._work, slot), self._clock, self._orders)
@@ -154,7 +155,7 @@ class Threads:
             if (lease.job_id, lease.lease) not in self._slots:
                 return  # the job was given up: another thread has replaced this one and has its slot
             self._liveness.executes(slot, 0)
-            self._ended_at_s, self._last_at_us = self._clock.monotonic(), self._clock.wall()
+            self._ended_at_s = self._clock.monotonic()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
             del self._slots[lease.job_id, lease.lease]
             if not self._ready or self._exchange.is_due:

@@ -80,7 +80,7 @@ def test_failures_that_are_far_apart_are_not_counted_together() -> None:
 def test_a_part_tells_how_long_it_has_been_at_its_work_and_when_it_last_did_something() -> None:
     time = Time()
     pulse = ServiceThread("output", lambda: None, time.clock, Orders()).pulse
-    with pulse.busy():
+    with pulse:
         time.now_s = 5.0
         assert pulse.info() == PartInfo("output", True, 5.0, 0)
     assert pulse.info() == PartInfo("output", True, None, 5_000_000)
