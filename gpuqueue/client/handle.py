@@ -313,8 +313,8 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._go_on()
         self.listener.close()
+        self._go_on()
 
     def wait(self) -> None:
         """Wait until there may be news; other processes see that the calling task waits."""

@@ -319,7 +319,7 @@ class GPUQueue:
         task = self.tasks.get(name)
         if task is None or task.function is None:
             return name in VERBS
-        return not inspect.iscoroutinefunction(task.function)
+        return task.isolate or not inspect.iscoroutinefunction(task.function)
 
     def expected_ends(self) -> dict[str, datetime]:
         """Return when each queue's waiting jobs should be done: {queue: datetime}; queues without an estimate are left out."""

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from gpuqueue.contract.current_job import running
+from gpuqueue.contract.current_job import publish_waits, running
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.domain.errors import PayloadError
 from gpuqueue.domain.job import Lease
@@ -91,6 +91,11 @@ class Channel:
         """Send a job's output; what a thread says for a job that has ended is dropped, since another one may run by now."""
         self._send_line(json.dumps(message, allow_nan=False), context)
 
+    def say_waits(self, awaited_id: int) -> None:
+        """Say which job the task waits for, 0 for none: it keeps a thread of the worker busy meanwhile."""
+        if self.context is not None:
+            self.send({"waits_for": awaited_id}, self.context)
+
     def answer(self, line: str) -> None:
         """End the current job."""
         with self._sending:  # no thread of the job is in the middle of a line
@@ -117,6 +122,7 @@ def main(descriptor: int) -> None:
     is_child = True
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=descriptor))
+    publish_waits(lambda _, awaited_id: channel.say_waits(awaited_id))
     signal.signal(signal.SIGTERM, lambda number, frame: _on_terminate(channel, number, frame))
     try:
         while True:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from gpuqueue.contract.current_job import published_waits
 from gpuqueue.contract.executor import AttemptContext, AttemptInterrupted
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import IsolatedFailure, NotImportable, ProcessDied
@@ -80,8 +81,9 @@ class Child:
             try:
                 message = self._receive(silence_s / 4)
             except (EOFError, OSError):
+                has_ended = self._ends_within(KILL_AFTER_S)
                 context.check()
-                raise self._death(silence_s, began=began) from None
+                raise self._death(silence_s, began=began, has_ended=has_ended) from None
             if "found" in message:
                 began = True
             elif "emit" in message:
@@ -91,6 +93,8 @@ class Child:
                 context.log(message["log"])
             elif "progress" in message:
                 context.progress(*message["progress"])
+            elif "waits_for" in message:
+                _publish_wait(context, message["waits_for"])
             elif "not_importable" in message:
                 raise NotImportable(**message["not_importable"])
             else:
@@ -174,7 +178,14 @@ class Child:
         except OSError:
             return False
 
-    def _death(self, silence_s: float, *, began: bool) -> BaseException:
+    def _ends_within(self, wait_s: float) -> bool:
+        """Whether the process ends by itself; it is about to when its channel is closed, unless the task closed that."""
+        give_up_s = time.monotonic() + wait_s
+        while not (has_ended := self._has_ended()) and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+        return has_ended
+
+    def _death(self, silence_s: float, *, began: bool, has_ended: bool) -> BaseException:
         """Return the error that says how the child died, from what is known about it."""
         pid = self._process.pid
         if self._guardian.has_killed(pid):
@@ -182,7 +193,11 @@ class Child:
             return AttemptInterrupted(
                 f"the job's process was killed by gpuqueue: its worker was suspended for more than {silent}"
             )
-        self.end()  # a process that is already exiting keeps its exit status
+        self.end()
+        if not has_ended:
+            return ProcessDied(
+                "the job's process was killed by gpuqueue: it had closed its connection to the worker", began=began
+            )
         status = self._process.returncode
         if status >= 0:
             return ProcessDied(f"the job's process exited with {status} before the task returned", began=began)
@@ -373,6 +388,8 @@ class ProcessExecutor:
         except BaseException:
             self._children.give_back(child, reuse=False)
             raise
+        finally:
+            _publish_wait(context, 0)  # a process that died while its task waited could not tell
         self._children.give_back(child, reuse=not is_alone)
         return value
 
@@ -388,6 +405,13 @@ class ProcessExecutor:
         if device is None or device.name.startswith(("GPU-", "MIG-")):
             return {"CUDA_VISIBLE_DEVICES": placement.device}
         return {"CUDA_VISIBLE_DEVICES": str(device.index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _publish_wait(context: AttemptContext, awaited_id: int) -> None:
+    """Record which job the task waits for, as a task in this thread would; 0 for none."""
+    publish = published_waits()
+    if publish is not None:
+        publish(context.lease.job_id, awaited_id)
 
 
 def _value_of(message: Mapping[str, Any]) -> Any:

@@ -42,7 +42,8 @@ class Liveness:
 
     def executes(self, slot: int, job_id: int) -> None:
         """Record that the slot's thread executes this job; 0 for none."""
-        SLOT.pack_into(self._slots, slot * SLOT.size, job_id)
+        if not self._slots.closed:  # a thread that is left behind in a given-up job may end later
+            SLOT.pack_into(self._slots, slot * SLOT.size, job_id)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -79,14 +80,8 @@ def alive_here(runtime_dir: Path | str, worker_id: str) -> bool | None:
 
 def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
     """Return the ids of the jobs that a worker executes, dead or not; None if its file is not visible from here."""
-    found = slots_of(runtime_dir, worker_id)
-    return None if found is None else frozenset(filter(None, found))
-
-
-def slots_of(runtime_dir: Path | str, worker_id: str) -> list[int] | None:
-    """Return the job in each slot, 0 for none; None if the file is not visible from here."""
     try:
-        return [job_id for (job_id,) in SLOT.iter_unpack(path_of(runtime_dir, worker_id).read_bytes())]
+        return _slots(path_of(runtime_dir, worker_id).read_bytes())
     except (OSError, struct.error):
         return None
 

@@ -78,6 +78,7 @@ class DeviceJobs:
     def _work(self, slot: int) -> None:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._ready.get()) is not None:
+            self._waits.runs(slot, lease.job_id)
             try:
                 self._pipeline.carry_out(lease, self._on_device.kind, slot)
             except BaseException as error:
@@ -86,6 +87,6 @@ class DeviceJobs:
                 with self._lock:
                     self._busy_count -= 1
                 self._last_s = self._clock.monotonic()
-                if not self._on_device.stopping.is_set():  # else the liveness file may be closed already
-                    self._liveness.executes(slot, 0)
+                self._liveness.executes(slot, 0)
+                self._waits.runs(slot, 0)
                 self._store.wakeups.ring_workers()

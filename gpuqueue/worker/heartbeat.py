@@ -56,19 +56,24 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
-            asked_at_s = self._clock.monotonic()
-            try:
-                expires_at_us = self._clock.wall() + int(self._lease_s * 1e6)
-                held = self._store.workers.extend(self._worker_id, expires_at_us=expires_at_us, parts=self.parts())
-            except StoreError as error:
-                logger.warning("the lease could not be extended: %s", error)
-                held = self.is_fresh()
-            else:
-                if held:
-                    self._extended_at_s = asked_at_s
+            with self.thread.pulse.busy():
+                held = self._extend()
             if not held:
                 self._log.lost()
                 self.lost = True
                 self._attempts.stop_all("lease_lost")
                 self._listener.ring()
                 return
+
+    def _extend(self) -> bool:
+        """Extend the lease; returns whether it is held."""
+        asked_at_s = self._clock.monotonic()
+        try:
+            expires_at_us = self._clock.wall() + int(self._lease_s * 1e6)
+            held = self._store.workers.extend(self._worker_id, expires_at_us=expires_at_us, parts=self.parts())
+        except StoreError as error:
+            logger.warning("the lease could not be extended: %s", error)
+            return self.is_fresh()
+        if held:
+            self._extended_at_s = asked_at_s
+        return held

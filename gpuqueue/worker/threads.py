@@ -121,6 +121,7 @@ class Threads:
         """Start another thread in place of the one that is stuck in this given-up job."""
         slot = self._slots.pop((lease.job_id, lease.lease))
         self._liveness.executes(slot, 0)
+        self._waits.runs(slot, 0)
         thread = self._threads[slot] = self._thread(slot)
         thread.start()
 
@@ -148,6 +149,7 @@ class Threads:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._next(slot)) is not None:
             began_s = self._clock.monotonic()
+            self._waits.runs(slot, lease.job_id)
             try:
                 self._pipeline.carry_out(lease, self._kind, slot)
             except BaseException as error:
@@ -155,6 +157,7 @@ class Threads:
             if (lease.job_id, lease.lease) not in self._slots:
                 return  # the job was given up: another thread has replaced this one and has its slot
             self._liveness.executes(slot, 0)
+            self._waits.runs(slot, 0)
             self._ended_at_s = self._clock.monotonic()
             self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
             del self._slots[lease.job_id, lease.lease]

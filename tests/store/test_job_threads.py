@@ -15,31 +15,26 @@ from tests.conftest import fork, forks
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Iterator[tuple[Liveness, Waits]]:
-    """A worker with two threads, one of a device, and one place for a coroutine."""
-    liveness, waits = Liveness(tmp_path, "w", slots=4), Waits(tmp_path, "w", pool=2, devices=1)
-    yield liveness, waits
-    liveness.close()
+def waits(tmp_path: Path) -> Iterator[Waits]:
+    """A worker with two threads, and one of a device."""
+    waits = Waits(tmp_path, "w", pool=2, devices=1)
+    yield waits
     waits.close()
 
 
-def test_each_thread_shows_its_job_and_what_that_waits_for(files: tuple[Liveness, Waits], tmp_path: Path) -> None:
-    liveness, waits = files
-    for slot, job_id in enumerate((11, 0, 13, 14)):
-        liveness.executes(slot, job_id)
+def test_each_thread_shows_its_job_and_what_that_waits_for(waits: Waits, tmp_path: Path) -> None:
+    for thread, job_id in enumerate((11, 0, 13)):
+        waits.runs(thread, job_id)
     waits.publish(0, 11, 2**40)
     assert threads_of(tmp_path, "w") == JobThreads((JobThread(11, 2**40), JobThread(0)), (JobThread(13),))
     waits.publish(0, 11, 0)
     assert threads_of(tmp_path, "w") == JobThreads((JobThread(11), JobThread(0)), (JobThread(13),))
 
 
-def test_what_a_job_waited_for_that_has_ended_is_not_taken_for_the_next_one(
-    files: tuple[Liveness, Waits], tmp_path: Path
-) -> None:
-    liveness, waits = files
-    liveness.executes(1, 11)
+def test_what_a_job_waited_for_that_has_ended_is_not_taken_for_the_next_one(waits: Waits, tmp_path: Path) -> None:
+    waits.runs(1, 11)
     waits.publish(1, 11, 12)
-    liveness.executes(1, 13)
+    waits.runs(1, 13)
     threads = threads_of(tmp_path, "w")
     assert threads is not None
     assert threads.pool == (JobThread(0), JobThread(13))
@@ -47,11 +42,18 @@ def test_what_a_job_waited_for_that_has_ended_is_not_taken_for_the_next_one(
 
 def test_threads_that_cannot_be_seen_are_not_known(tmp_path: Path) -> None:
     assert threads_of(tmp_path / "another container's", "w") is None
-    liveness = Liveness(tmp_path, "old", slots=2)
     assert threads_of(tmp_path, "old") is None, "a worker of an older version has no such file"
     path_of(tmp_path, "old").write_bytes(b"x")
     assert threads_of(tmp_path, "old") is None
+
+
+def test_a_thread_that_is_left_behind_changes_nothing(tmp_path: Path) -> None:
+    waits, liveness = Waits(tmp_path, "w", pool=1, devices=0), Liveness(tmp_path, "w", slots=1)
+    waits.close()
     liveness.close()
+    waits.runs(0, 0)
+    waits.publish(0, 11, 0)
+    liveness.executes(0, 0)
 
 
 def test_no_file_is_left_behind(tmp_path: Path) -> None:
@@ -61,11 +63,11 @@ def test_no_file_is_left_behind(tmp_path: Path) -> None:
 
 
 @forks
-def test_a_child_does_not_write_for_its_parent(files: tuple[Liveness, Waits], tmp_path: Path) -> None:
-    liveness, waits = files
-    liveness.executes(0, 11)
+def test_a_child_does_not_write_for_its_parent(waits: Waits, tmp_path: Path) -> None:
+    waits.runs(0, 11)
     pid = fork()
     if pid == 0:
+        waits.runs(0, 0)
         waits.publish(0, 11, 12)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0

@@ -155,6 +155,13 @@ def test_its_death_is_noticed_while_a_helper_that_it_forked_lives(isolated, gq, 
     until(lambda: not any(lives(pid) for pid in numbers(until, tmp_path / "who")), "the helper's end")
 
 
+def test_a_process_that_lost_its_connection_is_killed_and_the_job_says_by_whom(isolated, gq, start_worker):
+    close_everything = isolated(functions.close_everything)
+    start_worker(gq)
+    with pytest.raises(JobFailed, match="killed by gpuqueue: it had closed its connection to the worker"):
+        close_everything.enqueue().result(timeout_s=DEADLINE_S)
+
+
 def test_a_job_is_not_given_to_a_process_that_died_and_left_a_helper(isolated, gq, start_worker, until, tmp_path):
     fork, where = isolated(functions.fork), isolated(functions.where)
     start_worker(gq, threads=1)

@@ -10,6 +10,7 @@ import pytest
 
 from gpuqueue import GPUQueue, JobFailed, WouldDeadlock, current_job
 from gpuqueue.testing.waiting import DEADLINE_S
+from tests.executors import isolated_functions
 
 CARD = """
 [gpu]
@@ -86,6 +87,16 @@ def test_a_task_that_waits_in_the_only_thread_is_told_and_may_go_on(gq, start_wo
     assert "no thread is left to run it, the only one waits" in text
     assert right == [True, True]
     assert gq.job(child_id).result(timeout_s=DEADLINE_S) == 7
+
+
+def test_an_isolated_task_that_waits_in_the_only_thread_is_told(gq, start_worker) -> None:
+    child = gq.task(name="child")(isolated_functions.where)
+    wait_for = gq.task(name="wait", isolate=True, max_attempts=1)(isolated_functions.wait_for)
+    awaited = child.enqueue()
+    job = wait_for.using(priority=1).enqueue(database=str(gq.database), task="child", job_id=awaited.id)
+    start_worker(gq, threads=1)
+    assert "no thread is left to run it, the only one waits" in ends([job])[0]
+    assert awaited.result(timeout_s=DEADLINE_S)["arguments"] == {}
 
 
 def test_with_a_free_thread_in_another_worker_all_complete(make_queue, start_worker, gate) -> None:
