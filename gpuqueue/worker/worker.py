@@ -58,7 +58,8 @@ class Worker:
     # --- the public methods ---
 
     def run(self) -> None:
-        """Work until SIGTERM, SIGINT or `stop`; a second signal gives running jobs back at once.
+        """Work until SIGTERM, SIGINT or `stop`; a second signal gives running jobs back at once, a third
+        has its usual effect.
 
         Raises: ConfigurationError if a live worker has different settings; UnknownQueue; StoreError.
         """

@@ -112,3 +112,25 @@ def test_the_second_signal_gives_a_running_job_back_at_once(configured: Path, ru
     with GPUQueue.from_config(configured / "gpuqueue.toml") as gq:
         assert (str(gq.job(1).state), gq.job(1).attempt) == ("available", 0)
         History(gq, is_kept=True).check(unfinished=[1])
+
+
+def test_the_third_signal_ends_a_worker_that_hangs_in_a_plugin(configured: Path) -> None:
+    (configured / "hanging_shop.py").write_text(
+        "import sys, threading\n"
+        "from gpuqueue import GPUQueue\n"
+        "from gpuqueue.plugins import hookimpl\n"
+        "class Hanging:\n"
+        "    @hookimpl\n"
+        "    def queue_hold(self, details):\n"
+        "        print('hanging', file=sys.stderr, flush=True)\n"
+        "        threading.Event().wait()\n"
+        "gq = GPUQueue.from_config('gpuqueue.toml', plugins={'hanging': Hanging()})\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "gpuqueue", "worker", "--app", "hanging_shop:gq"]
+    with started(command, cwd=configured, stderr=subprocess.PIPE) as process:
+        for awaited in ("hanging", "stopping", "returning"):
+            read_until(process.stderr, awaited)
+            os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == -signal.SIGTERM
