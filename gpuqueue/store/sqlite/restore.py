@@ -52,11 +52,10 @@ def restore(database: Path, backup: Path, *, suffix: str, expect_unused: Callabl
         raise UsageError(f"{backup} is the database itself; give a backup of it")
     expect_unused()
     version = migrate.schema_version(backup)
-    if version is not None:
-        migrate.expect_known(version, backup)
+    if version is None:
+        raise NotADatabase(f"{backup} contains no queue; give a backup made with: gpuqueue db backup")
+    migrate.expect_known(version, backup)
     with checked_copy(backup, database) as copy:
-        if version is None:  # the check has refused another program's database
-            raise NotADatabase(f"{backup} contains no queue; give a backup made with: gpuqueue db backup")
         damage = [finding.detail for finding in copy.findings if finding.check == "sqlite"]
         if damage:
             raise StoreError(f"{backup} is damaged ({damage[0]}). Nothing was changed; restore another backup")

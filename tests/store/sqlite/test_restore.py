@@ -152,7 +152,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "missing": (lambda backup: backup.unlink(), UsageError, "no backup at"),
     "empty": (lambda backup: backup.write_bytes(b""), NotADatabase, "contains no queue"),
     "a text": (lambda backup: backup.write_text("notes " * 999), NotADatabase, "is not an SQLite database"),
-    "another program's": (of_another_program, NotADatabase, "not a gpuqueue database"),
+    "another program's": (of_another_program, NotADatabase, "backup.db contains no queue"),
     "damaged": (damaged, StoreError, "damaged"),
     "newer": (newer, NewerSchema, "written by a newer gpuqueue"),
 }
