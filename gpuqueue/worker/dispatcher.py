@@ -27,7 +27,8 @@ from gpuqueue.worker.site import Site
 
 DECISION_LASTS_S = 1.0  # holds are decided again after this, at every wakeup that may concern a device, and at a window's edge
 SIZED_AT_ONCE = 100
-SUSPECTS_AT_ONCE = 10 * MOST_SUSPECTS  # some may belong to tasks that this worker does not know
+SUSPECTS_AT_ONCE = 10 * MOST_SUSPECTS  # of one queue
+SUSPECTS_READ = 1000  # of one queue; the first may all belong to tasks that this worker does not know
 PUBLISH_EVERY_S = 2.0
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -81,14 +82,14 @@ class Dispatcher:
             with self._store.snapshot() as reads:
                 view = limited(build(reads, self._settings, now), self._plugins)
                 plain = [name for name, queue in view.queues.items() if not queue.settings.gpu and self._serves(name)]
-                suspects = {name: reads.suspects(name, limit=SUSPECTS_AT_ONCE) for name in plain}
+                suspects = {name: reads.suspects(name, limit=SUSPECTS_READ) for name in plain}
             holds = decide_holds(view, self._plugins, self._unsizable)
             held = frozenset(name for name, reasons in holds.items() if _holds(reasons))
             queues = {name: item.settings for name, item in view.queues.items()}
             open_queues = [queue for name, queue in queues.items() if name not in held and self._serves(name)]
             self.plain = tuple(queue for queue in open_queues if not queue.gpu)
             self.gpu = tuple(queue for queue in open_queues if queue.gpu)
-            self._choose([found for queue in self.plain for found in suspects.get(queue.name, ())])
+            self._choose([suspects.get(queue.name, ()) for queue in self.plain])
             self.rules = ClaimRules(held, queues, largest_budget(self._settings))
             self.view = view
             self._decided_at_s = self._clock.monotonic()
@@ -143,10 +144,15 @@ class Dispatcher:
         """Return a suspect that no process can import: it runs when this worker has nothing else to do."""
         return self._lone.pop(0) if self._lone else None
 
-    def _choose(self, suspects: Sequence[tuple[int, str]]) -> None:
-        places = [(job_id, self._where_alone(task)) for job_id, task in suspects]
-        self.suspects = tuple(job_id for job_id, place in places if place == "process")
-        self._lone = [job_id for job_id, place in places if place == "worker"]
+    def _choose(self, suspects: Sequence[Sequence[tuple[int, str]]]) -> None:
+        """Choose those of each queue whose tasks this worker knows."""
+        places = {task: self._where_alone(task) for task in {task for found in suspects for _, task in found}}
+        in_process: list[int] = []
+        self._lone = []
+        for found in suspects:
+            in_process += [job_id for job_id, task in found if places[task] == "process"][:SUSPECTS_AT_ONCE]
+            self._lone += [job_id for job_id, task in found if places[task] == "worker"][:SUSPECTS_AT_ONCE]
+        self.suspects = tuple(in_process)
 
     def claim_for_devices(self, *, is_alone: bool = False) -> Iterator[Lease]:
         """Claim the jobs that get a device now, and yield each; decides again first, as devices and rows change meanwhile.
