@@ -244,7 +244,7 @@ def work(gq: GPUQueue, session: Session) -> Iterator[Check]:
     for worker in view.workers:
         if worker.troubles:
             cannot = f"it cannot do its work: {'; '.join(worker.troubles)}"
-            yield Check(PROBLEM, f"worker {worker.id}", cannot, "restart it; its log says more")
+            yield Check(PROBLEM, f"worker {worker.id}", cannot, "restart it")
     alive = {worker.id for worker in view.workers}
     for device in view.devices.values():
         for item in device.reservations:

@@ -86,7 +86,7 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
         say(f"  {worker.id} serves {serves}; on {worker.host} since {clock(worker.started_at, now=view.now)}")
         if worker.troubles:
             say(click.style(f"    cannot do its work: {'; '.join(worker.troubles)}", fg="red"))
-            click.echo("    → restart it; its log says more")
+            click.echo("    → restart it")
     if not view.workers:
         click.echo(f"  none. Start one: {session.worker_command('')}")
     if view.devices:

@@ -56,7 +56,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
-            with self.thread.pulse.busy():
+            with self.thread.pulse:
                 held = self._extend()
             if not held:
                 self._log.lost()
