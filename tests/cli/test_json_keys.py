@@ -120,6 +120,8 @@ def test_the_keys_are_those_of_the_help(
     job = filled.ollama.generate("gemma4:e4b", prompt="x", queue="ai-realtime", options={"num_predict": 1})
     job.result(timeout_s=DEADLINE_S)
     filled.ollama.generate("gemma4:e4b", prompt="x", queue="held")
+    if command == "status":
+        until(lambda: all(worker.parts for worker in filled.view().workers), "the worker's first heartbeat")
     if command in ("status", "gpu"):
         until(lambda: not filled.view().devices["gpu0"].reservations)  # its clean-up has told what is loaded
         reserve(filled)
