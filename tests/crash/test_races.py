@@ -141,6 +141,8 @@ def test_no_job_of_a_queue_starts_after_its_pause_has_returned(race: Race) -> No
     jobs = race.gq.enqueue_many([("app.note", {}) for _ in range(2000)])
     for _ in range(5):
         finished = race.gq.counts()["batch"].get("completed", 0)
+        if finished == len(jobs):
+            break
         wait_until(lambda so_far=finished: race.gq.counts()["batch"].get("completed", 0) > so_far, "jobs complete")
         race.gq.pause("batch")
         paused_at = race.gq.now()
@@ -149,8 +151,6 @@ def test_no_job_of_a_queue_starts_after_its_pause_has_returned(race: Race) -> No
         started = [job.refresh().started_at for job in jobs]
         assert max(when for when in started if when is not None) <= paused_at
         race.gq.resume("batch")
-        if race.gq.counts()["batch"].get("completed", 0) == len(jobs):
-            break
     for job in jobs:
         job.result(timeout_s=DEADLINE_S)
     paused = False
