@@ -149,7 +149,7 @@ ROWS = {
     ),
     "suspect": (
         lambda: told(job(queue=MAIL.name, error=JobErrorRecord("crashed", "worker w died (unlocked)"))),
-        "worker w died (unlocked); it runs next in its own process; at most 2 such processes run at once",
+        "worker w died (unlocked); it runs next in its own process, at a worker that knows ollama.generate; at most 2 such",
         None,
     ),
     "clean_up": (

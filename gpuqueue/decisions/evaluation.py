@@ -219,7 +219,8 @@ def _waiting_reasons(
         detail = f"the only thread is busy: {jobs}" if count == 1 else f"all {count} threads are busy: {jobs}"
         reasons.append(Hold("threads", detail, ends_with_jobs=True, source="worker"))
     if job.state is State.AVAILABLE and job.error is not None and job.error.code == "crashed" and not queue.settings.gpu:
-        detail = f"{job.error.message}; it runs next in its own process; at most {MOST_SUSPECTS} such processes run at once"
+        where = f"it runs next in its own process, at a worker that knows {job.task}"
+        detail = f"{job.error.message}; {where}; at most {MOST_SUSPECTS} such processes run at once"
         reasons.append(Hold("suspect", detail, ends_with_jobs=True, source="job"))
     if job.device is not None:
         detail = f"waiting for its last attempt's memory on {job.device} to be released"

@@ -134,7 +134,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100.
+    """One queue in the view; `waiting_count` counts available jobs that some device could take, at most 100, and no suspects.
 
     `noted_reasons` are the reasons for which the workers last saw the queue held. A policy that starts and ends a hold at
     different thresholds reads them, so that every process comes to the same answer.

@@ -132,8 +132,11 @@ class Pipeline:
 
     def broken(self, lease: Lease, error: BaseException, kind: Kind) -> None:
         """End an attempt that gpuqueue itself failed to handle; its lease fences an outcome that was written before."""
-        self._attempts.forget(lease)
-        self._end(EndedAttempt(self._judge.internal(lease, error)), kind)
+        try:
+            self._attempts.forget(lease)
+            self._end(EndedAttempt(self._judge.internal(lease, error)), kind)
+        except BaseException as again:
+            self._end_worker(WorkerFailed(f"the attempt of job {lease.job_id} cannot be ended: {describe(again)}"))
 
     # --- its steps ---
 

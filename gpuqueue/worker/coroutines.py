@@ -77,25 +77,26 @@ class Coroutines:
             slot = self._slots.pop((lease.job_id, lease.lease), None)
             if slot is None:
                 return False
-            self._liveness.executes(slot, 0)
             self._free_slots.append(slot)
+            self._liveness.executes(slot, 0)
             return True
 
     def _work(self) -> None:
         while (ran := self._ran.get()) is not None:
-            with self.thread.pulse:
-                self._conclude(*ran)
-                try:  # attempts that ended meanwhile go into the same transaction
-                    while (ran := self._ran.get_nowait()) is not None:
-                        self._conclude(*ran)
-                except Empty:
+            self._conclude(*ran)
+            try:  # attempts that ended meanwhile go into the same transaction
+                while (ran := self._ran.get_nowait()) is not None:
+                    self._conclude(*ran)
+            except Empty:
+                with self.thread.pulse:
                     self._exchange.exchange_or_keep()
-                else:
-                    return
+            else:
+                return
 
     def _conclude(self, attempt: Attempt, ran: Ran) -> None:
         try:
-            self._pipeline.conclude(attempt, ran, self._kind)
+            with self.thread.pulse:
+                self._pipeline.conclude(attempt, ran, self._kind)
         except BaseException as error:
             self._pipeline.broken(attempt.lease, error, self._kind)
         self.forget(attempt.lease)

@@ -57,6 +57,10 @@ class DeviceJobs:
             self._busy_count += 1
         self._ready.put(lease)
 
+    def refuse(self, lease: Lease, error: BaseException) -> None:
+        """End the attempt of a claimed job that could not be handed over."""
+        self._pipeline.broken(lease, error, self._on_device.kind)
+
     @property
     def is_idle(self) -> bool:
         return self._busy_count == 0
@@ -78,8 +82,8 @@ class DeviceJobs:
     def _work(self, slot: int) -> None:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._ready.get()) is not None:
-            self._waits.runs(slot, lease.job_id)
             try:
+                self._waits.runs(slot, lease.job_id)
                 self._pipeline.carry_out(lease, self._on_device.kind, slot)
             except BaseException as error:
                 self._pipeline.broken(lease, error, self._on_device.kind)

@@ -113,13 +113,13 @@ class Exchange:
 
         `alone` is a suspect to claim instead, if the runners are idle; no other job is claimed until it has ended.
         """
-        ended: list[Outcome] = []
         asynchronous = self._asynchronous()
         with self._lock:
+            capacity = self._reserve_room(asynchronous) if alone is None else self._reserve_all(alone)
+            ended: list[Outcome] = []
             while self._ended:
                 ended.append(self._ended.popleft())
             self._unwritten_count += len(ended)
-            capacity = self._reserve_room(asynchronous) if alone is None else self._reserve_all(alone)
         try:
             if not (ended or capacity.threads or capacity.coroutines):
                 return 0
@@ -157,9 +157,9 @@ class Exchange:
                     self._store.attempts.finish([outcome], now_us=self._clock.wall())
                 except StoreError:
                     raise
-                except Exception as error:
+                except BaseException as error:
                     self._store.attempts.finish([self._internal(outcome.lease, error)], now_us=self._clock.wall())
-            except Exception:
+            except BaseException:
                 logger.exception("the outcome of job %d will be written later", outcome.lease.job_id)
                 self._ended.append(outcome)
 
@@ -173,10 +173,10 @@ class Exchange:
             self._is_alone = False  # it has ended
         threads = max(0, self._threads.room() - self._claiming.threads)
         coroutines = max(0, self._coroutines.room() - self._claiming.coroutines) if asynchronous else 0
-        self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
         suspects = self._dispatcher.suspects
         if suspects and threads:
             self._dispatcher.suspects = ()  # until the next decision
+        self._claiming = Capacity(self._claiming.threads + threads, self._claiming.coroutines + coroutines)
         return Capacity(threads, coroutines, asynchronous, suspects)
 
     def _reserve_all(self, suspect: int) -> Capacity:

@@ -64,7 +64,10 @@ class Loop:
         if parts.dispatcher.plain != before or parts.dispatcher.suspects:
             claimed += parts.exchange.exchange()
         for lease in parts.dispatcher.claim_for_devices(is_alone=parts.exchange.is_alone):
-            parts.device_jobs.submit(lease)
+            try:
+                parts.device_jobs.submit(lease)
+            except BaseException as error:  # it is claimed, and nobody else would run it
+                parts.device_jobs.refuse(lease, error)
             claimed += 1
         if not claimed and parts.is_idle and (lone := parts.dispatcher.next_lone()) is not None:
             claimed += parts.exchange.exchange(alone=lone)

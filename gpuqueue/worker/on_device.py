@@ -101,7 +101,7 @@ class OnDevice:
         """Learn from an attempt; a failure is logged and leaves its outcome and its clean-up unchanged."""
         try:
             learn(*args, **kwargs)
-        except Exception:
+        except BaseException:
             logger.exception("nothing was learned from job %d", lease.job_id)
 
     def _note_failure(self, ended: EndedAttempt) -> None:
@@ -153,7 +153,7 @@ class OnDevice:
             try:
                 if self._clean_up_once(lease, device, orphaned=orphaned):
                     return True
-            except Exception as error:  # the memory stays reserved until a clean-up has proven that the card is quiet
+            except BaseException as error:  # the memory stays reserved until a clean-up has proven that the card is quiet
                 self._log.broken(lease, error)
             if self.stopping.wait(CLEAN_UP_AGAIN_S):
                 return False

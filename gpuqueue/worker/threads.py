@@ -148,21 +148,27 @@ class Threads:
     def _work(self, slot: int) -> None:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._next(slot)) is not None:
-            began_s = self._clock.monotonic()
-            self._waits.runs(slot, lease.job_id)
             try:
-                self._pipeline.carry_out(lease, self._kind, slot)
+                self._carry_out(lease, slot)
             except BaseException as error:
                 self._pipeline.broken(lease, error, self._kind)
             if (lease.job_id, lease.lease) not in self._slots:
                 return  # the job was given up: another thread has replaced this one and has its slot
-            self._liveness.executes(slot, 0)
-            self._waits.runs(slot, 0)
-            self._ended_at_s = self._clock.monotonic()
-            self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
-            del self._slots[lease.job_id, lease.lease]
+            try:
+                self._liveness.executes(slot, 0)
+                self._waits.runs(slot, 0)
+            finally:
+                del self._slots[lease.job_id, lease.lease]
             if not self._ready or self._exchange.is_due:
                 self._exchange.exchange_or_keep()
+
+    def _carry_out(self, lease: Lease, slot: int) -> None:
+        began_s = self._clock.monotonic()
+        self._waits.runs(slot, lease.job_id)
+        self._pipeline.carry_out(lease, self._kind, slot)
+        if (lease.job_id, lease.lease) in self._slots:
+            self._ended_at_s = self._clock.monotonic()
+            self._mean_s += 0.1 * (self._ended_at_s - began_s - self._mean_s)
 
     def _next(self, slot: int) -> Lease | None:
         with self._changed:

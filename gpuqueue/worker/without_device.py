@@ -23,7 +23,7 @@ def without_device(exchange: Exchange, backends: Backends, observations: Observa
                 backends.heard(ended.error)
             elif isinstance(ended.outcome, Completed):
                 observations.of_run(ended.outcome.lease, ended.run_s)
-        except Exception:  # what is learned never changes an outcome
+        except BaseException:  # what is learned never changes an outcome
             logger.exception("nothing was learned from job %d", ended.outcome.lease.job_id)
         return True
 

@@ -24,6 +24,8 @@ budget = "5GB"
 slots = 2
 [queues.poison]
 [queues.work]
+[queues.low]
+yields_to = ["poison"]
 [queues.card]
 gpu = true
 backend = "none"
@@ -108,6 +110,17 @@ def define():
 
 define()
 
+if "knows-other" in sys.argv:
+    @gq.task(name="other.poison", queue="poison")
+    def other_poison():
+        os._exit(9)
+
+
+@gq.task(queue="low")
+def low():
+    return os.getpid()
+
+
 if __name__ == "__main__":
     Worker(gq, threads=int(sys.argv[1])).run()
 """
@@ -115,6 +128,7 @@ TASKS = {
     "poison": ("poison", "hidden"),
     "work": ("sound", "later", "isolated", "fails_once"),
     "card": ("on_card", "poison_on_card"),
+    "low": ("low",),
 }
 
 
@@ -132,9 +146,9 @@ class Site:
         self.history = History(self.gq)
         self._leaving = ExitStack()
 
-    def start(self, *, threads: int = 8) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, threads: int = 8) -> subprocess.Popen[str]:
         with (self.folder / "log").open("ab") as log:
-            command = [sys.executable, "app.py", str(threads)]
+            command = [sys.executable, "app.py", str(threads), *arguments]
             return self._leaving.enter_context(started(command, cwd=self.folder, stderr=log, stdout=log))
 
     def enqueue(self, name: str, /, **arguments: object) -> JobHandle:
@@ -268,3 +282,15 @@ def test_a_suspect_that_is_cancelled_while_it_waits_never_runs(site: Site) -> No
     assert site.enqueue("sound", gate="poisoned").result(timeout_s=DEADLINE_S)
     site.until(lambda: bad.refresh().state is State.CANCELLED, "its end")
     assert len(site.lines("poisoned")) == 1
+
+
+def test_a_suspect_whose_task_no_worker_knows_holds_no_queue_that_yields_to_its_own(site: Site) -> None:
+    site.gq.verb("other.poison", queue="poison")
+    bad = site.gq.enqueue("other.poison", {}, max_attempts=3)
+    assert site.start("knows-other").wait(DEADLINE_S) == 9
+    worker = site.start()
+    site.until(lambda: bad.refresh().record.error, "it is a suspect")
+    assert site.enqueue("low").result(timeout_s=DEADLINE_S) == worker.pid
+    (why,) = (hold for hold in site.gq.explain(bad.id).reasons if hold.reason == "suspect")
+    assert "at a worker that knows other.poison" in why.detail
+    assert site.start("knows-other").wait(DEADLINE_S) == 9, "it runs there"

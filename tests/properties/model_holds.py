@@ -57,10 +57,15 @@ class ModelHolds(ModelJobs):
         """Work is what runs, and what only waits for the device."""
         if self._jobs("running", queue=queue):
             return True
-        return bool(self._startable(queue)) and self.is_served(queue) and not self.holds_of(queue)
+        return self._waits_for_room(queue) and self.is_served(queue) and not self.holds_of(queue)
 
     def _startable(self, queue: str) -> list[Job]:
+        """Those that some device could take."""
         return [job for job in self._jobs("available", queue=queue) if not (job["sized"] and job["bytes"] > self.largest)]
+
+    def _waits_for_room(self, queue: str) -> bool:
+        """Whether a job waits only for its turn; a suspect without a device waits for a worker that knows its task."""
+        return any(self.queues[queue].gpu or not job["suspect"] for job in self._startable(queue))
 
     def window_until(self) -> int | None:
         """The one window there is: from nine to six, UTC."""
@@ -167,6 +172,6 @@ class ModelHolds(ModelJobs):
         for other in self.queues[queue].yields_to:
             if self._jobs("running", queue=other):
                 return False
-            if self.admits(other, held) and self._startable(other) and self.is_served(other):
+            if self.admits(other, held) and self._waits_for_room(other) and self.is_served(other):
                 return False
         return True

@@ -96,10 +96,11 @@ def _has_work(connection: Statements, name: str, rules: ClaimRules, paused: Coll
     settings = rules.queues.get(name) or QueueSettings(name)
     if not admits(connection, settings, rules, paused, now_us=now_us):  # a job that cannot start does not count as work
         return False
+    # A suspect without a device does not count: it may be of a task that no worker knows, and would hold others for ever.
     if settings.gpu:
-        waits = any(True for _ in classes(connection, name, largest_bytes=rules.largest_bytes))
+        waits = any(size != SUSPECT for _, size in classes(connection, name, largest_bytes=rules.largest_bytes))
     else:
-        waits = has_available(connection, name)
+        waits = connection.execute(NEXT_CLASS, (name, "", SUSPECT, name, "")).fetchone() is not None
     return waits and is_served(connection, name, now_us=now_us)
 
 

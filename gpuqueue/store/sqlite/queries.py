@@ -284,17 +284,22 @@ def _reading(values: Mapping[str, Any]) -> Reading:
 
 
 def queue_load(connection: Statements, queue: QueueSettings, *, largest_bytes: int) -> tuple[int, int]:
-    """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY."""
+    """Return (running, waiting) for one queue; waiting counts available jobs that some device could take, up to MANY.
+
+    Suspects without a device are not counted, as no job yields to them.
+    """
     running = connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0]
-    ranges: Iterable[tuple[str, int, int]] = [("", SUSPECT, 0)]
+    found: Iterable[tuple[str, int]] = [("", 0)]
     if queue.gpu:
-        ranges = ((model, size, size) for model, size in classes(connection, queue.name, largest_bytes=largest_bytes))
+        found = classes(connection, queue.name, largest_bytes=largest_bytes)
     waiting = 0
-    for model, smallest, largest in ranges:
+    for model, size in found:
+        if size == SUSPECT:
+            continue
         waiting += connection.execute(
             "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? AND demand_model = ? "
-            "AND demand_class BETWEEN ? AND ? LIMIT ?)",
-            (queue.name, model, smallest, largest, MANY - waiting),
+            "AND demand_class = ? LIMIT ?)",
+            (queue.name, model, size, MANY - waiting),
         ).fetchone()[0]
         if waiting >= MANY:
             break
