@@ -87,10 +87,7 @@ def _part(value: Any) -> Any:
         return value.isoformat()
     if value is None or type(value) in (str, int, float):
         return value
-    try:
-        return str(value)
-    except Exception:  # a class from other code may raise here
-        return f"<{type(value).__name__}>"
+    return safe_text(value)
 
 
 def verdict_of(data: Mapping[str, Any]) -> Verdict:

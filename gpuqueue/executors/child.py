@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -25,9 +24,9 @@ from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.domain.errors import PayloadError
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.json_text import to_json
+from gpuqueue.domain.safe_text import safe_trace
 from gpuqueue.domain.verdicts import Discard, Verdict, failure, verdict_data
 
-LONGEST_TEXT = 32_000  # of an error; the store keeps less
 is_child = False  # whether this process was started to run isolated tasks
 
 
@@ -170,25 +169,10 @@ def _result(value: Any, limit_bytes: int, job_id: int) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """Return the parts of an error, as JSON. It may be the task's own, so every part of it may raise when it is read."""
-    try:
-        code, message = failure(error)
-        message = str(message)
-    except Exception:
-        code, message = "failed", f"{type(error).__name__}: <its text cannot be read>"
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except Exception:
-        trace = ""
+    """Return the parts of an error, as JSON."""
+    code, message = failure(error)
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
-    return json.dumps({"code": _clean(str(code)), "message": _clean(message), "kinds": kinds, "remote_traceback": _clean(trace)})
-
-
-def _clean(text: str) -> str:
-    """Cut a text, and escape the half characters that no file or database can store."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
-    return text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps({"code": code, "message": message, "kinds": kinds, "remote_traceback": safe_trace(error)})
 
 
 def _find(module: str, name: str) -> Callable[..., Any]:

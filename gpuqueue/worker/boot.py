@@ -154,6 +154,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         retention=gq.config.retention,
     )
     pulse = Pulse("loop", site.clock)
+    heartbeat.pulses = (pulse, output.thread.pulse, coroutines.thread.pulse, maintenance.thread.pulse)
     heartbeat.parts = lambda: [
         pulse.info(),
         *(part.thread.info() for part in (heartbeat, output, coroutines, maintenance)),

@@ -11,6 +11,7 @@ from gpuqueue.worker.attempts import ABANDON_S
 from gpuqueue.worker.boot import Parts
 from gpuqueue.worker.orders import Orders
 
+EVERY_S = 0.05
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -30,33 +31,44 @@ def _end_attempts(parts: Parts, orders: Orders) -> None:
     parts.threads.stop()
     parts.threads.give_back()
     give_up_s = monotonic() + (0.0 if parts.heartbeat.lost else orders.grace_s)
-    while not parts.is_idle and not orders.at_once.is_set() and monotonic() < give_up_s:
-        tend(parts)
-        parts.listener.wait(0.05)
+    tend_while(parts, lambda: not parts.is_idle and not orders.at_once.is_set() and monotonic() < give_up_s)
     parts.attempts.stop_all("stopping")
     give_up_s = monotonic() + ABANDON_S
-    while parts.attempts.any_running and monotonic() < give_up_s:
-        tend(parts)
-        parts.listener.wait(0.02)
+    tend_while(parts, lambda: parts.attempts.any_running and monotonic() < give_up_s)
     parts.attempts.give_up_all()
-    tend(parts)
+    _tend(parts)
     # A clean-up in progress may finish, unless a second stop request comes.
     give_up_s = monotonic() + orders.grace_s
     while not parts.device_jobs.is_idle and not orders.at_once.is_set() and monotonic() < give_up_s:
         parts.listener.wait(0.05)
 
 
-def tend(parts: Parts) -> None:
-    """Write the outcomes, and stop the attempts that must stop."""
+def tend_while(parts: Parts, condition: Callable[[], bool]) -> None:
+    """Write the outcomes, and stop the attempts that must stop, for as long as the condition holds."""
+    told = ""
+    while condition():
+        told = _tend(parts, told)
+        parts.listener.wait(EVERY_S)
+
+
+def _tend(parts: Parts, told: str = "") -> str:
+    """Write outcomes and stop attempts once; returns why it failed, and logs that unless it was `told` before."""
     parts.threads.give_back()  # jobs claimed by an exchange that started before the worker was stopped
     try:
         parts.exchange.exchange()
         parts.attempts.stop_requested()
         parts.make_up_for(parts.attempts.stop_overdue())
     except StoreError as error:
-        logger.warning("%s; trying again", error)
-    except Exception:
-        logger.exception("stopping attempts failed; trying again")
+        why = str(error)
+        if why != told:
+            logger.warning("%s; trying again", why)
+    except Exception as error:
+        why = describe(error)
+        if why != told:
+            logger.exception("stopping attempts failed; trying again")
+    else:
+        why = ""
+    return why
 
 
 def _close(parts: Parts) -> None:
@@ -67,7 +79,7 @@ def _close(parts: Parts) -> None:
         lambda: parts.event_loop.close(wait_s=ABANDON_S),
         parts.children.close,
         parts.coroutines.stop,
-        lambda: tend(parts),
+        lambda: _tend(parts),
         parts.services.stop,
         parts.heartbeat.stop,
         parts.output.stop,

@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 from gpuqueue.contract.current_job import current_lease
 from gpuqueue.contract.executor import AsyncExecutor
@@ -74,7 +76,8 @@ class EventLoop:
     def _open(self) -> asyncio.AbstractEventLoop:
         loop = self._loop = asyncio.new_event_loop()
         self._stop = loop.stop
-        loop.stop = self._refuse_stop  # type: ignore[method-assign]
+        loop.stop = partial(_refuse, "stop")  # type: ignore[method-assign]
+        loop.shutdown_default_executor = partial(_refuse, "shutdown_default_executor")  # type: ignore[method-assign]
         self._thread = threading.Thread(target=self._work, args=(loop,), name="gpuqueue-event-loop", daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch, args=(loop, self._thread), name="gpuqueue-loop-watch", daemon=True).start()
@@ -104,12 +107,6 @@ class EventLoop:
         finally:
             loop.close()
 
-    def _refuse_stop(self) -> None:
-        """Stand in for the loop's `stop`: it belongs to all asynchronous jobs of the worker."""
-        lease = current_lease()
-        who = "an asynchronous task" if lease is None else f"job {lease.job_id} ({lease.task})"
-        raise UsageError(f"{who} called stop() on the worker's event loop, which other jobs share; return from the task instead")
-
     def _one_less(self, _future: Future[Ran]) -> None:
         with self._lock:
             self._count -= 1
@@ -136,6 +133,13 @@ class EventLoop:
                     if self._closed.is_set():
                         return
             self._blocked_since_s, self._last_s = None, self._clock.monotonic()
+
+
+def _refuse(method: str) -> NoReturn:
+    """Stand in for a method of the loop that would end it, or what it runs on: all asynchronous jobs of the worker share it."""
+    lease = current_lease()
+    who = "an asynchronous task" if lease is None else f"job {lease.job_id} ({lease.task})"
+    raise UsageError(f"{who} called {method}() on the worker's event loop, which other jobs share; return from the task instead")
 
 
 def blocking_line(frame: FrameType, blocked_s: float) -> str:

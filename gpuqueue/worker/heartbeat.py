@@ -11,7 +11,7 @@ from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.wakeups import Listener
 from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.orders import Orders
-from gpuqueue.worker.service_thread import ServiceThread
+from gpuqueue.worker.service_thread import Pulse, ServiceThread
 from gpuqueue.worker.site import Site
 
 SAFE_PART = 0.8  # of the lease; if it could not be extended by then, attempts are stopped
@@ -42,6 +42,7 @@ class Heartbeat:
         self._extended_at_s = self._clock.monotonic()
         self.thread = ServiceThread("heartbeat", self._run, site.clock, orders)
         self.parts: Callable[[], Sequence[PartInfo]] = tuple
+        self.pulses: Sequence[Pulse] = ()  # of the parts that must never hang
 
     def is_fresh(self) -> bool:
         """Whether the lease is certainly still valid; not in a process that was suspended, as its jobs may have been rescued."""
@@ -58,6 +59,8 @@ class Heartbeat:
         while not self._stop.wait(self._lease_s / 3):
             with self.thread.pulse:
                 held = self._extend()
+                for pulse in self.pulses:
+                    pulse.tell_if_stuck()
             if not held:
                 self._log.lost()
                 self.lost = True

@@ -7,7 +7,7 @@ import logging
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.store.wakeups import POLL_S
 from gpuqueue.worker.boot import Parts
-from gpuqueue.worker.drain import tend
+from gpuqueue.worker.drain import tend_while
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.threads import NUDGE_S
 
@@ -75,9 +75,7 @@ class Loop:
 
     def _wait_for_the_last(self) -> None:
         """Wait for the last of `max_jobs` to end, however long that takes."""
-        while not (self._must_end or self._parts.is_idle):
-            tend(self._parts)
-            self._parts.listener.wait(0.05)
+        tend_while(self._parts, lambda: not (self._must_end or self._parts.is_idle))
 
     def _sleep_s(self) -> float:
         """Return how long nothing can change without a wakeup."""

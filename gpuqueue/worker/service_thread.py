@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -14,6 +16,7 @@ from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.orders import Orders
 
 AGAIN_S = 0.5
+SHOWN_CALLS = 8  # of a thread that is stuck, the innermost ones
 MOST_FAILURES, WITHIN_S = 5, 60.0
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -24,16 +27,19 @@ class Pulse:
     `with pulse:` marks that the part does something inside the block, and does not wait for work.
     """
 
-    __slots__ = ("_clock", "_last_s", "_monotonic", "_since_s", "name")
+    __slots__ = ("_clock", "_last_s", "_monotonic", "_since_s", "_thread_id", "_told_since_s", "name")
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self._clock = clock
         self._monotonic = clock.monotonic
         self._since_s: float | None = None
+        self._told_since_s: float | None = None
+        self._thread_id = 0
         self._last_s = clock.monotonic()
 
     def __enter__(self) -> None:
+        self._thread_id = threading.get_ident()
         self._since_s = self._monotonic()
 
     def __exit__(self, *_: object) -> None:
@@ -43,6 +49,15 @@ class Pulse:
     def info(self, *, alive: bool = True) -> PartInfo:
         """Describe the part as it is now."""
         return part_info(self.name, self._clock, alive=alive, since_s=self._since_s, last_s=self._last_s)
+
+    def tell_if_stuck(self) -> None:
+        """Log where the part stands if it hangs, once each time."""
+        since_s, trouble = self._since_s, self.info().trouble
+        frame = sys._current_frames().get(self._thread_id)
+        if trouble and since_s != self._told_since_s and frame is not None:
+            self._told_since_s = since_s
+            calls = "".join(traceback.format_stack(frame)[-SHOWN_CALLS:])
+            logger.error("this worker cannot do its work: %s, in\n%s", trouble, calls.rstrip())
 
 
 def part_info(name: str, clock: Clock, *, alive: bool, since_s: float | None, last_s: float) -> PartInfo:

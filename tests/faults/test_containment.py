@@ -45,7 +45,7 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
     "MemoryError": lambda: MemoryError(),
     "StoreFull": lambda: StoreFull("the disk is full (injected)"),
 }
-SAMPLE, PARTS = 24, 40
+SAMPLE, PARTS = 60, 40
 # A worker that a fault keeps from closing a file leaves it to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

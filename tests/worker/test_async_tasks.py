@@ -398,14 +398,20 @@ def test_no_task_ends_the_loop_that_others_share(gq, start_worker, harm):
     worker.stop()
 
 
-def test_a_task_that_stops_the_loop_is_named(gq, start_worker):
+@pytest.mark.parametrize("method", ["stop", "shutdown_default_executor"])
+def test_a_task_that_ends_the_loop_or_its_threads_is_named_and_refused(gq, start_worker, method):
     @gq.task(name="rude", max_attempts=1)
     async def rude() -> None:
-        asyncio.get_running_loop().stop()
+        getattr(asyncio.get_running_loop(), method)()
+
+    @gq.task(name="polite")
+    async def polite() -> int:
+        return await asyncio.to_thread(int, "7")
 
     start_worker(gq)
     job = rude.enqueue()
     with pytest.raises(
-        JobFailed, match=rf"job {job.id} \(rude\) called stop\(\) on the worker's event loop, which other jobs share"
+        JobFailed, match=rf"job {job.id} \(rude\) called {method}\(\) on the worker's event loop, which other jobs share"
     ):
         job.result(timeout_s=DEADLINE_S)
+    assert polite.enqueue().result(timeout_s=DEADLINE_S) == 7

@@ -86,6 +86,31 @@ def test_a_part_tells_how_long_it_has_been_at_its_work_and_when_it_last_did_some
     assert pulse.info() == PartInfo("output", True, None, 5_000_000)
 
 
+def test_a_part_that_hangs_is_logged_once_with_the_line_where_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+    time, began, may_end = Time(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with thread.pulse:
+            began.set()
+            may_end.wait(DEADLINE_S)
+
+    thread = ServiceThread("maintenance", work, time.clock, Orders())
+    thread.start()
+    assert began.wait(DEADLINE_S)
+    thread.pulse.tell_if_stuck()
+    assert not caplog.text
+    time.now_s = STUCK_S + 1
+    for _ in range(2):
+        thread.pulse.tell_if_stuck()
+    may_end.set()
+    thread.join(DEADLINE_S)
+    thread.pulse.tell_if_stuck()
+    (record,) = caplog.records
+    told, *lines = record.getMessage().splitlines()
+    assert told == "this worker cannot do its work: its maintenance thread has been stuck for 1m 1s, in"
+    assert any("may_end.wait(DEADLINE_S)" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("part", "trouble"),
     [
