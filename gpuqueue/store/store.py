@@ -21,7 +21,7 @@ from gpuqueue.store.wakeups import Wakeups, is_usable, own_uid, runtime_base, ru
 if TYPE_CHECKING:
     from gpuqueue.contract import engine as contract
 
-AT_ONCE = 200  # maximum number of jobs that one transaction changes, so that others do not wait long
+AT_ONCE = 25  # maximum number of jobs that one of many transactions changes: a producer waits for a millisecond at most
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -164,7 +164,7 @@ class Jobs:
             ids = reads.sized(model)
         for some in _slices(ids):
             self._engine.forget_demands(some)
-            self._wakeups.ring_workers()
+        self._wakeups.ring_workers()
 
     def prune_all(self, state: State, /, *, before_us: int) -> int:
         """Delete all finished jobs of a state that finished before a time; returns how many."""

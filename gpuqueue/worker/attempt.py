@@ -164,21 +164,25 @@ class Pipeline:
 
     def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
         """Log and write how the attempt ended; returns whether its device must still be cleaned up here."""
-        lease = ended.outcome.lease
         self._log.ended(ended.outcome, ended.run_s, ended.value)
         try:
-            try:
-                return kind.publish(ended)
-            except StoreError:
-                return kind.publish(ended)
-            except BaseException as error:
-                return kind.publish(EndedAttempt(self._judge.internal(lease, error), ended.run_s))
-        except StoreError as error:
-            # The row keeps its lease and reservation. This worker stops, and the one that rescues it takes them back.
-            self._log.broken(lease, error)
+            return kind.publish(ended)
         except BaseException as error:
-            self._log.broken(lease, error)
-            self._end_worker(WorkerFailed(f"the outcome of job {lease.job_id} cannot be written: {describe(error)}"))
+            return self._publish_again(ended, kind, error)
+
+    def _publish_again(self, ended: EndedAttempt, kind: Kind, error: BaseException) -> bool:
+        """Have an outcome written that the store could not take, or a replacement if it cannot be written for what it is."""
+        lease = ended.outcome.lease
+        try:
+            if not isinstance(error, StoreError):
+                ended = EndedAttempt(self._judge.internal(lease, error), ended.run_s)
+            return kind.publish(ended)
+        except StoreError as again:
+            # The row keeps its lease and reservation. This worker stops, and the one that rescues it takes them back.
+            self._log.broken(lease, again)
+        except BaseException as again:
+            self._log.broken(lease, again)
+            self._end_worker(WorkerFailed(f"the outcome of job {lease.job_id} cannot be written: {describe(again)}"))
         return False
 
     def _clean_up(self, lease: Lease, kind: Kind) -> None:

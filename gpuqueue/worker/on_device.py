@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
@@ -20,14 +20,13 @@ from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Reservation
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.observations import Observations
+from gpuqueue.worker.observations import Observations, learn_of
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
 CLEAN_UP_AGAIN_S = 1.0
 GROWTH = 1.15  # of an estimate that turned out to be too low
 WRITE_AGAIN_S = 1.0
-Parameters = ParamSpec("Parameters")
 Written = TypeVar("Written")
 logger = logging.getLogger("gpuqueue.worker")
 
@@ -88,21 +87,12 @@ class OnDevice:
     def _publish(self, ended: EndedAttempt) -> bool:
         outcome = ended.outcome
         lease = outcome.lease
-        self._aside(lease, self._note_failure, ended)
+        learn_of(lease, self._note_failure, ended)
         if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
             self._log.late(lease)
             return False  # the rescuing worker cleans up
-        self._aside(lease, self._learn, ended)
+        learn_of(lease, self._learn, ended)
         return True
-
-    def _aside(
-        self, lease: Lease, learn: Callable[Parameters, None], *args: Parameters.args, **kwargs: Parameters.kwargs
-    ) -> None:
-        """Learn from an attempt; a failure is logged and leaves its outcome and its clean-up unchanged."""
-        try:
-            learn(*args, **kwargs)
-        except BaseException:
-            logger.exception("nothing was learned from job %d", lease.job_id)
 
     def _note_failure(self, ended: EndedAttempt) -> None:
         """Record what an attempt's error says of its backend and model, before another attempt can start."""
@@ -161,7 +151,7 @@ class OnDevice:
     def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> bool:
         """Clean up, and free the reservation if that is verified; returns whether it is."""
         found = self._ask_to_clean_up(lease, device, orphaned=orphaned)
-        self._aside(lease, self._learn_of_clean_up, lease, device, found, orphaned)
+        learn_of(lease, self._learn_of_clean_up, lease, device, found, orphaned)
         if not found.verified:
             self._log.memory_kept(lease, device.name, found.detail)
             return False

@@ -11,7 +11,7 @@ from datetime import datetime
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite.events import record
-from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, promote_waiting_for
+from gpuqueue.store.sqlite.jobs import UPKEEP_ROWS, promote_waiting_for
 
 
 def lost(
@@ -63,7 +63,7 @@ def wake(connection: sqlite3.Connection, name: str) -> bool:
     row = connection.execute("SELECT available FROM backends WHERE name = ?", (name,)).fetchone()
     if row is None or not row[0]:
         return False
-    if promote_waiting_for(connection, name) == SCAN_LIMIT:
+    if promote_waiting_for(connection, name) == UPKEEP_ROWS:
         return True
     connection.execute("UPDATE backends SET since = NULL WHERE name = ?", (name,))
     return False

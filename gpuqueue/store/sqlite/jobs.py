@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEMAND_CLASS_BYTES = 64 * 2**20
 SUSPECT = -1  # the demand class of suspects without a device: no claim of ordinary jobs meets them
 NEVER_FITS = 2**62  # the demand class of jobs that fit no device
+UPKEEP_ROWS = 25  # that one of many transactions of upkeep changes: a producer waits for a millisecond at most
 SCAN_LIMIT = 200  # maximum number of rows that one transaction moves, so that others do not wait long
 ROWS_AT_ONCE = 500  # maximum number of rows of pruned jobs that one transaction deletes
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
@@ -123,8 +124,8 @@ def promote_due(connection: sqlite3.Connection, *, now_us: int) -> int:
 
 
 def promote_waiting_for(connection: sqlite3.Connection, backend: str) -> int:
-    """Make jobs postponed for this backend available, ahead of later ones; returns how many, SCAN_LIMIT at most."""
-    return connection.execute(WAKE, (backend, SCAN_LIMIT)).rowcount
+    """Make jobs postponed for this backend available, ahead of later ones; returns how many, UPKEEP_ROWS at most."""
+    return connection.execute(WAKE, (backend, UPKEEP_ROWS)).rowcount
 
 
 def expire_due(connection: sqlite3.Connection, *, now_us: int) -> list[int]:

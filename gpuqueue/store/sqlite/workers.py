@@ -17,7 +17,7 @@ from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.sqlite.claims import sized
 from gpuqueue.store.sqlite.events import record
-from gpuqueue.store.sqlite.jobs import SCAN_LIMIT, UNSIZE_RUNNING, ensure_queue, forget_demands
+from gpuqueue.store.sqlite.jobs import UNSIZE_RUNNING, UPKEEP_ROWS, ensure_queue, forget_demands
 
 if TYPE_CHECKING:
     from gpuqueue.contract.engine import Statements
@@ -35,7 +35,7 @@ def accept_configuration(
     """Make these settings the shared ones, unless a live worker runs with others; then return those, else None.
 
     A worker that is not in `alive`, which knows some better, lives until its lease ends. `force` accepts the new ones in any
-    case. New settings put waiting jobs back into the class 'demand not known yet': SCAN_LIMIT jobs a call, before the settings
+    case. New settings put waiting jobs back into the class 'demand not known yet': UPKEEP_ROWS jobs a call, before the settings
     are accepted, so that none keeps its old demand if the worker dies in between.
     Returns: (the other settings, whether nothing is left to do).
     """
@@ -48,9 +48,9 @@ def accept_configuration(
         if any(known.get(worker_id, has_lease) for worker_id, has_lease in others):
             theirs: Mapping[str, Any] = json.loads(row[1])
             return theirs, True
-    outdated = sized(connection, limit=SCAN_LIMIT, suspects=True)  # their queue may have a device now
+    outdated = sized(connection, limit=UPKEEP_ROWS, suspects=True)  # their queue may have a device now
     forget_demands(connection, outdated)
-    if len(outdated) == SCAN_LIMIT:
+    if len(outdated) == UPKEEP_ROWS:
         return None, False
     connection.execute(UNSIZE_RUNNING)
     connection.execute(
