@@ -143,7 +143,7 @@ class OllamaClient:
         context.check()
         limits = _Limits(self.settings, context.deadline_s)
         answering = False
-        with self._open() as http, _Plug() as plug, context.interrupted_by(plug.pull):
+        with self._open() as http, _Plug(context.check) as plug, context.interrupted_by(plug.pull):
             try:
                 request = http.build_request(
                     "POST",
@@ -273,15 +273,21 @@ class _Limits:
 
 
 class _Plug:
-    """Ends one request from another thread, by shutting down its socket while it is read."""
+    """Ends one request from another thread, by shutting down its socket while it is read.
 
-    def __init__(self) -> None:
+    `check` is called once the connection stands: a process that was suspended meanwhile must not begin a request.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self.pulled = False
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the connection once httpcore, which calls this as its trace, has opened it."""
+        if event == "http11.send_request_headers.started":
+            self._check()
         if event != "connection.connect_tcp.complete":
             return
         made = info["return_value"].get_extra_info("socket")

@@ -139,10 +139,11 @@ class InProcessWorker:
         worker = self._worker = Worker(self._gq, **self._options)
         try:
             if not stopping.is_set():
-                self._told = ""
                 worker.run()
         finally:
             self._worker = None
+            if worker.id:  # it has run: what keeps it from running now is news
+                self._told = ""
 
 
 @contextlib.contextmanager

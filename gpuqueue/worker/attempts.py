@@ -7,6 +7,7 @@ given up: its outcome is written, it keeps running, and its result is dropped. I
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
@@ -34,6 +35,7 @@ class Attempts:
         self._orders = orders
         self._running: dict[tuple[int, int], Attempt] = {}
         self._stopping: Interruption | None = None
+        self.may_go_on: Callable[[], bool] = lambda: True  # of attempts: whether the lease certainly still runs
 
     @property
     def any_running(self) -> bool:
@@ -41,7 +43,7 @@ class Attempts:
 
     def begin(self, lease: Lease) -> Attempt:
         """Add an attempt; it is interrupted at once when nothing may start any more."""
-        attempt = Attempt(lease, self._output, self._clock)
+        attempt = Attempt(lease, self._output, self._clock, self.may_go_on)
         self._running[lease.job_id, lease.lease] = attempt
         if self._stopping is not None or not self._orders.may_begin():
             attempt.interrupt(self._stopping or "stopping")

@@ -114,6 +114,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes, max_crashes=config.max_crashes)
     attempts = Attempts(site, judge, output, orders)
     heartbeat = Heartbeat(site, attempts, listener, orders, lease_s=config.lease_s)
+    attempts.may_go_on = heartbeat.is_fresh
     pipeline = Pipeline(site, attempts, judge, output, event_loop, executors.of, liveness, end_worker=orders.fail)
 
     model_probe = ModelProbe(site, on_listed=listener.ring)

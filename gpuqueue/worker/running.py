@@ -30,9 +30,12 @@ class Ran(NamedTuple):
 
 
 class Attempt:
-    """The AttemptContext that executors see; `interrupt` may come from any thread."""
+    """The AttemptContext that executors see; `interrupt` may come from any thread.
 
-    def __init__(self, lease: Lease, output: Output, clock: Clock) -> None:
+    `may_go_on` is false once its worker's lease may have ended, which a process that was suspended learns by asking.
+    """
+
+    def __init__(self, lease: Lease, output: Output, clock: Clock, may_go_on: Callable[[], bool] = lambda: True) -> None:
         self.lease = lease
         self.partial: PartialOutput | None = None
         self.began_s = clock.monotonic()
@@ -42,6 +45,7 @@ class Attempt:
         self._closed = False
         self._output = output
         self._clock = clock
+        self._may_go_on = may_go_on
         self._stops: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
@@ -70,6 +74,8 @@ class Attempt:
         # A task that checks may pass its deadline before the worker notices.
         if self.deadline_s is not None and self._clock.monotonic() >= self.deadline_s:
             self.interrupt("timed_out")
+        if not self._may_go_on():
+            self.interrupt("lease_lost")
         if self.interruption is not None:
             raise AttemptInterrupted(self.interruption)
 

@@ -768,3 +768,22 @@ def test_an_ollama_that_goes_away_in_the_middle_of_its_answer_is_away_and_the_jo
         context = Departing({"model": "gemma4:e4b", "prompt": "a long answer", "options": {"num_predict": 2000}})
         with pytest.raises(BackendUnavailable):
             Generate(on(simulator), MODELS).run(context)
+
+
+def test_a_process_that_was_suspended_begins_no_request_once_its_lease_may_have_ended() -> None:
+    class Suspended(Context):
+        """Its process is suspended after the first look, and goes on when the lease has ended."""
+
+        looks = 0
+
+        def check(self) -> None:
+            self.looks += 1
+            if self.looks > 1:
+                self.interrupt("lease_lost")
+            super().check()
+
+    with Server() as server:
+        executor = Generate(BackendSettings(url=server.url), MODELS)
+        with pytest.raises(AttemptInterrupted):
+            executor.run(Suspended({"model": "gemma4:e4b", "prompt": "Hello"}))
+    assert (server.connections, server.requests) == (1, [])

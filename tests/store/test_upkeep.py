@@ -11,10 +11,10 @@ import pytest
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.job import Extras, Lease, NewJob, State
 from gpuqueue.domain.outcomes import Report
-from gpuqueue.store.sqlite.jobs import ROWS_AT_ONCE, SCAN_LIMIT
+from gpuqueue.store.sqlite.jobs import ROWS_AT_ONCE, UPKEEP_ROWS
 from tests.store.rows import GB, NOW_US, Rows, at
 
-COUNT = 2 * SCAN_LIMIT + 7
+COUNT = 2 * UPKEEP_ROWS + 7
 
 
 class Died(BaseException):
@@ -73,7 +73,7 @@ def test_settings_are_accepted_only_when_no_job_has_a_demand_of_the_old_ones(
         return rows.store.workers.accept_configuration(digest="new", settings={}, force=True, now_us=at(1))
 
     die_after_one(accept)
-    assert count(rows, "demand_class = 0") == SCAN_LIMIT
+    assert count(rows, "demand_class = 0") == UPKEEP_ROWS
     assert rows.one("SELECT count(*) FROM configuration") == 0, "the next worker begins again"
     assert accept() is None
     assert count(rows, "demand_class = 0 AND demand_model = ''") == COUNT
@@ -91,7 +91,7 @@ def test_all_jobs_that_waited_for_a_backend_become_available_when_it_answers(
     rows.store.engine.writer.run(snooze)
     rows.store.backends.lost("ollama", error="gone", probe_every_s=1, longest_s=1, now_us=at(1))
     die_after_one(lambda: rows.store.backends.answered("ollama", worked=True, now_us=at(2)))
-    assert count(rows, "state = 'available'") == SCAN_LIMIT
+    assert count(rows, "state = 'available'") == UPKEEP_ROWS
     assert not rows.store.backends.answered("ollama", worked=False, now_us=at(3)), "it was up already"
     assert count(rows, "state = 'available' AND waiting_for IS NULL") == COUNT
     with rows.store.reading() as reads:
@@ -111,7 +111,7 @@ def test_a_backend_that_is_lost_again_wakes_no_more_jobs(
     die_after_one(lambda: rows.store.backends.answered("ollama", worked=True, now_us=at(2)))
     rows.store.backends.lost("ollama", now_us=at(3), **outage)
     assert not rows.store.engine.backends._wake("ollama")
-    assert count(rows, "state = 'available'") == SCAN_LIMIT
+    assert count(rows, "state = 'available'") == UPKEEP_ROWS
 
 
 def test_a_job_that_was_postponed_is_sized_again_when_it_is_due(rows: Rows) -> None:

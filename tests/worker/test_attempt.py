@@ -129,6 +129,13 @@ def test_an_attempt_that_may_not_begin_is_given_back_before_anything_is_prepared
     assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
 
 
+def test_an_attempt_whose_workers_lease_may_have_ended_is_given_back_too(steps: Steps) -> None:
+    steps.attempts.may_go_on = lambda: False
+    steps.carry_out()
+    assert steps.order == ["publish", "clean up"]
+    assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
+
+
 def test_a_task_that_nobody_knows_is_snoozed_and_its_device_freed(steps: Steps) -> None:
     steps.executor = None
     steps.carry_out()

@@ -55,8 +55,8 @@ def take(
 
 def extend(connection: sqlite3.Connection, name: str, term: int, *, expires_at_us: int) -> bool:
     """Extend the lease on a service, whose end always changes; returns False if another worker took it over."""
-    statement = "UPDATE services SET expires_at = ?1 + (expires_at = ?1) WHERE name = ?2 AND term = ?3 AND worker_id IS NOT NULL"
-    return connection.execute(statement, (expires_at_us, name, term)).rowcount == 1
+    statement = "UPDATE services SET expires_at = ? + (expires_at = ?) WHERE name = ? AND term = ? AND worker_id IS NOT NULL"
+    return connection.execute(statement, (expires_at_us, expires_at_us, name, term)).rowcount == 1
 
 
 def release(connection: sqlite3.Connection, name: str, term: int) -> None:

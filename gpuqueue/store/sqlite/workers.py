@@ -120,8 +120,9 @@ def extend(connection: sqlite3.Connection, worker_id: str, *, expires_at_us: int
 
     This is the worker's sign of life, so the row always changes, also under a clock that stands still.
     """
-    row = (expires_at_us, json.dumps([part._asdict() for part in parts]) if parts else None, worker_id)
-    statement = "UPDATE workers SET expires_at = ?1 + (expires_at = ?1), parts = ?2 WHERE id = ?3"
+    told = json.dumps([part._asdict() for part in parts]) if parts else None
+    row = (expires_at_us, expires_at_us, told, worker_id)
+    statement = "UPDATE workers SET expires_at = ? + (expires_at = ?), parts = ? WHERE id = ?"
     return connection.execute(statement, row).rowcount == 1
 
 

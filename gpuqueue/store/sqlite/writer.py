@@ -88,7 +88,8 @@ class Writer:
             while not call.ended:
                 turn = turns.ask(mine)
                 if turn is mine:
-                    self._transact(call, mine)
+                    if not call.ended:  # another thread may have run it since the last look; nobody does now
+                        self._transact(call, mine)
                 else:  # whose thread runs this call too, unless it has begun already, or is interrupted
                     self._queue.append(call)
                     with turn[0]:

@@ -283,3 +283,9 @@ def test_listing_a_state_that_few_jobs_have_walks_through_those_only(
             queries.list_jobs(seen, queue=queue, state=state, limit=9, **place)  # type: ignore[arg-type]
     for statement, lines in seen.plans.items():
         assert any(f"INDEX {index}" in line for line in lines), (statement, lines)
+
+
+def test_no_statement_numbers_its_parameters() -> None:
+    """Python 3.12 warns of a sequence for such ones, and 3.14 refuses it."""
+    folder = Path(claims.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if re.search(r"\?[0-9]", path.read_text())] == []

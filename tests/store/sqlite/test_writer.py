@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,35 @@ def test_the_work_of_many_threads_is_one_transaction(store: Store) -> None:
     assert names(store) == {f"q{number}" for number in range(8)}
     assert gathering.statements.count("BEGIN IMMEDIATE") == 1
     assert gathering.statements.count("SAVEPOINT one_call") == 8
+
+
+def test_work_that_another_thread_has_just_run_is_not_run_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread sees that its work is not done yet, is slow to ask for its turn, and gets it when all is done."""
+    writer, ran, done = store.engine.writer, [], threading.Event()
+    store.queues.ensure("there")
+    real, asked = writer._turns.ask, []
+
+    def ask(mine: Any) -> Any:
+        if threading.current_thread().name == "slow":
+            asked.append(mine)
+            if len(asked) == 2:
+                assert done.wait(DEADLINE_S)
+        return real(mine)
+
+    monkeypatch.setattr(writer._turns, "ask", ask)
+    slow = threading.Thread(target=lambda: writer.run(lambda _: ran.append("slow")), name="slow")
+    quick = threading.Thread(target=lambda: (writer.run(lambda _: ran.append("quick")), done.set()), name="quick")
+
+    def first(_: sqlite3.Connection) -> None:
+        slow.start()
+        until(lambda: len(writer._queue) == 1)
+        quick.start()
+        until(lambda: len(writer._queue) == 2)
+
+    writer.run(first)
+    for thread in (slow, quick):
+        thread.join(DEADLINE_S)
+    assert sorted(ran) == ["quick", "slow"]
 
 
 def test_a_failing_work_fails_alone_and_leaves_nothing(store: Store) -> None:
