@@ -32,7 +32,8 @@ class Ran(NamedTuple):
 class Attempt:
     """The AttemptContext that executors see; `interrupt` may come from any thread.
 
-    `may_go_on` is false once its worker's lease may have ended, which a process that was suspended learns by asking.
+    `may_go_on` is false once its worker's lease may have ended, which a process that was suspended learns by asking. Only an
+    attempt on a device asks: a lease fences the rows, not the card.
     """
 
     def __init__(self, lease: Lease, output: Output, clock: Clock, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -74,7 +75,7 @@ class Attempt:
         # A task that checks may pass its deadline before the worker notices.
         if self.deadline_s is not None and self._clock.monotonic() >= self.deadline_s:
             self.interrupt("timed_out")
-        if not self._may_go_on():
+        if self.lease.placement is not None and not self._may_go_on():
             self.interrupt("lease_lost")
         if self.interruption is not None:
             raise AttemptInterrupted(self.interruption)

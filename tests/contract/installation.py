@@ -100,5 +100,5 @@ class Environment:
 def output(process: subprocess.Popen[str]) -> str:
     """Wait for a program that must succeed and have nothing to complain of; returns what it printed."""
     printed, complaints = process.communicate(timeout=LONGEST_S)
-    assert (process.returncode, complaints) == (0, ""), complaints
+    assert (process.returncode, complaints) == (0, ""), f"{complaints}{printed}"
     return printed

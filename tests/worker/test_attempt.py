@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import GPUQueue
+from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.errors import StoreError
 from gpuqueue.domain.job import Lease
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
@@ -129,11 +130,13 @@ def test_an_attempt_that_may_not_begin_is_given_back_before_anything_is_prepared
     assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
 
 
-def test_an_attempt_whose_workers_lease_may_have_ended_is_given_back_too(steps: Steps) -> None:
+def test_an_attempt_on_a_card_is_given_back_too_when_its_workers_lease_may_have_ended(steps: Steps) -> None:
     steps.attempts.may_go_on = lambda: False
-    steps.carry_out()
+    steps.pipeline.carry_out(replace(LEASE, placement=Placement("gpu0", 1)), steps.kind)
     assert steps.order == ["publish", "clean up"]
     assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
+    steps.carry_out()
+    assert steps.order[2:] == ["prepare", "run", "publish", "clean up"], "the rows of one without a card are fenced"
 
 
 def test_a_task_that_nobody_knows_is_snoozed_and_its_device_freed(steps: Steps) -> None:
