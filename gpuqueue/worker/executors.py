@@ -25,6 +25,7 @@ from gpuqueue.executors.processes import Children, ProcessExecutor
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.site import Site
 
+MOST_DEATHS = 3  # of processes for suspects of one task, before one began with the task, until a worker runs them itself
 logger = logging.getLogger("gpuqueue.worker")
 
 
@@ -158,6 +159,7 @@ class InOwnProcess:
         self._executor = executor
         self.preemptible = executor.preemptible
         self.can_start = True
+        self._deaths_before_it = 0
 
     def run(self, context: AttemptContext) -> Any:
         try:
@@ -165,15 +167,17 @@ class InOwnProcess:
         except (NotImportable, ProcessDied) as error:
             if isinstance(error, ProcessDied) and error.began:
                 raise
-            self.can_start = False
-            lease = context.lease
-            logger.warning(
-                "job %d: no process can import task %s, so the job will run alone in a worker: %s",
-                lease.job_id,
-                lease.task,
-                error,
-            )
-            raise AttemptInterrupted(f"no process can import the task: {error}") from None
+            self._deaths_before_it += 1  # the system may have killed one that was about to begin
+            if isinstance(error, NotImportable) or self._deaths_before_it >= MOST_DEATHS:
+                self.can_start = False
+                lease = context.lease
+                logger.warning(
+                    "job %d: no process can import task %s, so the job will run alone in a worker: %s",
+                    lease.job_id,
+                    lease.task,
+                    error,
+                )
+            raise AttemptInterrupted(f"no process could run the task: {error}") from None
 
 
 def _is_found_by_name(function: Callable[..., Any]) -> bool:

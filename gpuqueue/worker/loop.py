@@ -70,7 +70,8 @@ class Loop:
                 parts.device_jobs.refuse(lease, error)
             claimed += 1
         if not claimed and parts.is_idle and (lone := parts.dispatcher.next_lone()) is not None:
-            claimed += parts.exchange.exchange(alone=lone)
+            # All else comes first, also what has become available since this tick began.
+            claimed += parts.exchange.exchange() or parts.exchange.exchange(alone=lone)
         return claimed
 
     def _wait_for_the_last(self) -> None:

@@ -25,7 +25,7 @@ BUDGET_BYTES = 5_000_000_000
 
 @pytest.fixture
 def ollama() -> Iterator[OllamaSimulator]:
-    with OllamaSimulator(SimulatedCard(speed=20)) as simulator:
+    with OllamaSimulator(SimulatedCard(speed=8)) as simulator:
         yield simulator
 
 
