@@ -135,14 +135,10 @@ class _Streaming(OllamaExecutor):
     """
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
-        body = self.body(context.lease.arguments, context.lease.placement, context.lease.model)
+        body, before = self.request(context)
         answer = _Answer()
-        is_its_own = full_name(str(body["model"])) == full_name(str(context.lease.arguments["model"]))
-        before = context.partial if is_its_own and self._may_continue(body) else None
-        if before is not None and (rest := self.continued(body, before)) is not None:
+        if before is not None:
             answer.begin_with(before)
-            context.continue_output()
-            body = rest
         if answer.tokens_left(body) != 0:
             with closing(self._client.stream(self.path, body, context)) as lines:
                 for line in lines:
@@ -153,6 +149,18 @@ class _Streaming(OllamaExecutor):
                     if text:
                         context.emit(text)
         return {**answer.result(str(body["model"])), **self._spilled(str(body["model"]))}
+
+    def request(self, context: AttemptContext) -> tuple[dict[str, Any], PartialOutput | None]:
+        """Return the request of an attempt, and the earlier output that it continues, if it does."""
+        arguments = context.lease.arguments
+        body = self.body(arguments, context.lease.placement, context.lease.model)
+        is_its_own = full_name(str(body["model"])) == full_name(str(arguments["model"]))
+        before = context.partial if is_its_own and self._may_continue(body) else None
+        rest = None if before is None else self.continued(body, before)
+        if rest is None:
+            return body, None
+        context.continue_output()
+        return rest, before
 
     @abstractmethod
     def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:

@@ -62,12 +62,18 @@ class _Seen:
 class Residents:
     """Frees memory for a job's model before an attempt, and releases the job's memory afterwards.
 
-    `clock` and `sleep` are in seconds.
+    `clock` and `sleep` are in seconds; `client` opens a backend.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        client: Callable[[BackendSettings], OllamaClient] = OllamaClient,
+    ) -> None:
         self._clock = clock
         self._sleep = sleep
+        self._client = client
         # Free memory before an attempt that had to load its model, by (job, lease): it must be reached again.
         self._free_before: dict[tuple[int, int], int] = {}
 
@@ -292,7 +298,7 @@ class Residents:
         stopping: Callable[[], bool],
     ) -> _Place:
         deadline_s = self._clock() + backend.release_s
-        return _Place(device, backend, OllamaClient(backend), read_device, stopping, deadline_s)
+        return _Place(device, backend, self._client(backend), read_device, stopping, deadline_s)
 
 
 def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int | None) -> int | None:

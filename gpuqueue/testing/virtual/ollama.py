@@ -1,0 +1,204 @@
+"""A card and an Ollama on virtual time: loads, reading, writing and memory that comes back; decides nothing of the queue's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from gpuqueue.domain.device import Reading, Resident
+from gpuqueue.domain.models import full_name
+from gpuqueue.domain.units import from_us
+from gpuqueue.testing.virtual.time import Signal, VirtualTime
+
+# As measured on a card of 8 GB: seconds to start a runner, bytes a second from the page cache, seconds until memory is back.
+START_S = (0.5, 1.5)
+PAGE_CACHE_BYTES_PER_S = 8e9
+RELEASE_S = (0.5, 1.5)
+PREFILL_SPEEDUP = 20.0
+STEP_S = 1.0  # of writing, between two reports of what is written
+
+Kind = Literal["load", "prompt", "decode", "release"]
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualModel:
+    """A model: the memory that it takes on the card, and how many tokens of an answer it writes in a second."""
+
+    name: str
+    size_bytes: int
+    tokens_per_s: float
+
+
+class Interval(NamedTuple):
+    """One use of the card; `owner` is the caller's name of the request, "" for memory that comes back."""
+
+    start_s: float
+    end_s: float
+    kind: Kind
+    model: str
+    owner: str
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Runner:
+    """A loaded model, with what its prompt cache holds: {request: tokens}."""
+
+    model: VirtualModel
+    cache: dict[str, int] = field(default_factory=dict)
+    request_count: int = 0
+
+
+class VirtualOllama:
+    """One server on one card.
+
+    `prompt_cache`: a runner keeps what it has read and written, per request, while it is loaded. Its methods are called in
+    threads of `time`.
+    """
+
+    def __init__(
+        self,
+        time: VirtualTime,
+        models: Iterable[VirtualModel],
+        *,
+        total_bytes: int = 8 * 10**9,
+        prompt_cache: bool = True,
+        seed: int = 1,
+    ) -> None:
+        self.models = {full_name(model.name): model for model in models}
+        self.intervals: list[Interval] = []
+        self.overlap_count = 0
+        self.peak_bytes = 0
+        self.time = time
+        self._total_bytes = total_bytes
+        self._prompt_cache = prompt_cache
+        self._random = random.Random(seed)
+        self._runners: dict[str, _Runner] = {}
+        self._releasing_bytes = 0
+        self._released = Signal(time)
+
+    # --- what is asked of it ---
+
+    def residents(self) -> tuple[Resident, ...]:
+        """List the loaded models."""
+        sizes = [(name, runner.model.size_bytes) for name, runner in self._runners.items()]
+        return tuple(Resident(name, size, size) for name, size in sizes)
+
+    def unload(self, model: str) -> None:
+        """Unload a model that no request uses; its memory comes back later."""
+        runner = self._runners.get(full_name(model))
+        if runner is None or runner.request_count:
+            return
+        del self._runners[full_name(model)]
+        size, began_s = runner.model.size_bytes, self.time.now_s
+        self._releasing_bytes += size
+        back_s = began_s + self._random.uniform(*RELEASE_S)
+
+        def back() -> None:
+            self._releasing_bytes -= size
+            self.intervals.append(Interval(began_s, back_s, "release", runner.model.name, ""))
+            self._released.set()
+
+        self.time.call_at(back_s, back)
+
+    def reading(self) -> Reading:
+        """Read the card as a driver would."""
+        return Reading(from_us(self.time.wall()), total_bytes=self._total_bytes, free_bytes=self._total_bytes - self._used_bytes)
+
+    @property
+    def _used_bytes(self) -> int:
+        return self._releasing_bytes + sum(runner.model.size_bytes for runner in self._runners.values())
+
+    # --- requests ---
+
+    def answer(
+        self,
+        owner: str,
+        model: str,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        stop: Signal,
+        written: Callable[[int], None] = lambda count: None,
+    ) -> bool:
+        """Answer a request; returns False if `stop` was set before the end. `written` gets how many tokens it has so far."""
+        runner = self._runner(owner, full_name(model), stop)
+        if runner is None:
+            return False
+        if any(other.request_count for other in self._runners.values()):
+            self.overlap_count += 1
+        runner.request_count += 1
+        try:
+            return self._answer(runner, owner, prompt_tokens, output_tokens, stop, written)
+        finally:
+            runner.request_count -= 1
+
+    def figures(self, owner: str, since_s: float) -> dict[str, float]:
+        """Return the durations that an answer reports of a request, as seconds."""
+        spent_s = {kind: 0.0 for kind in ("load", "prompt", "decode")}
+        for item in reversed(self.intervals):
+            if item.end_s < since_s:
+                break
+            if item.owner == owner:
+                spent_s[item.kind] += item.end_s - item.start_s
+        return {
+            "load_s": spent_s["load"],
+            "prompt_s": spent_s["prompt"],
+            "generate_s": spent_s["decode"],
+            "total_s": self.time.now_s - since_s,
+        }
+
+    def _runner(self, owner: str, name: str, stop: Signal) -> _Runner | None:
+        """Return the model's runner, which is loaded if need be, or None if `stop` was set before."""
+        if name in self._runners:
+            return self._runners[name]
+        model = self.models[name]
+        while self._used_bytes + model.size_bytes > self._total_bytes:
+            for other in list(self._runners):
+                self.unload(other)
+            self._released.clear()
+            self._released.wait()
+        runner = self._runners[name] = _Runner(model)
+        runner.request_count = 1
+        self.peak_bytes = max(self.peak_bytes, self._used_bytes)
+        load_s = self._random.uniform(*START_S) + model.size_bytes / PAGE_CACHE_BYTES_PER_S
+        is_stopped = self._use(owner, model, "load", load_s, stop) < load_s
+        runner.request_count = 0
+        if is_stopped:
+            self.unload(name)
+            return None
+        return runner
+
+    def _answer(
+        self,
+        runner: _Runner,
+        owner: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        stop: Signal,
+        written: Callable[[int], None],
+    ) -> bool:
+        model, known = runner.model, runner.cache.get(owner, 0)
+        prefill_rate = PREFILL_SPEEDUP * model.tokens_per_s
+        prompt_s = max(0, prompt_tokens - known) / prefill_rate
+        if self._use(owner, model, "prompt", prompt_s, stop) < prompt_s:
+            return False
+        began_s, count = self.time.now_s, 0
+        while count < output_tokens and not stop.is_set():
+            left_s = (output_tokens - count) / model.tokens_per_s
+            stop.wait(min(STEP_S, left_s))
+            count = min(output_tokens, round((self.time.now_s - began_s) * model.tokens_per_s))
+            written(count)
+        self.intervals.append(Interval(began_s, self.time.now_s, "decode", model.name, owner, count))
+        if self._prompt_cache:
+            runner.cache[owner] = prompt_tokens + count
+        return count == output_tokens
+
+    def _use(self, owner: str, model: VirtualModel, kind: Kind, duration_s: float, stop: Signal) -> float:
+        """Use the card for some time, or until `stop` is set; returns for how long."""
+        began_s = self.time.now_s
+        used_s = self.time.now_s - began_s if stop.wait(duration_s) else duration_s
+        self.intervals.append(Interval(began_s, self.time.now_s, kind, model.name, owner))
+        return used_s

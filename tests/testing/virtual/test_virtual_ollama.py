@@ -1,0 +1,109 @@
+"""A virtual Ollama loads, reads, writes and gives memory back in the times that it says, and stops when it is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuqueue.testing.virtual import Signal, VirtualModel, VirtualOllama, VirtualTime
+
+BIG = VirtualModel("big", 6 * 10**9, tokens_per_s=50.0)
+SMALL = VirtualModel("small:latest", 3 * 10**9, tokens_per_s=100.0)
+
+
+class Desk:
+    """A card with two models that do not fit together, and who asks them."""
+
+    def __init__(self, **options: bool) -> None:
+        self.time = VirtualTime()
+        self.ollama = VirtualOllama(self.time, [BIG, SMALL], **options)
+        self.answered: list[tuple[str, bool, float]] = []
+
+    def ask(self, owner: str, model: VirtualModel, *, at_s: float = 0.0, stop_at_s: float | None = None) -> list[int]:
+        """Ask for 500 tokens after a prompt of 1,000; returns where the counts of written tokens will be."""
+        stop, counts = Signal(self.time), []
+
+        def work() -> None:
+            ok = self.ollama.answer(
+                owner, model.name, prompt_tokens=1000, output_tokens=500, stop=stop, written=lambda count: counts.append(count)
+            )
+            self.answered.append((owner, ok, self.time.now_s))
+
+        self.time.call_at(at_s, lambda: self.time.spawn(work))
+        if stop_at_s is not None:
+            self.time.call_at(stop_at_s, stop.set)
+        return counts
+
+    def spent(self, owner: str, kind: str) -> list[float]:
+        return [item.end_s - item.start_s for item in self.ollama.intervals if (item.owner, item.kind) == (owner, kind)]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_request_loads_its_model_reads_the_prompt_and_writes_the_answer(desk: Desk) -> None:
+    counts = desk.ask("a", BIG)
+    desk.time.run()
+    (load_s,) = desk.spent("a", "load")
+    assert 0.75 + 0.5 <= load_s <= 0.75 + 1.5
+    assert desk.spent("a", "prompt") == [pytest.approx(1.0)]
+    assert desk.spent("a", "decode") == [pytest.approx(10.0)]
+    assert desk.answered == [("a", True, pytest.approx(load_s + 11.0))]
+    assert counts == [50 * second for second in range(1, 11)]
+    figures = desk.ollama.figures("a", 0.0)
+    assert figures == {
+        "load_s": load_s,
+        "prompt_s": pytest.approx(1.0),
+        "generate_s": pytest.approx(10.0),
+        "total_s": desk.time.now_s,
+    }
+    assert [resident.model for resident in desk.ollama.residents()] == ["big:latest"]
+
+
+def test_another_model_waits_until_the_memory_of_the_first_is_back(desk: Desk) -> None:
+    desk.ask("a", BIG)
+    desk.ask("b", SMALL, at_s=60.0)
+    desk.time.run()
+    released = next(item for item in desk.ollama.intervals if item.kind == "release")
+    loaded = next(item for item in desk.ollama.intervals if (item.owner, item.kind) == ("b", "load"))
+    assert (released.model, released.start_s) == ("big", 60.0)
+    assert loaded.start_s == released.end_s
+    assert desk.ollama.peak_bytes == BIG.size_bytes
+    reading = desk.ollama.reading()
+    assert (reading.total_bytes, reading.free_bytes) == (8 * 10**9, 5 * 10**9)
+
+
+@pytest.mark.parametrize(("stop_at_s", "kind"), [(0.5, "load"), (2.0, "prompt"), (7.0, "decode")])
+def test_a_request_that_is_stopped_ends_at_once(desk: Desk, stop_at_s: float, kind: str) -> None:
+    counts = desk.ask("a", BIG, stop_at_s=stop_at_s)
+    desk.time.run(stop_at_s)
+    assert desk.answered == [("a", False, stop_at_s)]
+    last = next(item for item in reversed(desk.ollama.intervals) if item.owner == "a")
+    assert (last.kind, last.end_s) == (kind, stop_at_s)
+    assert last.tokens == (counts[-1] if kind == "decode" else 0)
+    assert bool(desk.ollama.residents()) is (kind != "load"), "what was not loaded to its end is given up"
+
+
+@pytest.mark.parametrize(("prompt_cache", "read_again_s"), [(True, 0.0), (False, 1.0)])
+def test_what_was_read_and_written_is_kept_while_the_model_stays(prompt_cache: bool, read_again_s: float) -> None:
+    desk = Desk(prompt_cache=prompt_cache)
+    desk.ask("a", BIG, stop_at_s=7.0)
+    desk.ask("a", BIG, at_s=20.0)
+    desk.time.run()
+    assert desk.spent("a", "prompt") == [pytest.approx(1.0), pytest.approx(read_again_s)]
+    desk.ollama.unload(BIG.name)
+    desk.ask("a", BIG, at_s=60.0)
+    desk.time.run()
+    assert desk.spent("a", "prompt")[-1] == pytest.approx(1.0), "it is lost when the model is unloaded"
+
+
+def test_a_model_in_use_is_not_unloaded_and_two_at_once_are_counted(desk: Desk) -> None:
+    desk.ask("a", BIG)
+    desk.time.call_at(5.0, lambda: desk.ollama.unload(BIG.name))
+    desk.time.run(6.0)
+    assert [resident.model for resident in desk.ollama.residents()] == ["big:latest"]
+    assert desk.ollama.overlap_count == 0
+    desk.ask("b", BIG, at_s=6.0)
+    desk.time.run()
+    assert desk.ollama.overlap_count == 1
