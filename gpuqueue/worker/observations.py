@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from collections.abc import Mapping
+from typing import Any
 
 from gpuqueue.domain import estimates
 from gpuqueue.domain.errors import StoreError
@@ -16,16 +15,6 @@ from gpuqueue.worker.site import Site
 
 MOST = 1e15  # of a figure of an answer; anything larger is not one
 MOST_KEPT = 1000  # observations that wait for the store
-Parameters = ParamSpec("Parameters")
-logger = logging.getLogger("gpuqueue.worker")
-
-
-def learn_of(lease: Lease, learn: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-    """Learn from an attempt; a failure is logged, and leaves its outcome and its clean-up unchanged."""
-    try:
-        learn(*args, **kwargs)
-    except BaseException:
-        logger.exception("nothing was learned from job %d", lease.job_id)
 
 
 class Observations:

@@ -20,7 +20,7 @@ from gpuqueue.domain.units import from_us
 from gpuqueue.domain.view import Reservation
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
-from gpuqueue.worker.observations import Observations, learn_of
+from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 
@@ -87,12 +87,19 @@ class OnDevice:
     def _publish(self, ended: EndedAttempt) -> bool:
         outcome = ended.outcome
         lease = outcome.lease
-        learn_of(lease, self._note_failure, ended)
+        self._aside(lease, self._note_failure, ended)
         if self._written(lambda: self._store.attempts.finish([outcome], now_us=self._clock.wall())):
             self._log.late(lease)
             return False  # the rescuing worker cleans up
-        learn_of(lease, self._learn, ended)
+        self._aside(lease, self._learn, ended)
         return True
+
+    def _aside(self, lease: Lease, learn: Callable[..., object], *args: object) -> None:
+        """Learn from an attempt; a failure is logged and leaves its outcome and its clean-up unchanged."""
+        try:
+            learn(*args)
+        except BaseException:
+            logger.exception("nothing was learned from job %d", lease.job_id)
 
     def _note_failure(self, ended: EndedAttempt) -> None:
         """Record what an attempt's error says of its backend and model, before another attempt can start."""
@@ -151,7 +158,7 @@ class OnDevice:
     def _clean_up_once(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> bool:
         """Clean up, and free the reservation if that is verified; returns whether it is."""
         found = self._ask_to_clean_up(lease, device, orphaned=orphaned)
-        learn_of(lease, self._learn_of_clean_up, lease, device, found, orphaned)
+        self._aside(lease, self._learn_of_clean_up, lease, device, found, orphaned)
         if not found.verified:
             self._log.memory_kept(lease, device.name, found.detail)
             return False

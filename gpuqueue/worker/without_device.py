@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from gpuqueue.domain.outcomes import Completed
 from gpuqueue.worker.attempt import EndedAttempt, Kind
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.exchange import Exchange
-from gpuqueue.worker.observations import Observations, learn_of
+from gpuqueue.worker.observations import Observations
+
+logger = logging.getLogger("gpuqueue.worker")
 
 
 def without_device(exchange: Exchange, backends: Backends, observations: Observations) -> Kind:
@@ -14,10 +18,13 @@ def without_device(exchange: Exchange, backends: Backends, observations: Observa
 
     def publish(ended: EndedAttempt) -> bool:
         exchange.add(ended.outcome)
-        if ended.error is not None:
-            learn_of(ended.outcome.lease, backends.heard, ended.error)
-        elif isinstance(ended.outcome, Completed):
-            learn_of(ended.outcome.lease, observations.of_run, ended.outcome.lease, ended.run_s)
+        try:
+            if ended.error is not None:
+                backends.heard(ended.error)
+            elif isinstance(ended.outcome, Completed):
+                observations.of_run(ended.outcome.lease, ended.run_s)
+        except BaseException:  # what is learned never changes an outcome
+            logger.exception("nothing was learned from job %d", ended.outcome.lease.job_id)
         return True
 
     return Kind(publish)
