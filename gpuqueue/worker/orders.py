@@ -48,7 +48,9 @@ class Orders:
         self._wake()
 
     def may_begin(self) -> bool:
-        """Count a job that is about to start; returns False when it is one too many."""
+        """Count a job that is about to start; returns False when it is one too many, or the worker stops."""
+        if self.stop.is_set():
+            return False
         if self._left is None:
             return True
         with self._counting:

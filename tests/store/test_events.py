@@ -227,6 +227,18 @@ def test_what_a_row_cannot_tell_is_written_also_without_a_follower(rows: Rows) -
     ]  # fmt: skip
 
 
+def test_a_reading_that_was_overtaken_changes_nothing_unless_the_clock_was_set_back(rows: Rows) -> None:
+    def publish(at_s: float, lost: str | None) -> str | None:
+        reading = Reading(from_us(at(at_s)), lost=lost)
+        return rows.store.backends.publish_reading("gpu0", reading=reading, residents=None, now_us=at(at_s))
+
+    assert publish(100, "no driver") == "device_lost"
+    assert publish(101, None) == "device_recovered"
+    assert publish(100, "no driver") is None
+    assert publish(101, "no driver") == "device_lost", "one of the same moment counts"
+    assert publish(20, None) == "device_recovered", "no thread was on its way for that long"
+
+
 def test_a_backend_that_answers_probes_and_fails_jobs_is_asked_ever_more_rarely(rows: Rows) -> None:
     waits = []
     for outage in range(5):

@@ -13,6 +13,8 @@ from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import UPKEEP_ROWS, promote_waiting_for
 
+OVERTAKEN_US = 10_000_000  # a reading older than the recorded one by more tells of a clock that was set back
+
 
 def lost(
     connection: sqlite3.Connection, name: str, *, error: str, probe_every_s: float, longest_s: float, now_us: int
@@ -87,13 +89,16 @@ def publish_reading(
 ) -> str | None:
     """Record a device's reading and loaded models; None keeps the old value. A change to or from lost is recorded as an event.
 
+    A reading that another thread overtook, on its way here, is ignored.
+
     Returns: the name of that event, or None.
     """
     name: str | None = None
     row = connection.execute("SELECT reading, residents FROM devices WHERE name = ?", (device,)).fetchone()
     old_reading, old_residents = (None, None) if row is None else row
-    if reading is not None:
-        was_lost = bool(old_reading and json.loads(old_reading).get("lost"))
+    before = json.loads(old_reading) if old_reading else {}
+    if reading is not None and not 0 < before.get("at", 0) - to_us(reading.at) < OVERTAKEN_US:
+        was_lost = bool(before.get("lost"))
         if was_lost != bool(reading.lost):
             name = "device_lost" if reading.lost else "device_recovered"
             record(connection, name, at_us=now_us, data={"device": device, "error": reading.lost})
