@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -150,6 +151,7 @@ class VirtualWorker:
         self._on_device = OnDevice(
             site, backends, self._observations, next_model=self._dispatcher.next_model, is_isolated=lambda _: False
         )
+        self._on_device.stopping = cast(threading.Event, Signal(time))
         store.workers.register(
             NAME,
             host=NAME,
@@ -164,6 +166,10 @@ class VirtualWorker:
         store.backends.note_models(backend.name, {name: model.size_bytes for name, model in ollama.models.items()})
         gq.listeners.append(self._bell.set)
         time.spawn(self._work)
+
+    def close(self) -> None:
+        """Stop: a clean-up in progress is not tried again. The time must be closed next."""
+        self._on_device.stopping.set()
 
     def _work(self) -> None:
         while True:

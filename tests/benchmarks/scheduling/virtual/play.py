@@ -64,7 +64,7 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
     ollama = VirtualOllama(time, models.values(), prompt_cache=prompt_cache, seed=seed)
     with tempfile.TemporaryDirectory(prefix="gpuqueue-virtual-") as folder:
         gq = VirtualQueue(_config(Path(folder), hour, scheme, models), time)
-        VirtualWorker(gq, time, ollama)
+        worker = VirtualWorker(gq, time, ollama)
         jobs: dict[str, Arrival] = {}
 
         def arrive(arrival: Arrival) -> None:
@@ -84,6 +84,7 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
         time.run(HOUR_S)
         ended = {str(job.id) for job in gq.jobs(state=State.COMPLETED, limit=10_000)}
         preemptions = sum(gq.job(int(owner)).record.preemptions for owner in jobs if jobs[owner].queue == BATCH)
+        worker.close()
         time.close()
         gq.close()
     return _measured(ollama, jobs, ended, preemptions)
