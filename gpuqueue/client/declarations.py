@@ -31,7 +31,8 @@ class QueueOptions(TypedDict, total=False):
     yield_mode: YieldMode
     min_run_s: float
     nearly_done_s: float
-    max_preemptions: int
+    max_preemptions: int | None
+    protect_s: float | None
     max_attempts: int | None
     timeout_s: float | None
     priority: int | None

@@ -155,10 +155,15 @@ class Attempts(Protocol):
         queue: QueueSettings,
         device: DeviceSettings,
         rules: ClaimRules,
-        preemptible: bool,
+        preemptible: bool = False,
+        continues: bool = False,
+        passed: int | None = None,
         now_us: int,
     ) -> Lease | None:
-        """Claim one job for a device and reserve the memory; `preemptible`: its attempt can be preempted.
+        """Claim one job for a device and reserve the memory.
+
+        `preemptible`: its attempt can be preempted; `continues`: a later one then continues its output; `passed`: the job that
+        it starts before, because its model is loaded.
 
         Eligible: still available with the demand that the placement was decided for, within its queue's pause, yielding,
         rate and concurrency, and within the device's slots, models and budget, counting every reservation; nothing for a

@@ -59,7 +59,9 @@ class AttemptContext(Protocol):
 class Executor(Protocol):
     """Runs one attempt in the calling thread.
 
-    An executor with a true attribute `preemptible` can be preempted: it loses only time.
+    An executor with a true attribute `preemptible` can be preempted: it loses only time. One with a method
+    `continues(arguments, model)` says of which jobs the next attempt continues the output: those are preempted as often as others
+    need the device, and other jobs only while little work is thrown away by that.
 
     Returns: a JSON value. Raises: AttemptInterrupted if it stopped because it was asked to; an ExecutionError that classifies
     the failure; any other exception counts as the task's own failure.

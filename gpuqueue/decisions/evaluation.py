@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from gpuqueue.contract.hookspecs import (
     ChoosePreemptionsDetails,
@@ -20,17 +21,18 @@ from gpuqueue.contract.hookspecs import (
 from gpuqueue.contract.plugin_set import Plugins
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.decisions.policies import DEVICE_HEALTH, queue_in_force
+from gpuqueue.decisions.policies.preemption import weigh
 from gpuqueue.decisions.view import serves
 from gpuqueue.domain.answers import Demand, Hold, Limits, Placement, Preemption, Wait
 from gpuqueue.domain.claim import MOST_SUSPECTS
 from gpuqueue.domain.errors import PluginFailed
 from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
-from gpuqueue.domain.memory import whole_budget
+from gpuqueue.domain.memory import devices_for, whole_budget
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import View
-from gpuqueue.domain.yielding import yielding_order
+from gpuqueue.domain.yielding import yielded_to, yielding_order
 
 NAMED_JOBS = 5
 
@@ -243,4 +245,28 @@ def _device_reasons(job: Job, view: View, plugins: Plugins, *, said: Sequence[Ho
     if any(hold.plugin == DEVICE_HEALTH for hold in said):  # the queue's hold already reports the lost devices
         view = replace(view, devices={name: replace(device, reading=None) for name, device in view.devices.items()})
     answer = place(replace(job, demand_bytes=demand.vram_bytes, model=demand.model), view, plugins)
-    return [answer] if isinstance(answer, Hold) else []
+    reasons = [replace(answer, detail=f"{answer.detail}{_costs(job, demand, view, plugins)}")] if isinstance(answer, Hold) else []
+    longest_s = max((device.settings.affinity_s for device in view.devices.values()), default=0.0)
+    if job.passed_at is not None and (view.now - job.passed_at).total_seconds() < longest_s:
+        until = job.passed_at + timedelta(seconds=longest_s)
+        detail = "jobs for a loaded model start before it, until then at the latest (affinity)"
+        reasons.append(Hold("passed", detail, until, ends_with_jobs=True, source="job"))
+    return reasons
+
+
+def _costs(job: Job, demand: Demand, view: View, plugins: Plugins) -> str:
+    """Return what the attempts that a job could preempt need yet, and what stopping them costs."""
+    if not plugins.has("preemption"):
+        return ""
+    queue, said = view.queues[job.queue].settings, ""
+    for device in devices_for(job.wanted_device, demand.model, queue, view):
+        waiting = WaitingJob(job, demand, (device.settings.name,))
+        for item in device.reservations:
+            if (
+                item.running
+                and not item.preempt_requested
+                and item.queue in view.queues
+                and job.queue in yielded_to(view.queues[item.queue].settings, view)
+            ):
+                said += f". Job {item.job_id}: {weigh(item, waiting, device, view).why}"
+    return said

@@ -68,6 +68,7 @@ class Job:
     fallback: tuple[str, ...] = ()  # models to use, in this order, when its own is missing or fits no device
     preemptions: int = 0  # how often it was preempted for another queue's job
     output_tokens: int = 0  # of its running or latest attempt on a device
+    passed_at: datetime | None = None  # since when jobs behind it start before it, because their model is loaded
     arguments_error: str = ""  # why the arguments could not be decoded; then `arguments` is empty
 
     @property

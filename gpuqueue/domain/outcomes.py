@@ -84,4 +84,5 @@ class Report(NamedTuple):
     lines: Sequence[tuple[int, str]] = ()
     progress: tuple[float, str] | None = None
     output_tokens: int | None = None
+    first_output_us: int | None = None  # when the first of `output_tokens` came, in microseconds since 1970-01-01 UTC
     output_lease: int | None = None  # under which the output started, if this attempt continues an earlier one's

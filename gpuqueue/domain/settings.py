@@ -52,9 +52,10 @@ class QueueSettings:
     when_unavailable: WhenUnavailable = "wait"
     retry_every_s: float = 300.0
     yield_mode: YieldMode = "preempt"
-    min_run_s: float = 2.0  # an attempt is not preempted before it has run this long
-    nearly_done_s: float = 3.0  # nor if it is expected to end within this time
-    max_preemptions: int = 5  # nor if its job was already preempted this often
+    min_run_s: float = 0.0  # an attempt is not preempted until so long after its first output, or its start if it has none
+    nearly_done_s: float = 1.0  # nor if it is expected to end within this time
+    max_preemptions: int | None = None  # nor if its job was already preempted this often
+    protect_s: float | None = None  # how long a job that is protected from preemption may make another wait; None: to its end
     max_attempts: int | None = None
     timeout_s: float | None = None
     priority: int | None = None

@@ -71,6 +71,7 @@ _POSTPONE: Sets = {
     "error": Change.GIVEN_OR_KEPT,
     "cancel_requested": 0,
     "demand_class": Change.UNSUSPECTED,
+    "passed_at": None,
 }
 _UNSPENT: Sets = {"attempt": Change.ONE_LESS, "cancel_requested": 0}
 _TAKE_BACK: Sets = {
@@ -112,7 +113,14 @@ PLACE = Transition(
     (State.AVAILABLE,),
     State.RUNNING,
     "A worker claims it and reserves memory on a device.",
-    {**_START, "device": Change.GIVEN, "reserved_bytes": Change.GIVEN, "preemptible": Change.GIVEN},
+    {
+        **_START,
+        "device": Change.GIVEN,
+        "reserved_bytes": Change.GIVEN,
+        "preemptible": Change.GIVEN,
+        "continues": Change.GIVEN,
+        "first_output_at": None,
+    },
 )
 
 COMPLETE = Transition(
@@ -229,6 +237,7 @@ MANUAL_RETRY = Transition(
         "expires_at": None,
         "waiting_for": None,
         "error": None,
+        "passed_at": None,
         **FORGET_DEMAND,
     },
 )

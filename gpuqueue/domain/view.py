@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from gpuqueue.domain.answers import Hold
@@ -12,6 +12,8 @@ from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.frozen import freeze
 from gpuqueue.domain.settings import DeviceSettings, ModelSettings, PlacementMode, QueueSettings
 from gpuqueue.domain.units import format_duration
+
+THROWN_IN = timedelta(hours=1)  # how long it counts that work was thrown away
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Reservation:
     preemptions: int = 0
     output_tokens: int = 0
     output_limit: int | None = None  # the maximum number of output tokens, if the job sets one
+    continues: bool = False  # a later attempt would continue its output
+    first_output_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,11 @@ class DeviceView:
     reservations: tuple[Reservation, ...] = ()
     model: str = ""  # the last model that was loaded, and when a job for it was claimed
     model_since: datetime | None = None
+    thrown: tuple[tuple[datetime, float], ...] = ()  # preempted work that starts again: (when, seconds), the oldest first
+
+    def thrown_s(self, now: datetime) -> float:
+        """Return how many seconds of work preemptions threw away in the last hour."""
+        return sum(seconds for at, seconds in self.thrown if at > now - THROWN_IN)
 
     @property
     def reserved_bytes(self) -> int:
@@ -203,3 +212,4 @@ class Sighting:
     residents: tuple[Resident, ...] = ()
     model: str = ""
     model_since: datetime | None = None
+    thrown: tuple[tuple[datetime, float], ...] = ()

@@ -47,6 +47,10 @@ class OllamaExecutor(ABC):
         self._keep_warm_s = {device.name: device.keep_warm_s for device in devices}
         self._keep_alive_s = keep_alive_s
 
+    def continues(self, arguments: Mapping[str, Any], model: str) -> bool:
+        """Whether the next attempt would continue the output of one that was preempted."""
+        return False
+
     @abstractmethod
     def run(self, context: AttemptContext) -> dict[str, Any]:
         """Run one attempt.
@@ -133,6 +137,10 @@ class _Streaming(OllamaExecutor):
     attempt). `first_token_s` is this attempt's wait, for thinking too; the other durations are Ollama's. A figure that Ollama
     does not report is 0.
     """
+
+    def continues(self, arguments: Mapping[str, Any], model: str) -> bool:
+        is_its_own = not model or full_name(model) == full_name(str(arguments.get("model", "")))
+        return is_its_own and self._may_continue(arguments)
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
         body, before = self.request(context)

@@ -59,6 +59,10 @@ jobs = Table(
     Column("preempt_lease", Integer),
     Column("preemptions", Integer, nullable=False, server_default="0"),
     Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device
+    Column("continues", Integer, nullable=False, server_default="0"),  # a later attempt continues this one's output
+    Column("first_output_at", Integer),  # of the attempt on a device
+    # Since when jobs behind it start before it, because their model is loaded.
+    Column("passed_at", Integer),
     Index(
         "jobs_claim",
         "queue",
@@ -201,6 +205,7 @@ devices = Table(
     Column("residents", Text),  # JSON: the loaded models, as last seen
     Column("model", Text),  # the last model that was not loaded when a job for it was claimed, and when that was
     Column("model_since", Integer),
+    Column("thrown", Text),  # JSON: the preempted work of the last hour that starts again: [[at, microseconds]]
 )
 
 backends = Table(

@@ -123,6 +123,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         may_claim=heartbeat.is_fresh,
         models_known=lambda: model_probe.has_listed,
         is_preemptible=executors.is_preemptible,
+        continues=executors.continues,
         where_alone=executors.where_alone,
     )
     exchange = Exchange(

@@ -12,6 +12,7 @@ from typing import Literal
 from gpuqueue.contract.hookspecs import WaitingJob
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, failure_hold, limited, order, place, preemptions
 from gpuqueue.decisions.policies import YIELDING, default_policies
+from gpuqueue.decisions.policies.ordering import passed
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import MOST_SUSPECTS, ClaimRules
@@ -43,6 +44,7 @@ class Dispatcher:
         may_claim: Callable[[], bool],
         models_known: Callable[[], bool],
         is_preemptible: Callable[[str], bool],
+        continues: Callable[[Job], bool],
         where_alone: Callable[[str], Literal["process", "worker"] | None],
     ) -> None:
         self._store = site.store
@@ -56,6 +58,7 @@ class Dispatcher:
         self._may_claim = may_claim
         self._models_known = models_known
         self._is_preemptible = is_preemptible
+        self._continues = continues
         self._where_alone = where_alone
         self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
@@ -171,7 +174,7 @@ class Dispatcher:
             view = self._with_readings(view)
         for job in candidates:
             try:
-                lease = self._claim_placed(job, view)
+                lease = self._claim_placed(job, view, candidates)
             except StoreError:
                 raise
             except Exception:  # an answer for one job must not keep the others from starting
@@ -182,7 +185,7 @@ class Dispatcher:
                 view = self._with_readings(self.decide(force=True))
         self._preempt(view)
 
-    def _claim_placed(self, job: Job, view: View) -> Lease | None:
+    def _claim_placed(self, job: Job, view: View, candidates: Sequence[Job]) -> Lease | None:
         answer = place(job, view, self._plugins)
         if not isinstance(answer, Placement):
             return None
@@ -194,6 +197,8 @@ class Dispatcher:
             device=view.devices[answer.device].settings,
             rules=self.rules,
             preemptible=self._is_preemptible(job.task),
+            continues=self._continues(job),
+            passed=passed(job, candidates),
             now_us=self._clock.wall(),
         )
 

@@ -18,7 +18,7 @@ from gpuqueue.contract.executor import AnyExecutor, AttemptContext, AttemptInter
 from gpuqueue.contract.hookspecs import RegisterExecutorsDetails
 from gpuqueue.domain.endpoints import OLLAMA
 from gpuqueue.domain.errors import ConfigurationError, NotImportable, ProcessDied
-from gpuqueue.domain.job import Lease
+from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import VERBS
 from gpuqueue.executors.callables import CallableExecutor, CoroutineExecutor
 from gpuqueue.executors.processes import Children, ProcessExecutor
@@ -88,6 +88,14 @@ class Executors:
 
     def is_preemptible(self, name: str) -> bool:
         return self._has(name, "preemptible")
+
+    def continues(self, job: Job) -> bool:
+        """Whether a preempted attempt's output would be continued by the next one."""
+        try:
+            asked = getattr(self.named(job.task), "continues", None)
+            return asked is not None and bool(asked(job.arguments, job.model))
+        except Exception:  # as above
+            return False
 
     def is_isolated(self, lease: Lease) -> bool:
         """Whether the attempt runs in a separate process."""

@@ -25,10 +25,11 @@ Key = tuple[int, int]  # (job, lease)
 class _Buffer:
     """The output of one attempt since the last write."""
 
-    __slots__ = ("lines", "progress", "texts", "tokens")
+    __slots__ = ("first_us", "lines", "progress", "texts", "tokens")
 
     def __init__(self) -> None:
         self.tokens: int | None = None
+        self.first_us: int | None = None  # when the first of them came
         self.texts: list[str] = []
         self.lines: list[tuple[int, str]] = []
         self.progress: tuple[float, str] | None = None
@@ -39,6 +40,7 @@ class _Buffer:
         self.lines += later.lines
         self.progress = later.progress or self.progress
         self.tokens = self.tokens if later.tokens is None else later.tokens
+        self.first_us = self.first_us or later.first_us
 
 
 class Output:
@@ -49,6 +51,7 @@ class Output:
 
     def __init__(self, store: Store, clock: Clock, orders: Orders) -> None:
         self._store = store
+        self._clock = clock
         self._buffers: dict[Key, _Buffer] = {}
         self._continuing: dict[Key, int] = {}  # attempts with output that started under an earlier lease
         self._lock = threading.Lock()  # held only briefly
@@ -84,9 +87,13 @@ class Output:
         self._has_words.set()
 
     def tokens(self, lease: Lease, count: int) -> None:
-        """Set how many tokens an attempt has generated; only the latest is stored, together with its other output."""
+        """Set how many tokens an attempt has generated; only the latest is stored."""
         with self._lock:
-            self._of(lease).tokens = count
+            said = self._of(lease)
+            said.tokens = count
+            if count:
+                said.first_us = said.first_us or self._clock.wall()
+        self._has_words.set()
 
     def continue_from(self, lease: Lease, output_lease: int) -> None:
         """Let an attempt's output continue that of an earlier lease."""
@@ -100,6 +107,10 @@ class Output:
             self._write(key)
         self._continuing.pop(key, None)
 
+    def write(self) -> None:
+        """Write the output of all attempts."""
+        self._write(None)
+
     def _of(self, lease: Lease) -> _Buffer:
         return self._buffers.setdefault((lease.job_id, lease.lease), _Buffer())
 
@@ -109,7 +120,7 @@ class Output:
             self._stopped.wait(GATHER_S)
             self._has_words.clear()
             with self.thread.pulse:
-                self._write(None)
+                self.write()
 
     def _write(self, only: Key | None) -> None:
         with self._writing:
@@ -149,4 +160,4 @@ class Output:
                     del taken[key]
 
     def _report_of(self, key: Key, said: _Buffer) -> Report:
-        return Report(*key, "".join(said.texts), said.lines, said.progress, said.tokens, self._continuing.get(key))
+        return Report(*key, "".join(said.texts), said.lines, said.progress, said.tokens, said.first_us, self._continuing.get(key))

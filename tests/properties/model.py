@@ -67,9 +67,14 @@ class Model(ModelRoom):
                 self._size(name)
         room = max(device.budget_bytes - self._reserved(name) for name, device in self.devices.items())
         taken = []
-        for job in self._heads(self.workers[worker]["gpu"], room):
+        heads = self._heads(self.workers[worker]["gpu"], room)
+        for job in heads:
             device, _reason = self.place(job, job["bytes"], job["model"], self.lost)
             if device is not None and self.claim_placed(worker, job["id"], device, job["bytes"]):
+                job["continues"] = self.is_continued(job["task"])
+                first = min(heads, key=lambda other: (-other["priority"], rank(other)))
+                if first["state"] == "available" and first["priority"] == job["priority"] and first["passed"] is None:
+                    first["passed"] = self.now
                 taken.append(job["id"])
                 self.decide(worker)
         self._ask_for_room(worker)
@@ -90,10 +95,11 @@ class Model(ModelRoom):
         if self._reserved(device) + reserved > settings.budget_bytes:
             return False
         if job["model"] not in {other["model"] for other in there} | {""}:
-            self.loaded[device] = self.now
             self.events.append(("model_loading", None, None, {"device": device, "model": job["model"]}))
         self._start(job, worker, device, reserved)
         job["preemptible"] = self.is_preemptible(job["task"])
+        job["continues"] = False  # as a proposal from elsewhere says
+        job["first_output"] = None
         return True
 
     def _size(self, queue: str) -> None:
@@ -142,8 +148,12 @@ class Model(ModelRoom):
             job["attempt"] -= 0 if ended["spent"] else 1
             job["code"] = ended["code"] or job["code"]
             job["waiting_for"] = ended["waiting_for"]
-            job["preemptions"] += int(ended["outcome"] == "preempted")
+            if ended["outcome"] == "preempted":
+                job["preemptions"] += 1
+                if job["device"] is not None and not (job["continues"] and job["output"]):
+                    self.thrown[job["device"]].append((self.now, self.now - job["started"]))
             if ended["outcome"] not in ("released", "preempted"):
+                job["passed"] = None
                 job["due"] = ended["due"]
                 job["suspect"] = False
             backend = self.backends.get(ended["waiting_for"] or "")

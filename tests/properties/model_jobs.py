@@ -5,7 +5,7 @@ Written from the documented semantics. Times are integers in microseconds; `now`
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +39,7 @@ class ModelJobs:
         demand_of: Callable[[Job], tuple[int, str]],
         kind_of: Callable[[str], str],
         is_preemptible: Callable[[str], bool],
+        is_continued: Callable[[str], bool],
     ) -> None:
         self.now = now
         self.queues = queues
@@ -48,6 +49,7 @@ class ModelJobs:
         self.demand_of = demand_of
         self.kind_of = kind_of
         self.is_preemptible = is_preemptible
+        self.is_continued = is_continued
         self.jobs: dict[int, Job] = {}
         self.newest = 0
         self.pauses: dict[str, int | None] = {}
@@ -58,7 +60,7 @@ class ModelJobs:
         }
         self.lost: set[str] = set()  # the devices that cannot be read
         self.seen_lost: set[str] = set()  # those of which a worker has told it
-        self.loaded: dict[str, int] = {}  # when a model was last loaded on each device
+        self.thrown: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of each device: when work was lost, and how much
         self.noted: dict[str, list[str]] = {}  # the reasons of holds that were last told of
         self.events: list[tuple[Any, ...]] = []
         self.finishes: Counter[int] = Counter()
@@ -72,6 +74,7 @@ class ModelJobs:
             "enqueued": self.now, "started": None, "finished": None,
             "worker": None, "model": "", "bytes": 0, "sized": False, "device": None, "reserved": 0, "waiting_for": None,
             "preemptible": False, "preemptions": 0, "asked": None, "cancel": False,
+            "continues": False, "first_output": None, "passed": None,
             "code": None, "progress": None, "note": "", "lines": [], "output": [], "outcomes": [],
             "result": None, "state": "available" if given["due"] <= self.now else "scheduled", **given,
         }  # fmt: skip

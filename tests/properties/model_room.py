@@ -8,6 +8,8 @@ from typing import Any
 from tests.properties.model_holds import ModelHolds
 from tests.properties.model_jobs import CLASS_BYTES, SECOND, Job, rank
 
+HOUR, THROWN = 3600 * SECOND, 360 * SECOND
+
 
 class ModelRoom(ModelHolds):
     """Room on devices."""
@@ -26,17 +28,19 @@ class ModelRoom(ModelHolds):
         preferred = self._preferred()
         return sorted(
             (job for job in heads.values() if job["bytes"] <= room),
-            key=lambda job: (-job["priority"], job["model"] not in preferred, rank(job)),
+            key=lambda job: (-job["priority"], self._turn(job, preferred), rank(job)),
         )
 
+    def _turn(self, job: Job, preferred: Collection[str]) -> int:
+        """First those that were passed for long enough, then those whose model is loaded."""
+        longest = max(settings.affinity_s for settings in self.devices.values())
+        if job["passed"] is not None and self.now - job["passed"] >= longest * SECOND:
+            return 0
+        return 1 if job["model"] in preferred else 2
+
     def _preferred(self) -> set[str]:
-        """The models of devices that loaded one not long ago."""
-        return {
-            job["model"]
-            for name, settings in self.devices.items()
-            for job in self.on(name)
-            if job["model"] and self.now - self.loaded[name] < settings.affinity_s * SECOND
-        }
+        """The models that are loaded."""
+        return {job["model"] for name in self.devices for job in self.on(name) if job["model"]}
 
     def place(self, job: Job, size: int, model: str, lost: Collection[str]) -> tuple[str | None, str]:
         """Where a job gets its memory, or why nowhere."""
@@ -93,7 +97,7 @@ class ModelRoom(ModelHolds):
                 break
             if self._may_make_room(other, job["queue"]):
                 stay.remove(other)
-                if other["asked"] != other["lease"] and self.now >= other["started"] + self._min_run(other):
+                if other["asked"] != other["lease"] and self._is_time(other):
                     victims.append(other)
         return victims if self._fits(job, device, stay) else None
 
@@ -110,10 +114,19 @@ class ModelRoom(ModelHolds):
         settings = self.queues[job["queue"]]
         if settings.yield_mode != "preempt" or not job["preemptible"] or queue not in self._yielded_to(job["queue"]):
             return False
-        return bool(job["preemptions"] < settings.max_preemptions)
+        if settings.max_preemptions is not None and job["preemptions"] >= settings.max_preemptions:
+            return False
+        return bool(job["continues"] or self._thrown(job["device"]) + self.now - job["started"] <= THROWN)
 
-    def _min_run(self, job: Job) -> int:
-        return int(self.queues[job["queue"]].min_run_s * SECOND)
+    def _thrown(self, device: str) -> int:
+        """How much work preemptions threw away on a device in the last hour."""
+        return sum(lost for at, lost in self.thrown[device] if at > self.now - HOUR)
+
+    def _is_time(self, job: Job) -> bool:
+        """Whether an attempt may be asked now: one that continues an earlier one and has no output yet is left to go on."""
+        if job["continues"] and job["first_output"] is None:
+            return not job["preemptions"]
+        return bool(self.now >= (job["first_output"] or job["started"]) + self.queues[job["queue"]].min_run_s * SECOND)
 
     def _yielded_to(self, queue: str) -> set[str]:
         """The queues that come before this one, directly or through another."""

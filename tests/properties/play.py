@@ -36,6 +36,7 @@ from tests.properties.scene import (
     PlayedWorker,
     Workshop,
     demand_of,
+    is_continued,
     is_preemptible,
     kind_of,
     open_queue,
@@ -89,6 +90,7 @@ class Play(RuleBasedStateMachine):
             placement=settings.placement,
             kind_of=kind_of,
             is_preemptible=is_preemptible,
+            is_continued=is_continued,
         )
         self.workshop = Workshop(self.gq, self.clock)
         self.workers: list[PlayedWorker] = []

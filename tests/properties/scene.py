@@ -116,6 +116,10 @@ def kind_of(task: str) -> str:
     return "coroutine" if task in ASYNCHRONOUS else "thread"
 
 
+def is_continued(task: str) -> bool:
+    return task == "ollama.generate"
+
+
 def is_preemptible(task: str) -> bool:
     return task in PREEMPTIBLE
 
@@ -232,6 +236,7 @@ class Workshop:
             may_claim=worker.may_claim,
             models_known=lambda: True,
             is_preemptible=is_preemptible,
+            continues=lambda job: is_continued(job.task),
             where_alone=lambda _: "process",
         )
         return worker

@@ -109,7 +109,7 @@ class Rows:
 
     def place(
         self, job_id: int, gb: float | None = None, *, s: float = 0, device: DeviceSettings = CARD, held: Sequence[str] = (),
-        worker: str | None = None, seen: Job | None = None,
+        worker: str | None = None, seen: Job | None = None, **more: Any,
     ) -> Lease | None:  # fmt: skip
         job = seen or self.job(job_id)
         return self.store.attempts.claim_placed(
@@ -119,8 +119,8 @@ class Rows:
             queue=self.queues[job.queue],
             device=device,
             rules=self.rules(*held),
-            preemptible=False,
             now_us=at(s),
+            **more,
         )
 
     def placed(self, job_id: int, gb: float | None = None, **options: Any) -> Lease:

@@ -8,7 +8,7 @@ import pytest
 
 from gpuqueue.domain.answers import Demand
 from gpuqueue.domain.device import Resident
-from gpuqueue.domain.job import State
+from gpuqueue.domain.job import Lease, State
 from gpuqueue.domain.outcomes import Completed
 from gpuqueue.domain.settings import DeviceSettings, Rate
 from gpuqueue.domain.units import from_us
@@ -313,3 +313,44 @@ def test_a_plain_claim_never_takes_a_job_that_holds_a_device(rows: Rows) -> None
     rows.queue("ai")
     assert rows.claim("ai") == []
     assert CARD.name == rows.job(job_id).device
+
+
+def test_a_job_is_passed_since_the_first_time_only(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    first, second, third = (rows.enqueue_sized("ai", 1, model) for model in ("m", "n", "n"))
+    lease = rows.placed(second, s=5, passed=first)
+    rows.complete(lease, s=6)
+    rows.store.attempts.release_device(second, lease.lease)
+    lease = rows.placed(third, s=7, passed=first)
+    assert rows.job(first).passed_at == from_us(at(5))
+    rows.complete(lease, s=8)
+    rows.store.attempts.release_device(third, lease.lease)
+    rows.postpone(rows.placed(first, s=9), "preempted", s=10)
+    assert rows.job(first).passed_at == from_us(at(5)), "whoever came between"
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_attempt_that_was_given_back_spends_the_rate_once(rows: Rows, on_device: bool) -> None:
+    rows.queue("work", gpu=on_device, rate=Rate(2, 3600.0))
+    job_id = rows.enqueue_sized("work", 1) if on_device else rows.enqueue()
+
+    def starts(s: float) -> Lease:
+        lease = rows.placed(job_id, s=s) if on_device else rows.claim_one(s=s)
+        rows.store.attempts.release_device(job_id, lease.lease)
+        return lease
+
+    def left() -> float:
+        return rows.one("SELECT round(rate_level, 1) FROM queues WHERE name = 'work'")
+
+    for s, outcome in ((0, "preempted"), (1, "released")):
+        rows.postpone(starts(s), outcome, s=s + 0.5)
+        rows.store.attempts.release_device(job_id, rows.job(job_id).lease)
+        assert left() == 1.0
+    rows.postpone(starts(2), "retried", due_s=3, s=2.5)
+    rows.store.attempts.release_device(job_id, rows.job(job_id).lease)
+    assert left() == 1.0
+    rows.store.jobs.move_due(now_us=at(4))
+    if on_device:
+        rows.store.jobs.set_demands([(job_id, Demand(GB))], largest_bytes=CARD.budget_bytes)
+    starts(4)
+    assert left() == 0.0, "a retry starts anew"

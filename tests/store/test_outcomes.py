@@ -8,7 +8,7 @@ import pytest
 
 from gpuqueue.domain.job import State
 from gpuqueue.domain.outcomes import Completed, Ended, Outcome, Postponed, Report
-from gpuqueue.domain.units import from_us
+from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.outcomes import abandoned_workers, reservations
@@ -121,6 +121,52 @@ def test_chunks_keep_their_order_and_carry_their_lease(rows: Rows) -> None:
         assert queries.chunks_after(connection, job_id, 0) == [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, job_id, 2) == [(3, 1, "c"), (4, 2, "d")]
         assert queries.chunks_after(connection, other, 0) == [(1, 1, "x")]
+
+
+@pytest.mark.parametrize("continues", [False, True])
+@pytest.mark.parametrize("wrote", [False, True])
+def test_what_a_preempted_attempt_throws_away_is_noted_for_an_hour(rows: Rows, continues: bool, wrote: bool) -> None:
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 1)
+
+    def preempt(s: float) -> None:
+        lease = rows.placed(job_id, s=s, preemptible=True, continues=continues)
+        if wrote:
+            rows.store.attempts.report([Report(job_id, lease.lease, "text")])
+        rows.postpone(lease, "preempted", s=s + 10)
+        rows.store.attempts.release_device(job_id, lease.lease)
+
+    def thrown() -> list[tuple[float, float]]:
+        with rows.store.engine.lent() as connection:
+            found = queries.device_sightings(connection)
+        entries = found["gpu0"].thrown if "gpu0" in found else ()
+        return [((to_us(moment) - at(0)) / 1e6, seconds) for moment, seconds in entries]
+
+    preempt(0)
+    preempt(30)
+    assert thrown() == ([] if continues and wrote else [(10, 10.0), (40, 10.0)])
+    preempt(3600)
+    assert thrown() == ([] if continues and wrote else [(40, 10.0), (3610, 10.0)])
+
+
+def test_an_attempt_has_its_first_output_once(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    job_id = rows.enqueue_sized("ai", 1)
+    lease = rows.placed(job_id)
+
+    def first_output() -> object:
+        with rows.store.engine.lent() as connection:
+            (item,) = reservations(connection)
+        return item.first_output_at
+
+    assert first_output() is None
+    for number, moment in ((0, None), (3, at(5)), (9, at(8))):
+        rows.store.attempts.report([Report(job_id, lease.lease, output_tokens=number, first_output_us=moment)])
+    assert first_output() == from_us(at(5))
+    rows.postpone(lease, "preempted", s=9)
+    rows.store.attempts.release_device(job_id, lease.lease)
+    rows.placed(job_id, s=10)
+    assert first_output() is None
 
 
 def test_rescued_jobs_are_available_again_unspent_under_a_new_lease(rows: Rows) -> None:

@@ -175,8 +175,8 @@ def test_a_new_job_has_what_the_table_says(make_rows: Callable[[], Rows], move: 
 
 ERROR = from_error(JobErrorRecord("new", "new"))
 GIVEN: Row = {
-    "scheduled_at": at(70), "worker_id": "new", "device": "gpu1", "reserved_bytes": 7, "preemptible": 0, "result": "2",
-    "error": ERROR, "waiting_for": "other", "crashes": 2, "demand_class": 3,
+    "scheduled_at": at(70), "worker_id": "new", "device": "gpu1", "reserved_bytes": 7, "preemptible": 0, "continues": 1,
+    "result": "2", "error": ERROR, "waiting_for": "other", "crashes": 2, "demand_class": 3,
 }  # fmt: skip
 # All that a job in whatever state may have; what only some states have is added.
 FULL: Row = {
@@ -185,6 +185,7 @@ FULL: Row = {
     "demand_model": "m", "demand_class": 2, "demand_bytes": GB, "device": "gpu0", "reserved_bytes": GB, "arguments": "{}",
     "result": "1", "error": from_error(BOOM), "tags": '["a"]', "progress": 0.5, "progress_note": "half", "wanted_bytes": GB,
     "wanted_device": "gpu0", "fallback": '["n"]', "preemptible": 1, "preempt_lease": 4, "preemptions": 3, "output_tokens": 9,
+    "continues": 0, "first_output_at": at(4), "passed_at": at(2),
 }  # fmt: skip
 ONLY: Row = {"finished_at": at(8), "waiting_for": "ollama", "cancel_requested": 1}
 STEPS = [pytest.param(move, source, id=f"{move.name} from {source}") for move in TRANSITIONS for source in move.sources]
@@ -306,7 +307,7 @@ CALLS = [
     Call(
         transitions.PLACE,
         lambda rows, job_id: rows.place(job_id, s=S),
-        {"worker_id": "w", "device": "gpu0", "reserved_bytes": GB, "preemptible": 0},
+        {"worker_id": "w", "device": "gpu0", "reserved_bytes": GB, "preemptible": 0, "continues": 0},
         on_device=True,
     ),
     *(

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
 from gpuqueue.domain.answers import Preemption
 from gpuqueue.domain.estimates import left_s
 from gpuqueue.domain.settings import QueueSettings
+from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.view import DeviceView, Reservation, View
 from gpuqueue.domain.yielding import yielded_to
+
+THROWN_S = 360.0  # of work in an hour, which preemptions may throw away on one device
+LOOK_AGAIN_S = 0.1  # at an attempt that has no output yet
+
+
+class Weighed(NamedTuple):
+    """When a running attempt may be preempted for a waiting job, None for not at all, and why, in words that follow its name."""
+
+    at: datetime | None
+    why: str
 
 
 class Preempting:
     """Preempts running jobs of a queue with `yield_mode` "preempt" for jobs of the queues that it yields to.
 
-    Not preempted: an attempt that has just started, one that is nearly done, and a job preempted `max_preemptions` times.
+    Not preempted: an attempt that is nearly done; one that continues an earlier one, before it has written for as long as it took
+    to start; and one whose work would start again, once preemptions threw away THROWN_S of work in an hour.
     """
 
     @hookimpl
@@ -33,7 +46,6 @@ class Preempting:
 
 def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Preemption] | None:
     """Find the attempts that must end for the job to fit on the device; None when that is not possible."""
-    queue = waiting.job.queue
     running = [item for item in device.reservations if item.running]
     if len(running) < len(device.reservations):
         return []  # a clean-up is about to release memory anyway
@@ -42,7 +54,7 @@ def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Pree
     for item in sorted(running, key=lambda item: item.started_at or view.now, reverse=True):
         if _fits(waiting, device, left):
             break
-        moment = _may_end_at(item, queue, view)
+        moment = weigh(item, waiting, device, view).at
         if moment is None:
             continue
         left.remove(item)
@@ -60,14 +72,50 @@ def _fits(waiting: WaitingJob, device: DeviceView, left: Sequence[Reservation]) 
     )
 
 
-def _may_end_at(item: Reservation, queue: str, view: View) -> datetime | None:
-    """Return when this attempt may be preempted for that queue; None when it may not."""
+def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View) -> Weighed:
+    """Compare what a job costs by waiting for a running attempt with what stopping the attempt costs, both in seconds."""
     settings = view.queues[item.queue].settings if item.queue in view.queues else QueueSettings(item.queue)
-    if settings.yield_mode != "preempt" or not item.preemptible or queue not in yielded_to(settings, view):
-        return None
-    if item.preemptions >= settings.max_preemptions:
-        return None
+    if waiting.job.queue not in yielded_to(settings, view):
+        return Weighed(None, f"queue {item.queue} does not yield to {waiting.job.queue}")
+    if settings.yield_mode != "preempt":
+        return Weighed(None, f"queue {item.queue} lets its jobs end (yield_mode)")
+    if not item.preemptible:
+        return Weighed(None, f"{item.task} cannot be preempted")
+    if settings.max_preemptions is not None and item.preemptions >= settings.max_preemptions:
+        return Weighed(None, f"it was preempted {item.preemptions} times already (max_preemptions)")
     rest_s = left_s(view.estimates, item, view.now)
     if rest_s is not None and rest_s <= settings.nearly_done_s:
-        return None
-    return (item.started_at or view.now) + timedelta(seconds=settings.min_run_s)
+        return Weighed(None, f"it ends in about {_seconds(rest_s)}: stopping it would not pay (nearly_done)")
+    ends = "may go on for an unknown time" if rest_s is None else f"needs about {_seconds(rest_s)} more"
+    began = item.started_at or view.now
+    ran_s = (view.now - began).total_seconds()
+    if not item.continues:
+        thrown_s = device.thrown_s(view.now)
+        if thrown_s + ran_s > THROWN_S:
+            return _protected(waiting, settings, thrown_s, ran_s, ends)
+        earliest = (item.first_output_at or began) + timedelta(seconds=settings.min_run_s)
+        return Weighed(earliest, f"it {ends}, and stopping it throws away {_seconds(ran_s)} of work")
+    if item.first_output_at is None:
+        if item.preemptions:
+            again = view.now + timedelta(seconds=LOOK_AGAIN_S)
+            return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
+        return Weighed(view.now, f"it {ends}, and has written nothing yet")
+    cost_s = (item.first_output_at - began).total_seconds()
+    least_s = max(settings.min_run_s, cost_s if item.preemptions else 0.0)
+    earliest = item.first_output_at + timedelta(seconds=least_s)
+    return Weighed(earliest, f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later")
+
+
+def _protected(waiting: WaitingJob, settings: QueueSettings, thrown_s: float, ran_s: float, ends: str) -> Weighed:
+    why = (
+        f"it {ends}, and is protected: it would start again, which throws away {_seconds(ran_s)} of work; in the last hour "
+        f"that was {_seconds(thrown_s)}, and at most {_seconds(THROWN_S)} may be"
+    )
+    if settings.protect_s is None:
+        return Weighed(None, why)
+    until = waiting.job.scheduled_at + timedelta(seconds=settings.protect_s)
+    return Weighed(until, f"{why}, but no job waits longer than {format_duration(settings.protect_s)} for it (protect)")
+
+
+def _seconds(duration_s: float) -> str:
+    return format_duration(round(duration_s, 1) if duration_s < 10 else round(duration_s))

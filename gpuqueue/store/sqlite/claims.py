@@ -55,6 +55,8 @@ LOAD_MODEL = (
     "INSERT INTO devices (name, model, model_since) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE "
     "SET model = excluded.model, model_since = excluded.model_since"
 )
+PASS = "UPDATE jobs SET passed_at = ? WHERE id = ? AND state = 'available' AND passed_at IS NULL"
+LAST_OUTCOME = "SELECT outcome FROM attempts WHERE job_id = ? ORDER BY lease DESC LIMIT 1"
 RUNNING_COUNT = "SELECT count(*) FROM jobs WHERE state = 'running' AND queue = ?"
 IS_RUNNING = "SELECT 1 FROM jobs WHERE state = 'running' AND queue = ? LIMIT 1"
 IS_WAITING = "SELECT 1 FROM jobs WHERE state = 'available' AND queue = ? LIMIT 1"
@@ -225,7 +227,8 @@ def claim(
         return []
     for queue in queues:
         if queue.rate is not None:
-            _spend_rate(connection, queue, sum(row[1] == queue.name for row in taken), now_us=now_us)
+            count = sum(row[1] == queue.name and not (row[3] and _is_given_back(connection, row[0])) for row in taken)
+            _spend_rate(connection, queue, count, now_us=now_us)
     started_at = from_us(now_us)
     return [
         Claimed(
@@ -307,6 +310,12 @@ def _spend_rate(connection: sqlite3.Connection, queue: QueueSettings, count: int
         connection.execute("UPDATE queues SET rate_level = ?, rate_at = ? WHERE name = ?", (left, now_us, queue.name))
 
 
+def _is_given_back(connection: sqlite3.Connection, job_id: int) -> bool:
+    """Whether the job's last attempt ended without being spent, after it had spent the queue's rate."""
+    row = connection.execute(LAST_OUTCOME, (job_id,)).fetchone()
+    return row is not None and row[0] in ("preempted", "released")
+
+
 def _heads(connection: sqlite3.Connection, queue: str, limit: int, stuck: set[str]) -> Generator[tuple[Any, ...]]:
     """Yield a queue's first jobs in order, until it is stuck."""
     with closing(connection.execute(HEADS, (queue, limit))) as cursor:
@@ -329,10 +338,15 @@ def claim_placed(
     queue: QueueSettings,
     device: DeviceSettings,
     rules: ClaimRules,
-    preemptible: bool,
+    preemptible: bool = False,
+    continues: bool = False,
+    passed: int | None = None,
     now_us: int,
 ) -> Lease | None:
-    """Claim one job for a device, reserving the memory; `preemptible`: its attempt can be preempted.
+    """Claim one job for a device, reserving the memory.
+
+    `preemptible`: its attempt can be preempted; `continues`: a later one then continues its output; `passed`: the job that it
+    starts before, because its model is loaded.
 
     Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
     concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up;
@@ -355,10 +369,13 @@ def claim_placed(
         or rate_level(connection, queue, now_us=now_us) < 1
     ):
         return None
-    values = (worker_id, now_us, device.name, placement.reserved_bytes, int(preemptible), candidate.id, worker_id)
-    if connection.execute(TAKE_DEVICE, values).rowcount == 0:
+    place = (device.name, placement.reserved_bytes, int(preemptible), int(continues))
+    if connection.execute(TAKE_DEVICE, (worker_id, now_us, *place, candidate.id, worker_id)).rowcount == 0:
         return None
-    _spend_rate(connection, queue, 1, now_us=now_us)
+    if passed is not None:
+        connection.execute(PASS, (now_us, passed))
+    if queue.rate is not None and not _is_given_back(connection, candidate.id):
+        _spend_rate(connection, queue, 1, now_us=now_us)
     (is_suspect,) = connection.execute(IS_SUSPECT_NOW, (candidate.id,)).fetchone()
     if job.model and full_name(job.model) not in _loaded(connection, device.name, reserved):
         connection.execute(LOAD_MODEL, (device.name, job.model, now_us))

@@ -6,6 +6,7 @@ and reports that.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from gpuqueue.domain import transitions
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Outcome, Postponed, Report, Rescue, Rescued, crash_of
 from gpuqueue.domain.units import from_us
-from gpuqueue.domain.view import Reservation
+from gpuqueue.domain.view import THROWN_IN, Reservation
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import SUSPECT, count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
@@ -49,9 +50,16 @@ CAME_BACK = (
 )
 RESERVATIONS = (
     "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id, task, started_at, "
-    "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict') "
+    "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict'), "
+    "continues, first_output_at "
     "FROM jobs WHERE device IS NOT NULL"
 )
+HOUR_US = int(THROWN_IN.total_seconds() * 1e6)
+THROWN = (
+    "SELECT device, started_at, thrown FROM jobs LEFT JOIN devices ON name = device WHERE jobs.id = ? AND device IS NOT NULL "
+    "AND NOT (continues AND EXISTS (SELECT 1 FROM chunks WHERE job_id = jobs.id))"
+)
+PUT_THROWN = "INSERT INTO devices (name, thrown) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET thrown = excluded.thrown"
 # A job on a device keeps its demand class, and with it its order: it is a suspect while its last attempt that ended is a crash.
 IS_SUSPECT = (
     "demand_class < 0 OR (device IS NOT NULL AND (SELECT outcome FROM attempts WHERE job_id = jobs.id "
@@ -142,7 +150,20 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
     if connection.execute(statement, (*values, lease.job_id, lease.lease)).rowcount == 0:
         return _cancel(connection, lease, now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
+    if outcome.outcome == "preempted":
+        _note_thrown(connection, lease, now_us=now_us)
     return state
+
+
+def _note_thrown(connection: sqlite3.Connection, lease: Lease, *, now_us: int) -> None:
+    """Note the work of a preempted attempt that its job's next one does again."""
+    row = connection.execute(THROWN, (lease.job_id,)).fetchone()
+    if row is None:
+        return
+    device, started_us, before = row
+    entries = [entry for entry in json.loads(before or "[]") if now_us - HOUR_US < entry[0] <= now_us]
+    entries.append([now_us, max(0, now_us - started_us)])
+    connection.execute(PUT_THROWN, (device, json.dumps(entries)))
 
 
 def _postponement(
@@ -216,8 +237,13 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
         [(*item.progress, item.job_id, item.lease) for item in reports if item.progress is not None],
     )
     connection.executemany(
-        "UPDATE jobs SET output_tokens = ? WHERE id = ? AND lease = ? AND state = 'running'",
-        [(item.output_tokens, item.job_id, item.lease) for item in reports if item.output_tokens is not None],
+        "UPDATE jobs SET output_tokens = ?, first_output_at = coalesce(first_output_at, ?) "
+        "WHERE id = ? AND lease = ? AND state = 'running'",
+        [
+            (item.output_tokens, item.first_output_us, item.job_id, item.lease)
+            for item in reports
+            if item.output_tokens is not None
+        ],
     )
 
 
@@ -249,10 +275,12 @@ def reservations(connection: Statements) -> list[Reservation]:
             preemptions=preemptions,
             output_tokens=tokens,
             output_limit=limit if isinstance(limit, int) and limit > 0 else None,
+            continues=bool(continues),
+            first_output_at=None if first_output_at is None else from_us(first_output_at),
         )
         for (
             id_, lease, queue, model, device, taken, running, worker_id, task, started_at,
-            preemptible, asked, preemptions, tokens, limit,
+            preemptible, asked, preemptions, tokens, limit, continues, first_output_at,
         ) in connection.execute(RESERVATIONS).fetchall()
     ]  # fmt: skip
 

@@ -36,7 +36,7 @@ JOB_COLUMNS = (
     "id, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at, "
     "finished_at, expires_at, timeout_s, worker_id, demand_model, demand_bytes, device, reserved_bytes, waiting_for, "
     "cancel_requested, arguments, tags, error, progress, progress_note, "
-    "wanted_bytes, wanted_device, fallback, preemptions, output_tokens"
+    "wanted_bytes, wanted_device, fallback, preemptions, output_tokens, passed_at"
 )
 
 
@@ -49,7 +49,7 @@ def to_job(connection: Statements, row: tuple[Any, ...], known: Job | None = Non
         id_, queue, task, state, priority, attempt, max_attempts, lease, crashes, enqueued_at, scheduled_at, started_at,
         finished_at, expires_at, timeout_s, worker_id, model, demand_bytes, device, reserved_bytes, waiting_for,
         cancel_requested, arguments, tags, error, progress, progress_note,
-        wanted_bytes, wanted_device, fallback, preemptions, output_tokens,
+        wanted_bytes, wanted_device, fallback, preemptions, output_tokens, passed_at,
     ) = row  # fmt: skip
     if known is None:
         decoded, arguments_error = decode_arguments(arguments_text(connection, id_, arguments))
@@ -88,6 +88,7 @@ def to_job(connection: Statements, row: tuple[Any, ...], known: Job | None = Non
         fallback=tuple(json.loads(fallback)) if fallback else (),
         preemptions=preemptions,
         output_tokens=output_tokens,
+        passed_at=None if passed_at is None else from_us(passed_at),
         arguments_error=arguments_error,
     )
 

@@ -17,7 +17,6 @@ START_S = (0.5, 1.5)
 PAGE_CACHE_BYTES_PER_S = 8e9
 RELEASE_S = (0.5, 1.5)
 PREFILL_SPEEDUP = 20.0
-STEP_S = 1.0  # of writing, between two reports of what is written
 
 Kind = Literal["load", "prompt", "decode", "release"]
 
@@ -32,7 +31,10 @@ class VirtualModel:
 
 
 class Interval(NamedTuple):
-    """One use of the card; `owner` is the caller's name of the request, "" for memory that comes back."""
+    """One use of the card; `owner` is the caller's name of the request, "" for memory that comes back.
+
+    `tokens`: of the prompt, those known already included, or of what was written.
+    """
 
     start_s: float
     end_s: float
@@ -78,6 +80,7 @@ class VirtualOllama:
         self._runners: dict[str, _Runner] = {}
         self._releasing_bytes = 0
         self._released = Signal(time)
+        self._writing: dict[str, Callable[[], None]] = {}
 
     # --- what is asked of it ---
 
@@ -102,6 +105,11 @@ class VirtualOllama:
             self._released.set()
 
         self.time.call_at(back_s, back)
+
+    def report(self) -> None:
+        """Report how many tokens each request has so far, as the callers of `answer` asked."""
+        for look in list(self._writing.values()):
+            look()
 
     def reading(self) -> Reading:
         """Read the card as a driver would."""
@@ -183,22 +191,28 @@ class VirtualOllama:
         model, known = runner.model, runner.cache.get(owner, 0)
         prefill_rate = PREFILL_SPEEDUP * model.tokens_per_s
         prompt_s = max(0, prompt_tokens - known) / prefill_rate
-        if self._use(owner, model, "prompt", prompt_s, stop) < prompt_s:
+        if self._use(owner, model, "prompt", prompt_s, stop, prompt_tokens) < prompt_s:
             return False
         began_s, count = self.time.now_s, 0
-        while count < output_tokens and not stop.is_set():
-            left_s = (output_tokens - count) / model.tokens_per_s
-            stop.wait(min(STEP_S, left_s))
+
+        def look() -> None:
+            nonlocal count
             count = min(output_tokens, round((self.time.now_s - began_s) * model.tokens_per_s))
             written(count)
+
+        self._writing[owner] = look
+        for tokens in (min(1, output_tokens), output_tokens):  # the first one is told of when it comes
+            stop.wait(began_s + tokens / model.tokens_per_s - self.time.now_s)
+            look()
+        del self._writing[owner]
         self.intervals.append(Interval(began_s, self.time.now_s, "decode", model.name, owner, count))
         if self._prompt_cache:
             runner.cache[owner] = prompt_tokens + count
         return count == output_tokens
 
-    def _use(self, owner: str, model: VirtualModel, kind: Kind, duration_s: float, stop: Signal) -> float:
+    def _use(self, owner: str, model: VirtualModel, kind: Kind, duration_s: float, stop: Signal, tokens: int = 0) -> float:
         """Use the card for some time, or until `stop` is set; returns for how long."""
         began_s = self.time.now_s
         used_s = self.time.now_s - began_s if stop.wait(duration_s) else duration_s
-        self.intervals.append(Interval(began_s, self.time.now_s, kind, model.name, owner))
+        self.intervals.append(Interval(began_s, self.time.now_s, kind, model.name, owner, tokens))
         return used_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -14,10 +15,10 @@ from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.policies.residents import Residents
 from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.device import Resident
-from gpuqueue.domain.job import Lease
+from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import CHAT, EMBED
 from gpuqueue.domain.settings import BackendSettings, ModelSettings
-from gpuqueue.executors.ollama import Chat, Embed
+from gpuqueue.executors.ollama import Chat, Embed, OllamaExecutor
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.testing.virtual.ollama import VirtualOllama
 from gpuqueue.testing.virtual.queue import VirtualQueue
@@ -95,8 +96,8 @@ def _answered(
         if now > count:
             first_s = first_s or time.now_s - began_s
             context.tokens(now)
-            if not stop.is_set():
-                context.emit("." * (now - count))
+            with suppress(AttemptInterrupted):  # what came until then is kept all the same
+                context.emit("." * round((now - count) / TOKENS_A_CHARACTER))
             count = now
 
     with context.interrupted_by(stop.set):
@@ -135,7 +136,8 @@ class VirtualWorker:
         site = Site(NAME, store, gq.plugins, settings, clock, WorkerLog(NAME), devices)
         orders = Orders()
         backends, self._observations = Backends(site), Observations(site)
-        output = Output(store, clock, orders)
+        self._ollama = ollama
+        output = self._output = Output(store, clock, orders)
         judge = Judge(site, backends, tasks=gq.tasks, max_payload_bytes=gq.config.max_payload_bytes, max_crashes=3)
         self._attempts = Attempts(site, judge, output, orders)
         self._pipeline = Pipeline(
@@ -146,6 +148,7 @@ class VirtualWorker:
             may_claim=lambda: True,
             models_known=lambda: True,
             is_preemptible=lambda task: task in self._executors,
+            continues=self._continues,
             where_alone=lambda _: None,
         )
         self._on_device = OnDevice(
@@ -183,6 +186,8 @@ class VirtualWorker:
             self._bell.wait(max(next_s - self._time.now_s, 0.001))
 
     def _tick(self) -> None:
+        self._ollama.report()
+        self._output.write()
         self._attempts.stop_requested()
         self._attempts.stop_overdue()
         for lease in self._dispatcher.claim_for_devices():
@@ -198,6 +203,9 @@ class VirtualWorker:
 
     def _executor_of(self, lease: Lease) -> AnyExecutor | None:
         return self._executors.get(lease.task)
+
+    def _continues(self, job: Job) -> bool:
+        return cast(OllamaExecutor, self._executors[job.task]).continues(job.arguments, job.model)
 
     def _failed(self, error: BaseException) -> None:
         raise error

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from gpuqueue.contract.hookspecs import OrderCandidatesDetails
-from gpuqueue.decisions.policies.ordering import Ordering
+from gpuqueue.decisions.policies.ordering import Ordering, passed
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.view import DeviceView
 from gpuqueue.testing.views import GPU0, NOW, job, reservation, view
@@ -25,7 +25,7 @@ def test_priority_comes_first_then_the_due_time_then_the_id_over_all_queues():
     assert [item.id for item in ordered] == [2, 3, 5, 4, 1]
 
 
-LOADED = DeviceView(GPU0, residents=(Resident("nomic-embed-text:latest", 1, 1),), model="nomic-embed-text", model_since=NOW)
+LOADED = DeviceView(GPU0, residents=(Resident("nomic-embed-text:latest", 1, 1),))
 
 
 def ordered(*candidates, device=LOADED):
@@ -49,9 +49,20 @@ def test_the_model_of_a_running_job_counts_as_loaded_before_any_clean_up_has_see
     assert ordered(gemma, without_model, device=replace(LOADED, residents=(), reservations=(plain,))) == [1, 2]
 
 
-def test_a_model_that_was_served_long_enough_gives_way_to_the_job_whose_turn_has_come():
+def test_a_job_that_was_passed_for_long_enough_comes_first_from_then_on():
     gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
-    almost = replace(LOADED, model_since=NOW - timedelta(seconds=119))
-    enough = replace(LOADED, model_since=NOW - timedelta(seconds=120))
-    assert ordered(gemma, nomic, device=almost) == [2, 1]
-    assert ordered(gemma, nomic, device=enough) == [1, 2]
+    assert ordered(replace(gemma, passed_at=NOW - timedelta(seconds=119)), nomic) == [2, 1]
+    assert ordered(replace(gemma, passed_at=NOW - timedelta(seconds=120)), nomic) == [1, 2]
+    assert ordered(replace(gemma, passed_at=NOW - timedelta(seconds=120)), replace(nomic, priority=1)) == [2, 1]
+
+
+def test_no_job_is_passed_where_the_affinity_is_0():
+    gemma, nomic = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text", scheduled_at=NOW + timedelta(seconds=1))
+    assert ordered(gemma, nomic, device=replace(LOADED, settings=replace(GPU0, affinity_s=0))) == [1, 2]
+
+
+def test_a_job_passes_the_first_one_of_its_priority():
+    first, second, urgent = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text"), job(3, priority=1)
+    assert passed(second, [second, first]) == 1
+    assert passed(first, [second, first]) is None
+    assert passed(second, [urgent, first, second]) is None, "the urgent one could not start; it was not passed"

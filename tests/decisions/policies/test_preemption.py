@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob
-from gpuqueue.decisions.policies.preemption import Preempting
+from gpuqueue.decisions.policies.preemption import LOOK_AGAIN_S, Preempting
 from gpuqueue.domain.answers import Demand, Preemption
 from gpuqueue.domain.estimates import OUTPUT_RATE, model_key
 from gpuqueue.domain.view import DeviceView, Estimate, QueueView
@@ -21,10 +21,9 @@ RUNNING = replace(
 )
 
 
-def chosen(*running, waiting=None, device=GPU0, batch=BATCH, estimates=None, queues=None):
-    seen = view(
-        *(queues or (QueueView(REALTIME), QueueView(batch), QueueView(MAIL))), devices=(DeviceView(device, reservations=running),)
-    )
+def chosen(*running, waiting=None, device=GPU0, batch=BATCH, estimates=None, seen=None):
+    device = replace(seen or DeviceView(device), reservations=running)
+    seen = view(QueueView(REALTIME), QueueView(batch), QueueView(MAIL), devices=(device,))
     seen = replace(seen, estimates=estimates or {})
     jobs = waiting or (WaitingJob(job(9, queue="ai-realtime", model="gemma4:e4b"), GEMMA, ("gpu0",)),)
     return Preempting().choose_preemptions(ChoosePreemptionsDetails(tuple(jobs), seen))
@@ -38,9 +37,47 @@ def test_an_attempt_that_was_asked_is_not_asked_again():
     assert chosen(replace(RUNNING, preempt_requested=True)) == []
 
 
-def test_an_attempt_that_has_hardly_begun_is_asked_later():
+def test_an_attempt_may_run_for_min_run_after_its_first_output_or_else_after_its_start():
+    patient = replace(BATCH, min_run_s=2.0)
     began = replace(RUNNING, started_at=NOW - timedelta(seconds=0.5))
-    assert chosen(began) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1.5))]
+    assert chosen(began, batch=patient) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1.5))]
+    wrote = replace(began, started_at=NOW - timedelta(seconds=30), first_output_at=NOW - timedelta(seconds=1))
+    assert chosen(wrote, batch=patient) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1))]
+
+
+def test_an_attempt_that_continues_writes_for_as_long_as_it_took_to_start():
+    again = replace(
+        RUNNING,
+        continues=True,
+        preemptions=1,
+        started_at=NOW - timedelta(seconds=9),
+        first_output_at=NOW - timedelta(seconds=4),
+    )
+    assert chosen(again) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1))]
+    assert chosen(replace(again, first_output_at=NOW - timedelta(seconds=5))) == [Preemption(7, 1, for_job=9)]
+    silent = chosen(replace(again, first_output_at=None))
+    assert [item.not_before for item in silent] == [NOW + timedelta(seconds=LOOK_AGAIN_S)], "it is looked at again"
+    assert chosen(replace(again, preemptions=0)) == [Preemption(7, 1, for_job=9)], "it has made up for nothing yet"
+
+
+def test_work_that_is_continued_is_preempted_however_often_and_other_work_while_little_is_thrown_away():
+    minutes = tuple((NOW - timedelta(minutes=number), 60.0) for number in (70, 50, 40, 30, 20, 10))  # 300 s in the last hour
+    card = DeviceView(GPU0, thrown=minutes)
+    assert chosen(replace(RUNNING, preemptions=50), seen=card) == [Preemption(7, 1, for_job=9)]
+    longer = replace(RUNNING, started_at=NOW - timedelta(seconds=61))
+    assert chosen(longer, seen=card) == []
+    assert chosen(replace(longer, continues=True, first_output_at=NOW), seen=card) == [Preemption(7, 1, for_job=9)]
+
+
+def test_a_protected_job_lets_nobody_wait_for_longer_than_its_queue_says():
+    card = DeviceView(GPU0, thrown=((NOW, 360.0),))
+    bounded = replace(BATCH, protect_s=10.0)
+    person = WaitingJob(
+        job(9, queue="ai-realtime", model="gemma4:e4b", scheduled_at=NOW - timedelta(seconds=4)), GEMMA, ("gpu0",)
+    )
+    assert chosen(RUNNING, seen=card, waiting=(person,)) == []
+    found = chosen(RUNNING, seen=card, waiting=(person,), batch=bounded)
+    assert found == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=6))]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +85,7 @@ def test_an_attempt_that_has_hardly_begun_is_asked_later():
     [
         ({"preemptible": False}, BATCH),
         ({"queue": "ai-realtime"}, BATCH),
-        ({"preemptions": 5}, BATCH),
+        ({"preemptions": 5}, replace(BATCH, max_preemptions=5)),
         ({}, replace(BATCH, yield_mode="drain")),
         ({}, replace(BATCH, yields_to=())),
         ({}, replace(BATCH, max_preemptions=0)),
@@ -61,9 +98,9 @@ def test_an_attempt_is_left_alone(change, batch):
 
 def test_an_attempt_that_is_expected_to_end_soon_is_left_alone():
     rate = {(OUTPUT_RATE, model_key("gemma4:e4b")): Estimate(50, 9)}
-    almost = replace(RUNNING, output_tokens=900, output_limit=1000)
+    almost = replace(RUNNING, output_tokens=960, output_limit=1000)
     assert chosen(almost, estimates=rate) == []
-    assert chosen(replace(almost, output_limit=1200), estimates=rate) == [Preemption(7, 1, for_job=9)]
+    assert chosen(replace(almost, output_limit=1100), estimates=rate) == [Preemption(7, 1, for_job=9)]
 
 
 def test_what_gives_its_memory_back_already_is_waited_for():

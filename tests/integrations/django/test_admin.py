@@ -174,7 +174,7 @@ def test_a_queue_is_shown_with_its_pause_and_settings(
     assert "Paused since" in shown and "2h from now" in shown
     for words in (
         *("gpu true", "concurrency 3", 'pause ["09:00-18:00"]', 'yields_to ["default"]', 'overrun "finish"', "fallback –"),
-        *('rate "10/5m"', 'timeout "90m"', 'retry_every "500ms"', 'min_run "0s"', 'nearly_done "3s"', "max_attempts –"),
+        *('rate "10/5m"', 'timeout "90m"', 'retry_every "500ms"', 'min_run "0s"', 'nearly_done "1s"', "max_attempts –"),
         'windows [{ at = "18:00-09:00", concurrency = 1, rate = "3/h" }]',
     ):
         assert words in shown, words

@@ -100,7 +100,7 @@ def _config(folder: Path, hour: Hour, scheme: Scheme, models: Mapping[str, Any])
         gpu=[{"budget": BUDGET_BYTES, "margin": "3GB", **hour.gpu, **scheme.gpu}],
         ollama={"url": "http://127.0.0.1:9"},
         models={
-            name: {"vram": model.size_bytes, **({} if model is NOMIC else {"options": {"num_ctx": 8192}})}
+            name: {"vram": model.size_bytes, "resume": "continue", **({} if model is NOMIC else {"options": {"num_ctx": 8192}})}
             for name, model in models.items()
         },
         queues=queues,
@@ -115,11 +115,12 @@ def _measured(ollama: VirtualOllama, jobs: Mapping[str, Arrival], ended: set[str
     waits_s, useful_s = [], 0.0
     for owner, arrival in jobs.items():
         mine = [item for item in uses[owner] if item.kind in ("prompt", "decode")]
-        # What a restarted job wrote before its last attempt was thrown away.
-        last = max((number for number, item in enumerate(mine) if item.kind == "prompt"), default=0)
-        useful_s += sum(item.end_s - item.start_s for item in mine[last:])
+        begun = [number for number, item in enumerate(mine) if item.kind == "prompt" and item.tokens <= arrival.prompt_tokens]
+        # What was written before an attempt that started again was thrown away; what a continued one read again is no use.
+        kept = mine[begun[-1] :] if begun else []
+        useful_s += sum(item.end_s - item.start_s for item in kept[:1] + [item for item in kept if item.kind == "decode"])
         if arrival.counts and (arrival.queue != BATCH or not has_people):
-            waits_s.append((mine[last].start_s if mine else HOUR_S) - arrival.at_s)
+            waits_s.append((kept[0].start_s if kept else HOUR_S) - arrival.at_s)
     return Played(
         waits_s=waits_s,
         useful=useful_s / HOUR_S,
