@@ -6,6 +6,7 @@ import click
 
 from gpuqueue.cli import checks
 from gpuqueue.cli.checks import OK, PROBLEM, WARN, Check
+from gpuqueue.cli.memory_check import reading_ahead
 from gpuqueue.cli.rendering import print_json, say
 from gpuqueue.cli.session import Session, json_option, pass_session
 from gpuqueue.domain.errors import GPUQueueError
@@ -67,6 +68,7 @@ def _examine(session: Session) -> list[Check]:
     found.append(Check(OK, "configuration", f"{named}: queues {', '.join(config.queues) or 'none'}"))
     found += checks.cards(config)
     found += checks.ollama(config)
+    found += reading_ahead(config)
     database = checks.database_file(session.database)
     found += database
     if any(check.level == PROBLEM for check in database) or not session.database.exists():

@@ -31,6 +31,7 @@ _OUT_OF_MEMORY = re.compile(
     r"failed to allocate|unable to allocate|ErrorMemoryAllocation|ERROR_OUT_OF_(DEVICE_)?MEMORY",
     re.IGNORECASE,
 )
+_FILE = re.compile(r"^FROM (/.*/sha256-[0-9a-f]{64})$", re.MULTILINE)
 _CALLERS_500 = re.compile(r'^option "[^"]*" must be of type|^invalid format:')
 _BUSY = (408, 429, 502, 503, 504)  # 502 and 504 come from a proxy in front of an unavailable Ollama
 
@@ -83,12 +84,11 @@ class OllamaClient:
 
     def description(self, model: str, timeout_s: float = QUERY_S) -> dict[str, Any]:
         """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown model."""
-        response = self._query("POST", "/api/show", timeout_s=timeout_s, body={"model": model})
-        if response.status_code != 200:
-            raise self._refusal(response.status_code, response.text, model)
-        with suppress(ValueError, AttributeError):
-            return dict(response.json().get("model_info") or {})
-        raise self._unavailable("did not answer POST /api/show with a model, so it is not an Ollama. Check the url")
+        return dict(self._shown(model, timeout_s).get("model_info") or {})
+
+    def files(self, model: str, timeout_s: float = QUERY_S) -> list[str]:
+        """Return the paths of a model's files on Ollama's machine. Raises: ExecutionError, also for an unknown model."""
+        return _FILE.findall(str(self._shown(model, timeout_s).get("modelfile") or ""))
 
     def unload(self, model: str, timeout_s: float = QUERY_S) -> None:
         """Request to unload a model; Ollama answers at once and unloads later, when the model's requests have ended."""
@@ -126,6 +126,16 @@ class OllamaClient:
         with suppress(ValueError, AttributeError):
             return list(response.json().get("models") or ())
         raise self._unavailable(f"did not answer GET {path} with a list of models, so it is not an Ollama. Check the url")
+
+    def _shown(self, model: str, timeout_s: float) -> dict[str, Any]:
+        response = self._query("POST", "/api/show", timeout_s=timeout_s, body={"model": model})
+        if response.status_code != 200:
+            raise self._refusal(response.status_code, response.text, model)
+        with suppress(ValueError):
+            found = response.json()
+            if isinstance(found, dict):
+                return found
+        raise self._unavailable("did not answer POST /api/show with a model, so it is not an Ollama. Check the url")
 
     def _query(self, method: str, path: str, *, timeout_s: float, body: Mapping[str, Any] | None = None) -> httpx.Response:
         patience = httpx.Timeout(timeout_s, connect=min(timeout_s, self.settings.connect_s))

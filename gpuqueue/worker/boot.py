@@ -42,6 +42,7 @@ from gpuqueue.worker.observations import Observations
 from gpuqueue.worker.on_device import OnDevice
 from gpuqueue.worker.orders import Orders
 from gpuqueue.worker.output import Output
+from gpuqueue.worker.prefetch import Prefetch
 from gpuqueue.worker.service_thread import Pulse
 from gpuqueue.worker.services import Services, collect_services
 from gpuqueue.worker.site import Site
@@ -69,11 +70,12 @@ class Parts:
     coroutines: Coroutines
     device_jobs: DeviceJobs
     maintenance: Maintenance
+    prefetch: Prefetch
     services: Services
 
     def start(self) -> None:
-        parts = (self.heartbeat, self.output, self.threads, self.coroutines, self.device_jobs, self.maintenance, self.services)
-        for part in parts:
+        jobs = (self.threads, self.coroutines, self.device_jobs)
+        for part in (self.heartbeat, self.output, *jobs, self.maintenance, self.prefetch, self.services):
             part.start()
 
     @property
@@ -155,11 +157,13 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         max_crashes=config.max_crashes,
         retention=gq.config.retention,
     )
+    prefetch = Prefetch(site, orders, view=lambda: dispatcher.view, next_model=dispatcher.next_model)
     pulse = Pulse("loop", site.clock)
     heartbeat.pulses = (pulse, output.thread.pulse, coroutines.thread.pulse, maintenance.thread.pulse)
     heartbeat.parts = lambda: [
         pulse.info(),
         *(part.thread.info() for part in (heartbeat, output, coroutines, maintenance)),
+        *([prefetch.thread.info()] if prefetch.is_possible else []),
         *(part.info() for part in (event_loop, job_threads, device_jobs)),
     ]
     return Parts(
@@ -179,6 +183,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         coroutines=coroutines,
         device_jobs=device_jobs,
         maintenance=maintenance,
+        prefetch=prefetch,
         services=Services(site, gq, services, orders),
     )
 

@@ -80,6 +80,7 @@ def _close(parts: Parts) -> None:
         parts.children.close,
         parts.coroutines.stop,
         lambda: _tend(parts),
+        parts.prefetch.stop,
         parts.services.stop,
         parts.heartbeat.stop,
         parts.output.stop,

@@ -140,6 +140,7 @@ def test_every_other_setting_is_read(write: Write) -> None:
             settle = "0s"
             release = 20
             probe_every = "1s"
+            prefetch = false
             [worker]
             threads = 2
             lease = "10s"
@@ -170,6 +171,7 @@ def test_every_other_setting_is_read(write: Write) -> None:
             settle_s=0.0,
             release_s=20.0,
             probe_every_s=1.0,
+            prefetch=False,
         ),
     )
     assert config.worker == WorkerSettings(threads=2, lease_s=10.0, grace_s=60.0, max_crashes=5, log_format="json")

@@ -134,7 +134,7 @@ class Api:
         _send(
             exchange,
             {
-                "modelfile": f"FROM {spec.tagged_name}\n",
+                "modelfile": spec.modelfile,
                 "template": "{{ .Prompt }}",
                 "details": spec.details,
                 "model_info": spec.show_info(),
