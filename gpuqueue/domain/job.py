@@ -162,11 +162,15 @@ class Lease:
 
 
 class PartialOutput(NamedTuple):
-    """The output of an attempt that was interrupted; `lease` is the one under which that output started."""
+    """The output of an attempt that was interrupted; `lease` is the one under which that output started.
+
+    `output_tokens` are all of its tokens, whichever attempts generated them. `model` is "" if it is not known.
+    """
 
     lease: int
     text: str
     output_tokens: int
+    model: str = ""
 
 
 class Cancellation(NamedTuple):
