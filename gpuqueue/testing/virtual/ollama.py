@@ -32,7 +32,10 @@ class VirtualModel:
 
 
 class Interval(NamedTuple):
-    """One use of the card; `owner` is the caller's name of the request, "" for memory that comes back."""
+    """One use of the card; `owner` is the caller's name of the request, "" for memory that comes back.
+
+    `tokens`: of the whole prompt, though part of it may be known; or those that were written.
+    """
 
     start_s: float
     end_s: float
@@ -183,7 +186,7 @@ class VirtualOllama:
         model, known = runner.model, runner.cache.get(owner, 0)
         prefill_rate = PREFILL_SPEEDUP * model.tokens_per_s
         prompt_s = max(0, prompt_tokens - known) / prefill_rate
-        if self._use(owner, model, "prompt", prompt_s, stop) < prompt_s:
+        if self._use(owner, model, "prompt", prompt_s, stop, prompt_tokens) < prompt_s:
             return False
         began_s, count = self.time.now_s, 0
         while count < output_tokens and not stop.is_set():
@@ -196,9 +199,9 @@ class VirtualOllama:
             runner.cache[owner] = prompt_tokens + count
         return count == output_tokens
 
-    def _use(self, owner: str, model: VirtualModel, kind: Kind, duration_s: float, stop: Signal) -> float:
+    def _use(self, owner: str, model: VirtualModel, kind: Kind, duration_s: float, stop: Signal, tokens: int = 0) -> float:
         """Use the card for some time, or until `stop` is set; returns for how long."""
         began_s = self.time.now_s
         used_s = self.time.now_s - began_s if stop.wait(duration_s) else duration_s
-        self.intervals.append(Interval(began_s, self.time.now_s, kind, model.name, owner))
+        self.intervals.append(Interval(began_s, self.time.now_s, kind, model.name, owner, tokens))
         return used_s

@@ -81,7 +81,7 @@ def test_a_request_that_is_stopped_ends_at_once(desk: Desk, stop_at_s: float, ki
     assert desk.answered == [("a", False, stop_at_s)]
     last = next(item for item in reversed(desk.ollama.intervals) if item.owner == "a")
     assert (last.kind, last.end_s) == (kind, stop_at_s)
-    assert last.tokens == (counts[-1] if kind == "decode" else 0)
+    assert last.tokens == {"load": 0, "prompt": 1000, "decode": counts[-1] if counts else 0}[kind]
     assert bool(desk.ollama.residents()) is (kind != "load"), "what was not loaded to its end is given up"
 
 

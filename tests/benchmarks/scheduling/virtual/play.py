@@ -15,6 +15,7 @@ from tests.benchmarks.scheduling.virtual.hours import BATCH, HOUR_S, NOMIC, Arri
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000
+NUM_CTX = 65_536  # the longest answer fits, and with it one that is continued
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Played:
     """What came of an hour.
 
     `waits_s`: from the arrival of each job that counts (not a batch job, or any where there is no other) until its prompt was
-    first read for the attempt that completed it: what an idle card with its model loaded would have spared it. A job that has
-    not begun counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown
-    away. `completed`: of batch jobs.
+    first read for the answer that it got: what an idle card with its model loaded would have spared it. A job that has not begun
+    counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown away, where
+    what a continued job reads again is not counted. `completed`: of batch jobs.
     """
 
     waits_s: list[float]
@@ -100,7 +101,7 @@ def _config(folder: Path, hour: Hour, scheme: Scheme, models: Mapping[str, Any])
         gpu=[{"budget": BUDGET_BYTES, "margin": "3GB", **hour.gpu, **scheme.gpu}],
         ollama={"url": "http://127.0.0.1:9"},
         models={
-            name: {"vram": model.size_bytes, **({} if model is NOMIC else {"options": {"num_ctx": 8192}})}
+            name: {"vram": model.size_bytes, **({} if model is NOMIC else {"options": {"num_ctx": NUM_CTX}})}
             for name, model in models.items()
         },
         queues=queues,
@@ -115,9 +116,11 @@ def _measured(ollama: VirtualOllama, jobs: Mapping[str, Arrival], ended: set[str
     waits_s, useful_s = [], 0.0
     for owner, arrival in jobs.items():
         mine = [item for item in uses[owner] if item.kind in ("prompt", "decode")]
-        # What a restarted job wrote before its last attempt was thrown away.
-        last = max((number for number, item in enumerate(mine) if item.kind == "prompt"), default=0)
-        useful_s += sum(item.end_s - item.start_s for item in mine[last:])
+        # What a restarted job wrote before was thrown away; a continued one has that in its prompt.
+        is_again = [item.kind == "prompt" and item.tokens > arrival.prompt_tokens for item in mine]
+        begun = [number for number, item in enumerate(mine) if item.kind == "prompt" and not is_again[number]]
+        last = max(begun, default=0)
+        useful_s += sum(item.end_s - item.start_s for item, again in zip(mine[last:], is_again[last:], strict=True) if not again)
         if arrival.counts and (arrival.queue != BATCH or not has_people):
             waits_s.append((mine[last].start_s if mine else HOUR_S) - arrival.at_s)
     return Played(
