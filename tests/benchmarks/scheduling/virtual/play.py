@@ -75,9 +75,8 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
                 job = gq.ollama.embed(arrival.model.name, input=words, queue=queue)
             else:
                 said = [{"role": "user", "content": words}]
-                job = gq.ollama.chat(
-                    arrival.model.name, messages=said, queue=queue, options={"num_predict": arrival.output_tokens}
-                )
+                options = {"num_predict": arrival.output_tokens}
+                job = gq.ollama.chat(arrival.model.name, messages=said, queue=queue, think=False, options=options)
             jobs[str(job.id)] = arrival
 
         for arrival in arrivals:
