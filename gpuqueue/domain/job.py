@@ -67,7 +67,7 @@ class Job:
     wanted_device: str | None = None  # the device, or the device label, requested for it
     fallback: tuple[str, ...] = ()  # models to use, in this order, when its own is missing or fits no device
     preemptions: int = 0  # how often it was preempted for another queue's job
-    output_tokens: int = 0  # of its running or latest attempt on a device
+    output_tokens: int = 0  # of its running or latest attempt on a device, and of the output that this continued
     arguments_error: str = ""  # why the arguments could not be decoded; then `arguments` is empty
 
     @property

@@ -58,7 +58,7 @@ jobs = Table(
     Column("preemptible", Integer, nullable=False, server_default="0"),
     Column("preempt_lease", Integer),
     Column("preemptions", Integer, nullable=False, server_default="0"),
-    Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device
+    Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device, and of what it continued
     Index(
         "jobs_claim",
         "queue",

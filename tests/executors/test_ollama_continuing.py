@@ -292,6 +292,21 @@ def test_an_interruption_while_the_server_is_asked_closes_the_connection() -> No
     assert len(server.requests) == 1
 
 
+def test_a_process_that_was_suspended_asks_for_no_prompt_once_its_lease_may_have_ended() -> None:
+    class Suspended(Cut):
+        looks = 0
+
+        def check(self) -> None:
+            self.looks += 1
+            if self.looks > 1:
+                self.interrupt("lease_lost")
+            super().check()
+
+    with Server() as server, pytest.raises(AttemptInterrupted):
+        Chat(BackendSettings(url=server.url), {}).run(Suspended(ARGUMENTS, partial=BEFORE))
+    assert (server.connections, server.requests) == (1, [])
+
+
 def test_the_load_during_which_the_server_was_asked_counts_as_loading_and_as_waiting() -> None:
     with OllamaSimulator(SimulatedCard(speed=20), list(FAMILIES.values())) as ollama:
         arguments = chat("qwen3-vl")
