@@ -48,9 +48,9 @@ class Cut(RecordedAttempt):
         self.partial = partial
 
     def emit(self, text: str) -> None:
-        super().emit(text)
         if len(self.emitted) == self._after:
-            self.interrupt("preempted")
+            self.interrupt("preempted")  # this piece was read, but is not said any more
+        super().emit(text)
 
 
 @pytest.fixture(scope="module")
