@@ -19,6 +19,7 @@ from gpuqueue.executors.ollama import Chat, Generate
 from gpuqueue.executors.ollama_continuing import continuation
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama import GEMMA4_E4B, ModelSpec, OllamaSimulator, expected_answer
+from gpuqueue.simulators.ollama.answers import answer_tokens
 from gpuqueue.testing import RecordedAttempt
 from gpuqueue.testing.waiting import wait_until
 from tests.executors.ollama_server import END, OK, Server, chunk, line, plain
@@ -81,16 +82,16 @@ def preempted(ollama: OllamaSimulator, arguments: Mapping[str, Any], after: int)
     return PartialOutput(1, "".join(attempt.emitted), max(attempt.token_counts))
 
 
-def asked(ollama: OllamaSimulator, attempt: Cut) -> list[tuple[str, bool]]:
-    """Return the requests of an attempt that make or show a prompt: where they went, and whether they were for an answer."""
+def asked(ollama: OllamaSimulator, attempt: Cut, count: int) -> list[tuple[str, bool]]:
+    """Return the requests of an attempt, at least so many, that show a prompt or get an answer: where they went, and which."""
 
     def served() -> list[tuple[str, bool]]:
         bodies = [(item.path, cast(Mapping[str, Any], item.body or {})) for item in ollama.served]
         mine = [(path, body) for path, body in bodies if body.get("options", {}).get("seed") == attempt.seed]
         return [(path, "_debug_render_only" not in body) for path, body in mine]
 
-    wait_until(lambda: (served() or [("", False)])[-1][1])  # a request is listed once it is over
-    return served()
+    wait_until(lambda: len(served()) >= count)  # a request is listed some time after its answer
+    return sorted(served(), key=lambda found: found[1])
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -108,7 +109,7 @@ def test_wherever_it_was_cut_the_whole_is_what_an_undisturbed_attempt_says(
         assert (answer["output_tokens"], answer["continued_tokens"], answer["done_reason"]) == (COUNT, after, "length")
         assert attempt.token_counts[-1] == COUNT
         assert attempt.continued
-        assert asked(ollama, attempt)[-1] == ("/api/chat" if model in CHATS else "/api/generate", True)
+        assert asked(ollama, attempt, 3)[-1] == ("/api/chat" if model in CHATS else "/api/generate", True)
         assert len(attempt.emitted) == COUNT - after, "no token was paid for twice"
 
 
@@ -128,19 +129,21 @@ def test_an_answer_may_be_cut_again_and_again(ollama: OllamaSimulator) -> None:
 def test_the_rest_is_begun_wherever_in_the_stream_the_connection_ended(ollama: OllamaSimulator) -> None:
     """Also inside a character of several bytes: a line that is not whole was not said."""
     arguments = chat("gemma4:e4b")
-    words = expected_answer("gemma4:e4b", ASKED, COUNT).split(" ")[:COUNT]
-    said = b"".join(json.dumps({"message": {"content": f"{word} "}}, ensure_ascii=False).encode() + b"\n" for word in words)
+    tokens = answer_tokens("gemma4:e4b", ASKED, COUNT)
+    said = b"".join(json.dumps({"message": {"content": token}}, ensure_ascii=False).encode() + b"\n" for token in tokens)
     letter = said.index("日".encode())
     for end in range(letter - 3, letter + 12):
         attempt = Cut(arguments)
 
         def cut_off(connection: Any, end: int = end, attempt: Cut = attempt) -> None:
             connection.sendall(OK + chunk(said[:end]))
+            wait_until(lambda: attempt.token_counts[-1:] == [said[:end].count(b"\n")])
             attempt.interrupt("preempted")
 
         with Server(cut_off) as server, pytest.raises(AttemptInterrupted):
             Chat(BackendSettings(url=server.url), {}).run(attempt)
-        before = PartialOutput(1, "".join(attempt.emitted), max(attempt.token_counts, default=0))
+        before = PartialOutput(1, "".join(attempt.emitted), max(attempt.token_counts))
+        assert before.text == "".join(tokens[: before.output_tokens])
         answer = on(ollama, arguments).run(Cut(arguments, partial=before))
         assert answer["text"] == expected_answer("gemma4:e4b", ASKED, COUNT)
 
@@ -151,7 +154,7 @@ def test_a_raw_prompt_is_continued_without_being_rendered(ollama: OllamaSimulato
     attempt = Cut(arguments, partial=before)
     answer = on(ollama, arguments).run(attempt)
     assert answer["text"] == expected_answer("llama", "Once upon", COUNT)
-    assert asked(ollama, attempt) == [("/api/generate", True)]
+    assert asked(ollama, attempt, 1) == [("/api/generate", True)]
 
 
 def test_an_answer_that_was_complete_when_it_was_cut_is_not_asked_for_again() -> None:
@@ -194,7 +197,7 @@ def test_what_would_be_another_prompt_or_begin_anew_starts_again(
     assert answer["text"] == "".join(attempt.emitted)
     assert "continued_tokens" not in answer
     assert not attempt.continued
-    requests = asked(ollama, attempt)
+    requests = asked(ollama, attempt, 1 + renders)
     assert (requests[-1], len(requests)) == ((on(ollama, arguments).path, True), 2 if renders else 1)
 
 
