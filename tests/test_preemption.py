@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from gpuqueue import current_job
+from gpuqueue import State, current_job
+from gpuqueue.domain import estimates
 from gpuqueue.simulators.ollama import GEMMA4_E4B, expected_answer
 from gpuqueue.store.sqlite.queries import timeline
 from gpuqueue.testing.waiting import DEADLINE_S
@@ -156,31 +157,76 @@ def test_a_job_that_nobody_waits_for_is_never_interrupted(ai, make_gq, start_wor
     waiting.cancel()
 
 
-def test_a_chat_goes_on_where_it_ended_so_that_no_token_is_paid_for_twice(ai, make_gq, start_worker):
-    gq = make_gq(model='resume = "continue"\n')
+LONG = 3000  # tokens: as long as it takes to be preempted twice
+NEVER_DONE = f'{AT_ONCE}nearly_done = "0s"\n'
+ASKED = [{"role": "user", "content": "  A long one  "}]
+
+
+def as_chat(gq, **more):
+    return gq.ollama.chat(GEMMA, messages=ASKED, queue="ai-batch", options={"num_predict": LONG}, **more)
+
+
+def as_prompt(gq, **more):
+    return gq.ollama.generate(GEMMA, prompt=ASKED[0]["content"], queue="ai-batch", options={"num_predict": LONG}, **more)
+
+
+@pytest.mark.parametrize("ask", [as_chat, as_prompt])
+def test_an_answer_goes_on_where_it_ended_so_that_no_token_is_paid_for_twice(ai, make_gq, start_worker, until, ask):
+    gq = make_gq(NEVER_DONE)
     start_worker(gq)
-    job = gq.ollama.chat(
-        GEMMA, messages=[{"role": "user", "content": "A long one"}], queue="ai-batch", options={"num_predict": 400}
-    )
-    written(job)
-    realtime(gq).result(timeout_s=DEADLINE_S)
+    job = ask(gq, think=False)
+    for count in (0, 1):
+        until(lambda count=count: has_written(job, preempted=count), "its attempt has written")
+        realtime(gq, str(count)).result(timeout_s=DEADLINE_S)
     answer = job.result(timeout_s=DEADLINE_S)
-    assert attempts(gq, job) == [(1, "preempted")]
-    assert answer["output_tokens"] == 400
-    assert 0 < answer["continued_tokens"] < 400
+    assert attempts(gq, job) == [(1, "preempted"), (1, "preempted")]
+    assert answer["output_tokens"] == LONG
+    assert 0 < answer["continued_tokens"] < LONG
+    assert answer["text"] == expected_answer(GEMMA4_E4B, ASKED, LONG)
     assert "".join(job.stream(timeout_s=DEADLINE_S)) == answer["text"], "its output is one, and was not begun anew"
     assert len({piece.attempt_lease for piece in job.stream(timeout_s=DEADLINE_S)}) == 1
+    assert job.refresh().record.output_tokens == LONG
 
 
-def test_what_would_be_shaped_anew_begins_anew(ai, make_gq, start_worker):
-    gq = make_gq(model='resume = "continue"\n')
+def has_written(job, preempted):
+    record = job.refresh().record
+    return (record.preemptions, record.state) == (preempted, State.RUNNING) and record.output_tokens > 0
+
+
+@pytest.mark.parametrize("think", [None, True])
+def test_where_the_model_may_have_thought_the_answer_begins_anew(ai, make_gq, start_worker, think):
+    gq = make_gq()
     start_worker(gq)
-    job = batch(gq)  # a template stands between its prompt and its answer
+    job = as_chat(gq, think=think)
     written(job)
     realtime(gq).result(timeout_s=DEADLINE_S)
     answer = job.result(timeout_s=DEADLINE_S)
-    assert answer["text"] == expected_answer(GEMMA4_E4B, "later", 400)
+    assert answer["text"] == expected_answer(GEMMA4_E4B, ASKED, LONG)
     assert "continued_tokens" not in answer
+
+
+def test_a_model_can_be_set_to_begin_anew(ai, make_gq, start_worker):
+    gq = make_gq(model='resume = "restart"\n')
+    start_worker(gq)
+    job = as_chat(gq, think=False)
+    written(job)
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    assert "continued_tokens" not in job.result(timeout_s=DEADLINE_S)
+
+
+def test_the_tokens_of_a_continued_answer_count_from_its_beginning_while_it_runs(ai, make_gq, start_worker, until):
+    gq = make_gq(NEVER_DONE)
+    start_worker(gq)
+    as_chat(gq, think=False).result(timeout_s=DEADLINE_S)  # by which the queue knows how long such an answer is
+    job = as_chat(gq, think=False)
+    until(lambda: has_written(job, preempted=0), "its attempt has written")
+    realtime(gq).result(timeout_s=DEADLINE_S)
+    until(lambda: has_written(job, preempted=1), "its next attempt has written")
+    view = gq.view()
+    (running,) = (item for device in view.devices.values() for item in device.reservations if item.job_id == job.id)
+    rate = estimates.get(view.estimates, estimates.OUTPUT_RATE, estimates.model_key(GEMMA))
+    assert estimates.left_s(view.estimates, running, view.now) == pytest.approx((LONG - running.output_tokens) / rate)
+    assert running.output_tokens > job.result(timeout_s=DEADLINE_S)["continued_tokens"]
 
 
 def test_a_function_makes_room_when_it_says_that_it_can(make_queue, start_worker, until):

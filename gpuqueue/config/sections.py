@@ -156,7 +156,7 @@ def read_models(tables: Mapping[str, Table], devices: Sequence[DeviceSettings]) 
                 f"({largest.name}). Raise gpu.budget or use a smaller model"
             )
         options = table.table("options", "options = { num_ctx = 4096 }")
-        resume = cast(Resume, table.choice("resume", "restart", get_args(Resume)))
+        resume = cast(Resume, table.choice("resume", "continue", get_args(Resume)))
         on_spill = cast(OnSpill, table.choice("on_spill", "accept", get_args(OnSpill)))
         models[name] = ModelSettings(name, vram_bytes, _json_data(options), resume, on_spill)
     return models

@@ -50,7 +50,7 @@ class AttemptContext(Protocol):
         """The output of an earlier attempt that was interrupted through no fault of its own; else None."""
 
     def continue_output(self) -> None:
-        """Continue the output where `partial` ended, instead of starting again."""
+        """Continue the output where `partial` ended, instead of starting again; its tokens then count with this attempt's."""
 
     def interrupted_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]:
         """While the block runs, an interruption calls `stop` once, from another thread; immediately if it already arrived."""

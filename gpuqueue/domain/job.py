@@ -67,7 +67,7 @@ class Job:
     wanted_device: str | None = None  # the device, or the device label, requested for it
     fallback: tuple[str, ...] = ()  # models to use, in this order, when its own is missing or fits no device
     preemptions: int = 0  # how often it was preempted for another queue's job
-    output_tokens: int = 0  # of its running or latest attempt on a device
+    output_tokens: int = 0  # of its running or latest attempt on a device, and of the output that this continued
     passed_at: datetime | None = None  # since when jobs behind it start before it, because their model is loaded
     arguments_error: str = ""  # why the arguments could not be decoded; then `arguments` is empty
 
@@ -163,11 +163,15 @@ class Lease:
 
 
 class PartialOutput(NamedTuple):
-    """The output of an attempt that was interrupted; `lease` is the one under which that output started."""
+    """The output of an attempt that was interrupted; `lease` is the one under which that output started.
+
+    `output_tokens` are all of its tokens, whichever attempts generated them. `model` is "" if it is not known.
+    """
 
     lease: int
     text: str
     output_tokens: int
+    model: str = ""
 
 
 class Cancellation(NamedTuple):

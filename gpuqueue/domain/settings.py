@@ -70,7 +70,7 @@ class ModelSettings:
     name: str
     vram_bytes: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    resume: Resume = "restart"
+    resume: Resume = "continue"
     on_spill: OnSpill = "accept"
 
 

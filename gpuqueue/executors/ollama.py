@@ -20,6 +20,7 @@ from gpuqueue.domain.models import CHAT, EMBED, GENERATE, Verb, full_name
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
 from gpuqueue.domain.units import format_size
 from gpuqueue.executors.ollama_client import OllamaClient
+from gpuqueue.executors.ollama_continuing import CHAT_PATH, GENERATE_PATH, Continuation, continuation, is_continued, path_of
 
 SPILL_QUERY_S = 10.0  # when the answer decides whether the job continues
 KEEP_ALIVE_S = 30.0  # Ollama itself unloads after this if the worker dies before its clean-up
@@ -46,6 +47,8 @@ class OllamaExecutor(ABC):
         self._models = {full_name(model.name): model for model in models.values()}
         self._keep_warm_s = {device.name: device.keep_warm_s for device in devices}
         self._keep_alive_s = keep_alive_s
+        self._thinking: set[str] = set()  # models that think unless they are told not to
+        self._renders = True  # whether the server tells its prompts
 
     def continues(self, arguments: Mapping[str, Any], model: str) -> bool:
         """Whether the next attempt would continue the output of one that was preempted."""
@@ -133,93 +136,99 @@ class _Streaming(OllamaExecutor):
 
     Result: {"text", "model", "done_reason", "prompt_tokens", "output_tokens", "load_s", "prompt_s", "generate_s", "total_s",
     "first_token_s"}, and if available "thinking", "tool_calls", "logprobs", "context", "spilled_bytes" (the part of the
-    model that is not in the card's memory), and "continued_tokens" (the part of `output_tokens` from an earlier, preempted
-    attempt). `first_token_s` is this attempt's wait, for thinking too; the other durations are Ollama's. A figure that Ollama
-    does not report is 0.
+    model that is not in the card's memory), and "continued_tokens" (the part of `output_tokens` from earlier attempts whose
+    output this one continued; it then was part of the prompt, and there is no "context"). `first_token_s` is this attempt's
+    wait, for thinking too; the other durations are Ollama's, and only of this attempt. A figure that Ollama does not report is 0.
     """
 
     def continues(self, arguments: Mapping[str, Any], model: str) -> bool:
-        is_its_own = not model or full_name(model) == full_name(str(arguments.get("model", "")))
-        return is_its_own and self._may_continue(arguments)
+        name = full_name(model or str(arguments.get("model", "")))
+        settings = self._models.get(name)
+        if (settings is not None and settings.resume == "restart") or not is_continued(arguments):
+            return False
+        # What is not known yet is learned with the first preemption.
+        return bool(arguments.get("raw") or self._renders) and (arguments.get("think") is not None or name not in self._thinking)
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
-        body, before = self.request(context)
-        answer = _Answer()
-        if before is not None:
-            answer.begin_with(before)
-        if answer.tokens_left(body) != 0:
-            with closing(self._client.stream(self.path, body, context)) as lines:
-                for line in lines:
-                    if not answer.count:
-                        self._refuse_spill(str(body["model"]))
-                    text = answer.take(line, *self.pieces(line))
-                    context.tokens(answer.count)
-                    if text:
-                        context.emit(text)
-        return {**answer.result(str(body["model"])), **self._spilled(str(body["model"]))}
+        began_s = time.monotonic()
+        body = self.body(context.lease.arguments, context.lease.placement, context.lease.model)
+        rest = self.continuation(body, context)
+        # The server loads the model before it tells its prompts, so the answer that follows does not report that.
+        asked_s = 0.0 if context.partial is None else time.monotonic() - began_s
+        if rest is not None:
+            with suppress(CallerFault):  # refused before the first token, for example because it is too long
+                return self._answered(rest.path, rest.body, context, _Answer(body, began_s, asked_s, context.partial))
+        return self._answered(self.path, body, context, _Answer(body, began_s, asked_s))
 
-    def request(self, context: AttemptContext) -> tuple[dict[str, Any], PartialOutput | None]:
-        """Return the request of an attempt, and the earlier output that it continues, if it does."""
-        arguments = context.lease.arguments
-        body = self.body(arguments, context.lease.placement, context.lease.model)
-        is_its_own = full_name(str(body["model"])) == full_name(str(arguments["model"]))
-        before = context.partial if is_its_own and self._may_continue(body) else None
-        rest = None if before is None else self.continued(body, before)
-        if rest is None:
-            return body, None
-        context.continue_output()
-        return rest, before
+    def continuation(self, body: Mapping[str, Any], context: AttemptContext) -> Continuation | None:
+        """Return how an attempt continues an earlier one's output; None if it starts again."""
+        before, model = context.partial, full_name(str(body["model"]))
+        if before is None or full_name(before.model or str(context.lease.arguments["model"])) != model:
+            return None
+        settings = self._models.get(model)
+        if settings is not None and settings.resume == "restart":
+            return None
+        try:
+            return continuation(
+                body,
+                before,
+                thinks=lambda asked: "think" not in asked and self._can_think(model, context),
+                rendered=lambda asked: self._rendered(asked, context),
+            )
+        except ExecutionError:  # not this job's failure: whatever is wrong, the request itself meets it too
+            return None
 
-    @abstractmethod
-    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
-        """Return a line's text, thinking and tool calls."""
+    def _can_think(self, model: str, context: AttemptContext) -> bool:
+        if not self._client.can_think(model, context):
+            self._thinking.discard(model)
+            return False
+        self._thinking.add(model)
+        return True
 
-    @abstractmethod
-    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
-        """Build the request that continues an earlier one's output; None when that is not possible."""
+    def _rendered(self, body: Mapping[str, Any], context: AttemptContext) -> str | None:
+        found = self._client.rendered(path_of(body), body, context)
+        self._renders = found is not None
+        return found
 
-    def _may_continue(self, body: Mapping[str, Any]) -> bool:
-        # Settings for the answer's shape start again with each request, and would apply to its second half alone.
-        settings = self._models.get(full_name(str(body["model"])))
-        return settings is not None and settings.resume == "continue" and not any(body.get(key) for key in _SHAPED)
-
-
-_SHAPED = ("format", "tools", "think", "logprobs", "suffix", "context")
-
-
-def _with_fewer_tokens(body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any]:
-    limit = body["options"].get("num_predict")
-    if not isinstance(limit, int) or limit <= 0:
-        return dict(body)
-    return {**body, "options": {**body["options"], "num_predict": max(0, limit - before.output_tokens)}}
+    def _answered(self, path: str, body: Mapping[str, Any] | None, context: AttemptContext, answer: _Answer) -> dict[str, Any]:
+        if body is None:
+            context.continue_output()
+            return answer.result() | self._spilled(answer.model)
+        with closing(self._client.stream(path, body, context)) as lines:
+            for number, line in enumerate(lines):
+                if number == 0 and answer.before is not None:
+                    context.continue_output()
+                if not answer.count:
+                    self._refuse_spill(answer.model)
+                text = answer.take(line)
+                if text:
+                    context.emit(text)
+                # After its text, which an interruption may refuse: an attempt that continues relies on both.
+                context.tokens(answer.count)
+        return answer.result() | self._spilled(answer.model)
 
 
 class _Answer:
     """The answer so far, and the figures of its last line."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: Mapping[str, Any], began_s: float, asked_s: float, before: PartialOutput | None = None) -> None:
+        self.model = str(body["model"])
+        self.before = before
         self.count = 0  # tokens of this attempt
-        self._texts: list[str] = []
+        self._texts = [] if before is None else [before.text]
         self._thoughts: list[str] = []
-        self._more: dict[str, Any] = {}
+        self._more: dict[str, Any] = {} if before is None else {"continued_tokens": before.output_tokens}
         self._last: Mapping[str, Any] = {}
-        self._began_s = time.monotonic()
+        self._began_s = began_s
+        self._asked_s = asked_s
         self._first_token_s = 0.0
-        self._before = 0
 
-    def begin_with(self, before: PartialOutput) -> None:
-        """Continue from an earlier attempt's output."""
-        self._texts.append(before.text)
-        self._before = self._more["continued_tokens"] = before.output_tokens
-
-    def tokens_left(self, body: Mapping[str, Any]) -> int | None:
-        """Return how many tokens may still be generated, None without a limit."""
-        limit = body["options"].get("num_predict")
-        return limit if self._before and isinstance(limit, int) and limit >= 0 else None
-
-    def take(self, line: Mapping[str, Any], text: str, thought: str, tool_calls: Sequence[Any]) -> str:
-        """Add one line's pieces; returns its text."""
+    def take(self, line: Mapping[str, Any]) -> str:
+        """Add one line of a chat or a generation; returns its text."""
         self._last = line
+        said = line.get("message") or line
+        text, thought = str(said.get("content") or line.get("response") or ""), str(said.get("thinking") or "")
+        tool_calls = said.get("tool_calls") or ()
         if text or thought or tool_calls:
             self.count += 1
             self._first_token_s = self._first_token_s or time.monotonic() - self._began_s
@@ -230,7 +239,7 @@ class _Answer:
                 self._more.setdefault(key, []).extend(found)
         return text
 
-    def result(self, model: str) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Return the verb's result."""
         last = self._last
         if thinking := "".join(self._thoughts):
@@ -239,11 +248,11 @@ class _Answer:
             self._more["context"] = last["context"]
         return {
             "text": "".join(self._texts),
-            "model": str(last.get("model") or model),
+            "model": str(last.get("model") or self.model),
             "done_reason": str(last.get("done_reason") or ("" if last else "length")),
             "prompt_tokens": int(last.get("prompt_eval_count") or 0),
-            "output_tokens": int(last.get("eval_count") or 0) + self._before,
-            "load_s": _seconds(last, "load_duration"),
+            "output_tokens": int(last.get("eval_count") or 0) + self._more.get("continued_tokens", 0),
+            "load_s": _seconds(last, "load_duration") + self._asked_s,
             "prompt_s": _seconds(last, "prompt_eval_duration"),
             "generate_s": _seconds(last, "eval_duration"),
             "total_s": _seconds(last, "total_duration"),
@@ -256,30 +265,14 @@ class Generate(_Streaming):
     """Continue a prompt."""
 
     verb = GENERATE
-    path = "/api/generate"
-
-    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
-        return str(line.get("response") or ""), str(line.get("thinking") or ""), line.get("tool_calls") or ()
-
-    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
-        if not body.get("raw"):  # a template would put the partial answer into the person's turn
-            return None
-        return {**_with_fewer_tokens(body, before), "prompt": f"{body['prompt']}{before.text}"}
+    path = GENERATE_PATH
 
 
 class Chat(_Streaming):
     """Answer the last message."""
 
     verb = CHAT
-    path = "/api/chat"
-
-    def pieces(self, line: Mapping[str, Any]) -> tuple[str, str, Sequence[Any]]:
-        message = line.get("message") or {}
-        return str(message.get("content") or ""), str(message.get("thinking") or ""), message.get("tool_calls") or ()
-
-    def continued(self, body: Mapping[str, Any], before: PartialOutput) -> dict[str, Any] | None:
-        partial = {"role": "assistant", "content": before.text}
-        return {**_with_fewer_tokens(body, before), "messages": [*body["messages"], partial]}
+    path = CHAT_PATH
 
 
 class Embed(OllamaExecutor):

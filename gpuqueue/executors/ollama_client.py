@@ -119,6 +119,22 @@ class OllamaClient:
                 return line
         raise RunnerCrashed(f"{self._of(body)} sent an empty answer. Check Ollama's log")
 
+    def can_think(self, model: str, context: AttemptContext) -> bool:
+        """Return whether a model thinks before it answers, unless it is told not to. Limits and errors as in `stream`."""
+        return "thinking" in (self.answer("/api/show", {"model": model}, context).get("capabilities") or ())
+
+    def rendered(self, path: str, body: Mapping[str, Any], context: AttemptContext) -> str | None:
+        """Load a generating request's model, and return the prompt that the model would get; None if Ollama cannot tell.
+
+        Limits and errors as in `stream`.
+        """
+        # An Ollama that does not know the field answers the request instead, but with one token.
+        once = {**(body.get("options") or {}), "num_predict": 1}
+        found = self.answer(path, {**body, "options": once, "stream": False, "_debug_render_only": True}, context)
+        shown = found.get("_debug_info")
+        prompt = shown.get("rendered_template") if isinstance(shown, dict) else None
+        return prompt if isinstance(prompt, str) else None
+
     def _listed(self, path: str, timeout_s: float) -> list[dict[str, Any]]:
         response = self._query("GET", path, timeout_s=timeout_s)
         if response.status_code != 200:

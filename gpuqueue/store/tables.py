@@ -58,7 +58,7 @@ jobs = Table(
     Column("preemptible", Integer, nullable=False, server_default="0"),
     Column("preempt_lease", Integer),
     Column("preemptions", Integer, nullable=False, server_default="0"),
-    Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device
+    Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device, and of what it continued
     Column("continues", Integer, nullable=False, server_default="0"),  # a later attempt continues this one's output
     Column("first_output_at", Integer),  # of the attempt on a device
     # Since when jobs behind it start before it, because their model is loaded.

@@ -43,17 +43,24 @@ class Observations:
         """Record the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
         model = model_key(lease.model)
         load_s, prompt_s, generate_s = (_number(answer, name) for name in ("load_s", "prompt_s", "generate_s"))
-        prompt_tokens, output_tokens = (int(_number(answer, name)) for name in ("prompt_tokens", "output_tokens"))
+        prompt_tokens, output_tokens, continued_tokens = (
+            int(_number(answer, name)) for name in ("prompt_tokens", "output_tokens", "continued_tokens")
+        )
+        own_tokens = output_tokens - continued_tokens
         if load_s > LOADED_S:
             self.learn(estimates.LOAD, model_key(lease.model, memory_options), load_s)
         if "spilled_bytes" in answer:
             self.learn(estimates.SPILLED, model_key(lease.model, memory_options), _number(answer, "spilled_bytes"))
         if prompt_tokens and prompt_s:
             self.learn(estimates.PROMPT_RATE, model, prompt_tokens / prompt_s)
-        if output_tokens and generate_s:
-            self.learn(estimates.OUTPUT_RATE, model, output_tokens / generate_s)
+        if output_tokens and (generate_s or continued_tokens):
             self.learn(estimates.OUTPUT, work_key(lease.queue, lease.task, lease.model), output_tokens)
-        self.of_run(lease, prompt_s + generate_s)
+        if own_tokens > 0 and generate_s:
+            self.learn(estimates.OUTPUT_RATE, model, own_tokens / generate_s)
+            # What earlier attempts wrote took as long for each token.
+            generate_s *= output_tokens / own_tokens
+        if not continued_tokens or own_tokens > 0:
+            self.of_run(lease, prompt_s + generate_s)
 
     def tell(self) -> None:
         """Write the observations; keeps them when the store cannot be written now."""

@@ -43,6 +43,7 @@ class Attempt:
         self.deadline_s = None if lease.timeout_s is None else self.began_s + lease.timeout_s
         self.interruption: Interruption | None = None
         self.interrupted_at_s = 0.0
+        self._continued_tokens = 0
         self._closed = False
         self._output = output
         self._clock = clock
@@ -91,10 +92,11 @@ class Attempt:
         self._output.log(self.lease, self._clock.wall(), safe_text(message, LONGEST_LINE))
 
     def tokens(self, count: int) -> None:
-        self._output.tokens(self.lease, min(max(int(count), 0), MOST_TOKENS))
+        self._output.tokens(self.lease, min(max(int(count), 0) + self._continued_tokens, MOST_TOKENS))
 
     def continue_output(self) -> None:
         if self.partial is not None:
+            self._continued_tokens = self.partial.output_tokens
             self._output.continue_from(self.lease, self.partial.lease)
 
     @contextmanager

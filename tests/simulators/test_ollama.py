@@ -164,26 +164,6 @@ def test_a_chat_is_answered_from_all_its_messages(bench: Bench) -> None:
     assert answered.json()["message"] == {"role": "assistant", "content": expected_answer(GEMMA, messages, 9)}
 
 
-def test_a_trailing_assistant_message_is_continued(bench: Bench) -> None:
-    asked = [{"role": "user", "content": "Revise this"}]
-    whole = expected_answer(GEMMA, asked, 12)
-    partial = expected_answer(GEMMA, asked, 5)
-    messages = [*asked, {"role": "assistant", "content": partial.rstrip()}]
-
-    answered = bench.post("/api/chat", model=GEMMA, messages=messages, stream=False, options={"num_predict": 7}).json()
-
-    assert partial + answered["message"]["content"] == whole
-
-
-def test_an_answer_that_is_complete_already_is_continued_by_nothing(bench: Bench) -> None:
-    asked = [{"role": "user", "content": "Revise this"}]
-    messages = [*asked, {"role": "assistant", "content": expected_answer(OTHER, asked)}]
-    (only,) = lines(bench.post("/api/chat", model="other", messages=messages))
-
-    assert (only["message"]["content"], only["done_reason"]) == ("", "stop")
-    assert "eval_count" not in only
-
-
 def test_words_that_are_not_the_models_own_are_answered_anew(bench: Bench) -> None:
     messages = [{"role": "user", "content": "Revise this"}, {"role": "assistant", "content": "Something else"}]
     answered = bench.post("/api/chat", model=GEMMA, messages=messages, stream=False, options={"num_predict": 7}).json()

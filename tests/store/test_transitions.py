@@ -455,6 +455,22 @@ def test_the_tokens_of_an_attempt_are_counted_once_though_the_next_one_says_noth
         assert queries.partial_output(connection, job_id) == PartialOutput(1, "some words", 40)
 
 
+def test_a_partial_output_has_the_tokens_of_all_its_attempts_and_the_model_that_wrote_it(make_rows: Callable[[], Rows]) -> None:
+    rows = make_rows()
+    job_id = rows.enqueue_sized("work", 1, "small:latest")
+    first = rows.place(job_id, s=1)
+    assert first is not None
+    rows.store.attempts.report([Report(job_id, first.lease, "some", output_tokens=40)])
+    rows.postpone(first, "preempted", due_s=2, s=2)
+    rows.store.attempts.release_device(job_id, first.lease)
+    second = rows.place(job_id, s=3)
+    assert second is not None
+    rows.store.attempts.report([Report(job_id, second.lease, " words", output_tokens=100, output_lease=first.lease)])
+    rows.postpone(second, "preempted", due_s=4, s=4)
+    with rows.store.engine.lent() as connection:
+        assert queries.partial_output(connection, job_id) == PartialOutput(first.lease, "some words", 100, "small:latest")
+
+
 def counters(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT state, sum(count) FROM counters GROUP BY state"))
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
 from gpuqueue.domain.answers import Preemption
 from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.view import DeviceView, Reservation, View
 from gpuqueue.domain.yielding import yielded_to
 
 THROWN_S = 360.0  # of work in an hour, which preemptions may throw away on one device
-LOOK_AGAIN_S = 0.1  # at an attempt that has no output yet
+LOOK_AGAIN_S = 0.1  # at an attempt that has no output yet, or should have ended
 
 
 class Weighed(NamedTuple):
@@ -85,7 +86,8 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
         return Weighed(None, f"it was preempted {item.preemptions} times already (max_preemptions)")
     rest_s = left_s(view.estimates, item, view.now)
     if rest_s is not None and rest_s <= settings.nearly_done_s:
-        return Weighed(None, f"it ends in about {_seconds(rest_s)}: stopping it would not pay (nearly_done)")
+        soon = view.now + timedelta(seconds=max(rest_s, LOOK_AGAIN_S))  # expected, not certain: it is looked at again then
+        return Weighed(soon, f"it ends in about {_seconds(rest_s)}: stopping it would not pay (nearly_done)")
     ends = "may go on for an unknown time" if rest_s is None else f"needs about {_seconds(rest_s)} more"
     began = item.started_at or view.now
     ran_s = (view.now - began).total_seconds()
@@ -101,7 +103,9 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
             return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
         return Weighed(view.now, f"it {ends}, and has written nothing yet")
     cost_s = (item.first_output_at - began).total_seconds()
-    least_s = max(settings.min_run_s, cost_s if item.preemptions else 0.0)
+    # For a job with its own model it only reads its prompt again; for another, models are loaded twice as well.
+    share = 0.5 if full_name(item.model) == full_name(waiting.demand.model) else 1.0
+    least_s = max(settings.min_run_s, share * cost_s if item.preemptions else 0.0)
     earliest = item.first_output_at + timedelta(seconds=least_s)
     return Weighed(earliest, f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later")
 

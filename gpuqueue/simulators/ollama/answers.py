@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from gpuqueue.simulators.ollama.models import DEFAULT_MODELS, ModelSpec, tagged
+from gpuqueue.simulators.ollama.rendering import read_back
 
 _OPENING = "Answer to "
 _FILLER = (
@@ -63,11 +64,26 @@ def _digest(model: str | ModelSpec, text: str) -> str:
     return hashlib.sha256(f"{_name(model)}\n{text}".encode()).hexdigest()[:8]
 
 
+def _seen(prompt: Prompt) -> tuple[str, str]:
+    """Return what a model sees of a prompt, and the words that it answers to; no renderer keeps all of the white space.
+
+    A text is the same as one message from a user, with a message from the system before it as one text.
+    """
+    if isinstance(prompt, str):
+        said = [prompt]
+    elif [message.get("role") for message in prompt] in (["user"], ["system", "user"]):
+        said = [str(message.get("content") or "") for message in prompt]
+    else:
+        text = " ".join(as_text(prompt).split())
+        return text, str(prompt[-1].get("content") or "") if prompt else text
+    text = " ".join(" ".join(said).split())
+    return text, text
+
+
 def answer_tokens(model: str | ModelSpec, prompt: Prompt, count: int) -> list[str]:
     """Return the first `count` tokens of the model's answer, each with its trailing blank; a longer answer only adds tokens."""
-    text = as_text(prompt)
+    text, spoken = _seen(prompt)
     digest = _digest(model, text)
-    spoken = text if isinstance(prompt, str) or not prompt else str(prompt[-1].get("content", ""))
     tokens = [f"{_OPENING}{digest}: ", *(f"{word} " for word in spoken.split()[:_ECHOED_WORD_COUNT])]
     chosen = random.Random(digest)
     while len(tokens) < count:
@@ -75,43 +91,42 @@ def answer_tokens(model: str | ModelSpec, prompt: Prompt, count: int) -> list[st
     return tokens[:count]
 
 
-def planned_tokens(model: str | ModelSpec, prompt: Prompt, num_predict: int | None) -> tuple[list[str], str]:
+def planned_tokens(model: str | ModelSpec, prompt: Prompt, num_predict: int | None, begun: str = "") -> tuple[list[str], str]:
     """Return the tokens that a request will get and its `done_reason`.
 
-    A trailing assistant message that is the start of the model's own answer is continued after its last token.
+    `begun` is the beginning of the answer in the prompt: continued byte for byte if it is the model's own, else answered anew.
     `num_predict` counts new tokens; None, 0 and below stand for the model's own length.
     """
-    said: list[str] = []
+    said_count, rest = _rest_of_begun(model, prompt, begun)
     asked: Prompt = prompt
-    continues = not isinstance(model, ModelSpec) or model.continues
-    if continues and not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
-        said, asked = _said_so_far(model, prompt[:-1], str(prompt[-1].get("content", ""))), prompt[:-1]
-        if not said:
-            asked = prompt
-    total = _default_token_count(model)
-    if num_predict is not None and num_predict > 0:
-        return answer_tokens(model, asked, len(said) + num_predict)[len(said) :], "length"
-    return answer_tokens(model, asked, max(total, len(said)))[len(said) :], "stop"
+    if begun and not said_count:
+        asked = f"{as_text(prompt)} {begun}"
+    limited = num_predict is not None and num_predict > 0
+    wanted = (num_predict or 0) - bool(rest) if limited else max(0, _default_token_count(model) - said_count)
+    new = answer_tokens(model, asked, said_count + wanted)[said_count:]
+    return ([rest] if rest else []) + new, "length" if limited else "stop"
 
 
 def planned_raw_tokens(model: str | ModelSpec, prompt: str, num_predict: int | None) -> tuple[list[str], str]:
-    """Return what `planned_tokens` does, for a raw prompt: always continued if it ends inside the model's own answer."""
+    """Return what `planned_tokens` does, for a prompt as it reaches the model: rendered from a conversation, or any text."""
+    found = read_back(prompt)
+    if found is not None:
+        return planned_tokens(model, found.messages, num_predict, found.begun)
     opening = prompt.rfind(_OPENING)
-    asked = prompt[:opening] if opening > 0 else prompt
-    said = _said_so_far(model, asked, prompt[opening:]) if opening > 0 else []
-    if not said:
-        return planned_tokens(model, prompt, num_predict)
-    if num_predict is not None and num_predict > 0:
-        return answer_tokens(model, asked, len(said) + num_predict)[len(said) :], "length"
-    return answer_tokens(model, asked, max(_default_token_count(model), len(said)))[len(said) :], "stop"
+    if opening > 0 and _rest_of_begun(model, prompt[:opening], prompt[opening:])[0]:
+        return planned_tokens(model, prompt[:opening], num_predict, prompt[opening:])
+    return planned_tokens(model, prompt, num_predict)
 
 
-def _said_so_far(model: str | ModelSpec, asked: Prompt, partial: str) -> list[str]:
-    tokens = answer_tokens(model, asked, len(partial.split()) + 1)
-    said: list[str] = []
-    while tokens and len("".join(said).rstrip()) < len(partial.rstrip()):
-        said.append(tokens.pop(0))
-    return said if "".join(said).rstrip() == partial.rstrip() else []
+def _rest_of_begun(model: str | ModelSpec, prompt: Prompt, begun: str) -> tuple[int, str]:
+    """Return how many tokens of its answer the model has begun, 0 if these are not its own words, and the rest of the last."""
+    tokens = answer_tokens(model, prompt, len(begun.split()) + 1) if begun else []
+    whole = ""
+    for number, token in enumerate(tokens, start=1):
+        whole += token
+        if len(whole) >= len(begun):
+            return (number, whole[len(begun) :]) if whole.startswith(begun) else (0, "")
+    return 0, ""
 
 
 def expected_answer(model: str | ModelSpec, prompt: Prompt, num_predict: int | None = None) -> str:

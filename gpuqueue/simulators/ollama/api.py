@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.ollama.answers import (
-    Prompt,
     answer_tokens,
     as_text,
     expected_embedding,
     planned_raw_tokens,
-    planned_tokens,
     raw_embedding,
     token_count,
 )
@@ -23,6 +21,7 @@ from gpuqueue.simulators.ollama.generation import NDJSON, Answer, RunnerFailed, 
 from gpuqueue.simulators.ollama.go_json import BadRequest, encode, read_request, timestamp
 from gpuqueue.simulators.ollama.models import ModelSpec, is_valid_name, tagged
 from gpuqueue.simulators.ollama.options import WrongOption, check_options, integer_option, runner_options
+from gpuqueue.simulators.ollama.rendering import rendered
 from gpuqueue.simulators.ollama.scheduler import BUSY, Call, LoadFailed, Scheduler, ServerBusy
 from gpuqueue.simulators.ollama.server import JSON_UTF8, TEXT_UTF8, Exchange
 
@@ -182,8 +181,13 @@ class Api:
             if not raw:
                 context = fields.get("context")
                 answer.context = list(context) if isinstance(context, list) else []
+                said = [{"role": "system", "content": system}] if system else []
+                prompt = _rendered(spec, [*said, {"role": "user", "content": prompt}], fields)
+            if fields.get("_debug_render_only"):
+                _send(exchange, answer.rendered(prompt))
+                return
             try:
-                self._fill(answer, spec, full, fields, call.options.num_ctx, raw=raw)
+                self._fill(answer, spec, prompt, token_count(full), fields, call.options.num_ctx)
             except RunnerFailed as failure:
                 send_failure(exchange, failure, stream=answer.stream)
                 return
@@ -209,8 +213,12 @@ class Api:
             if not messages:
                 _send(exchange, answer.without_tokens("load"))
                 return
+            prompt = _rendered(spec, messages, fields)
+            if fields.get("_debug_render_only"):
+                _send(exchange, answer.rendered(prompt))
+                return
             try:
-                self._fill(answer, spec, messages, fields, call.options.num_ctx, raw=False)
+                self._fill(answer, spec, prompt, token_count(as_text(messages)), fields, call.options.num_ctx)
             except RunnerFailed as failure:
                 send_failure(exchange, failure, stream=answer.stream)
                 return
@@ -314,23 +322,26 @@ class Api:
         )
 
     @staticmethod
-    def _fill(answer: Answer, spec: ModelSpec, prompt: Prompt, fields: Fields, num_ctx: int, *, raw: bool) -> None:
+    def _fill(answer: Answer, spec: ModelSpec, prompt: str, count: int, fields: Fields, num_ctx: int) -> None:
+        """Plan the answer to a prompt as it reaches the model, of `count` tokens."""
         wanted_format = fields.get("format")
         if not (wanted_format in (None, "", "json") or isinstance(wanted_format, dict)):
             quoted = json.dumps(json.dumps(wanted_format, separators=(",", ":")))
             raise RunnerFailed(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
-        count = token_count(as_text(prompt))
         if count > num_ctx and ((answer.chat and spec.native_chat) or fields.get("truncate") is False):
             raise context_exceeded(count, num_ctx)
         answer.prompt_token_count = min(count, num_ctx)
         options = fields.get("options")
         num_predict = integer_option(options, "num_predict") if isinstance(options, dict) else None
-        if raw and isinstance(prompt, str):
-            answer.tokens, answer.done_reason = planned_raw_tokens(spec, prompt, num_predict)
-        else:
-            answer.tokens, answer.done_reason = planned_tokens(spec, prompt, num_predict)
+        answer.tokens, answer.done_reason = planned_raw_tokens(spec, prompt, num_predict)
         if fields.get("think"):
-            answer.thinking = answer_tokens(spec, f"thinking about {as_text(prompt)}", _THINKING_TOKEN_COUNT)
+            answer.thinking = answer_tokens(spec, f"thinking about {prompt}", _THINKING_TOKEN_COUNT)
+
+
+def _rendered(spec: ModelSpec, messages: Sequence[Mapping[str, object]], fields: Fields) -> str:
+    # Where `think` is unset, a model that can think does.
+    thinks = bool(fields["think"]) if "think" in fields else "thinking" in spec.capabilities
+    return rendered(spec.renderer, messages, thinks=thinks)
 
 
 def _top_logprob_count(fields: Fields) -> int | None:

@@ -60,6 +60,14 @@ class Answer:
         """Return the whole answer to a request that only loads or unloads."""
         return {**self.line("", "", done=True), "done_reason": done_reason}
 
+    def rendered(self, prompt: str) -> dict[str, object]:
+        """Return the whole answer to a request that only renders its prompt."""
+        shown: dict[str, object] = {"response": ""}
+        if self.chat:
+            shown = {"message": {"role": "", "content": ""}}
+        line = {"model": self.model, "created_at": timestamp(time.time_ns()), **shown, "done": False}
+        return {**line, "_debug_info": {"rendered_template": prompt}}
+
     def logprobs(self, tokens: list[str]) -> dict[str, object]:
         """Return the `logprobs` field for `tokens`, or nothing if the request did not ask for it."""
         if self.top_logprob_count is None or not tokens:

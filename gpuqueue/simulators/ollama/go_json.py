@@ -37,6 +37,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "shift": "bool",
         "logprobs": "bool",
         "top_logprobs": "int",
+        "_debug_render_only": "bool",
     },
     "ChatRequest": {
         "model": "string",
@@ -51,6 +52,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "shift": "bool",
         "logprobs": "bool",
         "top_logprobs": "int",
+        "_debug_render_only": "bool",
     },
     "EmbedRequest": {
         "model": "string",

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gpuqueue.simulators.ollama.rendering import Renderer
+
 DEFAULT_NUM_CTX = 4096
 _NAME = re.compile(r"(?:[A-Za-z0-9_][\w.:-]*/)?(?:[A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w.-]*(?::[A-Za-z0-9_][\w.-]*)?\Z", re.ASCII)
 
@@ -32,7 +34,7 @@ class ModelSpec:
     context_token_bytes: the memory that one more token of num_ctx takes on the card.
     answer_token_count: tokens of an answer without `num_predict`.
     native_chat: the runner renders chats itself; a chat that is too long is then refused instead of cut.
-    continues: a trailing assistant message is continued instead of answered.
+    renderer: how its prompts are rendered, and with that whether a trailing assistant message is continued.
     model_info: `/api/show`'s; empty stands for a plain one derived from the fields above.
     folder: where `/api/show` says that the model's file is; nothing is written or read there.
     """
@@ -50,7 +52,7 @@ class ModelSpec:
     embedding_length: int = 768
     answer_token_count: int = 64
     native_chat: bool = False
-    continues: bool = True
+    renderer: Renderer = "chatml"
     model_info: Mapping[str, object] = field(default_factory=dict)
     folder: str = "/usr/share/ollama/.ollama/models/blobs"
 
@@ -124,6 +126,7 @@ GEMMA4_E4B = ModelSpec(
     layer_count=42,
     embedding_length=2560,
     answer_token_count=300,
+    renderer="gemma4",
     model_info={
         "general.architecture": "gemma4",
         "general.parameter_count": 7_996_157_674,

@@ -200,7 +200,8 @@ def _note_attempt(
         "INSERT OR REPLACE INTO attempts "
         "(job_id, lease, attempt, outcome, started_at, finished_at, worker_id, device, error, numbers) "
         "SELECT id, ?, ?, ?, started_at, ?, worker_id, device, ?, "
-        "CASE WHEN output_tokens > 0 THEN json_object('output_tokens', output_tokens) END FROM jobs WHERE id = ?",
+        "CASE WHEN output_tokens > 0 THEN json_object('output_tokens', output_tokens, 'model', demand_model) END "
+        "FROM jobs WHERE id = ?",
         (lease, attempt, outcome, now_us, None if error is None else from_error(error), job_id),
     )
 

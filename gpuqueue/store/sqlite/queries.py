@@ -108,11 +108,13 @@ def partial_output(connection: Statements, job_id: int) -> PartialOutput | None:
         return None
     texts = connection.execute("SELECT content FROM chunks WHERE job_id = ? AND lease = ? ORDER BY seq", (job_id, lease))
     text = "".join(content for (content,) in texts)
-    (tokens,) = connection.execute(
-        "SELECT coalesce(sum(json_extract(numbers, '$.output_tokens')), 0) FROM attempts WHERE job_id = ? AND lease >= ?",
+    # Of a continued output each attempt's count has those before it.
+    counted = connection.execute(
+        "SELECT json_extract(numbers, '$.output_tokens'), coalesce(json_extract(numbers, '$.model'), '') FROM attempts "
+        "WHERE job_id = ? AND lease >= ? AND numbers IS NOT NULL ORDER BY lease DESC LIMIT 1",
         (job_id, lease),
     ).fetchone()
-    return PartialOutput(lease, text, tokens)
+    return PartialOutput(lease, text, *(counted or (0, "")))
 
 
 def logs_after(connection: Statements, job_id: int, seq: int) -> list[LogLine]:

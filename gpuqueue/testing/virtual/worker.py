@@ -42,7 +42,7 @@ FOR_EVER_US = 4_000_000_000_000_000  # in the year 2096
 
 
 class VirtualClient:
-    """What the policies ask of an Ollama, answered by the virtual one."""
+    """What the policies and an executor ask of an Ollama, answered by the virtual one."""
 
     def __init__(self, ollama: VirtualOllama, settings: BackendSettings) -> None:
         self._ollama = ollama
@@ -55,20 +55,34 @@ class VirtualClient:
     def unload(self, model: str, timeout_s: float = 0.0) -> None:
         self._ollama.unload(model)
 
+    def can_think(self, model: str, context: AttemptContext) -> bool:
+        return False
+
+    def rendered(self, path: str, body: Mapping[str, Any], context: AttemptContext) -> str:
+        return "".join(str(message["content"]) for message in body["messages"])
+
 
 class VirtualChat(Chat):
-    """Answers a chat on the virtual Ollama: `num_predict` tokens, after a prompt of a token for each four characters."""
+    """Answers a chat on the virtual Ollama: `num_predict` tokens, after a prompt of a token for each four characters.
+
+    A preempted answer is continued, with the tokens that it has as part of the prompt.
+    """
 
     def __init__(self, ollama: VirtualOllama, settings: BackendSettings, models: Mapping[str, ModelSettings]) -> None:
         super().__init__(settings, models)
         self._ollama = ollama
+        self._client = cast(OllamaClient, VirtualClient(ollama, settings))
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
-        body, before = self.request(context)
+        body = self.body(context.lease.arguments, context.lease.placement, context.lease.model)
+        earlier = 0
+        if self.continuation(body, context) is not None and context.partial is not None:
+            context.continue_output()
+            earlier = context.partial.output_tokens
         words = "".join(str(message["content"]) for message in body["messages"])
-        found = _answered(self._ollama, context, body, words, int(body["options"]["num_predict"]))
-        earlier = 0 if before is None else before.output_tokens
-        return {**found, "output_tokens": found["output_tokens"] + earlier}
+        left = int(body["options"]["num_predict"]) - earlier
+        found = _answered(self._ollama, context, body, words, left, earlier)
+        return {**found, **({"continued_tokens": earlier} if earlier else {})}
 
 
 class VirtualEmbed(Embed):
@@ -84,11 +98,11 @@ class VirtualEmbed(Embed):
 
 
 def _answered(
-    ollama: VirtualOllama, context: AttemptContext, body: Mapping[str, Any], words: str, output_tokens: int
+    ollama: VirtualOllama, context: AttemptContext, body: Mapping[str, Any], words: str, output_tokens: int, earlier: int = 0
 ) -> dict[str, Any]:
-    """Have a request answered, and return its figures. Raises: AttemptInterrupted."""
+    """Have a request answered, whose answer has some tokens from earlier, and return its figures. Raises: AttemptInterrupted."""
     owner, model, time = str(context.lease.job_id), str(body["model"]), ollama.time
-    prompt_tokens = math.ceil(len(words) * TOKENS_A_CHARACTER)
+    prompt_tokens = math.ceil(len(words) * TOKENS_A_CHARACTER) + earlier
     stop, began_s, first_s, count = Signal(time), time.now_s, 0.0, 0
 
     def written(now: int) -> None:
@@ -110,7 +124,7 @@ def _answered(
         **ollama.figures(owner, began_s),
         "model": model,
         "prompt_tokens": prompt_tokens,
-        "output_tokens": output_tokens,
+        "output_tokens": output_tokens + earlier,
         "first_token_s": first_s,
     }
 

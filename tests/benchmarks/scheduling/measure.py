@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.scheduling.schemes import BUDGET_BYTES
-from tests.benchmarks.scheduling.stage import Recording, job_number
+from tests.benchmarks.scheduling.stage import Recording, is_answered, job_number
 from tests.benchmarks.scheduling.traces import BATCH, REALTIME, Trace
 
 PERCENTS = (50, 95, 99)
@@ -79,7 +79,7 @@ def read_recording(recording: Recording, trace: Trace, *, speed: float) -> Run:
         number = job_number(served)
         if number is not None:
             tokens[number] = tokens.get(number, 0) + served.output_tokens
-            counts[number] = counts.get(number, 0) + 1
+            counts[number] = counts.get(number, 0) + is_answered(served)
 
     def at(moment_s: float) -> float:
         return (moment_s - recording.began_s) * speed

@@ -92,9 +92,16 @@ def messages(number: int, arrival: Arrival) -> list[dict[str, str]]:
 
 def job_number(served: Served) -> int | None:
     """Say which job a request belonged to; None when to none."""
-    said = served.body.get("messages") if isinstance(served.body, dict) else None
-    found = re.match(r"job(\d+) ", str(said[0]["content"])) if said else None
+    body = served.body if isinstance(served.body, dict) else {}
+    # What continues an answer may be a raw prompt, rendered from the messages.
+    said = body["messages"][0]["content"] if body.get("messages") else body.get("prompt", "")
+    found = re.search(r"\bjob(\d+) x", str(said))
     return int(found[1]) if found else None
+
+
+def is_answered(served: Served) -> bool:
+    """Say whether a request was for an answer, and not for a look at its prompt."""
+    return not (isinstance(served.body, dict) and served.body.get("_debug_render_only"))
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -176,7 +183,7 @@ def _by_worker(
 
 
 def _enqueue(gq: GPUQueue, queue: str, model: str, said: list[dict[str, str]], tokens: int) -> JobHandle:
-    return gq.ollama.chat(model, messages=said, queue=queue, options={"num_predict": tokens})
+    return gq.ollama.chat(model, messages=said, queue=queue, think=False, options={"num_predict": tokens})
 
 
 @contextmanager

@@ -45,7 +45,8 @@ def test_an_attempt_may_run_for_min_run_after_its_first_output_or_else_after_its
     assert chosen(wrote, batch=patient) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1))]
 
 
-def test_an_attempt_that_continues_writes_for_as_long_as_it_took_to_start():
+def test_an_attempt_that_continues_writes_for_as_long_as_it_took_to_start_or_half_of_it_for_its_own_model():
+    other = (WaitingJob(job(9, queue="ai-realtime", model="small"), Demand(GB, "small"), ("gpu0",)),)
     again = replace(
         RUNNING,
         continues=True,
@@ -53,8 +54,10 @@ def test_an_attempt_that_continues_writes_for_as_long_as_it_took_to_start():
         started_at=NOW - timedelta(seconds=9),
         first_output_at=NOW - timedelta(seconds=4),
     )
-    assert chosen(again) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1))]
-    assert chosen(replace(again, first_output_at=NOW - timedelta(seconds=5))) == [Preemption(7, 1, for_job=9)]
+    assert chosen(again, waiting=other) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1))]
+    assert chosen(again) == [Preemption(7, 1, for_job=9)]
+    later = replace(again, started_at=NOW - timedelta(seconds=6), first_output_at=NOW - timedelta(seconds=1))
+    assert chosen(later) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=1.5))]
     silent = chosen(replace(again, first_output_at=None))
     assert [item.not_before for item in silent] == [NOW + timedelta(seconds=LOOK_AGAIN_S)], "it is looked at again"
     assert chosen(replace(again, preemptions=0)) == [Preemption(7, 1, for_job=9)], "it has made up for nothing yet"
@@ -96,10 +99,10 @@ def test_an_attempt_is_left_alone(change, batch):
     assert chosen(replace(RUNNING, **change), batch=batch) == []
 
 
-def test_an_attempt_that_is_expected_to_end_soon_is_left_alone():
+def test_an_attempt_that_is_expected_to_end_soon_is_left_alone_until_it_should_have_ended():
     rate = {(OUTPUT_RATE, model_key("gemma4:e4b")): Estimate(50, 9)}
     almost = replace(RUNNING, output_tokens=960, output_limit=1000)
-    assert chosen(almost, estimates=rate) == []
+    assert chosen(almost, estimates=rate) == [Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=0.8))]
     assert chosen(replace(almost, output_limit=1100), estimates=rate) == [Preemption(7, 1, for_job=9)]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gpuqueue.testing.virtual import Signal, VirtualModel, VirtualOllama, VirtualTime
+from gpuqueue.testing.virtual.ollama import PREFILL_SPEEDUP
 
+PROMPT_S = 1000 / (PREFILL_SPEEDUP * 50)
 BIG = VirtualModel("big", 6 * 10**9, tokens_per_s=50.0)
 SMALL = VirtualModel("small:latest", 3 * 10**9, tokens_per_s=100.0)
 
@@ -47,14 +49,14 @@ def test_a_request_loads_its_model_reads_the_prompt_and_writes_the_answer(desk: 
     desk.time.run()
     (load_s,) = desk.spent("a", "load")
     assert 0.75 + 0.5 <= load_s <= 0.75 + 1.5
-    assert desk.spent("a", "prompt") == [pytest.approx(1.0)]
+    assert desk.spent("a", "prompt") == [pytest.approx(PROMPT_S)]
     assert desk.spent("a", "decode") == [pytest.approx(10.0)]
-    assert desk.answered == [("a", True, pytest.approx(load_s + 11.0))]
+    assert desk.answered == [("a", True, pytest.approx(load_s + PROMPT_S + 10.0))]
     assert counts == [1, 500], "the first token, and all"
     figures = desk.ollama.figures("a", 0.0)
     assert figures == {
         "load_s": load_s,
-        "prompt_s": pytest.approx(1.0),
+        "prompt_s": pytest.approx(PROMPT_S),
         "generate_s": pytest.approx(10.0),
         "total_s": desk.time.now_s,
     }
@@ -85,13 +87,13 @@ def test_a_request_that_is_stopped_ends_at_once(desk: Desk, stop_at_s: float, ki
     assert bool(desk.ollama.residents()) is (kind != "load"), "what was not loaded to its end is given up"
 
 
-@pytest.mark.parametrize(("prompt_cache", "read_again_s"), [(True, 0.0), (False, 1.0)])
+@pytest.mark.parametrize(("prompt_cache", "read_again_s"), [(True, 0.0), (False, PROMPT_S)])
 def test_what_was_read_and_written_is_kept_while_the_model_stays(prompt_cache: bool, read_again_s: float) -> None:
     desk = Desk(prompt_cache=prompt_cache)
     desk.ask("a", BIG, stop_at_s=7.0)
     desk.ask("a", BIG, at_s=20.0)
     desk.time.run()
-    assert desk.spent("a", "prompt") == [pytest.approx(1.0), pytest.approx(read_again_s)]
+    assert desk.spent("a", "prompt") == [pytest.approx(PROMPT_S), pytest.approx(read_again_s)]
     desk.ollama.unload(BIG.name)
     desk.ask("a", BIG, at_s=60.0)
     desk.time.run()

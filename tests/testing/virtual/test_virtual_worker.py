@@ -19,7 +19,7 @@ HOUR_S = 3600.0
 class Desk:
     """A queue for people and one for batch work, on one card."""
 
-    def __init__(self, folder: Path, time: VirtualTime, **batch: object) -> None:
+    def __init__(self, folder: Path, time: VirtualTime, resume: str = "continue", **batch: object) -> None:
         folder.mkdir()
         config = Config.load(
             None,
@@ -27,7 +27,9 @@ class Desk:
             database=str(folder / "q.db"),
             gpu=[{"budget": "5GB", "margin": "3GB"}],
             ollama={"url": "http://127.0.0.1:9"},
-            models={model.name: {"vram": model.size_bytes, "options": {"num_ctx": 8192}} for model in (GEMMA, QWEN)},
+            models={
+                model.name: {"vram": model.size_bytes, "options": {"num_ctx": 8192}, "resume": resume} for model in (GEMMA, QWEN)
+            },
             queues={
                 "people": {"gpu": True, "concurrency": 1},
                 "batch": {"gpu": True, "concurrency": 1, "yields_to": ["people"], **batch},
@@ -71,6 +73,31 @@ def test_a_persons_job_takes_the_card_from_a_batch_job_which_ends_later(desk: De
     assert not desk.gq.view().devices["gpu0"].reservations
     assert (desk.ollama.overlap_count, desk.ollama.peak_bytes) == (0, GEMMA.size_bytes)
     assert desk.ollama.residents() == (), "nothing is kept when nothing waits"
+
+
+def test_a_preempted_answer_is_continued_and_what_the_runner_still_knows_is_not_read_again(desk: Desk) -> None:
+    batch = desk.ask("batch", output_s=60.0)
+    desk.time.call_at(20.0, lambda: desk.ask("people"))
+    desk.time.call_at(45.0, lambda: desk.ask("people", model=QWEN))
+    desk.time.run(HOUR_S)
+    answer = batch.result()
+    assert (batch.record.preemptions, answer["output_tokens"]) == (2, 3600)
+    wrote = [item.tokens for item in desk.uses(batch, "decode")]
+    assert (len(wrote), sum(wrote)) == (3, 3600), "nothing was written twice"
+    assert answer["continued_tokens"] == sum(wrote[:2])
+    read = desk.uses(batch, "prompt")
+    assert [item.tokens for item in read] == [500, 500 + wrote[0], 500 + wrote[0] + wrote[1]]
+    assert [item.end_s > item.start_s for item in read] == [True, False, True], "its model was unloaded in between once"
+
+
+def test_where_it_is_switched_off_a_preempted_answer_starts_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", VirtualTime(), resume="restart")
+    batch = desk.ask("batch", output_s=60.0)
+    desk.time.call_at(20.0, lambda: desk.ask("people"))
+    desk.time.run(HOUR_S)
+    assert "continued_tokens" not in batch.result()
+    assert desk.uses(batch, "decode")[-1].tokens == 3600
+    desk.close()
 
 
 def test_a_job_for_another_model_evicts_the_first_and_its_memory_is_back_before(desk: Desk) -> None:

@@ -43,23 +43,32 @@ class Hour:
 
 
 def people(
-    drawn: random.Random, model: VirtualModel, *, every_s: tuple[float, float], output_s: tuple[float, float] = (2.5, 7.0)
+    drawn: random.Random,
+    model: VirtualModel,
+    *,
+    every_s: tuple[float, float],
+    output_s: tuple[float, float] = (2.5, 7.0),
+    prompt: tuple[int, int] = (100, 800),
 ) -> Iterator[Arrival]:
-    """Draw a person who asks again and again, with prompts of 100 to 800 tokens."""
+    """Draw a person who asks again and again, with prompts of so many tokens."""
     at_s = drawn.uniform(*every_s)
     while at_s < HOUR_S:
-        yield Arrival(at_s, PEOPLE, model, drawn.randint(100, 800), tokens(drawn, model, output_s))
+        yield Arrival(at_s, PEOPLE, model, drawn.randint(*prompt), tokens(drawn, model, output_s))
         at_s += drawn.uniform(*every_s)
 
 
 def backlog(
-    drawn: random.Random, *models: VirtualModel, output_s: tuple[float, float] = (30.0, 120.0), work_s: float = HOUR_S
+    drawn: random.Random,
+    *models: VirtualModel,
+    output_s: tuple[float, float] = (30.0, 120.0),
+    work_s: float = HOUR_S,
+    prompt: tuple[int, int] = (300, 1500),
 ) -> Iterator[Arrival]:
     """Draw batch jobs that are all there from the beginning, in turn with each model, for so much work."""
     number = 0
     while work_s > 0:
         model = models[number % len(models)]
-        job = Arrival(0.0, BATCH, model, drawn.randint(300, 1500), tokens(drawn, model, output_s))
+        job = Arrival(0.0, BATCH, model, drawn.randint(*prompt), tokens(drawn, model, output_s))
         yield job
         work_s -= job.output_tokens / model.tokens_per_s
         number += 1
@@ -79,15 +88,15 @@ def _now_and_then(*models: VirtualModel, work_s: float = HOUR_S) -> Callable[[ra
 
 def _short_and_often(model: VirtualModel) -> Callable[[random.Random], Iterator[Arrival]]:
     def draw(drawn: random.Random) -> Iterator[Arrival]:
-        yield from backlog(drawn, GEMMA, output_s=(60.0, 60.0))
-        yield from people(drawn, model, every_s=(4.0, 4.0), output_s=(0.3, 0.4))
+        yield from backlog(drawn, GEMMA, output_s=(60.0, 60.0), prompt=(100, 300))
+        yield from people(drawn, model, every_s=(4.0, 4.0), output_s=(0.35, 0.4), prompt=(20, 60))
 
     return draw
 
 
 def _one_long_job(model: VirtualModel) -> Callable[[random.Random], Iterator[Arrival]]:
     def draw(drawn: random.Random) -> Iterator[Arrival]:
-        yield from backlog(drawn, GEMMA, output_s=(600.0, 600.0))
+        yield Arrival(0.0, BATCH, GEMMA, drawn.randint(300, 1500), tokens(drawn, GEMMA, (600.0, 600.0)))
         yield from people(drawn, model, every_s=(90.0, 90.0))
 
     return draw
@@ -138,7 +147,7 @@ HOURS = {
         ),
         Hour("S6", "a person's 0.4 s job every 4 s beside 60 s batch jobs, same model", _short_and_often(GEMMA)),
         Hour("S6o", "the same, the person with another model", _short_and_often(QWEN)),
-        Hour("S7", "a person every 90 s beside 10-minute jobs, same model", _one_long_job(GEMMA)),
+        Hour("S7", "a person every 90 s beside one 10-minute job, same model", _one_long_job(GEMMA)),
         Hour("S7o", "the same, the person with another model", _one_long_job(QWEN)),
         Hour("S8", "two persons, one enqueues 20 at once; the other one's waits", _two_persons),
         Hour("S9", "batch alone, queued together", _batch_alone, {BATCH: {}}),

@@ -15,6 +15,7 @@ from tests.benchmarks.scheduling.virtual.hours import BATCH, HOUR_S, NOMIC, Arri
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000
+NUM_CTX = 65_536  # the longest answer fits, and with it one that is continued
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Played:
     """What came of an hour.
 
     `waits_s`: from the arrival of each job that counts (not a batch job, or any where there is no other) until its prompt was
-    first read for the attempt that completed it: what an idle card with its model loaded would have spared it. A job that has
-    not begun counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown
-    away. `completed`: of batch jobs.
+    first read for the answer that it got: what an idle card with its model loaded would have spared it. A job that has not begun
+    counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown away, where
+    what a continued job reads again is not counted. `completed`: of batch jobs.
     """
 
     waits_s: list[float]
@@ -74,9 +75,8 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
                 job = gq.ollama.embed(arrival.model.name, input=words, queue=queue)
             else:
                 said = [{"role": "user", "content": words}]
-                job = gq.ollama.chat(
-                    arrival.model.name, messages=said, queue=queue, options={"num_predict": arrival.output_tokens}
-                )
+                options = {"num_predict": arrival.output_tokens}
+                job = gq.ollama.chat(arrival.model.name, messages=said, queue=queue, think=False, options=options)
             jobs[str(job.id)] = arrival
 
         for arrival in arrivals:
@@ -100,7 +100,7 @@ def _config(folder: Path, hour: Hour, scheme: Scheme, models: Mapping[str, Any])
         gpu=[{"budget": BUDGET_BYTES, "margin": "3GB", **hour.gpu, **scheme.gpu}],
         ollama={"url": "http://127.0.0.1:9"},
         models={
-            name: {"vram": model.size_bytes, "resume": "continue", **({} if model is NOMIC else {"options": {"num_ctx": 8192}})}
+            name: {"vram": model.size_bytes, **({} if model is NOMIC else {"options": {"num_ctx": NUM_CTX}})}
             for name, model in models.items()
         },
         queues=queues,
