@@ -16,12 +16,17 @@ FAR = 10_000  # jobs ahead of one are counted up to here
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A group of similar waiting jobs, and their number."""
+    """A group of similar waiting jobs, and their number.
+
+    `behind` counts the jobs with the same model that came later, `begun` those of the group that were stopped in their output.
+    """
 
     queue: str
     task: str
     model: str
     count: int
+    behind: int = 0
+    begun: int = 0
 
 
 class RunningJob(NamedTuple):
@@ -69,12 +74,17 @@ def _whole(length: timedelta) -> float:
 class Expectation(NamedTuple):
     """A job's expected times, from how long jobs like it took before; None is unknown.
 
-    `position` is its place among the available jobs of its queue, from 1.
+    `position` is its place among the available jobs of its queue, from 1. Eight of ten jobs start and finish between
+    `earliest` and `latest`.
     """
 
     position: int | None
     start_at: datetime | None
     finish_at: datetime | None
+    start_earliest: datetime | None = None
+    start_latest: datetime | None = None
+    finish_earliest: datetime | None = None
+    finish_latest: datetime | None = None
 
     def worded(self, *, now: datetime) -> str:
         """Word it for people: `expected: number 3 in its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""

@@ -124,6 +124,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         models_known=lambda: model_probe.has_listed,
         is_preemptible=executors.is_preemptible,
         where_alone=executors.where_alone,
+        on_decided=observations.turns.saw,
     )
     exchange = Exchange(
         site,

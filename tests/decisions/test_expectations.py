@@ -9,7 +9,7 @@ import pytest
 
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.domain import estimates
-from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.answers import Hold, Preemption
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.estimates import model_key, work_key
 from gpuqueue.domain.explanation import Expectation, QueueContext, RunningJob, Work
@@ -61,9 +61,11 @@ def test_the_jobs_before_it_and_the_running_one_come_first():
     expected = expect(WAITING, busy, reasons, {}, ahead(3))
     assert (expected.position, seconds(expected)) == (4, (62.0, 82.0))
     persons = replace(WAITING, queue="ai-realtime")
-    assert seconds(expect(persons, busy, reasons, {}, QueueContext())) == (0.0, 5.0), "the running one makes room for it"
-    draining = learned(QueueView(REALTIME), QueueView(replace(BATCH, yield_mode="drain")), devices=busy.devices.values())
-    assert seconds(expect(persons, draining, reasons, {}, QueueContext())) == (2.0, 7.0)
+    stopped = Preemption(running.job_id, running.lease, persons.id)
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext(), lambda: [stopped])) == (0.0, 5.0), "it is stopped for it"
+    later = stopped._replace(not_before=NOW + timedelta(seconds=1))
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext(), lambda: [later])) == (1.0, 6.0)
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext())) == (2.0, 7.0), "it may go on to its end"
 
 
 def test_the_jobs_of_a_queue_that_comes_first_count_unless_they_cannot_start():

@@ -147,6 +147,7 @@ class VirtualWorker:
             models_known=lambda: True,
             is_preemptible=lambda task: task in self._executors,
             where_alone=lambda _: None,
+            on_decided=self._observations.turns.saw,
         )
         self._on_device = OnDevice(
             site, backends, self._observations, next_model=self._dispatcher.next_model, is_isolated=lambda _: False
