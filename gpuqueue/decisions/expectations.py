@@ -27,7 +27,7 @@ from gpuqueue.domain.estimates import (
     total,
     work_key,
 )
-from gpuqueue.domain.explanation import Expectation, QueueContext, Work
+from gpuqueue.domain.explanation import WHOLE, Expectation, QueueContext, Work
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
@@ -38,7 +38,6 @@ Holds = Mapping[str, Sequence[Hold]]
 Stops = Callable[[], Sequence[Preemption]]
 
 DEVIATIONS = 1.1  # from the middle of a range to its ends: eight of ten values lie within
-NARROWEST_S = 1.0  # people read whole seconds
 NOW = Length(0.0)
 
 
@@ -89,9 +88,9 @@ def _times(now: datetime, after: Length | None, not_before_s: float = 0.0) -> _T
     if after is None:
         return _Times(None, None, None)
     from_s, to_s = (max(seconds, not_before_s) for seconds in after.range_s(DEVIATIONS))
-    from_s = 0.0 if from_s < NARROWEST_S / 2 else from_s
+    from_s = 0.0 if from_s < WHOLE.total_seconds() / 2 else from_s
     middle_s = max(after.mean_s, not_before_s)
-    return _Times(*(_later(now, seconds) for seconds in (middle_s, from_s, max(to_s, from_s + NARROWEST_S))))
+    return _Times(*(_later(now, seconds) for seconds in (middle_s, from_s, max(to_s, from_s + WHOLE.total_seconds()))))
 
 
 def _wait(job: Job, view: View, context: QueueContext, stops: Stops, opens_s: float) -> Length | None:

@@ -21,7 +21,7 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Backend, PartInfo, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
-from gpuqueue.store.sqlite.jobs import SUSPECT
+from gpuqueue.store.sqlite.jobs import SUSPECT, demand_class
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
 if TYPE_CHECKING:
@@ -341,7 +341,8 @@ def work_ahead(connection: Statements, queue: str, before: Job | None, *, larges
         if before is not None and len(several) > 1:
             task, count = connection.execute(SIZE_OF_CLASS, (queue, model, size, FAR)).fetchone()
             found[task, model] += 0
-            behind[model] += count - (found.total() - others_count)
+            is_own = (before.queue, before.model) == (queue, model) and size == demand_class(before.demand_bytes)
+            behind[model] += count - (found.total() - others_count) - is_own
     return [Work(queue, task, model, count, behind.pop(model, 0), begun[task, model]) for (task, model), count in found.items()]
 
 

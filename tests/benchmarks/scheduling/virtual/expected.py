@@ -1,8 +1,8 @@
 """Compares the ranges of expected starts that an hour's jobs were shown with when they started.
 
-`python -m tests.benchmarks.scheduling.virtual.expected` prints how many starts lay in the range shown, below it and
-above it, and how many ranges were narrow. Each job counts once, with the mean of what it was shown: when it was enqueued, and in each later minute of
-its wait. What was learned is empty when the hour begins; a job that was shown no range counts as missed.
+`python -m tests.benchmarks.scheduling.virtual.expected` prints how many starts lay in the range shown, below it and above it, and
+how many ranges were narrow. Each job counts once, with the mean of what it was shown: when it was enqueued, and in each later
+minute of its wait. What was learned is empty when the hour begins; a job that was shown no range counts as missed.
 """
 
 from __future__ import annotations
