@@ -44,7 +44,9 @@ def list_jobs(session: Session, queue: str | None, state: str | None, limit: int
 
     \b
     Keys: jobs: [as `job --json`, without result, output, position,
-      expected_start, expected_finish and attempts],
+      expected_start, expected_start_earliest, expected_start_latest,
+      expected_finish, expected_finish_earliest, expected_finish_latest
+      and attempts],
       next_after (null: there are no more).
     """
     gq = session.existing_queue()
@@ -111,7 +113,9 @@ def show_job(session: Session, job_id: int, as_json: bool, all_result: bool) -> 
       error: {code, message, traceback} or null,
       result (all of it; null: none),
       output (text of the latest attempt),
-      position, expected_start, expected_finish (null: not known),
+      position, expected_start, expected_start_earliest,
+      expected_start_latest, expected_finish, expected_finish_earliest,
+      expected_finish_latest (eight of ten lie between; null: not known),
       attempts (those that did not complete): [{attempt, lease, outcome,
         started_at, finished_at, worker, device,
         error: {code, message, traceback} or null}].
@@ -198,7 +202,9 @@ def explain(session: Session, job_id: int, as_json: bool) -> None:
 
     \b
     Keys: job_id, state, at, summary, reasons: [{reason, detail, until, advice}],
-      position, expected_start, expected_finish (null: not known),
+      position, expected_start, expected_start_earliest,
+      expected_start_latest, expected_finish, expected_finish_earliest,
+      expected_finish_latest (eight of ten lie between; null: not known),
       advice (null: none), text (all of it, as printed).
     """
     gq = session.existing_queue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from gpuqueue.domain.answers import Hold
@@ -101,7 +100,11 @@ def expectation_shape(expected: Expectation | None) -> dict[str, Any]:
     return {
         "position": expected.position if expected else None,
         "expected_start": iso(expected.start_at) if expected else None,
+        "expected_start_earliest": iso(expected.start_earliest) if expected else None,
+        "expected_start_latest": iso(expected.start_latest) if expected else None,
         "expected_finish": iso(expected.finish_at) if expected else None,
+        "expected_finish_earliest": iso(expected.finish_earliest) if expected else None,
+        "expected_finish_latest": iso(expected.finish_latest) if expected else None,
     }
 
 
@@ -111,7 +114,7 @@ def status_shape(
     database: str,
     counts: Mapping[str, Mapping[str, int]],
     holds: Mapping[str, Sequence[Hold]],
-    expected_ends: Mapping[str, datetime],
+    expected: Mapping[str, Expectation],
 ) -> dict[str, Any]:
     return {
         "at": iso(view.now),
@@ -125,7 +128,9 @@ def status_shape(
                 "counts": {str(state): counts.get(name, {}).get(state, 0) for state in State},
                 "paused": pause_shape(queue.paused),
                 "holds": [hold_shape(hold) for hold in holds.get(name, ())],
-                "expected_end": iso(expected_ends.get(name)),
+                "expected_end": iso(expected[name].finish_at) if name in expected else None,
+                "expected_end_earliest": iso(expected[name].finish_earliest) if name in expected else None,
+                "expected_end_latest": iso(expected[name].finish_latest) if name in expected else None,
             }
             for name, queue in view.queues.items()
         ],

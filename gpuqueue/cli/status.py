@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 import click
 
@@ -17,6 +16,7 @@ from gpuqueue.domain.device import Reading
 from gpuqueue.domain.endpoints import shown_url
 from gpuqueue.domain.errors import UsageError
 from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.explanation import Expectation
 from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, since, until
 from gpuqueue.domain.units import format_duration, format_size
@@ -38,7 +38,8 @@ def status(session: Session, as_json: bool, watch: bool) -> None:
       queues: [{name, gpu, concurrency, served, counts: {STATE: number},
         paused: {by, reason, at, until} or null,
         holds: [{reason, detail, until, advice}],
-        expected_end (of the jobs waiting now; null: not known)}],
+        expected_end, expected_end_earliest, expected_end_latest
+          (of the jobs waiting now; null: not known)}],
       workers: [{id, host, pid, queues (null: all), started_at, expires_at,
         parts: [{name, alive, busy_s (null: it waits for work),
           last_at}]}],
@@ -73,13 +74,13 @@ def _show(session: Session, gq: GPUQueue, as_json: bool) -> None:
     view, counts = gq.view(), gq.counts()
     holds = known_holds(view, gq.plugins)
     if as_json:
-        shape = status_shape(view, database=str(gq.database), counts=counts, holds=holds, expected_ends=gq.expected_ends())
+        shape = status_shape(view, database=str(gq.database), counts=counts, holds=holds, expected=gq.expectations())
         print_json({**shape, "services": [service_shape(item) for item in gq.services()]})
         return
     click.echo(f"database: {gq.database}")
     _show_queues(counts, sorted(view.queues))
     _show_holds(session, view, counts, holds)
-    _show_expected(gq.expected_ends(), view)
+    _show_expected(gq.expectations(), view)
     click.echo(heading("Workers"))
     for worker in view.workers:
         serves = "all queues" if worker.queues is None else ", ".join(worker.queues)
@@ -150,12 +151,13 @@ def _show_holds(
                 say(line)
 
 
-def _show_expected(ends: Mapping[str, datetime], view: View) -> None:
-    if ends:
+def _show_expected(expectations: Mapping[str, Expectation], view: View) -> None:
+    words = {name: expected.worded_end(now=view.now) for name, expected in expectations.items()}
+    if any(words.values()):
         click.echo(heading("Expected"))
-    for name, moment in ends.items():
-        left = format_duration(max(1, round((moment - view.now).total_seconds())))
-        say(f"  {name}: the jobs waiting now are done at {clock(moment, now=view.now)} ({left} from now)")
+    for name, ends in words.items():
+        if ends:
+            say(f"  {name}: the jobs waiting now are done {ends}")
 
 
 def _show_device(device: DeviceView, view: View) -> None:

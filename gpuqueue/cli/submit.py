@@ -85,7 +85,9 @@ def submit(
 
     \b
     Keys: job: {as `job --json`, without result, output, position,
-      expected_start, expected_finish and attempts},
+      expected_start, expected_start_earliest, expected_start_latest,
+      expected_finish, expected_finish_earliest, expected_finish_latest
+      and attempts},
       explanation: {as `explain --json`}.
     Keys with --wait: as `job --json`.
     Keys with --follow, one object per line: text, lease.

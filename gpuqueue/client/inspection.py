@@ -15,7 +15,7 @@ from gpuqueue.decisions.evaluation import explain, known_holds, limited
 from gpuqueue.decisions.policies import in_force
 from gpuqueue.decisions.view import build, largest_budget, live_workers, queue_context, serves
 from gpuqueue.domain.answers import Hold
-from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.explanation import Expectation, Explanation
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import View, WorkerInfo
 from gpuqueue.store.store import Store
@@ -53,20 +53,20 @@ def circle_of(
         return circle(reads, view, waiter_id, awaited_id, needs_thread=needs_thread, now_us=to_us(now))
 
 
-def expected_ends(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, datetime]:
-    """Return when each queue's waiting jobs are expected to be done; queues without an estimate are left out."""
+def expectations(store: Store, own: SharedSettings, plugins: Plugins, now: datetime) -> dict[str, Expectation]:
+    """Return the expected times of each queue's last waiting job; queues without an estimate are left out."""
     with store.snapshot() as reads:
         settings = in_force(agreed(reads.configuration(), own))
         view = build(reads, settings, now)
         lasts = [reads.last_waiting(name, largest_bytes=largest_budget(settings)) for name in view.queues]
         found = [(job, queue_context(reads, job, view)) for job in lasts if job is not None]
     view = limited(view, plugins)
-    ends = {}
+    expectations = {}
     for job, context in found:
         expected = explain(job, view, plugins, context, worker_command="").expected
         if expected is not None and expected.finish_at is not None:
-            ends[job.queue] = expected.finish_at
-    return ends
+            expectations[job.queue] = expected
+    return expectations
 
 
 def workers(store: Store, *, now_us: int) -> list[WorkerInfo]:

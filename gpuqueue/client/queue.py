@@ -25,7 +25,7 @@ from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings, agreed, shared_settings
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.errors import REFUSAL, UnknownQueue, UsageError
-from gpuqueue.domain.explanation import Explanation
+from gpuqueue.domain.explanation import Expectation, Explanation
 from gpuqueue.domain.job import Cancellation, State
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.numbers import job_id as checked_id
@@ -323,9 +323,13 @@ class GPUQueue:
 
     def expected_ends(self) -> dict[str, datetime]:
         """Return when each queue's waiting jobs should be done: {queue: datetime}; queues without an estimate are left out."""
+        return {name: found.finish_at for name, found in self.expectations().items() if found.finish_at is not None}
+
+    def expectations(self) -> dict[str, Expectation]:
+        """Return the expected times of each queue's last waiting job: {queue: Expectation}, without unknown ones."""
         from gpuqueue.client import inspection
 
-        return inspection.expected_ends(self.store, self.own_settings(), self.plugins, self.now())
+        return inspection.expectations(self.store, self.own_settings(), self.plugins, self.now())
 
     def workers(self) -> list[WorkerInfo]:
         """List the live workers."""
@@ -374,6 +378,7 @@ class GPUQueue:
     aholds = twin(holds)
     aexplain = twin(explain)
     aexpected_ends = twin(expected_ends)
+    aexpectations = twin(expectations)
     aworkers = twin(workers)
     aservices = twin(services)
 

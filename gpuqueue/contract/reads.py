@@ -78,7 +78,10 @@ class Reads(Protocol):
         """The ids of available jobs with a known demand, of one model or of all."""
 
     def work_ahead(self, queue: str, before: Job | None, /, *, largest_bytes: int) -> list[Work]:
-        """A queue's available jobs ahead of a job of this or another queue, or all of them, counted up to FAR."""
+        """A queue's available jobs ahead of a job of this or another queue, or all of them, counted up to FAR.
+
+        Where jobs need several models, those behind it are counted too.
+        """
 
     def first_waiting(self, queue: str, /, *, largest_bytes: int) -> Job | None:
         """The first available job; one that fits no device only if there is no other."""

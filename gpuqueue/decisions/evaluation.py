@@ -28,7 +28,7 @@ from gpuqueue.domain.claim import MOST_SUSPECTS
 from gpuqueue.domain.errors import PluginFailed
 from gpuqueue.domain.explanation import FAR, Explanation, QueueContext
 from gpuqueue.domain.job import Job, State
-from gpuqueue.domain.memory import devices_for, whole_budget
+from gpuqueue.domain.memory import devices_for, may_have, whole_budget
 from gpuqueue.domain.rates import level
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import View
@@ -191,7 +191,27 @@ def explain(job: Job, view: View, plugins: Plugins, context: QueueContext, *, wo
     reasons = _waiting_reasons(job, view, plugins, holds[job.queue], context, worker_command)
     advice = next((hold.advice for hold in reasons if hold.advice), "")
     summary = "waiting" if reasons else "ready; a worker will pick it up shortly"
-    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expect(job, view, reasons, holds, context))
+    expected = expect(job, view, reasons, holds, context, lambda: _stops(job, view, plugins))
+    return Explanation(job.id, job.state, summary, tuple(reasons), view.now, advice, expected)
+
+
+def _stops(job: Job, view: View, plugins: Plugins) -> Sequence[Preemption]:
+    """Return the running attempts that are stopped for a waiting job; none if that is not known."""
+    queues = {item.queue for device in view.devices.values() for item in device.reservations if item.preemptible and item.running}
+    if not any(name in view.queues and job.queue in yielded_to(view.queues[name].settings, view) for name in queues):
+        return ()
+    queue = view.queues[job.queue].settings
+    try:
+        demand = _demand(job, view, plugins)
+        devices = devices_for(job.wanted_device, demand.model, queue, view)
+        there = tuple(device.settings.name for device in devices if may_have(device, demand.model, queue, view))
+        return preemptions([WaitingJob(job, demand, there)], view, plugins)
+    except PluginFailed:
+        return ()
+
+
+def _demand(job: Job, view: View, plugins: Plugins) -> Demand:
+    return decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
 
 
 def _waiting_reasons(
@@ -239,7 +259,7 @@ def _waiting_reasons(
 
 def _device_reasons(job: Job, view: View, plugins: Plugins, *, said: Sequence[Hold]) -> list[Hold]:
     try:
-        demand = decide_demand(job, view, plugins) if job.demand_bytes == 0 else Demand(job.demand_bytes, job.model)
+        demand = _demand(job, view, plugins)
     except PluginFailed as error:
         return [failure_hold(error)]
     if any(hold.plugin == DEVICE_HEALTH for hold in said):  # the queue's hold already reports the lost devices

@@ -1,13 +1,15 @@
 """Derives expectations for a job (size, rate, duration) from what earlier jobs taught; stores nothing.
 
 Each estimate has a kind and a key. Kinds that end in `_bytes` keep the highest value seen; the others keep a mean that follows
-recent jobs.
+recent jobs. What is expected of a kind in `SPREADING` is a range: how far its values are from their mean is learned too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -21,11 +23,20 @@ PROMPT_RATE = "prompt_tokens_per_s"  # of a model
 OUTPUT_RATE = "output_tokens_per_s"  # of a model
 OUTPUT = "output_tokens"  # of a queue's task with a model
 RUN = "run_s"  # of the same, once it is loaded
+TURN = "turn_s"  # of the same on a device: from the end of the job before it to its own, whatever came between
+GAP = "gap_s"  # of the same: from the end of the one before it to its own
+RELEASE = "release_s"  # of a model, from the end of an attempt until its memory is free
 SPILLED = "spilled"  # bytes of a model with its memory-sizing options that were not on the device
 
 Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
 
+SPREADING = frozenset((LOAD, OUTPUT, RUN, TURN, RELEASE))
+SPREAD = " spread"  # added to a kind: the mean distance of its values from their mean
+
 NEWEST_PART = 0.2  # the weight of a new value in a mean that already has some
+MOST_BEHIND_A_MEAN = 2 / NEWEST_PART - 1  # a mean that follows recent values is as sure as one of this many
+ONE_SAYS = 0.5  # of a value that was seen once: how far the next may be from it
+DEVIATION = 1.25  # the standard deviation of values, for a mean distance of 1
 
 
 class Observation(NamedTuple):
@@ -55,6 +66,56 @@ def believed(before: Estimate | None, observation: Observation) -> Estimate:
     if observation.kind.endswith("_bytes"):
         return Estimate(max(before.value, observation.value), count)
     return Estimate(before.value + max(NEWEST_PART, 1 / count) * (observation.value - before.value), count)
+
+
+def observed(observation: Observation, before: Estimate | None) -> Iterator[Observation]:
+    """Yield what an observation teaches: its value, and how far that is from what was expected."""
+    if observation.kind in SPREADING:
+        value = observation.value
+        distance = ONE_SAYS * value if before is None else abs(value - before.value)
+        yield observation._replace(kind=observation.kind + SPREAD, value=distance)
+    yield observation
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Length:
+    """A length of time that is not known exactly: its mean in seconds, and its variance."""
+
+    mean_s: float
+    variance: float = 0.0
+
+    def __add__(self, other: Length) -> Length:
+        return Length(self.mean_s + other.mean_s, self.variance + other.variance)
+
+    def scaled(self, factor: float) -> Length:
+        return Length(self.mean_s * factor, self.variance * factor**2)
+
+    def range_s(self, deviations: float) -> tuple[float, float]:
+        """Return the range from so many standard deviations below to as many above; it has a long end, as waits do."""
+        if self.mean_s <= 0 or self.variance <= 0:
+            return max(self.mean_s, 0.0), max(self.mean_s, 0.0)
+        spread = math.log1p(self.variance / self.mean_s**2)
+        middle_s, factor = self.mean_s * math.exp(-spread / 2), math.exp(deviations * math.sqrt(spread))
+        return middle_s / factor, middle_s * factor
+
+
+def length(known: Known, kind: str, key: str, count: float = 1) -> Length | None:
+    """Return how long so many of a kind take, one after the other; None when nothing was learned."""
+    found, spread = known.get((kind, key)), known.get((kind + SPREAD, key))
+    if found is None:
+        return None
+    variance = (DEVIATION * (ONE_SAYS * found.value if spread is None else spread.value)) ** 2
+    return alike(Length(found.value, variance), count, behind=found.count)
+
+
+def alike(one: Length, count: float, *, behind: int = 1) -> Length:
+    """Return how long so many take of which each takes so long; `behind`: how many the mean comes from."""
+    # Each is off by itself, and all together by what the mean is off.
+    return Length(count * one.mean_s, one.variance * (count + count**2 / min(behind, MOST_BEHIND_A_MEAN)))
+
+
+def total(lengths: Iterable[Length]) -> Length:
+    return sum(lengths, Length(0.0))
 
 
 def get(known: Known, kind: str, key: str) -> float | None:

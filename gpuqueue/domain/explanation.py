@@ -11,17 +11,23 @@ from gpuqueue.domain.job import State
 from gpuqueue.domain.moments import clock, until
 from gpuqueue.domain.units import format_duration
 
+WHOLE = timedelta(seconds=1)  # an expected time says no more
 FAR = 10_000  # jobs ahead of one are counted up to here
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A group of similar waiting jobs, and their number."""
+    """A group of similar waiting jobs, and their number.
+
+    `behind` counts the jobs with the same model that came later, `begun` those of the group that were stopped in their output.
+    """
 
     queue: str
     task: str
     model: str
     count: int
+    behind: int = 0
+    begun: int = 0
 
 
 class RunningJob(NamedTuple):
@@ -66,23 +72,47 @@ def _whole(length: timedelta) -> float:
     return float(max(1, round(length.total_seconds())))
 
 
+def _within(middle: datetime | None, earliest: datetime | None, latest: datetime | None, *, now: datetime) -> str:
+    if middle is None or middle <= now:
+        return ""
+    if earliest is None or latest is None or latest - earliest <= WHOLE:
+        return f"at {clock(middle, now=now)} ({format_duration(_whole(middle - now))} from now)"
+    last_s = _whole(latest - now)
+    last = clock(now + timedelta(seconds=last_s), now=now)
+    if earliest <= now:
+        return f"by {last} (within {format_duration(last_s)})"
+    first_s = _whole(earliest - now)
+    first = clock(now + timedelta(seconds=first_s), now=now)
+    return f"between {first} and {last} ({format_duration(first_s)} to {format_duration(last_s)} from now)"
+
+
 class Expectation(NamedTuple):
     """A job's expected times, from how long jobs like it took before; None is unknown.
 
-    `position` is its place among the available jobs of its queue, from 1.
+    `position` is its place among the available jobs of its queue, from 1. Eight of ten jobs start and finish between
+    `earliest` and `latest`.
     """
 
     position: int | None
     start_at: datetime | None
     finish_at: datetime | None
+    start_earliest: datetime | None = None
+    start_latest: datetime | None = None
+    finish_earliest: datetime | None = None
+    finish_latest: datetime | None = None
 
     def worded(self, *, now: datetime) -> str:
         """Word it for people: `expected: number 3 in its queue, starts at 14:02 (2m from now)`, "" when nothing is known."""
         parts = [] if self.position in (None, 1) else [f"number {self.position} in its queue"]
-        for verb, moment in (("starts", self.start_at), ("finishes", self.finish_at)):
-            if moment is not None and moment > now:
-                parts.append(f"{verb} at {clock(moment, now=now)} ({format_duration(_whole(moment - now))} from now)")
+        start = _within(self.start_at, self.start_earliest, self.start_latest, now=now)
+        parts += [f"starts {start}"] if start else []
+        end = self.worded_end(now=now)
+        parts += [f"finishes {end}"] if end else []
         return f"expected: {', '.join(parts)}" if parts else ""
+
+    def worded_end(self, *, now: datetime) -> str:
+        """Word when it finishes: `between 14:02 and 14:05 (2m to 5m from now)`, "" when that is not known or over."""
+        return _within(self.finish_at, self.finish_earliest, self.finish_latest, now=now)
 
 
 @dataclass(frozen=True, slots=True)

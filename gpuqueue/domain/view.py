@@ -130,10 +130,11 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value learned from jobs, and the number of observations behind it."""
+    """A value learned from jobs, the number of observations behind it, and when the last one was made."""
 
     value: float
     count: int
+    at_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

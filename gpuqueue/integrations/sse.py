@@ -10,7 +10,8 @@
 
 The keys of `state` are those of `gpuqueue explain --json` and `gpuqueue job --json`: `reasons` explains why the job does not
 run yet, each {"reason", "detail", "until"}; `position` is its place in its queue, from 1. In addition there are `attempt`,
-`progress_note`, `summary`, `expected_start` and `expected_finish`. Unknown values are null.
+`progress_note`, `summary`, `expected_start` and `expected_finish`, each also with `_earliest` and `_latest`: eight of ten jobs
+start and finish between those. Unknown values are null.
 
 A browser that lost its connection reconnects by itself and sends the `id` of the last event as `Last-Event-ID`: pass it as
 `after`, and the output continues where it stopped. The browser reconnects after the last event too, unless the page closes its
@@ -191,7 +192,11 @@ def _state(job: JobHandle) -> dict[str, Any]:
         "reasons": [{"reason": hold.reason, "detail": hold.detail, "until": _iso(hold.until)} for hold in explanation.reasons],
         "position": expected.position if expected else None,
         "expected_start": _iso(expected.start_at) if expected else None,
+        "expected_start_earliest": _iso(expected.start_earliest) if expected else None,
+        "expected_start_latest": _iso(expected.start_latest) if expected else None,
         "expected_finish": _iso(expected.finish_at) if expected else None,
+        "expected_finish_earliest": _iso(expected.finish_earliest) if expected else None,
+        "expected_finish_latest": _iso(expected.finish_latest) if expected else None,
     }
 
 

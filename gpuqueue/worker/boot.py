@@ -127,6 +127,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         is_preemptible=executors.is_preemptible,
         continues=executors.continues,
         where_alone=executors.where_alone,
+        on_decided=observations.turns.saw,
     )
     exchange = Exchange(
         site,

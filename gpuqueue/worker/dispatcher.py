@@ -46,6 +46,7 @@ class Dispatcher:
         is_preemptible: Callable[[str], bool],
         continues: Callable[[Job], bool],
         where_alone: Callable[[str], Literal["process", "worker"] | None],
+        on_decided: Callable[[View, Mapping[str, Sequence[Hold]]], None] = lambda view, holds: None,
     ) -> None:
         self._store = site.store
         self._plugins = site.plugins
@@ -60,6 +61,7 @@ class Dispatcher:
         self._is_preemptible = is_preemptible
         self._continues = continues
         self._where_alone = where_alone
+        self._on_decided = on_decided
         self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
@@ -101,6 +103,7 @@ class Dispatcher:
                 self._tell(holds)
                 self._noted = True
             self._holds = holds
+            self._on_decided(view, holds)
             self._publish(holds)
             for name, reasons in holds.items():
                 # Includes jobs that no device could ever take: their callers would wait for nothing.

@@ -12,6 +12,7 @@ from gpuqueue.domain.estimates import Observation, model_key, work_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.worker.log import LOADED_S
 from gpuqueue.worker.site import Site
+from gpuqueue.worker.turns import Turns
 
 MOST = 1e15  # of a figure of an answer; anything larger is not one
 MOST_KEPT = 1000  # observations that wait for the store
@@ -23,6 +24,7 @@ class Observations:
     def __init__(self, site: Site) -> None:
         self._store = site.store
         self._clock = site.clock
+        self.turns = Turns(site.clock)
         self._observations: list[Observation] = []
         self._runs: list[tuple[str, str, str, float]] = []  # (queue, task, model, seconds)
         self._lock = threading.Lock()
@@ -39,12 +41,21 @@ class Observations:
             if len(self._runs) < MOST_KEPT:
                 self._runs.append((lease.queue, lease.task, lease.model, run_s))
 
+    def of_turn(self, lease: Lease) -> None:
+        """Record how long a completed job on a device took in turn."""
+        key = work_key(lease.queue, lease.task, lease.model)
+        turn_s, gap_s = self.turns.ended(lease.queue, key)
+        if turn_s is not None:
+            self.learn(estimates.TURN, key, turn_s)
+        if gap_s is not None:
+            self.learn(estimates.GAP, key, gap_s)
+
     def of_answer(self, lease: Lease, answer: Mapping[str, Any], memory_options: Mapping[str, Any]) -> None:
         """Record the figures of a model's answer: how fast it loads, reads and writes, and how much it writes."""
         model = model_key(lease.model)
-        load_s, prompt_s, generate_s = (_number(answer, name) for name in ("load_s", "prompt_s", "generate_s"))
+        load_s, prompt_s, generate_s, total_s = (_number(answer, f"{name}_s") for name in ("load", "prompt", "generate", "total"))
         prompt_tokens, output_tokens, continued_tokens = (
-            int(_number(answer, name)) for name in ("prompt_tokens", "output_tokens", "continued_tokens")
+            int(_number(answer, f"{name}_tokens")) for name in ("prompt", "output", "continued")
         )
         own_tokens = output_tokens - continued_tokens
         if load_s > LOADED_S:
@@ -60,7 +71,8 @@ class Observations:
             # What earlier attempts wrote took as long for each token.
             generate_s *= output_tokens / own_tokens
         if not continued_tokens or own_tokens > 0:
-            self.of_run(lease, prompt_s + generate_s)
+            # Of an embedding, only the whole is reported.
+            self.of_run(lease, prompt_s + generate_s or max(0.0, total_s - load_s))
 
     def tell(self) -> None:
         """Write the observations; keeps them when the store cannot be written now."""

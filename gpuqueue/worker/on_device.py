@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
 from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
-from gpuqueue.domain.estimates import VRAM, model_key
+from gpuqueue.domain.estimates import RELEASE, VRAM, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Completed
@@ -121,6 +121,7 @@ class OnDevice:
         if not isinstance(ended.outcome, Completed):
             return
         lease = ended.outcome.lease
+        self._observations.of_turn(lease)
         backend = self._backends.of(lease)
         if not lease.model or backend is None:
             self._observations.of_run(lease, ended.run_s)
@@ -169,6 +170,8 @@ class OnDevice:
     def _learn_of_clean_up(self, lease: Lease, device: DeviceSettings, found: CleanUp, orphaned: bool) -> None:
         if found.observed_bytes is not None and not orphaned:
             self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
+        if lease.model and found.verified and all(full_name(item.model) != full_name(lease.model) for item in found.residents):
+            self._observations.learn(RELEASE, model_key(lease.model), found.waited_s)
         self._publish_reading(device.name, found)
 
     def _ask_to_clean_up(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:

@@ -109,7 +109,9 @@ def test_explain_gives_every_reason_and_what_to_do(configured: Path, run: Run) -
     assert "start a worker: gpuqueue" in ran.out
     found = json.loads(run("explain", 1, "--json").out)
     assert list(found) == [
-        *("job_id", "state", "at", "summary", "reasons", "position", "expected_start", "expected_finish", "advice", "text")
+        *("job_id", "state", "at", "summary", "reasons", "position"),
+        *("expected_start", "expected_start_earliest", "expected_start_latest"),
+        *("expected_finish", "expected_finish_earliest", "expected_finish_latest", "advice", "text"),
     ]
     with GPUQueue.from_config("gpuqueue.toml") as gq:
         in_python = str(gq.explain(1)).partition("  →")[0]

@@ -41,6 +41,7 @@ BLOCKING = {
         "holds",
         "explain",
         "expected_ends",
+        "expectations",
         "workers",
         "services",
         "retry_failed",

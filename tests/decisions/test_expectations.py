@@ -9,13 +9,14 @@ import pytest
 
 from gpuqueue.decisions.expectations import expect
 from gpuqueue.domain import estimates
-from gpuqueue.domain.answers import Hold
+from gpuqueue.domain.answers import Hold, Preemption
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.estimates import model_key, work_key
 from gpuqueue.domain.explanation import Expectation, QueueContext, RunningJob, Work
 from gpuqueue.domain.job import State
+from gpuqueue.domain.settings import ModelSettings
 from gpuqueue.domain.view import DeviceView, Estimate, QueueView
-from gpuqueue.testing.views import BATCH, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+from gpuqueue.testing.views import GPU0, MAIL, NOW, job, reservation, view
 
 MODEL = "gemma4:e4b"
 GENERATE = "ollama.generate"
@@ -61,9 +62,11 @@ def test_the_jobs_before_it_and_the_running_one_come_first():
     expected = expect(WAITING, busy, reasons, {}, ahead(3))
     assert (expected.position, seconds(expected)) == (4, (62.0, 82.0))
     persons = replace(WAITING, queue="ai-realtime")
-    assert seconds(expect(persons, busy, reasons, {}, QueueContext())) == (0.0, 5.0), "the running one makes room for it"
-    draining = learned(QueueView(REALTIME), QueueView(replace(BATCH, yield_mode="drain")), devices=busy.devices.values())
-    assert seconds(expect(persons, draining, reasons, {}, QueueContext())) == (2.0, 7.0)
+    stopped = Preemption(running.job_id, running.lease, persons.id)
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext(), lambda: [stopped])) == (0.0, 5.0), "it is stopped for it"
+    later = stopped._replace(not_before=NOW + timedelta(seconds=1))
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext(), lambda: [later])) == (1.0, 6.0)
+    assert seconds(expect(persons, busy, reasons, {}, QueueContext())) == (2.0, 7.0), "it may go on to its end"
 
 
 def test_the_jobs_of_a_queue_that_comes_first_count_unless_they_cannot_start():
@@ -137,3 +140,85 @@ def test_a_job_without_a_free_thread_starts_when_those_in_the_threads_are_done()
     assert seconds(expected) == (2.0, 5.0)
     unknown = sending._replace(busy=(*sending.busy, RunningJob(7, "report", started, "office")))
     assert seconds(expect(mail, learned(), reasons, {}, unknown)) == (None, None)
+
+
+def ranged(expected):
+    """The earliest and the latest start, in seconds from now."""
+    return tuple((at - NOW).total_seconds() for at in (expected.start_earliest, expected.start_latest))
+
+
+def spread(**distances_s):
+    """What is known when jobs of `ai-batch` differ by so much from their usual time."""
+    key = work_key("ai-batch", GENERATE, MODEL)
+    kinds = {"turn": estimates.TURN, "turn_spread": estimates.TURN + estimates.SPREAD}
+    return {**LEARNED, **{(kinds[name], key): Estimate(value, 50) for name, value in distances_s.items()}}
+
+
+def test_a_start_is_expected_within_a_range_that_grows_with_how_much_jobs_differ():
+    alike = expect(WAITING, learned(known=spread(turn=30.0, turn_spread=1.0)), (), {}, ahead(4))
+    differing = expect(WAITING, learned(known=spread(turn=30.0, turn_spread=15.0)), (), {}, ahead(4))
+    assert seconds(alike)[0] == seconds(differing)[0] == 120.0
+    (earliest, latest), (earlier, later) = ranged(alike), ranged(differing)
+    assert earlier < earliest < 120.0 < latest < later
+
+
+def test_after_one_job_the_range_is_wide():
+    once = {**LEARNED, (estimates.TURN, work_key("ai-batch", GENERATE, MODEL)): Estimate(30.0, 1)}
+    earliest, latest = ranged(expect(WAITING, learned(known=once), (), {}, ahead(1)))
+    assert earliest < 20.0
+    assert latest > 40.0
+
+
+def test_a_job_that_nothing_holds_starts_within_a_second():
+    assert ranged(expect(WAITING, learned(), (), {}, QueueContext())) == (0.0, 1.0)
+
+
+def test_a_kind_of_work_that_is_new_to_a_queue_takes_as_long_as_its_other_ones():
+    known = {(estimates.TURN, work_key("ai-batch", GENERATE, MODEL)): Estimate(30.0, 9)}
+    expected = expect(replace(WAITING, model="qwen3:4b"), learned(known=known), (), {}, ahead(2, model="qwen3:4b"))
+    assert seconds(expected)[0] == 60.0
+
+
+def test_the_jobs_ahead_in_a_held_queue_start_when_it_opens():
+    window = Hold("window", "", NOW + timedelta(hours=2))
+    expected = expect(WAITING, learned(), (window,), {"ai-batch": [window]}, ahead(1))
+    assert seconds(expected) == (7220.0, 7240.0)
+    assert expected.start_earliest > window.until
+
+
+def test_a_running_attempt_that_people_interrupt_lasts_longer_than_it_has_left():
+    running = replace(reservation(), task=GENERATE, started_at=NOW - timedelta(seconds=6), output_tokens=300)
+    busy = learned(devices=(replace(LOADED, reservations=(running,)),), known=spread(turn=60.0, turn_spread=1.0))
+    reasons = (Hold("device_busy", "", ends_with_jobs=True),)
+    assert seconds(expect(WAITING, busy, reasons, {}, QueueContext()))[0] == 6.0, (
+        "2 s are left of a run of 20, and its turn is 60"
+    )
+
+
+def test_the_memory_of_a_model_must_be_released_before_another_one_can_start():
+    known = {**LEARNED, (estimates.RELEASE, model_key(MODEL)): Estimate(1.5, 9)}
+    running = replace(reservation(), task=GENERATE, started_at=NOW, output_tokens=300, preempt_requested=True)
+    busy = learned(devices=(replace(LOADED, reservations=(running,)),), known=known)
+    reasons = (Hold("device_busy", "", ends_with_jobs=True),)
+    same, other = replace(WAITING, queue="ai-realtime"), replace(WAITING, queue="ai-realtime", model="qwen3:4b")
+    assert seconds(expect(same, busy, reasons, {}, QueueContext()))[0] == 0.0
+    assert seconds(expect(other, busy, reasons, {}, QueueContext()))[0] == 1.5
+
+
+def test_a_job_that_is_continued_has_half_its_work_left():
+    continued = replace(learned(), models={MODEL: ModelSettings(MODEL, 10**9, resume="continue")})
+    begun = QueueContext((Work("ai-batch", GENERATE, MODEL, 2, begun=1),))
+    assert seconds(expect(WAITING, continued, (), {}, begun))[0] == 30.0
+
+
+def test_a_range_is_worded_for_people():
+    def worded(earliest_s, latest_s, middle_s=100):
+        moments = [NOW + timedelta(seconds=seconds) for seconds in (middle_s, earliest_s, latest_s)]
+        return Expectation(2, moments[0], None, *moments[1:]).worded(now=NOW)
+
+    assert worded(90, 125).endswith("(1m 30s to 2m 5s from now)")
+    assert "starts between" in worded(90, 125)
+    assert "starts by" in worded(0, 125)
+    assert worded(0, 125).endswith("(within 2m 5s)")
+    assert "starts at" in worded(99.5, 100.5), "no more than a second"
+    assert worded(0, 1, middle_s=0) == "expected: number 2 in its queue"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.domain import estimates
-from gpuqueue.domain.estimates import Observation, believed, left_s, model_key, work_key
+from gpuqueue.domain.estimates import Length, Observation, alike, believed, left_s, length, model_key, observed, total, work_key
 from gpuqueue.domain.view import Estimate
 from gpuqueue.testing.views import NOW, reservation
 
@@ -55,3 +55,30 @@ def test_a_function_is_expected_to_take_as_long_as_it_usually_does():
     assert left_s(usual, running, NOW) == 15.0
     assert left_s(usual, replace(running, started_at=NOW - timedelta(minutes=5)), NOW) is None
     assert left_s({}, running, NOW) is None
+
+
+def test_how_far_values_are_from_their_mean_is_learned_too():
+    first = list(observed(Observation("turn_s", "k", 40.0), None))
+    assert first == [Observation("turn_s spread", "k", 20.0), Observation("turn_s", "k", 40.0)], (
+        "one value says little of the next"
+    )
+    assert next(iter(observed(Observation("turn_s", "k", 40.0), Estimate(50.0, 3)))).value == 10.0
+    assert list(observed(Observation("vram_bytes", "k", 4.0), None)) == [Observation("vram_bytes", "k", 4.0)]
+
+
+def test_lengths_add_up_and_what_a_mean_is_off_counts_for_each():
+    assert total([Length(10.0, 4.0), Length(5.0, 1.0)]) == Length(15.0, 5.0)
+    assert alike(Length(10.0, 4.0), 3, behind=2) == Length(30.0, 4.0 * (3 + 9 / 2))
+    known = {("turn_s", "k"): Estimate(10.0, 2), ("turn_s spread", "k"): Estimate(4.0, 2)}
+    assert length(known, "turn_s", "k") == Length(10.0, 25.0 * (1 + 1 / 2))
+    assert length(known, "turn_s", "other") is None
+
+
+def test_a_range_has_a_long_end_and_never_reaches_zero():
+    low, high = Length(10.0, 100.0).range_s(1.0)
+    assert 0 < low < 10.0 < high
+    assert Length(10.0, 10_000.0).range_s(1.0)[0] > 0
+    low, high = Length(10.0, 1.0).range_s(1.0)
+    assert (low, high) == pytest.approx((9.0, 11.0), abs=0.05)
+    assert Length(10.0).range_s(1.0) == (10.0, 10.0)
+    assert Length(0.0, 4.0).range_s(1.0) == (0.0, 0.0)

@@ -72,7 +72,11 @@ def test_a_job_is_told_from_waiting_to_its_result(gq, speak, start_worker):
         "reasons": [{"reason": "no_worker", "detail": "no worker serves queue 'work'", "until": None}],
         "position": 1,
         "expected_start": None,
+        "expected_start_earliest": None,
+        "expected_start_latest": None,
         "expected_finish": None,
+        "expected_finish_earliest": None,
+        "expected_finish_latest": None,
     }
     start_worker(gq)
     told = []

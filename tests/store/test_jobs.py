@@ -376,3 +376,11 @@ def test_a_job_that_fits_no_device_comes_before_nobody(rows: Rows) -> None:
     with rows.store.engine.lent() as connection:
         ahead = queries.work_ahead(connection, "ai", rows.job(last), largest_bytes=5 * 10**9)
     assert sum(work.count for work in ahead) == 2
+
+
+def test_where_jobs_need_several_models_those_behind_are_counted_too(rows: Rows) -> None:
+    rows.queue("ai", gpu=True)
+    jobs = [rows.enqueue_sized("ai", 1, model=model) for model in ("gemma", "qwen", "gemma", "gemma", "llama")]
+    with rows.store.engine.lent() as connection:
+        found = queries.work_ahead(connection, "ai", rows.job(jobs[2]), largest_bytes=5 * 10**9)
+    assert {work.model: (work.count, work.behind) for work in found} == {"gemma": (1, 1), "qwen": (1, 0), "llama": (0, 1)}

@@ -71,6 +71,7 @@ from gpuqueue.contract.hookspecs import (
     RetentionDetails,
 )
 from gpuqueue.domain.answers import Demand, Placement, Wait
+from gpuqueue.domain.explanation import Expectation
 from gpuqueue.domain.job import JobErrorRecord, Lease
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.plugins import (
@@ -274,6 +275,7 @@ def control() -> None:
     assert_type(gq.holds(), dict[str, list[Hold]])
     assert_type(gq.explain(3).reasons, tuple[Hold, ...])
     assert_type(gq.expected_ends(), dict[str, datetime])
+    assert_type(gq.expectations(), dict[str, Expectation])
     assert_type(gq.workers(), list[WorkerInfo])
     assert_type(gq.services(), list[ServiceInfo])
     assert_type(gq.plugin("windows"), object)
@@ -316,6 +318,7 @@ async def control_async() -> None:
     assert_type(await gq.aholds(), dict[str, list[Hold]])
     assert_type(await gq.aexplain(3), Explanation)
     assert_type(await gq.aexpected_ends(), dict[str, datetime])
+    assert_type(await gq.aexpectations(), dict[str, Expectation])
     assert_type(await gq.aworkers(), list[WorkerInfo])
     assert_type(await gq.aservices(), list[ServiceInfo])
 

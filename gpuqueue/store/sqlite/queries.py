@@ -21,7 +21,7 @@ from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Backend, PartInfo, Pause, Sighting, WorkerInfo, WorkerRow
 from gpuqueue.store.sqlite.claims import RUNNING_COUNT, classes
-from gpuqueue.store.sqlite.jobs import SUSPECT
+from gpuqueue.store.sqlite.jobs import SUSPECT, demand_class
 from gpuqueue.store.sqlite.rows import JOB_COLUMNS, get_payload, to_error, to_job
 
 if TYPE_CHECKING:
@@ -311,8 +311,11 @@ def queue_load(connection: Statements, queue: QueueSettings, *, largest_bytes: i
 
 # In the order of the claim index: higher priorities, then earlier jobs of the same priority.
 _OF_CLASS = "state = 'available' AND queue = ? AND demand_model = ? AND demand_class = ?"
-FIRST_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority > ? LIMIT ?"
-EARLIER_AHEAD = f"SELECT task FROM jobs WHERE {_OF_CLASS} AND priority = ? AND (scheduled_at, id) < (?, ?) LIMIT ?"
+FIRST_AHEAD = f"SELECT task, output_tokens > 0 FROM jobs WHERE {_OF_CLASS} AND priority > ? LIMIT ?"
+EARLIER_AHEAD = (
+    f"SELECT task, output_tokens > 0 FROM jobs WHERE {_OF_CLASS} AND priority = ? AND (scheduled_at, id) < (?, ?) LIMIT ?"
+)
+SIZE_OF_CLASS = f"SELECT min(task), count(*) FROM (SELECT task FROM jobs WHERE {_OF_CLASS} LIMIT ?)"
 LAST_WAITING = (
     f"SELECT priority, scheduled_at, id FROM jobs WHERE {_OF_CLASS} ORDER BY priority, scheduled_at DESC, id DESC LIMIT 1"
 )
@@ -321,19 +324,29 @@ LAST_WAITING = (
 def work_ahead(connection: Statements, queue: str, before: Job | None, *, largest_bytes: int) -> list[Work]:
     """Return a queue's available jobs ahead of a job of this or another queue, or all of them; at most FAR jobs.
 
-    Jobs that fit no device are left out.
+    Jobs that fit no device are left out. Where jobs need several models, those behind it are counted too.
     """
     found: Counter[tuple[str, str]] = Counter()
-    for model, size in classes(connection, queue, largest_bytes=largest_bytes):
+    begun: Counter[tuple[str, str]] = Counter()
+    behind: Counter[str] = Counter()
+    several = list(classes(connection, queue, largest_bytes=largest_bytes))
+    for model, size in several:
         if before is None:
             asked: list[tuple[str, tuple[Any, ...]]] = [(FIRST_AHEAD, (-sys.maxsize,))]
         else:
             earlier = (before.priority, to_us(before.scheduled_at), before.id)
             asked = [(FIRST_AHEAD, (before.priority,)), (EARLIER_AHEAD, earlier)]
+        others_count = found.total()
         for statement, values in asked:
-            rows = connection.execute(statement, (queue, model, size, *values, FAR - found.total()))
-            found.update((task, model) for (task,) in rows)
-    return [Work(queue, task, model, count) for (task, model), count in found.items()]
+            for task, has_output in connection.execute(statement, (queue, model, size, *values, FAR - found.total())):
+                found[task, model] += 1
+                begun[task, model] += has_output or 0
+        if before is not None and len(several) > 1:
+            task, count = connection.execute(SIZE_OF_CLASS, (queue, model, size, FAR)).fetchone()
+            found[task, model] += 0
+            is_own = (before.queue, before.model) == (queue, model) and size == demand_class(before.demand_bytes)
+            behind[model] += count - (found.total() - others_count) - is_own
+    return [Work(queue, task, model, count, behind.pop(model, 0), begun[task, model]) for (task, model), count in found.items()]
 
 
 def last_waiting(connection: Statements, queue: str, *, largest_bytes: int) -> Job | None:

@@ -164,6 +164,7 @@ class VirtualWorker:
             is_preemptible=lambda task: task in self._executors,
             continues=self._continues,
             where_alone=lambda _: None,
+            on_decided=self._observations.turns.saw,
         )
         self._on_device = OnDevice(
             site, backends, self._observations, next_model=self._dispatcher.next_model, is_isolated=lambda _: False

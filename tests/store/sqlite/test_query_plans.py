@@ -63,6 +63,7 @@ STATEMENTS = {
     queries.RESULT: "key",
     queries.FIRST_AHEAD: "jobs_claim",
     queries.EARLIER_AHEAD: "jobs_claim",
+    queries.SIZE_OF_CLASS: "jobs_claim",
     queries.LAST_WAITING: "jobs_claim",
     current.RUNNING: "jobs_running",
     current.FIRST_WAITING: "jobs_claim",

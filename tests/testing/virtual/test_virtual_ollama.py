@@ -97,7 +97,7 @@ def test_what_was_read_and_written_is_kept_while_the_model_stays(prompt_cache: b
     desk.ollama.unload(BIG.name)
     desk.ask("a", BIG, at_s=60.0)
     desk.time.run()
-    assert desk.spent("a", "prompt")[-1] == pytest.approx(1.0), "it is lost when the model is unloaded"
+    assert desk.spent("a", "prompt")[-1] == pytest.approx(PROMPT_S), "it is lost when the model is unloaded"
 
 
 def test_a_model_in_use_is_not_unloaded_and_two_at_once_are_counted(desk: Desk) -> None:

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from gpuqueue import Config, State
+from gpuqueue import Config, JobHandle, State
 from gpuqueue.testing.virtual import Interval, VirtualOllama, VirtualQueue, VirtualTime, VirtualWorker
 from tests.benchmarks.scheduling.virtual.hours import BATCH, HOUR_S, NOMIC, Arrival, Hour
 
@@ -57,7 +57,17 @@ class Played:
     over_budget_bytes: int
 
 
-def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played:
+class Observer(Protocol):
+    """Who is told of an hour that is played."""
+
+    def begin(self, gq: VirtualQueue, time: VirtualTime, /) -> None: ...
+
+    def enqueued(self, job: JobHandle, /) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool, observer: Observer | None = None) -> Played:
     """Play an hour."""
     time = VirtualTime()
     arrivals = hour.arrivals(seed)
@@ -67,6 +77,8 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
         gq = VirtualQueue(_config(Path(folder), hour, scheme, models), time)
         worker = VirtualWorker(gq, time, ollama)
         jobs: dict[str, Arrival] = {}
+        if observer is not None:
+            observer.begin(gq, time)
 
         def arrive(arrival: Arrival) -> None:
             queue = "all" if scheme.one_queue else arrival.queue
@@ -78,10 +90,14 @@ def play(hour: Hour, scheme: Scheme, *, seed: int, prompt_cache: bool) -> Played
                 options = {"num_predict": arrival.output_tokens}
                 job = gq.ollama.chat(arrival.model.name, messages=said, queue=queue, think=False, options=options)
             jobs[str(job.id)] = arrival
+            if observer is not None:
+                observer.enqueued(job)
 
         for arrival in arrivals:
             time.call_at(arrival.at_s, lambda arrival=arrival: arrive(arrival))  # type: ignore[misc]
         time.run(HOUR_S)
+        if observer is not None:
+            observer.end()
         ended = {str(job.id) for job in gq.jobs(state=State.COMPLETED, limit=10_000)}
         preemptions = sum(gq.job(int(owner)).record.preemptions for owner in jobs if jobs[owner].queue == BATCH)
         worker.close()
