@@ -82,12 +82,15 @@ class OllamaClient:
         return {str(item.get("name", "")): int(item.get("size") or 0) for item in self._listed("/api/tags", timeout_s)}
 
     def description(self, model: str, timeout_s: float = QUERY_S) -> dict[str, Any]:
-        """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown model."""
+        """Return what Ollama says of a model: its family, capabilities, layers, heads and lengths, as `/api/show` does.
+
+        Raises: ExecutionError, also for an unknown model.
+        """
         response = self._query("POST", "/api/show", timeout_s=timeout_s, body={"model": model})
         if response.status_code != 200:
             raise self._refusal(response.status_code, response.text, model)
-        with suppress(ValueError, AttributeError):
-            return dict(response.json().get("model_info") or {})
+        with suppress(ValueError, TypeError):
+            return dict(response.json())
         raise self._unavailable("did not answer POST /api/show with a model, so it is not an Ollama. Check the url")
 
     def unload(self, model: str, timeout_s: float = QUERY_S) -> None:
