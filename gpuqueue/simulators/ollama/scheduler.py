@@ -7,6 +7,7 @@ request ── a resident suits ────────────────
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -67,7 +68,7 @@ class Resident:
         """How many times longer a token takes because of layers on the CPU and other requests; 1.0 if there are none."""
         on_cpu = 1.0 - self.vram_bytes / self.size_bytes
         at_once = max(1, min(len(self.turns), self.slots))
-        return (1.0 + on_cpu * (CPU_SLOWDOWN - 1.0)) * at_once ** (1.0 - BATCHING)
+        return (1.0 + on_cpu * (CPU_SLOWDOWN - 1.0)) * math.pow(at_once, 1.0 - BATCHING)
 
 
 @dataclass(slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class _Runner:
     @property
     def tokens_per_s(self) -> float:
         """How many tokens each of its requests writes in a second now."""
-        return self.model.tokens_per_s / max(1, self.request_count) ** (1.0 - BATCHING)
+        return self.model.tokens_per_s / math.pow(max(1, self.request_count), 1.0 - BATCHING)
 
 
 class VirtualOllama:
