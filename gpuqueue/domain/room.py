@@ -103,7 +103,7 @@ def lack(device: DeviceSettings, job: Taken, taken: Collection[Taken], *, parall
     return "vram" if taken_bytes((job, *taken)) > device.budget_bytes else None
 
 
-def beside(job_id: int, taken: Iterable[Held]) -> list[int]:
+def sharing_with(job_id: int, taken: Iterable[Held]) -> list[int]:
     """Return the running jobs that use the same loaded model as a job with a reservation."""
     held = list(taken)
     model = next((shared_model(item) for item in held if item.job_id == job_id), "")

@@ -14,7 +14,7 @@ from gpuqueue.domain.estimates import VRAM, memory_options, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Completed
-from gpuqueue.domain.room import beside
+from gpuqueue.domain.room import sharing_with
 from gpuqueue.domain.safe_text import safe_text
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
@@ -190,7 +190,7 @@ class OnDevice:
             stopping=self.stopping.is_set,
             orphaned=orphaned,
             isolated=self._is_isolated(lease),
-            shared_with=tuple(beside(lease.job_id, self._on(device))),
+            shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpuqueue.domain.room import Share, beside, lack, parallel_on, room_bytes, taken_bytes
+from gpuqueue.domain.room import Share, lack, parallel_on, room_bytes, sharing_with, taken_bytes
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.testing.views import reservation
 
@@ -96,6 +96,6 @@ def test_the_running_requests_to_the_same_model_are_beside_a_job() -> None:
         held(5, task="app.train"),
         held(6, "M:latest"),
     ]
-    assert beside(1, there) == [2, 6]
-    assert beside(2, there) == [6]
-    assert beside(3, there) == beside(5, there) == beside(9, there) == []
+    assert sharing_with(1, there) == [2, 6]
+    assert sharing_with(2, there) == [6]
+    assert sharing_with(3, there) == sharing_with(5, there) == sharing_with(9, there) == []

@@ -10,7 +10,7 @@ import pytest
 
 from gpuqueue.domain.estimates import ONE_AT_ONCE, Observation
 from gpuqueue.domain.job import Lease
-from gpuqueue.domain.room import beside, taken_bytes
+from gpuqueue.domain.room import sharing_with, taken_bytes
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.store import open_store
 from tests.store.rows import GB, NOW_US, Rows
@@ -94,7 +94,7 @@ def test_a_dead_workers_job_leaves_the_memory_to_the_one_that_runs_elsewhere(car
     (orphan,) = card.rescue("dead")
     assert orphan.job_id == lost.job_id
     with card.store.snapshot() as reads:
-        assert beside(orphan.job_id, reads.reservations()) == [running.job_id]
+        assert sharing_with(orphan.job_id, reads.reservations()) == [running.job_id]
     assert card.store.attempts.release_device(orphan.job_id, orphan.lease)
     assert reserved(card) == 4 * GB
 
@@ -138,7 +138,7 @@ class Claimer:
             self.race.using[lease.model] -= 1
         assert self.rows.complete(lease)
         with self.store.snapshot() as reads:
-            unloads = not beside(lease.job_id, reads.reservations())
+            unloads = not sharing_with(lease.job_id, reads.reservations())
         if unloads:
             self.race.unloading(lease.model, +1)
             self.claim()  # of any model but this one
