@@ -60,6 +60,9 @@ def events_of(connection: sqlite3.Connection) -> list[Event]:
     return [to_event(row) for row in rows]
 
 
+ASKED = "SELECT id, json_extract(arguments, '$.model') FROM jobs WHERE task LIKE 'ollama.%'"
+
+
 def check(
     events: Sequence[Event],
     connection: sqlite3.Connection | None = None,
@@ -69,6 +72,7 @@ def check(
     completed: Iterable[int] = (),
     unfinished: Collection[int] = (),
     retried: Mapping[int, int] | None = None,
+    asked: Mapping[int, str] | None = None,
 ) -> None:
     """Fail with a sentence when a promise was broken.
 
@@ -76,10 +80,13 @@ def check(
     Exactly-once finishing: a job finishes once, and once more each time that a person retried it (`retried`: {job: times}).
     Lease exclusivity: an attempt begins under a new lease while no other runs, and only its worker ends it, or a rescue.
     Limits: `queues` have their concurrency, and `devices` their slots and budget, from each start until the clean-up.
+    The requests to one model (`asked`: {job: model}, else as the rows tell it) have its memory together.
     The rows tell the same end as the events.
     """
     limits = {queue.name: queue.concurrency for queue in queues}
-    told = _Told(limits, {device.name: device for device in devices}, retried or {})
+    if asked is None:
+        asked = {} if connection is None else dict(connection.execute(ASKED).fetchall())
+    told = _Told(limits, {device.name: device for device in devices}, retried or {}, asked)
     assert [event.id for event in events] == sorted({event.id for event in events}), "events came out of order, or twice"
     for event in events:
         told.hear(event)
@@ -107,7 +114,11 @@ class _Told:
     """What the events have told so far, compared with what may happen as each is heard."""
 
     def __init__(
-        self, limits: Mapping[str, int | None], devices: Mapping[str, DeviceSettings], retried: Mapping[int, int]
+        self,
+        limits: Mapping[str, int | None],
+        devices: Mapping[str, DeviceSettings],
+        retried: Mapping[int, int],
+        asked: Mapping[int, str],
     ) -> None:
         self.jobs: dict[int, _Job] = {}
         self._running: dict[str, set[int]] = {}
@@ -115,6 +126,7 @@ class _Told:
         self._limits = limits
         self._devices = devices
         self._retried = retried
+        self._asked = asked  # {request to a server: model}
 
     def hear(self, event: Event) -> None:
         if event.job_id is None:
@@ -171,7 +183,11 @@ class _Told:
         if settings is None:
             return
         assert len(there) <= settings.slots, f"jobs {sorted(there)} were on {device} at once, it has {settings.slots} slots"
-        taken = sum(other.reserved[1] for other in self.jobs.values() if other.reserved and other.reserved[0] == device)
+        sizes: dict[object, int] = {}  # a server's model is loaded once for all its requests
+        for other_id in there:
+            key = self._asked.get(other_id) or other_id
+            sizes[key] = max(sizes.get(key, 0), (self.jobs[other_id].reserved or ("", 0))[1])
+        taken = sum(sizes.values())
         assert taken <= settings.budget_bytes, f"jobs {sorted(there)} reserve {taken} bytes of {device}'s {settings.budget_bytes}"
 
     def _end_attempt(self, job_id: int, job: _Job, event: Event) -> None:

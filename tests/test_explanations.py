@@ -176,6 +176,15 @@ ROWS = {
         "gpu0 is running gemma4:e4b and holds at most 1 model",
         None,
     ),
+    "parallel": (
+        lambda: told(
+            GENERATE,
+            devices=(card(RUNNING, settings=replace(GPU0, slots=2)),),
+            ollama=backend(num_parallel=1),
+        ),
+        "gemma4:e4b runs at most 1 job at once; gpu0 is running job 7 (ai-batch)",
+        None,
+    ),
     "vram": (
         lambda: told(
             replace(GENERATE, model="small", demand_bytes=GB),

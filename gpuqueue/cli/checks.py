@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from gpuqueue.cli.session import Session
 from gpuqueue.client.queue import GPUQueue
@@ -24,6 +26,9 @@ from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.units import counted, format_size
 from gpuqueue.store import database
 from gpuqueue.store.log_readers import cause_of_large_log
+
+if TYPE_CHECKING:
+    from gpuqueue.executors.ollama_client import OllamaClient
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
 
@@ -134,6 +139,45 @@ def _one_ollama(backend: BackendSettings, config: Config) -> Iterator[Check]:
         yield Check(PROBLEM, f"model {model}", f"{backend.name} does not have it", f"ollama pull {model}", has_command=True)
     if config.models and not missing:
         yield Check(OK, "models", f"{backend.name} has {', '.join(config.models)}")
+    yield from _num_parallel(backend, client)
+
+
+def _num_parallel(backend: BackendSettings, client: OllamaClient) -> Iterator[Check]:
+    """Compare `num_parallel` with how an Ollama of this machine was started, where that can be seen."""
+    from gpuqueue.devices.runners import VARIABLE, ollamas_here
+
+    address = urlsplit(backend.url)
+    if address.hostname not in ("127.0.0.1", "localhost", "::1"):
+        return
+    servers = [server for server in ollamas_here() if server.port in (None, address.port)]
+    if len(servers) != 1:
+        return
+    (server,) = servers
+    runner = max(server.runners, key=lambda pid: server.runners[pid], default=None)
+    if server.num_parallel is not None:
+        serves, source = server.num_parallel, VARIABLE
+    elif runner is not None and (server.runners[runner] > 1 or _runs_several(client)):
+        serves, source = server.runners[runner], f"the command line of its runner {runner}"
+    else:
+        return
+    name, wanted = f"backend {backend.name}", backend.num_parallel
+    said = f"it was started for {counted(serves, 'request')} of a model at once ({source})"
+    if serves == wanted:
+        yield Check(OK, name, f"{said}, as num_parallel says")
+        return
+    then = "a model takes more memory than its jobs reserve" if serves > wanted else "jobs wait for each other inside Ollama"
+    mend = f"set [ollama] num_parallel = {serves}, or restart Ollama with {VARIABLE}={wanted}"
+    yield Check(WARN, name, f"{said}, but num_parallel is {wanted}: {then}", mend)
+
+
+def _runs_several(client: OllamaClient) -> bool:
+    """Say whether a model is loaded that Ollama runs with several requests at once if it was started so."""
+    from gpuqueue.executors.ollama_sizes import is_one_at_once
+
+    try:
+        return any(not is_one_at_once(client.description(item.model, PROBE_S)) for item in client.residents(PROBE_S))
+    except ExecutionError:
+        return False
 
 
 def database_file(path: Path) -> Iterator[Check]:

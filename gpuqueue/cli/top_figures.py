@@ -20,6 +20,7 @@ from gpuqueue.domain.estimates import left_s, run_s
 from gpuqueue.domain.explanation import QueueContext, RunningJob
 from gpuqueue.domain.job import Job, RunningAttempt, State
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import taken_bytes
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import DeviceView, QueueView, View
@@ -311,7 +312,7 @@ def _head(job: Job, queue: QueueView, waits_for: tuple[Hold, ...]) -> JobFigures
 def _device(device: DeviceView) -> DeviceFigures:
     reading, settings = device.reading, device.settings
     loaded = {full_name(item.model) for item in device.residents}
-    promised = sum(item.reserved_bytes for item in device.reservations if not item.model or full_name(item.model) not in loaded)
+    promised = taken_bytes(item for item in device.reservations if not item.model or full_name(item.model) not in loaded)
     resident = sum(item.vram_bytes for item in device.residents)
     used = None
     if reading is not None and reading.lost is None and reading.total_bytes is not None and reading.free_bytes is not None:

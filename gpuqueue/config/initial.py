@@ -30,6 +30,7 @@ keep_warm = "0s"              # release the memory after each job
 
 [ollama]
 url = {url}    # or set OLLAMA_HOST
+# num_parallel = 1            # requests of one model that it was started to serve at once; by default the card's slots
 
 {models}
 

@@ -43,7 +43,7 @@ DEVICE_KEYS = (
     *("min_free", "affinity", "labels"),
 )
 BACKEND_PATIENCE = ("connect", "first_token", "gap", "total", "settle", "release", "probe_every")
-BACKEND_KEYS = ("name", "url", "device", "prefetch", *BACKEND_PATIENCE)
+BACKEND_KEYS = ("name", "url", "device", "num_parallel", "prefetch", *BACKEND_PATIENCE)
 MODEL_KEYS = ("vram", "options", "resume", "on_spill")
 QUEUE_KEYS = (
     "gpu",
@@ -134,7 +134,9 @@ def read_backends(
             raise setting.error(f"unknown device{did_you_mean(device, known)}. Devices: {', '.join(known) or 'none'}")
         prefetch = table.flag("prefetch", BackendSettings().prefetch)
         patience = {f"{key}_s": _patience(table, key) for key in BACKEND_PATIENCE}
-        found.append(BackendSettings(name=name, url=address, device=device, prefetch=prefetch, **patience))
+        slots = max((item.slots for item in devices if device in ("", item.name)), default=1)
+        num_parallel = table.integer("num_parallel", slots, minimum=1)
+        found.append(BackendSettings(name, address, device=device, num_parallel=num_parallel, prefetch=prefetch, **patience))
     return tuple(sorted(found, key=lambda item: item.name))
 
 

@@ -130,7 +130,8 @@ class RetentionDetails:
 class PrepareAttemptDetails:
     """An attempt on a device, before it starts; `read_device()` reads the device now; `stopping()` becomes true on cancel.
 
-    `isolated` is true if it runs in a separate process, which releases all its memory when it ends.
+    `isolated` is true if it runs in a separate process, which releases all its memory when it ends. `in_use` names the models
+    that the device's other jobs have reserved; they must stay loaded.
     """
 
     lease: Lease
@@ -140,6 +141,7 @@ class PrepareAttemptDetails:
     read_device: Callable[[], Reading]
     stopping: Callable[[], bool]
     isolated: bool = False
+    in_use: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         freeze(self, "models")
@@ -149,7 +151,8 @@ class PrepareAttemptDetails:
 class CleanUpAttemptDetails:
     """An attempt on a device, after it ended in any way; `next_model()` returns the model that would run next, or None.
 
-    `orphaned` is true if the worker that ran it died, so its request may still be running on the backend.
+    `orphaned` is true if the worker that ran it died, so its request may still be running on the backend. `shared_with` are the
+    ids of the running jobs that use the same loaded model: it must stay. While there are none, no other job starts to use it.
     """
 
     lease: Lease
@@ -160,6 +163,7 @@ class CleanUpAttemptDetails:
     stopping: Callable[[], bool]
     orphaned: bool = False
     isolated: bool = False  # as in PrepareAttemptDetails; False if orphaned, because its task may not be known here
+    shared_with: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

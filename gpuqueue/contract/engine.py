@@ -13,7 +13,7 @@ first, touches rows afterwards, and decides from what it reads then:
 - pause: a claim takes a shared lock on a queue without a limit, `pause` an exclusive one, so nothing starts after it returned.
 - yielding: no lock. The state of the queues yielded to (paused, running, waiting, served) is read in one statement, after the
   jobs to claim are locked; with two statements, neither would see a job that starts in between.
-- slots, models and budget: lock the device exclusively, then read its reservations.
+- slots, models, parallel requests and budget: lock the device exclusively, then read its reservations.
 - lock order: queues, then the device, then jobs, then counters, each sorted by its key. An advisory lock per queue and device
   works as well as a row lock; a single lock for all claims costs three to four times as much.
 
@@ -166,8 +166,8 @@ class Attempts(Protocol):
         it starts before, because its model is loaded.
 
         Eligible: still available with the demand that the placement was decided for, within its queue's pause, yielding,
-        rate and concurrency, and within the device's slots, models and budget, counting every reservation; nothing for a
-        worker without a row.
+        rate and concurrency, and within the device's slots, models and budget and its model's parallel requests, counting every
+        reservation (`gpuqueue.domain.room.lack`); nothing for a worker without a row.
         Returns: the lease, or None if any of this no longer holds.
         """
 

@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple
 from gpuqueue.decisions.policies.residents import CONTEXT_BYTES, TOLERANCE_BYTES
 from gpuqueue.devices.owners import Owner
 from gpuqueue.domain.device import DeviceProcess, Reading, Resident
-from gpuqueue.domain.estimates import VRAM, get, model_key
+from gpuqueue.domain.estimates import VRAM, get
 from gpuqueue.domain.memory import FRESH_S, available
-from gpuqueue.domain.model_health import SPILL_BYTES
+from gpuqueue.domain.model_health import SPILL_BYTES, memory_key
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import taken_bytes
 from gpuqueue.domain.units import format_duration, format_size
 from gpuqueue.domain.view import Backend, DeviceView, Reservation, View
 
@@ -167,7 +168,7 @@ def others_hold_memory(card: CardSight, view: View) -> Iterator[Discrepancy]:
         # Without a list, what is left over is theirs; a runner takes more than Ollama lists, and the driver keeps some too.
         residents = card.device.residents
         loaded = {full_name(item.model) for item in residents}
-        awaited_bytes = sum(item.reserved_bytes for item in card.device.reservations if full_name(item.model) not in loaded)
+        awaited_bytes = taken_bytes(item for item in card.device.reservations if full_name(item.model) not in loaded)
         known_bytes = _bytes(residents) + awaited_bytes + CONTEXT_BYTES * (1 + len(residents))
         held_bytes = reading.total_bytes - reading.free_bytes - known_bytes
         who = f"other programs hold about {format_size(max(0, held_bytes))}, but the driver does not list them"
@@ -292,7 +293,7 @@ def model_larger(cards: Sequence[CardSight], view: View) -> Iterator[Discrepancy
             for resident in card.device.residents
             if full_name(resident.model) == full_name(settings.name)
         ]
-        observed_bytes = max([*seen, int(get(view.estimates, VRAM, model_key(settings.name, settings.options)) or 0)])
+        observed_bytes = max([*seen, int(get(view.estimates, VRAM, memory_key(settings.name, view)) or 0)])
         if observed_bytes > settings.vram_bytes + TOLERANCE_BYTES:
             # Rounded up to one decimal; rounded down it would be too little again.
             vram = f"{math.ceil(observed_bytes / 10**8) / 10:g}GB"

@@ -61,7 +61,9 @@ def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
     backends = {}
     for backend in settings.backends:
         row = asked.get(backend.name) or Backend(backend.name, "", True, 0, None, None, None, "")
-        backends[backend.name] = replace(_unless_stale(row, now), url=backend.url, device=backend.device)
+        backends[backend.name] = replace(
+            _unless_stale(row, now), url=backend.url, device=backend.device, num_parallel=backend.num_parallel
+        )
     return View(
         now=now,
         queues=queues,

@@ -53,7 +53,7 @@ def kin_here(process: DeviceProcess, proc: Path = PROC) -> list[Kin]:
     found: list[Kin] = []
     pid = process.pid
     while pid > 0 and len(found) < DEEPEST:
-        name, parent = _status(proc / str(pid))
+        name, parent = name_and_parent(proc / str(pid))
         if parent is None:
             break
         found.append(Kin(pid, name))
@@ -63,7 +63,7 @@ def kin_here(process: DeviceProcess, proc: Path = PROC) -> list[Kin]:
 
 def _names(folder: Path) -> set[str]:
     """Return the names that the driver may report for a process: its file's and the first word of its command line."""
-    found = {_status(folder)[0]}
+    found = {name_and_parent(folder)[0]}
     try:
         found.add(os.path.basename((folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")))
         found.add(os.path.basename(os.readlink(folder / "exe")))  # only readable by its own user
@@ -72,7 +72,7 @@ def _names(folder: Path) -> set[str]:
     return found - {""}
 
 
-def _status(folder: Path) -> tuple[str, int | None]:
+def name_and_parent(folder: Path) -> tuple[str, int | None]:
     """Return the name and the parent's pid of a process; ("", None) if the process or /proc does not exist."""
     try:
         text = (folder / "stat").read_text(errors="replace")

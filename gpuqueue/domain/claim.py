@@ -24,8 +24,12 @@ class Capacity(NamedTuple):
 
 
 class ClaimRules(NamedTuple):
-    """What a worker knows at a claim that is not in the rows: held queues, queue settings and the largest device budget."""
+    """What a worker knows at a claim that is not in the rows: held queues, queue settings and the largest device budget.
+
+    `parallel` is how many jobs of one model may run at once on a device; as many as it has slots where it is not named.
+    """
 
     held: frozenset[str] = frozenset()
     queues: Mapping[str, QueueSettings] = MappingProxyType({})
     largest_bytes: int = 0
+    parallel: Mapping[str, int] = MappingProxyType({})

@@ -14,11 +14,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import Server
 from gpuqueue.domain.view import Estimate, Reservation
 
-VRAM = "vram_bytes"  # of a model with its memory-sizing options
+VRAM = "vram_bytes"  # of a model with what sizes its memory
 SHOWN = "shown_bytes"  # of the same, as estimated from the model's description
-LOAD = "load_s"  # of the same
+LOAD = "load_s"  # of a model with its memory-sizing options
 PROMPT_RATE = "prompt_tokens_per_s"  # of a model
 OUTPUT_RATE = "output_tokens_per_s"  # of a model
 OUTPUT = "output_tokens"  # of a queue's task with a model
@@ -27,6 +28,7 @@ TURN = "turn_s"  # of the same on a device: from the end of the job before it to
 GAP = "gap_s"  # of the same: from the end of the one before it to its own
 RELEASE = "release_s"  # of a model, from the end of an attempt until its memory is free
 SPILLED = "spilled"  # bytes of a model with its memory-sizing options that were not on the device
+ONE_AT_ONCE = "one_at_once"  # 1 for a model that its server runs one request at a time, however it was started
 
 Known = Mapping[tuple[str, str], Estimate]  # {(kind, key): estimate}
 
@@ -51,6 +53,12 @@ def model_key(model: str, options: Mapping[str, Any] | None = None) -> str:
     """Return the key of a model, alone or with the options that size its memory."""
     name = full_name(model)
     return f"{name} {json.dumps(options, sort_keys=True)}" if options else name
+
+
+def memory_options(options: Mapping[str, Any], servers: Iterable[Server]) -> Mapping[str, Any]:
+    """Return what sizes a model's memory: its configured options, and for how many requests at once it is loaded."""
+    parallel = max((server.num_parallel for server in servers), default=1)
+    return {**options, "num_parallel": parallel} if parallel > 1 else options
 
 
 def work_key(queue: str, task: str, model: str) -> str:

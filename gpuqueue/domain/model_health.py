@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from gpuqueue.domain.endpoints import of_queue
-from gpuqueue.domain.estimates import SHOWN, SPILLED, VRAM, get, model_key
+from gpuqueue.domain.estimates import ONE_AT_ONCE, SHOWN, SPILLED, VRAM, get, memory_options, model_key
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import parallel_on
 from gpuqueue.domain.settings import ModelSettings, QueueSettings
 from gpuqueue.domain.units import format_size
-from gpuqueue.domain.view import View
+from gpuqueue.domain.view import DeviceView, View
 
 SPILL_BYTES = 64 * 2**20  # less than this outside the device slows nothing down noticeably
 
@@ -56,13 +57,26 @@ def known_bytes(model: str, view: View) -> int | None:
     if not model:
         return None
     settings = settings_of(model, view)
-    key = model_key(model, settings.options if settings else None)
+    key = memory_key(model, view)
     observed, shown = get(view.estimates, VRAM, key), get(view.estimates, SHOWN, key)
     if observed is not None:
         return int(observed)
     if settings is not None:
         return settings.vram_bytes
     return None if shown is None else int(shown)
+
+
+def memory_key(model: str, view: View) -> str:
+    """Return the key of a model's learned size: by its options, and by how many requests at once it is loaded for."""
+    settings = settings_of(model, view)
+    return model_key(model, memory_options(settings.options if settings else {}, view.backends.values()))
+
+
+def parallel(model: str, device: DeviceView, view: View) -> int:
+    """Return how many jobs of a model may run at once on a device."""
+    if get(view.estimates, ONE_AT_ONCE, model_key(model)):
+        return 1
+    return parallel_on(device.settings, view.backends.values())
 
 
 def settings_of(model: str, view: View) -> ModelSettings | None:

@@ -104,4 +104,5 @@ class BackendSettings:
     release_s: float = 15.0  # how long releasing the memory may take after an unload before it is reported
     probe_every_s: float = 5.0
     device: str = ""  # the device that it runs on; "" if it is not tied to one
+    num_parallel: int = 1  # requests of one model that it was started to serve at once; each has a context of its own
     prefetch: bool = True  # read the next model's file ahead, if it is on this host and memory is available

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gpuqueue.domain.answers import Hold
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.frozen import freeze
+from gpuqueue.domain.room import room_bytes, taken_bytes
 from gpuqueue.domain.settings import DeviceSettings, ModelSettings, PlacementMode, QueueSettings
 from gpuqueue.domain.units import format_duration
 
@@ -52,7 +53,8 @@ class Backend:
     checked_at: datetime | None
     error: str
     models: Mapping[str, int] | None = None  # installed models and their size on disk; None if not known
-    device: str = ""  # as in its settings
+    device: str = ""  # as in its settings, like `num_parallel`
+    num_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,11 @@ class DeviceView:
 
     @property
     def reserved_bytes(self) -> int:
-        return sum(item.reserved_bytes for item in self.reservations)
+        return taken_bytes(self.reservations)
+
+    @property
+    def room_bytes(self) -> int:
+        return room_bytes(self.settings, self.reservations)
 
 
 @dataclass(frozen=True, slots=True)

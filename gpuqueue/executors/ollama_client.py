@@ -83,8 +83,11 @@ class OllamaClient:
         return {str(item.get("name", "")): int(item.get("size") or 0) for item in self._listed("/api/tags", timeout_s)}
 
     def description(self, model: str, timeout_s: float = QUERY_S) -> dict[str, Any]:
-        """Return `model_info` of a model: its layers, heads and lengths. Raises: ExecutionError, also for an unknown model."""
-        return dict(self._shown(model, timeout_s).get("model_info") or {})
+        """Return what Ollama says of a model: its family, capabilities, layers, heads and lengths, as `/api/show` does.
+
+        Raises: ExecutionError, also for an unknown model.
+        """
+        return self._shown(model, timeout_s)
 
     def files(self, model: str, timeout_s: float = QUERY_S) -> list[str]:
         """Return the paths of a model's files on Ollama's machine. Raises: ExecutionError, also for an unknown model."""

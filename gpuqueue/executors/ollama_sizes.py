@@ -16,15 +16,37 @@ BATCH_CELLS = 512
 F16_BYTES = 2
 
 
-def expected_bytes(info: Mapping[str, Any], weights_bytes: int, num_ctx: int | None = None) -> int:
-    """Return the device memory that a model is expected to take with one request at a time.
+# Ollama runs these families one request at a time, whatever OLLAMA_NUM_PARALLEL says (its scheduler, v0.34).
+SINGLE = frozenset(
+    {
+        "mllama",
+        *("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next"),
+        *("lfm2", "lfm2moe"),
+        *("nemotron_h", "nemotron_h_moe", "nemotron_h_omni"),
+    }
+)
 
-    `info` is `model_info` of `/api/show`, `weights_bytes` the model's size on disk, `num_ctx` its context in tokens.
+
+def is_one_at_once(shown: Mapping[str, Any]) -> bool:
+    """Say whether Ollama runs a model one request at a time however it was started; so it runs all that only embed.
+
+    `shown` is the answer of `/api/show`.
     """
-    return weights_bytes + kv_cache_bytes(info, num_ctx) + BUFFER_BYTES + CONTEXT_BYTES
+    details, capabilities = shown.get("details"), shown.get("capabilities")
+    family = details.get("family") if isinstance(details, Mapping) else None
+    only_embeds = isinstance(capabilities, Sequence) and len(capabilities) > 0 and "completion" not in capabilities
+    return family in SINGLE or only_embeds
 
 
-def kv_cache_bytes(info: Mapping[str, Any], num_ctx: int | None = None) -> int:
+def expected_bytes(info: Mapping[str, Any], weights_bytes: int, num_ctx: int | None = None, *, parallel: int = 1) -> int:
+    """Return the device memory that a model is expected to take, loaded for `parallel` requests at once.
+
+    `info` is `model_info` of `/api/show`, `weights_bytes` the model's size on disk, `num_ctx` the context of a request in tokens.
+    """
+    return weights_bytes + kv_cache_bytes(info, num_ctx, parallel=parallel) + BUFFER_BYTES + CONTEXT_BYTES
+
+
+def kv_cache_bytes(info: Mapping[str, Any], num_ctx: int | None = None, *, parallel: int = 1) -> int:
     """Return the bytes of the key and value cache at f16, 0 if the description is incomplete."""
     kind = str(info.get("general.architecture") or "")
 
@@ -40,9 +62,10 @@ def kv_cache_bytes(info: Mapping[str, Any], num_ctx: int | None = None) -> int:
     per_head = number("embedding_length") // heads
     whole = number("attention.key_length", per_head) + number("attention.value_length", per_head)
     sliding = number("attention.key_length_swa", whole // 2) + number("attention.value_length_swa", whole - whole // 2)
-    cells = min(num_ctx or DEFAULT_NUM_CTX, number("context_length", num_ctx or DEFAULT_NUM_CTX))
-    window = number("attention.sliding_window", cells)
-    windowed_cells = min(cells, window + BATCH_CELLS)
+    context = min(num_ctx or DEFAULT_NUM_CTX, number("context_length", num_ctx or DEFAULT_NUM_CTX))
+    cells = context * parallel
+    window = number("attention.sliding_window", context)
+    windowed_cells = min(cells, window * parallel + BATCH_CELLS)
     pattern = info.get(f"{kind}.attention.sliding_window_pattern")
     total = 0
     for layer in range(layers - number("attention.shared_kv_layers")):

@@ -151,7 +151,7 @@ class SimulatedCard:
         self._held: dict[str, _Held] = {}
         self._returning: list[tuple[float, int]] = []
         self._other_bytes = 0
-        self._active: dict[int, tuple[str, float]] = {}
+        self._active: dict[int, tuple[str, str, float]] = {}  # request, owner, start
         self._busy_since = 0.0
         self._busy_s = 0.0
         self._pids = itertools.count(4001)
@@ -284,10 +284,13 @@ class SimulatedCard:
     # The record
 
     @contextmanager
-    def computing(self, owner: str, *, request: str | None = None, kind: str = "compute") -> Iterator[None]:
+    def computing(
+        self, owner: str, *, request: str | None = None, kind: str = "compute", together: bool = False
+    ) -> Iterator[None]:
         """Record that `owner` computes while the block runs.
 
         request: what the computation belongs to, `owner` unless given. Two computations of one request are not an overlap.
+        together: nor are those of one owner, which computes for several requests at once.
         kind: `load` is counted as a load; any other word is only logged.
         Raises: GpuIsLost.
         """
@@ -295,12 +298,12 @@ class SimulatedCard:
         with self._lock:
             self._check_present()
             started = self._clock()
-            if any(other != of for other, _ in self._active.values()):
+            if any(other != of and not (together and whose == owner) for other, whose, _ in self._active.values()):
                 self._overlaps += 1
             if not self._active:
                 self._busy_since = started
             token = next(self._tokens)
-            self._active[token] = (of, started)
+            self._active[token] = (of, owner, started)
             if kind == "load":
                 self._loads += 1
         try:
@@ -362,7 +365,7 @@ class SimulatedCard:
     def computing_now(self) -> tuple[str, ...]:
         """The requests that compute now, the oldest first."""
         with self._lock:
-            return tuple(of for of, _ in self._active.values())
+            return tuple(of for of, _, _ in self._active.values())
 
     def report(self) -> dict[str, int | float]:
         """Return what happened on the card so far, to check a queue's promises from outside it.

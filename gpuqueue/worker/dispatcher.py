@@ -19,6 +19,7 @@ from gpuqueue.domain.claim import MOST_SUSPECTS, ClaimRules
 from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.memory import devices_for, may_have
+from gpuqueue.domain.room import parallel_on
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import QueueView, View
@@ -77,6 +78,7 @@ class Dispatcher:
         self.gpu: tuple[QueueSettings, ...] = ()
         self.suspects: tuple[int, ...] = ()  # to claim first, each for a process of its own
         self._lone: list[int] = []  # suspects that no process can import
+        self._parallel = {item.name: parallel_on(item, site.settings.backends) for item in site.settings.devices}
 
     def decide(self, *, force: bool = False) -> View:
         """Decide the holds again when that is due; refuses the waiting jobs of queues that are held with `refuse`."""
@@ -95,7 +97,7 @@ class Dispatcher:
             self.plain = tuple(queue for queue in open_queues if not queue.gpu)
             self.gpu = tuple(queue for queue in open_queues if queue.gpu)
             self._choose([suspects.get(queue.name, ()) for queue in self.plain])
-            self.rules = ClaimRules(held, queues, largest_budget(self._settings))
+            self.rules = ClaimRules(held, queues, largest_budget(self._settings), self._parallel)
             self.view = view
             self._decided_at_s = self._clock.monotonic()
             if not self._noted or _reasons(self._holds) != _reasons(holds):
@@ -171,7 +173,7 @@ class Dispatcher:
         view = self.decide(force=True)
         if self._size(view):
             view = self.decide(force=True)
-        room_bytes = max((device.settings.budget_bytes - device.reserved_bytes for device in view.devices.values()), default=0)
+        room_bytes = max((device.room_bytes for device in view.devices.values()), default=0)
         candidates = self._candidates(view, self.gpu, room_bytes=room_bytes)
         if candidates:
             view = self._with_readings(view)

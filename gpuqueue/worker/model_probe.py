@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.endpoints import standing_on
 from gpuqueue.domain.errors import ExecutionError
-from gpuqueue.domain.estimates import SHOWN, Observation, model_key
-from gpuqueue.domain.model_health import known_bytes, settings_of
+from gpuqueue.domain.estimates import ONE_AT_ONCE, SHOWN, Observation, model_key
+from gpuqueue.domain.model_health import known_bytes, memory_key, settings_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import BackendSettings
 from gpuqueue.domain.view import View
 from gpuqueue.executors.ollama_client import OllamaClient
-from gpuqueue.executors.ollama_sizes import expected_bytes
+from gpuqueue.executors.ollama_sizes import expected_bytes, is_one_at_once
 from gpuqueue.worker.site import Site
 
 LOOK_EVERY_S = 2.0
@@ -36,6 +36,7 @@ class ModelProbe:
         self._looked_at_s = float("-inf")
         self._listed_at_s: dict[str, float] = {}
         self._asked: set[str] = set()  # models whose size was asked for
+        self._parallel = max((backend.num_parallel for backend in site.settings.backends), default=1)
         self._on_listed = on_listed
         # Before the first list, a job for a model that is missing would not get its fallback.
         self.has_listed = not self._settings.backends
@@ -80,7 +81,10 @@ class ModelProbe:
                 self._store.backends.publish_reading(device.name, reading=None, residents=residents, now_us=self._clock.wall())
 
     def size_unknown(self) -> None:
-        """Estimate the size of an unknown model that waiting jobs need, and have those jobs sized again."""
+        """Estimate the size of an unknown model that waiting jobs need, and have those jobs sized again.
+
+        Where a server takes several requests of a model at once, learn which models it runs one at a time all the same.
+        """
         largest_bytes = largest_budget(self._settings)
         with self._store.snapshot() as reads:
             gpu = [name for name, queue in self._settings.queues.items() if queue.gpu]
@@ -90,22 +94,33 @@ class ModelProbe:
                 return
             view = build(reads, self._settings, self._clock.now())
         for model in new:
-            if known_bytes(model, view) is None:
-                self._size(model, view, largest_bytes)
+            is_unknown = known_bytes(model, view) is None
+            if is_unknown or self._parallel > 1:
+                self._look_up(model, view, largest_bytes if is_unknown else None)
             self._asked.add(model)  # after the answer: a model whose backend does not answer now is asked for again
 
-    def _size(self, model: str, view: View, largest_bytes: int) -> None:
+    def _look_up(self, model: str, view: View, largest_bytes: int | None) -> None:
+        """Ask for a model's description; its size is not estimated without `largest_bytes`."""
         settings = settings_of(model, view)
-        options = settings.options if settings else None
+        options = settings.options if settings else {}
         for backend in self._available():
             on_disk = {full_name(name): size for name, size in (view.backends[backend.name].models or {}).items()}
             weights_bytes = on_disk.get(full_name(model))
             if weights_bytes:
-                info = OllamaClient(backend).description(model, timeout_s=QUERY_S)
-                size = min(expected_bytes(info, weights_bytes, (options or {}).get("num_ctx")), largest_bytes)
-                logger.info("%s is expected to need %d MB", model, size // 10**6)
-                self._store.estimates.learn([Observation(SHOWN, model_key(model, options), size)], now_us=self._clock.wall())
-                self._store.jobs.forget_demands_of(model)
+                shown = OllamaClient(backend).description(model, timeout_s=QUERY_S)
+                parallel = 1 if is_one_at_once(shown) else self._parallel
+                learned = [Observation(ONE_AT_ONCE, model_key(model), 1)] if parallel < self._parallel else []
+                if largest_bytes is not None:
+                    expected = expected_bytes(
+                        shown.get("model_info") or {}, weights_bytes, options.get("num_ctx"), parallel=parallel
+                    )
+                    size = min(expected, largest_bytes)
+                    logger.info("%s is expected to need %d MB", model, size // 10**6)
+                    learned.append(Observation(SHOWN, memory_key(model, view), size))
+                if learned:
+                    self._store.estimates.learn(learned, now_us=self._clock.wall())
+                if largest_bytes is not None:
+                    self._store.jobs.forget_demands_of(model)
                 return
 
     def _available(self) -> Iterable[BackendSettings]:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
 from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
-from gpuqueue.domain.estimates import RELEASE, VRAM, model_key
+from gpuqueue.domain.estimates import RELEASE, VRAM, memory_options, model_key
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Completed
+from gpuqueue.domain.room import sharing_with
 from gpuqueue.domain.safe_text import safe_text
 from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.units import from_us
@@ -73,6 +74,7 @@ class OnDevice:
             read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
             isolated=self._is_isolated(lease),
+            in_use=frozenset(item.model for item in self._on(device) if item.job_id != lease.job_id and item.model),
         )
         try:
             for _ in self._plugins.each("prepare_attempt", details):
@@ -81,6 +83,13 @@ class OnDevice:
             if isinstance(error.__cause__, GPUQueueError):
                 raise error.__cause__ from None
             raise
+
+    def _on(self, device: DeviceSettings) -> list[Reservation]:
+        """Return a device's reservations; none where no other job can be on it."""
+        if device.slots == 1:
+            return []
+        with self._store.reading() as reads:
+            return [item for item in reads.reservations() if item.device == device.name]
 
     # --- how it ended ---
 
@@ -113,7 +122,7 @@ class OnDevice:
         """Make the next attempt wait for more memory than this one had."""
         assert lease.placement is not None
         largest_bytes = max(device.budget_bytes for device in self._settings.devices)
-        self._observations.learn(VRAM, self._model_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
+        self._observations.learn(VRAM, self._memory_key(lease), min(lease.placement.reserved_bytes * GROWTH, largest_bytes))
         self._written(self._observations.tell)
         self._written(lambda: self._store.jobs.forget_demands([lease.job_id]))
 
@@ -136,8 +145,8 @@ class OnDevice:
         found = (item.options for item in self._settings.models.values() if full_name(item.name) == full_name(model))
         return next(found, {})
 
-    def _model_key(self, lease: Lease) -> str:
-        return model_key(lease.model, self._options(lease.model))
+    def _memory_key(self, lease: Lease) -> str:
+        return model_key(lease.model, memory_options(self._options(lease.model), self._settings.backends))
 
     # --- the device afterwards ---
 
@@ -169,7 +178,7 @@ class OnDevice:
 
     def _learn_of_clean_up(self, lease: Lease, device: DeviceSettings, found: CleanUp, orphaned: bool) -> None:
         if found.observed_bytes is not None and not orphaned:
-            self._observations.learn(VRAM, self._model_key(lease), found.observed_bytes)
+            self._observations.learn(VRAM, self._memory_key(lease), found.observed_bytes)
         if lease.model and found.verified and all(full_name(item.model) != full_name(lease.model) for item in found.residents):
             self._observations.learn(RELEASE, model_key(lease.model), found.waited_s)
         self._publish_reading(device.name, found)
@@ -184,6 +193,7 @@ class OnDevice:
             stopping=self.stopping.is_set,
             orphaned=orphaned,
             isolated=self._is_isolated(lease),
+            shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]

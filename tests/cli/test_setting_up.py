@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from gpuqueue.cli.initialise import GB, choose_memory, choose_model
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from tests.processes import read_until, started
 
 Run = Callable[..., Any]
 
@@ -127,6 +131,43 @@ def test_doctor_names_a_model_that_is_missing_and_a_card_that_is_too_small(confi
     assert ran.status == 1
     assert "ollama pull gemma4:e4b" in ran.out
     assert "lower [gpu] budget or margin" in ran.out
+
+
+OLLAMA = """
+import subprocess
+runner = ["llama-server", "runner.py", "-np", "2"]
+subprocess.Popen(runner, executable={python!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE).stdout.readline()
+print("ready", flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc to look into")
+@pytest.mark.parametrize("num_parallel", [1, 2, 4])
+@pytest.mark.parametrize("source", ["runner", "variable"])
+def test_doctor_compares_num_parallel_with_how_the_ollama_here_was_started(
+    folder: Path, run: Run, simulator: OllamaSimulator, num_parallel: int, source: str
+) -> None:
+    (folder / "serve").write_text(OLLAMA.format(python=sys.executable), encoding="utf-8")
+    (folder / "runner.py").write_text("print('ready', flush=True)\ninput()\n", encoding="utf-8")
+    text = (folder / "gpuqueue.toml").read_text(encoding="utf-8")
+    text = text.replace("[ollama]\n", f"[ollama]\nnum_parallel = {num_parallel}\n")
+    (folder / "gpuqueue.toml").write_text(text, encoding="utf-8")
+    variables = {**os.environ, "OLLAMA_HOST": simulator.url, **({"OLLAMA_NUM_PARALLEL": "2"} if source == "variable" else {})}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started(["ollama", "serve"], executable=sys.executable, cwd=folder, env=variables, **pipes) as ollama:
+        read_until(ollama.stdout, "ready")
+        ran = run("doctor", "--json")
+    assert ran.out, ran.err
+    found = json.loads(ran.out)["checks"]
+    (check,) = (check for check in found if "was started for 2 requests of a model at once" in check["detail"])
+    assert ("its runner" if source == "runner" else "OLLAMA_NUM_PARALLEL") in check["detail"]
+    if num_parallel == 2:
+        assert (check["level"], check["mend"]) == ("ok", None)
+    else:
+        then = "more memory than its jobs reserve" if num_parallel == 1 else "jobs wait for each other inside Ollama"
+        assert (check["level"], then in check["detail"]) == ("warn", True)
+        assert check["mend"] == f"set [ollama] num_parallel = 2, or restart Ollama with OLLAMA_NUM_PARALLEL={num_parallel}"
 
 
 def test_doctor_names_a_section_that_no_plugin_reads(configured: Path, run: Run) -> None:

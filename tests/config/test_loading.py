@@ -284,6 +284,20 @@ def test_the_environment_speaks_of_the_first_card(write: Write) -> None:
     assert [device.slots for device in config.devices] == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("ollamas", "parallel"),
+    [
+        ("[ollama]\nurl = 'a'", [3]),
+        ("[ollama]\nurl = 'a'\nnum_parallel = 2", [2]),
+        ("[[ollama]]\nname = 'a'\nurl = 'a'\ndevice = 'gpu0'\n[[ollama]]\nname = 'b'\nurl = 'b'\ndevice = 'gpu1'", [1, 3]),
+    ],
+    ids=["as many as a card has slots", "as configured", "as its own card has"],
+)
+def test_an_ollama_serves_as_many_requests_of_a_model_at_once_as(write: Write, ollamas: str, parallel: list[int]) -> None:
+    config = load(write(f"[[gpu]]\nbudget = '5GB'\n[[gpu]]\nbudget = '6GB'\nslots = 3\n{ollamas}"))
+    assert [backend.num_parallel for backend in config.backends] == parallel
+
+
 def test_the_environment_can_configure_a_card_alone() -> None:
     config = load(None, {"GPUQUEUE_GPU_BUDGET": "5GB", "GPUQUEUE_GPU_DEVICE": "1"})
     assert config.devices == (DeviceSettings("gpu1", 5 * GB, index=1),)
@@ -424,6 +438,7 @@ GPU = '[gpu]\nbudget = "5GB"\n'
             ["gpu[1]", "'gpu0' is already configured", "device ="],
         ),
         ("[ollama]\nurl = 5", [": ollama.url", "5 is not an Ollama address"]),
+        ("[ollama]\nnum_parallel = 0", [": ollama.num_parallel = 0", "at least 1"]),
         ("[ollama]\nconnect = '0s'", [": ollama.connect", "must be greater than 0"]),
         ("[ollama]\nconect = '1s'", [": ollama.conect", "did you mean 'connect'?"]),
         ("[[worker]]\nthreads = 1", ["only [[gpu]] and [[ollama]] can be given more than once"]),

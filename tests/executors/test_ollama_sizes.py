@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuqueue.executors.ollama_sizes import expected_bytes, kv_cache_bytes
+from gpuqueue.executors.ollama_sizes import expected_bytes, is_one_at_once, kv_cache_bytes
 from gpuqueue.simulators.ollama import GEMMA4_E4B, NOMIC_EMBED_TEXT
 
 MIB = 2**20
@@ -32,6 +32,33 @@ LLAMA = {
 )
 def test_the_key_and_value_cache_is_as_large_as_ollama_logs_it(info, num_ctx, mib) -> None:
     assert kv_cache_bytes(info, num_ctx) == mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("info", "parallel", "mib"),
+    [
+        pytest.param(LLAMA, 3, 1536, id="each request has the whole context"),
+        pytest.param(GEMMA4_E4B.show_info(), 2, 188, id="a sliding window for each request, and one batch"),
+    ],
+)
+def test_a_model_that_serves_several_requests_keeps_a_context_for_each(info, parallel, mib) -> None:
+    assert kv_cache_bytes(info, parallel=parallel) == mib * MIB
+    assert expected_bytes(info, 10**9, parallel=parallel) - expected_bytes(info, 10**9) == mib * MIB - kv_cache_bytes(info)
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_single"),
+    [
+        ({"details": {"family": "gemma4"}, "capabilities": ["completion", "tools"]}, False),
+        ({"details": {"family": "nomic-bert"}, "capabilities": ["embedding"]}, True),
+        ({"details": {"family": "qwen35"}, "capabilities": ["completion"]}, True),
+        ({"details": {"family": "qwen3next"}}, True),
+        ({"details": {"family": "llama"}, "capabilities": []}, False),
+        ({}, False),
+    ],
+)
+def test_a_model_that_only_embeds_and_some_families_take_one_request_at_a_time(shown, is_single) -> None:
+    assert is_one_at_once(shown) is is_single
 
 
 def test_weights_buffers_and_the_context_of_the_runner_come_on_top() -> None:

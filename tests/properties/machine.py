@@ -182,6 +182,7 @@ class Machine(Clients, Workers, Preemptions, Troubles):
                 devices=settings.devices,
                 completed=[job["id"] for job in self.model.jobs.values() if job["state"] == "completed"],
                 retried=self.model.retries,
+                asked=self.model.asked,
             )
 
 

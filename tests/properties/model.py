@@ -65,7 +65,7 @@ class Model(ModelRoom):
         for name, queue in self.queues.items():
             if queue.gpu and self._serves(worker, name):
                 self._size(name)
-        room = max(device.budget_bytes - self._reserved(name) for name, device in self.devices.items())
+        room = max(self._room_on(name) for name in self.devices)
         taken = []
         heads = self._heads(self.workers[worker]["gpu"], room)
         for job in heads:
@@ -88,11 +88,8 @@ class Model(ModelRoom):
             return False
         if not self.admits(job["queue"], self.workers[worker].get("held", ())) or self._room_in(job["queue"]) <= 0:
             return False
-        settings, there = self.devices[device], self.on(device)
-        models = {other["model"] for other in [*there, job]} - {""}
-        if len(there) >= settings.slots or len(models) > settings.max_models:
-            return False
-        if self._reserved(device) + reserved > settings.budget_bytes:
+        there = self.on(device)
+        if self._lack(job, reserved, device, there):
             return False
         if job["model"] not in {other["model"] for other in there} | {""}:
             self.events.append(("model_loading", None, None, {"device": device, "model": job["model"]}))

@@ -21,6 +21,8 @@ CLASS_BYTES = 64 * 2**20
 MAX_CRASHES = 3
 MOST_SUSPECTS = 2
 LEASE_S = 30
+REQUEST = "ollama.generate"
+PARALLEL = 2  # requests to one model of the server at once
 STALE_S = 30  # after which a backend that nobody asks any more may be back
 SAFE_PART = 0.8  # of the lease; a worker that could not extend it by then claims nothing
 
@@ -65,6 +67,7 @@ class ModelJobs:
         self.events: list[tuple[Any, ...]] = []
         self.finishes: Counter[int] = Counter()
         self.retries: Counter[int] = Counter()
+        self.asked: dict[int, str] = {}  # {request to the server: model}, also of those that were pruned
 
     def enqueue(self, job_id: int, **given: Any) -> None:
         assert job_id > self.newest, f"id {job_id} was given before"
@@ -78,6 +81,8 @@ class ModelJobs:
             "code": None, "progress": None, "note": "", "lines": [], "output": [], "outcomes": [],
             "result": None, "state": "available" if given["due"] <= self.now else "scheduled", **given,
         }  # fmt: skip
+        if job["task"] == REQUEST:
+            self.asked[job_id] = job["arguments"]["model"]
         self.events.append(("job_enqueued", job_id, job["queue"], {"state": job["state"]}))
 
     def cancel(self, job_id: int) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from tests.properties.model_holds import ModelHolds
-from tests.properties.model_jobs import CLASS_BYTES, SECOND, Job, rank
+from tests.properties.model_jobs import CLASS_BYTES, PARALLEL, REQUEST, SECOND, Job, rank
 
 HOUR, THROWN = 3600 * SECOND, 360 * SECOND
 
 
 class ModelRoom(ModelHolds):
     """Room on devices."""
+
+    parallel = PARALLEL
 
     def _room_in(self, queue: str) -> int:
         limit = self.queues[queue].concurrency
@@ -46,18 +48,13 @@ class ModelRoom(ModelHolds):
         """Where a job gets its memory, or why nowhere."""
         waits = []
         for name in self._in_order():
-            settings, there = self.devices[name], self.on(name)
-            models = {other["model"] for other in there} - {"", model}
-            if size > settings.budget_bytes:
+            there = self.on(name)
+            if size > self.devices[name].budget_bytes:
                 waits.append("never_fits")
             elif name in lost:
                 waits.append("device_lost")
-            elif len(there) >= settings.slots:
-                waits.append("device_busy" if any(other["state"] == "running" for other in there) else "clean_up")
-            elif model and len(models) + 1 > settings.max_models:
-                waits.append("max_models")
-            elif size > settings.budget_bytes - self._reserved(name):
-                waits.append("vram")
+            elif wait := self._lack({**job, "model": model}, size, name, there):
+                waits.append(wait)
             else:
                 return name, ""
         return None, next((wait for wait in waits if wait != "never_fits"), "never_fits")
@@ -71,7 +68,22 @@ class ModelRoom(ModelHolds):
         return [job for job in self.jobs.values() if job["device"] == device]
 
     def _reserved(self, device: str) -> int:
-        return sum(job["reserved"] for job in self.on(device))
+        return self._together((job, job["reserved"]) for job in self.on(device))
+
+    def _together(self, sizes: Iterable[tuple[Job, int]]) -> int:
+        """What jobs take: the requests to one model of a server as much as the largest of them, any other job its own."""
+        taken: dict[Any, int] = {}
+        for job, size in sizes:
+            key = job["model"] if job["task"] == REQUEST else job["id"]
+            taken[key] = max(taken.get(key, 0), size)
+        return sum(taken.values())
+
+    def _room_on(self, device: str) -> int:
+        """How large a job may be at most that finds room, if it is for a model that is there already."""
+        settings, there = self.devices[device], self.on(device)
+        loaded = [job["reserved"] for job in there if job["task"] == REQUEST and job["model"]]
+        is_full = len(there) >= settings.slots
+        return settings.budget_bytes - self._reserved(device) + (0 if is_full else max(loaded, default=0))
 
     def _ask_for_room(self, worker: str) -> None:
         """Ask attempts to stop for the jobs of this worker's queues that only wait for their device."""
@@ -93,21 +105,29 @@ class ModelRoom(ModelHolds):
             return []  # what is cleaned up makes room by itself
         stay, victims = list(there), []
         for other in sorted(there, key=lambda other: -other["started"]):  # the one that lost least first
-            if self._fits(job, device, stay):
+            if not self._lack(job, job["bytes"], device, stay):
                 break
             if self._may_make_room(other, job["queue"]):
                 stay.remove(other)
                 if other["asked"] != other["lease"] and self._is_time(other):
                     victims.append(other)
-        return victims if self._fits(job, device, stay) else None
+        return None if self._lack(job, job["bytes"], device, stay) else victims
 
-    def _fits(self, job: Job, device: str, there: Collection[Job]) -> bool:
+    def _lack(self, job: Job, size: int, device: str, there: Collection[Job]) -> str:
+        """Why a job of this size does not fit beside others on a device; "" if it does."""
         settings = self.devices[device]
-        models = {other["model"] for other in [*there, job]} - {""}
-        taken = sum(other["reserved"] for other in there)
-        return (
-            len(there) < settings.slots and len(models) <= settings.max_models and taken + job["bytes"] <= settings.budget_bytes
-        )
+        same = [other for other in there if other["task"] == job["task"] == REQUEST and other["model"] == job["model"]]
+        is_running = {other["id"] for other in there if other["state"] == "running"}
+        if len(there) >= settings.slots:
+            return "device_busy" if is_running else "clean_up"
+        if len({other["model"] for other in [*there, job]} - {""}) > settings.max_models:
+            return "max_models"
+        if same and not any(other["id"] in is_running for other in same):
+            return "clean_up"
+        if len(same) >= self.parallel:
+            return "parallel"
+        together = self._together([*((other, other["reserved"]) for other in there), (job, size)])
+        return "vram" if together > settings.budget_bytes else ""
 
     def _may_make_room(self, job: Job, queue: str) -> bool:
         """An attempt makes room for queues that its own yields to, unless it drains or has done so often enough."""

@@ -32,7 +32,7 @@ from gpuqueue.worker.output import Output
 from gpuqueue.worker.running import Attempt
 from gpuqueue.worker.site import Site
 from tests.properties.endings import BACKOFF_S
-from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, SAFE_PART, SECOND, Ended, Job
+from tests.properties.model_jobs import LEASE_S, MAX_CRASHES, PARALLEL, SAFE_PART, SECOND, Ended, Job
 
 START = 1_700_000_000_000_000 - 1_700_000_000_000_000 % (86_400 * SECOND) + 8 * 3600 * SECOND  # eight o'clock, UTC
 GB = 10**9
@@ -157,7 +157,7 @@ def open_queue(folder: Path, cards: str, clock: Clock) -> ClockedQueue:
         gpu=CARDS[cards][1],
         queues=QUEUES,
         models={name: {"vram": size} for name, size in SIZES.items()},
-        ollama={"url": "http://127.0.0.1:9", "probe_every": "5s"},
+        ollama={"url": "http://127.0.0.1:9", "probe_every": "5s", "num_parallel": PARALLEL},
     )
     gq = ClockedQueue(config=config, plugins=[Sizes()], discover_plugins=False)
     gq.clock = clock

@@ -9,7 +9,7 @@ from hypothesis.stateful import precondition
 
 from gpuqueue.domain.answers import Demand, Placement
 from tests.properties.endings import ENDINGS
-from tests.properties.offers import COMPUTING_JOBS
+from tests.properties.offers import COMPUTING_JOBS, REQUESTS
 from tests.properties.play import ANY_END, PICK, Play, choose, step
 from tests.properties.scene import GB, ON_DEVICES, PLAIN, PlayedWorker, is_preemptible
 from tests.store.rows import job_of
@@ -71,7 +71,13 @@ class Workers(Play):
             self.proposes(choose(self.workers, pick), choose(on_devices, other), device, reserved)
 
     @precondition(lambda self: any(attempt.lease.placement for worker in self.workers for attempt in worker.running))
-    @step(pick=PICK, jobs=st.lists(COMPUTING_JOBS, min_size=1, max_size=2), how=ANY_END, reserved=RESERVED, prunes=st.booleans())
+    @step(
+        pick=PICK,
+        jobs=st.lists(COMPUTING_JOBS | REQUESTS, min_size=1, max_size=2),
+        how=ANY_END,
+        reserved=RESERVED,
+        prunes=st.booleans(),
+    )
     def memory_is_still_coming_back(self, pick: int, jobs: list[Any], how: str, reserved: int, prunes: bool) -> None:
         """An attempt on a device has ended and is not cleaned up, when its job is pruned and a claim asks for the device."""
         placed = [(worker, attempt) for worker in self.workers for attempt in worker.running if attempt.lease.placement]

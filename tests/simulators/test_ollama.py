@@ -25,6 +25,8 @@ from gpuqueue.simulators.ollama import (
     expected_embedding,
 )
 from gpuqueue.simulators.ollama.__main__ import main
+from gpuqueue.simulators.ollama.options import runner_options
+from gpuqueue.simulators.ollama.scheduler import Resident
 from gpuqueue.testing.waiting import DEADLINE_S, wait_until
 from tests.processes import started
 
@@ -470,6 +472,50 @@ def test_requests_for_one_model_are_computed_one_after_another(bench: Bench) -> 
         assert "".join(line["response"] for line in lines(answered.result())) == expected_answer(OTHER, f"prompt {number}")
     assert bench.loads() == ["other:latest"]
     assert bench.card.overlap_count == 0
+
+
+@pytest.fixture
+def two_slots() -> Iterator[Bench]:
+    bench = Bench(OllamaSimulator(SimulatedCard(speed=FAST), MODELS, num_parallel=2).start())
+    yield bench
+    bench.close()
+
+
+def test_a_model_with_two_slots_answers_two_requests_at_once_and_the_third_waits(two_slots: Bench) -> None:
+    bench = two_slots
+    bench.ollama.faults.add("stall", model="other", count=2, after_tokens=1)
+    with bench.open("/api/generate", {"model": "other", "prompt": "a"}) as first, first.makefile("rb") as said:
+        assert any(b'"response"' in line for line in said)
+        with bench.open("/api/generate", {"model": "other", "prompt": "b"}) as second, second.makefile("rb") as also_said:
+            assert any(b'"response"' in line for line in also_said)
+            assert len(bench.card.computing_now) == 2
+            third = bench.later("other", "c")
+        assert third.result().status_code == 200, "a slot is free again"
+    wait_until(lambda: not bench.card.computing_now)
+    _, of_second, of_third = sorted(
+        (entry for entry in bench.card.compute_log if entry.kind == "generate"), key=lambda entry: entry.request
+    )
+    assert of_second.ended_s <= of_third.started_s
+    assert bench.card.overlap_count == 0
+    assert bench.loads() == ["other:latest"]
+
+
+def test_each_slot_has_its_own_context_and_models_that_only_embed_have_one(two_slots: Bench) -> None:
+    two_slots.load(GEMMA)
+    two_slots.load(NOMIC)
+    there = two_slots.residents()
+    assert there[GEMMA]["size"] == 4_500_000_000 + 4096 * GEMMA4_E4B.context_token_bytes
+    assert there[GEMMA]["context_length"] == 4096
+    assert there["nomic-embed-text:latest"]["size"] == 500_000_000
+    assert [ModelSpec("x", 1, family=family).slots(4) for family in ("gemma4", "qwen35", "mllama")] == [4, 1, 1]
+
+
+def test_requests_at_once_slow_each_other_down_by_less_than_their_number() -> None:
+    resident = Resident(OTHER, runner_options(OTHER, {}, True), "other", 1, 1, 0.0, slots=2)
+    alone = resident.slowdown
+    resident.turns.extend("abc")
+    assert alone == 1.0
+    assert resident.slowdown == pytest.approx(2 / 2**0.6), "the third waits"
 
 
 def test_two_models_at_once_are_an_overlap(bench: Bench) -> None:
@@ -1014,7 +1060,7 @@ def test_it_stops_with_connections_open_and_may_be_stopped_twice() -> None:
     ("make", "words"),
     [
         (lambda: OllamaSimulator(SimulatedCard(speed=2), speed=3), "the card's speed is 2"),
-        (lambda: OllamaSimulator(max_loaded=0), "max_loaded and max_queue must be 1 or more"),
+        (lambda: OllamaSimulator(max_loaded=0), "max_loaded must be 1 or more, not 0"),
         (lambda: OllamaSimulator(models=[OTHER, ModelSpec("other:latest", 1)]), "two models are named 'other:latest'"),
         (lambda: OllamaSimulator(models=[ModelSpec("a b", 1)]), "'a b' is not a model name"),
         (lambda: OllamaSimulator(models=[ModelSpec("a", 0)]), "bytes, tokens_per_s and layer_count must be greater than 0"),

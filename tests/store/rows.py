@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gpuqueue.domain.answers import Demand, Placement
@@ -63,20 +64,20 @@ class Rows:
         self.store.queues.ensure(name)
         return self.queues[name]
 
-    def rules(self, *held: str) -> ClaimRules:
-        return ClaimRules(frozenset(held), dict(self.queues), CARD.budget_bytes)
+    def rules(self, *held: str, parallel: Mapping[str, int] = MappingProxyType({})) -> ClaimRules:
+        return ClaimRules(frozenset(held), dict(self.queues), CARD.budget_bytes, parallel)
 
     def enqueue(self, queue: str = "work", *, s: float = 0, due_s: float | None = None, **options: Any) -> int:
         if queue not in self.queues:
             self.queue(queue)
         if "expires_s" in options:
             options["expires_at_us"] = at(options.pop("expires_s"))
-        arguments = options.pop("arguments", "{}")
+        arguments, task = options.pop("arguments", "{}"), options.pop("task", "app.task")
         if due_s is not None:
             options["scheduled_at_us"] = at(due_s)
         plain = {name: options.pop(name) for name in ("priority", "max_attempts") if name in options}
         extras = Extras(**options) if options else None
-        return self.store.jobs.enqueue(NewJob(queue, "app.task", arguments, at(s), **plain, extras=extras))
+        return self.store.jobs.enqueue(NewJob(queue, task, arguments, at(s), **plain, extras=extras))
 
     def enqueue_sized(self, queue: str, gb: float, model: str = "", **options: Any) -> int:
         job_id = self.enqueue(queue, **options)
@@ -109,7 +110,7 @@ class Rows:
 
     def place(
         self, job_id: int, gb: float | None = None, *, s: float = 0, device: DeviceSettings = CARD, held: Sequence[str] = (),
-        worker: str | None = None, seen: Job | None = None, **more: Any,
+        worker: str | None = None, seen: Job | None = None, parallel: int | None = None, **more: Any,
     ) -> Lease | None:  # fmt: skip
         job = seen or self.job(job_id)
         return self.store.attempts.claim_placed(
@@ -118,7 +119,7 @@ class Rows:
             worker_id=self._own(worker),
             queue=self.queues[job.queue],
             device=device,
-            rules=self.rules(*held),
+            rules=self.rules(*held, parallel={} if parallel is None else {device.name: parallel}),
             now_us=at(s),
             **more,
         )

@@ -9,7 +9,9 @@ from typing import NamedTuple
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob, hookimpl
 from gpuqueue.domain.answers import Preemption
 from gpuqueue.domain.estimates import left_s
+from gpuqueue.domain.model_health import parallel
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import Share, lack
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import format_duration
 from gpuqueue.domain.view import DeviceView, Reservation, View
@@ -53,7 +55,7 @@ def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Pree
     victims: list[Preemption] = []
     left = list(device.reservations)
     for item in sorted(running, key=lambda item: item.started_at or view.now, reverse=True):
-        if _fits(waiting, device, left):
+        if _fits(waiting, device, left, view):
             break
         moment = weigh(item, waiting, device, view).at
         if moment is None:
@@ -61,16 +63,12 @@ def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Pree
         left.remove(item)
         if not item.preempt_requested:
             victims.append(Preemption(item.job_id, item.lease, waiting.job.id, moment if moment > view.now else None))
-    return victims if _fits(waiting, device, left) else None
+    return victims if _fits(waiting, device, left, view) else None
 
 
-def _fits(waiting: WaitingJob, device: DeviceView, left: Sequence[Reservation]) -> bool:
-    models = {item.model for item in left if item.model} | ({waiting.demand.model} if waiting.demand.model else set())
-    return (
-        len(left) < device.settings.slots
-        and len(models) <= device.settings.max_models
-        and sum(item.reserved_bytes for item in left) + waiting.demand.vram_bytes <= device.settings.budget_bytes
-    )
+def _fits(waiting: WaitingJob, device: DeviceView, left: Sequence[Reservation], view: View) -> bool:
+    share = Share(waiting.job.task, waiting.demand.model, waiting.demand.vram_bytes)
+    return lack(device.settings, share, left, parallel=parallel(share.model, device, view)) is None
 
 
 def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View) -> Weighed:

@@ -79,7 +79,7 @@ class Residents:
 
     @hookimpl
     def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
-        """Evict the other models when they are too many or leave too little of the budget, and verify the release."""
+        """Evict other models that no job uses when all are too many or leave too little of the budget; verify the release."""
         lease, device = details.lease, details.device
         if details.backend is None:
             self._note_free(details)
@@ -97,13 +97,15 @@ class Residents:
         others = [resident for resident in residents if full_name(resident.model) != wanted]
         needed_bytes = _bytes(mine) or _reserved_bytes(lease)
         too_many = len(others) + bool(wanted) > device.max_models
-        if others and (too_many or _bytes(others) + needed_bytes > device.budget_bytes):
+        in_use = {full_name(model) for model in details.in_use}
+        idle = [resident for resident in others if full_name(resident.model) not in in_use]
+        if idle and (too_many or _bytes(others) + needed_bytes > device.budget_bytes):
             try:
                 began_s = self._clock()
-                self._evict(place, others, needed_bytes=0 if mine else needed_bytes)
+                self._evict(place, idle, needed_bytes=0 if mine else needed_bytes)
             except _Stopped:
                 raise AttemptInterrupted from None
-            _tell_evicted(lease, others, device, self._clock() - began_s)
+            _tell_evicted(lease, idle, device, self._clock() - began_s)
         if not mine:
             self._note_free(details)
 
@@ -119,7 +121,7 @@ class Residents:
     def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
         """Keep the job's model when it is still wanted; else unload it and wait until its memory is free again.
 
-        Kept: while the device's `keep_warm_s` is above 0, or when the next job needs the same model.
+        Kept: when another running job uses it, while the device's `keep_warm_s` is above 0, or when the next job needs it.
         Verified: Ollama no longer lists the model (or nothing listens there), and the driver's free memory rose by what the
         model held, or to its value before the attempt. When neither is known, free memory has not risen for `settle_s`.
         Without a driver only `settle_s` passes, and `detail` says so.
@@ -159,6 +161,9 @@ class Residents:
             return False, f"Ollama did not list its loaded models within {format_duration(backend.release_s)}: {seen.error}"
         mine = seen.loaded(names)
         seen.observed_bytes = _observed(mine, free_before_attempt, free_bytes)
+        if details.shared_with:
+            jobs = ", ".join(f"job {job_id}" for job_id in details.shared_with)
+            return True, f"{lease.model} stays loaded on {place.device.name}: in use by {jobs}"
         if mine and not details.orphaned:
             if place.device.keep_warm_s > 0:
                 keep_warm = format_duration(place.device.keep_warm_s)

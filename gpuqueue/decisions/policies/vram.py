@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.domain.answers import Demand, Placement, Wait
 from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of, whole_budget
-from gpuqueue.domain.model_health import health, known_bytes
+from gpuqueue.domain.model_health import health, known_bytes, parallel
 from gpuqueue.domain.models import VERBS, full_name
+from gpuqueue.domain.room import Lack, Share, lack, taken_bytes
 from gpuqueue.domain.units import counted, format_duration, format_size
-from gpuqueue.domain.view import DeviceView, View
+from gpuqueue.domain.view import DeviceView, Reservation, View
 
 
 class Memory:
@@ -41,7 +43,7 @@ class Memory:
         devices = [item for item in devices if demand.vram_bytes <= item.settings.budget_bytes] or devices[:1]
         waits = []
         for device in devices:
-            wait = backend_away(device, demand.model, queue, view) or _wait(device, demand, view)
+            wait = backend_away(device, demand.model, queue, view) or _wait(device, details.job.task, demand, view)
             if wait is None:
                 return Placement(device.settings.name, demand.vram_bytes)
             waits.append(wait)
@@ -59,7 +61,7 @@ def _no_device(details: PlaceJobDetails) -> Wait:
     return Wait("no_device", f"unknown device {wanted!r}. Devices: {names}")
 
 
-def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
+def _wait(device: DeviceView, task: str, demand: Demand, view: View) -> Wait | None:
     """Return why the job cannot start on this device now; None when it can."""
     settings = device.settings
     if demand.vram_bytes > settings.budget_bytes:
@@ -67,42 +69,52 @@ def _wait(device: DeviceView, demand: Demand, view: View) -> Wait | None:
         return Wait("never_fits", f"{needs}. Raise [gpu] budget or use a smaller model")
     if device.reading is not None and device.reading.lost is not None:
         return Wait("device_lost", f"{settings.name} cannot be read: {device.reading.lost}")
-    running = [item for item in device.reservations if item.running]
-    cleaning = [item for item in device.reservations if not item.running]
-    if len(device.reservations) >= settings.slots:
-        if running:
-            jobs = ", ".join(
-                f"job {item.job_id} ({item.queue})" + (", which is being preempted" if item.preempt_requested else "")
-                for item in running
-            )
-            return Wait("device_busy", f"{settings.name} is running {jobs}", ends_with_jobs=True)
-        jobs = " and ".join(f"job {item.job_id}'s" for item in cleaning)
+    share = Share(task, demand.model, demand.vram_bytes)
+    at_once = parallel(demand.model, device, view)
+    found = lack(settings, share, device.reservations, parallel=at_once)
+    return _wait_for_others(device, share, view) if found is None else _wait_for_jobs(found, device, share, at_once)
+
+
+def _wait_for_jobs(found: Lack, device: DeviceView, share: Share, at_once: int) -> Wait:
+    """Say what a device lacks for a job until others end."""
+    settings, there = device.settings, device.reservations
+    running = [item for item in there if item.running]
+    same = [item for item in there if full_name(item.model) == full_name(share.model)]
+    if found == "slots" and running:
+        return Wait("device_busy", f"{settings.name} is running {_jobs(running)}", ends_with_jobs=True)
+    if found in ("slots", "clean_up"):
+        jobs = " and ".join(f"job {item.job_id}'s" for item in (there if found == "slots" else same))
         return Wait("clean_up", f"waiting for {jobs} memory on {settings.name} to be released", ends_with_jobs=True)
-    models = {item.model for item in device.reservations if item.model} - {demand.model}
-    if demand.model and len(models) + 1 > settings.max_models:
-        return Wait(
-            "max_models",
-            f"{settings.name} is running {', '.join(sorted(models))} and holds at most {counted(settings.max_models, 'model')}",
-            ends_with_jobs=True,
-        )
+    if found == "max_models":
+        models = ", ".join(sorted({item.model for item in there if item.model and item not in same}))
+        at_most = counted(settings.max_models, "model")
+        return Wait("max_models", f"{settings.name} is running {models} and holds at most {at_most}", ends_with_jobs=True)
+    if found == "parallel":
+        at_most = f"{share.model} runs at most {counted(at_once, 'job')} at once"
+        return Wait("parallel", f"{at_most}; {settings.name} is running {_jobs(same)}", ends_with_jobs=True)
     left_bytes = settings.budget_bytes - device.reserved_bytes
-    if demand.vram_bytes > left_bytes:
-        return Wait(
-            "vram",
-            f"needs {format_size(demand.vram_bytes)}; {format_size(left_bytes)} of {settings.name}'s budget is free",
-            ends_with_jobs=True,
-        )
-    return _wait_for_others(device, demand, view)
+    return Wait(
+        "vram",
+        f"needs {format_size(share.reserved_bytes)}; {format_size(left_bytes)} of {settings.name}'s budget is free",
+        ends_with_jobs=True,
+    )
 
 
-def _wait_for_others(device: DeviceView, demand: Demand, view: View) -> Wait | None:
+def _jobs(items: Sequence[Reservation]) -> str:
+    asked = {True: ", which is being preempted", False: ""}
+    return ", ".join(f"job {item.job_id} ({item.queue}){asked[item.preempt_requested]}" for item in items)
+
+
+def _wait_for_others(device: DeviceView, share: Share, view: View) -> Wait | None:
     """Return a wait when other programs hold memory that the job needs, whatever the budget allows."""
     reading = device.reading
-    available_bytes = available(device, demand.model)
-    if not demand.vram_bytes or reading is None or available_bytes is None or reading.age_s(view.now) > FRESH_S:
+    available_bytes = available(device, share.model)
+    more_bytes = taken_bytes((share, *device.reservations)) - device.reserved_bytes
+    if not more_bytes or reading is None or available_bytes is None or reading.age_s(view.now) > FRESH_S:
         return None
-    mine = [item for item in device.residents if demand.model and full_name(item.model) == full_name(demand.model)]
-    needed_bytes = max(0, demand.vram_bytes - vram_of(mine)) + device.settings.min_free_bytes
+    idle = {full_name(share.model)} - {full_name(item.model) for item in device.reservations}
+    mine = [item for item in device.residents if full_name(item.model) in idle]
+    needed_bytes = max(0, more_bytes - vram_of(mine)) + device.settings.min_free_bytes
     if available_bytes >= needed_bytes:
         return None
     return Wait(

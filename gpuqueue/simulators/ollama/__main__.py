@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=_count, help="the card's temperature in °C (rises with its work)")
     parser.add_argument("--max-loaded", type=_count, default=DEFAULT_MAX_LOADED, help=f"models at once ({DEFAULT_MAX_LOADED})")
     parser.add_argument("--max-queue", type=_count, default=DEFAULT_MAX_QUEUE, help=f"waiting requests ({DEFAULT_MAX_QUEUE})")
+    parser.add_argument("--num-parallel", type=_count, default=1, help="requests of one model at once (1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of loading times and memory delays (0)")
     parser.add_argument("--port-file", help="write the port to this file once it listens")
     return parser
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         control_port=given.control_port,
         max_loaded=given.max_loaded,
         max_queue=given.max_queue,
+        num_parallel=given.num_parallel,
         seed=given.seed,
     )
     ended = threading.Event()

@@ -160,7 +160,6 @@ class Speaker:
         began_ns = time.monotonic_ns()
         with self._card.part(resident.owner, request=call.request, kind="prompt"):
             exchange.pause(self._prefill_s(resident, answer.prompt_token_count))
-        token_s = self._card.real_seconds(resident.slowdown / resident.spec.tokens_per_s)
         first_ns = time.monotonic_ns()
         steps = [(token, True) for token in answer.thinking] + [(token, False) for token in answer.tokens]
         stops_after = min(fault.after_tokens, len(steps)) if fault else -1
@@ -169,7 +168,7 @@ class Speaker:
             for place, (token, thinking) in enumerate(steps):
                 if place == stops_after:
                     self._stop_midway(exchange, resident, fault)
-                due_s += token_s
+                due_s += self._card.real_seconds(resident.slowdown / resident.spec.tokens_per_s)
                 exchange.pause(due_s - time.monotonic())
                 if self._card.lost or resident.dead:
                     self._crash(resident)
@@ -197,7 +196,7 @@ class _Computing:
         self._scheduler = scheduler
         self._resident = resident
         self._turn = scheduler.turn(resident, call)
-        self._use = card.computing(resident.owner, request=call.request, kind=kind)
+        self._use = card.computing(resident.owner, request=call.request, kind=kind, together=resident.slots > 1)
 
     def __enter__(self) -> None:
         self._turn.__enter__()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from gpuqueue.simulators.ollama.rendering import Renderer
 
 DEFAULT_NUM_CTX = 4096
+# Ollama runs these families, and models that only embed, with one slot.
+_SINGLE_FAMILIES = ("mllama", "qwen35", "qwen3next", "qwen3vl", "lfm2", "nemotron_h")
 _NAME = re.compile(r"(?:[A-Za-z0-9_][\w.:-]*/)?(?:[A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w.-]*(?::[A-Za-z0-9_][\w.-]*)?\Z", re.ASCII)
 
 
@@ -95,9 +97,13 @@ class ModelSpec:
         """Return the context that a runner gets, in tokens: the requested one, at most the model's own."""
         return min(num_ctx if num_ctx and num_ctx > 0 else DEFAULT_NUM_CTX, self.context_length)
 
-    def needed_bytes(self, num_ctx: int) -> int:
-        """Return the memory that the model needs on the card at an effective `num_ctx`."""
-        return max(self.bytes // 2, self.bytes + (num_ctx - self.effective_num_ctx(None)) * self.context_token_bytes)
+    def slots(self, num_parallel: int) -> int:
+        """Return how many requests a runner takes at once where the server was started for `num_parallel`."""
+        return 1 if "completion" not in self.capabilities or self.family in _SINGLE_FAMILIES else num_parallel
+
+    def needed_bytes(self, num_ctx: int, slots: int = 1) -> int:
+        """Return the memory that the model needs on the card at an effective `num_ctx`, which each slot has for itself."""
+        return max(self.bytes // 2, self.bytes + (num_ctx * slots - self.effective_num_ctx(None)) * self.context_token_bytes)
 
     def show_info(self) -> dict[str, object]:
         """Return `model_info` of `/api/show`."""

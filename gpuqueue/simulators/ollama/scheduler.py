@@ -7,6 +7,7 @@ request ── a resident suits ────────────────
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -29,6 +30,8 @@ PAGE_CACHE_BYTES_PER_S = 8e9
 RECOVERY_LIMIT_S = 5.0
 SLOW_UNLOAD_S = 8.0
 CPU_SLOWDOWN = 7.0
+# An assumption: n requests at once write n to the power of 0.6 times as many tokens in all as one does.
+BATCHING = 0.6
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 _TERMINATED = "llama-server process has terminated: exit status 1: "
@@ -52,6 +55,7 @@ class Resident:
     size_bytes: int
     vram_bytes: int
     keep_alive_s: float
+    slots: int = 1
     loading: bool = True
     dead: bool = False
     users: int = 0
@@ -61,9 +65,10 @@ class Resident:
 
     @property
     def slowdown(self) -> float:
-        """How many times longer a token takes because of the layers that are on the CPU; 1.0 if none are."""
+        """How many times longer a token takes because of layers on the CPU and other requests; 1.0 if there are none."""
         on_cpu = 1.0 - self.vram_bytes / self.size_bytes
-        return 1.0 + on_cpu * (CPU_SLOWDOWN - 1.0)
+        at_once = max(1, min(len(self.turns), self.slots))
+        return (1.0 + on_cpu * (CPU_SLOWDOWN - 1.0)) * math.pow(at_once, 1.0 - BATCHING)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,11 +87,14 @@ class Call:
 class Scheduler:
     """Brings requests and residents together as Ollama does: first come, first served, without any fairness."""
 
-    def __init__(self, card: SimulatedCard, faults: Faults, *, max_loaded: int, max_queue: int, seed: int) -> None:
+    def __init__(
+        self, card: SimulatedCard, faults: Faults, *, max_loaded: int, max_queue: int, num_parallel: int, seed: int
+    ) -> None:
         self._card = card
         self._faults = faults
         self._max_loaded = max_loaded
         self._max_queue = max_queue
+        self._num_parallel = num_parallel
         self._random = random.Random(seed)
         self._changed = threading.Condition()
         self._residents: dict[str, Resident] = {}
@@ -161,14 +169,16 @@ class Scheduler:
 
     @contextmanager
     def turn(self, resident: Resident, call: Call) -> Iterator[None]:
-        """Hold the runner's only slot for the block; first come, first served.
+        """Hold one of the runner's slots for the block; first come, first served.
 
         Raises: ClientGone.
         """
         with self._changed:
             resident.turns.append(call)
             try:
-                self._changed.wait_for(lambda: call.exchange.gone.is_set() or resident.turns[0] is call)
+                self._changed.wait_for(
+                    lambda: call.exchange.gone.is_set() or call in itertools.islice(resident.turns, resident.slots)
+                )
                 if call.exchange.gone.is_set():
                     raise ClientGone
             except BaseException:
@@ -317,14 +327,17 @@ class Scheduler:
     def _victim(self, call: Call) -> Resident | None:
         others = list(self._residents.values())
         room = self._card.total_bytes - self._card.reserved_bytes - sum(r.vram_bytes for r in others)
-        if not others or (len(others) < self._max_loaded and call.spec.needed_bytes(call.options.num_ctx) <= room):
+        if not others or (len(others) < self._max_loaded and self._needed_bytes(call) <= room):
             return None
         idle = [r for r in others if r.users == 0]
         return min(idle or others, key=lambda r: r.keep_alive_s)
 
+    def _needed_bytes(self, call: Call) -> int:
+        return call.spec.needed_bytes(call.options.num_ctx, call.spec.slots(self._num_parallel))
+
     def _begin_load(self, call: Call) -> Resident | None:
         spec, options = call.spec, call.options
-        size = spec.needed_bytes(options.num_ctx)
+        size = self._needed_bytes(call)
         wanted_layers = spec.layer_count if options.num_gpu < 0 else min(options.num_gpu, spec.layer_count)
         owner = f"{spec.tagged_name}#{next(self._numbers)}"
         while True:
@@ -340,7 +353,7 @@ class Scheduler:
         if layers < wanted_layers:
             self._card.note_spill()
         keep_alive_s = DEFAULT_KEEP_ALIVE_S if call.keep_alive_s is None else call.keep_alive_s
-        resident = Resident(spec, options, owner, size, vram, keep_alive_s)
+        resident = Resident(spec, options, owner, size, vram, keep_alive_s, slots=spec.slots(self._num_parallel))
         self._residents[spec.tagged_name] = resident
         return resident
 

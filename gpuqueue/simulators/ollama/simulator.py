@@ -50,7 +50,7 @@ class OllamaSimulator:
     card: created with `speed` unless given; a given card has its own speed.
     models: the models it has, instead of gemma4:e4b and nomic-embed-text.
     port, control_port: 0 takes a free one, which stays the same through outages.
-    max_loaded, max_queue: OLLAMA_MAX_LOADED_MODELS and OLLAMA_MAX_QUEUE.
+    max_loaded, max_queue, num_parallel: OLLAMA_MAX_LOADED_MODELS, OLLAMA_MAX_QUEUE and OLLAMA_NUM_PARALLEL.
     Every simulated duration is divided by the speed: loads, tokens, keep_alive, memory release. Reported durations and
     `expires_at` are in real time, as a client would measure them.
     """
@@ -66,17 +66,20 @@ class OllamaSimulator:
         speed: float = 1.0,
         max_loaded: int = DEFAULT_MAX_LOADED,
         max_queue: int = DEFAULT_MAX_QUEUE,
+        num_parallel: int = 1,
         seed: int = 0,
     ) -> None:
         if card is not None and speed not in (1.0, card.speed):
             raise ValueError(f"the card's speed is {card.speed}; give speed={speed} to the card instead")
-        if max_loaded < 1 or max_queue < 1:
-            raise ValueError(f"max_loaded and max_queue must be 1 or more, not {max_loaded} and {max_queue}")
+        counts = {"max_loaded": max_loaded, "max_queue": max_queue, "num_parallel": num_parallel}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be 1 or more, not {count}")
         self.card = card if card is not None else SimulatedCard(speed=speed, seed=seed)
         self.faults = Faults()
         self._served: deque[Served] = deque(maxlen=_SERVED_LENGTH)
         self._models = by_tagged_name(models.values() if isinstance(models, Mapping) else models)
-        self._scheduler = Scheduler(self.card, self.faults, max_loaded=max_loaded, max_queue=max_queue, seed=seed)
+        self._scheduler = Scheduler(self.card, self.faults, **counts, seed=seed)
         self._api = Api(self.card, self._models, self._scheduler, self.faults)
         self._host = host
         self._port = port

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpuqueue.domain import transitions
 from gpuqueue.domain.answers import Placement
 from gpuqueue.domain.claim import MOST_SUSPECTS, Capacity, ClaimRules
+from gpuqueue.domain.estimates import ONE_AT_ONCE, model_key
 from gpuqueue.domain.job import Job, Lease, lease_of
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.outcomes import Outcome
 from gpuqueue.domain.rates import level
+from gpuqueue.domain.room import Share, lack
 from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SUSPECT, demand_class, ensure_queue, move_due
@@ -81,7 +83,8 @@ AS_PLACED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL "
     "AND demand_model = ? AND demand_bytes = ? AND demand_class > 0"
 )
-RESERVED = "SELECT device, reserved_bytes, demand_model FROM jobs WHERE device IS NOT NULL AND device = ?"
+RESERVED = "SELECT task, demand_model, reserved_bytes, state = 'running' FROM jobs WHERE device IS NOT NULL AND device = ?"
+RUNS_ALONE = "SELECT 1 FROM estimates WHERE kind = ? AND key = ?"
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
 
@@ -349,8 +352,8 @@ def claim_placed(
     starts before, because its model is loaded.
 
     Eligible: still available, with the demand that the placement was decided for, within its queue's pause, yielding and
-    concurrency, and within the device's slots, models and budget, counting every reservation without a verified clean-up;
-    nothing for a worker without a row.
+    concurrency, and within the device's slots, models and budget and its model's parallel requests, counting every reservation
+    without a verified clean-up; nothing for a worker without a row.
     Returns: the lease, or None if any of this no longer holds.
     """
     move_due(connection, now_us=now_us)
@@ -360,14 +363,12 @@ def claim_placed(
     job = to_job(connection, row, candidate)
     if queue.concurrency is not None and connection.execute(RUNNING_COUNT, (queue.name,)).fetchone()[0] >= queue.concurrency:
         return None
-    reserved = connection.execute(RESERVED, (device.name,)).fetchall()
-    models = {full_name(model) for model in (job.model, *(item[2] for item in reserved)) if model}
-    if (
-        len(reserved) >= device.slots
-        or len(models) > device.max_models
-        or sum(taken for _, taken, _ in reserved) + placement.reserved_bytes > device.budget_bytes
-        or rate_level(connection, queue, now_us=now_us) < 1
-    ):
+    reserved = [Share(*row) for row in connection.execute(RESERVED, (device.name,))]
+    parallel = rules.parallel.get(device.name, device.slots)
+    if parallel > 1 and reserved and connection.execute(RUNS_ALONE, (ONE_AT_ONCE, model_key(job.model))).fetchone():
+        parallel = 1
+    share = Share(job.task, job.model, placement.reserved_bytes)
+    if lack(device, share, reserved, parallel=parallel) or rate_level(connection, queue, now_us=now_us) < 1:
         return None
     place = (device.name, placement.reserved_bytes, int(preemptible), int(continues))
     if connection.execute(TAKE_DEVICE, (worker_id, now_us, *place, candidate.id, worker_id)).rowcount == 0:
@@ -382,11 +383,11 @@ def claim_placed(
     return lease_of(job, placement, is_suspect=bool(is_suspect), now_us=now_us)
 
 
-def _loaded(connection: Statements, device: str, reserved: Iterable[tuple[str, int, str]]) -> set[str]:
+def _loaded(connection: Statements, device: str, reserved: Iterable[Share]) -> set[str]:
     """Return the models on a device: those of its reservations, and those last seen there."""
     row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
     seen = json.loads(row[0]) if row is not None and row[0] else ()
-    return {full_name(model) for _, _, model in reserved if model} | {full_name(item["model"]) for item in seen}
+    return {full_name(item.model) for item in reserved if item.model} | {full_name(item["model"]) for item in seen}
 
 
 def finish_and_claim(

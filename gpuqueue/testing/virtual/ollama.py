@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ START_S = (0.5, 1.5)
 PAGE_CACHE_BYTES_PER_S = 8e9
 RELEASE_S = (0.5, 1.5)
 PREFILL_SPEEDUP = 30.0  # of reading over writing; 10 to 30 were measured, the more the smaller the model
+LOAD_STEP_S = 0.1  # between two looks at a load that another request waits for too
+STEP_S = 1.0  # of writing, between two reports of what is written
+# An assumption: n requests at once write n to the power of 0.6 times as many tokens in all as one does.
+BATCHING = 0.6
 
 Kind = Literal["load", "prompt", "decode", "release"]
 
@@ -46,18 +51,25 @@ class Interval(NamedTuple):
 
 @dataclass(slots=True)
 class _Runner:
-    """A loaded model, with what its prompt cache holds: {request: tokens}."""
+    """A model that is loaded or loading, with what its prompt cache holds: {request: tokens}."""
 
     model: VirtualModel
+    is_loading: bool
     cache: dict[str, int] = field(default_factory=dict)
     request_count: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How many tokens each of its requests writes in a second now."""
+        return self.model.tokens_per_s / math.pow(max(1, self.request_count), 1.0 - BATCHING)
 
 
 class VirtualOllama:
     """One server on one card.
 
-    `prompt_cache`: a runner keeps what it has read and written, per request, while it is loaded. Its methods are called in
-    threads of `time`.
+    `prompt_cache`: a runner keeps what it has read and written, per request, while it is loaded. `num_parallel`: the requests
+    that a runner takes at once; a model's size includes a context for each. One more, or one for another model, is counted as an
+    overlap. Its methods are called in threads of `time`.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class VirtualOllama:
         *,
         total_bytes: int = 8 * 10**9,
         prompt_cache: bool = True,
+        num_parallel: int = 1,
         seed: int = 1,
     ) -> None:
         self.models = {full_name(model.name): model for model in models}
@@ -76,6 +89,7 @@ class VirtualOllama:
         self.time = time
         self._total_bytes = total_bytes
         self._prompt_cache = prompt_cache
+        self._num_parallel = num_parallel
         self._random = random.Random(seed)
         self._runners: dict[str, _Runner] = {}
         self._releasing_bytes = 0
@@ -92,7 +106,7 @@ class VirtualOllama:
     def unload(self, model: str) -> None:
         """Unload a model that no request uses; its memory comes back later."""
         runner = self._runners.get(full_name(model))
-        if runner is None or runner.request_count:
+        if runner is None or runner.request_count or runner.is_loading:
             return
         del self._runners[full_name(model)]
         size, began_s = runner.model.size_bytes, self.time.now_s
@@ -135,7 +149,8 @@ class VirtualOllama:
         runner = self._runner(owner, full_name(model), stop)
         if runner is None:
             return False
-        if any(other.request_count for other in self._runners.values()):
+        others = (other.request_count or other.is_loading for other in self._runners.values() if other is not runner)
+        if runner.request_count >= self._num_parallel or any(others):
             self.overlap_count += 1
         runner.request_count += 1
         try:
@@ -160,20 +175,24 @@ class VirtualOllama:
 
     def _runner(self, owner: str, name: str, stop: Signal) -> _Runner | None:
         """Return the model's runner, which is loaded if need be, or None if `stop` was set before."""
-        if name in self._runners:
-            return self._runners[name]
+        while name in self._runners:
+            if not self._runners[name].is_loading:
+                return self._runners[name]
+            if stop.wait(LOAD_STEP_S):  # another request has it loaded, which may be given up
+                return None
         model = self.models[name]
         while self._used_bytes + model.size_bytes > self._total_bytes:
             for other in list(self._runners):
                 self.unload(other)
             self._released.clear()
             self._released.wait()
-        runner = self._runners[name] = _Runner(model)
-        runner.request_count = 1
+        if name in self._runners:
+            return self._runner(owner, name, stop)
+        runner = self._runners[name] = _Runner(model, is_loading=True)
         self.peak_bytes = max(self.peak_bytes, self._used_bytes)
         load_s = self._random.uniform(*START_S) + model.size_bytes / PAGE_CACHE_BYTES_PER_S
         is_stopped = self._use(owner, model, "load", load_s, stop) < load_s
-        runner.request_count = 0
+        runner.is_loading = False
         if is_stopped:
             self.unload(name)
             return None
@@ -189,24 +208,28 @@ class VirtualOllama:
         written: Callable[[int], None],
     ) -> bool:
         model, known = runner.model, runner.cache.get(owner, 0)
-        prefill_rate = PREFILL_SPEEDUP * model.tokens_per_s
-        prompt_s = max(0, prompt_tokens - known) / prefill_rate
+        prompt_s = max(0, prompt_tokens - known) / (PREFILL_SPEEDUP * runner.tokens_per_s)
         if self._use(owner, model, "prompt", prompt_s, stop, prompt_tokens) < prompt_s:
             return False
         began_s, count = self.time.now_s, 0
+        since_s, before, rate = began_s, 0, runner.tokens_per_s
 
         def look() -> None:
-            nonlocal count
-            count = min(output_tokens, round((self.time.now_s - began_s) * model.tokens_per_s))
+            nonlocal count, since_s, before, rate
+            count = min(output_tokens, before + round((self.time.now_s - since_s) * rate))
+            if rate != runner.tokens_per_s:  # another request has begun or ended since the last look
+                since_s, before, rate = self.time.now_s, count, runner.tokens_per_s
             written(count)
 
         self._writing[owner] = look
         try:
-            for tokens in (min(1, output_tokens), output_tokens):  # the first one is told of when it comes
-                stop.wait(began_s + tokens / model.tokens_per_s - self.time.now_s)
+            step_s = 1 / rate  # the first one is told of when it comes
+            while count < output_tokens and not stop.is_set():
+                stop.wait(min(step_s, (output_tokens - count) / rate))
                 look()
+                step_s = math.inf if self._num_parallel == 1 else STEP_S
         except Closed:
-            count = round((self.time.now_s - began_s) * model.tokens_per_s)
+            count = before + round((self.time.now_s - since_s) * rate)
             self.intervals.append(Interval(began_s, self.time.now_s, "decode", model.name, owner, count))
             raise
         del self._writing[owner]

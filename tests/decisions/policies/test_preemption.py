@@ -13,7 +13,7 @@ from gpuqueue.domain.answers import Demand, Preemption
 from gpuqueue.domain.estimates import OUTPUT_RATE, model_key
 from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.domain.yielding import yielded_to
-from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, job, reservation, view
+from gpuqueue.testing.views import BATCH, GB, GPU0, MAIL, NOW, REALTIME, backend, job, reservation, view
 
 GEMMA = Demand(4_500_000_000, "gemma4:e4b")
 RUNNING = replace(
@@ -23,7 +23,13 @@ RUNNING = replace(
 
 def chosen(*running, waiting=None, device=GPU0, batch=BATCH, estimates=None, seen=None):
     device = replace(seen or DeviceView(device), reservations=running)
-    seen = view(QueueView(REALTIME), QueueView(batch), QueueView(MAIL), devices=(device,))
+    seen = view(
+        QueueView(REALTIME),
+        QueueView(batch),
+        QueueView(MAIL),
+        devices=(device,),
+        ollama=backend(num_parallel=device.settings.slots),
+    )
     seen = replace(seen, estimates=estimates or {})
     jobs = waiting or (WaitingJob(job(9, queue="ai-realtime", model="gemma4:e4b"), GEMMA, ("gpu0",)),)
     return Preempting().choose_preemptions(ChoosePreemptionsDetails(tuple(jobs), seen))
@@ -114,11 +120,20 @@ def test_what_gives_its_memory_back_already_is_waited_for():
 
 def test_no_more_attempts_end_than_must_and_the_youngest_first():
     three = replace(GPU0, slots=3, budget_bytes=14 * GB, max_models=3)
-    old = replace(RUNNING, job_id=1, started_at=NOW - timedelta(minutes=9))
-    young = replace(RUNNING, job_id=2, started_at=NOW - timedelta(minutes=1))
-    middle = replace(RUNNING, job_id=3, started_at=NOW - timedelta(minutes=5))
+    old = replace(RUNNING, job_id=1, model="a", started_at=NOW - timedelta(minutes=9))
+    young = replace(RUNNING, job_id=2, model="b", started_at=NOW - timedelta(minutes=1))
+    middle = replace(RUNNING, job_id=3, model="c", started_at=NOW - timedelta(minutes=5))
     assert chosen(old, young, middle, device=three) == [Preemption(2, 1, for_job=9)]
     assert chosen(old, young, device=three) == [], "there is room"
+
+
+def test_one_attempt_ends_for_a_job_of_the_same_model_and_all_that_share_another_model_do():
+    two = replace(GPU0, slots=2)
+    old = replace(RUNNING, job_id=1, started_at=NOW - timedelta(minutes=9))
+    young = replace(RUNNING, job_id=2, started_at=NOW - timedelta(minutes=1))
+    assert chosen(old, young, device=two) == [Preemption(2, 1, for_job=9)]
+    other = WaitingJob(job(9, queue="ai-realtime"), Demand(GB, "nomic-embed-text"), ("gpu0",))
+    assert chosen(old, young, device=two, waiting=[other]) == [Preemption(2, 1, for_job=9), Preemption(1, 1, for_job=9)]
 
 
 def test_nobody_is_interrupted_for_a_job_that_would_not_fit_all_the_same():

@@ -33,7 +33,7 @@ from gpuqueue.testing.waiting import DEADLINE_S
 
 GB = 10**9
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text:latest"
-SIZES = {GEMMA: 4_500_000_000, NOMIC: 500_000_000}
+SIZES = {GEMMA: 4_500_000_000, NOMIC: 500_000_000, "other:latest": 250_000_000}
 MODELS = {name: ModelSettings(name, size) for name, size in SIZES.items()}
 CONTEXT_BYTES = 457 * 2**20  # a runner holds more than Ollama says
 
@@ -164,20 +164,30 @@ class Room:
             return Reading(at, lost="GPU is lost")
         return Reading(at, total_bytes=self.card.total_bytes, free_bytes=self.card.free_bytes)
 
-    def prepare(self, model: str, *, isolated: bool = False) -> None:
+    def prepare(self, model: str, *, isolated: bool = False, in_use: frozenset[str] = frozenset()) -> None:
         self.policy.prepare_attempt(
-            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping, isolated)
+            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping, isolated, in_use)
         )
 
-    def clean_up(self, model: str = GEMMA, *, orphaned: bool = False) -> CleanUp:
-        found = self.ask_to_clean_up(model, orphaned=orphaned)
+    def clean_up(self, model: str = GEMMA, *, orphaned: bool = False, shared_with: tuple[int, ...] = ()) -> CleanUp:
+        found = self.ask_to_clean_up(model, orphaned=orphaned, shared_with=shared_with)
         assert found is not None
         return found
 
-    def ask_to_clean_up(self, model: str, *, orphaned: bool = False, isolated: bool = False) -> CleanUp | None:
+    def ask_to_clean_up(
+        self, model: str, *, orphaned: bool = False, isolated: bool = False, shared_with: tuple[int, ...] = ()
+    ) -> CleanUp | None:
         return self.policy.clean_up_attempt(
             CleanUpAttemptDetails(
-                a_lease(model), self.device, self.backend, self.read, lambda: self.next_model, self.stopping, orphaned, isolated
+                a_lease(model),
+                self.device,
+                self.backend,
+                self.read,
+                lambda: self.next_model,
+                self.stopping,
+                orphaned,
+                isolated,
+                shared_with,
             )
         )
 
@@ -256,6 +266,31 @@ def test_a_model_that_the_next_job_needs_is_not_unloaded_whatever_name_it_goes_b
 
     assert room.clean_up(NOMIC).verified
     assert room.ollama.asked == []
+
+
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_a_model_that_another_running_job_uses_is_neither_unloaded_nor_waited_for(room: Room, orphaned: bool) -> None:
+    room.ollama.load(GEMMA)
+
+    found = room.clean_up(orphaned=orphaned, shared_with=(8, 9))
+
+    assert (found.verified, found.waited_s) == (True, 0)
+    assert found.detail == "gemma4:e4b stays loaded on gpu0: in use by job 8, job 9"
+    assert [resident.model for resident in found.residents] == [GEMMA]
+    assert room.ollama.asked == []
+
+    assert room.clean_up().verified, "the last one unloads it"
+    assert room.ollama.asked == [GEMMA]
+
+
+def test_a_model_that_another_job_uses_is_not_evicted(room: Room) -> None:
+    room.allow(max_models=2, budget_bytes=5 * GB)
+    room.ollama.load(NOMIC)
+    room.ollama.load("other:latest")
+
+    room.prepare(GEMMA, in_use=frozenset({"nomic-embed-text"}))
+
+    assert room.ollama.asked == ["other:latest"]
 
 
 @pytest.mark.parametrize("next_model", ["", NOMIC])

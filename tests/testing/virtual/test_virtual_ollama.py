@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gpuqueue.testing.virtual import Signal, VirtualModel, VirtualOllama, VirtualTime
@@ -15,7 +17,7 @@ SMALL = VirtualModel("small:latest", 3 * 10**9, tokens_per_s=100.0)
 class Desk:
     """A card with two models that do not fit together, and who asks them."""
 
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, **options: Any) -> None:
         self.time = VirtualTime()
         self.ollama = VirtualOllama(self.time, [BIG, SMALL], **options)
         self.answered: list[tuple[str, bool, float]] = []
@@ -109,3 +111,16 @@ def test_a_model_in_use_is_not_unloaded_and_two_at_once_are_counted(desk: Desk) 
     desk.ask("b", BIG, at_s=6.0)
     desk.time.run()
     assert desk.ollama.overlap_count == 1
+
+
+def test_two_requests_that_a_model_takes_at_once_slow_each_other_down_and_are_no_overlap() -> None:
+    desk = Desk(num_parallel=2)
+    first, second = desk.ask("a", BIG), desk.ask("b", BIG, at_s=1.0)
+    desk.time.run()
+    assert desk.spent("b", "load") == [], "it waits for the load that has begun"
+    assert desk.ollama.overlap_count == 0
+    assert first[-1] == second[-1] == 500
+    ends_s = {owner: at_s for owner, ok, at_s in desk.answered if ok}
+    load_s, alone_s = desk.spent("a", "load")[0], 11.0
+    assert ends_s["a"] - load_s == pytest.approx(alone_s * 2**0.4, abs=1.0)
+    assert ends_s["b"] - load_s == pytest.approx(alone_s * 2**0.4, abs=1.0)
