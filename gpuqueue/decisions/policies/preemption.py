@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -61,6 +62,8 @@ def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Pree
         if moment is None:
             continue
         left.remove(item)
+        if not item.continues:
+            device = replace(device, thrown=(*device.thrown, (view.now, _ran_s(item, view))))
         if not item.preempt_requested:
             victims.append(Preemption(item.job_id, item.lease, waiting.job.id, moment if moment > view.now else None))
     return victims if _fits(waiting, device, left, view) else None
@@ -87,8 +90,7 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
         soon = view.now + timedelta(seconds=max(rest_s, LOOK_AGAIN_S))  # expected, not certain: it is looked at again then
         return Weighed(soon, f"it ends in about {_seconds(rest_s)}: stopping it would not pay (nearly_done)")
     ends = "may go on for an unknown time" if rest_s is None else f"needs about {_seconds(rest_s)} more"
-    began = item.started_at or view.now
-    ran_s = (view.now - began).total_seconds()
+    began, ran_s = item.started_at or view.now, _ran_s(item, view)
     if not item.continues:
         thrown_s = device.thrown_s(view.now)
         if thrown_s + ran_s > THROWN_S:
@@ -117,6 +119,10 @@ def _protected(waiting: WaitingJob, settings: QueueSettings, thrown_s: float, ra
         return Weighed(None, why)
     until = waiting.job.scheduled_at + timedelta(seconds=settings.protect_s)
     return Weighed(until, f"{why}, but no job waits longer than {format_duration(settings.protect_s)} for it (protect)")
+
+
+def _ran_s(item: Reservation, view: View) -> float:
+    return (view.now - (item.started_at or view.now)).total_seconds()
 
 
 def _seconds(duration_s: float) -> str:

@@ -129,11 +129,13 @@ def test_no_more_attempts_end_than_must_and_the_youngest_first():
 
 def test_one_attempt_ends_for_a_job_of_the_same_model_and_all_that_share_another_model_do():
     two = replace(GPU0, slots=2)
-    old = replace(RUNNING, job_id=1, started_at=NOW - timedelta(minutes=9))
+    old = replace(RUNNING, job_id=1, started_at=NOW - timedelta(minutes=4))
     young = replace(RUNNING, job_id=2, started_at=NOW - timedelta(minutes=1))
     assert chosen(old, young, device=two) == [Preemption(2, 1, for_job=9)]
     other = WaitingJob(job(9, queue="ai-realtime"), Demand(GB, "nomic-embed-text"), ("gpu0",))
     assert chosen(old, young, device=two, waiting=[other]) == [Preemption(2, 1, for_job=9), Preemption(1, 1, for_job=9)]
+    older = replace(old, started_at=NOW - timedelta(minutes=5.5))
+    assert chosen(older, young, device=two, waiting=[other]) == [], "more than 6 minutes would be thrown away in all"
 
 
 def test_nobody_is_interrupted_for_a_job_that_would_not_fit_all_the_same():
