@@ -20,7 +20,7 @@ SECONDS = "_s"
 # An option in code is named with its unit, and as text in the file: {option: key}.
 _KEYS = {field.name: field.name.removesuffix(SECONDS) for field in fields(QueueSettings) if field.name != "name"}
 _OPTIONS = {key: option for option, key in _KEYS.items()}
-_MAY_BE_NONE = frozenset({"concurrency", "rate", "max_attempts", "timeout_s", "priority"})
+_MAY_BE_NONE = frozenset({"concurrency", "rate", "max_attempts", "timeout_s", "priority", "max_preemptions", "protect_s"})
 
 
 def read_queue_options(

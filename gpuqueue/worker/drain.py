@@ -93,9 +93,11 @@ def _close(parts: Parts) -> None:
         site.log.stopped,
     )
     for step in steps:
-        try:
-            step()
-        except StoreError as error:  # another worker rescues what this one could not write
-            logger.warning("worker %s did not stop cleanly: %s", site.worker_id, error)
-        except BaseException as error:  # the other parts must be closed all the same
-            logger.error("worker %s did not stop cleanly: %s\n%s", site.worker_id, describe(error), safe_trace(error))
+        for _ in range(2):  # a part that is not closed would outlive the worker in its application's process
+            try:
+                step()
+                break
+            except StoreError as error:  # another worker rescues what this one could not write
+                logger.warning("worker %s did not stop cleanly: %s", site.worker_id, error)
+            except BaseException as error:  # the other parts must be closed all the same
+                logger.error("worker %s did not stop cleanly: %s\n%s", site.worker_id, describe(error), safe_trace(error))

@@ -114,7 +114,11 @@ class Worker:
                     self._booted.set()
                     Loop(parts, self._orders, burst=self._burst).run()
                 finally:
-                    drain(parts, self._orders)
+                    try:
+                        drain(parts, self._orders)
+                    except BaseException:  # else its heartbeat would go on, and nobody would rescue its jobs
+                        drain(parts, self._orders)
+                        raise
             except (GPUQueueError, KeyboardInterrupt):
                 raise
             except BaseException as error:

@@ -134,6 +134,20 @@ class Run:
 
 def play(folder: Path, faults: Faults) -> str:
     """Run a worker that meets a fault, and the next one; returns what is wrong afterwards, "" for nothing."""
+    before = set(threading.enumerate())
+
+    def left() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread not in before]
+
+    found = _played(folder, faults)
+    try:
+        wait_until(lambda: not left(), "the threads of the workers to end")
+    except AssertionError:
+        return f"{found}; these threads go on: {', '.join(left())}"
+    return found
+
+
+def _played(folder: Path, faults: Faults) -> str:
     with case(folder) as (gq, enqueue):
         jobs = enqueue()
         with faults.watching(), Run(gq) as first:

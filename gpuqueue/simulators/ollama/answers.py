@@ -84,7 +84,7 @@ def answer_tokens(model: str | ModelSpec, prompt: Prompt, count: int) -> list[st
     """Return the first `count` tokens of the model's answer, each with its trailing blank; a longer answer only adds tokens."""
     text, spoken = _seen(prompt)
     digest = _digest(model, text)
-    tokens = [f"{_OPENING}{digest}: ", *(f"{word} " for word in spoken.split()[:_ECHOED_WORD_COUNT])]
+    tokens = [f"{_OPENING}{digest}: ", *(f"{word} " for word in spoken.split()[-_ECHOED_WORD_COUNT:])]
     chosen = random.Random(digest)
     while len(tokens) < count:
         tokens.append(f"{chosen.choice(_FILLER)} ")
