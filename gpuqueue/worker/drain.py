@@ -75,6 +75,8 @@ def _close(parts: Parts) -> None:
     """Stop every part, unregister the worker, and close its files; pending outcomes are written first."""
     site = parts.site
     steps: tuple[Callable[[], object], ...] = (
+        parts.exchange.stop,
+        parts.threads.stop,
         lambda: parts.device_jobs.stop(wait_s=ABANDON_S),
         lambda: parts.event_loop.close(wait_s=ABANDON_S),
         parts.children.close,

@@ -94,7 +94,6 @@ def test_each_line_has_its_time_and_a_failed_attempt_its_reason(noon: None, shop
         f"{TIME}sent\n",
         ran.out,
     ), ran.out
-    assert ran.err == ""
 
 
 def test_as_json_each_entry_is_an_object_on_a_line_of_its_own(shop: Shop, worked: Worker, run: Run) -> None:

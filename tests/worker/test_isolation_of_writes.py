@@ -56,6 +56,7 @@ class Parts:
             may_claim=lambda: True,
             models_known=lambda: True,
             is_preemptible=lambda _: False,
+            continues=lambda _: False,
             where_alone=lambda _: None,
         )
         self.exchange = Exchange(

@@ -25,7 +25,12 @@ def test_suspects_behind_many_of_an_unknown_task_are_chosen(gq: GPUQueue) -> Non
         connection.execute("UPDATE jobs SET demand_class = ?", (SUSPECT,))
     site = Site("w", gq.store, gq.plugins, gq.own_settings(), Clock(wall=gq.now_us), WorkerLog("w"))
     dispatcher = Dispatcher(
-        site, may_claim=lambda: True, models_known=lambda: True, is_preemptible=lambda _: False, where_alone=PLACES.get
+        site,
+        may_claim=lambda: True,
+        models_known=lambda: True,
+        is_preemptible=lambda _: False,
+        continues=lambda _: False,
+        where_alone=PLACES.get,
     )
     dispatcher.decide()
     assert dispatcher.suspects == (known.id,)
