@@ -166,6 +166,10 @@ class Torturer:
         self._until(lambda: not self.unfinished(), "every job to end")
         self._until(lambda: not self.reserved(), "the reservations to be released")
         workers = [slot for slot in self.slots if slot.kind == "worker"]
+        # One that has just been started again takes no signal yet, and would end by it.
+        self._until(
+            lambda: {slot.process and slot.process.pid for slot in workers} <= self._registered(), "the workers to register"
+        )
         for slot in workers:
             assert slot.process is not None
             slot.process.send_signal(signal.SIGTERM)
@@ -173,6 +177,9 @@ class Torturer:
         for slot in self.slots:
             assert slot.process is not None
             slot.statuses.append(slot.process.wait())
+
+    def _registered(self) -> set[int]:
+        return {worker.pid for worker in self.gq.workers()}
 
     def _until(self, condition: Callable[[], bool], what: str, *, restart: bool = True) -> None:
         """Wait as long as anything changes; workers that end are restarted."""
