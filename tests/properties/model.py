@@ -73,7 +73,12 @@ class Model(ModelRoom):
             if device is not None and self.claim_placed(worker, job["id"], device, job["bytes"]):
                 job["continues"] = self.is_continued(job["task"])
                 first = min(heads, key=lambda other: (-other["priority"], rank(other)))
-                if first["state"] == "available" and first["priority"] == job["priority"] and first["passed"] is None:
+                if (
+                    first["state"] == "available"
+                    and first["priority"] == job["priority"]
+                    and first["passed"] is None
+                    and first["model"] != job["model"]
+                ):
                     first["passed"] = self.now
                 taken.append(job["id"])
                 self.decide(worker)

@@ -32,9 +32,9 @@ class Ordering:
 
 
 def passed(job: Job, candidates: Sequence[Job]) -> int | None:
-    """Return the job that this one starts before although it came later, None when it is the first."""
+    """Return the job for another model that this one starts before although it came later, None when there is none."""
     first = min(candidates, key=lambda other: (-other.priority, other.scheduled_at, other.id))
-    return None if first.id == job.id or first.priority != job.priority else first.id
+    return None if full_name(first.model) == full_name(job.model) or first.priority != job.priority else first.id
 
 
 def _preferred(view: View) -> set[str]:

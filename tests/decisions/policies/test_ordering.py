@@ -65,4 +65,5 @@ def test_a_job_passes_the_first_one_of_its_priority():
     first, second, urgent = job(1, model="gemma4:e4b"), job(2, model="nomic-embed-text"), job(3, priority=1)
     assert passed(second, [second, first]) == 1
     assert passed(first, [second, first]) is None
+    assert passed(replace(second, model="gemma4:e4b"), [second, first]) is None, "its model is not why"
     assert passed(second, [urgent, first, second]) is None, "the urgent one could not start; it was not passed"
