@@ -17,7 +17,7 @@ from gpuqueue.config.loading import Config, database_path
 from gpuqueue.config.shared import SharedSettings
 from gpuqueue.domain.errors import UnknownQueue, UsageError
 from gpuqueue.domain.job import Extras, NewJob
-from gpuqueue.domain.json_text import NO_ARGUMENTS, to_json
+from gpuqueue.domain.json_text import NO_ARGUMENTS, named_to_json
 from gpuqueue.domain.models import VERBS
 from gpuqueue.domain.safe_text import safe_repr
 from gpuqueue.domain.settings import QueueSettings
@@ -55,14 +55,15 @@ class HasStore(Protocol):
     @property
     def store(self) -> Store: ...
 
-    def now_us(self) -> int: ...
+    @property
+    def clock_ns(self) -> Callable[[], int]: ...
 
     def agreed_settings(self) -> SharedSettings: ...
 
 
 def read_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a job's arguments, None for none. Raises: UsageError if they have no names."""
-    if given is not None and not isinstance(given, Mapping):
+    if given is not None and not (isinstance(given, Mapping) and all(isinstance(name, str) for name in given)):
         raise UsageError(f"a job's arguments must be a dict of names and values, not {safe_repr(given)}")
     return dict(given or {})
 
@@ -90,7 +91,7 @@ class Enqueuer:
 
     def enqueue(self, task: Task[..., Any], arguments: Mapping[str, Any], options: JobOptions) -> Stored:
         """Store one job. Raises: UnknownQueue, UsageError, PayloadError, StoreError."""
-        now_us = self._gq.now_us()
+        now_us = self._gq.clock_ns() // 1000
         job = self._new_job(task, arguments, options, now_us)
         if options.connection is None:
             return self._gq.store.jobs.enqueue(job), None
@@ -98,7 +99,7 @@ class Enqueuer:
 
     def enqueue_many(self, requests: Iterable[Request], connection: Any = None) -> list[Stored]:
         """Store all or none, in one transaction. Raises: as `enqueue`, and UnknownTask, with the position of the wrong job."""
-        now_us = self._gq.now_us()
+        now_us = self._gq.clock_ns() // 1000
         new = self._new_jobs(requests, connection, now_us)
         if connection is None:
             return [(job_id, None) for job_id in self._gq.store.jobs.enqueue_many(new)]
@@ -108,7 +109,7 @@ class Enqueuer:
         """The async twin of `enqueue`; work in a caller's transaction stays in its thread."""
         if options.connection is None:
             return await in_thread(self.enqueue, task, arguments, options)
-        now_us = self._gq.now_us()
+        now_us = self._gq.clock_ns() // 1000
         job = self._new_job(task, arguments, options, now_us)
         return (await self._astore_within(options.connection, [job]))[0], now_us
 
@@ -116,7 +117,7 @@ class Enqueuer:
         """The async twin of `enqueue_many`."""
         if connection is None:
             return await in_thread(self.enqueue_many, requests)
-        now_us = self._gq.now_us()
+        now_us = self._gq.clock_ns() // 1000
         new = self._new_jobs(requests, connection, now_us)
         return [(job_id, now_us) for job_id in await self._astore_within(connection, new)]
 
@@ -176,7 +177,7 @@ class Enqueuer:
             self._ensure_queue(queue)
         text = NO_ARGUMENTS
         if arguments:
-            text = to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
+            text = named_to_json(arguments, self._config.max_payload_bytes, task.arguments_name)
         if plan.is_plain:  # most jobs are, and this takes fewer microseconds
             return _new(NewJob, (queue, task.name, text, now_us, plan.priority, plan.max_attempts, None))
         complete = plan.complete

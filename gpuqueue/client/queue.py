@@ -99,7 +99,7 @@ class GPUQueue:
         for name, plugin in plugins.items() if isinstance(plugins, Mapping) else ((None, plugin) for plugin in plugins):
             self.plugins.register(plugin, name)
         self.plugins.configure(self.config.plugin_tables)
-        self._clock_ns: Callable[[], int] = time.time_ns
+        self.clock_ns: Callable[[], int] = time.time_ns
         self._declared = Declarations(self.config)
         self._enqueuer = Enqueuer(self, self._declared, self.config)
         self.ollama = OllamaTasks(self)
@@ -447,7 +447,7 @@ class GPUQueue:
 
     def now_us(self) -> int:
         """Return the queue's time: microseconds since 1970-01-01 UTC."""
-        return self._clock_ns() // 1000
+        return self.clock_ns() // 1000
 
     def now(self) -> datetime:
         """Return the queue's time as an aware datetime in UTC."""

@@ -138,8 +138,7 @@ class Record:
     logs: tuple[LogLine, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right to run one attempt; `lease` fences every later write for it."""
 
     job_id: int

@@ -14,6 +14,7 @@ from gpuqueue.domain.units import format_size
 NO_ARGUMENTS = "{}"
 # A reader decodes with a stack of its own, which is shorter than the one that encoded.
 DEEPEST = 500
+SHORT = 2 * DEEPEST  # characters that cannot hold so many levels
 LONGEST_KEY = 40  # characters of one that a message shows
 
 _encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False, separators=(",", ":"))
@@ -35,13 +36,21 @@ def to_json(value: Any, limit_bytes: int, what: str) -> str:
     Raises: PayloadError, naming `what`, if the value is not JSON, takes more than `limit_bytes`, is nested more than DEEPEST
     levels, or has a key that is not text: readers would see other keys, and fewer if "1" is there beside 1.
     """
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value) and (refusal := _refusal(value, what)):
+        raise refusal
+    return named_to_json(value, limit_bytes, what)
+
+
+def named_to_json(value: Any, limit_bytes: int, what: str) -> str:
+    """Encode a value that must be JSON, and whose own keys are text if it is a dict. Raises: as `to_json`."""
     try:
         text = "".join(_chunks(value, 0)) if _chunks else _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise _refusal(value, what) or PayloadError(
             f"{what} must be JSON (strings, numbers, booleans, None, lists, dicts with string keys): {error}"
         ) from None
-    if _seems_converted(text) or (len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST):
+    # Most arguments are short and have no dict inside: every enqueue passes through here.
+    if (len(text) > SHORT or text.rfind("{")) and (_seems_converted(text) or text.count("[") + text.count("{") > DEEPEST):
         refusal = _refusal(value, what)
         if refusal is not None:
             raise refusal

@@ -1,4 +1,4 @@
-"""Publishes which job each job thread of a worker runs, and which its task waits for, in a file beside its liveness file.
+"""Publishes which job the task in each job thread of a worker waits for, in a file beside its liveness file.
 
 It is written through a memory map, without a write to the database; any process on the machine can read it.
 """
@@ -13,11 +13,11 @@ import weakref
 from pathlib import Path
 
 from gpuqueue.domain.explanation import JobThread, JobThreads
+from gpuqueue.store import liveness
 
-# The job that a thread runs, also in another process; one whose task waits, and the one it waits for; 0 for none. The first
-# entry counts the threads.
-ENTRY = struct.Struct("<qqq")
-JOB, WAIT = struct.Struct("<q"), struct.Struct("<qq")
+# A job whose task waits, and the one it waits for, 0 for none; for each thread in the order of the liveness file's slots. The
+# first entry counts the threads of the pool and of the devices.
+ENTRY = struct.Struct("<qq")
 
 
 def path_of(runtime_dir: Path | str, worker_id: str) -> Path:
@@ -33,18 +33,13 @@ class Waits:
         with open(self.path, "w+b") as file:
             file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
-        ENTRY.pack_into(self._map, 0, pool, devices, 0)
+        ENTRY.pack_into(self._map, 0, pool, devices)
         _open_files.add(self)
-
-    def runs(self, thread: int, job_id: int) -> None:
-        """Record which job a thread runs, 0 for none."""
-        if not self._map.closed:  # a thread that is left behind in a given-up job may end later
-            JOB.pack_into(self._map, (1 + thread) * ENTRY.size, job_id)
 
     def publish(self, thread: int, job_id: int, awaited_id: int) -> None:
         """Record which job the job in a thread waits for, 0 for none."""
-        if not self._map.closed:
-            WAIT.pack_into(self._map, (1 + thread) * ENTRY.size + JOB.size, job_id, awaited_id)
+        if not self._map.closed:  # a thread that is left behind in a given-up job may end later
+            ENTRY.pack_into(self._map, (1 + thread) * ENTRY.size, job_id, awaited_id)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -53,13 +48,18 @@ class Waits:
 
 
 def threads_of(runtime_dir: Path | str, worker_id: str) -> JobThreads | None:
-    """Return a worker's threads; None if its file is not visible from here: another container, or an older version."""
+    """Return a worker's threads; None if its files are not visible from here: another container, or an older version."""
+    running = liveness.running(runtime_dir, worker_id)
     try:
-        (pool, _, _), *entries = ENTRY.iter_unpack(path_of(runtime_dir, worker_id).read_bytes())
+        (pool, devices), *waits = ENTRY.iter_unpack(path_of(runtime_dir, worker_id).read_bytes())
     except (OSError, ValueError, struct.error):
         return None
+    if running is None or not pool + devices == len(waits) <= len(running):
+        return None
     # What another job waits for is left from before: that one has ended, or was given up.
-    found = [JobThread(job_id, awaited if job_id == waiter else 0) for job_id, waiter, awaited in entries]
+    found = [
+        JobThread(job_id, awaited if job_id == waiter else 0) for job_id, (waiter, awaited) in zip(running, waits, strict=False)
+    ]
     return JobThreads(tuple(found[:pool]), tuple(found[pool:]))
 
 

@@ -41,7 +41,7 @@ class Liveness:
         self._slots = mmap.mmap(self._file.fileno(), slots * SLOT.size)
 
     def executes(self, slot: int, job_id: int) -> None:
-        """Record that the slot's thread executes this job; 0 for none."""
+        """Record that the slot's thread executes this job; its id is negated if in another process; 0 for none."""
         if not self._slots.closed:  # a thread that is left behind in a given-up job may end later
             SLOT.pack_into(self._slots, slot * SLOT.size, job_id)
 
@@ -68,7 +68,7 @@ def proven_dead(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | Non
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return None
-        return _slots(file.read())
+        return _executed(file.read())
 
 
 def alive_here(runtime_dir: Path | str, worker_id: str) -> bool | None:
@@ -79,15 +79,23 @@ def alive_here(runtime_dir: Path | str, worker_id: str) -> bool | None:
 
 
 def executing(runtime_dir: Path | str, worker_id: str) -> frozenset[int] | None:
-    """Return the ids of the jobs that a worker executes, dead or not; None if its file is not visible from here."""
+    """Return the ids of the jobs that a worker's own process executes, dead or not; None as `running`."""
     try:
-        return _slots(path_of(runtime_dir, worker_id).read_bytes())
+        return _executed(path_of(runtime_dir, worker_id).read_bytes())
     except (OSError, struct.error):
         return None
 
 
-def _slots(content: bytes) -> frozenset[int]:
-    return frozenset(job_id for (job_id,) in SLOT.iter_unpack(content) if job_id)
+def running(runtime_dir: Path | str, worker_id: str) -> list[int] | None:
+    """Return the job of each slot, in whatever process it runs, 0 for none; None if the file is not visible from here."""
+    try:
+        return [abs(job_id) for (job_id,) in SLOT.iter_unpack(path_of(runtime_dir, worker_id).read_bytes())]
+    except (OSError, struct.error):
+        return None
+
+
+def _executed(content: bytes) -> frozenset[int]:
+    return frozenset(job_id for (job_id,) in SLOT.iter_unpack(content) if job_id > 0)
 
 
 def forget(runtime_dir: Path | str, worker_id: str) -> None:

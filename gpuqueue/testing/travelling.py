@@ -26,10 +26,10 @@ def travel(gq: GPUQueue, to: datetime | Duration) -> Iterator[None]:
     themselves read.
     Raises: UsageError if `to` is neither.
     """
-    before = gq._clock_ns
+    before = gq.clock_ns
     ahead_us = to_us(to) - gq.now_us() if isinstance(to, datetime) else round(parse_duration(to, what="to") * 1e6)
-    gq._clock_ns = lambda: before() + ahead_us * 1000
+    gq.clock_ns = lambda: before() + ahead_us * 1000
     try:
         yield
     finally:
-        gq._clock_ns = before
+        gq.clock_ns = before

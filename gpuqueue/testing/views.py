@@ -113,7 +113,7 @@ def lease(**changes: Any) -> Lease:
         timeout_s=None,
         started_at=NOW,
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def reservation(job_id: int = 7, *, model: str = "gemma4:e4b", bytes: int = 4_500_000_000, running: bool = True) -> Reservation:

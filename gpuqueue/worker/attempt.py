@@ -7,7 +7,7 @@ step are handled in one place:
 - prepare, in `Pipeline._prepare`: an error ends the attempt as if the task had raised it.
 - run, in `run_here` and `run_on_loop`: any error becomes the attempt's error; SystemExit does not end the worker or the loop.
 - judge, in `Judge`: an error ends the attempt with the code "internal", and spends it.
-- publish, in `Pipeline._publish`: an outcome that cannot be written for what it is is replaced by one with the code
+- publish, in `Pipeline._publish_again`: an outcome that cannot be written for what it is is replaced by one with the code
   "internal". One that the store cannot take is written later, or left to the worker that rescues this one.
 - clean up, in `Pipeline._clean_up`: the device stays reserved until it is proven quiet, here or by the rescuing worker.
 
@@ -88,14 +88,14 @@ class Pipeline:
     def carry_out(self, lease: Lease, kind: Kind, slot: int = 0) -> None:
         """Run an attempt from its lease to its end, in this thread. What it raises, pass to `broken`.
 
-        `slot` of the liveness file names the job while it can be what kills this process: not if it is isolated.
+        `slot` of the liveness file names the job, and whether it can be what kills this process: not if it is isolated.
         """
         executor = self._executor_of(lease)
         if executor is None:
             self._end(EndedAttempt(self._judge.unknown_task(lease)), kind)
             return
-        if self._liveness is not None and not getattr(executor, "isolated", False):
-            self._liveness.executes(slot, lease.job_id)
+        if self._liveness is not None:
+            self._liveness.executes(slot, -lease.job_id if getattr(executor, "isolated", False) else lease.job_id)
         attempt = self._attempts.begin(lease)
         refused = self._prepare(attempt, kind)
         ran = self._run(attempt, executor) if refused is None else Ran(error=refused)
@@ -122,7 +122,8 @@ class Pipeline:
         try:
             outcome = self._judge.outcome(attempt, *ran)
             if not self._attempts.end(attempt):  # given up: its outcome is written already, and only its device remains
-                self._clean_up(attempt.lease, kind)
+                if kind.clean_up is not None:
+                    self._clean_up(attempt.lease, kind.clean_up)
                 return
             self._output.flush(attempt.lease)  # before its run time is taken, which includes this
             self._end(EndedAttempt(outcome, self._clock.monotonic() - attempt.began_s, *ran), kind)
@@ -159,16 +160,14 @@ class Pipeline:
         return run_here(attempt, cast(Executor, executor))
 
     def _end(self, ended: EndedAttempt, kind: Kind) -> None:
-        if self._publish(ended, kind):
-            self._clean_up(ended.outcome.lease, kind)
-
-    def _publish(self, ended: EndedAttempt, kind: Kind) -> bool:
-        """Log and write how the attempt ended; returns whether its device must still be cleaned up here."""
+        """Log and write how the attempt ended, and clean up unless the device is another worker's to clean up."""
         self._log.ended(ended.outcome, ended.run_s, ended.value)
         try:
-            return kind.publish(ended)
+            is_here = kind.publish(ended)
         except BaseException as error:
-            return self._publish_again(ended, kind, error)
+            is_here = self._publish_again(ended, kind, error)
+        if is_here and kind.clean_up is not None:
+            self._clean_up(ended.outcome.lease, kind.clean_up)
 
     def _publish_again(self, ended: EndedAttempt, kind: Kind, error: BaseException) -> bool:
         """Have an outcome written that the store could not take, or a replacement if it cannot be written for what it is."""
@@ -185,12 +184,10 @@ class Pipeline:
             self._end_worker(WorkerFailed(f"the outcome of job {lease.job_id} cannot be written: {describe(again)}"))
         return False
 
-    def _clean_up(self, lease: Lease, kind: Kind) -> None:
+    def _clean_up(self, lease: Lease, clean_up: Callable[[Lease], object]) -> None:
         """Release what the attempt held."""
-        if kind.clean_up is None:
-            return
         try:
-            kind.clean_up(lease)
+            clean_up(lease)
         except StoreError as error:  # the row keeps its reservation, as above
             self._log.broken(lease, error)
         except BaseException as error:

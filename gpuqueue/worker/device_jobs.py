@@ -83,7 +83,6 @@ class DeviceJobs:
         publish_waits(partial(self._waits.publish, slot))
         while (lease := self._ready.get()) is not None:
             try:
-                self._waits.runs(slot, lease.job_id)
                 self._pipeline.carry_out(lease, self._on_device.kind, slot)
             except BaseException as error:
                 self._pipeline.broken(lease, error, self._on_device.kind)
@@ -92,5 +91,4 @@ class DeviceJobs:
                     self._busy_count -= 1
                 self._last_s = self._clock.monotonic()
                 self._liveness.executes(slot, 0)
-                self._waits.runs(slot, 0)
                 self._store.wakeups.ring_workers()

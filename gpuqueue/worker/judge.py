@@ -57,7 +57,7 @@ class Judge:
     def outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
         """Return the outcome of an attempt that returned `value`, or raised `error`."""
         try:
-            return self._outcome(attempt, value, error)
+            return self._completed(attempt.lease, value) if error is None else self._not_completed(attempt, error)
         except BaseException as failed:  # errors of tasks and plugins may have parts that raise anything
             return self.internal(attempt.lease, failed, error)
 
@@ -99,9 +99,7 @@ class Judge:
         at = self._clock.now() + timedelta(seconds=UNKNOWN_TASK_WAIT_S)
         return Postponed(lease, "snoozed", to_us(at), error=JobErrorRecord("unknown_task", message))
 
-    def _outcome(self, attempt: Attempt, value: Any, error: BaseException | None) -> Outcome:
-        if error is None:
-            return self._completed(attempt.lease, value)
+    def _not_completed(self, attempt: Attempt, error: BaseException) -> Outcome:
         if isinstance(error, AttemptInterrupted):
             return self._interrupted(attempt, safe_text(error))
         if isinstance(error, asyncio.CancelledError) and attempt.interruption is not None:

@@ -121,7 +121,6 @@ class Threads:
         """Start another thread in place of the one that is stuck in this given-up job."""
         slot = self._slots.pop((lease.job_id, lease.lease))
         self._liveness.executes(slot, 0)
-        self._waits.runs(slot, 0)
         thread = self._threads[slot] = self._thread(slot)
         thread.start()
 
@@ -156,7 +155,6 @@ class Threads:
                 return  # the job was given up: another thread has replaced this one and has its slot
             try:
                 self._liveness.executes(slot, 0)
-                self._waits.runs(slot, 0)
             finally:
                 del self._slots[lease.job_id, lease.lease]
             if not self._ready or self._exchange.is_due:
@@ -164,7 +162,6 @@ class Threads:
 
     def _carry_out(self, lease: Lease, slot: int) -> None:
         began_s = self._clock.monotonic()
-        self._waits.runs(slot, lease.job_id)
         self._pipeline.carry_out(lease, self._kind, slot)
         if (lease.job_id, lease.lease) in self._slots:
             self._ended_at_s = self._clock.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -132,7 +131,7 @@ def test_an_attempt_that_may_not_begin_is_given_back_before_anything_is_prepared
 
 def test_an_attempt_on_a_card_is_given_back_too_when_its_workers_lease_may_have_ended(steps: Steps) -> None:
     steps.attempts.may_go_on = lambda: False
-    steps.pipeline.carry_out(replace(LEASE, placement=Placement("gpu0", 1)), steps.kind)
+    steps.pipeline.carry_out(LEASE._replace(placement=Placement("gpu0", 1)), steps.kind)
     assert steps.order == ["publish", "clean up"]
     assert getattr(steps.ended[0].outcome, "outcome", None) == "released"
     steps.carry_out()
@@ -197,7 +196,7 @@ def test_an_outcome_that_cannot_be_written_is_replaced_by_that_error(steps: Step
 
 
 def test_arguments_that_cannot_be_decoded_discard_the_job_before_it_is_prepared(steps: Steps) -> None:
-    steps.pipeline.carry_out(replace(LEASE, arguments_error="the job's arguments are missing from the file"), steps.kind)
+    steps.pipeline.carry_out(LEASE._replace(arguments_error="the job's arguments are missing from the file"), steps.kind)
     assert steps.order == ["publish", "clean up"]
     (ended,) = steps.ended
     assert (ended.outcome.state, ended.outcome.error.code) == ("discarded", "arguments")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def test_the_turns_of_jobs_and_the_release_of_their_model_are_learned(gq: Virtua
     assert 0.5 <= found[estimates.RELEASE, GEMMA.name] <= 2
 
 
-LEASE = replace(Lease(1, 1, "default", "ollama.chat", 1, 1, {}, None, datetime.now(UTC)), model="m")
+LEASE = Lease(1, 1, "default", "ollama.chat", 1, 1, {}, None, datetime.now(UTC), model="m")
 ANSWER = {"prompt_tokens": 100, "prompt_s": 0.5, "output_tokens": 400, "generate_s": 8.0}
 
 

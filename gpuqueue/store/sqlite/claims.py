@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ from gpuqueue.domain.settings import DeviceSettings, QueueSettings
 from gpuqueue.domain.units import from_us
 from gpuqueue.store.sqlite.jobs import DEMAND_CLASS_BYTES, NEVER_FITS, SUSPECT, demand_class, ensure_queue, move_due
 from gpuqueue.store.sqlite.outcomes import IS_SUSPECT, finish
-from gpuqueue.store.sqlite.rows import JOB_COLUMNS, arguments_text, decode_arguments, to_job
+from gpuqueue.store.sqlite.rows import JOB_COLUMNS, decode_arguments, get_payload, to_job
 from gpuqueue.store.sqlite.state_changes import update
 
 if TYPE_CHECKING:
@@ -226,25 +226,31 @@ def claim(
             break
     for heads in waiting:
         heads.close()  # an open read would outlive the transaction
-    if connection.executemany(TAKE_PLAIN, [(worker_id, now_us, row[0], worker_id) for row in taken]).rowcount < len(taken):
+    # With the first job it is decided whether the worker may claim any.
+    if not taken or not connection.execute(TAKE_PLAIN, (worker_id, now_us, taken[0][0], worker_id)).rowcount:
         return []
+    if len(taken) > 1:
+        connection.executemany(TAKE, [(worker_id, now_us, row[0]) for row in taken[1:]])
     for queue in queues:
         if queue.rate is not None:
             count = sum(row[1] == queue.name and not (row[3] and _is_given_back(connection, row[0])) for row in taken)
             _spend_rate(connection, queue, count, now_us=now_us)
     started_at = from_us(now_us)
     return [
-        Claimed(
-            id_,
-            lease + 1,
-            queue,
-            task,
-            attempt + 1,
-            max_attempts,
-            arguments_text(connection, id_, arguments),
-            timeout_s,
-            started_at,
-            crashes=crashes,
+        _new(
+            Claimed,
+            (
+                id_,
+                lease + 1,
+                queue,
+                task,
+                attempt + 1,
+                max_attempts,
+                get_payload(connection, id_, "arguments") if arguments is None else arguments,
+                timeout_s,
+                started_at,
+                crashes,
+            ),
         )
         for id_, queue, task, lease, attempt, max_attempts, arguments, timeout_s, _priority, _scheduled_at, crashes in taken
     ]
@@ -281,6 +287,10 @@ class Claimed(NamedTuple):
             arguments_error=error,
             crashes=crashes,
         )
+
+
+# Builds the named tuple like its constructor, in half the time: a worker may claim thousands a second.
+_new: Callable[[type[Claimed], tuple[Any, ...]], Claimed] = tuple.__new__
 
 
 def _suspects(connection: sqlite3.Connection, capacity: Capacity, limits: dict[str, int]) -> list[tuple[Any, ...]]:

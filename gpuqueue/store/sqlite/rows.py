@@ -52,7 +52,7 @@ def to_job(connection: Statements, row: tuple[Any, ...], known: Job | None = Non
         wanted_bytes, wanted_device, fallback, preemptions, output_tokens, passed_at,
     ) = row  # fmt: skip
     if known is None:
-        decoded, arguments_error = decode_arguments(arguments_text(connection, id_, arguments))
+        decoded, arguments_error = decode_arguments(get_payload(connection, id_, "arguments") if arguments is None else arguments)
     else:
         decoded, arguments_error = known.arguments, known.arguments_error
     return Job(
@@ -93,13 +93,11 @@ def to_job(connection: Statements, row: tuple[Any, ...], known: Job | None = Non
     )
 
 
-def arguments_text(connection: Statements, job_id: int, inline: str | None) -> str | None:
-    """Return a job's arguments as stored, JSON text; None if they are missing."""
-    return inline if inline is not None else get_payload(connection, job_id, "arguments")
-
-
 def decode_arguments(text: str | None) -> tuple[Mapping[str, Any], str]:
-    """Decode a job's arguments; returns none and why not if that fails, as it does for text written by other programs."""
+    """Decode a job's arguments, None if they are missing.
+
+    Returns: none and why not if that fails, as it does for text written by other programs.
+    """
     if text == NO_ARGUMENTS:
         return {}, ""
     if text is None:

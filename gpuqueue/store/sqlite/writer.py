@@ -24,6 +24,8 @@ from gpuqueue.store.turns import Turn, Turns, new_turn
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+STALE_S = 0.01  # more than the time for which the connection can be in use by a thread other than `_inserter`
+
 
 class _Call:
     """One thread's work and its outcome, which counts once `ended` is not empty."""
@@ -50,11 +52,15 @@ class Writer:
         self._path = path
         self._wait_s = PATIENT_WAIT_S if patient else EAGER_WAIT_S
         self._timeout_s = timeout_s
-        self._turns = Turns(
+        self._refusal = (
             f"this thread is already writing to {path}: a signal handler or a finalizer cannot do so in the middle of that. "
             "Let it set a flag, and enqueue the job afterwards"
         )
+        self._turns = Turns(self._refusal)
+        self._in_use = Lock()  # held while the connection is used, with or without a turn
+        self._inserter = 0  # the thread that uses it without
         self._fork: Turn | None = None
+        self._is_quiet = False  # for a fork
         self._queue: deque[_Call] = deque()
         self._held_here = HeldHere(path)
         self.connection: sqlite3.Connection | None = None
@@ -74,6 +80,8 @@ class Writer:
         """
         if holders:
             self._held_here.refuse()
+        if self._inserter == get_ident():
+            self._refuse_within_insert()
         call = _Call(work, args, kwargs)
         turns = self._turns
         _, is_running, _, later = turns.last
@@ -105,21 +113,27 @@ class Writer:
         """
         if holders:
             self._held_here.refuse()
-        turns = self._turns
-        _, is_running, _, later = turns.last
-        ended, running = Lock(), Lock()
-        mine: Turn = (ended, running, get_ident(), [])
-        with ended, running:
-            if not self._queue and not is_running.locked():
-                later.append(mine)  # like `Turns.ask`, with fewer steps: every enqueue passes through here
-                if later[0] is mine:
-                    turns.last = mine
-                    try:
-                        cursor = self.cursor or self._open().cursor()
-                        return cursor.execute(statement, row).lastrowid or 0
-                    except sqlite3.Error as error:
-                        return self._insert_late(statement, row, error)
+        in_use, thread = self._in_use, get_ident()
+        if not self._queue and not in_use.locked():
+            with in_use:  # without a turn, which takes more steps: every enqueue passes through here
+                self._inserter = thread  # the first step in the block, as a signal handler must find it done
+                try:
+                    cursor = self.cursor or self._open().cursor()
+                    return cursor.execute(statement, row).lastrowid or 0
+                except sqlite3.Error as error:
+                    return self._insert_late(statement, row, error)
+                finally:
+                    self._inserter = 0
         return self.run(_insert, statement, row)
+
+    def _refuse_within_insert(self) -> None:
+        """Raises: UsageError if a signal handler or a finalizer writes in the middle of its own thread's insert."""
+        # An interrupt at the very end of an insert may leave its thread named. Then nobody uses the connection, or another thread
+        # does that is about to name itself.
+        if self._in_use.acquire(timeout=STALE_S):
+            self._in_use.release()
+        elif self._inserter == get_ident():
+            raise UsageError(self._refusal)
 
     def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
         """Insert a row after a first error, if that was another process's lock."""
@@ -140,15 +154,24 @@ class Writer:
         mine[0].acquire()
         mine[1].acquire()
         try:
-            if not forks.until(lambda: self._turns.ask(mine) is mine, give_up_s):
+            if self._inserter == get_ident():
+                self._refuse_within_insert()
+            if not (
+                forks.until(lambda: self._turns.ask(mine) is mine, give_up_s)
+                and forks.until(lambda: self._in_use.acquire(blocking=False), give_up_s)
+            ):
                 return f"a write to the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
         except UsageError:
             return "a write to the queue, inside which it was forked,"
+        self._is_quiet = True
         self._close()
         return None
 
     def resume(self) -> None:
         """Allow transactions again after `quiesce`."""
+        if self._is_quiet:
+            self._is_quiet = False
+            self._in_use.release()
         if self._fork is not None:
             self._fork[1].release()
             self._fork[0].release()
@@ -156,12 +179,15 @@ class Writer:
 
     def close(self) -> None:
         """Close the connection once no work is running; work that waits behind this opens it again."""
+        if self._inserter == get_ident():
+            self._refuse_within_insert()
         mine = new_turn()
         with mine[0], mine[1]:
             while (turn := self._turns.ask(mine)) is not mine:
                 with turn[0]:
                     pass
-            self._close()
+            with self._in_use:
+                self._close()
 
     def _close(self) -> None:
         if self.connection is not None:
@@ -170,41 +196,43 @@ class Writer:
             self.connection = None
 
     def _transact(self, own: _Call, mine: Turn) -> None:
-        calls = {own: None}
-        # A signal handler's exception, which only the main thread meets, could not be told from one of another thread's work.
-        while self._queue and mine[2] != threading.main_thread().ident:
-            other = self._queue.popleft()
-            if not other.ended:
-                calls[other] = None
-        ended: list[object] = []
-        for call in calls:
-            call.error, call.ended = None, ended
-        connection = None
-        try:
-            connection = self.connection or self._open()
-            with connection:  # unless the transaction is committed, this rolls it back: nothing can come between
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError as error:
-                    if not is_busy(error):
-                        raise
-                    self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
-                if len(calls) == 1:
-                    own.result = own.work(connection, *own.args, **own.kwargs)
-                else:
-                    for call in calls:
-                        self._run_in_savepoint(connection, call)
-                # One step, so that no interrupt can leave the calls of a committed transaction to be run again.
-                ended.extend(map(connection.execute, ("COMMIT",)))
-        except Exception as error:
-            failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
-            if failure is not error:
-                failure.__cause__ = error
+        with self._in_use:
+            self._inserter = 0
+            calls = {own: None}
+            # A signal handler's exception, which only the main thread meets, could not be told from one of another thread's work.
+            while self._queue and mine[2] != threading.main_thread().ident:
+                other = self._queue.popleft()
+                if not other.ended:
+                    calls[other] = None
+            ended: list[object] = []
             for call in calls:
-                call.error = call.error or failure
-            ended.append(failure)
-            if connection is not None and connection.in_transaction:  # it could not be rolled back
-                self._close()
+                call.error, call.ended = None, ended
+            connection = None
+            try:
+                connection = self.connection or self._open()
+                with connection:  # unless the transaction is committed, this rolls it back: nothing can come between
+                    try:
+                        connection.execute("BEGIN IMMEDIATE")
+                    except sqlite3.OperationalError as error:
+                        if not is_busy(error):
+                            raise
+                        self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
+                    if len(calls) == 1:
+                        own.result = own.work(connection, *own.args, **own.kwargs)
+                    else:
+                        for call in calls:
+                            self._run_in_savepoint(connection, call)
+                    # One step, so that no interrupt can leave the calls of a committed transaction to be run again.
+                    ended.extend(map(connection.execute, ("COMMIT",)))
+            except Exception as error:
+                failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+                if failure is not error:
+                    failure.__cause__ = error
+                for call in calls:
+                    call.error = call.error or failure
+                ended.append(failure)
+                if connection is not None and connection.in_transaction:  # it could not be rolled back
+                    self._close()
 
     def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
         connection.execute("SAVEPOINT one_call")

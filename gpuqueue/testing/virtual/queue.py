@@ -18,9 +18,7 @@ class VirtualQueue(GPUQueue):
         super().__init__(config=config, discover_plugins=False)
         self.listeners: list[Callable[[], None]] = []
         self._time = time
-
-    def now_us(self) -> int:
-        return self._time.wall()
+        self.clock_ns = lambda: time.wall() * 1000
 
     def open_store(self, *, patient: bool = False) -> Store:
         store = open_store(self.database, synchronous="off", patient=patient, now_us=self._time.wall)
