@@ -32,7 +32,7 @@ SET_BACK_US = 500_000  # against the monotonic clock, between two looks
 EVENTS_KEPT_S = 7 * 86400.0
 FOLLOWERS_KEPT_S = 30 * 86400.0  # events are no longer kept for a follower that has not read one for this long
 EVENTS_AT_ONCE = 200
-JOBS_AT_ONCE = 50
+JOBS_AT_ONCE = 5
 EVENTS_PRUNED_AT_ONCE = 200
 # The part of the time for which pruning may hold the write lock: so little that producers do not notice. It doubles each
 # FASTER_EVERY_S until nothing is left to prune.
