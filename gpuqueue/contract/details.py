@@ -6,7 +6,7 @@ Calls no hook.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -15,12 +15,12 @@ import pluggy
 
 from gpuqueue.config.table import Table
 from gpuqueue.domain.answers import Demand, Hold
-from gpuqueue.domain.device import Reading
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.frozen import freeze
 from gpuqueue.domain.job import Job, Lease, State
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings, QueueSettings
 from gpuqueue.domain.verdicts import DEFAULT_RULES, RetryRules
-from gpuqueue.domain.view import View
+from gpuqueue.domain.view import Reservation, View
 
 if TYPE_CHECKING:
     import click
@@ -153,6 +153,8 @@ class CleanUpAttemptDetails:
 
     `orphaned` is true if the worker that ran it died, so its request may still be running on the backend. `shared_with` are the
     ids of the running jobs that use the same loaded model: it must stay. While there are none, no other job starts to use it.
+    `unloaded(residents)` says that the model is no longer loaded, and which ones are: from then on a job for another model may
+    start for which there is room beside the memory that is not back yet. `beside()` are the device's other reservations now.
     """
 
     lease: Lease
@@ -164,6 +166,8 @@ class CleanUpAttemptDetails:
     orphaned: bool = False
     isolated: bool = False  # as in PrepareAttemptDetails; False if orphaned, because its task may not be known here
     shared_with: tuple[int, ...] = ()
+    unloaded: Callable[[tuple[Resident, ...]], None] = lambda residents: None
+    beside: Callable[[], Sequence[Reservation]] = tuple
 
 
 @dataclass(frozen=True, slots=True)

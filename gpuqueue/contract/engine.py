@@ -177,6 +177,12 @@ class Attempts(Protocol):
     def request_preemption(self, job_id: int, lease: int, /) -> bool:
         """Ask a running attempt to stop to free memory; returns False if it has ended or was already asked."""
 
+    def note_unloaded(self, job_id: int, lease: int, /) -> bool:
+        """Note that an ended attempt's model was unloaded: until `release_device`, only its memory is taken.
+
+        Returns False if the lease was lost.
+        """
+
     def release_device(self, job_id: int, lease: int, /) -> bool:
         """Release the device of an ended attempt, after its clean-up; returns False if the lease was lost."""
 

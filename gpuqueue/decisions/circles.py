@@ -11,6 +11,7 @@ from gpuqueue.domain.errors import UnknownJob
 from gpuqueue.domain.explanation import JobThreads
 from gpuqueue.domain.job import FINISHED, Job, State
 from gpuqueue.domain.memory import devices_for
+from gpuqueue.domain.room import used_slots
 from gpuqueue.domain.units import counted
 from gpuqueue.domain.view import View
 
@@ -99,7 +100,7 @@ def _concurrency(job: Job, reads: Reads, view: View) -> Need | None:
 def _device(job: Job, view: View) -> Need | None:
     devices = devices_for(job.wanted_device, job.model, view.queues[job.queue].settings, view)
     taken = [item for device in devices for item in device.reservations]
-    if not devices or any(len(device.reservations) < device.settings.slots for device in devices):
+    if not devices or any(used_slots(device.reservations) < device.settings.slots for device in devices):
         return None
     if any(item.preemptible for item in taken):  # they may be stopped for it
         return None

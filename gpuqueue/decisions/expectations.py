@@ -31,6 +31,7 @@ from gpuqueue.domain.explanation import WHOLE, Expectation, QueueContext, Work
 from gpuqueue.domain.job import Job, State
 from gpuqueue.domain.model_health import settings_of
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import used_slots
 from gpuqueue.domain.view import Reservation, View
 from gpuqueue.domain.yielding import yielded_to
 
@@ -213,7 +214,7 @@ def _left(item: Reservation, view: View) -> Length | None:
 
 def _device_rests(job: Job, view: View, stops: Stops) -> list[Length | None]:
     """Return how long the attempts on the devices hold up a job: until those end that are stopped for it, else until one does."""
-    if any(len(device.reservations) < device.settings.slots for device in view.devices.values()):
+    if any(used_slots(device.reservations) < device.settings.slots for device in view.devices.values()):
         return []
     there = [item for device in view.devices.values() for item in device.reservations]
     chosen = stops() if any(item.running and item.preemptible for item in there) else ()

@@ -56,7 +56,9 @@ def build(reads: Reads, settings: SharedSettings, now: datetime) -> View:
     for device in settings.devices:
         seen = sightings.get(device.name) or Sighting()
         mine = tuple(item for item in taken if item.device == device.name)
-        devices[device.name] = DeviceView(device, seen.reading, seen.residents, mine, seen.model, seen.model_since, seen.thrown)
+        devices[device.name] = DeviceView(
+            device, seen.reading, seen.residents, mine, seen.model, seen.model_since, seen.thrown, seen.restarted
+        )
     asked = reads.backends()
     backends = {}
     for backend in settings.backends:

@@ -8,6 +8,7 @@ from gpuqueue.domain.answers import Wait
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.endpoints import away, of_queue, on_device
 from gpuqueue.domain.models import full_name
+from gpuqueue.domain.room import taken_bytes
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.view import DeviceView, View
 
@@ -54,10 +55,12 @@ def available(device: DeviceView, model: str) -> int | None:
     """
     if device.reading is None or device.reading.free_bytes is None:
         return None
-    in_use = {full_name(item.model) for item in device.reservations if item.model}
+    # Of an unloaded model, what is not back yet is not free either.
+    held = [item for item in device.reservations if not item.unloaded]
+    in_use = {full_name(item.model) for item in held if item.model}
     evictable = [item for item in device.residents if full_name(item.model) not in {*in_use, full_name(model)}]
-    taken_bytes = vram_of([item for item in device.residents if full_name(item.model) in in_use])
-    return device.reading.free_bytes + vram_of(evictable) - max(0, device.reserved_bytes - taken_bytes)
+    seen_bytes = vram_of([item for item in device.residents if full_name(item.model) in in_use])
+    return device.reading.free_bytes + vram_of(evictable) - max(0, taken_bytes(held) - seen_bytes)
 
 
 def backend_away(device: DeviceView, model: str, queue: QueueSettings, view: View) -> Wait | None:

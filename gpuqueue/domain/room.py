@@ -13,7 +13,10 @@ from gpuqueue.domain.settings import DeviceSettings
 
 
 class Taken(Protocol):
-    """A reservation: the memory that a job has, or had while its clean-up lasts (`running` False)."""
+    """A reservation: the memory that a job has, or had while its clean-up lasts (`running` False).
+
+    Once its model is unloaded (`unloaded`), only its memory counts, until that is back.
+    """
 
     @property
     def task(self) -> str: ...
@@ -23,6 +26,8 @@ class Taken(Protocol):
     def reserved_bytes(self) -> int: ...
     @property
     def running(self) -> bool: ...
+    @property
+    def unloaded(self) -> bool: ...
 
 
 class Held(Taken, Protocol):
@@ -39,6 +44,7 @@ class Share(NamedTuple):
     model: str
     reserved_bytes: int
     running: bool = True
+    unloaded: bool = False
 
 
 class Server(Protocol):
@@ -57,7 +63,12 @@ Lack = Literal["slots", "max_models", "clean_up", "parallel", "vram"]
 
 def shared_model(job: Taken) -> str:
     """Return the model in a server's memory that the job uses; "" for one with memory of its own, such as a function."""
-    return full_name(job.model) if job.task in VERBS else ""
+    return full_name(job.model) if job.task in VERBS and not job.unloaded else ""
+
+
+def used_slots(taken: Iterable[Taken]) -> int:
+    """Return how many slots of a device reservations use."""
+    return sum(not item.unloaded for item in taken)
 
 
 def taken_bytes(taken: Iterable[Taken]) -> int:
@@ -78,7 +89,7 @@ def taken_bytes(taken: Iterable[Taken]) -> int:
 def room_bytes(device: DeviceSettings, taken: Collection[Taken]) -> int:
     """Return the largest size that a job may have to fit: what is left, and a model that is there already."""
     left_bytes = device.budget_bytes - taken_bytes(taken)
-    if len(taken) >= device.slots:
+    if used_slots(taken) >= device.slots:
         return left_bytes
     return left_bytes + max((item.reserved_bytes for item in taken if shared_model(item)), default=0)
 
@@ -89,9 +100,9 @@ def lack(device: DeviceSettings, job: Taken, taken: Collection[Taken], *, parall
     `parallel` is how many requests of the job's model run at once. A model that only ended attempts hold is about to be
     unloaded: no job may begin to use it meanwhile, so a clean-up never unloads a model that another job uses.
     """
-    if len(taken) >= device.slots:
+    if used_slots(taken) >= device.slots:
         return "slots"
-    models = {full_name(item.model) for item in (job, *taken) if item.model}
+    models = {full_name(item.model) for item in (job, *taken) if item.model and not item.unloaded}
     if len(models) > device.max_models:
         return "max_models"
     model = shared_model(job)

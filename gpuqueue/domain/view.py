@@ -15,6 +15,7 @@ from gpuqueue.domain.settings import DeviceSettings, ModelSettings, PlacementMod
 from gpuqueue.domain.units import format_duration
 
 THROWN_IN = timedelta(hours=1)  # how long it counts that work was thrown away
+RESTARTED_IN = timedelta(minutes=5)  # how long it counts that work took time to start again
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Reservation:
     output_limit: int | None = None  # the maximum number of output tokens, if the job sets one
     continues: bool = False  # a later attempt would continue its output
     first_output_at: datetime | None = None
+    unloaded: bool = False  # its attempt has ended and its model was unloaded: only its memory is not back yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +173,15 @@ class DeviceView:
     model: str = ""  # the last model that was loaded, and when a job for it was claimed
     model_since: datetime | None = None
     thrown: tuple[tuple[datetime, float], ...] = ()  # preempted work that starts again: (when, seconds), the oldest first
+    restarted: tuple[tuple[datetime, float], ...] = ()  # what preempted work that goes on had taken to start, likewise
 
     def thrown_s(self, now: datetime) -> float:
         """Return how many seconds of work preemptions threw away in the last hour."""
         return sum(seconds for at, seconds in self.thrown if at > now - THROWN_IN)
+
+    def restarted_s(self, now: datetime) -> float:
+        """Return how long attempts that were preempted within RESTARTED_IN had taken to start."""
+        return sum(seconds for at, seconds in self.restarted if at > now - RESTARTED_IN)
 
     @property
     def reserved_bytes(self) -> int:
@@ -220,3 +227,4 @@ class Sighting:
     model: str = ""
     model_since: datetime | None = None
     thrown: tuple[tuple[datetime, float], ...] = ()
+    restarted: tuple[tuple[datetime, float], ...] = ()

@@ -187,6 +187,7 @@ class Attempts:
         self.claim_placed = engine.claim_placed
         self.claim_job = engine.claim_job
         self.request_preemption = _waking(engine.request_preemption, lambda asked: wakeups.ring_workers() if asked else None)
+        self.note_unloaded = _waking(engine.note_unloaded, lambda _: wakeups.ring_workers())
         self.release_device = _waking(engine.release_device, lambda _: wakeups.ring_workers())
         self.rescue = _waking(engine.rescue, lambda _: wakeups.ring_workers())
 

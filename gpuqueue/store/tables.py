@@ -61,6 +61,7 @@ jobs = Table(
     Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device, and of what it continued
     Column("continues", Integer, nullable=False, server_default="0"),  # a later attempt continues this one's output
     Column("first_output_at", Integer),  # of the attempt on a device
+    Column("unloaded_lease", Integer),  # the lease whose attempt's model was unloaded, while its memory is not back yet
     # Since when jobs behind it start before it, because their model is loaded.
     Column("passed_at", Integer),
     Index(
@@ -206,6 +207,7 @@ devices = Table(
     Column("model", Text),  # the last model that was not loaded when a job for it was claimed, and when that was
     Column("model_since", Integer),
     Column("thrown", Text),  # JSON: the preempted work of the last hour that starts again: [[at, microseconds]]
+    Column("restarted", Text),  # JSON: what preempted work that goes on had taken to start, lately: [[at, microseconds]]
 )
 
 backends = Table(

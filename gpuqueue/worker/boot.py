@@ -28,7 +28,7 @@ from gpuqueue.worker.attempts import Attempts
 from gpuqueue.worker.backends import Backends
 from gpuqueue.worker.clock import Clock
 from gpuqueue.worker.coroutines import Coroutines
-from gpuqueue.worker.device_jobs import DeviceJobs
+from gpuqueue.worker.device_jobs import DeviceJobs, threads_for
 from gpuqueue.worker.dispatcher import Dispatcher
 from gpuqueue.worker.event_loop import EventLoop
 from gpuqueue.worker.exchange import Exchange
@@ -103,9 +103,9 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     executors = Executors(site, gq, backends, children)
     services = collect_services(gq, site.plugins)
     async_jobs = config.async_jobs if executors.asynchronous() else 0
-    device_slots = sum(device.slots for device in site.settings.devices)
-    liveness = Liveness(site.store.runtime_dir, site.worker_id, slots=threads + device_slots + async_jobs)
-    waits = Waits(site.store.runtime_dir, site.worker_id, pool=threads, devices=device_slots)
+    device_threads = threads_for(site.settings.devices)
+    liveness = Liveness(site.store.runtime_dir, site.worker_id, slots=threads + device_threads + async_jobs)
+    waits = Waits(site.store.runtime_dir, site.worker_id, pool=threads, devices=device_threads)
     listener = Listener(site.store.runtime_dir, "workers", site.worker_id)
     orders.wake = listener.ring
     _register(gq, site, accept_config=accept_config)
@@ -140,7 +140,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     plain = without_device(exchange, backends, observations)
     job_threads = Threads(site, pipeline, plain, exchange, liveness, waits, orders, count=threads)
     coroutines = Coroutines(
-        pipeline, plain, exchange, liveness, site.clock, orders, limit=async_jobs, first_slot=threads + device_slots
+        pipeline, plain, exchange, liveness, site.clock, orders, limit=async_jobs, first_slot=threads + device_threads
     )
     exchange.claim_for(job_threads, coroutines)
 

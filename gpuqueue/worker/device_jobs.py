@@ -1,13 +1,15 @@
-"""Runs jobs on devices, one thread per slot; chooses and claims nothing."""
+"""Runs jobs on devices, each in a thread until its device is cleaned up; chooses and claims nothing."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from functools import partial
 from queue import SimpleQueue
 
 from gpuqueue.contract.current_job import publish_waits
 from gpuqueue.domain.job import Lease
+from gpuqueue.domain.settings import DeviceSettings
 from gpuqueue.domain.view import PartInfo
 from gpuqueue.store.job_threads import Waits
 from gpuqueue.store.liveness import Liveness
@@ -18,8 +20,13 @@ from gpuqueue.worker.service_thread import ServiceThread, part_info
 from gpuqueue.worker.site import Site
 
 
+def threads_for(devices: Iterable[DeviceSettings]) -> int:
+    """Return how many threads serve the devices: while one waits for memory to come back, the next job of its slot may run."""
+    return 2 * sum(device.slots for device in devices)
+
+
 class DeviceJobs:
-    """One thread per slot of each device; the first one uses slot `first_slot` of the liveness file."""
+    """The threads for the jobs of all devices; the first one uses slot `first_slot` of the liveness file."""
 
     def __init__(
         self,
@@ -41,10 +48,10 @@ class DeviceJobs:
         self._ready: SimpleQueue[Lease | None] = SimpleQueue()
         self._busy_count = 0
         self._lock = threading.Lock()
-        count = sum(device.slots for device in site.settings.devices)
         self._last_s = site.clock.monotonic()
         self._threads = [
-            ServiceThread(f"device-{slot}", partial(self._work, first_slot + slot), site.clock, orders) for slot in range(count)
+            ServiceThread(f"device-{slot}", partial(self._work, first_slot + slot), site.clock, orders)
+            for slot in range(threads_for(site.settings.devices))
         ]
 
     def start(self) -> None:

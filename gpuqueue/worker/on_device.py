@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails
 from gpuqueue.domain.answers import CleanUp, Placement
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.errors import GPUQueueError, OutOfMemory, PluginFailed, StoreError
 from gpuqueue.domain.estimates import RELEASE, VRAM, memory_options, model_key
 from gpuqueue.domain.job import Lease
@@ -86,8 +88,9 @@ class OnDevice:
 
     def _on(self, device: DeviceSettings) -> list[Reservation]:
         """Return a device's reservations; none where no other job can be on it."""
-        if device.slots == 1:
-            return []
+        return [] if device.slots == 1 else self._reservations(device)
+
+    def _reservations(self, device: DeviceSettings) -> list[Reservation]:
         with self._store.reading() as reads:
             return [item for item in reads.reservations() if item.device == device.name]
 
@@ -181,7 +184,7 @@ class OnDevice:
             self._observations.learn(VRAM, self._memory_key(lease), found.observed_bytes)
         if lease.model and found.verified and all(full_name(item.model) != full_name(lease.model) for item in found.residents):
             self._observations.learn(RELEASE, model_key(lease.model), found.waited_s)
-        self._publish_reading(device.name, found)
+        self._publish_reading(device.name, found.residents)
 
     def _ask_to_clean_up(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
         details = CleanUpAttemptDetails(
@@ -194,6 +197,8 @@ class OnDevice:
             orphaned=orphaned,
             isolated=self._is_isolated(lease),
             shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
+            unloaded=partial(self._unloaded, lease, device),
+            beside=lambda: [item for item in self._reservations(device) if item.job_id != lease.job_id],
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
@@ -204,12 +209,14 @@ class OnDevice:
             return unverified[0]
         return answers[0] if answers else CleanUp(True, "nothing to clean up")
 
-    def _publish_reading(self, device: str, found: CleanUp) -> None:
+    def _unloaded(self, lease: Lease, device: DeviceSettings, residents: tuple[Resident, ...]) -> None:
+        self._publish_reading(device.name, residents)
+        self._written(lambda: self._store.attempts.note_unloaded(lease.job_id, lease.lease))
+
+    def _publish_reading(self, device: str, residents: tuple[Resident, ...]) -> None:
         reading = self._devices[device].read_now()
         event = self._written(
-            lambda: self._store.backends.publish_reading(
-                device, reading=reading, residents=found.residents, now_us=self._clock.wall()
-            )
+            lambda: self._store.backends.publish_reading(device, reading=reading, residents=residents, now_us=self._clock.wall())
         )
         self._log.device_changed(event, device, reading.lost)
 

@@ -185,7 +185,7 @@ FULL: Row = {
     "demand_model": "m", "demand_class": 2, "demand_bytes": GB, "device": "gpu0", "reserved_bytes": GB, "arguments": "{}",
     "result": "1", "error": from_error(BOOM), "tags": '["a"]', "progress": 0.5, "progress_note": "half", "wanted_bytes": GB,
     "wanted_device": "gpu0", "fallback": '["n"]', "preemptible": 1, "preempt_lease": 4, "preemptions": 3, "output_tokens": 9,
-    "continues": 0, "first_output_at": at(4), "passed_at": at(2),
+    "continues": 0, "first_output_at": at(4), "passed_at": at(2), "unloaded_lease": 4,
 }  # fmt: skip
 ONLY: Row = {"finished_at": at(8), "waiting_for": "ollama", "cancel_requested": 1}
 STEPS = [pytest.param(move, source, id=f"{move.name} from {source}") for move in TRANSITIONS for source in move.sources]

@@ -43,6 +43,6 @@ def _preferred(view: View) -> set[str]:
     for device in view.devices.values():
         if device.settings.affinity_s > 0:
             # A reservation's model counts too: a loaded model is only recorded at the first clean-up after its load.
-            loaded = {item.model for item in device.residents} | {item.model for item in device.reservations}
+            loaded = {item.model for item in device.residents} | {item.model for item in device.reservations if not item.unloaded}
             names |= {full_name(model) for model in loaded if model}
     return names

@@ -15,10 +15,12 @@ from gpuqueue.domain.models import full_name
 from gpuqueue.domain.room import Share, lack
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import format_duration
-from gpuqueue.domain.view import DeviceView, Reservation, View
+from gpuqueue.domain.view import RESTARTED_IN, DeviceView, Reservation, View
 from gpuqueue.domain.yielding import yielded_to
 
 THROWN_S = 360.0  # of work in an hour, which preemptions may throw away on one device
+# Where starting again for jobs of other models took more than this in the last minutes, an attempt first writes for some time.
+MOST_RESTARTED_S, WRITES_FIRST_S = 40.0, 13.0
 LOOK_AGAIN_S = 0.1  # at an attempt that has no output yet, or should have ended
 
 
@@ -33,7 +35,8 @@ class Preempting:
     """Preempts running jobs of a queue with `yield_mode` "preempt" for jobs of the queues that it yields to.
 
     Not preempted: an attempt that is nearly done; one that continues an earlier one, before it has written for as long as it took
-    to start; and one whose work would start again, once preemptions threw away THROWN_S of work in an hour.
+    to start, or for WRITES_FIRST_S where changes of models took much of the time lately; and one whose work would start again,
+    once preemptions threw away THROWN_S of work in an hour.
     """
 
     @hookimpl
@@ -51,7 +54,7 @@ class Preempting:
 def _make_room(waiting: WaitingJob, device: DeviceView, view: View) -> list[Preemption] | None:
     """Find the attempts that must end for the job to fit on the device; None when that is not possible."""
     running = [item for item in device.reservations if item.running]
-    if len(running) < len(device.reservations):
+    if any(not item.running and not item.unloaded for item in device.reservations):
         return []  # a clean-up is about to release memory anyway
     victims: list[Preemption] = []
     left = list(device.reservations)
@@ -104,10 +107,17 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
         return Weighed(view.now, f"it {ends}, and has written nothing yet")
     cost_s = (item.first_output_at - began).total_seconds()
     # For a job with its own model it only reads its prompt again; for another, models are loaded twice as well.
-    share = 0.5 if full_name(item.model) == full_name(waiting.demand.model) else 1.0
-    least_s = max(settings.min_run_s, share * cost_s if item.preemptions else 0.0)
-    earliest = item.first_output_at + timedelta(seconds=least_s)
-    return Weighed(earliest, f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later")
+    is_other = full_name(item.model) != full_name(waiting.demand.model)
+    least_s = max(settings.min_run_s, (cost_s if is_other else cost_s / 2) if item.preemptions else 0.0)
+    why = f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later"
+    restarted_s = device.restarted_s(view.now)
+    if is_other and restarted_s > MOST_RESTARTED_S and least_s < WRITES_FIRST_S:
+        least_s = WRITES_FIRST_S
+        why += (
+            f"; it writes for {_seconds(least_s)} first, because such starts took {_seconds(restarted_s)} of the last "
+            f"{format_duration(RESTARTED_IN.total_seconds())}"
+        )
+    return Weighed(item.first_output_at + timedelta(seconds=least_s), why)
 
 
 def _protected(waiting: WaitingJob, settings: QueueSettings, thrown_s: float, ran_s: float, ends: str) -> Weighed:

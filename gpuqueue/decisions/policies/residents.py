@@ -19,6 +19,7 @@ from gpuqueue.domain.job import Lease
 from gpuqueue.domain.models import full_name
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings
 from gpuqueue.domain.units import format_duration, format_size
+from gpuqueue.domain.view import Reservation
 from gpuqueue.executors.ollama_client import QUERY_S, ConnectionRefused, OllamaClient
 from gpuqueue.logs import tell
 
@@ -57,6 +58,38 @@ class _Seen:
 
     def loaded(self, names: frozenset[str]) -> list[Resident]:
         return [resident for resident in self.residents or () if full_name(resident.model) in names]
+
+
+class _Beside:
+    """What happens on the device while memory is awaited: other memory may come back, and another job may start and take some."""
+
+    def __init__(self, others: Callable[[], Sequence[Reservation]] = tuple, listed_bytes: Callable[[], int] = lambda: 0) -> None:
+        self._others = others
+        self._listed_bytes = listed_bytes
+        self._listed_before_bytes = listed_bytes()
+        there = others()
+        self._before = {(item.job_id, item.lease) for item in there}
+        self._coming = {(item.job_id, item.lease) for item in there if item.unloaded}
+        self.coming_bytes = sum(item.reserved_bytes for item in there if item.unloaded)
+
+    def comes_back(self) -> bool:
+        """Whether memory comes back that was awaited before."""
+        if self._coming:
+            self._coming &= {(item.job_id, item.lease) for item in self._others()}
+        return bool(self._coming)
+
+    def change_bytes(self, held_bytes: int) -> int:
+        """Return how much more must be free than without the others, for all that was awaited before to be back too.
+
+        A job that started meanwhile takes nothing before its model is listed. What it unloaded again may be back or not: it
+        counts only as far as it cannot be taken for the memory that is awaited.
+        """
+        started = [item for item in self._others() if (item.job_id, item.lease) not in self._before]
+        if not started:
+            return self.coming_bytes
+        unloaded_bytes = sum(item.reserved_bytes for item in started if item.unloaded)
+        taken_bytes = max(0, self._listed_bytes() - self._listed_before_bytes) + min(unloaded_bytes, held_bytes // 4)
+        return self.coming_bytes - taken_bytes
 
 
 class Residents:
@@ -173,6 +206,7 @@ class Residents:
         if mine and not self._unload(place, mine, seen):
             why = f": {seen.error}" if seen.error else "; a request may still be using it"
             return False, f"{lease.model} is still loaded after {format_duration(backend.release_s)}{why}"
+        details.unloaded(seen.residents or ())
         held_bytes = _bytes(mine)
         margin_bytes = min(TOLERANCE_BYTES, (held_bytes or _reserved_bytes(lease)) // 4)
         marks = []
@@ -181,7 +215,8 @@ class Residents:
         if free_before_attempt is not None:
             marks.append(free_before_attempt - margin_bytes)
         where = f"{lease.model} is not loaded" + (f" (nothing listens at {place.client.shown_url})" if seen.gone else "")
-        verified, detail = self._memory_back(place, min(marks, default=None))
+        beside = _Beside(details.beside, lambda: _bytes(seen.residents or ()) if self._look(place, seen) else 0)
+        verified, detail = self._memory_back(place, min(marks, default=None), beside, held_bytes)
         return verified, f"{where}; {detail}"
 
     def _process_gone(self, place: _Place, details: CleanUpAttemptDetails) -> tuple[bool, str]:
@@ -246,8 +281,11 @@ class Residents:
             return False
         return True
 
-    def _memory_back(self, place: _Place, mark: int | None) -> tuple[bool, str]:
+    def _memory_back(
+        self, place: _Place, mark: int | None, beside: _Beside | None = None, held_bytes: int = 0
+    ) -> tuple[bool, str]:
         """Wait until free memory has reached `mark`, or without one has stopped rising; return the result in words too."""
+        beside = beside or _Beside()
         settle_s = place.backend.settle_s
         settled_at_s = self._clock() + settle_s
         reading = place.read_device()
@@ -259,7 +297,14 @@ class Residents:
             if reading.lost is not None:
                 return False
             if reading.free_bytes is not None and mark is not None:
-                return reading.free_bytes >= mark
+                if reading.free_bytes >= mark + beside.change_bytes(held_bytes):
+                    return True
+                if not beside.coming_bytes:
+                    return False
+                # What the others reserved may be more than they had: then only free memory that rises no more can tell.
+            if beside.comes_back():
+                settled_at_s = self._clock() + settle_s
+                return False
             if reading.free_bytes is not None and reading.free_bytes > highest + NOISE_BYTES:
                 highest, settled_at_s = reading.free_bytes, self._clock() + settle_s
             return self._clock() >= settled_at_s

@@ -79,14 +79,15 @@ def _wait_for_jobs(found: Lack, device: DeviceView, share: Share, at_once: int) 
     """Say what a device lacks for a job until others end."""
     settings, there = device.settings, device.reservations
     running = [item for item in there if item.running]
-    same = [item for item in there if full_name(item.model) == full_name(share.model)]
+    kept = [item for item in there if not item.unloaded]
+    same = [item for item in kept if full_name(item.model) == full_name(share.model)]
     if found == "slots" and running:
         return Wait("device_busy", f"{settings.name} is running {_jobs(running)}", ends_with_jobs=True)
     if found in ("slots", "clean_up"):
-        jobs = " and ".join(f"job {item.job_id}'s" for item in (there if found == "slots" else same))
+        jobs = " and ".join(f"job {item.job_id}'s" for item in (kept if found == "slots" else same))
         return Wait("clean_up", f"waiting for {jobs} memory on {settings.name} to be released", ends_with_jobs=True)
     if found == "max_models":
-        models = ", ".join(sorted({item.model for item in there if item.model and item not in same}))
+        models = ", ".join(sorted({item.model for item in kept if item.model and item not in same}))
         at_most = counted(settings.max_models, "model")
         return Wait("max_models", f"{settings.name} is running {models} and holds at most {at_most}", ends_with_jobs=True)
     if found == "parallel":

@@ -83,7 +83,10 @@ AS_PLACED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ? AND state = 'available' AND device IS NULL "
     "AND demand_model = ? AND demand_bytes = ? AND demand_class > 0"
 )
-RESERVED = "SELECT task, demand_model, reserved_bytes, state = 'running' FROM jobs WHERE device IS NOT NULL AND device = ?"
+RESERVED = (
+    "SELECT task, demand_model, reserved_bytes, state = 'running', unloaded_lease IS lease FROM jobs "
+    "WHERE device IS NOT NULL AND device = ?"
+)
 RUNS_ALONE = "SELECT 1 FROM estimates WHERE kind = ? AND key = ?"
 PAUSED = "SELECT name FROM queues WHERE paused_at IS NOT NULL AND (paused_until IS NULL OR paused_until > ?)"
 
@@ -397,7 +400,9 @@ def _loaded(connection: Statements, device: str, reserved: Iterable[Share]) -> s
     """Return the models on a device: those of its reservations, and those last seen there."""
     row = connection.execute("SELECT residents FROM devices WHERE name = ?", (device,)).fetchone()
     seen = json.loads(row[0]) if row is not None and row[0] else ()
-    return {full_name(item.model) for item in reserved if item.model} | {full_name(item["model"]) for item in seen}
+    return {full_name(item.model) for item in reserved if item.model and not item.unloaded} | {
+        full_name(item["model"]) for item in seen
+    }
 
 
 def finish_and_claim(

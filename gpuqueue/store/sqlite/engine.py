@@ -317,6 +317,7 @@ class _Attempts(_Role):
     claim_placed = _transaction(claims.claim_placed)
     claim_job = _transaction(claims.claim_job)
     request_preemption = _transaction(outcomes.request_preemption)
+    note_unloaded = _transaction(outcomes.note_unloaded)
     release_device = _transaction(outcomes.release_device)
     report = _transaction(outcomes.report)
     rescue = _transaction(outcomes.rescue)

@@ -10,13 +10,14 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from gpuqueue.domain import transitions
 from gpuqueue.domain.job import FINISHED, JobErrorRecord, Lease, State
 from gpuqueue.domain.outcomes import Completed, Crashed, Ended, Outcome, Postponed, Report, Rescue, Rescued, crash_of
 from gpuqueue.domain.units import from_us
-from gpuqueue.domain.view import THROWN_IN, Reservation
+from gpuqueue.domain.view import RESTARTED_IN, THROWN_IN, Reservation
 from gpuqueue.store.sqlite.events import record
 from gpuqueue.store.sqlite.jobs import SUSPECT, count_finished
 from gpuqueue.store.sqlite.rows import INLINE_BYTES, from_error, put_payload
@@ -51,15 +52,18 @@ CAME_BACK = (
 RESERVATIONS = (
     "SELECT id, lease, queue, demand_model, device, reserved_bytes, state = 'running', worker_id, task, started_at, "
     "preemptible, preempt_lease IS lease, preemptions, output_tokens, json_extract(arguments, '$.options.num_predict'), "
-    "continues, first_output_at "
+    "continues, first_output_at, unloaded_lease IS lease "
     "FROM jobs WHERE device IS NOT NULL"
 )
-HOUR_US = int(THROWN_IN.total_seconds() * 1e6)
-THROWN = (
-    "SELECT device, started_at, thrown FROM jobs LEFT JOIN devices ON name = device WHERE jobs.id = ? AND device IS NOT NULL "
-    "AND NOT (continues AND EXISTS (SELECT 1 FROM chunks WHERE job_id = jobs.id))"
+NOTE_UNLOADED = "UPDATE jobs SET unloaded_lease = lease WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'"
+PREEMPTED = (
+    "SELECT device, started_at, first_output_at, continues AND EXISTS (SELECT 1 FROM chunks WHERE job_id = jobs.id), "
+    "thrown, restarted FROM jobs LEFT JOIN devices ON name = device WHERE jobs.id = ? AND device IS NOT NULL"
 )
-PUT_THROWN = "INSERT INTO devices (name, thrown) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET thrown = excluded.thrown"
+PUT_LOST = (
+    "INSERT INTO devices (name, thrown, restarted) VALUES (?, ?, ?) "
+    "ON CONFLICT (name) DO UPDATE SET thrown = excluded.thrown, restarted = excluded.restarted"
+)
 # A job on a device keeps its demand class, and with it its order: it is a suspect while its last attempt that ended is a crash.
 IS_SUSPECT = (
     "demand_class < 0 OR (device IS NOT NULL AND (SELECT outcome FROM attempts WHERE job_id = jobs.id "
@@ -151,19 +155,27 @@ def _postpone(connection: sqlite3.Connection, outcome: Postponed, *, now_us: int
         return _cancel(connection, lease, now_us=now_us)
     _note_attempt(connection, lease.job_id, lease.lease, lease.attempt, outcome.outcome, outcome.error, now_us=now_us)
     if outcome.outcome == "preempted":
-        _note_thrown(connection, lease, now_us=now_us)
+        _note_lost(connection, lease, now_us=now_us)
     return state
 
 
-def _note_thrown(connection: sqlite3.Connection, lease: Lease, *, now_us: int) -> None:
-    """Note the work of a preempted attempt that its job's next one does again."""
-    row = connection.execute(THROWN, (lease.job_id,)).fetchone()
+def _note_lost(connection: sqlite3.Connection, lease: Lease, *, now_us: int) -> None:
+    """Note what a preemption costs: the attempt's work if its job starts again, else the time that it took to start."""
+    row = connection.execute(PREEMPTED, (lease.job_id,)).fetchone()
     if row is None:
         return
-    device, started_us, before = row
-    entries = [entry for entry in json.loads(before or "[]") if now_us - HOUR_US < entry[0] <= now_us]
-    entries.append([now_us, max(0, now_us - started_us)])
-    connection.execute(PUT_THROWN, (device, json.dumps(entries)))
+    device, started_us, first_us, goes_on, thrown, restarted = row
+    if not goes_on:
+        thrown = _with_entry(thrown, THROWN_IN, now_us - started_us, now_us=now_us)
+    elif first_us is not None:
+        restarted = _with_entry(restarted, RESTARTED_IN, first_us - started_us, now_us=now_us)
+    connection.execute(PUT_LOST, (device, thrown, restarted))
+
+
+def _with_entry(text: str | None, kept_for: timedelta, lost_us: int, *, now_us: int) -> str:
+    oldest_us = now_us - int(kept_for.total_seconds() * 1e6)
+    entries = [entry for entry in json.loads(text or "[]") if oldest_us < entry[0] <= now_us]
+    return json.dumps([*entries, [now_us, max(0, lost_us)]])
 
 
 def _postponement(
@@ -204,6 +216,11 @@ def _note_attempt(
         "FROM jobs WHERE id = ?",
         (lease, attempt, outcome, now_us, None if error is None else from_error(error), job_id),
     )
+
+
+def note_unloaded(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
+    """Note that the model of a job's ended attempt was unloaded; returns False if the lease is lost."""
+    return connection.execute(NOTE_UNLOADED, (job_id, lease)).rowcount == 1
 
 
 def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
@@ -278,10 +295,11 @@ def reservations(connection: Statements) -> list[Reservation]:
             output_limit=limit if isinstance(limit, int) and limit > 0 else None,
             continues=bool(continues),
             first_output_at=None if first_output_at is None else from_us(first_output_at),
+            unloaded=bool(unloaded),
         )
         for (
             id_, lease, queue, model, device, taken, running, worker_id, task, started_at,
-            preemptible, asked, preemptions, tokens, limit, continues, first_output_at,
+            preemptible, asked, preemptions, tokens, limit, continues, first_output_at, unloaded,
         ) in connection.execute(RESERVATIONS).fetchall()
     ]  # fmt: skip
 

@@ -262,15 +262,15 @@ def backends(connection: Statements) -> dict[str, Backend]:
 def device_sightings(connection: Statements) -> dict[str, Sighting]:
     """Return the last known state of each device: {device: sighting}."""
     found = {}
-    rows = connection.execute("SELECT name, reading, residents, model, model_since, thrown FROM devices")
-    for name, reading, residents, model, since, thrown in rows:
+    rows = connection.execute("SELECT name, reading, residents, model, model_since, thrown, restarted FROM devices")
+    for name, reading, residents, model, since, thrown, restarted in rows:
         values = json.loads(reading) if reading else None
         found[name] = Sighting(
             None if values is None else _reading(values),
             tuple(Resident(**resident) for resident in json.loads(residents or "[]")),
             model or "",
             None if since is None else from_us(since),
-            tuple((from_us(at), lost_us / 1e6) for at, lost_us in json.loads(thrown or "[]")),
+            *(tuple((from_us(at), lost_us / 1e6) for at, lost_us in json.loads(text or "[]")) for text in (thrown, restarted)),
         )
     return found
 

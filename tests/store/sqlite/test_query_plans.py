@@ -57,7 +57,7 @@ STATEMENTS = {
     outcomes.CRASH: "key",
     outcomes.CRASH_DISCARDED: "key",
     outcomes.CAME_BACK: "key",
-    outcomes.THROWN: "key",
+    outcomes.PREEMPTED: "key",
     outcomes.RESERVATIONS: "jobs_reserved",
     outcomes.RUNNING_OF: "jobs_running",
     queries.RESULT: "key",
