@@ -21,6 +21,7 @@ from gpuqueue.domain.yielding import yielded_to
 THROWN_S = 360.0  # of work in an hour, which preemptions may throw away on one device
 # Where starting again for jobs of other models took more than this in the last minutes, an attempt first writes for some time.
 MOST_RESTARTED_S, WRITES_FIRST_S = 40.0, 13.0
+STARTS_WITHIN_S = 180.0  # an attempt that was preempted before; later its server seems to hang
 LOOK_AGAIN_S = 0.1  # at an attempt that has no output yet, or should have ended
 
 
@@ -101,7 +102,7 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
         earliest = (item.first_output_at or began) + timedelta(seconds=settings.min_run_s)
         return Weighed(earliest, f"it {ends}, and stopping it throws away {_seconds(ran_s)} of work")
     if item.first_output_at is None:
-        if item.preemptions:
+        if item.preemptions and ran_s < STARTS_WITHIN_S:
             again = view.now + timedelta(seconds=LOOK_AGAIN_S)
             return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
         return Weighed(view.now, f"it {ends}, and has written nothing yet")

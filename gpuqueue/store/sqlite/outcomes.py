@@ -56,6 +56,12 @@ RESERVATIONS = (
     "FROM jobs WHERE device IS NOT NULL"
 )
 NOTE_UNLOADED = "UPDATE jobs SET unloaded_lease = lease WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'"
+# An attempt that was to continue an earlier one's output, and writes its own, has started again: the next one would too.
+NOTE_OUTPUT = (
+    "UPDATE jobs SET output_tokens = ?, first_output_at = coalesce(first_output_at, ?), "
+    "continues = continues AND NOT coalesce(? IS NULL AND (SELECT chunks.lease FROM chunks WHERE job_id = jobs.id "
+    "ORDER BY seq LIMIT 1) < jobs.lease, 0) WHERE id = ? AND lease = ? AND state = 'running'"
+)
 PREEMPTED = (
     "SELECT device, started_at, first_output_at, continues AND EXISTS (SELECT 1 FROM chunks WHERE job_id = jobs.id), "
     "thrown, restarted FROM jobs LEFT JOIN devices ON name = device WHERE jobs.id = ? AND device IS NOT NULL"
@@ -255,10 +261,9 @@ def report(connection: sqlite3.Connection, reports: Sequence[Report]) -> None:
         [(*item.progress, item.job_id, item.lease) for item in reports if item.progress is not None],
     )
     connection.executemany(
-        "UPDATE jobs SET output_tokens = ?, first_output_at = coalesce(first_output_at, ?) "
-        "WHERE id = ? AND lease = ? AND state = 'running'",
+        NOTE_OUTPUT,
         [
-            (item.output_tokens, item.first_output_us, item.job_id, item.lease)
+            (item.output_tokens, item.first_output_us, item.output_lease, item.job_id, item.lease)
             for item in reports
             if item.output_tokens is not None
         ],

@@ -58,6 +58,8 @@ STATEMENTS = {
     outcomes.CRASH_DISCARDED: "key",
     outcomes.CAME_BACK: "key",
     outcomes.PREEMPTED: "key",
+    outcomes.NOTE_OUTPUT: "key",
+    outcomes.NOTE_UNLOADED: "key",
     outcomes.RESERVATIONS: "jobs_reserved",
     outcomes.RUNNING_OF: "jobs_running",
     queries.RESULT: "key",
