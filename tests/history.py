@@ -79,7 +79,7 @@ def check(
     At-least-once execution: every job comes to its end except the `unfinished`, those that `completed` by a started attempt.
     Exactly-once finishing: a job finishes once, and once more each time that a person retried it (`retried`: {job: times}).
     Lease exclusivity: an attempt begins under a new lease while no other runs, and only its worker ends it, or a rescue.
-    Limits: `queues` have their concurrency, and `devices` their slots and budget, from each start until the clean-up.
+    Limits: `queues` have their concurrency and `devices` their slots while jobs run, and their budget until the clean-up.
     The requests to one model (`asked`: {job: model}, else as the rows tell it) have its memory together.
     The rows tell the same end as the events.
     """
@@ -182,7 +182,9 @@ class _Told:
         settings = self._devices.get(device)
         if settings is None:
             return
-        assert len(there) <= settings.slots, f"jobs {sorted(there)} were on {device} at once, it has {settings.slots} slots"
+        # A job may start while the memory of one that has ended comes back.
+        running = sorted(other_id for other_id in there if self.jobs[other_id].state == "running")
+        assert len(running) <= settings.slots, f"jobs {running} were on {device} at once, it has {settings.slots} slots"
         sizes: dict[object, int] = {}  # a server's model is loaded once for all its requests
         for other_id in there:
             key = self._asked.get(other_id) or other_id

@@ -51,7 +51,12 @@ def _one(model: str, file_bytes: int, files: list[str], needed_bytes: int) -> Ch
     available_bytes = host_memory.available_bytes()
     unreadable = [path for path in files if not os.access(path, os.R_OK)]
     if unreadable or not files:
-        where = f"this user cannot read {unreadable[0]}" if unreadable else "Ollama does not say where its file is"
+        where = "Ollama does not say where its file is"
+        if unreadable:
+            is_seen = os.path.exists(unreadable[0])
+            where = (
+                f"this user cannot read {unreadable[0]}" if is_seen else f"{unreadable[0]} is not here, or hidden from this user"
+            )
         mend = "to have models read ahead, let the worker's user read Ollama's files, for example as a member of its group"
         return Check(OK, "prefetch", f"off for {model}: {where}", mend if unreadable else "")
     if available_bytes is None:

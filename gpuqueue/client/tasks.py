@@ -86,6 +86,11 @@ class Task(Generic[Parameters, Returned]):
     @classmethod
     def of(cls, gq: Submits, function: Callable[Parameters, Returned], settings: TaskSettings) -> Task[Parameters, Returned]:
         """Create a task from a function. Raises: UsageError naming the setting."""
+        if isinstance(function, Task) or not callable(function):
+            raise UsageError(
+                f"a task is made from a function, not {safe_repr(function)}; give its settings by name, as in "
+                '@gq.task(name="reports.weekly", queue="reports")'
+            )
         for option in settings:
             known = TaskSettings.__annotations__
             if option not in known and option != "connection":  # has its own error below

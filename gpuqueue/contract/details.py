@@ -153,8 +153,9 @@ class CleanUpAttemptDetails:
 
     `orphaned` is true if the worker that ran it died, so its request may still be running on the backend. `shared_with` are the
     ids of the running jobs that use the same loaded model: it must stay. While there are none, no other job starts to use it.
-    `unloaded(residents)` says that the model is no longer loaded, and which ones are: from then on a job for another model may
-    start for which there is room beside the memory that is not back yet. `beside()` are the device's other reservations now.
+    `unloaded(residents, bytes)` says that the model is no longer loaded, which ones are, and how much memory it had, 0 if that is
+    not known: from then on a job for another model may start for which there is room beside the memory that is not back yet.
+    `others()` are the device's other reservations now.
     """
 
     lease: Lease
@@ -166,8 +167,8 @@ class CleanUpAttemptDetails:
     orphaned: bool = False
     isolated: bool = False  # as in PrepareAttemptDetails; False if orphaned, because its task may not be known here
     shared_with: tuple[int, ...] = ()
-    unloaded: Callable[[tuple[Resident, ...]], None] = lambda residents: None
-    beside: Callable[[], Sequence[Reservation]] = tuple
+    unloaded: Callable[[tuple[Resident, ...], int], None] = lambda residents, bytes: None
+    others: Callable[[], Sequence[Reservation]] = tuple
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,10 +177,10 @@ class Attempts(Protocol):
     def request_preemption(self, job_id: int, lease: int, /) -> bool:
         """Ask a running attempt to stop to free memory; returns False if it has ended or was already asked."""
 
-    def note_unloaded(self, job_id: int, lease: int, /) -> bool:
+    def note_unloaded(self, job_id: int, lease: int, held_bytes: int, /) -> bool:
         """Note that an ended attempt's model was unloaded: until `release_device`, only its memory is taken.
 
-        Returns False if the lease was lost.
+        That is what it had reserved, or `held_bytes` if it had more. Returns False if the lease was lost.
         """
 
     def release_device(self, job_id: int, lease: int, /) -> bool:

@@ -61,9 +61,9 @@ jobs = Table(
     Column("output_tokens", Integer, nullable=False, server_default="0"),  # of the attempt on a device, and of what it continued
     Column("continues", Integer, nullable=False, server_default="0"),  # a later attempt continues this one's output
     Column("first_output_at", Integer),  # of the attempt on a device
-    Column("unloaded_lease", Integer),  # the lease whose attempt's model was unloaded, while its memory is not back yet
     # Since when jobs behind it start before it, because their model is loaded.
     Column("passed_at", Integer),
+    Column("unloaded_lease", Integer),  # the lease whose attempt's model was unloaded, while its memory is not back yet
     Index(
         "jobs_claim",
         "queue",

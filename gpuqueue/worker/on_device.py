@@ -198,7 +198,7 @@ class OnDevice:
             isolated=self._is_isolated(lease),
             shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
             unloaded=partial(self._unloaded, lease, device),
-            beside=lambda: [item for item in self._reservations(device) if item.job_id != lease.job_id],
+            others=lambda: [item for item in self._reservations(device) if item.job_id != lease.job_id],
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]
@@ -209,9 +209,9 @@ class OnDevice:
             return unverified[0]
         return answers[0] if answers else CleanUp(True, "nothing to clean up")
 
-    def _unloaded(self, lease: Lease, device: DeviceSettings, residents: tuple[Resident, ...]) -> None:
+    def _unloaded(self, lease: Lease, device: DeviceSettings, residents: tuple[Resident, ...], held_bytes: int) -> None:
         self._publish_reading(device.name, residents)
-        self._written(lambda: self._store.attempts.note_unloaded(lease.job_id, lease.lease))
+        self._written(lambda: self._store.attempts.note_unloaded(lease.job_id, lease.lease, held_bytes))
 
     def _publish_reading(self, device: str, residents: tuple[Resident, ...]) -> None:
         reading = self._devices[device].read_now()

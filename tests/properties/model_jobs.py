@@ -100,7 +100,6 @@ class ModelJobs:
     def retry(self, job_id: int) -> None:
         job = self.jobs[job_id]
         job.update(due=self.now, attempt=0, crashes=0, expires=None, cancel=False, code=None, finished=None)
-        job["suspect"] = job["suspect"] and self.queues[job["queue"]].gpu
         self._unsize(job)
         self._move(job, "available")
         self.retries[job_id] += 1

@@ -88,9 +88,6 @@ class ClockedQueue(GPUQueue):
 
     clock: Clock
 
-    def now_us(self) -> int:
-        return self.clock.now
-
     def open_store(self, *, patient: bool = False) -> Store:
         return open_store(self.database, synchronous="off", patient=patient)
 
@@ -161,6 +158,7 @@ def open_queue(folder: Path, cards: str, clock: Clock) -> ClockedQueue:
     )
     gq = ClockedQueue(config=config, plugins=[Sizes()], discover_plugins=False)
     gq.clock = clock
+    gq.clock_ns = lambda: clock.now * 1000
     waits = {task: backoff.fixed(wait_s, jitter=0) for task, wait_s in BACKOFF_S.items()}
 
     @gq.task(name="work", queue="mail", backoff=waits["work"])

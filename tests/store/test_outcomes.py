@@ -12,7 +12,7 @@ from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import Pause
 from gpuqueue.store.sqlite import queries
 from gpuqueue.store.sqlite.outcomes import abandoned_workers, reservations
-from tests.store.rows import BOOM, GB, Rows, assert_counters_are_true, at, status_of
+from tests.store.rows import BOOM, CARD, GB, Rows, assert_counters_are_true, at, status_of
 
 
 def test_a_completed_job_has_its_result_and_no_error_left(rows: Rows) -> None:
@@ -305,7 +305,8 @@ def test_a_job_whose_process_dies_again_and_again_is_discarded_and_can_be_retrie
     assert rows.job(job_id).crashes == 0
     with rows.store.engine.lent() as connection:
         assert [line["outcome"] for line in queries.timeline(connection, job_id)] == ["crashed"] * 4
-    assert [lease.job_id for lease in rows.claim(s=10)] == [job_id]
+    assert rows.claim(s=10) == [], "it would cost the worker's other jobs an attempt again"
+    assert [lease.job_id for lease in rows.claim(suspects=[job_id], s=10)] == [job_id]
 
 
 def test_a_cancelled_job_of_a_dead_worker_is_cancelled(rows: Rows) -> None:
@@ -386,3 +387,53 @@ def test_a_worker_that_was_rescued_cannot_extend_its_lease(rows: Rows) -> None:
     assert rows.store.workers.extend("w", expires_at_us=at(99))
     rows.rescue("w")
     assert not rows.store.workers.extend("w", expires_at_us=at(99))
+
+
+def test_a_retried_job_whose_process_died_stays_a_suspect(rows: Rows) -> None:
+    job_id = rows.enqueue()
+    other_id = rows.enqueue()
+    lease = rows.claim_one()
+    assert lease.job_id == job_id
+    rows.rescue(executing=[job_id])
+    assert rows.suspects() == [job_id]
+    rows.store.jobs.cancel(job_id, now_us=at(5))
+    rows.store.jobs.cancel(other_id, now_us=at(5))
+    for again in (job_id, other_id):
+        rows.store.jobs.retry(again, now_us=at(6))
+    assert rows.suspects() == [job_id], "the other one runs beside others"
+
+
+@pytest.mark.parametrize("is_continued", [True, False])
+def test_an_attempt_that_starts_again_instead_of_continuing_is_known_from_its_output(rows: Rows, is_continued: bool) -> None:
+    job_id = rows.enqueue_sized("ai", 1)
+    first = rows.placed(job_id, preemptible=True, continues=True)
+    rows.store.attempts.report([Report(job_id, first.lease, "text", output_tokens=1)])
+    rows.postpone(first, "preempted", s=10)
+    rows.store.attempts.release_device(job_id, first.lease)
+    lease = rows.placed(job_id, s=20, preemptible=True, continues=True)
+
+    def continues() -> bool:
+        with rows.store.engine.lent() as connection:
+            (found,) = reservations(connection)
+        return found.continues
+
+    assert continues()
+    for _ in range(2):
+        rows.store.attempts.report(
+            [Report(job_id, lease.lease, "more", output_tokens=2, output_lease=first.lease if is_continued else None)]
+        )
+        assert continues() is is_continued
+
+
+def test_an_unloaded_model_keeps_only_its_memory(rows: Rows) -> None:
+    job_id, other_id = rows.enqueue_sized("ai", 3, "m"), rows.enqueue_sized("ai", 3, "n")
+    lease = rows.placed(job_id, device=replace(CARD, budget_bytes=6 * GB))
+    assert not rows.store.attempts.note_unloaded(job_id, lease.lease, 0), "it still runs"
+    rows.end(lease)
+    assert rows.place(other_id, device=replace(CARD, budget_bytes=6 * GB)) is None
+    assert rows.store.attempts.note_unloaded(job_id, lease.lease, 0)
+    assert not rows.store.attempts.note_unloaded(job_id, lease.lease - 1, 0), "an earlier attempt"
+    assert rows.place(other_id, device=replace(CARD, budget_bytes=5 * GB)) is None, "its memory is not back yet"
+    rows.store.attempts.note_unloaded(job_id, lease.lease, 3 * GB + 1)
+    assert rows.place(other_id, device=replace(CARD, budget_bytes=6 * GB)) is None, "it had more than it had reserved"
+    assert rows.place(other_id, device=replace(CARD, budget_bytes=6 * GB + 1)) is not None

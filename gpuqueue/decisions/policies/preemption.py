@@ -107,8 +107,9 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
             return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
         return Weighed(view.now, f"it {ends}, and has written nothing yet")
     cost_s = (item.first_output_at - began).total_seconds()
-    # For a job with its own model it only reads its prompt again; for another, models are loaded twice as well.
-    is_other = full_name(item.model) != full_name(waiting.demand.model)
+    # For a job with its own model, or another that is loaded too, it only reads its prompt again; else models are loaded twice.
+    loaded = {full_name(item.model), *(full_name(resident.model) for resident in device.residents)}
+    is_other = full_name(waiting.demand.model) not in loaded
     least_s = max(settings.min_run_s, (cost_s if is_other else cost_s / 2) if item.preemptions else 0.0)
     why = f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later"
     restarted_s = device.restarted_s(view.now)

@@ -60,13 +60,18 @@ class _Seen:
         return [resident for resident in self.residents or () if full_name(resident.model) in names]
 
 
-class _Beside:
+class _Others:
     """What happens on the device while memory is awaited: other memory may come back, and another job may start and take some."""
 
-    def __init__(self, others: Callable[[], Sequence[Reservation]] = tuple, listed_bytes: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        others: Callable[[], Sequence[Reservation]] = tuple,
+        listed_bytes: Callable[[], int] = lambda: 0,
+        listed_before_bytes: int = 0,
+    ) -> None:
         self._others = others
         self._listed_bytes = listed_bytes
-        self._listed_before_bytes = listed_bytes()
+        self._listed_before_bytes = listed_before_bytes
         there = others()
         self._before = {(item.job_id, item.lease) for item in there}
         self._coming = {(item.job_id, item.lease) for item in there if item.unloaded}
@@ -81,15 +86,17 @@ class _Beside:
     def change_bytes(self, held_bytes: int) -> int:
         """Return how much more must be free than without the others, for all that was awaited before to be back too.
 
-        A job that started meanwhile takes nothing before its model is listed. What it unloaded again may be back or not: it
-        counts only as far as it cannot be taken for the memory that is awaited.
+        A model that is loaded meanwhile takes nothing before it is listed. What was unloaded again may be back or not: it counts
+        only as far as it cannot be taken for the memory that is awaited.
         """
-        started = [item for item in self._others() if (item.job_id, item.lease) not in self._before]
-        if not started:
+        there = self._others()
+        if not there:
             return self.coming_bytes
-        unloaded_bytes = sum(item.reserved_bytes for item in started if item.unloaded)
-        taken_bytes = max(0, self._listed_bytes() - self._listed_before_bytes) + min(unloaded_bytes, held_bytes // 4)
-        return self.coming_bytes - taken_bytes
+        unloaded_bytes = sum(
+            item.reserved_bytes for item in there if item.unloaded and (item.job_id, item.lease) not in self._before
+        )
+        loaded_bytes = max(0, self._listed_bytes() - self._listed_before_bytes)
+        return self.coming_bytes - loaded_bytes - min(unloaded_bytes, held_bytes // 4)
 
 
 class Residents:
@@ -206,7 +213,12 @@ class Residents:
         if mine and not self._unload(place, mine, seen):
             why = f": {seen.error}" if seen.error else "; a request may still be using it"
             return False, f"{lease.model} is still loaded after {format_duration(backend.release_s)}{why}"
-        details.unloaded(seen.residents or ())
+        others = _Others(  # before another job may start
+            details.others,
+            lambda: _bytes(seen.residents or ()) if self._look(place, seen) else 0,
+            _bytes(seen.residents or ()),
+        )
+        details.unloaded(seen.residents or (), seen.observed_bytes or 0)
         held_bytes = _bytes(mine)
         margin_bytes = min(TOLERANCE_BYTES, (held_bytes or _reserved_bytes(lease)) // 4)
         marks = []
@@ -215,8 +227,7 @@ class Residents:
         if free_before_attempt is not None:
             marks.append(free_before_attempt - margin_bytes)
         where = f"{lease.model} is not loaded" + (f" (nothing listens at {place.client.shown_url})" if seen.gone else "")
-        beside = _Beside(details.beside, lambda: _bytes(seen.residents or ()) if self._look(place, seen) else 0)
-        verified, detail = self._memory_back(place, min(marks, default=None), beside, held_bytes)
+        verified, detail = self._memory_back(place, min(marks, default=None), others, held_bytes)
         return verified, f"{where}; {detail}"
 
     def _process_gone(self, place: _Place, details: CleanUpAttemptDetails) -> tuple[bool, str]:
@@ -282,10 +293,10 @@ class Residents:
         return True
 
     def _memory_back(
-        self, place: _Place, mark: int | None, beside: _Beside | None = None, held_bytes: int = 0
+        self, place: _Place, mark: int | None, others: _Others | None = None, held_bytes: int = 0
     ) -> tuple[bool, str]:
         """Wait until free memory has reached `mark`, or without one has stopped rising; return the result in words too."""
-        beside = beside or _Beside()
+        others = others or _Others()
         settle_s = place.backend.settle_s
         settled_at_s = self._clock() + settle_s
         reading = place.read_device()
@@ -297,12 +308,12 @@ class Residents:
             if reading.lost is not None:
                 return False
             if reading.free_bytes is not None and mark is not None:
-                if reading.free_bytes >= mark + beside.change_bytes(held_bytes):
+                if reading.free_bytes >= mark + others.change_bytes(held_bytes):
                     return True
-                if not beside.coming_bytes:
+                if not others.coming_bytes:
                     return False
                 # What the others reserved may be more than they had: then only free memory that rises no more can tell.
-            if beside.comes_back():
+            if others.comes_back():
                 settled_at_s = self._clock() + settle_s
                 return False
             if reading.free_bytes is not None and reading.free_bytes > highest + NOISE_BYTES:

@@ -29,6 +29,11 @@ ROWS_AT_ONCE = 500  # maximum number of rows of pruned jobs that one transaction
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.MANUAL_RETRY, "id = ?")
+# Its death would cost the worker's other jobs an attempt again.
+SUSPECT_AGAIN = (
+    f"UPDATE jobs SET demand_class = {SUSPECT} WHERE id = ? AND device IS NULL AND (SELECT outcome FROM attempts "
+    "WHERE job_id = jobs.id AND outcome NOT IN ('released', 'preempted') ORDER BY lease DESC LIMIT 1) = 'crashed'"
+)
 CANCEL = update(transitions.CANCEL, "id = ?")
 EXPIRE = update(transitions.EXPIRE, "id = ?")
 REFUSE = update(transitions.REFUSE, "id = ?")
@@ -72,7 +77,7 @@ def retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
     state, queue = _state_of(connection, job_id)
     if state not in transitions.MANUAL_RETRY.sources:
         raise StateError(f"job {job_id} is {state}; only a discarded, cancelled, retryable or scheduled job can be retried")
-    connection.execute(RETRY, (now_us, job_id))
+    _retry(connection, job_id, now_us=now_us)
     if state in FINISHED:
         count_finished(connection, {(queue, str(state)): -1})
 
@@ -83,10 +88,15 @@ def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, n
     for job_id in job_ids:
         row = connection.execute("SELECT queue FROM jobs WHERE id = ? AND state = 'discarded'", (job_id,)).fetchone()
         if row is not None:
-            connection.execute(RETRY, (now_us, job_id))
+            _retry(connection, job_id, now_us=now_us)
             retried[row[0], "discarded"] -= 1
     count_finished(connection, dict(retried))
     return -sum(retried.values())
+
+
+def _retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
+    connection.execute(RETRY, (now_us, job_id))
+    connection.execute(SUSPECT_AGAIN, (job_id,))
 
 
 def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> tuple[list[int], list[int]]:

@@ -55,7 +55,10 @@ RESERVATIONS = (
     "continues, first_output_at, unloaded_lease IS lease "
     "FROM jobs WHERE device IS NOT NULL"
 )
-NOTE_UNLOADED = "UPDATE jobs SET unloaded_lease = lease WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'"
+NOTE_UNLOADED = (
+    "UPDATE jobs SET unloaded_lease = lease, reserved_bytes = max(reserved_bytes, ?) "
+    "WHERE id = ? AND lease = ? AND device IS NOT NULL AND state <> 'running'"
+)
 # An attempt that was to continue an earlier one's output, and writes its own, has started again: the next one would too.
 NOTE_OUTPUT = (
     "UPDATE jobs SET output_tokens = ?, first_output_at = coalesce(first_output_at, ?), "
@@ -224,9 +227,9 @@ def _note_attempt(
     )
 
 
-def note_unloaded(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:
-    """Note that the model of a job's ended attempt was unloaded; returns False if the lease is lost."""
-    return connection.execute(NOTE_UNLOADED, (job_id, lease)).rowcount == 1
+def note_unloaded(connection: sqlite3.Connection, job_id: int, lease: int, held_bytes: int) -> bool:
+    """Note that the model of a job's ended attempt was unloaded, and what it held; returns False if the lease is lost."""
+    return connection.execute(NOTE_UNLOADED, (held_bytes, job_id, lease)).rowcount == 1
 
 
 def release_device(connection: sqlite3.Connection, job_id: int, lease: int) -> bool:

@@ -194,6 +194,7 @@ UPKEEP: dict[str, dict[str, Callable[[Rows], object]]] = {
     "Attempts.finish": {"one": lambda rows: rows.complete(rows.claim_one("work", s=9), s=9)},
     "Attempts.claim_placed": {"one": lambda rows: rows.place(rows.enqueue_sized("ai", 1, "m", priority=9), s=9)},
     "Attempts.request_preemption": {"one": lambda rows: rows.store.attempts.request_preemption(2, 1)},
+    "Attempts.note_unloaded": {"one": lambda rows: rows.store.attempts.note_unloaded(2, 1, 0)},
     "Attempts.release_device": {"one": lambda rows: rows.store.attempts.release_device(2, 1)},
     "Attempts.report": {"one": lambda rows: rows.store.attempts.report([Report(2, 1, "text", [(at(1), "line")])])},
     "Attempts.rescue": {
