@@ -18,6 +18,10 @@ def request(model: str, gb: float, *, running: bool = True) -> Share:
     return Share("ollama.generate", model, int(gb * GB), running)
 
 
+def unloaded(model: str, gb: float) -> Share:
+    return Share("ollama.generate", model, int(gb * GB), running=False, unloaded=True)
+
+
 def function(gb: float, model: str = "") -> Share:
     return Share("app.train", model, int(gb * GB))
 
@@ -30,8 +34,16 @@ def function(gb: float, model: str = "") -> Share:
         ([request("m", 3), request("m", 4, running=False)], 4),
         ([request("m", 3), request("n", 1), function(1)], 5),
         ([function(2, "m"), function(2, "m"), request("m", 1)], 5),
+        ([unloaded("m", 3), request("m", 2)], 5),
     ],
-    ids=["nothing", "one model", "the largest counts, also while it is cleaned up", "each its own", "a function has its own"],
+    ids=[
+        "nothing",
+        "one model",
+        "the largest counts, also while it is cleaned up",
+        "each its own",
+        "a function has its own",
+        "a model that was unloaded shares nothing with the next load",
+    ],
 )
 def test_a_model_in_a_servers_memory_counts_once(taken: list[Share], gb: int) -> None:
     assert taken_bytes(taken) == gb * GB
@@ -55,6 +67,11 @@ def test_a_model_in_a_servers_memory_counts_once(taken: list[Share], gb: int) ->
         (function(1), [function(1), function(1), function(1)], 2, "slots"),
         (function(2, "m"), [function(2, "m")], 1, None),
         (function(3, "m"), [request("m", 3)], 2, "vram"),
+        (request("k", 0), [unloaded("m", 1), request("n", 1)], 2, None),
+        (function(1), [unloaded("m", 1), unloaded("n", 1), unloaded("k", 1)], 2, None),
+        (request("n", 1), [unloaded("m", 4.1)], 2, "vram"),
+        (request("m", 3), [unloaded("m", 2)], 2, None),
+        (request("m", 3), [unloaded("m", 2.1)], 2, "vram"),
     ],
 )
 def test_a_job_lacks_what_the_others_leave_too_little_of(

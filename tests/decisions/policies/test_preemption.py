@@ -8,8 +8,15 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.contract.hookspecs import ChoosePreemptionsDetails, WaitingJob
-from gpuqueue.decisions.policies.preemption import LOOK_AGAIN_S, Preempting
+from gpuqueue.decisions.policies.preemption import (
+    LOOK_AGAIN_S,
+    MOST_RESTARTED_S,
+    STARTS_WITHIN_S,
+    WRITES_FIRST_S,
+    Preempting,
+)
 from gpuqueue.domain.answers import Demand, Preemption
+from gpuqueue.domain.device import Resident
 from gpuqueue.domain.estimates import OUTPUT_RATE, model_key
 from gpuqueue.domain.view import DeviceView, Estimate, QueueView
 from gpuqueue.domain.yielding import yielded_to
@@ -67,6 +74,33 @@ def test_an_attempt_that_continues_writes_for_as_long_as_it_took_to_start_or_hal
     silent = chosen(replace(again, first_output_at=None))
     assert [item.not_before for item in silent] == [NOW + timedelta(seconds=LOOK_AGAIN_S)], "it is looked at again"
     assert chosen(replace(again, preemptions=0)) == [Preemption(7, 1, for_job=9)], "it has made up for nothing yet"
+
+
+def test_where_starts_took_much_of_the_time_an_attempt_writes_first_before_a_job_of_a_model_that_is_not_loaded():
+    other = (WaitingJob(job(9, queue="ai-realtime", model="small"), Demand(GB, "small"), ("gpu0",)),)
+    wrote = replace(RUNNING, continues=True, first_output_at=NOW - timedelta(seconds=1))
+    often = DeviceView(
+        GPU0, restarted=((NOW - timedelta(seconds=301), 99.0), (NOW - timedelta(seconds=299), MOST_RESTARTED_S + 1))
+    )
+    at_once = [Preemption(7, 1, for_job=9)]
+    assert chosen(wrote, waiting=other, seen=often) == [
+        Preemption(7, 1, for_job=9, not_before=NOW + timedelta(seconds=WRITES_FIRST_S - 1))
+    ]
+    assert chosen(wrote, waiting=other, seen=replace(often, restarted=often.restarted[:1])) == at_once, "long ago"
+    assert chosen(wrote, seen=often) == at_once, "its own model need not be loaded again"
+    both = replace(often, residents=(Resident("small", GB, GB),), settings=replace(GPU0, max_models=2))
+    assert chosen(wrote, waiting=other, seen=both) == at_once, "nor need another one that is loaded too"
+
+
+def test_an_attempt_whose_server_seems_to_hang_does_not_wait_for_its_first_output_for_ever():
+    silent = replace(RUNNING, continues=True, preemptions=1)
+    assert chosen(replace(silent, started_at=NOW - timedelta(seconds=STARTS_WITHIN_S))) == [Preemption(7, 1, for_job=9)]
+
+
+def test_memory_that_comes_back_is_no_reason_to_wait_with_another_preemption():
+    leaving = replace(RUNNING, job_id=8, model="small", reserved_bytes=100, running=False)
+    assert chosen(RUNNING, leaving) == []
+    assert chosen(RUNNING, replace(leaving, unloaded=True)) == [Preemption(7, 1, for_job=9)]
 
 
 def test_work_that_is_continued_is_preempted_however_often_and_other_work_while_little_is_thrown_away():

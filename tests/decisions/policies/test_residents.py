@@ -22,13 +22,15 @@ from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDet
 from gpuqueue.decisions.policies.residents import Residents
 from gpuqueue.devices.nvml import NvmlDevice
 from gpuqueue.domain.answers import CleanUp, Placement
-from gpuqueue.domain.device import Reading
+from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.errors import BackendUnavailable, OutOfMemory, RunnerCrashed
 from gpuqueue.domain.job import Lease
 from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
+from gpuqueue.domain.view import Reservation
 from gpuqueue.simulators.card import SimulatedCard
 from gpuqueue.simulators.nvml import simulated_nvml
 from gpuqueue.simulators.ollama import OllamaSimulator
+from gpuqueue.testing.views import reservation
 from gpuqueue.testing.waiting import DEADLINE_S
 
 GB = 10**9
@@ -169,13 +171,13 @@ class Room:
             PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping, isolated, in_use)
         )
 
-    def clean_up(self, model: str = GEMMA, *, orphaned: bool = False, shared_with: tuple[int, ...] = ()) -> CleanUp:
-        found = self.ask_to_clean_up(model, orphaned=orphaned, shared_with=shared_with)
+    def clean_up(self, model: str = GEMMA, *, orphaned: bool = False, shared_with: tuple[int, ...] = (), **more: Any) -> CleanUp:
+        found = self.ask_to_clean_up(model, orphaned=orphaned, shared_with=shared_with, **more)
         assert found is not None
         return found
 
     def ask_to_clean_up(
-        self, model: str, *, orphaned: bool = False, isolated: bool = False, shared_with: tuple[int, ...] = ()
+        self, model: str, *, orphaned: bool = False, isolated: bool = False, shared_with: tuple[int, ...] = (), **more: Any
     ) -> CleanUp | None:
         return self.policy.clean_up_attempt(
             CleanUpAttemptDetails(
@@ -188,6 +190,7 @@ class Room:
                 orphaned,
                 isolated,
                 shared_with,
+                **more,
             )
         )
 
@@ -363,6 +366,34 @@ def test_a_little_memory_that_another_program_takes_meanwhile_does_not_matter(ro
 
     assert room.clean_up().verified
     assert taken
+
+
+def test_another_job_may_start_once_the_model_is_unloaded_and_what_it_takes_is_not_missed(room: Room) -> None:
+    room.ollama.load(GEMMA)
+    started: list[Reservation] = []
+
+    def start(residents: tuple[Resident, ...], held_bytes: int) -> None:
+        assert (residents, held_bytes) == ((), SIZES[GEMMA])
+        assert room.card.free_bytes < room.empty_bytes, "its memory is not back yet"
+        room.ollama.load(NOMIC)
+        started.append(replace(reservation(8, model=NOMIC, bytes=SIZES[NOMIC]), task="ollama.embed"))
+
+    assert room.clean_up(unloaded=start, others=lambda: started).verified
+    assert 1001.0 <= room.clock() < 1001.3
+    assert room.card.free_bytes == room.empty_bytes - SIZES[NOMIC] - CONTEXT_BYTES
+
+
+@pytest.mark.parametrize("reserved_bytes", [SIZES[GEMMA] + CONTEXT_BYTES, 5 * GB], ids=["as it was", "more than it was"])
+def test_memory_of_another_model_that_comes_back_is_not_taken_for_its_own(room: Room, reserved_bytes: int) -> None:
+    room.ollama.load(GEMMA)
+    room.ollama.load(NOMIC)
+    room.ollama.unload(GEMMA)
+    room.ollama.loaded()
+    room.clock.sleep(0.5)  # it is back half a second from now, half a second before the other's
+    leaving = replace(reservation(8, model=GEMMA, bytes=reserved_bytes, running=False), unloaded=True)
+    found = room.clean_up(NOMIC, others=lambda: [leaving] if room.clock() < 1001.1 else [])
+    assert found.verified
+    assert room.card.free_bytes == room.empty_bytes
 
 
 def test_when_another_program_took_the_memory_the_next_try_finds_that_it_is_not_coming_back(room: Room) -> None:
