@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from gpuqueue import Config, JobHandle, State
 from gpuqueue.testing.virtual import Interval, VirtualOllama, VirtualQueue, VirtualTime, VirtualWorker
-from tests.benchmarks.scheduling.virtual.hours import BATCH, HOUR_S, NOMIC, Arrival, Hour
+from tests.benchmarks.scheduling.hours import BATCH, HOUR_S, NOMIC, Arrival, Hour
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000
