@@ -131,6 +131,13 @@ class Signal:
     def is_set(self) -> bool:
         return self._set
 
+    def then(self, call: Callable[[], None]) -> None:
+        """Call a function when it is set, at once if it is."""
+        if self._set:
+            call()
+        else:
+            self._waiting.append(call)
+
     def wait(self, timeout_s: float = math.inf) -> bool:
         """Wait until it is set, `timeout_s` at most; returns whether it is."""
         time = self._time
