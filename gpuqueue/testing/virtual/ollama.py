@@ -93,6 +93,7 @@ class VirtualOllama:
         self.intervals: list[Interval] = []
         self.overlap_count = 0
         self.peak_bytes = 0
+        self.spared_tokens = 0  # of prompts, which were found in a prompt cache
         self.time = time
         self._total_bytes = total_bytes
         self._prompt_cache = prompt_cache
@@ -272,8 +273,9 @@ class VirtualOllama:
         stop: Signal,
         written: Callable[[int], None],
     ) -> bool:
-        model, known = runner.model, runner.cache.get(owner, 0)
-        prompt_s = max(0, prompt_tokens - known) / (PREFILL_SPEEDUP * runner.tokens_per_s)
+        model, known = runner.model, min(prompt_tokens, runner.cache.get(owner, 0))
+        self.spared_tokens += known
+        prompt_s = (prompt_tokens - known) / (PREFILL_SPEEDUP * runner.tokens_per_s)
         if self._use(owner, model, "prompt", prompt_s, stop, prompt_tokens) < prompt_s:
             return False
         began_s, count = self.time.now_s, 0

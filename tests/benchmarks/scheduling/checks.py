@@ -41,7 +41,7 @@ def switch_s(model: VirtualModel) -> float:
 
 
 class Must(NamedTuple):
-    """The bounds of an hour as shipped: of waits, and of the useful time as a share of FCFS's, without and with the prompt cache."""
+    """The bounds of an hour as shipped: of waits, and of useful time as a share of FCFS's, without and with the prompt cache."""
 
     p95_s: float | None
     without: float

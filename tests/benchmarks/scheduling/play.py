@@ -36,7 +36,6 @@ class Scheme:
     models: Mapping[str, Any] = field(default_factory=dict)
     yielding: Mapping[str, Any] = field(default_factory=dict)
     clients: type[Direct] | None = None
-    preempts: bool = False
 
     def plays(self, hour: Hour) -> bool:
         """Say whether it can do what an hour asks for: only a queue of its own has pauses."""
@@ -47,8 +46,8 @@ SHIPPED, FCFS, DIRECT, ORIGINAL, DRAIN, RESTART = "shipped", "fcfs", "direct", "
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme(SHIPPED, "gpuqueue as shipped", preempts=True),
-        Scheme(RESTART, "… restarts what it stops", models={"resume": "restart"}, preempts=True),
+        Scheme(SHIPPED, "gpuqueue as shipped"),
+        Scheme(RESTART, "… restarts what it stops", models={"resume": "restart"}),
         Scheme(DRAIN, "… lets batch jobs end", yielding={"yield_mode": "drain"}),
         Scheme(FCFS, "first come, first served", one_queue=True, gpu={"affinity": "0s"}),
         Scheme(ORIGINAL, "batch paused for people", clients=Pausing),
@@ -66,7 +65,7 @@ class Played:
     counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown away, where
     what a continued job reads again is not counted. `completed`: of batch jobs. `longest_s`: from the first use of the card for a
     batch job to its last, or the end of the hour. `met_count`: of the jobs that count, those for which models were switched.
-    `paused_starts`: of attempts, inside a pause of their queue.
+    `spared_tokens`: of prompts, which were found in the prompt cache. `paused_starts`: of attempts, inside a pause of their queue.
     """
 
     waits_s: list[float]
@@ -77,6 +76,7 @@ class Played:
     met_count: int
     overlap_count: int
     over_budget_bytes: int
+    spared_tokens: int
     paused_starts: int = 0
 
 
@@ -205,4 +205,5 @@ def _measured(ollama: VirtualOllama, jobs: Mapping[str, Arrival], ended: set[str
         met_count=sum(jobs[owner].queue not in BACKGROUND for owner in met),
         overlap_count=ollama.overlap_count,
         over_budget_bytes=max(0, ollama.peak_bytes - BUDGET_BYTES),
+        spared_tokens=ollama.spared_tokens,
     )
