@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ def switch_s(model: VirtualModel) -> float:
     (back_s, back_most_s), (start_s, start_most_s) = RELEASE_S, START_S
     # Both are drawn evenly from ranges of one length; so much of that is added to both least values by 95 of 100.
     assert back_most_s - back_s == start_most_s - start_s
-    return back_s + start_s + (2 - 0.1**0.5) * (back_most_s - back_s) + model.size_bytes / PAGE_CACHE_BYTES_PER_S
+    return back_s + start_s + (2 - math.sqrt(0.1)) * (back_most_s - back_s) + model.size_bytes / PAGE_CACHE_BYTES_PER_S
 
 
 class Must(NamedTuple):

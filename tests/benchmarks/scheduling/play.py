@@ -65,7 +65,7 @@ class Played:
     counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown away, where
     what a continued job reads again is not counted. `completed`: of batch jobs. `longest_s`: from the first use of the card for a
     batch job to its last, or the end of the hour. `met_count`: of the jobs that count, those for which models were switched.
-    `spared_tokens`: of prompts, which were found in the prompt cache. `paused_starts`: of attempts, inside a pause of their queue.
+    `spared_tokens`: of prompts, found in the prompt cache. `paused_starts`: of attempts, inside a pause of their queue.
     """
 
     waits_s: list[float]
