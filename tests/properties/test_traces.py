@@ -49,7 +49,7 @@ def check(trace: Trace) -> None:
         assert end_s is not None, f"{arrival} has not ended"
         assert end_s <= bound_s, f"{arrival} ended at {end_s:.1f} s, and must have by {bound_s:.1f} s"
     assert ending.reserved_bytes == 0
-    assert (played.overlap_count, played.over_budget_bytes) == (0, 0)
+    assert (played.overlap_count, played.over_budget_bytes, played.paused_starts) == (0, 0, 0)
     see_that_none_is_passed_for_too_long(trace, ending.starts_s)
 
 

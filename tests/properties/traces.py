@@ -139,7 +139,7 @@ def traces(draw: st.DrawFn) -> Trace:
         **draw(st.sampled_from([{}, {"keep_warm": "30s"}, {"keep_warm": "1h"}])),
         **draw(st.sampled_from([{}, {"max_models": 2}])),
     }
-    arrivals = []
+    arrivals: list[Arrival] = []
     for _ in range(draw(st.integers(1, 16))):
         model = draw(st.sampled_from([GEMMA, GEMMA, QWEN, NOMIC]))
         output_s = draw(st.sampled_from([0.4, 3.0, 10.0, 40.0, 120.0]))

@@ -6,6 +6,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import time as clock
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from gpuqueue import Config, JobHandle, State
 from gpuqueue.testing.virtual import Interval, VirtualOllama, VirtualQueue, VirtualTime, VirtualWorker
 from tests.benchmarks.scheduling.clients import Direct, Pausing
-from tests.benchmarks.scheduling.hours import BATCH, NIGHT, NOMIC, PAUSES, Arrival, Hour
+from tests.benchmarks.scheduling.hours import BATCH, NIGHT, NOMIC, Arrival, Hour
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000
@@ -61,11 +62,12 @@ class Played:
     """What came of an hour.
 
     `waits_s`: from the arrival of each job that counts (not a batch job, or any where there is no other) until its prompt was
-    first read for the answer that it got: what an idle card with its model loaded would have spared it. A job that has not begun
-    counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown away, where
-    what a continued job reads again is not counted. `completed`: of batch jobs. `longest_s`: from the first use of the card for a
-    batch job to its last, or the end of the hour. `met_count`: of the jobs that count, those for which models were switched.
-    `spared_tokens`: of prompts, found in the prompt cache. `paused_starts`: of attempts, inside a pause of their queue.
+    first read for the answer that it got: what an idle card with its model loaded would have spared it. A job that has not
+    begun counts with what it has waited. `useful`: the part of the hour in which the card read or wrote what was not thrown
+    away, where what a continued job reads again is not counted. `completed`: of batch jobs. `longest_s`: from the first use
+    of the card for a batch job to its last, or the end of the hour. `met_count`: of the jobs that count, those for which
+    models were switched. `spared_tokens`: of prompts, found in the prompt cache. `paused_starts`: of attempts, inside a pause
+    of their queue. `ended_s`: when the last answer was.
     """
 
     waits_s: list[float]
@@ -77,6 +79,7 @@ class Played:
     overlap_count: int
     over_budget_bytes: int
     spared_tokens: int
+    ended_s: float
     paused_starts: int = 0
 
 
@@ -141,14 +144,14 @@ def _played_by_clients(clients: Direct, time: VirtualTime, ollama: VirtualOllama
 
 
 def _paused_starts(gq: VirtualQueue, jobs: Mapping[str, Arrival], hour: Hour) -> int:
-    """Count the attempts that started inside a pause of their queue."""
+    """Count the attempts that started inside a pause of their queue, which is within one day of UTC."""
     starts = 0
     with gq.store.reading() as reads:
         for owner, arrival in jobs.items():
-            if "pause" in hour.queues[arrival.queue]:
+            for window in hour.queues[arrival.queue].get("pause", ()):
                 began = {attempt["started_at"] for attempt in reads.timeline(int(owner))} | {reads.job(int(owner)).started_at}
-                first, last = PAUSES[arrival.queue]
-                starts += sum(at is not None and first <= at.hour < last for at in began)
+                first, last = map(clock.fromisoformat, window.split("-"))
+                starts += sum(at is not None and first <= at.time() < last for at in began)
     return starts
 
 
@@ -206,4 +209,5 @@ def _measured(ollama: VirtualOllama, jobs: Mapping[str, Arrival], ended: set[str
         overlap_count=ollama.overlap_count,
         over_budget_bytes=max(0, ollama.peak_bytes - BUDGET_BYTES),
         spared_tokens=ollama.spared_tokens,
+        ended_s=max((item.end_s for item in ollama.intervals if item.kind == "decode"), default=0.0),
     )

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.benchmarks.scheduling.real_time import traces
+from tests.benchmarks.scheduling.real_time import agreement, traces
 from tests.benchmarks.scheduling.real_time.measure import Run, figures, model_load_s, read_recording
 from tests.benchmarks.scheduling.real_time.results import Bounds, checks, tables, worded
 from tests.benchmarks.scheduling.real_time.schemes import BASELINE, SCHEMES
@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, trace in played.items()
     }
     found = list(checks(results, bounds, two_models=TWO_MODELS))
+    for trace_name, ran in runs.items():
+        for scheme in (SCHEMES[name] for name in ran if SCHEMES[name].runner == "worker" and SCHEMES[name].has_batch):
+            span_s = max(job.ended_s for job in ran[scheme.name].jobs.values())
+            found.append(agreement.check(trace_name, scheme, span_s, agreement.played(scheme, played[trace_name]).ended_s))
     if asked.json:
         held = [{"what": item.what, "holds": item.holds, "figures": item.figures} for item in found]
         print(json.dumps({"speed": asked.speed, "results": results, "checks": held}, indent=1))
