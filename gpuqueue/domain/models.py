@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ EMBED = Verb(
 VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (GENERATE, CHAT, EMBED)}
 
 
+@lru_cache(maxsize=1024)
 def full_name(model: str) -> str:
     """Normalise a model's name so that two names of the same model are equal, by Ollama's rules.
 

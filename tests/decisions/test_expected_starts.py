@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from tests.benchmarks.scheduling.virtual.expected import Asking, score
-from tests.benchmarks.scheduling.virtual.hours import BATCH, GEMMA, Arrival, Hour, backlog
-from tests.benchmarks.scheduling.virtual.play import SCHEMES, SHIPPED, play
+from tests.benchmarks.scheduling.expected import Asking, score
+from tests.benchmarks.scheduling.hours import BATCH, GEMMA, Arrival, Hour, backlog
+from tests.benchmarks.scheduling.play import SCHEMES, SHIPPED, play
 
 
 def test_most_jobs_start_within_the_range_that_they_are_shown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -18,7 +19,6 @@ START_S = (0.5, 1.5)
 PAGE_CACHE_BYTES_PER_S = 8e9
 RELEASE_S = (0.5, 1.5)
 PREFILL_SPEEDUP = 30.0  # of reading over writing; 10 to 30 were measured, the more the smaller the model
-LOAD_STEP_S = 0.1  # between two looks at a load that another request waits for too
 STEP_S = 1.0  # of writing, between two reports of what is written
 # An assumption: n requests at once write n to the power of 0.6 times as many tokens in all as one does.
 BATCHING = 0.6
@@ -51,12 +51,17 @@ class Interval(NamedTuple):
 
 @dataclass(slots=True)
 class _Runner:
-    """A model that is loaded or loading, with what its prompt cache holds: {request: tokens}."""
+    """A model that is loaded or loading, with what its prompt cache holds: {request: tokens}, and who waits for a slot."""
 
     model: VirtualModel
-    is_loading: bool
+    loaded: Signal
     cache: dict[str, int] = field(default_factory=dict)
     request_count: int = 0
+    waiting: deque[Signal] = field(default_factory=deque)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.request_count) or not self.loaded.is_set()
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,8 +73,9 @@ class VirtualOllama:
     """One server on one card.
 
     `prompt_cache`: a runner keeps what it has read and written, per request, while it is loaded. `num_parallel`: the requests
-    that a runner takes at once; a model's size includes a context for each. One more, or one for another model, is counted as an
-    overlap. Its methods are called in threads of `time`.
+    that a runner takes at once; a model's size includes a context for each. One more waits for its turn, and so does one for a
+    model that has no room beside those in use, or is one more than `max_loaded`; each of these, and one beside another model's
+    request, is counted as an overlap. Its methods are called in threads of `time`.
     """
 
     def __init__(
@@ -80,20 +86,24 @@ class VirtualOllama:
         total_bytes: int = 8 * 10**9,
         prompt_cache: bool = True,
         num_parallel: int = 1,
+        max_loaded: int | None = None,
         seed: int = 1,
     ) -> None:
         self.models = {full_name(model.name): model for model in models}
         self.intervals: list[Interval] = []
         self.overlap_count = 0
         self.peak_bytes = 0
+        self.spared_tokens = 0  # of prompts, which were found in a prompt cache
         self.time = time
         self._total_bytes = total_bytes
         self._prompt_cache = prompt_cache
         self._num_parallel = num_parallel
+        self._max_loaded = math.inf if max_loaded is None else max_loaded
         self._random = random.Random(seed)
         self._runners: dict[str, _Runner] = {}
         self._releasing_bytes = 0
-        self._released = Signal(time)
+        self._changed = Signal(time)  # memory is back, or a runner is idle
+        self._line: deque[Signal] = deque()  # of requests that need a load
         self._writing: dict[str, Callable[[], None]] = {}
 
     # --- what is asked of it ---
@@ -106,7 +116,7 @@ class VirtualOllama:
     def unload(self, model: str) -> None:
         """Unload a model that no request uses; its memory comes back later."""
         runner = self._runners.get(full_name(model))
-        if runner is None or runner.request_count or runner.is_loading:
+        if runner is None or runner.is_busy:
             return
         del self._runners[full_name(model)]
         size, began_s = runner.model.size_bytes, self.time.now_s
@@ -116,9 +126,15 @@ class VirtualOllama:
         def back() -> None:
             self._releasing_bytes -= size
             self.intervals.append(Interval(began_s, back_s, "release", runner.model.name, ""))
-            self._released.set()
+            self._changed.set()
 
         self.time.call_at(back_s, back)
+
+    def wait_until_back(self) -> None:
+        """Wait until the memory of every unloaded model is back."""
+        while self._releasing_bytes:
+            self._changed.clear()
+            self._changed.wait()
 
     def report(self) -> None:
         """Report how many tokens each request has so far, as the callers of `answer` asked."""
@@ -149,14 +165,19 @@ class VirtualOllama:
         runner = self._runner(owner, full_name(model), stop)
         if runner is None:
             return False
-        others = (other.request_count or other.is_loading for other in self._runners.values() if other is not runner)
+        others = (other.is_busy for other in self._runners.values() if other is not runner)
         if runner.request_count >= self._num_parallel or any(others):
             self.overlap_count += 1
-        runner.request_count += 1
+        if not self._takes_slot(runner, stop):
+            return False
         try:
-            return self._answer(runner, owner, prompt_tokens, output_tokens, stop, written)
+            return not stop.is_set() and self._answer(runner, owner, prompt_tokens, output_tokens, stop, written)
         finally:
-            runner.request_count -= 1
+            if runner.waiting:
+                runner.waiting.popleft().set()  # who has the slot from now on
+            else:
+                runner.request_count -= 1
+                self._changed.set()
 
     def figures(self, owner: str, since_s: float) -> dict[str, float]:
         """Return the durations that an answer reports of a request, as seconds."""
@@ -175,28 +196,73 @@ class VirtualOllama:
 
     def _runner(self, owner: str, name: str, stop: Signal) -> _Runner | None:
         """Return the model's runner, which is loaded if need be, or None if `stop` was set before."""
-        while name in self._runners:
-            if not self._runners[name].is_loading:
-                return self._runners[name]
-            if stop.wait(LOAD_STEP_S):  # another request has it loaded, which may be given up
-                return None
-        model = self.models[name]
-        while self._used_bytes + model.size_bytes > self._total_bytes:
+        while not stop.is_set():
+            runner = self._runners.get(name)
+            if runner is None:
+                self._load_in_turn(owner, name, stop)
+            elif runner.loaded.is_set():
+                return runner
+            else:
+                self._wait_for(runner.loaded, stop)  # another request has it loaded, which may be given up
+        return None
+
+    def _load_in_turn(self, owner: str, name: str, stop: Signal) -> None:
+        """Load a model once those that came before are loaded, and nothing uses what must go for it."""
+        turn = Signal(self.time)
+        self._line.append(turn)
+        try:
+            if self._line[0] is not turn:
+                self.overlap_count += 1
+                self._wait_for(turn, stop)
+            if name not in self._runners and not stop.is_set() and self._has_room(self.models[name], stop):
+                self._load(owner, name, stop)
+        finally:
+            self._line.remove(turn)
+            if self._line:
+                self._line[0].set()
+
+    def _has_room(self, model: VirtualModel, stop: Signal) -> bool:
+        """Unload other models until there is room; returns False if `stop` was set before."""
+        is_evicting = False
+        while not stop.is_set():
+            fits = self._used_bytes + model.size_bytes <= self._total_bytes and len(self._runners) < self._max_loaded
+            if fits and not (is_evicting and self._releasing_bytes):
+                return True
+            is_evicting = True
             for other in list(self._runners):
                 self.unload(other)
-            self._released.clear()
-            self._released.wait()
-        if name in self._runners:
-            return self._runner(owner, name, stop)
-        runner = self._runners[name] = _Runner(model, is_loading=True)
+            self._changed.clear()
+            self._wait_for(self._changed, stop)
+        return False
+
+    def _load(self, owner: str, name: str, stop: Signal) -> None:
+        model = self.models[name]
+        runner = self._runners[name] = _Runner(model, Signal(self.time))
         self.peak_bytes = max(self.peak_bytes, self._used_bytes)
         load_s = self._random.uniform(*START_S) + model.size_bytes / PAGE_CACHE_BYTES_PER_S
         is_stopped = self._use(owner, model, "load", load_s, stop) < load_s
-        runner.is_loading = False
+        runner.loaded.set()
         if is_stopped:
             self.unload(name)
-            return None
-        return runner
+
+    def _takes_slot(self, runner: _Runner, stop: Signal) -> bool:
+        """Take one of a runner's slots, in turn; returns False if `stop` was set before."""
+        if runner.request_count < self._num_parallel:
+            runner.request_count += 1
+            return True
+        turn = Signal(self.time)
+        runner.waiting.append(turn)
+        self._wait_for(turn, stop)
+        if not turn.is_set():
+            runner.waiting.remove(turn)
+        return turn.is_set()
+
+    def _wait_for(self, *signals: Signal) -> None:
+        """Wait until one of some signals is set."""
+        woken = Signal(self.time)
+        for signal in signals:
+            signal.then(woken.set)
+        woken.wait()
 
     def _answer(
         self,
@@ -207,8 +273,9 @@ class VirtualOllama:
         stop: Signal,
         written: Callable[[int], None],
     ) -> bool:
-        model, known = runner.model, runner.cache.get(owner, 0)
-        prompt_s = max(0, prompt_tokens - known) / (PREFILL_SPEEDUP * runner.tokens_per_s)
+        model, known = runner.model, min(prompt_tokens, runner.cache.get(owner, 0))
+        self.spared_tokens += known
+        prompt_s = (prompt_tokens - known) / (PREFILL_SPEEDUP * runner.tokens_per_s)
         if self._use(owner, model, "prompt", prompt_s, stop, prompt_tokens) < prompt_s:
             return False
         began_s, count = self.time.now_s, 0

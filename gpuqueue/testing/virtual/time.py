@@ -30,7 +30,7 @@ class VirtualTime:
         self._start_us = to_us(start)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self._idle = threading.Semaphore(0)  # released by the thread that runs when it waits or ends
+        self._idle = _closed_lock()  # released by the thread that runs when it waits or ends
         self._waiting: set[_Turn] = set()
         self._turn = threading.local()
         self._error: BaseException | None = None
@@ -104,11 +104,17 @@ class VirtualTime:
             raise Closed
 
 
+def _closed_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class _Turn:
     """When a thread may run."""
 
     def __init__(self) -> None:
-        self.given = threading.Semaphore(0)
+        self.given = _closed_lock()
 
 
 class Signal:
@@ -130,6 +136,13 @@ class Signal:
 
     def is_set(self) -> bool:
         return self._set
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call a function when it is set, at once if it is."""
+        if self._set:
+            call()
+        else:
+            self._waiting.append(call)
 
     def wait(self, timeout_s: float = math.inf) -> bool:
         """Wait until it is set, `timeout_s` at most; returns whether it is."""

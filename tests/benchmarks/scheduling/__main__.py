@@ -1,81 +1,84 @@
-"""Owns the command `python -m tests.benchmarks.scheduling`: what is run and printed; 1 when a must does not hold."""
+"""The command `python -m tests.benchmarks.scheduling`; returns 1 when something that must hold does not."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
+import logging
 import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
-from tests.benchmarks.scheduling import traces
-from tests.benchmarks.scheduling.measure import Run, figures, model_load_s, read_recording
-from tests.benchmarks.scheduling.picture import picture
-from tests.benchmarks.scheduling.results import Bounds, checks, tables, worded
-from tests.benchmarks.scheduling.schemes import BASELINE, SCHEMES
-from tests.benchmarks.scheduling.stage import RunFailed, record
+from tests.benchmarks.scheduling.checks import checks, of_expected
+from tests.benchmarks.scheduling.expected import ask
+from tests.benchmarks.scheduling.hours import HOURS
+from tests.benchmarks.scheduling.percentiles import percentile
+from tests.benchmarks.scheduling.play import SCHEMES, SHIPPED, Played, play
 
-SPEED, MAX_SPEED = 15.0, 30.0
-TWO_MODELS = "two-models"
+SEEDS = (1, 2, 3, 4, 5)
+EXPECTED = ("S1", "S2", "S3")  # where the expected starts are compared with the true ones
+Case = tuple[str, str, int]  # hour, scheme, seed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = _asked(arguments)
-    results: dict[str, dict[str, dict[str, object]]] = {}
-    runs: dict[str, dict[str, Run]] = {}
-    played = {name: traces.read(name) for name in asked.trace or traces.names()}
-    if asked.minutes:
-        played = {name: trace.shorter(asked.minutes * 60) for name, trace in played.items()}
-    # Without the baseline nothing can be said of an excess.
-    names = [name for name in SCHEMES if not asked.scheme or name in asked.scheme or name == BASELINE]
-    try:
-        for trace in played.values():
-            results[trace.name], runs[trace.name] = {}, {}
-            for name in names:
-                scheme, began_s = SCHEMES[name], time.monotonic()
-                own = trace if scheme.has_batch else trace.only(traces.REALTIME)
-                run = read_recording(record(scheme, trace, speed=asked.speed), own, speed=asked.speed)
-                runs[trace.name][name] = run
-                results[trace.name][name] = figures(run, own, runs[trace.name][BASELINE])
-                print(f"{trace.name}, {scheme.title}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
-    except RunFailed as failed:
-        print(failed, file=sys.stderr)
-        return 1
-    bounds = {
-        name: Bounds(load_s=model_load_s(runs[name].values(), trace.only(traces.REALTIME).models[0]), affinity_s=trace.affinity_s)
-        for name, trace in played.items()
-    }
-    found = list(checks(results, bounds, two_models=TWO_MODELS))
-    if asked.svg:
-        asked.svg.write_text(picture(runs, played, speed=asked.speed), encoding="utf-8")
-    if asked.json:
-        held = [{"what": item.what, "holds": item.holds, "figures": item.figures} for item in found]
-        print(json.dumps({"speed": asked.speed, "results": results, "checks": held}, indent=1))
-    else:
-        for name, rows in results.items():
-            print(tables(name, played[name].about, rows), end="\n\n")
-        print("\n".join(worded(item) for item in found))
-    return 1 if any(item.holds is False for item in found) else 0
-
-
-def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.scheduling",
-        description="One hour of a simulated card under several schemes; about half an hour at the speed of 15.",
+        description="Hours of people and batch work on one simulated card, in virtual time; gpuqueue as shipped comes first.",
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw what the card did")
-    parser.add_argument("--minutes", type=float, metavar="N", help="only the first N minutes of each trace, for a quick look")
-    parser.add_argument("--scheme", action="append", choices=tuple(SCHEMES), help="only this scheme, beside the baseline")
-    parser.add_argument("--trace", action="append", choices=traces.names(), help="only this trace")
-    parser.add_argument("--speed", type=float, default=SPEED, metavar="N", help=f"of the card, at most {MAX_SPEED:g}")
+    parser.add_argument("--hour", action="append", choices=tuple(HOURS), help="only this hour")
+    parser.add_argument("--scheme", action="append", choices=tuple(SCHEMES), help="only this scheme")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N", help="only the first N seeds")
+    parser.add_argument("--processes", type=int, default=2, metavar="N")
     asked = parser.parse_args(arguments)
-    if not 1 <= asked.speed <= MAX_SPEED:
-        parser.error(f"--speed: from 1 to {MAX_SPEED:g}, not {asked.speed:g}; a faster card shows only what the worker takes")
-    if asked.minutes is not None and asked.minutes <= 0:
-        parser.error(f"--minutes: more than 0, not {asked.minutes:g}")
-    return asked
+    hours, schemes, seeds = asked.hour or list(HOURS), asked.scheme or list(SCHEMES), SEEDS[: asked.seeds]
+    cases = [(hour, scheme, seed) for hour in hours for scheme in schemes if SCHEMES[scheme].plays(HOURS[hour]) for seed in seeds]
+    asking = [(hour, SHIPPED, True, seed) for hour in EXPECTED if hour in hours and SHIPPED in schemes for seed in seeds]
+    found: dict[tuple[str, str, bool], list[Played]] = defaultdict(list)
+    with ProcessPoolExecutor(asked.processes) as processes:
+        answers = processes.map(ask, asking)
+        for (hour, scheme, _), both in zip(cases, processes.map(_play, cases), strict=True):
+            for cache, played in zip((False, True), both, strict=True):
+                found[hour, scheme, cache].append(played)
+        shown = {(case[0], case[3]): item for case, item in zip(asking, answers, strict=True)}
+    print("\n".join(_tables(found, hours, schemes, len(seeds))))
+    judged = [*checks(found), *(of_expected(shown) if shown else ())]
+    print("\nchecks")
+    print("\n".join(f"  {check.worded()}" for check in judged))
+    return 0 if all(check.holds for check in judged) else 1
+
+
+def _play(case: Case) -> tuple[Played, Played]:
+    """Play an hour without the prompt cache and with it."""
+    logging.disable(logging.CRITICAL)  # at the end of an hour jobs are still running
+    gc.disable()  # a play's garbage is small
+    hour, scheme, seed = case
+    cached = play(HOURS[hour], SCHEMES[scheme], seed=seed, prompt_cache=True)
+    # What the cache spared nothing is the same without it.
+    without = play(HOURS[hour], SCHEMES[scheme], seed=seed, prompt_cache=False) if cached.spared_tokens else cached
+    gc.collect()
+    return without, cached
+
+
+def _tables(
+    found: dict[tuple[str, str, bool], list[Played]], hours: Sequence[str], schemes: Sequence[str], seed_count: int
+) -> Iterator[str]:
+    yield f"{'the worst of ' + str(seed_count) + ' seeds':28}{'without the prompt cache':>42}{'with it':>42}"
+    yield f"{'':28}" + f"{'wait p95':>10}{'longest':>9}{'useful':>8}{'loads':>7}{'ended':>8}" * 2
+    for hour in hours:
+        yield f"\n{hour}: {HOURS[hour].about}"
+        for scheme in schemes:
+            rows = [found[hour, scheme, cache] for cache in (False, True) if (hour, scheme, cache) in found]
+            if rows:
+                yield f"  {SCHEMES[scheme].title:26}" + "".join("".join(_cells(row)) for row in rows)
+
+
+def _cells(row: Sequence[Played]) -> Iterator[str]:
+    yield f"{max(percentile(played.waits_s, 95) for played in row):>10.2f}"
+    yield f"{max(max(played.waits_s) for played in row):>9.1f}"
+    yield f"{min(played.useful for played in row):>8.3f}"
+    yield f"{max(played.loads for played in row):>7}"
+    yield f"{min(played.completed for played in row):>8}"
 
 
 if __name__ == "__main__":

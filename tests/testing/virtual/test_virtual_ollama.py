@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -124,3 +125,54 @@ def test_two_requests_that_a_model_takes_at_once_slow_each_other_down_and_are_no
     load_s, alone_s = desk.spent("a", "load")[0], 11.0
     assert ends_s["a"] - load_s == pytest.approx(alone_s * 2**0.4, abs=1.0)
     assert ends_s["b"] - load_s == pytest.approx(alone_s * 2**0.4, abs=1.0)
+
+
+def ends(desk: Desk) -> list[str]:
+    desk.time.run()
+    return [owner for owner, _, _ in desk.answered]
+
+
+def test_requests_of_one_model_are_answered_one_after_the_other_as_they_came() -> None:
+    desk = Desk()
+    for number, owner in enumerate("abc"):
+        desk.ask(owner, BIG, at_s=float(number))
+    assert ends(desk) == ["a", "b", "c"]
+    starts_s = [item.start_s for item in desk.ollama.intervals if item.kind == "prompt"]
+    assert starts_s[1:] == [end_s for _, _, end_s in desk.answered[:2]]
+    assert desk.ollama.overlap_count == 2
+
+
+def test_a_request_for_another_model_waits_while_ones_for_the_loaded_model_come_and_go_before_it() -> None:
+    desk = Desk(max_loaded=1)
+    desk.ask("a", BIG)
+    desk.ask("b", SMALL, at_s=5.0)
+    desk.ask("c", BIG, at_s=6.0)
+    assert ends(desk) == ["a", "c", "b"]
+    released = next(item for item in desk.ollama.intervals if item.kind == "release")
+    assert released.start_s == desk.answered[1][2]
+    assert desk.ollama.peak_bytes == BIG.size_bytes
+
+
+@pytest.mark.parametrize(("max_loaded", "peak_bytes"), [(None, 4 * 10**9), (1, 3 * 10**9)])
+def test_one_more_model_than_may_be_loaded_waits_though_there_is_memory(max_loaded: int | None, peak_bytes: int) -> None:
+    time, other = VirtualTime(), VirtualModel("other:latest", 10**9, tokens_per_s=50.0)
+    ollama = VirtualOllama(time, [SMALL, other], max_loaded=max_loaded)
+
+    def ask(model: VirtualModel) -> None:
+        ollama.answer(model.name, model.name, prompt_tokens=1, output_tokens=9, stop=Signal(time))
+
+    for model in (SMALL, other):
+        time.spawn(partial(ask, model))
+    time.run()
+    assert ollama.peak_bytes == peak_bytes
+
+
+def test_a_request_that_is_stopped_while_it_waits_gives_its_place_to_the_next() -> None:
+    desk = Desk(max_loaded=1)
+    desk.ask("a", BIG)
+    desk.ask("b", BIG, at_s=1.0, stop_at_s=2.5)
+    desk.ask("c", SMALL, at_s=1.0, stop_at_s=4.0)
+    desk.ask("d", SMALL, at_s=1.5)
+    desk.ask("e", BIG, at_s=2.0)
+    desk.time.run()
+    assert [(owner, ok) for owner, ok, _ in desk.answered] == [("b", False), ("c", False), ("a", True), ("e", True), ("d", True)]

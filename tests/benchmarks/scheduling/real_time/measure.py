@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.scheduling.schemes import BUDGET_BYTES
-from tests.benchmarks.scheduling.stage import Recording, is_answered, job_number
-from tests.benchmarks.scheduling.traces import BATCH, REALTIME, Trace
+from tests.benchmarks.scheduling.percentiles import percentile
+from tests.benchmarks.scheduling.real_time.schemes import BUDGET_BYTES
+from tests.benchmarks.scheduling.real_time.stage import Recording, is_answered, job_number
+from tests.benchmarks.scheduling.real_time.traces import BATCH, REALTIME, Trace
 
 PERCENTS = (50, 95, 99)
 LOAD, UNLOAD, PROMPT, DECODE = "load", "unload", "prompt", "decode"
@@ -55,15 +56,6 @@ class Run:
     peak_bytes: int
     overlap_count: int
     other_cores: float | None = None
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest value that so many percent of them do not exceed. Raises: ValueError when there are none."""
-    if not values:
-        raise ValueError("there is nothing to take a percentile of")
-    ordered = sorted(values)
-    place = -(-len(ordered) * percent // 100)  # rounded up: what was really seen, never a value between two
-    return ordered[max(0, int(place) - 1)]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Compares the ranges of expected starts that an hour's jobs were shown with when they started.
 
-`python -m tests.benchmarks.scheduling.virtual.expected` prints how many starts lay in the range shown, below it and above it, and
+`python -m tests.benchmarks.scheduling.expected` prints how many starts lay in the range shown, below it and above it, and
 how many ranges were narrow. Each job counts once, with the mean of what it was shown: when it was enqueued, and in each later
 minute of its wait. What was learned is empty when the hour begins; a job that was shown no range counts as missed.
 """
@@ -20,8 +20,8 @@ from typing import NamedTuple
 from gpuqueue import JobHandle
 from gpuqueue.domain.units import to_us
 from gpuqueue.testing.virtual import VirtualQueue, VirtualTime
-from tests.benchmarks.scheduling.virtual.hours import HOUR_S, HOURS
-from tests.benchmarks.scheduling.virtual.play import SCHEMES, SHIPPED, play
+from tests.benchmarks.scheduling.hours import HOUR_S, HOURS
+from tests.benchmarks.scheduling.play import SCHEMES, SHIPPED, play
 
 ASKED_EVERY_S = 60.0
 SHORT_S = 2.0  # a range of this width is narrow, however short the wait
@@ -140,7 +140,7 @@ def ask(case: tuple[str, str, bool, int]) -> Answers:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scheduling.virtual.expected", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scheduling.expected", description=__doc__)
     parser.add_argument("--hour", action="append", choices=tuple(HOURS), help="only this hour; otherwise S1, S2 and S3")
     parser.add_argument("--scheme", default=SHIPPED, choices=tuple(SCHEMES))
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="only the first N seeds")

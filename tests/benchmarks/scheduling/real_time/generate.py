@@ -1,4 +1,4 @@
-"""Owns how the traces were made: `python -m tests.benchmarks.scheduling.generate` writes the same files again."""
+"""Owns how the traces were made: `python -m tests.benchmarks.scheduling.real_time.generate` writes the same files again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.benchmarks.scheduling.traces import BATCH, FOLDER, MODELS, REALTIME, Arrival
+from tests.benchmarks.scheduling.real_time.traces import BATCH, FOLDER, MODELS, REALTIME, Arrival
 
 GEMMA, QWEN = "gemma4:e4b", "qwen3:4b"
 LENGTH_S = 1800.0

@@ -1,4 +1,4 @@
-"""The parts of the scheduling benchmark that need no time: traces, configuration, figures, checks and the picture."""
+"""The parts of the real-time run of the scheduling benchmark that need no time: traces, configuration, figures and checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
@@ -14,14 +13,14 @@ from gpuqueue.config.loading import Config
 from gpuqueue.simulators.card import Computation, Release
 from gpuqueue.simulators.ollama import Served
 from gpuqueue.simulators.ollama.answers import as_text, token_count
-from tests.benchmarks.scheduling import generate, traces
-from tests.benchmarks.scheduling.__main__ import main
-from tests.benchmarks.scheduling.measure import Interval, JobTimes, Run, figures, overtaken_s, percentile, read_recording
-from tests.benchmarks.scheduling.picture import picture
-from tests.benchmarks.scheduling.results import Bounds, checks, tables, worded
-from tests.benchmarks.scheduling.schemes import BASELINE, CONTINUE, FCFS, ORIGINAL, PREEMPT, SCHEMES
-from tests.benchmarks.scheduling.stage import Recording, job_number, messages
-from tests.benchmarks.scheduling.traces import BATCH, REALTIME, Arrival, Trace
+from tests.benchmarks.scheduling.percentiles import percentile
+from tests.benchmarks.scheduling.real_time import generate, traces
+from tests.benchmarks.scheduling.real_time.__main__ import main
+from tests.benchmarks.scheduling.real_time.measure import Interval, JobTimes, Run, figures, overtaken_s, read_recording
+from tests.benchmarks.scheduling.real_time.results import Bounds, checks, tables, worded
+from tests.benchmarks.scheduling.real_time.schemes import BASELINE, CONTINUE, FCFS, ORIGINAL, PREEMPT, SCHEMES
+from tests.benchmarks.scheduling.real_time.stage import Recording, job_number, messages
+from tests.benchmarks.scheduling.real_time.traces import BATCH, REALTIME, Arrival, Trace
 
 GEMMA, QWEN = "gemma4:e4b", "qwen3:4b"
 SMALL = Trace("small", "Two jobs.", 60.0, 120.0, (Arrival(0.0, BATCH, GEMMA, 110, 110), Arrival(1.0, REALTIME, GEMMA, 110, 55)))
@@ -231,26 +230,6 @@ def test_the_tables_fit_a_terminal_and_name_every_scheme() -> None:
     assert "Other work took 0.5 to 0.5 of this machine's cores" in printed
 
 
-def test_the_picture_is_well_formed_and_has_a_lane_for_every_scheme() -> None:
-    run = read_recording(recording(), SMALL, speed=2.0)
-    drawn = ElementTree.fromstring(picture({"small": dict.fromkeys(SCHEMES, run)}, {"small": SMALL}, speed=2.0))
-    svg = "{http://www.w3.org/2000/svg}"
-    texts = [text.text for text in drawn.iter(f"{svg}text")]
-
-    assert all(scheme.title in texts for scheme in SCHEMES.values())
-    assert drawn.find(f"{svg}title") is not None and drawn.find(f"{svg}desc") is not None
-    for css in ("r", "b", "l"):
-        assert len([path for path in drawn.iter(f"{svg}path") if path.get("class") == css]) == len(SCHEMES)
-
-
-def test_the_committed_picture_shows_both_traces() -> None:
-    drawn = ElementTree.parse(Path(__file__).parent / "scheduling.svg").getroot()
-    words = " ".join(drawn.itertext())
-    for name in traces.names():
-        assert traces.read(name).about in words
-    assert all(words.count(scheme.title) == 2 for scheme in SCHEMES.values() if scheme.name != PREEMPT)
-
-
 @pytest.mark.parametrize("arguments", [["--speed", "31"], ["--minutes", "0"], ["--scheme", "lifo"], ["--trace", "three"]])
 def test_a_wrong_argument_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
@@ -259,10 +238,8 @@ def test_a_wrong_argument_is_refused(arguments: list[str], capsys: pytest.Captur
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_a_short_run_goes_from_the_command_to_the_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    svg = tmp_path / "drawn.svg"
-    arguments = ["--json", "--minutes", "2.1", "--trace", "one-model", "--scheme", "baseline", "--speed", "30", "--svg", str(svg)]
+def test_a_short_run_goes_from_the_command_to_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--json", "--minutes", "2.1", "--trace", "one-model", "--scheme", "baseline", "--speed", "30"]
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["results"]["one-model"]["baseline"]["realtime_count"] == 1
-    assert ElementTree.parse(svg)

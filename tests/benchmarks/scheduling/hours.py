@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from gpuqueue.testing.virtual import VirtualModel
 
 HOUR_S = 3600.0
-PEOPLE, BATCH, EMBED = "people", "batch", "embed"
+PEOPLE, BATCH, EMBED, NIGHT = "people", "batch", "embed", "night"
+PAUSES = {BATCH: (9, 18), NIGHT: (6, 22)}  # from which hour of the day to which, where an hour has them
 GEMMA = VirtualModel("gemma4:e4b", 4_500_000_000, tokens_per_s=60.0)
 QWEN = VirtualModel("qwen3:4b", 3_000_000_000, tokens_per_s=70.0)
 LLAMA = VirtualModel("llama3.2:3b", 2_500_000_000, tokens_per_s=80.0)
@@ -30,13 +31,15 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """What comes in an hour; `queues` has what its queues need beside a GPU and concurrency 1, `gpu` what the card's do."""
+    """What comes in an hour; `queues` has what its queues need beside a GPU and concurrency 1, the others what those do."""
 
     name: str
     about: str
     draw: Callable[[random.Random], Iterator[Arrival]]
     queues: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {PEOPLE: {}, BATCH: {"yields_to": [PEOPLE]}})
     gpu: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    length_s: float = HOUR_S
 
     def arrivals(self, seed: int) -> list[Arrival]:
         return sorted(self.draw(random.Random(seed)), key=lambda arrival: arrival.at_s)
@@ -125,12 +128,42 @@ def _one_each_5_s(drawn: random.Random) -> Iterator[Arrival]:
         yield Arrival(5.0 * number, BATCH, GEMMA, drawn.randint(300, 1500), tokens(drawn, GEMMA, (2.0, 6.0)))
 
 
+def _batch_of_two_models(drawn: random.Random) -> Iterator[Arrival]:
+    yield from backlog(drawn, GEMMA, QWEN)
+
+
+def _days(drawn: random.Random) -> Iterator[Arrival]:
+    """Draw two days and nights from 18:00 on: people by day, batch work at all times and much of it before its pause."""
+    for hour in range(48):
+        at_s = HOUR_S * hour
+        clock = (18 + hour) % 24
+        if 7 <= clock < 21:
+            for _ in range(drawn.randint(3, 6)):
+                yield Arrival(
+                    at_s + drawn.uniform(0, HOUR_S), PEOPLE, GEMMA, drawn.randint(100, 800), tokens(drawn, GEMMA, (2.5, 7))
+                )
+        for queue, model in ((BATCH, GEMMA), (BATCH, QWEN), (NIGHT, QWEN)):
+            came_s = at_s + drawn.uniform(0, HOUR_S)
+            yield Arrival(came_s, queue, model, drawn.randint(300, 1500), tokens(drawn, model, (30.0, 120.0)))
+        for pause in (PAUSES[BATCH], PAUSES[NIGHT]):
+            if clock == pause[0] - 1:
+                for _ in range(6):
+                    yield Arrival(at_s + HOUR_S - 200.0, BATCH, GEMMA, 800, tokens(drawn, GEMMA, (60.0, 120.0)))
+                    yield Arrival(at_s + HOUR_S - 200.0, NIGHT, QWEN, 800, tokens(drawn, QWEN, (60.0, 120.0)))
+
+
+def _paused(queue: str) -> dict[str, Any]:
+    began, ends = PAUSES[queue]
+    return {"pause": [f"{began:02}:00-{ends:02}:00"], "timezone": "UTC", "yields_to": [PEOPLE]}
+
+
 HOURS = {
     hour.name: hour
     for hour in (
         Hour("S1", "one model, batch jobs of 30 to 120 s, a person every 20 to 60 s", _now_and_then(GEMMA)),
         Hour("S1h", "the same, the backlog ends halfway", _now_and_then(GEMMA, work_s=HOUR_S / 3)),
         Hour("S2", "the same with two models in turn, the person with one", _now_and_then(GEMMA, QWEN)),
+        Hour("S2b", "its batch work alone", _batch_of_two_models, {BATCH: {}}),
         Hour("S3", "the same with three models in turn", _now_and_then(GEMMA, QWEN, LLAMA)),
         Hour(
             "S4",
@@ -152,5 +185,12 @@ HOURS = {
         Hour("S8", "two persons, one enqueues 20 at once; the other one's waits", _two_persons),
         Hour("S9", "batch alone, queued together", _batch_alone, {BATCH: {}}),
         Hour("S9e", "batch alone, one each 5 s", _one_each_5_s, {BATCH: {}}),
+        Hour(
+            "S10",
+            "two days, batch paused by day, other work only at night, people by day",
+            _days,
+            {PEOPLE: {}, BATCH: _paused(BATCH), NIGHT: _paused(NIGHT)},
+            length_s=48 * HOUR_S,
+        ),
     )
 }

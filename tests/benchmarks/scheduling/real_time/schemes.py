@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.benchmarks.scheduling.traces import BATCH, MODELS, NUM_CTX, REALTIME, Trace
+from tests.benchmarks.scheduling.real_time.traces import BATCH, MODELS, NUM_CTX, REALTIME, Trace
 
 BUDGET_BYTES = 5_000_000_000
 CONTEXT_BYTES = 100_000_000  # what the configured num_ctx takes beside a model's size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpuqueue.simulators.ollama import GEMMA4_E4B, ModelSpec
 
-FOLDER = Path(__file__).parents[1] / "traces"
+FOLDER = Path(__file__).parent / "arrivals"
 REALTIME, BATCH = "realtime", "batch"
 NUM_CTX = 8192
 QWEN3_4B = ModelSpec(

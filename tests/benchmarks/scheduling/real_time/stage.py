@@ -22,10 +22,10 @@ from gpuqueue.client.queue import GPUQueue
 from gpuqueue.config.loading import Config
 from gpuqueue.simulators.card import Computation, Release, SimulatedCard
 from gpuqueue.simulators.ollama import OllamaSimulator, Served
-from tests.benchmarks.scheduling.schemes import Scheme
-from tests.benchmarks.scheduling.traces import BATCH, MODELS, NUM_CTX, REALTIME, Arrival, Trace
+from tests.benchmarks.scheduling.real_time.schemes import Scheme
+from tests.benchmarks.scheduling.real_time.traces import BATCH, MODELS, NUM_CTX, REALTIME, Arrival, Trace
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DIRECT_CLIENTS = 4  # of the batch application, as a thread pool of usual size has them
 PATIENCE = 3.0  # times the trace's length, until a run is given up
 STOP_S = 10.0

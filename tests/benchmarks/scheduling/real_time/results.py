@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.scheduling.schemes import BASELINE, CONTINUE, FCFS, ORIGINAL, PREEMPT, SCHEMES
+from tests.benchmarks.scheduling.real_time.schemes import BASELINE, CONTINUE, FCFS, ORIGINAL, PREEMPT, SCHEMES
 
 Figures = Mapping[str, Any]
 Results = Mapping[str, Mapping[str, Figures]]  # {trace: {scheme: figures}}
