@@ -284,6 +284,12 @@ def test_the_environment_speaks_of_the_first_card(write: Write) -> None:
     assert [device.slots for device in config.devices] == [2, 1]
 
 
+def test_how_long_a_model_stays_is_a_duration_or_left_to_what_is_learned(write: Write) -> None:
+    for text, expected in (("", 0.0), ("keep_warm = '5m'", 300.0), ("keep_warm = 'auto'", "auto")):
+        (device,) = Config.load(write(GPU + text), environ={}).devices
+        assert device.keep_warm_s == expected
+
+
 @pytest.mark.parametrize(
     ("ollamas", "parallel"),
     [
