@@ -28,7 +28,7 @@ database = "sqlite:///gpuqueue.db"
 budget = "5GB"
 margin = "3GB"                # left to other programs; budget + margin must fit on the card (checked at start)
 max_models = 1
-keep_warm = "0s"              # release the memory after each job
+keep_warm = "0s"              # release the memory after each job; or "5m", or "auto"
 
 [ollama]
 url = "http://127.0.0.1:11434"    # or set OLLAMA_HOST

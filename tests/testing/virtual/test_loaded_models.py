@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gpuqueue import Config, JobHandle, State
+from gpuqueue.domain.estimates import worth_keeping_s
 from gpuqueue.testing.virtual import Interval, VirtualModel, VirtualOllama, VirtualQueue, VirtualTime, VirtualWorker
 from gpuqueue.testing.virtual.time import START
 
@@ -102,9 +103,9 @@ def test_a_kept_model_is_unloaded_when_its_time_is_over_and_no_job_has_come(card
     for number in range(30):
         found.at(10.0 * number, "people")
     found.end()
-    (reload_s,) = {found.gq.view().estimates["load_s", GEMMA.name].value}
+    stay_s = worth_keeping_s(found.gq.view().estimates, GEMMA.name, None)
     last, released = found.uses("decode", GEMMA)[-1], found.uses("release", GEMMA)[-1]
-    assert reload_s < released.start_s - last.end_s < 10 * (reload_s + 3.0)
+    assert released.start_s - last.end_s == pytest.approx(stay_s, abs=0.1)
     assert found.ollama.residents() == ()
 
 
