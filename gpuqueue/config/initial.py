@@ -26,7 +26,7 @@ database = {database}
 budget = {budget}
 margin = {margin:<21}# left to other programs; budget + margin must fit on the card (checked at start)
 max_models = 1
-keep_warm = "0s"              # release the memory after each job
+keep_warm = "0s"              # release the memory after each job; or "5m", or "auto"
 
 [ollama]
 url = {url}    # or set OLLAMA_HOST

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from gpuqueue.config.shared import device_order
@@ -262,12 +262,17 @@ def _device(table: Table, position: int) -> DeviceSettings:
         margin_bytes=table.size("margin", 0),
         max_models=table.integer("max_models", 1, minimum=1),
         slots=table.integer("slots", 1, minimum=1),
-        keep_warm_s=table.duration("keep_warm", 0.0),
+        keep_warm_s=_keep_warm(table),
         index=index,
         min_free_bytes=table.size("min_free", default.min_free_bytes),
         affinity_s=table.duration("affinity", default.affinity_s),
         labels=table.texts("labels", example='["fast"]'),
     )
+
+
+def _keep_warm(table: Table) -> float | Literal["auto"]:
+    setting = table.get("keep_warm")
+    return "auto" if setting is not None and setting.value == "auto" else table.duration("keep_warm", 0.0)
 
 
 def _device_name(setting: Setting | None, position: int) -> tuple[str, int]:

@@ -131,7 +131,8 @@ class PrepareAttemptDetails:
     """An attempt on a device, before it starts; `read_device()` reads the device now; `stopping()` becomes true on cancel.
 
     `isolated` is true if it runs in a separate process, which releases all its memory when it ends. `in_use` names the models
-    that the device's other jobs have reserved; they must stay loaded.
+    that the device's other jobs have reserved; they must stay loaded. `next_models()` returns those that near jobs need, as for a
+    clean-up.
     """
 
     lease: Lease
@@ -142,6 +143,7 @@ class PrepareAttemptDetails:
     stopping: Callable[[], bool]
     isolated: bool = False
     in_use: frozenset[str] = frozenset()
+    next_models: Callable[[], Sequence[str]] = tuple
 
     def __post_init__(self) -> None:
         freeze(self, "models")
@@ -151,6 +153,8 @@ class PrepareAttemptDetails:
 class CleanUpAttemptDetails:
     """An attempt on a device, after it ended in any way; `next_model()` returns the model that would run next, or None.
 
+    `next_models()` returns that one and those of the jobs after it that fit on the device together; `next_use_s()` in how many
+    seconds a job is expected to need this one's model, None when that is not known.
     `orphaned` is true if the worker that ran it died, so its request may still be running on the backend. `shared_with` are the
     ids of the running jobs that use the same loaded model: it must stay. While there are none, no other job starts to use it.
     `unloaded(residents, bytes)` says that the model is no longer loaded, which ones are, and how much memory it had, 0 if that is
@@ -169,6 +173,8 @@ class CleanUpAttemptDetails:
     shared_with: tuple[int, ...] = ()
     unloaded: Callable[[tuple[Resident, ...], int], None] = lambda residents, bytes: None
     others: Callable[[], Sequence[Reservation]] = tuple
+    next_models: Callable[[], Sequence[str]] = tuple
+    next_use_s: Callable[[], float | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,9 +203,11 @@ def budget_not_free(card: CardSight, view: View) -> Iterator[Discrepancy]:
 # --- models ---
 
 
-def model_not_reserved(card: CardSight, _view: View) -> Iterator[Discrepancy]:
-    """A model is loaded that no job uses and that is not kept warm."""
+def model_not_reserved(card: CardSight, view: View) -> Iterator[Discrepancy]:
+    """A model is loaded that no job uses and that is not kept, warm or for a job that waits while another model is used."""
     device = card.device
+    if device.settings.max_models > 1 and any(item.settings.gpu and item.waiting_count for item in view.queues.values()):
+        return
     reserved = {full_name(item.model) for item in (*card.reserved_before, *device.reservations)}
     for resident in device.residents:
         if resident.vram_bytes and full_name(resident.model) not in reserved and not kept_warm(device, resident):
@@ -220,7 +222,7 @@ def model_not_reserved(card: CardSight, _view: View) -> Iterator[Discrepancy]:
 def kept_warm(device: DeviceView, resident: Resident) -> bool:
     """Say whether the queue itself may have left a model loaded because of `keep_warm`."""
     is_last = full_name(resident.model) == full_name(device.model)
-    return device.settings.keep_warm_s > 0 and (is_last or device.settings.max_models > 1)
+    return device.settings.keep_warm_s != 0 and (is_last or device.settings.max_models > 1)
 
 
 def model_not_loaded(card: CardSight, view: View) -> Iterator[Discrepancy]:

@@ -20,10 +20,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The device chosen for a job, and the bytes it reserves there."""
+    """The device chosen for a job, and the bytes it reserves there.
+
+    `keep_warm_s`: where the device's `keep_warm` is "auto", how long the model may stay loaded for a job that is only expected.
+    """
 
     device: str
     reserved_bytes: int
+    keep_warm_s: float = 0.0
 
 
 # The origin of a hold: a plugin's answer, a plugin's failure, a manual pause, a missing worker, or the job's own state.

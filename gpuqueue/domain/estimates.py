@@ -38,6 +38,8 @@ SPREAD = " spread"  # added to a kind: the mean distance of its values from thei
 NEWEST_PART = 0.2  # the weight of a new value in a mean that already has some
 MOST_BEHIND_A_MEAN = 2 / NEWEST_PART - 1  # a mean that follows recent values is as sure as one of this many
 ONE_SAYS = 0.5  # of a value that was seen once: how far the next may be from it
+SHORTEST_GAP_S = 0.01
+KEPT_PER_LOADED = 10.0  # seconds in which a model is kept for nothing, which cost as much as one that a job waits for it
 DEVIATION = 1.25  # the standard deviation of values, for a mean distance of 1
 
 
@@ -135,6 +137,26 @@ def get(known: Known, kind: str, key: str) -> float | None:
 def run_s(known: Known, queue: str, task: str, model: str) -> float | None:
     """Return how long such a job runs once its model is loaded."""
     return get(known, RUN, work_key(queue, task, model))
+
+
+def worth_keeping_s(known: Known, model: str, options: Mapping[str, Any] | None) -> float:
+    """Return for how long keeping a model costs no more than unloading and loading it; 0 where that is not known.
+
+    Who keeps it for so long, and then unloads it, never pays more than twice what he would have, had he known the next job.
+    """
+    load_s, release_s = get(known, LOAD, model_key(model, options)), get(known, RELEASE, model_key(model))
+    return 0.0 if load_s is None else KEPT_PER_LOADED * (load_s + (release_s or 0.0))
+
+
+def next_use_s(known: Known, model: str, now: datetime) -> float | None:
+    """Return when a job is expected to need a model again, in seconds from now; None when nothing was learned."""
+    per_s = 0.0
+    for (kind, key), found in known.items():
+        if model and kind == GAP and key.endswith(f" {full_name(model)}"):
+            # Longer than usual without one: it may be over.
+            gap_s = max(found.value, now.timestamp() - found.at_us / 1e6) - (get(known, RUN, key) or 0.0)
+            per_s += 1 / max(gap_s, SHORTEST_GAP_S)
+    return 1 / per_s if per_s else None
 
 
 def left_s(known: Known, attempt: Reservation, now: datetime) -> float | None:

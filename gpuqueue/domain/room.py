@@ -102,8 +102,7 @@ def lack(device: DeviceSettings, job: Taken, taken: Collection[Taken], *, parall
     """
     if used_slots(taken) >= device.slots:
         return "slots"
-    models = {full_name(item.model) for item in (job, *taken) if item.model and not item.unloaded}
-    if len(models) > device.max_models:
+    if _models_count((job, *taken)) > device.max_models:
         return "max_models"
     model = shared_model(job)
     sharing = [item for item in taken if model and shared_model(item) == model]
@@ -112,6 +111,15 @@ def lack(device: DeviceSettings, job: Taken, taken: Collection[Taken], *, parall
     if len(sharing) >= parallel and sharing:
         return "parallel"
     return "vram" if taken_bytes((job, *taken)) > device.budget_bytes else None
+
+
+def fit(device: DeviceSettings, jobs: Collection[Taken]) -> bool:
+    """Say whether the models and the memory of these jobs can be on a device together, however many run at once."""
+    return _models_count(jobs) <= device.max_models and taken_bytes(jobs) <= device.budget_bytes
+
+
+def _models_count(jobs: Iterable[Taken]) -> int:
+    return len({full_name(item.model) for item in jobs if item.model and not item.unloaded})
 
 
 def sharing_with(job_id: int, taken: Iterable[Held]) -> list[int]:

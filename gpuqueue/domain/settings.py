@@ -83,7 +83,7 @@ class DeviceSettings:
     margin_bytes: int = 0
     max_models: int = 1
     slots: int = 1  # GPU jobs at once
-    keep_warm_s: float = 0.0
+    keep_warm_s: float | Literal["auto"] = 0.0  # "auto": as long as another job is expected before keeping it costs more
     index: int = 0
     min_free_bytes: int = 256 * 2**20  # of the card's memory, left free when a job starts
     affinity_s: float = 120.0  # how long a job for another model may wait for those that need the loaded one

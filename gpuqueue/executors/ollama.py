@@ -108,7 +108,9 @@ class OllamaExecutor(ABC):
     def _keep_alive(self, placement: Placement | None) -> float:
         # Sent with this request: a separate one afterwards would have to repeat these options, or reload the model.
         keep_warm_s = 0.0 if placement is None else self._keep_warm_s.get(placement.device, 0.0)
-        return max(self._keep_alive_s, keep_warm_s)
+        if placement is not None and keep_warm_s == "auto":
+            return placement.keep_warm_s or self._keep_alive_s
+        return max(self._keep_alive_s, 0.0 if keep_warm_s == "auto" else keep_warm_s)
 
     def _refuse_spill(self, model: str) -> None:
         """Stop early if the model did not fully fit on the device and its settings do not accept that. Raises: Spilled."""

@@ -144,7 +144,14 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
     )
     exchange.claim_for(job_threads, coroutines)
 
-    on_device = OnDevice(site, backends, observations, next_model=dispatcher.next_model, is_isolated=executors.is_isolated)
+    on_device = OnDevice(
+        site,
+        backends,
+        observations,
+        next_models=dispatcher.next_models,
+        next_use_s=dispatcher.next_use_s,
+        is_isolated=executors.is_isolated,
+    )
     device_jobs = DeviceJobs(site, pipeline, on_device, liveness, waits, orders, first_slot=threads)
 
     maintenance = Maintenance(
@@ -158,7 +165,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         max_crashes=config.max_crashes,
         retention=gq.config.retention,
     )
-    prefetch = Prefetch(site, orders, view=lambda: dispatcher.view, next_model=dispatcher.next_model)
+    prefetch = Prefetch(site, orders, view=lambda: dispatcher.view, next_models=dispatcher.next_models)
     pulse = Pulse("loop", site.clock)
     heartbeat.pulses = (pulse, output.thread.pulse, coroutines.thread.pulse, maintenance.thread.pulse)
     heartbeat.parts = lambda: [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,10 +17,11 @@ from gpuqueue.decisions.policies.ordering import passed
 from gpuqueue.decisions.view import build, largest_budget
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import MOST_SUSPECTS, ClaimRules
-from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError
-from gpuqueue.domain.job import Job, Lease
+from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError, UnknownJob
+from gpuqueue.domain.estimates import next_use_s
+from gpuqueue.domain.job import Job, Lease, State
 from gpuqueue.domain.memory import devices_for, may_have
-from gpuqueue.domain.room import parallel_on
+from gpuqueue.domain.room import Share, Taken, fit, parallel_on
 from gpuqueue.domain.settings import QueueSettings
 from gpuqueue.domain.units import from_us, to_us
 from gpuqueue.domain.view import QueueView, View
@@ -238,17 +240,36 @@ class Dispatcher:
             elif self._store.attempts.request_preemption(item.job_id, item.lease):
                 self._log.preemption_requested(item)
 
-    def next_model(self, device: str) -> str | None:
-        """Return the model of the next job for a device, None when no job waits or it needs no model."""
+    def next_models(self, device: str, job_id: int) -> list[str]:
+        """Return the models of the next jobs for a device, the first one first, that fit there together once this job has ended.
+
+        Next are the jobs that could start but for the device, then those that wait for other jobs only: the first of each kind.
+        """
         view = self.decide(force=True)
         # Another worker's next job counts too: it would have to load the model again.
-        free = [
-            item.settings for name, item in view.queues.items() if item.settings.gpu and item.served and not self._holds.get(name)
-        ]
-        # The calling job's own reservation is about to be released, so the whole budget counts as free.
-        waiting = self._candidates(view, free, room_bytes=largest_budget(self._settings))
-        candidates = [job for job in waiting if device in _devices(job, view)]
-        return candidates[0].model or None if candidates else None
+        near = {
+            name: item
+            for name, item in view.queues.items()
+            if item.settings.gpu and item.served and not _holds(self._holds.get(name, ()))
+        }
+        queues = [item.settings for item in near.values()]
+        found = self._candidates(view, queues, room_bytes=largest_budget(self._settings), ending=job_id)
+        found.sort(key=lambda job: bool(self._holds.get(job.queue)) or not _may_start_one(near[job.queue]))
+        there: list[Taken] = [item for item in view.devices[device].reservations if item.job_id != job_id]
+        models: list[str] = []
+        for job in found:
+            if device not in _devices(job, view):
+                continue
+            there.append(Share(job.task, job.model, job.demand_bytes))
+            if not fit(view.devices[device].settings, there):
+                break  # its start has the others unloaded
+            models += [job.model] if job.model and job.model not in models else []
+        return models
+
+    def next_use_s(self, model: str) -> float | None:
+        """Return in how many seconds a job is expected to need a model again; None when that is not known."""
+        view = self.view
+        return None if view is None else next_use_s(view.estimates, model, self._clock.now())
 
     def next_change(self) -> datetime | None:
         """Return when time alone may change something: a job is due, a window opens or closes, a pause ends."""
@@ -306,9 +327,16 @@ class Dispatcher:
         self._unsizable = unsizable
         return changed
 
-    def _candidates(self, view: View, queues: Sequence[QueueSettings], *, room_bytes: int) -> list[Job]:
+    def _candidates(
+        self, view: View, queues: Sequence[QueueSettings], *, room_bytes: int, ending: int | None = None
+    ) -> list[Job]:
+        """Return the first job of each kind in order; with `ending` also that one, if it waits again once it is cleaned up."""
         with self._store.snapshot() as reads:
             found = [job for queue in queues for job in reads.candidates(queue.name, room_bytes=room_bytes)]
+            with suppress(UnknownJob):
+                own = None if ending is None else reads.job(ending)
+                if own is not None and own.state is State.AVAILABLE and own.device:
+                    found += [own] if any(queue.name == own.queue for queue in queues) else []
         try:
             return order(found, view, self._plugins)
         except PluginFailed as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,7 +43,8 @@ class OnDevice:
         backends: Backends,
         observations: Observations,
         *,
-        next_model: Callable[[str], str | None],
+        next_models: Callable[[str, int], Sequence[str]],
+        next_use_s: Callable[[str], float | None],
         is_isolated: Callable[[Lease], bool],
     ) -> None:
         self._store = site.store
@@ -55,7 +56,8 @@ class OnDevice:
         self._device_settings = {device.name: device for device in site.settings.devices}
         self._backends = backends
         self._observations = observations
-        self._next_model = next_model
+        self._next_models = next_models
+        self._next_use_s = next_use_s
         self._is_isolated = is_isolated
         self.stopping = threading.Event()
         self.kind = Kind(self._publish, self._prepare, self.clean_up)
@@ -77,6 +79,7 @@ class OnDevice:
             stopping=lambda: attempt.interruption is not None,
             isolated=self._is_isolated(lease),
             in_use=frozenset(item.model for item in self._on(device) if item.job_id != lease.job_id and item.model),
+            next_models=lambda: self._next_models(device.name, lease.job_id),
         )
         try:
             for _ in self._plugins.each("prepare_attempt", details):
@@ -192,13 +195,15 @@ class OnDevice:
             device=device,
             backend=self._backends.of(lease),
             read_device=self._devices[device.name].read_now,
-            next_model=lambda: self._next_model(device.name),
+            next_model=lambda: next(iter(self._next_models(device.name, lease.job_id)), None),
             stopping=self.stopping.is_set,
             orphaned=orphaned,
             isolated=self._is_isolated(lease),
             shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
             unloaded=partial(self._unloaded, lease, device),
             others=lambda: [item for item in self._reservations(device) if item.job_id != lease.job_id],
+            next_models=lambda: self._next_models(device.name, lease.job_id),
+            next_use_s=lambda: self._next_use_s(lease.model),
         )
         try:
             answers: list[CleanUp] = [answer for _, answer in self._plugins.each("clean_up_attempt", details)]

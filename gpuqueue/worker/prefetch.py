@@ -35,16 +35,16 @@ Wanted = tuple[int, int, str]  # the job that computes, its lease, and the model
 class Prefetch:
     """Reads in its own thread, and only while a job of this worker computes on the device: its own load has the disk alone.
 
-    `view` returns the dispatcher's last view, `next_model` the model of the next job for a device.
+    `view` returns the dispatcher's last view, `next_models` the models of the next jobs for a device once a job has ended.
     """
 
     def __init__(
-        self, site: Site, orders: Orders, *, view: Callable[[], View | None], next_model: Callable[[str], str | None]
+        self, site: Site, orders: Orders, *, view: Callable[[], View | None], next_models: Callable[[str, int], Sequence[str]]
     ) -> None:
         self._worker_id = site.worker_id
         self._clock = site.clock
         self._view = view
-        self._next_model = next_model
+        self._next_models = next_models
         self._devices = site.settings.devices
         self._backends = prefetching(self._devices, site.settings.backends)
         self._wanted: dict[str, Wanted | None] = {}  # by device
@@ -86,8 +86,11 @@ class Prefetch:
 
     def _wanted_on(self, device: str) -> Wanted | None:
         computing = self._computing_on(device)
-        model = self._next_model(device) if computing else None
-        if not computing or not model or full_name(model) in _loaded(self._seen(device)):
+        if not computing:
+            return None
+        loaded = _loaded(self._seen(device))
+        model = next((name for name in self._next_models(device, computing[0].job_id) if full_name(name) not in loaded), None)
+        if model is None:
             return None
         return computing[0].job_id, computing[0].lease, model
 

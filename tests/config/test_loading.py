@@ -28,7 +28,7 @@ database = "sqlite:///gpuqueue.db"
 budget = "5GB"
 margin = "3GB"                # left to other programs; budget + margin must fit on the card (checked at start)
 max_models = 1
-keep_warm = "0s"              # release the memory after each job
+keep_warm = "0s"              # release the memory after each job; or "5m", or "auto"
 
 [ollama]
 url = "http://127.0.0.1:11434"    # or set OLLAMA_HOST
@@ -282,6 +282,12 @@ def test_the_environment_speaks_of_the_first_card(write: Write) -> None:
     config = load(path, {"GPUQUEUE_GPU_BUDGET": "1GB", "GPUQUEUE_GPU_SLOTS": "2"})
     assert [device.budget_bytes for device in config.devices] == [GB, 6 * GB]
     assert [device.slots for device in config.devices] == [2, 1]
+
+
+def test_how_long_a_model_stays_is_a_duration_or_left_to_what_is_learned(write: Write) -> None:
+    for text, expected in (("", 0.0), ("keep_warm = '5m'", 300.0), ("keep_warm = 'auto'", "auto")):
+        (device,) = Config.load(write(GPU + text), environ={}).devices
+        assert device.keep_warm_s == expected
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ def test_two_names_of_one_model_are_one_model() -> None:
         (replace(MARGIN, keep_warm_s=60), "gemma4:e4b", []),
         (replace(MARGIN, keep_warm_s=60), "nomic-embed-text", ["model_not_reserved"]),
         (replace(MARGIN, keep_warm_s=60, max_models=2), "nomic-embed-text", []),
+        (replace(MARGIN, keep_warm_s="auto"), "gemma4:e4b", []),
         (MARGIN, "gemma4:e4b", ["model_not_reserved"]),
     ],
 )

@@ -8,7 +8,21 @@ from datetime import timedelta
 import pytest
 
 from gpuqueue.domain import estimates
-from gpuqueue.domain.estimates import Length, Observation, alike, believed, left_s, length, model_key, observed, total, work_key
+from gpuqueue.domain.estimates import (
+    Length,
+    Observation,
+    alike,
+    believed,
+    left_s,
+    length,
+    model_key,
+    next_use_s,
+    observed,
+    total,
+    work_key,
+    worth_keeping_s,
+)
+from gpuqueue.domain.units import to_us
 from gpuqueue.domain.view import Estimate
 from gpuqueue.testing.views import NOW, reservation
 
@@ -82,3 +96,51 @@ def test_a_range_has_a_long_end_and_never_reaches_zero():
     assert (low, high) == pytest.approx((9.0, 11.0), abs=0.05)
     assert Length(10.0).range_s(1.0) == (10.0, 10.0)
     assert Length(0.0, 4.0).range_s(1.0) == (0.0, 0.0)
+
+
+# How long a model is kept for a job that is only expected
+
+SIZED = {"num_ctx": 4096}
+GEMMA_LOADS = {
+    (estimates.LOAD, model_key("gemma4:e4b", SIZED)): Estimate(2.0, 3),
+    (estimates.RELEASE, model_key("gemma4:e4b")): Estimate(1.0, 3),
+}
+
+
+def ends(queue, gap_s, *, ago_s=0.0, run_s=0.0, model="gemma4:e4b"):
+    key = work_key(queue, "ollama.chat", model)
+    at_us = to_us(NOW - timedelta(seconds=ago_s))
+    return {(estimates.GAP, key): Estimate(gap_s, 9, at_us), (estimates.RUN, key): Estimate(run_s, 9, at_us)}
+
+
+def test_a_model_is_kept_ten_times_as_long_as_it_takes_to_unload_and_load_it():
+    assert worth_keeping_s(GEMMA_LOADS, "gemma4:e4b", SIZED) == 30.0
+    assert worth_keeping_s(GEMMA_LOADS, "gemma4:e4b", {"num_ctx": 8192}) == 0.0, "never seen to load"
+    assert worth_keeping_s({}, "gemma4:e4b", SIZED) == 0.0
+
+
+@pytest.mark.parametrize("gap_s", [0.1, 1.0, 29.0, 31.0, 1000.0])
+def test_whenever_the_next_job_comes_it_never_costs_more_than_twice_what_hindsight_would(gap_s):
+    reload_s = 3.0 * estimates.KEPT_PER_LOADED  # in seconds of kept memory
+    stay_s = worth_keeping_s(GEMMA_LOADS, "gemma4:e4b", SIZED)
+    paid = gap_s if gap_s <= stay_s else stay_s + reload_s
+    assert paid <= 2 * min(gap_s, reload_s)
+
+
+def test_a_model_is_needed_again_as_long_after_a_job_as_jobs_of_its_kind_usually_begin():
+    assert next_use_s(ends("chat", 10.0, run_s=4.0), "gemma4:e4b", NOW) == pytest.approx(6.0)
+    assert next_use_s(ends("chat", 10.0), "nomic-embed-text", NOW) is None
+    assert next_use_s(ends("chat", 10.0, model="my-gemma4:e4b"), "gemma4:e4b", NOW) is None
+    assert next_use_s({}, "gemma4:e4b", NOW) is None
+
+
+def test_queues_that_need_one_model_need_it_sooner_together():
+    assert next_use_s({**ends("chat", 10.0), **ends("batch", 10.0)}, "gemma4:e4b", NOW) == pytest.approx(5.0)
+
+
+def test_a_queue_that_had_no_job_for_longer_than_usual_is_expected_later():
+    assert next_use_s(ends("chat", 10.0, ago_s=3600.0), "gemma4:e4b", NOW) == pytest.approx(3600.0)
+
+
+def test_jobs_that_follow_each_other_at_once_are_expected_at_once():
+    assert next_use_s(ends("chat", 4.0, run_s=4.0), "gemma4:e4b", NOW) == pytest.approx(0.0, abs=0.1)

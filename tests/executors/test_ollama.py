@@ -186,6 +186,16 @@ def test_a_device_that_keeps_models_warm_has_the_request_say_so() -> None:
     assert (keep_alive("gpu0"), keep_alive("gpu1")) == (600, KEEP_ALIVE_S)
 
 
+def test_where_it_is_decided_for_each_job_the_request_says_how_long_its_placement_keeps_the_model() -> None:
+    executor = Generate(BackendSettings(), MODELS, [DeviceSettings("gpu0", 1, keep_warm_s="auto")])
+
+    def keep_alive(placement: Placement) -> Any:
+        return executor.body({"model": "gemma4:e4b", "prompt": ""}, placement)["keep_alive"]
+
+    assert keep_alive(Placement("gpu0", 1, keep_warm_s=12.5)) == 12.5
+    assert keep_alive(Placement("gpu0", 1)) == KEEP_ALIVE_S, "nothing is known yet: only if the worker dies"
+
+
 def test_a_job_chooses_its_own_sampling_but_may_repeat_a_pinned_option() -> None:
     body = Generate(BackendSettings(), MODELS).body(
         {"model": "gemma4:e4b", "prompt": "", "options": {"temperature": 0, "num_ctx": 4096}}, None

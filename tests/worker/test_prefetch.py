@@ -132,16 +132,16 @@ def test_nothing_is_read_while_the_running_jobs_model_may_still_load(ai, nomic, 
 
 
 def test_the_model_of_the_running_job_is_not_read(ai, start_worker, until, monkeypatch) -> None:
-    found, next_model = [], Dispatcher.next_model
+    found, next_models = [], Dispatcher.next_models
 
-    def noted(dispatcher: Dispatcher, device: str) -> str | None:
-        found.append((threading.current_thread().name, next_model(dispatcher, device)))
+    def noted(dispatcher: Dispatcher, device: str, job_id: int) -> list[str]:
+        found.append((threading.current_thread().name, next_models(dispatcher, device, job_id)))
         return found[-1][1]
 
-    monkeypatch.setattr(Dispatcher, "next_model", noted)
+    monkeypatch.setattr(Dispatcher, "next_models", noted)
     running, next_one = ai.batch(tokens=LONG), ai.batch()
     worker = start_worker(ai.gq)
-    until(lambda: found.count((THREAD, GEMMA)) > 1, "a round has ended")
+    until(lambda: found.count((THREAD, [GEMMA])) > 1, "a round has ended")
     running.cancel()
     next_one.result(timeout_s=DEADLINE_S)
     worker.stop()
@@ -158,15 +158,15 @@ def test_a_file_that_is_not_there_hinders_nothing(ai, start_worker, until) -> No
 
 
 def test_a_failure_in_it_hinders_no_job_and_does_not_end_it(ai, start_worker, until, monkeypatch) -> None:
-    failures, next_model = [], Dispatcher.next_model
+    failures, next_models = [], Dispatcher.next_models
 
-    def fails_there(dispatcher: Dispatcher, device: str) -> str | None:
+    def fails_there(dispatcher: Dispatcher, device: str, job_id: int) -> list[str]:
         if threading.current_thread().name == THREAD:
             failures.append(device)
             raise RuntimeError("a plugin's answer was wrong")
-        return next_model(dispatcher, device)
+        return next_models(dispatcher, device, job_id)
 
-    monkeypatch.setattr(Dispatcher, "next_model", fails_there)
+    monkeypatch.setattr(Dispatcher, "next_models", fails_there)
     running, embedding = ai.batch(tokens=LONG), ai.embed()
     start_worker(ai.gq)
     until(lambda: len(failures) > 2 * MOST_FAILURES, "it failed often")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpuqueue.contract.executor import AttemptInterrupted
 from gpuqueue.contract.hookspecs import CleanUpAttemptDetails, PrepareAttemptDetails, hookimpl
+from gpuqueue.decisions.keeping import in_the_way, kept, warm_s
 from gpuqueue.domain.answers import CleanUp
 from gpuqueue.domain.device import Reading, Resident
 from gpuqueue.domain.errors import BackendUnavailable, ExecutionError, OutOfMemory, RunnerCrashed
@@ -99,6 +100,15 @@ class _Others:
         return self.coming_bytes - loaded_bytes - min(unloaded_bytes, held_bytes // 4)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    """A model kept for a job that is only expected: when Ollama unloads it, the free memory then, and the models beside it."""
+
+    ends_s: float
+    mark: int | None
+    beside: frozenset[str]
+
+
 class Residents:
     """Frees memory for a job's model before an attempt, and releases the job's memory afterwards.
 
@@ -116,10 +126,14 @@ class Residents:
         self._client = client
         # Free memory before an attempt that had to load its model, by (job, lease): it must be reached again.
         self._free_before: dict[tuple[int, int], int] = {}
+        self._stays: dict[tuple[str, str], _Stay] = {}  # by device and model
 
     @hookimpl
     def prepare_attempt(self, details: PrepareAttemptDetails) -> None:
-        """Evict other models that no job uses when all are too many or leave too little of the budget; verify the release."""
+        """Evict other models that no job uses while all are too many or leave too little of the budget; verify the release.
+
+        Those that near jobs need are evicted last. A model whose stay has just ended by itself is waited for too.
+        """
         lease, device = details.lease, details.device
         if details.backend is None:
             self._note_free(details)
@@ -136,18 +150,30 @@ class Residents:
         mine = [resident for resident in residents if full_name(resident.model) == wanted]
         others = [resident for resident in residents if full_name(resident.model) != wanted]
         needed_bytes = _bytes(mine) or _reserved_bytes(lease)
-        too_many = len(others) + bool(wanted) > device.max_models
-        in_use = {full_name(model) for model in details.in_use}
-        idle = [resident for resident in others if full_name(resident.model) not in in_use]
-        if idle and (too_many or _bytes(others) + needed_bytes > device.budget_bytes):
-            try:
+        try:
+            if not mine:
+                self._await_ends(place, residents)
+            evicted = in_the_way(details, others, needed_bytes)
+            if evicted:
                 began_s = self._clock()
-                self._evict(place, idle, needed_bytes=0 if mine else needed_bytes)
-            except _Stopped:
-                raise AttemptInterrupted from None
-            _tell_evicted(lease, idle, device, self._clock() - began_s)
+                self._evict(place, evicted, needed_bytes=0 if mine else needed_bytes)
+                _tell_evicted(lease, evicted, device, self._clock() - began_s)
+        except _Stopped:
+            raise AttemptInterrupted from None
         if not mine:
             self._note_free(details)
+
+    def _await_ends(self, place: _Place, residents: Sequence[Resident]) -> None:
+        """Wait for the memory of models that Ollama has just unloaded by itself; with others loaded since, it cannot be told."""
+        listed = {full_name(resident.model) for resident in residents}
+        for device, model in list(self._stays):
+            if device != place.device.name or model in listed:
+                continue
+            stay = self._stays.pop((device, model), None)
+            if stay is None or stay.mark is None or self._clock() > stay.ends_s + place.backend.release_s:
+                continue
+            if listed <= stay.beside:
+                self._memory_back(place, stay.mark)
 
     def _note_free(self, details: PrepareAttemptDetails) -> None:
         # Memory that a function takes in this process, such as CUDA's context, stays with the process after it ends.
@@ -161,7 +187,8 @@ class Residents:
     def clean_up_attempt(self, details: CleanUpAttemptDetails) -> CleanUp | None:
         """Keep the job's model when it is still wanted; else unload it and wait until its memory is free again.
 
-        Kept: when another running job uses it, while the device's `keep_warm_s` is above 0, or when the next job needs it.
+        Kept: when another running job uses it, while the device's `keep_warm_s` is above 0, when a job needs it that is next
+        and fits beside the others that are, or with "auto" when one is expected before keeping it costs more than loading it.
         Verified: Ollama no longer lists the model (or nothing listens there), and the driver's free memory rose by what the
         model held, or to its value before the attempt. When neither is known, free memory has not risen for `settle_s`.
         Without a driver only `settle_s` passes, and `detail` says so.
@@ -189,6 +216,7 @@ class Residents:
         lease, backend = details.lease, place.backend
         free_before_attempt = self._free_before.pop((lease.job_id, lease.lease), None)
         names = frozenset({full_name(lease.model)})
+        self._stays.pop((place.device.name, full_name(lease.model)), None)
         free_bytes: int | None = None
 
         def looked() -> bool:
@@ -205,11 +233,13 @@ class Residents:
             jobs = ", ".join(f"job {job_id}" for job_id in details.shared_with)
             return True, f"{lease.model} stays loaded on {place.device.name}: in use by {jobs}"
         if mine and not details.orphaned:
-            if place.device.keep_warm_s > 0:
-                keep_warm = format_duration(place.device.keep_warm_s)
-                return True, f"{lease.model} stays loaded on {place.device.name} for {keep_warm} (keep_warm)"
-            if full_name(details.next_model() or "") in names:
-                return True, f"{lease.model} stays loaded on {place.device.name}: the next job needs it too"
+            why = kept(details)
+            if why is not None:
+                if warm_s(details):
+                    beside = frozenset(full_name(item.model) for item in seen.residents or ()) - names
+                    stay = _Stay(self._clock() + warm_s(details), _mark(free_bytes, _bytes(mine)), beside)
+                    self._stays[place.device.name, full_name(lease.model)] = stay
+                return True, f"{lease.model} stays loaded on {place.device.name}{why}"
         if mine and not self._unload(place, mine, seen):
             why = f": {seen.error}" if seen.error else "; a request may still be using it"
             return False, f"{lease.model} is still loaded after {format_duration(backend.release_s)}{why}"
@@ -253,8 +283,7 @@ class Residents:
         if seen.gone and seen.error is not None:
             raise seen.error
         held_bytes = _bytes(others)
-        mark = None if free_bytes is None else free_bytes + held_bytes - min(TOLERANCE_BYTES, held_bytes // 4)
-        verified, detail = self._memory_back(place, mark)
+        verified, detail = self._memory_back(place, _mark(free_bytes, held_bytes))
         if verified:
             return
         free_bytes = place.read_device().free_bytes
@@ -360,6 +389,11 @@ class Residents:
     ) -> _Place:
         deadline_s = self._clock() + backend.release_s
         return _Place(device, backend, self._client(backend), read_device, stopping, deadline_s)
+
+
+def _mark(free_bytes: int | None, held_bytes: int) -> int | None:
+    """Return the free memory that must be reached once models that held so much are gone."""
+    return None if free_bytes is None else free_bytes + held_bytes - min(TOLERANCE_BYTES, held_bytes // 4)
 
 
 def _observed(mine: Sequence[Resident], free_before: int | None, free_now: int | None) -> int | None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from gpuqueue.contract.hookspecs import JobDemandDetails, PlaceJobDetails, hookimpl
 from gpuqueue.domain.answers import Demand, Placement, Wait
+from gpuqueue.domain.estimates import worth_keeping_s
 from gpuqueue.domain.memory import FRESH_S, available, backend_away, devices_for, names_of, vram_of, whole_budget
-from gpuqueue.domain.model_health import health, known_bytes, parallel
+from gpuqueue.domain.model_health import health, known_bytes, parallel, settings_of
 from gpuqueue.domain.models import VERBS, full_name
 from gpuqueue.domain.room import Lack, Share, lack, taken_bytes
 from gpuqueue.domain.units import counted, format_duration, format_size
@@ -45,9 +46,16 @@ class Memory:
         for device in devices:
             wait = backend_away(device, demand.model, queue, view) or _wait(device, details.job.task, demand, view)
             if wait is None:
-                return Placement(device.settings.name, demand.vram_bytes)
+                return Placement(device.settings.name, demand.vram_bytes, _keep_warm_s(device, demand.model, view))
             waits.append(wait)
         return replace(waits[0], detail="; ".join(dict.fromkeys(wait.detail for wait in waits)))
+
+
+def _keep_warm_s(device: DeviceView, model: str, view: View) -> float:
+    if device.settings.keep_warm_s != "auto" or not model:
+        return 0.0
+    settings = settings_of(model, view)
+    return worth_keeping_s(view.estimates, model, settings.options if settings else None)
 
 
 def _no_device(details: PlaceJobDetails) -> Wait:

@@ -58,6 +58,7 @@ class _Runner:
     cache: dict[str, int] = field(default_factory=dict)
     request_count: int = 0
     waiting: deque[Signal] = field(default_factory=deque)
+    ends_s: float = math.inf  # when it is unloaded if no request comes
 
     @property
     def is_busy(self) -> bool:
@@ -160,8 +161,12 @@ class VirtualOllama:
         output_tokens: int,
         stop: Signal,
         written: Callable[[int], None] = lambda count: None,
+        keep_alive_s: float = math.inf,
     ) -> bool:
-        """Answer a request; returns False if `stop` was set before the end. `written` gets how many tokens it has so far."""
+        """Answer a request; returns False if `stop` was set before the end. `written` gets how many tokens it has so far.
+
+        The model is unloaded `keep_alive_s` after the last request for it.
+        """
         runner = self._runner(owner, full_name(model), stop)
         if runner is None:
             return False
@@ -173,11 +178,19 @@ class VirtualOllama:
         try:
             return not stop.is_set() and self._answer(runner, owner, prompt_tokens, output_tokens, stop, written)
         finally:
+            runner.ends_s = self.time.now_s + keep_alive_s
+            if keep_alive_s < math.inf:
+                self.time.call_at(runner.ends_s, lambda: self._expire(runner))
             if runner.waiting:
                 runner.waiting.popleft().set()  # who has the slot from now on
             else:
                 runner.request_count -= 1
                 self._changed.set()
+
+    def _expire(self, runner: _Runner) -> None:
+        name = full_name(runner.model.name)
+        if self._runners.get(name) is runner and self.time.now_s >= runner.ends_s:
+            self.unload(name)
 
     def figures(self, owner: str, since_s: float) -> dict[str, float]:
         """Return the durations that an answer reports of a request, as seconds."""

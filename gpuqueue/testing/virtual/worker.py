@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -17,7 +17,7 @@ from gpuqueue.devices.cached import CachedDevice
 from gpuqueue.domain.device import Resident
 from gpuqueue.domain.job import Job, Lease
 from gpuqueue.domain.models import CHAT, EMBED
-from gpuqueue.domain.settings import BackendSettings, ModelSettings
+from gpuqueue.domain.settings import BackendSettings, DeviceSettings, ModelSettings
 from gpuqueue.executors.ollama import Chat, Embed, OllamaExecutor
 from gpuqueue.executors.ollama_client import OllamaClient
 from gpuqueue.testing.virtual.ollama import VirtualOllama
@@ -68,8 +68,14 @@ class VirtualChat(Chat):
     A preempted answer is continued, with the tokens that it has as part of the prompt.
     """
 
-    def __init__(self, ollama: VirtualOllama, settings: BackendSettings, models: Mapping[str, ModelSettings]) -> None:
-        super().__init__(settings, models)
+    def __init__(
+        self,
+        ollama: VirtualOllama,
+        settings: BackendSettings,
+        models: Mapping[str, ModelSettings],
+        devices: Sequence[DeviceSettings],
+    ) -> None:
+        super().__init__(settings, models, devices)
         self._ollama = ollama
         self._client = cast(OllamaClient, VirtualClient(ollama, settings))
 
@@ -88,8 +94,14 @@ class VirtualChat(Chat):
 class VirtualEmbed(Embed):
     """Embeds a text on the virtual Ollama, a token for each four characters; the vector is empty."""
 
-    def __init__(self, ollama: VirtualOllama, settings: BackendSettings, models: Mapping[str, ModelSettings]) -> None:
-        super().__init__(settings, models)
+    def __init__(
+        self,
+        ollama: VirtualOllama,
+        settings: BackendSettings,
+        models: Mapping[str, ModelSettings],
+        devices: Sequence[DeviceSettings],
+    ) -> None:
+        super().__init__(settings, models, devices)
         self._ollama = ollama
 
     def run(self, context: AttemptContext) -> dict[str, Any]:
@@ -116,7 +128,13 @@ def _answered(
 
     with context.interrupted_by(stop.set):
         is_done = ollama.answer(
-            owner, model, prompt_tokens=prompt_tokens, output_tokens=output_tokens, stop=stop, written=written
+            owner,
+            model,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            stop=stop,
+            written=written,
+            keep_alive_s=float(body["keep_alive"]),
         )
     if not is_done:
         raise AttemptInterrupted
@@ -141,8 +159,8 @@ class VirtualWorker:
         settings = in_force(settings_from_shared(shared))
         (backend,) = settings.backends
         self._executors: dict[str, AnyExecutor] = {
-            CHAT.name: VirtualChat(ollama, backend, settings.models),
-            EMBED.name: VirtualEmbed(ollama, backend, settings.models),
+            CHAT.name: VirtualChat(ollama, backend, settings.models, settings.devices),
+            EMBED.name: VirtualEmbed(ollama, backend, settings.models, settings.devices),
         }
         residents = Residents(lambda: time.now_s, time.sleep, lambda found: cast(OllamaClient, VirtualClient(ollama, found)))
         gq.plugins.add_defaults({"residents": residents})
@@ -167,7 +185,12 @@ class VirtualWorker:
             on_decided=self._observations.turns.saw,
         )
         self._on_device = OnDevice(
-            site, backends, self._observations, next_model=self._dispatcher.next_model, is_isolated=lambda _: False
+            site,
+            backends,
+            self._observations,
+            next_models=self._dispatcher.next_models,
+            next_use_s=self._dispatcher.next_use_s,
+            is_isolated=lambda _: False,
         )
         self._on_device.stopping = cast(threading.Event, Signal(time))
         store.workers.register(

@@ -35,7 +35,7 @@ from gpuqueue.testing.waiting import DEADLINE_S
 
 GB = 10**9
 GEMMA, NOMIC = "gemma4:e4b", "nomic-embed-text:latest"
-SIZES = {GEMMA: 4_500_000_000, NOMIC: 500_000_000, "other:latest": 250_000_000}
+SIZES = {GEMMA: 4_500_000_000, NOMIC: 500_000_000, "other:latest": 250_000_000, "third:latest": 250_000_000}
 MODELS = {name: ModelSettings(name, size) for name, size in SIZES.items()}
 CONTEXT_BYTES = 457 * 2**20  # a runner holds more than Ollama says
 
@@ -43,7 +43,7 @@ CONTEXT_BYTES = 457 * 2**20  # a runner holds more than Ollama says
 SETTINGS = DeviceSettings("gpu0", budget_bytes=5 * GB, margin_bytes=3 * GB)
 
 
-def a_lease(model: str) -> Lease:
+def a_lease(model: str, keep_warm_s: float = 0.0) -> Lease:
     return Lease(
         job_id=7,
         lease=3,
@@ -55,7 +55,7 @@ def a_lease(model: str) -> Lease:
         timeout_s=None,
         started_at=datetime(2026, 3, 2, tzinfo=UTC),
         model=model,
-        placement=Placement("gpu0", SIZES.get(model, 500_000_000)),
+        placement=Placement("gpu0", SIZES.get(model, 500_000_000), keep_warm_s),
     )
 
 
@@ -154,7 +154,9 @@ class Room:
         self.policy = Residents(self.clock, self.clock.sleep)
         self.device = SETTINGS
         self.backend: BackendSettings | None = BackendSettings(url=self.ollama.url)
-        self.next_model: str | None = None
+        self.near: list[str] = []
+        self.next_use_s: float | None = None
+        self.stay_s = 0.0  # what its placement says
         self.stopping: Callable[[], bool] = lambda: False
         self.has_driver = True
 
@@ -168,7 +170,17 @@ class Room:
 
     def prepare(self, model: str, *, isolated: bool = False, in_use: frozenset[str] = frozenset()) -> None:
         self.policy.prepare_attempt(
-            PrepareAttemptDetails(a_lease(model), self.device, MODELS, self.backend, self.read, self.stopping, isolated, in_use)
+            PrepareAttemptDetails(
+                a_lease(model),
+                self.device,
+                MODELS,
+                self.backend,
+                self.read,
+                self.stopping,
+                isolated,
+                in_use,
+                next_models=lambda: self.near,
+            )
         )
 
     def clean_up(self, model: str = GEMMA, *, orphaned: bool = False, shared_with: tuple[int, ...] = (), **more: Any) -> CleanUp:
@@ -181,15 +193,17 @@ class Room:
     ) -> CleanUp | None:
         return self.policy.clean_up_attempt(
             CleanUpAttemptDetails(
-                a_lease(model),
+                a_lease(model, self.stay_s),
                 self.device,
                 self.backend,
                 self.read,
-                lambda: self.next_model,
+                lambda: next(iter(self.near), None),
                 self.stopping,
                 orphaned,
                 isolated,
                 shared_with,
+                next_models=lambda: self.near,
+                next_use_s=lambda: self.next_use_s,
                 **more,
             )
         )
@@ -265,10 +279,96 @@ def test_a_model_that_is_kept_warm_is_not_unloaded(room: Room) -> None:
 
 def test_a_model_that_the_next_job_needs_is_not_unloaded_whatever_name_it_goes_by(room: Room) -> None:
     room.ollama.load(NOMIC)
-    room.next_model = "nomic-embed-text"
+    room.near = ["other:latest", "nomic-embed-text"]
 
-    assert room.clean_up(NOMIC).verified
+    found = room.clean_up(NOMIC)
+
+    assert (found.verified, found.detail) == (True, f"{NOMIC} stays loaded on gpu0: a waiting job needs it too")
     assert room.ollama.asked == []
+
+
+def automatic(room: Room, *, stay_s: float, next_use_s: float | None) -> None:
+    room.device = DeviceSettings("gpu0", budget_bytes=5 * GB, keep_warm_s="auto")
+    room.stay_s, room.next_use_s = stay_s, next_use_s
+
+
+def test_a_model_for_which_a_job_is_expected_soon_enough_is_not_unloaded(room: Room) -> None:
+    room.ollama.load(GEMMA)
+    automatic(room, stay_s=30.0, next_use_s=12.0)
+
+    found = room.clean_up()
+
+    expected = "the next job for it is expected in about 12 s"
+    assert found.detail == f"gemma4:e4b stays loaded on gpu0 for at most 30 s: {expected} (keep_warm)"
+    assert (found.verified, room.ollama.asked) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("stay_s", "next_use_s"), [(30.0, 31.0), (30.0, None), (0.0, 1.0)], ids=["too late", "nothing expected", "load not known"]
+)
+def test_a_model_is_unloaded_at_once_when_no_job_is_expected_in_time(room: Room, stay_s: float, next_use_s: float | None) -> None:
+    room.ollama.load(GEMMA)
+    automatic(room, stay_s=stay_s, next_use_s=next_use_s)
+
+    assert room.clean_up().verified
+    assert room.ollama.asked == [GEMMA]
+    assert room.card.free_bytes == room.empty_bytes
+
+
+def test_a_model_that_is_only_expected_to_be_needed_is_evicted_at_once_for_a_job_that_is_there(room: Room) -> None:
+    room.ollama.load(GEMMA)
+    automatic(room, stay_s=30.0, next_use_s=12.0)
+    room.clean_up()
+
+    room.prepare(NOMIC)
+
+    assert room.ollama.asked == [GEMMA]
+    assert room.card.free_bytes == room.empty_bytes
+
+
+def test_the_memory_of_a_model_that_has_just_left_by_itself_is_waited_for(room: Room) -> None:
+    room.ollama.load(GEMMA)
+    automatic(room, stay_s=30.0, next_use_s=12.0)
+    room.clean_up()
+    room.clock.sleep(30.0)
+    room.ollama.unload_s = 0.0
+    room.ollama.unload(GEMMA)
+    room.ollama.loaded()
+    assert room.card.free_bytes < room.empty_bytes, "the driver gives the memory back later"
+
+    room.prepare(NOMIC)
+
+    assert room.card.free_bytes == room.empty_bytes
+
+
+def test_a_model_that_left_long_ago_is_not_waited_for(room: Room) -> None:
+    room.ollama.load(GEMMA)
+    automatic(room, stay_s=30.0, next_use_s=12.0)
+    room.clean_up()
+    room.ollama.unload_s = 0.0
+    room.ollama.unload(GEMMA)
+    room.ollama.loaded()
+    room.clock.sleep(60.0)
+    room.card.allocate("another program", 5 * GB)
+    began_s = room.clock()
+
+    room.prepare(NOMIC)
+
+    assert room.clock() == began_s
+
+
+def test_as_few_models_as_possible_are_evicted_and_those_that_near_jobs_need_last(room: Room) -> None:
+    room.allow(max_models=3)
+    for name in (NOMIC, "other:latest", "third:latest"):
+        room.ollama.load(name)
+    room.near = ["third", "nomic-embed-text"]
+
+    room.prepare("fourth:latest")
+
+    assert room.ollama.asked == ["other:latest"]
+    room.allow(max_models=2)
+    room.prepare("fourth:latest")
+    assert room.ollama.asked == ["other:latest", NOMIC]
 
 
 @pytest.mark.parametrize("orphaned", [False, True])
@@ -299,7 +399,7 @@ def test_a_model_that_another_job_uses_is_not_evicted(room: Room) -> None:
 @pytest.mark.parametrize("next_model", ["", NOMIC])
 def test_a_next_job_with_another_model_or_none_keeps_nothing(room: Room, next_model: str) -> None:
     room.ollama.load(GEMMA)
-    room.next_model = next_model
+    room.near = [next_model] if next_model else []
 
     room.clean_up()
 
@@ -333,7 +433,7 @@ def test_a_model_that_stays_in_use_is_reported_after_release_s(room: Room, orpha
 def test_a_dead_workers_model_is_unloaded_even_where_models_are_kept_warm(room: Room) -> None:
     room.ollama.load(GEMMA)
     room.keep_warm(600)
-    room.next_model = GEMMA
+    room.near = [GEMMA]
 
     assert room.clean_up(orphaned=True).verified
     assert room.ollama.asked == [GEMMA]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gpuqueue.domain.device import Reading
 from gpuqueue.domain.endpoints import shown_url
@@ -53,6 +53,10 @@ def workers_page(gq: DjangoQueue) -> dict[str, Any]:
     return {"workers": list(shown.values()), "orphans": rows_of(gq, orphans), "worker_command": gq.worker_command("")}
 
 
+def _stay(keep_warm_s: float | Literal["auto"]) -> str:
+    return "as long as another job is expected soon" if keep_warm_s == "auto" else f"for {format_duration(keep_warm_s)}"
+
+
 def _card(gq: DjangoQueue, device: DeviceView, view: View) -> dict[str, Any]:
     settings, reading, key_of = device.settings, device.reading, keys_of(gq.alias)
     return {
@@ -65,7 +69,7 @@ def _card(gq: DjangoQueue, device: DeviceView, view: View) -> dict[str, Any]:
         "margin": format_size(settings.margin_bytes),
         "slots": settings.slots,
         "max_models": settings.max_models,
-        "keep_warm": format_duration(settings.keep_warm_s),
+        "keep_warm": _stay(settings.keep_warm_s),
         "memory": _memory(reading),
         "unknown": _unknown(reading),
         "is_lost": bool(reading and reading.lost),
