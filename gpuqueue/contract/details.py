@@ -132,7 +132,7 @@ class PrepareAttemptDetails:
 
     `isolated` is true if it runs in a separate process, which releases all its memory when it ends. `in_use` names the models
     that the device's other jobs have reserved; they must stay loaded. `next_models()` returns those that near jobs need, as for a
-    clean-up.
+    clean-up. `memory_returns` is true while the memory of an unloaded model may not be back yet.
     """
 
     lease: Lease
@@ -144,6 +144,7 @@ class PrepareAttemptDetails:
     isolated: bool = False
     in_use: frozenset[str] = frozenset()
     next_models: Callable[[], Sequence[str]] = tuple
+    memory_returns: bool = False
 
     def __post_init__(self) -> None:
         freeze(self, "models")

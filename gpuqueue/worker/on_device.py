@@ -67,9 +67,10 @@ class OnDevice:
     def _prepare(self, attempt: Attempt) -> None:
         lease = attempt.lease
         assert lease.placement is not None
+        device = self._device_settings[lease.placement.device]
         with self._store.reading() as reads:
             attempt.partial = reads.partial_output(lease.job_id)
-        device = self._device_settings[lease.placement.device]
+            others = [item for item in reads.reservations() if item.device == device.name and item.job_id != lease.job_id]
         details = PrepareAttemptDetails(
             lease=lease,
             device=device,
@@ -78,7 +79,8 @@ class OnDevice:
             read_device=self._devices[device.name].read_now,
             stopping=lambda: attempt.interruption is not None,
             isolated=self._is_isolated(lease),
-            in_use=frozenset(item.model for item in self._on(device) if item.job_id != lease.job_id and item.model),
+            in_use=frozenset(item.model for item in others if item.model and not item.unloaded),
+            memory_returns=any(item.unloaded for item in others),
             next_models=lambda: self._next_models(device.name, lease.job_id),
         )
         try:

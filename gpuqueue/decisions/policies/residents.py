@@ -180,7 +180,7 @@ class Residents:
         if not details.lease.model and not details.isolated:
             return
         free_bytes = details.read_device().free_bytes
-        if free_bytes is not None:
+        if free_bytes is not None and not details.memory_returns:  # else it is not known how much of it is back by now
             self._free_before[details.lease.job_id, details.lease.lease] = free_bytes
 
     @hookimpl
