@@ -128,6 +128,7 @@ def boot(gq: GPUQueue, orders: Orders, *, queues: tuple[str, ...] | None, thread
         continues=executors.continues,
         where_alone=executors.where_alone,
         on_decided=observations.turns.saw,
+        is_stopping=orders.stop.is_set,
     )
     exchange = Exchange(
         site,

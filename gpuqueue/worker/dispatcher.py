@@ -14,7 +14,7 @@ from gpuqueue.contract.hookspecs import WaitingJob
 from gpuqueue.decisions.evaluation import decide_demand, decide_holds, failure_hold, limited, order, place, preemptions
 from gpuqueue.decisions.policies import YIELDING, default_policies
 from gpuqueue.decisions.policies.ordering import passed
-from gpuqueue.decisions.view import build, largest_budget
+from gpuqueue.decisions.view import build, largest_budget, serves
 from gpuqueue.domain.answers import Demand, Hold, Placement
 from gpuqueue.domain.claim import MOST_SUSPECTS, ClaimRules
 from gpuqueue.domain.errors import REFUSAL, PluginFailed, StoreError, UnknownJob
@@ -50,6 +50,7 @@ class Dispatcher:
         continues: Callable[[Job], bool],
         where_alone: Callable[[str], Literal["process", "worker"] | None],
         on_decided: Callable[[View, Mapping[str, Sequence[Hold]]], None] = lambda view, holds: None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = site.store
         self._plugins = site.plugins
@@ -65,6 +66,7 @@ class Dispatcher:
         self._continues = continues
         self._where_alone = where_alone
         self._on_decided = on_decided
+        self._is_stopping = is_stopping
         self._preempt_at: datetime | None = None  # when the next attempt that may not be preempted yet can be
         self._deciding = threading.Lock()
         self._decided_at_s = float("-inf")
@@ -247,10 +249,11 @@ class Dispatcher:
         """
         view = self.decide(force=True)
         # Another worker's next job counts too: it would have to load the model again.
+        workers = [worker for worker in view.workers if not (worker.id == self._worker_id and self._is_stopping())]
         near = {
             name: item
             for name, item in view.queues.items()
-            if item.settings.gpu and item.served and not _holds(self._holds.get(name, ()))
+            if item.settings.gpu and any(serves(worker, name) for worker in workers) and not _holds(self._holds.get(name, ()))
         }
         queues = [item.settings for item in near.values()]
         found = self._candidates(view, queues, room_bytes=largest_budget(self._settings), ending=job_id)
@@ -269,7 +272,7 @@ class Dispatcher:
     def next_use_s(self, model: str) -> float | None:
         """Return in how many seconds a job is expected to need a model again; None when that is not known."""
         view = self.view
-        return None if view is None else next_use_s(view.estimates, model, self._clock.now())
+        return None if view is None or self._is_stopping() else next_use_s(view.estimates, model, self._clock.now())
 
     def next_change(self) -> datetime | None:
         """Return when time alone may change something: a job is due, a window opens or closes, a pause ends."""
