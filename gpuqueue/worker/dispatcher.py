@@ -198,6 +198,8 @@ class Dispatcher:
         answer = place(job, view, self._plugins)
         if not isinstance(answer, Placement):
             return None
+        # A queue that only yields has candidates too, which could not start now and so are not passed.
+        able = [other for other in candidates if other is job or not self._holds.get(other.queue)]
         return self._store.attempts.claim_placed(
             job,
             answer,
@@ -207,7 +209,7 @@ class Dispatcher:
             rules=self.rules,
             preemptible=self._is_preemptible(job.task),
             continues=self._continues(job),
-            passed=passed(job, candidates),
+            passed=passed(job, able),
             now_us=self._clock.wall(),
         )
 
