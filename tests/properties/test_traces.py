@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from gpuqueue import JobHandle, State
 from gpuqueue.testing.virtual import VirtualQueue, VirtualTime
+from tests.benchmarks.scheduling.hours import GEMMA, NOMIC, Arrival
 from tests.benchmarks.scheduling.play import SCHEMES, SHIPPED, play
 from tests.properties.traces import DECIDED_S, Trace, traces
 from tests.sampling import seed_of
@@ -50,13 +51,17 @@ def check(trace: Trace) -> None:
         assert end_s <= bound_s, f"{arrival} ended at {end_s:.1f} s, and must have by {bound_s:.1f} s"
     assert ending.reserved_bytes == 0
     assert (played.overlap_count, played.over_budget_bytes, played.paused_starts) == (0, 0, 0)
-    see_that_none_is_passed_for_too_long(trace, ending.starts_s)
+    see_that_none_is_passed_for_too_long(trace, ending.starts_s, ending.ends_s)
 
 
-def see_that_none_is_passed_for_too_long(trace: Trace, starts_s: list[list[float]]) -> None:
-    """Once a job is the oldest that waits, later ones of its queue start before it for `affinity` at most."""
+def see_that_none_is_passed_for_too_long(trace: Trace, starts_s: list[list[float]], ends_s: list[float | None]) -> None:
+    """Once all that could go before a job have ended, later ones of its queue start before it for `affinity` at most."""
     for number, (arrival, mine) in enumerate(zip(trace.arrivals, starts_s, strict=True)):
-        oldest_since_s = max((at_s for begun in starts_s[:number] for at_s in begun if at_s < mine[0]), default=0.0)
+        yields = [name for name, queue in trace.queues.items() if arrival.queue in queue.get("yields_to", ())]
+        older = [
+            end_s for other, end_s in zip(trace.arrivals[:number], ends_s[:number], strict=True) if other.queue not in yields
+        ]
+        oldest_since_s = max((end_s for end_s in older if end_s is not None), default=0.0)
         passing = [
             at_s
             for other, begun in zip(trace.arrivals[number + 1 :], starts_s[number + 1 :], strict=True)
@@ -75,6 +80,20 @@ def test_each_job_of_a_trace_ends_and_none_is_passed_for_too_long(request: pytes
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_job_of_many_traces_ends_and_none_is_passed_for_too_long(request: pytest.FixtureRequest, part: int) -> None:
     _play_drawn(seed_of(request.config) + 1 + part, LONG_PLAYED)
+
+
+def test_a_job_is_passed_for_affinity_at_most_also_while_an_older_job_waits_that_yields() -> None:
+    batch = Arrival(0.0, "second", GEMMA, 300, 40 * 60)
+    others = [Arrival(5.0 + number, "first", GEMMA, 300, 20 * 60) for number in range(6)]
+    trace = Trace(
+        queues={"first": {}, "second": {"yields_to": ["first"]}},
+        gpu={"affinity": "30s"},
+        restarts=frozenset(),
+        arrivals=(batch, Arrival(4.0, "first", GEMMA, 20, 60), Arrival(4.5, "first", NOMIC, 20, 0), *others),
+        prompt_cache=True,
+        seed=1,
+    )
+    check(trace)
 
 
 def _play_drawn(seed_number: int, count: int) -> None:

@@ -78,8 +78,9 @@ class Trace:
         again_s = max((self._reading_s(item) + item.output_tokens / _read_rate(item) for item in self.arrivals), default=0.0)
         for arrival in sorted(arrivals, key=lambda item: item.at_s):
             at_s = max(arrival.at_s, PAUSED_UNTIL_S if self._has_pause else 0.0)
-            if at_s > busy_s or not together:
-                together, busy_s = [], at_s + before_s
+            if at_s > busy_s:
+                together = []
+            busy_s = max(busy_s, at_s + before_s)  # the card may have been idle, and turned to what comes before
             together.append(arrival)
             busy_s += self._alone_s(arrival) + again_s + 2 * SWITCH_S + DECIDED_S
             ends.update(dict.fromkeys(together, busy_s))
@@ -127,6 +128,12 @@ def traces(draw: st.DrawFn) -> Trace:
     for number, name in enumerate(names):
         queue: dict[str, Any] = {}
         yields_to = draw(st.lists(st.sampled_from(names[:number]), unique=True)) if number else []
+        # Also to those that these yield to: a queue that waits itself is no work that others would yield to.
+        yields_to = [
+            other
+            for other in names
+            if other in {*yields_to, *(far for near in yields_to for far in queues[near].get("yields_to", ()))}
+        ]
         if yields_to:
             queue["yields_to"] = yields_to
             queue.update(draw(st.sampled_from([{}, {}, {"yield_mode": "drain"}, {"min_run": "10s"}, {"nearly_done": "5s"}])))
