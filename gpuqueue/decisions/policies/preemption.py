@@ -97,15 +97,15 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
             return _protected(waiting, settings, thrown_s, ran_s, ends)
         earliest = (item.first_output_at or began) + timedelta(seconds=settings.min_run_s)
         return Weighed(earliest, f"it {ends}, and stopping it throws away {_seconds(ran_s)} of work")
-    cost_s = ((item.first_output_at or view.now) - began).total_seconds()
+    if item.first_output_at is None:
+        if item.preemptions:
+            again = view.now + timedelta(seconds=LOOK_AGAIN_S)
+            return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
+        return Weighed(view.now, f"it {ends}, and has written nothing yet")
+    cost_s = (item.first_output_at - began).total_seconds()
     # For a job with its own model it only reads its prompt again; for another, models are loaded twice as well.
     share = 0.5 if full_name(item.model) == full_name(waiting.demand.model) else 1.0
     least_s = max(settings.min_run_s, share * cost_s if item.preemptions else 0.0)
-    if item.first_output_at is None:
-        if item.preemptions:
-            again = view.now + timedelta(seconds=max(least_s, LOOK_AGAIN_S))  # not before, even if it writes from now on
-            return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
-        return Weighed(view.now, f"it {ends}, and has written nothing yet")
     earliest = item.first_output_at + timedelta(seconds=least_s)
     return Weighed(earliest, f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later")
 
