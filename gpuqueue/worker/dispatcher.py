@@ -198,7 +198,7 @@ class Dispatcher:
         answer = place(job, view, self._plugins)
         if not isinstance(answer, Placement):
             return None
-        # A queue that only yields has candidates too, which could not start now and so are not passed.
+        # A queue that yields has candidates too: one that could start now is passed first.
         able = [other for other in candidates if other is job or not self._holds.get(other.queue)]
         return self._store.attempts.claim_placed(
             job,
@@ -209,7 +209,7 @@ class Dispatcher:
             rules=self.rules,
             preemptible=self._is_preemptible(job.task),
             continues=self._continues(job),
-            passed=passed(job, able),
+            passed=passed(job, able) or passed(job, candidates),
             now_us=self._clock.wall(),
         )
 

@@ -101,16 +101,16 @@ def weigh(item: Reservation, waiting: WaitingJob, device: DeviceView, view: View
             return _protected(waiting, settings, thrown_s, ran_s, ends)
         earliest = (item.first_output_at or began) + timedelta(seconds=settings.min_run_s)
         return Weighed(earliest, f"it {ends}, and stopping it throws away {_seconds(ran_s)} of work")
-    cost_s = ((item.first_output_at or view.now) - began).total_seconds()
+    if item.first_output_at is None:
+        if item.preemptions and ran_s < STARTS_WITHIN_S:
+            again = view.now + timedelta(seconds=LOOK_AGAIN_S)
+            return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
+        return Weighed(view.now, f"it {ends}, and has written nothing yet")
+    cost_s = (item.first_output_at - began).total_seconds()
     # For a job with its own model, or another that is loaded too, it only reads its prompt again; else models are loaded twice.
     loaded = {full_name(item.model), *(full_name(resident.model) for resident in device.residents)}
     is_other = full_name(waiting.demand.model) not in loaded
     least_s = max(settings.min_run_s, (cost_s if is_other else cost_s / 2) if item.preemptions else 0.0)
-    if item.first_output_at is None:
-        if item.preemptions and ran_s < STARTS_WITHIN_S:
-            again = view.now + timedelta(seconds=max(least_s, LOOK_AGAIN_S))  # not before, even if it writes from now on
-            return Weighed(again, f"it {ends}, and goes on first where it was stopped before")
-        return Weighed(view.now, f"it {ends}, and has written nothing yet")
     why = f"it {ends}, and stopping it costs about {_seconds(cost_s)}, as it is continued later"
     restarted_s = device.restarted_s(view.now)
     if is_other and restarted_s > MOST_RESTARTED_S and least_s < WRITES_FIRST_S:
