@@ -133,9 +133,6 @@ class SQLite:
         left = [handle.quiesce(give_up_s) for handle in (self.writer, self._read_pool, self._version_pool)]
         return next(filter(None, left), None)
 
-    def resume(self) -> None:
-        self.writer.resume()
-
     def look(self) -> None:
         self.own_file.look()
 
