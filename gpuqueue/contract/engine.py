@@ -446,3 +446,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Close the connections; the engine cannot be used afterwards."""
+
+    def close_if_free(self) -> None:
+        """Close the connections that no thread uses, and wait for none: a finalizer may run in the middle of anything."""

@@ -120,6 +120,12 @@ class SQLite:
         self._version_pool.close()
         self._engine.dispose()
 
+    def close_if_free(self) -> None:
+        self.writer.close_if_free()
+        if not forks.ongoing:
+            self._read_pool.close()
+            self._version_pool.close()
+
     def begin_in_child(self) -> None:
         # The parent's handles are kept, even if the engine is gone: closing them here would let SQLite believe that nobody has
         # the file open. If the server forked without telling Python, several threads may come here at once: all get the same.

@@ -498,3 +498,27 @@ def test_work_whose_thread_is_interrupted_after_another_took_it_over_is_not_begu
     for thread in (holding, taking_over):
         thread.join(DEADLINE_S)
     assert names(store) == {"second"}
+
+
+def test_the_finalizer_of_a_store_waits_for_no_other_thread(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "jobs.db")
+    writer, finalize = store.engine.writer, store.__del__
+    inside, may_end = threading.Event(), threading.Event()
+
+    def work(connection: sqlite3.Connection) -> None:
+        inside.set()
+        assert may_end.wait(DEADLINE_S)
+        pause_queue("mine")(connection)
+
+    writing = threading.Thread(target=lambda: writer.run(work))
+    writing.start()
+    assert inside.wait(DEADLINE_S)
+    finalizing = threading.Thread(target=finalize, daemon=True)
+    finalizing.start()
+    finalizing.join(DEADLINE_S)
+    is_over = not finalizing.is_alive()
+    may_end.set()
+    writing.join(DEADLINE_S)
+    assert is_over
+    assert names(store) == {"mine"}
+    store.close()
