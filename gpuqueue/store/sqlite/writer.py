@@ -161,6 +161,10 @@ class Writer:
         """
         if self._is_used_here():
             return "a write to the queue, inside which it was forked,"
+        if self.close_if_free():
+            return None
+        # Work that nobody wants: inserts find it, and go the long way, where they see that this process forks.
+        self._queue.append(_Call(_insert, (), {}, Lock()))
         if forks.until(self.close_if_free, give_up_s):
             return None
         return f"a write to the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
