@@ -436,16 +436,16 @@ class Engine(Protocol):
         """Call `tell` once, before FileReplaced is raised, when another database has the name."""
 
     def quiesce(self, give_up_s: float) -> str | None:
-        """Before a fork: wait until no thread uses the database, and close it until `resume`, which new uses wait for.
+        """Before a fork: wait until no thread uses the database, and close it. New uses wait for the end of the fork.
 
         Gives up at a time of `time.monotonic()`. Returns what could not be closed, as the subject of "had it open".
         """
-
-    def resume(self) -> None:
-        """Allow uses again after `quiesce`."""
 
     def begin_in_child(self) -> None:
         """Start afresh in a forked process, with new connections; the parent's are left alone."""
 
     def close(self) -> None:
         """Close the connections; the engine cannot be used afterwards."""
+
+    def close_if_free(self) -> None:
+        """Close the connections that no thread uses, and wait for none: a finalizer may run in the middle of anything."""

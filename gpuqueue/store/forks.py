@@ -2,19 +2,26 @@
 
 A child shares its parent's open files, but not their locks: SQLite there believes in locks that it does not have, and what it
 writes is lost once the parent closes its file and removes the log.
+
+A signal handler may raise at any step of what Python calls before and after a fork, even before the first, and Python goes on. So
+a fork is one entry of a list, and one step ends it; if that step is not reached, whoever waits sees that the fork is over.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from threading import RLock, get_ident
-from typing import Protocol, TypeVar
+from threading import get_ident
+from types import FrameType
+from typing import NamedTuple, Protocol, TypeVar
 
 from gpuqueue.domain.errors import ForkedWithOpenFile, UsageError
 from gpuqueue.store.turns import Turn, new_turn
@@ -33,18 +40,25 @@ class Open(Protocol):
 
     def quiesce(self, give_up_s: float) -> str | None: ...
 
-    def resume(self) -> None: ...
-
     def begin_in_child(self) -> None: ...
+
+
+class Fork(NamedTuple):
+    """A call of `os.fork` that goes on: its thread, the frame that calls it, and the step in that frame."""
+
+    thread: int
+    caller: FrameType | None
+    step: int
 
 
 # Takes a file's real path; names this thread's connection to it that gpuqueue did not open, or None. An integration adds one for
 # the connections that its framework gives each thread.
 owners: list[Callable[[str], str | None]] = []
 
-current: Turn | None = None  # while this process forks: nothing may be opened or used until `wait` returns
+# While this process forks, nothing may be opened or used until `wait` returns. The first one's thread forks, and others wait for
+# that. More than one of the same thread: a signal handler forks in the middle of its fork.
+ongoing: list[Fork] = []
 _open: weakref.WeakValueDictionary[int, Open] = weakref.WeakValueDictionary()
-_forking = RLock()  # one thread forks at a time
 _at_work: list[Turn] = []  # threads that open or close a file now
 _is_opening = False  # whether another thread was still at work when this process forked
 _left: dict[str, str] = {}  # what could not be closed before this fork: {file: who has it open}
@@ -67,7 +81,7 @@ def at_work(work: Callable[[], Returned]) -> Returned:
     with mine[0], mine[1]:
         is_within = is_waited_for()
         _at_work.append(mine)
-        while current is not None and not is_within:
+        while ongoing and not is_within:
             _at_work.remove(mine)
             wait()
             _at_work.append(mine)
@@ -85,15 +99,33 @@ def is_waited_for() -> bool:
 
 
 def wait() -> None:
-    """Wait until the fork is over. Raises: UsageError in the thread that forks."""
-    fork = current
-    if fork is not None:
-        if fork[2] == get_ident():
+    """Wait until the forks that go on now are over. Raises: UsageError in a thread that forks."""
+    for fork in list(ongoing):
+        if fork.thread == get_ident() and _goes_on(fork):
             raise UsageError(
                 "this thread is forking the process, so it cannot use the queue now; use it before or after the fork"
             )
-        with fork[0]:
-            pass
+        until(partial(_is_over, fork), math.inf)
+
+
+def _goes_on(fork: Fork) -> bool:
+    """Say whether a fork goes on, and end it if its thread has left the call."""
+    if fork.caller is not None:
+        frame = sys._current_frames().get(fork.thread)
+        while frame is not None and frame is not fork.caller:
+            frame = frame.f_back
+        if frame is None or frame.f_lasti != fork.step:
+            _end(fork)
+    return fork in ongoing
+
+
+def _is_over(fork: Fork) -> bool:
+    return not _goes_on(fork)
+
+
+def _end(fork: Fork) -> None:
+    with suppress(ValueError):  # another thread was faster
+        ongoing.remove(fork)
 
 
 def until(is_over: Callable[[], bool], give_up_s: float) -> bool:
@@ -146,37 +178,50 @@ def _threads_at_work() -> set[int]:
     return {thread for _, running, thread, _ in list(_at_work) if running.locked()}
 
 
+def _caller() -> FrameType | None:
+    """Return the frame that forks, from a function that Python calls at that; None if that is not a Python function."""
+    return sys._getframe(1).f_back
+
+
 def _before_fork() -> None:
-    global current, _is_opening
-    _forking.acquire()
+    global _is_opening
+    caller = _caller()
+    ongoing.append(Fork(get_ident(), caller, caller.f_lasti if caller else 0))
+    until(_is_first, math.inf)
     _left.clear()
-    current = new_turn()
-    current[0].acquire()
     give_up_s = time.monotonic() + LONGEST_WAIT_S
-    _is_opening = not until(lambda: not _threads_at_work() - {get_ident()}, give_up_s)
+    has_ended = False
+    try:
+        has_ended = until(lambda: not _threads_at_work() - {get_ident()}, give_up_s)
+    finally:
+        _is_opening = not has_ended and bool(_threads_at_work() - {get_ident()})
     for opened in _watched():
         left = opened.quiesce(give_up_s)
         if left:
             _left[opened.name] = left
 
 
+def _is_first() -> bool:
+    """Say whether no other thread's fork comes before this thread's."""
+    while not _goes_on(first := ongoing[0]):
+        pass
+    return first.thread == get_ident()
+
+
 def _after_fork_in_parent() -> None:
-    global current
-    fork, current = current, None
-    _left.clear()
-    for opened in _watched():
-        opened.resume()
-    if fork is not None:
-        fork[0].release()
-    with suppress(RuntimeError):  # the hook before was interrupted at once
-        _forking.release()
+    caller = _caller()
+    for fork in list(ongoing):
+        if fork.thread == get_ident() and fork.caller is caller:
+            _end(fork)
+    if not ongoing:
+        _left.clear()
 
 
 def _begin_in_child() -> None:
-    global current, _forking, _pid, _born_while_opening
-    _forking, _pid = RLock(), os.getpid()
-    _born_while_opening |= current is not None and _is_opening
-    current = None
+    global _pid, _born_while_opening
+    _pid = os.getpid()
+    _born_while_opening |= bool(ongoing) and _is_opening
+    ongoing.clear()
     _at_work.clear()
     _left_by_parent.update(_left)
     _left.clear()

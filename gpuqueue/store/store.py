@@ -63,7 +63,8 @@ class Store:
 
     def __del__(self) -> None:
         with suppress(Exception):  # a queue object that was not closed
-            self.close()
+            self.engine.close_if_free()
+            self.wakeups.close()
 
 
 def _agreed_runtime_dir(engine: contract.Engine) -> Path:

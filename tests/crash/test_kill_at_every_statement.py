@@ -65,6 +65,10 @@ class Dying:
         counted.rowcount = sum(max(self.execute(statement, row).rowcount, 0) for row in rows)
         return counted
 
+    @property
+    def connection(self) -> Dying:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
@@ -270,8 +274,8 @@ def run_and_die(path: Path, operation: Operation, moment: int | None) -> list[st
 
     def work() -> str:
         with opened(path) as scene:
-            dying = Dying(scene.store.engine.writer._open(), moment)
-            scene.store.engine.writer.connection = scene.store.engine.writer.cursor = dying  # type: ignore[assignment]
+            writer = scene.store.engine.writer
+            writer.cursor = dying = Dying((writer.cursor or writer._open()).connection, moment)  # type: ignore[assignment]
             operation(scene)
             return "\n".join(statement[:40] for statement in dying.moments)
 

@@ -241,7 +241,7 @@ def test_a_fork_waits_for_a_thread_that_opens_the_file(gq: GPUQueue, monkeypatch
 
         def slowly() -> object:
             inside.set()
-            wait_until(lambda: at_fork.current, "the fork waits")
+            wait_until(lambda: at_fork.ongoing, "the fork waits")
             return opened()
 
         thread = threading.Thread(target=lambda: at_fork.at_work(slowly).close())  # type: ignore[attr-defined]

@@ -20,8 +20,8 @@ def enqueue_many(rows: Rows, count: int, queue: str = "work", due_us: int = NOW_
 def updates_per_transaction(store: Store, work: Callable[[], object]) -> list[int]:
     """How many jobs each write transaction of the work changes."""
     store.queues.ensure("work")
-    connection = store.engine.writer.connection
-    assert connection is not None
+    assert store.engine.writer.cursor is not None
+    connection = store.engine.writer.cursor.connection
     changed: list[int] = []
 
     def note(statement: str) -> None:

@@ -120,6 +120,12 @@ class SQLite:
         self._version_pool.close()
         self._engine.dispose()
 
+    def close_if_free(self) -> None:
+        self.writer.close_if_free()
+        if not forks.ongoing:
+            self._read_pool.close()
+            self._version_pool.close()
+
     def begin_in_child(self) -> None:
         # The parent's handles are kept, even if the engine is gone: closing them here would let SQLite believe that nobody has
         # the file open. If the server forked without telling Python, several threads may come here at once: all get the same.
@@ -132,9 +138,6 @@ class SQLite:
     def quiesce(self, give_up_s: float) -> str | None:
         left = [handle.quiesce(give_up_s) for handle in (self.writer, self._read_pool, self._version_pool)]
         return next(filter(None, left), None)
-
-    def resume(self) -> None:
-        self.writer.resume()
 
     def look(self) -> None:
         self.own_file.look()

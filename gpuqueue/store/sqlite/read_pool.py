@@ -64,7 +64,7 @@ class ReadPool:
                 connection = forks.at_work(self._open)
             connection.thread = get_ident()
             # Looked at after the connection was taken: a fork looks in the other order, so one of the two sees the other.
-            if forks.current is None or forks.is_waited_for() or self._is_lent_to(connection.thread, but=connection):
+            if not forks.ongoing or forks.is_waited_for() or self._is_lent_to(connection.thread, but=connection):
                 reader.loan = loan = weakref.ref(reader, self._lost.append)
                 self._loans[loan] = connection
                 return connection

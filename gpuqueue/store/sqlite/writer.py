@@ -2,15 +2,18 @@
 
 A thread that finds the writer busy leaves its work to the thread that is next, which runs all waiting work in one transaction,
 each call in its own savepoint (flat combining): a failing call fails alone, a failing COMMIT fails all of them. If that thread
-is interrupted, nothing was changed, and another of those that wait does the same.
+is interrupted, nothing was changed, and another of those that wait does the same. If one that waits is interrupted, its call is
+not begun any more.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock, get_ident
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -24,18 +27,19 @@ from gpuqueue.store.turns import Turn, Turns, new_turn
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-STALE_S = 0.01  # more than the time for which the connection can be in use by a thread other than `_inserter`
+STALE_S = 0.01  # more than the time for which the connection can be in use by a thread other than `_user`
 
 
 class _Call:
     """One thread's work and its outcome, which counts once `ended` is not empty."""
 
-    __slots__ = ("args", "ended", "error", "kwargs", "result", "work")
+    __slots__ = ("args", "ended", "error", "kwargs", "result", "waiting", "work")
 
-    def __init__(self, work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], waiting: Lock) -> None:
         self.work = work
         self.args = args
         self.kwargs = kwargs
+        self.waiting = waiting  # locked while the thread wants it to be done
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended: Sequence[object] = ()
@@ -58,13 +62,11 @@ class Writer:
         )
         self._turns = Turns(self._refusal)
         self._in_use = Lock()  # held while the connection is used, with or without a turn
-        self._inserter = 0  # the thread that uses it without
-        self._fork: Turn | None = None
-        self._is_quiet = False  # for a fork
+        self._user = 0  # the thread that uses it
         self._queue: deque[_Call] = deque()
         self._held_here = HeldHere(path)
-        self.connection: sqlite3.Connection | None = None
-        self.cursor: sqlite3.Cursor | None = None  # for `insert`, which would otherwise create one for every row
+        # Of the connection, if that is open. `insert` uses it, which would otherwise create one for every row.
+        self.cursor: sqlite3.Cursor | None = None
 
     def run(
         self,
@@ -80,13 +82,13 @@ class Writer:
         """
         if holders:
             self._held_here.refuse()
-        if self._inserter == get_ident():
-            self._refuse_within_insert()
-        call = _Call(work, args, kwargs)
+        if forks.ongoing or self._user == get_ident():
+            self._refuse_within()
         turns = self._turns
         _, is_running, _, later = turns.last
         ended, running = Lock(), Lock()
         mine: Turn = (ended, running, get_ident(), [])
+        call = _Call(work, args, kwargs, running)
         with ended, running:
             if not is_running.locked():  # as in `insert`
                 later.append(mine)
@@ -116,123 +118,140 @@ class Writer:
         in_use, thread = self._in_use, get_ident()
         if not self._queue and not in_use.locked():
             with in_use:  # without a turn, which takes more steps: every enqueue passes through here
-                self._inserter = thread  # the first step in the block, as a signal handler must find it done
+                self._user = thread  # the first step in the block, as a signal handler must find it done
                 try:
-                    cursor = self.cursor or self._open().cursor()
-                    return cursor.execute(statement, row).lastrowid or 0
+                    cursor = self.cursor
+                    if cursor is not None:
+                        return cursor.execute(statement, row).lastrowid or 0
                 except sqlite3.Error as error:
                     return self._insert_late(statement, row, error)
                 finally:
-                    self._inserter = 0
+                    self._user = 0
         return self.run(_insert, statement, row)
 
-    def _refuse_within_insert(self) -> None:
-        """Raises: UsageError if a signal handler or a finalizer writes in the middle of its own thread's insert."""
-        # An interrupt at the very end of an insert may leave its thread named. Then nobody uses the connection, or another thread
-        # does that is about to name itself.
-        if self._in_use.acquire(timeout=STALE_S):
-            self._in_use.release()
-        elif self._inserter == get_ident():
+    def _refuse_within(self) -> None:
+        """Raises: UsageError if a signal handler or a finalizer writes in the middle of its own thread's write or fork."""
+        if self._is_used_here():
             raise UsageError(self._refusal)
+        if forks.ongoing and not forks.is_waited_for():
+            forks.wait()
+
+    def _is_used_here(self) -> bool:
+        me = get_ident()
+        # An interrupt at the very end of a use may leave its thread named. Then nobody uses the connection, or another thread
+        # does that is about to name itself.
+        return self._user == me and not forks.until(
+            lambda: self._user != me or not self._in_use.locked(), time.monotonic() + STALE_S
+        )
 
     def _insert_late(self, statement: str, row: Sequence[Any], error: sqlite3.Error) -> int:
         """Insert a row after a first error, if that was another process's lock."""
         if not is_busy(error):
             raise explain(error, self._path) from error
         try:
-            connection = self._open()
+            connection = (self.cursor or self._open()).connection
             return self._when_free(lambda: _insert(connection, statement, row))
         except sqlite3.Error as late:
             raise explain(late, self._path) from late
 
     def quiesce(self, give_up_s: float) -> str | None:
-        """Wait for the turn, close the connection and keep the turn until `resume`; returns what still writes.
+        """Close the connection once no work is running; returns what still writes. What comes meanwhile waits for the fork.
 
         A transaction inside which this thread forks is not waited for: it would never end.
         """
-        self._fork = mine = new_turn()
-        mine[0].acquire()
-        mine[1].acquire()
-        try:
-            if self._inserter == get_ident():
-                self._refuse_within_insert()
-            if not (
-                forks.until(lambda: self._turns.ask(mine) is mine, give_up_s)
-                and forks.until(lambda: self._in_use.acquire(blocking=False), give_up_s)
-            ):
-                return f"a write to the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
-        except UsageError:
+        if self._is_used_here():
             return "a write to the queue, inside which it was forked,"
-        self._is_quiet = True
-        self._close()
-        return None
-
-    def resume(self) -> None:
-        """Allow transactions again after `quiesce`."""
-        if self._is_quiet:
-            self._is_quiet = False
-            self._in_use.release()
-        if self._fork is not None:
-            self._fork[1].release()
-            self._fork[0].release()
-            self._fork = None
+        if self.close_if_free():
+            return None
+        # Work that nobody wants: inserts find it, and go the long way, where they see that this process forks.
+        self._queue.append(_Call(_insert, (), {}, Lock()))
+        if forks.until(self.close_if_free, give_up_s):
+            return None
+        return f"a write to the queue in another thread, which took longer than {forks.LONGEST_WAIT_S:g} s,"
 
     def close(self) -> None:
         """Close the connection once no work is running; work that waits behind this opens it again."""
-        if self._inserter == get_ident():
-            self._refuse_within_insert()
+        if forks.ongoing or self._user == get_ident():
+            self._refuse_within()
         mine = new_turn()
         with mine[0], mine[1]:
             while (turn := self._turns.ask(mine)) is not mine:
                 with turn[0]:
                     pass
             with self._in_use:
+                self._user = mine[2]
                 self._close()
+                self._user = 0
+
+    def close_if_free(self) -> bool:
+        """Close the connection if nobody uses it, without any wait; returns whether nobody did."""
+        taken: list[bool] = []
+        try:
+            # One step, so that no interrupt can leave the lock taken by nobody.
+            taken.extend(map(self._in_use.acquire, (False,)))
+            if taken[0]:
+                self._user = get_ident()
+                self._close()
+                self._user = 0
+            return taken[0]
+        finally:
+            if True in taken:
+                self._in_use.release()
 
     def _close(self) -> None:
-        if self.connection is not None:
-            self.cursor = None
-            self.connection.close()
-            self.connection = None
+        # If it is interrupted in between, nobody has the connection, which is then closed too.
+        cursor, self.cursor = self.cursor, None
+        if cursor is not None:
+            cursor.connection.close()
 
     def _transact(self, own: _Call, mine: Turn) -> None:
-        with self._in_use:
-            self._inserter = 0
-            calls = {own: None}
-            # A signal handler's exception, which only the main thread meets, could not be told from one of another thread's work.
-            while self._queue and mine[2] != threading.main_thread().ident:
-                other = self._queue.popleft()
-                if not other.ended:
-                    calls[other] = None
-            ended: list[object] = []
-            for call in calls:
-                call.error, call.ended = None, ended
-            connection = None
-            try:
-                connection = self.connection or self._open()
-                with connection:  # unless the transaction is committed, this rolls it back: nothing can come between
-                    try:
-                        connection.execute("BEGIN IMMEDIATE")
-                    except sqlite3.OperationalError as error:
-                        if not is_busy(error):
-                            raise
-                        self._when_free(lambda: connection.execute("BEGIN IMMEDIATE"))
-                    if len(calls) == 1:
-                        own.result = own.work(connection, *own.args, **own.kwargs)
-                    else:
-                        for call in calls:
-                            self._run_in_savepoint(connection, call)
-                    # One step, so that no interrupt can leave the calls of a committed transaction to be run again.
-                    ended.extend(map(connection.execute, ("COMMIT",)))
-            except Exception as error:
-                failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
-                if failure is not error:
-                    failure.__cause__ = error
+        while not own.ended:
+            if forks.ongoing and not forks.is_waited_for():
+                forks.wait()
+            with self._in_use:
+                self._user = mine[2]
+                # Looked at while the connection is in use: a fork looks in the other order, so one of the two sees the other.
+                if forks.ongoing and not forks.is_waited_for():
+                    continue
+                calls = {own: None}
+                # A signal handler's exception, which only the main thread meets, could not be told from one of another thread's
+                # work: it runs none of it.
+                is_main = mine[2] == threading.main_thread().ident
+                while self._queue and not (is_main and _is_wanted(self._queue[0])):
+                    other = self._queue.popleft()
+                    if _is_wanted(other):
+                        calls[other] = None
+                ended: list[object] = []
                 for call in calls:
-                    call.error = call.error or failure
-                ended.append(failure)
-                if connection is not None and connection.in_transaction:  # it could not be rolled back
-                    self._close()
+                    call.error, call.ended = None, ended
+                connection = None
+                try:
+                    connection = (self.cursor or self._open()).connection
+                    with connection:  # unless the transaction is committed, this rolls it back: nothing can come between
+                        try:
+                            connection.execute("BEGIN IMMEDIATE")
+                        except sqlite3.OperationalError as error:
+                            if not is_busy(error):
+                                raise
+                            self._when_free(partial(connection.execute, "BEGIN IMMEDIATE"))
+                        if len(calls) == 1:
+                            own.result = own.work(connection, *own.args, **own.kwargs)
+                        else:
+                            for call in calls:
+                                if call.waiting.locked():
+                                    self._run_in_savepoint(connection, call)
+                        # One step, so that no interrupt can leave the calls of a committed transaction to be run again.
+                        ended.extend(map(connection.execute, ("COMMIT",)))
+                except Exception as error:
+                    failure = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+                    if failure is not error:
+                        failure.__cause__ = error
+                    for call in calls:
+                        call.error = call.error or failure
+                    ended.append(failure)
+                    if connection is not None and connection.in_transaction:  # it could not be rolled back
+                        self._close()
+                self._user = 0
 
     def _run_in_savepoint(self, connection: sqlite3.Connection, call: _Call) -> None:
         connection.execute("SAVEPOINT one_call")
@@ -245,12 +264,11 @@ class Writer:
             call.error = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
         connection.execute("RELEASE one_call")
 
-    def _open(self) -> sqlite3.Connection:
-        if self.connection is None:
-            self.connection = self._connect()
-            self.connection.execute("PRAGMA busy_timeout = 0")
-            self.cursor = self.connection.cursor()
-        return self.connection
+    def _open(self) -> sqlite3.Cursor:
+        connection = self._connect()
+        connection.execute("PRAGMA busy_timeout = 0")
+        self.cursor = cursor = connection.cursor()
+        return cursor
 
     def _when_free(self, work: Callable[[], Result]) -> Result:
         """Call `work` until the write lock is free. Raises: StoreBusy if it could not be acquired in time."""
@@ -266,3 +284,7 @@ class Writer:
 
 def _insert(connection: sqlite3.Connection, statement: str, row: Sequence[Any]) -> int:
     return connection.execute(statement, row).lastrowid or 0
+
+
+def _is_wanted(call: _Call) -> bool:
+    return not call.ended and call.waiting.locked()

@@ -144,6 +144,10 @@ class Seen:
         return self._connection.executemany(statement, values)  # type: ignore[arg-type]
 
     @property
+    def connection(self) -> Seen:
+        return self
+
+    @property
     def in_transaction(self) -> bool:
         return self._connection.in_transaction
 
@@ -201,14 +205,13 @@ HOT: dict[str, Callable[[Rows], object]] = {
 def test_what_an_operation_really_runs_scans_and_sorts_nothing(filled: Rows, name: str) -> None:
     writer = filled.store.engine.writer
     filled.store.queues.ensure("work")
-    real, cursor = writer.connection, writer.cursor
-    assert real is not None
-    seen = Seen(real)
-    writer.connection = writer.cursor = seen  # type: ignore[assignment]
+    cursor = writer.cursor
+    assert cursor is not None
+    writer.cursor = seen = Seen(cursor.connection)  # type: ignore[assignment]
     try:
         HOT[name](filled)
     finally:
-        writer.connection, writer.cursor = real, cursor
+        writer.cursor = cursor
     assert seen.plans
     for statement, lines in seen.plans.items():
         assert_good(lines, statement)

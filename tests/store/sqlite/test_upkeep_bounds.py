@@ -106,8 +106,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def steps_of_each_transaction(rows: Rows, work: Callable[[Rows], object]) -> list[int]:
     """What each write transaction of the work costs, in STEPs."""
     rows.store.queues.ensure("work")
-    connection = rows.store.engine.writer.connection
-    assert connection is not None
+    assert rows.store.engine.writer.cursor is not None
+    connection = rows.store.engine.writer.cursor.connection
     found: list[int] = []
 
     def note(statement: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import sys
 import threading
@@ -43,8 +44,8 @@ class Gathering:
         self.statements: list[str] = []
         self.results: list[object] = [None] * len(works)
         store.queues.ensure("there")
-        connection = store.engine.writer.connection
-        assert connection is not None
+        assert store.engine.writer.cursor is not None
+        connection = store.engine.writer.cursor.connection
         threads = [threading.Thread(target=self._run, args=(store, number, work)) for number, work in enumerate(works)]
 
         def first(connection: sqlite3.Connection) -> None:
@@ -133,8 +134,8 @@ def test_a_failing_commit_fails_all_of_them(store: Store) -> None:
     store.engine.writer.run(
         lambda connection: connection.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
     )
-    assert store.engine.writer.connection is not None
-    store.engine.writer.connection.execute("PRAGMA foreign_keys = ON")
+    assert store.engine.writer.cursor is not None
+    store.engine.writer.cursor.connection.execute("PRAGMA foreign_keys = ON")
     results = Gathering(store, [pause_queue("a"), defer, pause_queue("b")]).results
     assert all(isinstance(result, StoreError) for result in results), results
     assert names(store) == set()
@@ -296,7 +297,7 @@ def test_a_forked_child_reads_and_writes_through_the_same_store(store: Store, ro
         code = 1
         try:
             assert job_of(store, mine).task == "app.task"
-            assert store.engine.writer.connection is None
+            assert store.engine.writer.cursor is None
             for _ in range(20):
                 rows.enqueue()
             code = 0
@@ -387,8 +388,8 @@ def test_an_error_of_sqlite_says_what_to_do(code: int, kind: type[StoreError], h
 
 def test_a_full_disk_is_told_and_nothing_is_stored(store: Store, rows: Rows) -> None:
     rows.enqueue()
-    connection = store.engine.writer.connection
-    assert connection is not None
+    assert store.engine.writer.cursor is not None
+    connection = store.engine.writer.cursor.connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreFull, match="no space left"):
@@ -421,3 +422,103 @@ def test_a_fork_waits_for_the_transaction_of_another_thread_whose_lock_the_child
     rows.enqueue()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert rows.one("SELECT count(*) FROM jobs") == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
+def test_work_whose_thread_was_interrupted_while_it_waited_is_never_run(store: Store) -> None:
+    """And it does not stay behind, where it would keep inserts from their short way."""
+    writer = store.engine.writer
+    inside, may_end, ended = (threading.Event() for _ in range(3))
+
+    def first(_: sqlite3.Connection) -> None:
+        inside.set()
+        assert may_end.wait(DEADLINE_S)
+
+    def hold() -> None:
+        writer.run(first)
+        ended.set()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    threading.Thread(target=hold).start()
+    assert inside.wait(DEADLINE_S)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        threading.Thread(
+            target=lambda: (until(lambda: writer._queue), signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT))
+        ).start()
+        with pytest.raises(KeyboardInterrupt):
+            writer.run(pause_queue("interrupted"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    may_end.set()
+    assert ended.wait(DEADLINE_S)
+    assert writer.run(pause_queue("after")) == "after"
+    assert not writer._queue
+    assert names(store) == {"after"}
+
+
+def test_work_whose_thread_is_interrupted_after_another_took_it_over_is_not_begun(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, main = store.engine.writer, threading.current_thread()
+    inside, is_out = threading.Event(), threading.Event()
+    real, asked = writer._turns.ask, []
+
+    def second(connection: sqlite3.Connection) -> None:
+        inside.set()
+        assert is_out.wait(DEADLINE_S)
+        pause_queue("second")(connection)
+
+    taking_over = threading.Thread(target=lambda: writer.run(second))
+
+    def ask(mine: Any) -> Any:
+        if threading.current_thread() is main:
+            asked.append(mine)
+            if len(asked) == 2:
+                taking_over.start()
+                assert inside.wait(DEADLINE_S)
+                raise KeyboardInterrupt
+        return real(mine)
+
+    monkeypatch.setattr(writer._turns, "ask", ask)
+    held = threading.Event()
+
+    def first(_: sqlite3.Connection) -> None:
+        held.set()
+        until(lambda: writer._queue)
+
+    holding = threading.Thread(target=lambda: writer.run(first))
+    holding.start()
+    assert held.wait(DEADLINE_S)
+    with pytest.raises(KeyboardInterrupt):
+        writer.run(pause_queue("interrupted"))
+    is_out.set()
+    for thread in (holding, taking_over):
+        thread.join(DEADLINE_S)
+    assert names(store) == {"second"}
+
+
+def test_the_finalizer_of_a_store_waits_for_no_other_thread(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "jobs.db")
+    writer, finalize = store.engine.writer, store.__del__
+    inside, may_end = threading.Event(), threading.Event()
+
+    def work(connection: sqlite3.Connection) -> None:
+        inside.set()
+        assert may_end.wait(DEADLINE_S)
+        pause_queue("mine")(connection)
+
+    writing = threading.Thread(target=lambda: writer.run(work))
+    writing.start()
+    assert inside.wait(DEADLINE_S)
+    finalizing = threading.Thread(target=finalize, daemon=True)
+    finalizing.start()
+    finalizing.join(DEADLINE_S)
+    is_over = not finalizing.is_alive()
+    may_end.set()
+    writing.join(DEADLINE_S)
+    assert is_over
+    assert names(store) == {"mine"}
+    store.close()
