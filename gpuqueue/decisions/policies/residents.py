@@ -106,7 +106,7 @@ class _Stay:
 
     ends_s: float
     mark: int | None
-    beside: frozenset[str]
+    others: frozenset[str]
 
 
 class Residents:
@@ -172,7 +172,7 @@ class Residents:
             stay = self._stays.pop((device, model), None)
             if stay is None or stay.mark is None or self._clock() > stay.ends_s + place.backend.release_s:
                 continue
-            if listed <= stay.beside:
+            if listed <= stay.others:
                 self._memory_back(place, stay.mark)
 
     def _note_free(self, details: PrepareAttemptDetails) -> None:
