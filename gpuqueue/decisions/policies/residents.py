@@ -236,8 +236,8 @@ class Residents:
             why = kept(details)
             if why is not None:
                 if warm_s(details):
-                    beside = frozenset(full_name(item.model) for item in seen.residents or ()) - names
-                    stay = _Stay(self._clock() + warm_s(details), _mark(free_bytes, _bytes(mine)), beside)
+                    there = frozenset(full_name(item.model) for item in seen.residents or ()) - names
+                    stay = _Stay(self._clock() + warm_s(details), _mark(free_bytes, _bytes(mine)), there)
                     self._stays[place.device.name, full_name(lease.model)] = stay
                 return True, f"{lease.model} stays loaded on {place.device.name}{why}"
         if mine and not self._unload(place, mine, seen):
