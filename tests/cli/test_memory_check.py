@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +53,14 @@ def test_who_uses_the_memory_is_named_where_it_is_short(run: Run, model: Path, m
     assert "free memory" in found["mend"]
 
 
-def test_a_file_that_cannot_be_read_is_named(run: Run, model: Path) -> None:
+def test_a_file_that_cannot_be_found_is_named(run: Run, model: Path) -> None:
     model.unlink()
+    assert f"{model} is not here, or hidden from this user" in check(run)["detail"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_cannot_be_read_is_named(run: Run, model: Path) -> None:
+    model.chmod(0)
     assert f"cannot read {model}" in check(run)["detail"]
 
 
