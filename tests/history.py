@@ -207,7 +207,10 @@ class _Told:
     def _release(self, job_id: int, job: _Job, event: Event) -> None:
         assert job.state != "running", f"job {job_id} lost its device while it ran: {event}"
         found = (event.data["device"], event.data["reserved_bytes"])
-        assert job.reserved == found, f"job {job_id} released {found} and had reserved {job.reserved}"
+        # Once its model is unloaded, at least what that was seen to hold is reserved.
+        assert job.reserved is not None and job.reserved[0] == found[0] and job.reserved[1] <= found[1], (
+            f"job {job_id} released {found} and had reserved {job.reserved}"
+        )
         self._reserving[found[0]].discard(job_id)
         job.reserved = None
 

@@ -151,8 +151,8 @@ BROKEN = {
     # limits
     "a narrow queue runs two": (two("narrow").started(1).started(2), {}, "queue narrow runs [1, 2], its concurrency is 1"),
     "a device runs more than it has slots": (two("ai").started(1, "gpu1", 1).started(2, "gpu1", 1), {}, "it has 1 slots"),
-    "a device is taken before its clean-up": (
-        two("ai").started(1, "gpu1", 1).completed(1).started(2, "gpu1", 1), {}, "jobs [1, 2] were on gpu1 at once",
+    "memory is taken before it is back": (
+        two("ai").started(1, "gpu1", 3).completed(1).started(2, "gpu1", 3), {}, "jobs [1, 2] reserve 6000000000 bytes of gpu1's",
     ),
     "a device has less than is reserved": (
         two("ai").started(1, "gpu0", 3).started(2, "gpu0", 3), {}, "reserve 6000000000 bytes of gpu0's 5000000000",
