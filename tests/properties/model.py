@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from tests.properties.model_jobs import (
     FINISHED,
@@ -70,15 +70,11 @@ class Model(ModelRoom):
         heads = self._heads(self.workers[worker]["gpu"], room)
         for job in heads:
             device, _reason = self.place(job, job["bytes"], job["model"], self.lost)
+            able = [other for other in heads if other is job or not self.holds_of(other["queue"])]
+            first = _passed(job, able) or _passed(job, heads)
             if device is not None and self.claim_placed(worker, job["id"], device, job["bytes"]):
                 job["continues"] = self.is_continued(job["task"])
-                first = min(heads, key=lambda other: (-other["priority"], rank(other)))
-                if (
-                    first["state"] == "available"
-                    and first["priority"] == job["priority"]
-                    and first["passed"] is None
-                    and first["model"] != job["model"]
-                ):
+                if first is not None and first["state"] == "available" and first["passed"] is None:
                     first["passed"] = self.now
                 taken.append(job["id"])
                 self.decide(worker)
@@ -257,3 +253,9 @@ class Model(ModelRoom):
         for (queue, state), count in Counter((job["queue"], job["state"]) for job in self.jobs.values()).items():
             found[queue][state] = count
         return found
+
+
+def _passed(job: Job, others: Sequence[Job]) -> Job | None:
+    """The one that comes before the job but for its model, which is another one."""
+    first = min(others, key=lambda other: (-other["priority"], rank(other)))
+    return first if first["priority"] == job["priority"] and first["model"] != job["model"] else None

@@ -29,11 +29,11 @@ ROWS_AT_ONCE = 500  # maximum number of rows of pruned jobs that one transaction
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.MANUAL_RETRY, "id = ?")
-# Its death would cost the worker's other jobs an attempt again.
-SUSPECT_AGAIN = (
-    f"UPDATE jobs SET demand_class = {SUSPECT} WHERE id = ? AND device IS NULL AND (SELECT outcome FROM attempts "
-    "WHERE job_id = jobs.id AND outcome NOT IN ('released', 'preempted') ORDER BY lease DESC LIMIT 1) = 'crashed'"
+LAST_DIED = (
+    "SELECT outcome = 'crashed' FROM attempts WHERE job_id = ? AND outcome NOT IN ('released', 'preempted') "
+    "ORDER BY lease DESC LIMIT 1"
 )
+SUSPECT_AGAIN = f"UPDATE jobs SET demand_class = {SUSPECT} WHERE id = ? AND device IS NULL"
 CANCEL = update(transitions.CANCEL, "id = ?")
 EXPIRE = update(transitions.EXPIRE, "id = ?")
 REFUSE = update(transitions.REFUSE, "id = ?")
@@ -96,7 +96,8 @@ def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, n
 
 def _retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
     connection.execute(RETRY, (now_us, job_id))
-    connection.execute(SUSPECT_AGAIN, (job_id,))
+    if connection.execute(LAST_DIED, (job_id,)).fetchone() == (1,):
+        connection.execute(SUSPECT_AGAIN, (job_id,))  # its death would cost a worker's other jobs an attempt again
 
 
 def cancel_several(connection: sqlite3.Connection, job_ids: Sequence[int], *, now_us: int) -> tuple[list[int], list[int]]:
