@@ -29,11 +29,8 @@ ROWS_AT_ONCE = 500  # maximum number of rows of pruned jobs that one transaction
 _WAITING = "state IN ('scheduled', 'available', 'retryable')"
 _UNSIZE = assignments(transitions.FORGET_DEMAND)  # `release_device` clears the model that a reservation kept
 RETRY = update(transitions.MANUAL_RETRY, "id = ?")
-LAST_DIED = (
-    "SELECT outcome = 'crashed' FROM attempts WHERE job_id = ? AND outcome NOT IN ('released', 'preempted') "
-    "ORDER BY lease DESC LIMIT 1"
-)
-SUSPECT_AGAIN = f"UPDATE jobs SET demand_class = {SUSPECT} WHERE id = ? AND device IS NULL"
+DEMAND_CLASS = "SELECT demand_class FROM jobs WHERE id = ?"
+SUSPECT_AGAIN = f"UPDATE jobs SET demand_class = {SUSPECT} WHERE id = ?"
 CANCEL = update(transitions.CANCEL, "id = ?")
 EXPIRE = update(transitions.EXPIRE, "id = ?")
 REFUSE = update(transitions.REFUSE, "id = ?")
@@ -95,8 +92,9 @@ def retry_discarded(connection: sqlite3.Connection, job_ids: Sequence[int], *, n
 
 
 def _retry(connection: sqlite3.Connection, job_id: int, *, now_us: int) -> None:
+    (before,) = connection.execute(DEMAND_CLASS, (job_id,)).fetchone()
     connection.execute(RETRY, (now_us, job_id))
-    if connection.execute(LAST_DIED, (job_id,)).fetchone() == (1,):
+    if before == SUSPECT:
         connection.execute(SUSPECT_AGAIN, (job_id,))  # its death would cost a worker's other jobs an attempt again
 
 

@@ -58,6 +58,7 @@ STATEMENTS = {
     outcomes.CRASH_DISCARDED: "key",
     outcomes.CAME_BACK: "key",
     outcomes.PREEMPTED: "key",
+    jobs.DEMAND_CLASS: "key",
     jobs.SUSPECT_AGAIN: "key",
     outcomes.NOTE_OUTPUT: "key",
     outcomes.NOTE_UNLOADED: "key",
