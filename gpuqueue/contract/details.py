@@ -152,14 +152,15 @@ class PrepareAttemptDetails:
 
 @dataclass(frozen=True, slots=True)
 class CleanUpAttemptDetails:
-    """An attempt on a device, after it ended in any way; `next_model()` returns the model that would run next, or None.
+    """An attempt on a device, after it ended in any way.
 
-    `next_models()` returns that one and those of the jobs after it that fit on the device together; `next_use_s()` in how many
-    seconds a job is expected to need this one's model, None when that is not known.
+    `next_models()` returns the model of the job that would run next, and those of the jobs after it that fit on the device
+    together; `next_use_s()` in how many seconds a job is expected to need this one's model, None when that is not known.
     `orphaned` is true if the worker that ran it died, so its request may still be running on the backend. `shared_with` are the
     ids of the running jobs that use the same loaded model: it must stay. While there are none, no other job starts to use it.
     `unloaded(residents, bytes)` says that the model is no longer loaded, which ones are, and how much memory it had, 0 if that is
-    not known: from then on a job for another model may start for which there is room beside the memory that is not back yet.
+    not known: from then on a job may start for which there is room beside the memory that is not back yet, also one that loads
+    the model again. `is_unloaded` is true if that was said before: only the memory is awaited.
     `others()` are the device's other reservations now.
     """
 
@@ -167,11 +168,11 @@ class CleanUpAttemptDetails:
     device: DeviceSettings
     backend: BackendSettings | None
     read_device: Callable[[], Reading]
-    next_model: Callable[[], str | None]
     stopping: Callable[[], bool]
     orphaned: bool = False
     isolated: bool = False  # as in PrepareAttemptDetails; False if orphaned, because its task may not be known here
     shared_with: tuple[int, ...] = ()
+    is_unloaded: bool = False
     unloaded: Callable[[tuple[Resident, ...], int], None] = lambda residents, bytes: None
     others: Callable[[], Sequence[Reservation]] = tuple
     next_models: Callable[[], Sequence[str]] = tuple

@@ -91,10 +91,6 @@ class OnDevice:
                 raise error.__cause__ from None
             raise
 
-    def _on(self, device: DeviceSettings) -> list[Reservation]:
-        """Return a device's reservations; none where no other job can be on it."""
-        return [] if device.slots == 1 else self._reservations(device)
-
     def _reservations(self, device: DeviceSettings) -> list[Reservation]:
         with self._store.reading() as reads:
             return [item for item in reads.reservations() if item.device == device.name]
@@ -192,16 +188,17 @@ class OnDevice:
         self._publish_reading(device.name, found.residents)
 
     def _ask_to_clean_up(self, lease: Lease, device: DeviceSettings, *, orphaned: bool) -> CleanUp:
+        there = self._reservations(device)
         details = CleanUpAttemptDetails(
             lease=lease,
             device=device,
             backend=self._backends.of(lease),
             read_device=self._devices[device.name].read_now,
-            next_model=lambda: next(iter(self._next_models(device.name, lease.job_id)), None),
             stopping=self.stopping.is_set,
             orphaned=orphaned,
             isolated=self._is_isolated(lease),
-            shared_with=tuple(sharing_with(lease.job_id, self._on(device))),
+            shared_with=tuple(sharing_with(lease.job_id, there)),
+            is_unloaded=any((item.job_id, item.lease) == (lease.job_id, lease.lease) and item.unloaded for item in there),
             unloaded=partial(self._unloaded, lease, device),
             others=lambda: [item for item in self._reservations(device) if item.job_id != lease.job_id],
             next_models=lambda: self._next_models(device.name, lease.job_id),

@@ -227,7 +227,7 @@ class Residents:
 
         if not self._until(looked, place):
             return False, f"Ollama did not list its loaded models within {format_duration(backend.release_s)}: {seen.error}"
-        mine = seen.loaded(names)
+        mine = [] if details.is_unloaded else seen.loaded(names)  # another job may have loaded it since
         seen.observed_bytes = _observed(mine, free_before_attempt, free_bytes)
         if details.shared_with:
             jobs = ", ".join(f"job {job_id}" for job_id in details.shared_with)
@@ -251,9 +251,8 @@ class Residents:
         details.unloaded(seen.residents or (), seen.observed_bytes or 0)
         held_bytes = _bytes(mine)
         margin_bytes = min(TOLERANCE_BYTES, (held_bytes or _reserved_bytes(lease)) // 4)
-        marks = []
-        if mine and free_bytes is not None:
-            marks.append(free_bytes + held_bytes - margin_bytes)
+        own_mark = _mark(free_bytes, held_bytes) if mine else None
+        marks = [] if own_mark is None else [own_mark]
         if free_before_attempt is not None:
             marks.append(free_before_attempt - margin_bytes)
         where = f"{lease.model} is not loaded" + (f" (nothing listens at {place.client.shown_url})" if seen.gone else "")

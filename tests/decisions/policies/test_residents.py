@@ -197,7 +197,6 @@ class Room:
                 self.device,
                 self.backend,
                 self.read,
-                lambda: next(iter(self.near), None),
                 self.stopping,
                 orphaned,
                 isolated,
@@ -481,6 +480,12 @@ def test_another_job_may_start_once_the_model_is_unloaded_and_what_it_takes_is_n
     assert room.clean_up(unloaded=start, others=lambda: started).verified
     assert 1001.0 <= room.clock() < 1001.3
     assert room.card.free_bytes == room.empty_bytes - SIZES[NOMIC] - CONTEXT_BYTES
+
+
+def test_a_second_try_leaves_the_model_to_the_job_that_has_loaded_it_since(room: Room) -> None:
+    room.ollama.load(NOMIC)
+    assert room.clean_up(NOMIC, is_unloaded=True).verified
+    assert room.ollama.asked == []
 
 
 @pytest.mark.parametrize("reserved_bytes", [SIZES[GEMMA] + CONTEXT_BYTES, 5 * GB], ids=["as it was", "more than it was"])
@@ -813,7 +818,7 @@ class Machine:
 
     def clean_up(self, model: str, *, orphaned: bool = False, **changes: float) -> CleanUp:
         details = CleanUpAttemptDetails(
-            a_lease(model), SETTINGS, self.backend(**changes), self.device.read, lambda: None, lambda: False, orphaned
+            a_lease(model), SETTINGS, self.backend(**changes), self.device.read, lambda: False, orphaned
         )
         found = self.policy.clean_up_attempt(details)
         assert found is not None

@@ -163,6 +163,17 @@ def test_a_model_that_does_not_fit_beside_the_next_ones_is_unloaded_before(card:
     assert found.uses("load", QWEN)[0].start_s >= found.uses("release", GEMMA)[0].end_s
 
 
+def test_a_model_that_fits_beside_memory_that_comes_back_does_not_wait_for_it(card: Callable[..., Card]) -> None:
+    found = card()
+    found.ask("batch", output_s=60.0)
+    found.at(10.0, "people", NOMIC)
+    found.end()
+    load, back = found.uses("load", NOMIC)[0], found.uses("release", GEMMA)[0]
+    assert back.start_s <= load.start_s < back.end_s
+    again, back = found.uses("load", GEMMA)[1], found.uses("release", NOMIC)[0]
+    assert back.start_s <= again.start_s < back.end_s
+
+
 def test_jobs_of_two_models_in_turn_load_each_once_where_both_fit(card: Callable[..., Card]) -> None:
     found = card(max_models=2, affinity="0s")
     for _ in range(10):
