@@ -17,7 +17,6 @@ from tests.benchmarks.scheduling.clients import Direct, Pausing
 from tests.benchmarks.scheduling.hours import BATCH, NIGHT, NOMIC, Arrival, Hour
 
 BUDGET_BYTES = 5_000_000_000
-CONTEXT_BYTES = 100_000_000
 BACKGROUND = (BATCH, NIGHT)
 NUM_CTX = 65_536  # the longest answer fits, and with it one that is continued
 
